@@ -120,7 +120,7 @@ def _held(clip: Path, models: Path) -> dict[str, Any]:
 
 
 async def _until_held(module: Module) -> None:
-    await module.until_told("device-held")
+    await module.until_event("device-held")
     module.state.set_waiting_reason("the device is not there")  # as the service notes it
 
 
@@ -145,7 +145,7 @@ def test_what_waits_for_the_first_engine_is_not_in_force(
         assert (await module.apply({"inference": over})).is_complete
         now = module.state.snapshot()
         assert now.engine is not None
-        assert now.engine.device.effective == "cpu"
+        assert now.engine.info().device.effective == "cpu"
         assert now.config.inference.fallback == "degrade"
         assert now.selection is not None
         assert now.selection.confidence == pytest.approx(0.9)

@@ -150,6 +150,9 @@ class Seen:
     device: DeviceState = LOST
     process: ProcessStatus | None = None
 
+    def info(self) -> "Seen":
+        return self
+
 
 def play(story: Callable[[Stage], Awaitable[None]], tmp_path: Path, **overload: Any) -> Stage:
     async def told() -> Stage:

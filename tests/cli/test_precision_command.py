@@ -120,8 +120,8 @@ def rows_of(model: Path, data: Path, precision: str) -> NDArray[np.float32]:
     config = InferenceConfig.model_validate({"device": "cpu", "precision": precision})
     engine = open_engine(load_model(model), config, data=data, measuring=False)
     try:
-        assert engine.precision.precision == precision
-        return engine.infer(np.stack([scene(number) for number in range(50, 54)]))
+        assert engine.info().precision.precision == precision
+        return engine.infer(np.stack([scene(number) for number in range(50, 54)])).rows
     finally:
         engine.close()
 

@@ -1,4 +1,4 @@
-"""Cameras, batcher and engine room of a module, without all that is behind them."""
+"""Cameras, batcher and engine host of a module, without delivery, twin and HTTP."""
 
 import asyncio
 import threading
@@ -22,7 +22,7 @@ from visionedge.runtime.threads import ThreadGroup
 
 
 class Module:
-    """Cameras, batcher and engine room, without all that is behind them."""
+    """Cameras, batcher and engine host, and the results and events that they give."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Module:
     ) -> None:
         self.document = document
         self.results: list[FrameResult] = []
-        self.news: list[EngineEvent] = []
+        self.events: list[EngineEvent] = []
         self._more = threading.Condition()
         self.thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name} died: {error}"))
         self.state = AppState.of(parse_config(document), data, {}, self._collect)
@@ -50,35 +50,35 @@ class Module:
         with self._more:
             items = self.state.loop_queue.drain()
             self.results += [item for item in items if isinstance(item, FrameResult)]
-            self.news += [item for item in items if isinstance(item, EngineEvent)]
+            self.events += [item for item in items if isinstance(item, EngineEvent)]
             self._more.notify_all()
 
     def _until(self, condition: Callable[[list[FrameResult]], bool]) -> None:
         with self._more:
-            assert self._more.wait_for(lambda: condition(self.results), 120), self.news
+            assert self._more.wait_for(lambda: condition(self.results), 120), self.events
 
     async def until(self, condition: Callable[[list[FrameResult]], bool]) -> None:
-        """Wait until the results are such."""
+        """Wait until the results meet a condition."""
         await asyncio.to_thread(self._until, condition)
 
-    async def until_told(self, code: str) -> None:
-        """Wait until the engine has told this."""
+    async def until_event(self, code: str) -> None:
+        """Wait for an event of the engine with this code."""
 
-        def told(_results: list[FrameResult]) -> bool:
-            return any(news.code == code for news in self.news)
+        def happened(_results: list[FrameResult]) -> bool:
+            return any(event.code == code for event in self.events)
 
-        await self.until(told)
+        await self.until(happened)
 
     async def apply(self, over: dict[str, Any]) -> Applied:
-        """Change to the document with these sections."""
+        """Apply the document with these sections changed."""
         return await self.state.apply(parse_config({**self.document, **over}))
 
     async def begin(self) -> None:
-        """Cameras and engine, as soon as the model is there."""
+        """Load or fetch the model, then start cameras and engine."""
         state = self.state
 
         def ignore(_status: CameraStatus) -> None:
-            """Nobody asks."""
+            """States of cameras do not matter here."""
 
         resizer = self.engine_host.load() or await self.engine_host.fetch()
         registry = CameraRegistry(
@@ -98,7 +98,7 @@ async def running(
     begun: bool = True,
     inject: Path | None = None,
 ) -> AsyncIterator[Module]:
-    """A module; not `begun` it waits for its model when the story begins. `inject` is a script of faults."""
+    """A module that runs; not `begun`: it may still wait for its model. `inject` is a script of faults."""
     module = Module(document, data, retry_policy, inject)
     state = module.state
     beginning = asyncio.ensure_future(module.begin())
@@ -143,9 +143,9 @@ def play(
 ) -> Module:
     """Run a module through a story; the module as it was at the end."""
 
-    async def told() -> Module:
+    async def run_story() -> Module:
         async with running(start, data, retry_policy=retry_policy, begun=begun, inject=inject) as module:
             await story(module)
         return module
 
-    return asyncio.run(told())
+    return asyncio.run(run_story())

@@ -11,8 +11,15 @@ from functools import partial
 from visionedge.engine.device.devices import DeviceVerdict, EffectiveDevice, ReasonCode, RequestedDevice
 from visionedge.engine.device.faults import FATAL_FAULTS, Fault
 from visionedge.engine.process.recovery_policy import (
+    CandidateCompared,
+    CandidateFailed,
+    CandidateReady,
     CompareCandidate,
-    FallbackPolicy,
+    DeviceProbed,
+    EngineExited,
+    EngineFailed,
+    EngineReady,
+    EngineStartFailed,
     GiveUp,
     ProbeDevice,
     PublishEvent,
@@ -24,7 +31,9 @@ from visionedge.engine.process.recovery_policy import (
     StopCandidate,
     StopEngine,
     SwitchToCandidate,
+    TimePassed,
 )
+from visionedge.engine.settings import FallbackPolicy
 
 OK = DeviceVerdict(ReasonCode.OK, "usable")
 ABSENT = DeviceVerdict(ReasonCode.NO_DEVICE, "CUDA failure 100: no CUDA-capable device is detected")
@@ -36,7 +45,7 @@ GPU_STATES = ("fine", "absent", "hangs", "opens-not", "dies-opening", "lies", "s
 
 @dataclass
 class World:
-    """A machine whose GPU is now this, now that, whose CPU children die at times; and a shell for the ladder.
+    """A machine whose GPU fails in many ways, and whose CPU workers die; a supervisor for the policy.
 
     Answers come after a while, from a heap of what will happen; the clock jumps from one to the next.
     """
@@ -81,7 +90,7 @@ class World:
             if self.pending and self.pending[0][0] <= self.now_s:
                 heapq.heappop(self.pending)[2]()
             else:
-                steps = self.recovery_policy.tick(self.now_s)
+                steps = self.recovery_policy.handle(TimePassed(), self.now_s)
                 assert steps, "what is due is something to do"
                 self.do(steps)
 
@@ -114,9 +123,9 @@ class World:
         fault = self.random.choice(sorted({*FATAL_FAULTS, Fault.OUT_OF_MEMORY, Fault.REFUSED}))
         if fault in (Fault.HANG, Fault.DIED):
             self.main = 0
-            self.do(self.recovery_policy.ended(fault, WORDS, self.now_s))
+            self.do(self.recovery_policy.handle(EngineExited(fault, WORDS), self.now_s))
         else:
-            steps = self.recovery_policy.fault(fault, WORDS, self.now_s)
+            steps = self.recovery_policy.handle(EngineFailed(fault, WORDS), self.now_s)
             assert steps[0] == StopEngine(WORDS)
             self.do(steps)
 
@@ -129,7 +138,7 @@ class World:
             self.dark_s.append(self.now_s - self.dark_since_s)
             self.dark_since_s = None
 
-    # What the shell does.
+    # What the supervisor does.
 
     def do(self, steps: list[Step]) -> None:
         for step in steps:
@@ -180,7 +189,9 @@ class World:
             self.main = 0
             self.happened["held"] += 1
             self.do(
-                self.recovery_policy.refused("no device", self.now_s, died=False, code=ReasonCode.NO_DEVICE)
+                self.recovery_policy.handle(
+                    EngineStartFailed("no device", died=False, code=ReasonCode.NO_DEVICE), self.now_s
+                )
             )
             return
         if (
@@ -189,13 +200,13 @@ class World:
             and self.random.random() < 0.2 * self.cpu_dies
         ):
             self.main = 0
-            self.do(self.recovery_policy.refused("no memory", self.now_s, died=True))
+            self.do(self.recovery_policy.handle(EngineStartFailed("no memory", died=True), self.now_s))
             return
         got: EffectiveDevice = "cpu" if device == "cpu" or not usable else self._first_wish()
         self.happened["opened"] += 1
         self.happened["opened again"] += self.happened["opened"] + self.happened["held"] > 1
         self._light()
-        self.do(self.recovery_policy.opened(got, OK if got != "cpu" else LOST, self.now_s))
+        self.do(self.recovery_policy.handle(EngineReady(got, OK if got != "cpu" else LOST), self.now_s))
         if got == "cpu" and self.cpu_dies and self.random.random() < 0.2:
             self.later(self.random.uniform(1, 300), partial(self._cpu_dies, child))
         elif got != "cpu":
@@ -207,23 +218,23 @@ class World:
         self.main = 0
         self.happened["cpu lost"] += 1
         self._dark()
-        self.do(self.recovery_policy.ended(Fault.DIED, "died", self.now_s))
+        self.do(self.recovery_policy.handle(EngineExited(Fault.DIED, "died"), self.now_s))
 
     def _probed(self, device: EffectiveDevice) -> None:
         verdict = ABSENT if self.gpu in ("absent", "hangs") else OK
-        self.do(self.recovery_policy.probed(device, verdict, self.now_s))
+        self.do(self.recovery_policy.handle(DeviceProbed(device, verdict), self.now_s))
 
     def _prepared(self, child: int) -> None:
         if child != self.candidate:
             return
         if self.gpu in ("absent", "hangs", "opens-not", "dies-opening"):
             self.candidate = 0
-            self.do(self.recovery_policy.candidate_lost(LOST, self.now_s))
+            self.do(self.recovery_policy.handle(CandidateFailed(LOST), self.now_s))
         else:
-            self.do(self.recovery_policy.prepared(self.now_s))
+            self.do(self.recovery_policy.handle(CandidateReady(), self.now_s))
 
     def _compared(self, child: int) -> None:
         if child == self.candidate:
             refusal = "only 3 % of the rows agree" if self.gpu == "lies" else None
             self.happened["refused"] += refusal is not None
-            self.do(self.recovery_policy.compared(refusal, "alike", self.now_s))
+            self.do(self.recovery_policy.handle(CandidateCompared(refusal, "alike"), self.now_s))

@@ -1,4 +1,4 @@
-"""A script of faults, each of which begins and ends with a file; `inject` reads it in the engine's child."""
+"""A script of faults, each of which begins and ends with a file; `fault_injection` reads it."""
 
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 
 class Faults:
-    """`begin` and `end` let a fault of `FAULTS` happen and lift it; at most one run of each is on its way."""
+    """`begin` lets a fault of `FAULTS` happen until `end`."""
 
-    def __init__(self, folder: Path, *, run_s: float = 30.0, first_s: float = 0.3, **patience: float) -> None:
+    def __init__(self, folder: Path, *, run_s: float = 30.0, first_s: float = 0.3, **timing: float) -> None:
         self._folder = folder
         self.path = folder / "faults.yaml"
         waits = {"firstSeconds": first_s, "maxWaitSeconds": 1.0, "windowSeconds": 0.1, "healthySeconds": 0.1}
@@ -39,19 +39,19 @@ class Faults:
             for name, fault in FAULTS.items()
         ]
         document = {
-            "patience": {**waits, **patience},
+            "timing": {**waits, **timing},
             "limits": {"runSeconds": run_s},
             "faults": faults,
         }
         self.path.write_text(yaml.safe_dump(document))
 
     def begin(self, *names: str) -> None:
-        """From now on."""
+        """These faults happen from now on."""
         for name in names:
             assert name in FAULTS
             (self._folder / name).touch()
 
     def end(self, *names: str) -> None:
-        """No more."""
+        """These faults happen no more."""
         for name in names:
             (self._folder / name).unlink()

@@ -160,7 +160,7 @@ def test_what_is_far_over_the_budget_is_not_even_run() -> None:
 def test_a_budget_that_nothing_meets_gives_the_nearest_and_says_so() -> None:
     measured = planned(Machine(processor(2)), AutotuneRequest("cpu", 8, None, 2, 5))
     assert measured.choice == OperatingPoint(2, 1)
-    assert "no batch is done within 5 ms; nearest, 2 lanes x batch 1 gave" in measured.reason
+    assert "no batch is done within 5 ms; nearest: 2 lanes x batch 1 gave" in measured.reason
     assert planned(Machine(crowded_memory), AutotuneRequest("cpu", 8, None, 4, 5)).choice == OperatingPoint(
         1, 1
     )

@@ -1,19 +1,21 @@
-"""The lineup: one engine takes over from another; every frame is computed once, by the engine it fits."""
+"""A hot swap: one engine replaces another; every frame is computed once, by the engine that it fits."""
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from engine_infos import make_engine_info
 from tiny_models import TinyDetector
 from visionedge.engine.batcher import Batcher, DropReason
-from visionedge.engine.device.devices import DeviceState, ReasonCode
-from visionedge.engine.device.session import EngineError, PictureBatch
-from visionedge.engine.interface import Inference
+from visionedge.engine.device.faults import EngineError
+from visionedge.engine.device.session import PictureBatch
+from visionedge.engine.interface import EngineInfo, Inference, ProcessStatus
 from visionedge.engine.lanes import LanePool
 from visionedge.engine.plan import Plan
 from visionedge.frames.types import Frame, FrameResult, InputSpec, Placement
@@ -26,33 +28,31 @@ NOW = datetime(2026, 11, 22, tzinfo=UTC)
 ROWS: Rows = np.array([[0, 0, 32, 24, 0.9, 2]], np.float32)
 
 
-class Engine:
-    """Notes what it computes; `hold` keeps its first batch until it is let go."""
+class FakeEngine:
+    """Notes what it computes; `hold` keeps its first batch. In a process it needs one more lane."""
 
-    def __init__(self, model: Model, lanes: int = 1, more: int = 0) -> None:
-        self.more = more
-        self.model = model
-        self.device = DeviceState("cpu", "cpu", ReasonCode.CPU_REQUESTED, "", NOW)
+    def __init__(self, model: Model, lanes: int = 1, process: ProcessStatus | None = None) -> None:
+        self._model = model
+        self._process = process
         self.plan = Plan(lanes, (4,), "test")
         self.computed = 0
         self.began = threading.Event()
         self.hold: threading.Event | None = None
 
-    @property
-    def concurrency(self) -> int:
-        return self.plan.lanes + self.more
+    def info(self) -> EngineInfo:
+        return replace(make_engine_info(self._model, self.plan), process=self._process)
 
-    def compute(self, pictures: PictureBatch, min_score: float | None = None) -> Inference:
-        return Inference(self.infer(pictures, min_score), self.device.effective)
-
-    def infer(self, pictures: PictureBatch, _least_score: float | None = None) -> Rows:
+    def infer(self, pictures: PictureBatch, _min_score: float | None = None) -> Inference:
         self.began.set()
         if self.hold is not None:
             assert self.hold.wait(20)
-        if any(picture.shape[1] != self.model.input.width_px for picture in pictures):
+        if any(picture.shape[1] != self._model.input.width_px for picture in pictures):
             raise EngineError("pictures of another size")
         self.computed += len(pictures)
-        return np.stack([ROWS] * len(pictures))
+        return Inference(np.stack([ROWS] * len(pictures)), "cpu")
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Delivered:
@@ -77,7 +77,7 @@ class Delivered:
 
 
 class Stage:
-    """A lineup on real threads."""
+    """A lane pool on real threads."""
 
     def __init__(self) -> None:
         self.deaths: list[str] = []
@@ -129,7 +129,7 @@ def test_frames_prepared_for_the_model_before_are_computed_by_it(
     stage: Stage, small: Model, large: Model
 ) -> None:
     """Also when frames of both wait side by side, and would be one batch."""
-    old, new = Engine(small), Engine(large)
+    old, new = FakeEngine(small), FakeEngine(large)
     old.hold = threading.Event()
     stage.lineup.swap_engine(old, SURE)
     stage.put("dock", 1, small.input)
@@ -146,25 +146,25 @@ def test_frames_prepared_for_the_model_before_are_computed_by_it(
 def test_the_engine_before_is_let_go_only_when_no_frame_needs_it(
     stage: Stage, small: Model, large: Model
 ) -> None:
-    old = Engine(small)
+    old = FakeEngine(small)
     old.hold = threading.Event()
     stage.lineup.swap_engine(old, SURE)
     stage.put("dock", 1, small.input)
     assert old.began.wait(20)
-    stage.lineup.swap_engine(Engine(large), SURE)
+    stage.lineup.swap_engine(FakeEngine(large), SURE)
     with elsewhere(lambda: stage.lineup.drain_previous(20)) as settling:
         settling.join(0.2)
         assert settling.is_alive()
         old.hold.set()
     assert stage.delivered.seen == [("dock", 1, "small")]
-    assert "before=None" in repr(stage.lineup)
+    assert "previous=None" in repr(stage.lineup)
 
 
 def test_what_still_comes_for_a_model_that_is_gone_fails_and_is_counted(
     stage: Stage, small: Model, large: Model
 ) -> None:
-    stage.lineup.swap_engine(Engine(small), SURE)
-    stage.lineup.swap_engine(Engine(large), SURE)
+    stage.lineup.swap_engine(FakeEngine(small), SURE)
+    stage.lineup.swap_engine(FakeEngine(large), SURE)
     stage.lineup.drain_previous(20)
     stage.put("dock", 1, small.input)
     stage.put("gate", 1, large.input)
@@ -176,21 +176,21 @@ def test_what_still_comes_for_a_model_that_is_gone_fails_and_is_counted(
 
 
 def test_somebody_who_computes_beside_the_lanes_keeps_the_engine_open(stage: Stage, small: Model) -> None:
-    stage.lineup.swap_engine(Engine(small), SURE)
+    stage.lineup.swap_engine(FakeEngine(small), SURE)
     with stage.lineup.use() as running:
-        stage.lineup.swap_engine(Engine(small), SURE)
+        stage.lineup.swap_engine(FakeEngine(small), SURE)
         stage.lineup.drain_previous(0.1)
         with elsewhere(lambda: stage.lineup.drain_previous(0.1)):
             pass
-        assert running.engine.model is small
+        assert running.model is small
 
 
 def test_lanes_come_with_a_plan_that_wants_more_and_rest_with_one_that_wants_fewer(
     stage: Stage, small: Model
 ) -> None:
-    stage.lineup.swap_engine(Engine(small, lanes=2, more=1), SURE)
+    stage.lineup.swap_engine(FakeEngine(small, lanes=2, process=ProcessStatus(1, 0, None)), SURE)
     assert sorted(stage.thread_group.alive()) == ["lane:0", "lane:1", "lane:2"]
-    slow = Engine(small, lanes=1)
+    slow = FakeEngine(small, lanes=1)
     slow.hold = threading.Event()
     stage.lineup.swap_engine(slow, SURE)
     for number in range(6):  # those that waited for a frame take one more, and rest then
@@ -208,7 +208,7 @@ def test_lanes_come_with_a_plan_that_wants_more_and_rest_with_one_that_wants_few
 
 
 def test_another_selection_counts_from_the_next_batch_on(stage: Stage, small: Model) -> None:
-    stage.lineup.swap_engine(Engine(small), SURE)
+    stage.lineup.swap_engine(FakeEngine(small), SURE)
     stage.put("dock", 1, small.input)
     stage.delivered.wait_for(1)
     stage.lineup.select(Selection(0.95, None))

@@ -1,24 +1,25 @@
 """Lanes: every frame taken is delivered or counted, in order, with its times, whatever the engine does."""
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from engine_infos import make_engine_info
 from tiny_models import TinyDetector
 from visionedge.engine.batcher import Batcher, DropReason
-from visionedge.engine.device.devices import DeviceState, ReasonCode
-from visionedge.engine.device.session import EngineError, EngineUnavailableError, PictureBatch
-from visionedge.engine.interface import Inference
-from visionedge.engine.lanes import BatchErrorLog, EngineWithSelection, Lane
+from visionedge.engine.device.faults import EngineError, EngineUnavailableError
+from visionedge.engine.device.session import PictureBatch
+from visionedge.engine.interface import EngineInfo, Inference
+from visionedge.engine.lanes import BatchErrorLog, Lane, LanePool
 from visionedge.engine.plan import Plan
-from visionedge.frames.types import Frame, FrameResult, InputSpec, Placement
+from visionedge.frames.types import Frame, FrameResult, Placement
 from visionedge.model.model import Model, load_model
 from visionedge.model.postprocess import Rows, Selection
+from visionedge.runtime.threads import ThreadGroup
 
 SURE = Selection(0.4, None)
 ONE_BOX: Rows = np.array([[0, 0, 32, 24, 0.9, 2], [0, 0, 1, 1, 0.1, 0]], np.float32)
@@ -36,37 +37,40 @@ class Clock:
         return self.now_ns
 
 
-class Engine:
+class FakeEngine:
     """Finds the same box on every picture, unless told otherwise."""
 
-    def __init__(self, model: Model, max_batch: int = 8) -> None:
-        self.model = model
-        self.device = DeviceState(
-            "cpu", "cpu", ReasonCode.CPU_REQUESTED, "", datetime(2026, 11, 22, tzinfo=UTC)
-        )
-        self.plan = Plan(1, (max_batch,), "test")
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.plan = Plan(1, (8,), "test")
         self.sizes: list[int] = []
         self.least_scores: list[float | None] = []
         self.act: Callable[[int], Rows] = lambda count: np.stack([ONE_BOX] * count)
 
-    @property
-    def concurrency(self) -> int:
-        return self.plan.lanes
-
-    def compute(self, pictures: PictureBatch, min_score: float | None = None) -> Inference:
-        return Inference(self.infer(pictures, min_score), self.device.effective)
-
-    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Rows:
+    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Inference:
         if len({picture.shape for picture in pictures}) > 1:
             raise EngineError("takes pictures of one size")
         self.sizes.append(len(pictures))
         self.least_scores.append(min_score)
-        return self.act(len(pictures))
+        return Inference(self.act(len(pictures)), "cpu")
+
+    def info(self) -> EngineInfo:
+        return make_engine_info(self._model, self.plan)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class NoThreads(ThreadGroup):
+    """Starts no thread: the test runs the lane itself."""
+
+    def start(self, name: str, target: Callable[[], None], **_kind: bool) -> threading.Thread:
+        return threading.Thread(target=target, name=name)
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return Engine(load_model(TinyDetector().save(tmp_path / "tiny.onnx")))
+def engine(tmp_path: Path) -> FakeEngine:
+    return FakeEngine(load_model(TinyDetector().save(tmp_path / "tiny.onnx")))
 
 
 def frame(camera: str, sequence: int = 1, width_px: int = 64) -> Frame:
@@ -76,32 +80,15 @@ def frame(camera: str, sequence: int = 1, width_px: int = 64) -> Frame:
     return Frame(camera, sequence, 1, 0, utc, 640, 480, picture, whole, lambda: picture)
 
 
-class InUse:
-    """One engine from beginning to end."""
-
-    def __init__(self, engine: Engine, selection: Selection = SURE) -> None:
-        self.engine, self.selection = engine, selection
-
-    def wanted(self, _lane: int) -> bool:
-        return True
-
-    @property
-    def max_batch(self) -> int:
-        return self.engine.plan.max_batch
-
-    @contextmanager
-    def use(self, _spec: InputSpec | None) -> Iterator[EngineWithSelection]:
-        yield EngineWithSelection(self.engine, self.selection)
-
-
 class River:
     """A batcher whose frames are all put before the lane starts; the lane ends with the last of them."""
 
-    def __init__(self, engine: Engine, *frames: Frame, clock: Callable[[], int] | None = None) -> None:
+    def __init__(self, engine: FakeEngine, *frames: Frame, clock: Callable[[], int] | None = None) -> None:
         self.batcher = Batcher(8, 10**9, clock or Clock(0))
         self.delivered: list[FrameResult] = []
-        self.active = InUse(engine)
-        self.lane = Lane(self.batcher, self.active, self.deliver, clock=clock or Clock())
+        self.pool = LanePool(self.batcher, NoThreads(lambda _name, _error: None), self.deliver)
+        self.pool.swap_engine(engine, SURE)
+        self.lane = Lane(self.batcher, self.pool, self.deliver, clock=clock or Clock())
         self.left = len(frames)
         for one in frames:
             self.batcher.open(one.camera)
@@ -124,7 +111,7 @@ class River:
         watcher.join()
 
 
-def test_a_frame_becomes_a_result_with_its_detections_and_names(engine: Engine) -> None:
+def test_a_frame_becomes_a_result_with_its_detections_and_names(engine: FakeEngine) -> None:
     river = River(engine, frame("dock", 7))
     river.run()
     (result,) = river.delivered
@@ -134,7 +121,7 @@ def test_a_frame_becomes_a_result_with_its_detections_and_names(engine: Engine) 
     assert river.batcher.statistics().cameras["dock"].analysed == 1
 
 
-def test_times_are_the_wait_the_engine_and_the_whole(engine: Engine) -> None:
+def test_times_are_the_wait_the_engine_and_the_whole(engine: FakeEngine) -> None:
     """Captured at 0; the clock steps by 10: taken at 10, the engine from 20 to 30, handed on at 40 and 50."""
     river = River(engine, frame("dock"), frame("gate"), clock=Clock())
     river.run()
@@ -143,7 +130,7 @@ def test_times_are_the_wait_the_engine_and_the_whole(engine: Engine) -> None:
     assert {r.timing.batch_size for r in river.delivered} == {2}
 
 
-def test_a_lane_takes_what_the_plan_allows(engine: Engine) -> None:
+def test_a_lane_takes_what_the_plan_allows(engine: FakeEngine) -> None:
     engine.plan = Plan(1, (1,), "one picture")
     river = River(engine, frame("dock"), frame("gate"), frame("hall"))
     river.run()
@@ -155,7 +142,7 @@ def fail(_count: int) -> Rows:
 
 
 def test_a_batch_that_fails_is_counted_and_the_lane_goes_on(
-    engine: Engine, caplog: pytest.LogCaptureFixture
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine.plan = Plan(1, (1,), "one picture")
     failing = iter([True, False])
@@ -174,7 +161,7 @@ def away(_count: int) -> Rows:
 
 
 def test_a_batch_without_an_engine_is_counted_and_not_told_again(
-    engine: Engine, caplog: pytest.LogCaptureFixture
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whoever watches over the engine has told it; every lane would only repeat that."""
     engine.act = away
@@ -184,7 +171,7 @@ def test_a_batch_without_an_engine_is_counted_and_not_told_again(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_pictures_of_different_sizes_fail_their_batch_and_not_the_lane(engine: Engine) -> None:
+def test_pictures_of_different_sizes_fail_their_batch_and_not_the_lane(engine: FakeEngine) -> None:
     """As for a moment when a model was exchanged."""
     river = River(engine, frame("dock"), frame("gate", width_px=32))
     river.run()
@@ -192,7 +179,7 @@ def test_pictures_of_different_sizes_fail_their_batch_and_not_the_lane(engine: E
     assert failed == [1, 1]
 
 
-def test_an_engine_that_gives_too_few_results_fails_the_batch(engine: Engine) -> None:
+def test_an_engine_that_gives_too_few_results_fails_the_batch(engine: FakeEngine) -> None:
     engine.act = lambda count: (
         np.stack([ONE_BOX] * (count - 1)) if count > 1 else np.zeros((0, 2, 6), np.float32)
     )
@@ -202,13 +189,13 @@ def test_an_engine_that_gives_too_few_results_fails_the_batch(engine: Engine) ->
     assert [one.dropped[DropReason.FAILED] for one in river.batcher.statistics().cameras.values()] == [1, 1]
 
 
-def test_a_new_selection_counts_from_the_next_batch_on(engine: Engine) -> None:
+def test_a_new_selection_counts_from_the_next_batch_on(engine: FakeEngine) -> None:
     engine.plan = Plan(1, (1,), "one picture")
     river = River(engine, frame("dock"), frame("gate"))
     works = engine.act
 
     def act(count: int) -> Rows:
-        river.active.selection = Selection(0.05, None)  # while the first is computed
+        river.pool.select(Selection(0.05, None))  # while the first is computed
         return works(count)
 
     engine.act = act
@@ -217,14 +204,14 @@ def test_a_new_selection_counts_from_the_next_batch_on(engine: Engine) -> None:
     assert engine.least_scores == [0.4, 0.05]
 
 
-def test_an_error_that_nobody_expected_ends_the_lane_and_gives_the_batch_back(engine: Engine) -> None:
+def test_an_error_that_nobody_expected_ends_the_lane_and_gives_the_batch_back(engine: FakeEngine) -> None:
     """Its thread is vital: the module stops, rather than going on without a lane."""
     river = River(engine, frame("dock"))
 
     def deliver(_result: FrameResult) -> None:
         raise LookupError("a bug")
 
-    lane = Lane(river.batcher, InUse(engine), deliver)
+    lane = Lane(river.batcher, river.pool, deliver)
     with pytest.raises(LookupError):
         lane.run()
     dock = river.batcher.statistics().cameras["dock"]

@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.device.devices import DeviceVerdict, EffectiveDevice, ReasonCode
-from visionedge.engine.device.session import EngineError, NodePlacement, PictureBatch
+from visionedge.engine.device.faults import EngineError
+from visionedge.engine.device.session import NodePlacement, PictureBatch
 from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.plan import Plan
 from visionedge.errors import DeviceError, ModelError
@@ -67,7 +68,7 @@ class FakeSession:
 
 
 def faked(model: Model, session: FakeSession, *buckets: int) -> LocalEngine:
-    state = opened(model).device
+    state = opened(model).info().device
     return LocalEngine(model, session, state, Plan(1, buckets, "test"))
 
 
@@ -78,24 +79,24 @@ def rows(size: int) -> np.ndarray:
 def test_any_number_of_pictures_gives_as_many_lists_of_rows(model: Model) -> None:
     engine = opened(model)
     for count in (0, 1, 2, 5):
-        assert engine.infer(pictures(count)).shape == (count, engine.rows, 6)
-    assert engine.unplanned_shapes == 0
+        assert engine.infer(pictures(count)).rows.shape == (count, engine.info().max_rows, 6)
+    assert engine.info().unplanned_shapes == 0
 
 
 def test_pictures_do_not_change_each_other(model: Model) -> None:
     engine, images = opened(model), pictures(3)
-    together = engine.infer(images)
+    together = engine.infer(images).rows
     for index in range(3):
-        np.testing.assert_array_equal(engine.infer(images[index : index + 1])[0], together[index])
+        np.testing.assert_array_equal(engine.infer(images[index : index + 1]).rows[0], together[index])
 
 
 def test_lanes_may_call_it_at_the_same_time(model: Model) -> None:
     engine, images = opened(model), pictures(8)
-    expected = engine.infer(images)
+    expected = engine.infer(images).rows
     wrong: list[int] = []
 
     def lane(index: int) -> None:
-        found = [engine.infer(images[index : index + 1])[0] for _ in range(20)]
+        found = [engine.infer(images[index : index + 1]).rows[0] for _ in range(20)]
         wrong.extend(index for rows in found if not np.array_equal(rows, expected[index]))
 
     threads = [threading.Thread(target=lane, args=(index,)) for index in range(8)]
@@ -120,7 +121,9 @@ def test_pictures_of_another_shape_are_an_error_that_says_what_is_wanted(
 def test_a_view_that_is_not_contiguous_gives_the_same_rows(model: Model) -> None:
     engine, images = opened(model), pictures(2)
     flipped = images[:, :, ::-1]
-    np.testing.assert_array_equal(engine.infer(flipped), engine.infer(np.ascontiguousarray(flipped)))
+    np.testing.assert_array_equal(
+        engine.infer(flipped).rows, engine.infer(np.ascontiguousarray(flipped)).rows
+    )
 
 
 def test_a_model_that_fixes_its_batch_is_fed_with_full_batches(tmp_path: Path) -> None:
@@ -128,17 +131,17 @@ def test_a_model_that_fixes_its_batch_is_fed_with_full_batches(tmp_path: Path) -
     pair = opened(load_model(TinyDetector(batch=2).save(tmp_path / "pair.onnx")))
     single = opened(load_model(TinyDetector().save(tmp_path / "single.onnx")))
     images = pictures(5)
-    assert pair.plan.buckets == (2,)
-    np.testing.assert_allclose(pair.infer(images), single.infer(images), atol=1e-5)
+    assert pair.info().plan.buckets == (2,)
+    np.testing.assert_allclose(pair.infer(images).rows, single.infer(images).rows, atol=1e-5)
 
 
 def test_short_batches_are_padded_to_their_bucket_and_long_ones_cut(model: Model) -> None:
     session = FakeSession(rows)
     engine = faked(model, session, 1, 2, 4)
     assert session.sizes == [1, 2, 4], "every bucket is warmed up"
-    assert engine.infer(pictures(7)).shape == (7, 9, 6)
+    assert engine.infer(pictures(7)).rows.shape == (7, 9, 6)
     assert session.sizes[3:] == [4, 4]
-    assert engine.unplanned_shapes == 0
+    assert engine.info().unplanned_shapes == 0
 
 
 def test_a_bucket_that_the_model_refuses_is_left_out_with_the_larger_ones(
@@ -150,10 +153,10 @@ def test_a_bucket_that_the_model_refuses_is_left_out_with_the_larger_ones(
         return rows(size)
 
     engine = faked(model, FakeSession(answer), 1, 2, 4, 8)
-    assert engine.plan.buckets == (1, 2)
-    assert "batches of 4 and more failed" in engine.plan.reason
+    assert engine.info().plan.buckets == (1, 2)
+    assert "batches of 4 and more failed" in engine.info().plan.reason
     assert "Reshape node refuses" in caplog.text
-    assert engine.infer(pictures(5)).shape == (5, 9, 6)
+    assert engine.infer(pictures(5)).rows.shape == (5, 9, 6)
 
 
 def test_a_run_that_fails_is_an_engine_error_and_the_next_may_work(model: Model) -> None:
@@ -171,7 +174,7 @@ def test_a_run_that_fails_is_an_engine_error_and_the_next_may_work(model: Model)
     ):
         engine.infer(pictures(1))
     failing[0] = False
-    assert len(engine.infer(pictures(1))) == 1
+    assert len(engine.infer(pictures(1)).rows) == 1
 
 
 def test_a_closed_engine_says_so(model: Model) -> None:
@@ -248,11 +251,11 @@ def test_a_precision_that_nobody_made_is_refused_with_the_way_to_make_it(model: 
 
 
 def test_without_variants_it_is_as_the_model_is_and_says_why(model: Model, tmp_path: Path) -> None:
-    auto = open_engine(model, CPU, data=tmp_path / "data", cores=1).precision
+    auto = open_engine(model, CPU, data=tmp_path / "data", cores=1).info().precision
     assert auto.precision == "fp32"
     assert auto.reason == ("the model file is used as it is: no variant of it in another precision was found")
-    asked = open_engine(model, InferenceConfig(device="cpu", precision="fp32")).precision
-    assert (asked.precision, asked.reason) == ("fp32", "fp32 was asked for")
+    asked = open_engine(model, InferenceConfig(device="cpu", precision="fp32")).info().precision
+    assert (asked.precision, asked.reason) == ("fp32", "fp32 was requested")
 
 
 # --- devices ------------------------------------------------------------------------------------------------
@@ -261,7 +264,7 @@ def test_without_variants_it_is_as_the_model_is_and_says_why(model: Model, tmp_p
 def test_on_the_cpu_nobody_is_probed(model: Model) -> None:
     prober = Prober(ReasonCode.OK)
     engine = open_engine(model, CPU, prober=prober)
-    assert (engine.device.effective, engine.device.code, prober.asked) == (
+    assert (engine.info().device.effective, engine.info().device.code, prober.asked) == (
         "cpu",
         ReasonCode.CPU_REQUESTED,
         [],
@@ -285,10 +288,12 @@ def test_a_gpu_that_cannot_be_used_is_told_and_the_cpu_goes_on(
     """One loud line; requested, effective and reason in it."""
     config = InferenceConfig(device=requested)  # type: ignore[arg-type]  # of the two words
     engine = open_engine(model, config, prober=Prober(ReasonCode.DRIVER_MISSING))
-    assert engine.device.describe() == f"requested {requested}, effective cpu: because (driver-missing)"
+    assert (
+        engine.info().device.describe() == f"requested {requested}, effective cpu: because (driver-missing)"
+    )
     warnings = [r for r in caplog.records if r.levelname == "WARNING" and "driver-missing" in r.getMessage()]
     assert len(warnings) == 1
-    assert len(engine.infer(pictures(1))) == 1
+    assert len(engine.infer(pictures(1)).rows) == 1
 
 
 @pytest.mark.usefixtures("gpu_build")
@@ -308,7 +313,7 @@ def test_a_demanded_device_without_fallback_is_an_error_with_reason_and_remedy(
 @pytest.mark.usefixtures("gpu_build")
 def test_auto_without_fallback_still_means_the_cpu_where_there_is_no_gpu(model: Model) -> None:
     config = InferenceConfig(device="auto", fallback="exit")
-    assert open_engine(model, config, prober=Prober(ReasonCode.NO_DEVICE)).device.effective == "cpu"
+    assert open_engine(model, config, prober=Prober(ReasonCode.NO_DEVICE)).info().device.effective == "cpu"
 
 
 @pytest.mark.usefixtures("gpu_build")
@@ -325,10 +330,10 @@ def test_tensorrt_falls_to_cuda_before_the_cpu(model: Model) -> None:
 def test_a_session_that_comes_up_on_the_cpu_is_not_called_a_gpu(model: Model) -> None:
     """The probe was fine and the session is not: what counts is the session."""
     engine = open_engine(model, InferenceConfig(device="cuda"), prober=Prober(ReasonCode.OK))
-    if engine.device.effective == "cuda":
+    if engine.info().device.effective == "cuda":
         pytest.skip("this machine has a GPU")
-    assert engine.device.code not in (ReasonCode.OK, ReasonCode.CPU_REQUESTED)
-    assert engine.device.degraded
+    assert engine.info().device.code not in (ReasonCode.OK, ReasonCode.CPU_REQUESTED)
+    assert engine.info().device.degraded
 
 
 @pytest.mark.usefixtures("gpu_build")
@@ -346,8 +351,8 @@ def test_a_build_without_cuda_says_so_without_a_probe(model: Model) -> None:
         pytest.skip("this is the GPU wheel")
     prober = Prober(ReasonCode.OK)
     engine = open_engine(model, InferenceConfig(), prober=prober)
-    assert (engine.device.code, prober.asked) == (ReasonCode.NO_GPU_BUILD, [])
-    assert not engine.device.degraded
+    assert (engine.info().device.code, prober.asked) == (ReasonCode.NO_GPU_BUILD, [])
+    assert not engine.info().device.degraded
 
 
 @pytest.mark.parametrize("level", [logging.INFO, logging.DEBUG])
@@ -361,7 +366,7 @@ def test_the_line_about_the_engine_is_short_and_the_rest_is_for_debugging(
     short, long = (next(line for line in lines if line.startswith(w)) for w in ("engine ready: ", "engine: "))
     assert re.fullmatch(r"engine ready: tiny on cpu \(fp32\), 1 lane x batch \d, \d+\.\d ms", short)
     assert (lines[short], lines[long]) == (level, logging.DEBUG)
-    assert engine.plan.reason in long
+    assert engine.info().plan.reason in long
 
 
 @pytest.mark.usefixtures("gpu_build")
@@ -373,7 +378,7 @@ def test_the_line_about_the_engine_is_short_and_the_rest_is_for_debugging(
         (
             InferenceConfig(device="cuda"),
             ReasonCode.DRIVER_MISSING,
-            "; cuda was asked for: because (driver-missing)",
+            "; cuda was requested: because (driver-missing)",
         ),
     ],
 )
@@ -385,7 +390,7 @@ def test_the_line_says_why_no_gpu_computes_and_warns_only_where_one_was_expected
     engine = open_engine(model, config, cores=1, prober=Prober(code))
     (line,) = (r for r in caplog.records if r.getMessage().startswith("engine ready: "))
     assert line.getMessage().endswith(end)
-    assert line.levelno == (logging.WARNING if engine.device.degraded else logging.INFO)
+    assert line.levelno == (logging.WARNING if engine.info().device.degraded else logging.INFO)
 
 
 def test_what_takes_long_is_said_before_it_begins_and_only_where_it_is_done(
@@ -409,7 +414,7 @@ def test_a_gpu_gives_what_the_cpu_gives(model: Model) -> None:
     except DeviceError as error:
         pytest.skip(str(error))
     images = pictures(5)
-    on_gpu, on_cpu = engine.infer(images), opened(model).infer(images)
-    assert engine.device.effective == "cuda"
+    on_gpu, on_cpu = engine.infer(images).rows, opened(model).infer(images).rows
+    assert engine.info().device.effective == "cuda"
     np.testing.assert_allclose(on_gpu[:, :50, 4], on_cpu[:, :50, 4], atol=5e-3)
-    assert engine.unplanned_shapes == 0
+    assert engine.info().unplanned_shapes == 0

@@ -10,7 +10,8 @@ import pytest
 
 from machines import Machine, accelerator
 from visionedge.engine.autotune import AutotuneRequest, search_plan
-from visionedge.engine.plan import AutotuneResult, PlanCache, PlanKey
+from visionedge.engine.plan import AutotuneResult
+from visionedge.engine.plan_cache import PlanCache, PlanKey
 
 KEY = PlanKey.of(
     b"a graph", device="cuda", cores=8, max_batch=8, latency_budget_ms=None, hardware="a machine"
@@ -99,7 +100,7 @@ def test_a_plan_that_was_tampered_with_is_measured_anew(
     file = stored(tmp_path, measured)
     file.write_text(spoilt(json.loads(file.read_text()), *path, value=value))
     assert PlanCache(tmp_path).load(KEY) is None
-    assert "measuring anew" in caplog.text
+    assert "measuring the plan again" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"null", b"[1]", b"\xff\xfe", b"7" * 99])
@@ -118,7 +119,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_no_more(
 ) -> None:
     (tmp_path / "plans").write_text("a file where a folder should be")
     PlanCache(tmp_path / "plans").store(KEY, measured)
-    assert "cannot be kept" in caplog.text
+    assert "the plan cannot be saved" in caplog.text
     assert PlanCache(tmp_path / "plans").load(KEY) is None
 
 

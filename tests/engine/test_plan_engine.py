@@ -24,8 +24,7 @@ def model(tmp_path: Path) -> Model:
 def test_the_first_start_measures_and_the_next_one_does_not(model: Model, tmp_path: Path) -> None:
     """With one core and one picture there is one pair to choose from, so that any machine keeps it."""
     single = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 1})
-    first = open_engine(model, single, data=tmp_path / "data", cores=1)
-    second = open_engine(model, single, data=tmp_path / "data", cores=1)
+    first, second = (open_engine(model, single, data=tmp_path / "data", cores=1).info() for _ in range(2))
     assert first.plan.measured is not None
     assert first.plan.reason.startswith("measured in ")
     assert second.plan.reason == f"{second.plan.reason.partition(': ')[0]}: {first.plan.reason}"
@@ -35,11 +34,12 @@ def test_the_first_start_measures_and_the_next_one_does_not(model: Model, tmp_pa
 
 def test_what_was_chosen_among_many_is_one_of_the_table(model: Model, tmp_path: Path) -> None:
     engine = open_engine(model, CPU, data=tmp_path / "data", cores=2)
-    measured = engine.plan.measured
+    measured = engine.info().plan.measured
     assert measured is not None
     (line,) = [line for line in measured.table if line.point == measured.choice]
     assert line.frames_per_s is not None
-    assert (engine.plan.lanes, engine.plan.max_batch) == (measured.choice.lanes, measured.choice.batch)
+    plan = engine.info().plan
+    assert (plan.lanes, plan.max_batch) == (measured.choice.lanes, measured.choice.batch)
     assert len(measured.table) == 6
 
 
@@ -47,35 +47,35 @@ def test_another_budget_is_another_plan(model: Model, tmp_path: Path) -> None:
     open_engine(model, CPU, data=tmp_path / "data", cores=1)
     tight = CPU.model_copy(update={"latency_budget_ms": 0.001})
     engine = open_engine(model, tight, data=tmp_path / "data", cores=1)
-    assert engine.plan.reason.startswith("measured in ")
-    assert "no batch is done within 0.001 ms" in engine.plan.reason
+    assert engine.info().plan.reason.startswith("measured in ")
+    assert "no batch is done within 0.001 ms" in engine.info().plan.reason
 
 
 def test_without_a_folder_the_rule_decides(model: Model) -> None:
     engine = open_engine(model, CPU, cores=2)
-    assert engine.plan.measured is None
-    assert "2 usable cores: a lane each" in engine.plan.reason
+    assert engine.info().plan.measured is None
+    assert "2 usable cores: a lane each" in engine.info().plan.reason
 
 
 def test_a_plan_that_is_given_is_used_as_it_is(model: Model, tmp_path: Path) -> None:
     plan = Plan(3, (1, 2), "as asked")
-    assert open_engine(model, CPU, data=tmp_path / "data", plans={"cpu": plan}).plan is plan
+    assert open_engine(model, CPU, data=tmp_path / "data", plans={"cpu": plan}).info().plan is plan
 
 
 def test_a_measured_engine_meets_no_size_that_was_not_warmed(model: Model, tmp_path: Path) -> None:
     engine = open_engine(model, CPU, data=tmp_path / "data", cores=2)
     for count in (1, 2, 3, 4, 9):
-        assert engine.infer(pictures(count)).shape == (count, engine.rows, 6)
-    assert engine.unplanned_shapes == 0
+        assert engine.infer(pictures(count)).rows.shape == (count, engine.info().max_rows, 6)
+    assert engine.info().unplanned_shapes == 0
 
 
 def test_a_model_that_fixes_its_batch_is_measured_with_that_one(tmp_path: Path) -> None:
     point = load_model(TinyDetector(batch=2).save(tmp_path / "pair.onnx"))
     engine = open_engine(point, CPU, data=tmp_path / "data", cores=2)
-    measured = engine.plan.measured
+    measured = engine.info().plan.measured
     assert measured is not None
     assert {line.point.batch for line in measured.table} == {2}
-    assert engine.plan.buckets == (2,)
+    assert engine.info().plan.buckets == (2,)
 
 
 class Session:
@@ -101,11 +101,11 @@ class Session:
 
 
 def test_the_memory_of_other_sizes_is_let_go(model: Model) -> None:
-    state = open_engine(model, CPU).device
+    state = open_engine(model, CPU).info().device
     session = Session()
     engine = LocalEngine(model, session, state, Plan(1, (1, 2, 4), ""))
-    assert engine.plan.buckets == (1, 2)
+    assert engine.info().plan.buckets == (1, 2)
     engine.set_plan(Plan(2, (1,), "measured"))
     assert session.kept == {1}
-    assert len(engine.infer(pictures(3))) == 3
-    assert engine.unplanned_shapes == 0
+    assert len(engine.infer(pictures(3)).rows) == 3
+    assert engine.info().unplanned_shapes == 0

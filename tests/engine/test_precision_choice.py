@@ -136,11 +136,11 @@ def test_its_own_tolerance_counts() -> None:
         (OutputDistance(quantization=0.15, kernels=0.05), None),
         (
             OutputDistance(quantization=0.15, kernels=0.4),
-            "the integer kernels here add 0.40 to the 0.15 that integers cost",
+            "the integer kernels here add a difference of 0.40 to the 0.15 of quantization",
         ),
         (
             OutputDistance(0.1, float("nan")),
-            "the integer kernels here add nan to the 0.10 that integers cost",
+            "the integer kernels here add a difference of nan to the 0.10 of quantization",
         ),
         (None, None),
     ],
@@ -151,7 +151,7 @@ def test_where_too_little_is_seen_the_kernels_themselves_are_judged(
     """A model for other things than the clip shows; without integers its report has to do."""
     found = check_agreement(seen(2), seen(2), Tolerance(), lambda: apart)
     assert found.refusal == refusal
-    assert bool(found.words) == (refusal is None)
+    assert bool(found.message) == (refusal is None)
 
 
 def test_the_reason_of_a_choice_has_both_findings() -> None:

@@ -13,7 +13,6 @@ from scripted_faults import Faults
 from tiny_models import TinyDetector
 from tiny_slow import save_slow, store_quick_variant
 from visionedge.engine.batcher import DropReason
-from visionedge.engine.interface import SubstituteEngine
 from visionedge.engine.precision_choice import PRECISION_FOLDER as CHOICES
 from visionedge.model.quantization.variants import VARIANTS_FOLDER
 
@@ -101,9 +100,11 @@ def test_it_computes_until_it_is_dismissed_and_a_change_of_the_model_does_that_t
         store(module, data)
         assert await engine_host.can_try_faster_variant()
         assert await engine_host.start_substitute() == "int8"
-        substitute = state.snapshot().engine
-        assert isinstance(substitute, SubstituteEngine)
-        assert substitute.precision.precision == engine_host.substitute_precision == "int8"
+        now = state.snapshot()
+        assert now.requested_engine is engine
+        info = now.engine_info()
+        assert info is not None
+        assert info.precision.precision == engine_host.substitute_precision == "int8"
         assert not await engine_host.can_try_faster_variant()
         start["inference"]["confidence"] = 0.99
         assert (await module.apply({"inference": start["inference"]})).is_complete
@@ -112,6 +113,7 @@ def test_it_computes_until_it_is_dismissed_and_a_change_of_the_model_does_that_t
 
         await engine_host.stop_substitute()
         assert state.snapshot().engine is engine
+        assert state.snapshot().requested_engine is None
         assert engine_host.substitute_precision is None
         selection = state.snapshot().selection
         assert selection is not None
@@ -148,24 +150,26 @@ def test_a_lost_device_comes_back_behind_the_stand_in(
         assert await engine_host.can_try_faster_variant()
         assert await engine_host.start_substitute() == "int8"
         await some_more(module)
-        engine = state.snapshot().engine
-        assert engine is not None
-        device = engine.device
+        info = state.snapshot().engine_info()
+        assert info is not None
+        device = info.device
         assert (device.requested, device.effective, device.degraded) == ("auto", "cpu", True)
-        assert engine.recovery is not None
-        assert engine.recovery.recovery_state.stage != "settled"
+        assert info.recovery is not None
+        assert info.recovery.recovery_state.stage != "settled"
 
         faults.end("sticky", "absent")
-        await module.until_told("device-back")
-        assert not engine.device.degraded
-        assert engine.device.effective == "cpu"  # where frames are still computed
+        await module.until_event("device-back")
+        info = state.snapshot().engine_info()
+        assert info is not None
+        assert not info.device.degraded
+        assert info.device.effective == "cpu"  # where frames are still computed
         await engine_host.stop_substitute()
-        await module.until(lambda r: r[-1].device == "cuda")
+        await module.until(lambda r: of(r, "dock")[-1].device == "cuda")
 
     start = document(clip, models, process=True)
     start["inference"]["device"] = "auto"
     module = play(story, start, data, inject=faults.path)
     prove_that_frames_add_up(module)
-    assert [news.code for news in module.news] == ["device-lost", "engine-back", "device-back"]
+    assert [event.code for event in module.events] == ["device-lost", "engine-back", "device-back"]
     devices = [each.device for each in of(module.results, "dock")]
     assert [device for device, _ in groupby(devices)] == ["cuda", "cpu", "cuda"]

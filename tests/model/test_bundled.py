@@ -61,7 +61,7 @@ def slow_rows(image: Picture) -> NDArray[np.float64]:
 def test_its_rows_are_those_of_a_slow_reference(engine: LocalEngine, shared_data: Path) -> None:
     image = squeezed(photo(shared_data, "darknet_dog.jpg"))
     expected = slow_rows(image)
-    rows = engine.infer(image[None])[0]
+    rows = engine.infer(image[None]).rows[0]
     above = rows[rows[:, 4] > FLOOR]
     assert len(above) == len(expected) > 20
     np.testing.assert_allclose(above[:, 4], expected[:, 4], atol=1e-4)
@@ -83,16 +83,17 @@ def test_it_finds_what_is_on_a_picture(
 ) -> None:
     picture = photo(shared_data, name)
     height_px, width_px = picture.shape[:2]
-    spec = engine.model.input
+    model = engine.info().model
+    spec = model.input
     place = spec.place(width_px, height_px)
     image = np.full((spec.height_px, spec.width_px, 3), spec.pad, np.uint8)
     left, top, width, height = (
         int(v) for v in (place.left_px, place.top_px, place.width_px, place.height_px)
     )
     image[top : top + height, left : left + width] = cv2.resize(picture, (width, height))
-    found = Selection.of(engine.model, 0.35, 0.5).apply(engine.infer(image[None])[0], place)
-    assert labels <= {engine.model.labels[i] for i in found.class_ids}
+    found = Selection.of(model, 0.35, 0.5).apply(engine.infer(image[None]).rows[0], place)
+    assert labels <= {model.labels[i] for i in found.class_ids}
     if name == "darknet_dog.jpg":
-        dog = found.boxes[[engine.model.labels[i] for i in found.class_ids].index("dog")]
+        dog = found.boxes[[model.labels[i] for i in found.class_ids].index("dog")]
         pixels = dog * [width_px, height_px, width_px, height_px]
         np.testing.assert_allclose(pixels, [133, 207, 326, 543], atol=16)

@@ -253,7 +253,7 @@ def test_it_sees_people_and_vehicles_on_the_clip_and_nothing_else() -> None:
         chosen = Selection.of(model, 0.4, 0.5)
         for picture in clip_pictures(every=4):
             image, placement = fit_to_input(picture, model.input)
-            found = chosen.apply(engine.infer(image[None])[0], placement)
+            found = chosen.apply(engine.infer(image[None]).rows[0], placement)
             seen.update(model.labels[number] for number in found.class_ids)
     finally:
         engine.close()

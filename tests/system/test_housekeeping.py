@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 
+from engine_infos import make_engine_info
 from visionedge.app.http_backend import HttpBackend
 from visionedge.app.load_meter import LoadMeter
 from visionedge.app.metrics import Metrics
@@ -18,8 +19,9 @@ from visionedge.app.state import AppState
 from visionedge.app.status import build_status
 from visionedge.config.load import parse_config
 from visionedge.engine.batcher import BatcherStatistics
-from visionedge.engine.interface import Engine
+from visionedge.engine.interface import Engine, EngineInfo
 from visionedge.engine.lanes import LanePool
+from visionedge.engine.plan import Plan
 from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.desired_properties import ConfigurationSources
 from visionedge.model.model import Model, find_bundled_model, load_model
@@ -131,8 +133,10 @@ class OneAtATime:
     """An engine whose plan takes one picture at once, as on a CPU with few cores."""
 
     def __init__(self, model: Model) -> None:
-        self.model = model
-        self.rows = 5
+        self._model = model
+
+    def info(self) -> EngineInfo:
+        return make_engine_info(self._model, Plan(1, (1,), "one picture"))
 
 
 def test_clients_may_send_the_configured_batch_whatever_the_plan_of_the_device_is(tmp_path: Path) -> None:

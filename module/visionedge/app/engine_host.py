@@ -16,7 +16,7 @@ from typing import Literal
 from visionedge.app.state import AppState
 from visionedge.camera.camera import InputResizer
 from visionedge.config.schema import Config, InferenceConfig
-from visionedge.engine.interface import Engine, SubstituteEngine
+from visionedge.engine.interface import Engine
 from visionedge.engine.lanes import LanePool
 from visionedge.engine.local_engine import open_engine
 from visionedge.engine.precision_choice import list_eligible_variants
@@ -215,9 +215,7 @@ class EngineHost:
     def substitute_precision(self) -> str | None:
         """The precision of the substitute engine; None without a substitute."""
         substitute = self._substitute
-        return (
-            None if substitute is None or substitute.engine is None else substitute.engine.precision.precision
-        )
+        return None if substitute is None or substitute.engine is None else _find_precision(substitute.engine)
 
     async def can_try_faster_variant(self) -> bool:
         """Whether another precision may be faster than the engine in use.
@@ -227,8 +225,8 @@ class EngineHost:
         instance = self._current
         if instance is None or instance.engine is None or self._substitute is not None:
             return False
-        precision = instance.engine.precision
-        if precision.precision != "fp32" or precision.ms or instance.engine.device.effective != "cpu":
+        info = instance.engine.info()
+        if info.precision.precision != "fp32" or info.precision.ms or info.device.effective != "cpu":
             return False
         if instance.inference.precision != "auto":
             return False
@@ -253,13 +251,13 @@ class EngineHost:
             inference = self._config.inference.model_copy(update={"device": "cpu"})
             config = self._config.model_copy(update={"inference": inference})
             instance = await self._open_candidate(previous.source, config)
-            engine = instance.engine
-            if engine is None or engine.precision.precision == previous.engine.precision.precision:
+            engine, requested = instance.engine, previous.engine
+            if engine is None or _find_precision(engine) == _find_precision(requested):
                 await asyncio.to_thread(instance.close)
                 return None
             previous.has_candidate_variants = True
             self._substitute = instance
-            self._switch_to(instance, SubstituteEngine(engine, previous.engine))
+            self._switch_to(instance, engine, in_place_of=requested)
             await asyncio.to_thread(self.lanes.drain_previous, _DRAIN_TIMEOUT_S)
             return self.substitute_precision
 
@@ -432,13 +430,15 @@ class EngineHost:
         self._first_engine_ready.set()
         self._switch_to(instance, instance.engine)
 
-    def _switch_to(self, instance: EngineInstance, engine: Engine) -> None:
-        """Send frames to this engine, which is the instance's own or a substitute with it, from now on."""
+    def _switch_to(
+        self, instance: EngineInstance, engine: Engine, *, in_place_of: Engine | None = None
+    ) -> None:
+        """Compute with the engine of this instance from now on; `in_place_of` stays open meanwhile."""
         self.lanes.swap_engine(engine, instance.selection)
         # After the swap: frames that were prepared for the old engine are still analysed there.
         if (registry := self._state.snapshot().camera_registry) is not None:
             registry.change_input(instance.resizer)
-        self._publish_state(instance, engine)
+        self._publish_state(instance, engine, in_place_of)
 
     def _set_first_instance(self, instance: EngineInstance) -> InputResizer:
         """Take a model as the first one: `open` opens its engine."""
@@ -446,8 +446,14 @@ class EngineHost:
         self._publish_state(instance, None)
         return instance.resizer
 
-    def _publish_state(self, instance: EngineInstance, engine: Engine | None) -> None:
-        self._state.set_engine(engine, instance.model, instance.selection, instance.frame_pool)
+    def _publish_state(
+        self, instance: EngineInstance, engine: Engine | None, requested: Engine | None = None
+    ) -> None:
+        self._state.set_engine(engine, instance.model, instance.selection, instance.frame_pool, requested)
+
+
+def _find_precision(engine: Engine) -> str:
+    return engine.info().precision.precision
 
 
 def _make_selection(model: Model, inference: InferenceConfig) -> Selection:

@@ -155,9 +155,10 @@ def _measure_interval_s(now: StateSnapshot) -> float:
 
 
 def _measure(now: StateSnapshot, engine: Engine) -> None:
-    child = engine.process.pid if engine.process else None
+    info = engine.info()
+    child = info.process.pid if info.process else None
     counts = {} if now.camera_registry is None else now.camera_registry.counts()
-    gpu = engine.device.effective != "cpu"
+    gpu = info.device.effective != "cpu"
     now.meter.take_sample(now.batcher.statistics(), counts, child=child, gpu=gpu)
 
 

@@ -7,9 +7,8 @@ from visionedge.app import status as documents
 from visionedge.app.metrics import Metrics
 from visionedge.app.state import SnapshotReader
 from visionedge.config.documents import Document
-from visionedge.engine.interface import Engine
-from visionedge.engine.lanes import LanePool
-from visionedge.engine.one_shot import infer_frames, make_frame
+from visionedge.engine.interface import EngineInfo
+from visionedge.engine.lanes import LanePool, infer_frames, make_frame
 from visionedge.errors import BusyError
 from visionedge.frames.types import FrameResult, Picture
 from visionedge.ops.doctor.facts import DoctorRequest, RunningEngine
@@ -83,7 +82,8 @@ class HttpBackend:
 
     async def _examine(self) -> Document:
         state = self._snapshot()
-        running = _describe_running_engine(state.engine) if state.engine else None
+        info = state.engine_info()
+        running = _describe_running_engine(info) if info else None
         request = DoctorRequest(state.config.inference.device, state.config, state.data, running)
         return await self._doctor_executor.run(lambda: examine(request, this_host(state.environ)).document())
 
@@ -93,10 +93,10 @@ class HttpBackend:
 
     def model(self) -> ModelMetadata | None:
         """The loaded model, for the Open Inference Protocol."""
-        engine = self._snapshot().engine
-        if engine is None:
+        state = self._snapshot()
+        if (info := state.engine_info()) is None:
             return None
-        return documents.build_model_facts(engine, self._snapshot().config.inference.max_batch)
+        return documents.build_model_facts(info, state.config.inference.max_batch)
 
     async def detect(self, picture: Picture) -> FrameResult:
         """Analyse one picture of a request.
@@ -123,7 +123,7 @@ class HttpBackend:
 
         def infer() -> NDArray[np.float32]:
             with self._lanes.use() as running:
-                return running.engine.infer(images)
+                return running.engine.infer(images).rows
 
         return await self._executor.run(infer)
 
@@ -138,9 +138,9 @@ class HttpBackend:
         return self._executor.close() + self._doctor_executor.close()
 
 
-def _describe_running_engine(engine: Engine) -> RunningEngine:
+def _describe_running_engine(info: EngineInfo) -> RunningEngine:
     """What the doctor reports of the engine in use."""
-    device, speed_check = engine.device, engine.device_check.speed_check
+    device, speed_check = info.device, info.device_check.speed_check
     return RunningEngine(
-        device, engine.node_placement, speed_check.doubt(device.effective) if speed_check else None
+        device, info.node_placement, speed_check.doubt(device.effective) if speed_check else None
     )

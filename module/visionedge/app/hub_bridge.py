@@ -322,13 +322,14 @@ def build_reported_properties(
 
 
 def _build_engine_properties(state: StateSnapshot) -> Document:
-    if state.engine is None:
+    info = state.engine_info()
+    if info is None:
         return {"requested": state.config.inference.device, "reasonCode": "warming-up"}
-    device = state.engine.device
+    device = info.device
     return {
         "requested": device.requested,
         "effective": device.effective,
-        "precision": state.engine.precision.precision,
+        "precision": info.precision.precision,
         "reasonCode": device.code,
         "since": format_utc(device.since_utc),
     }

@@ -18,7 +18,7 @@ from visionedge.app.load_meter import cores_by_purpose, find_bottleneck
 from visionedge.app.overload_policy import DEGRADATION_LEVELS
 from visionedge.app.state import InboundStatistics, StateSnapshot
 from visionedge.app.status import uptime_s
-from visionedge.engine.interface import Engine, RecoveryStatistics
+from visionedge.engine.interface import EngineInfo, RecoveryStatistics
 from visionedge.frames.types import FrameResult
 from visionedge.iothub.delivery import Delivery
 
@@ -204,8 +204,8 @@ def collect_samples(state: StateSnapshot) -> Iterator[Sample]:
     yield "uptime_seconds", (), uptime_s(state)
     yield "ready", (), float(not state.readiness())
     yield "result_queue_dropped_total", (), state.loop_queue.dropped
-    if state.engine is not None:
-        yield from _engine_samples(state.engine)
+    if (info := state.engine_info()) is not None:
+        yield from _engine_samples(info)
     if state.frame_pool is not None:
         yield "pictures_copied_total", (), state.frame_pool.exhausted_count
     yield from _camera_samples(state)
@@ -217,17 +217,17 @@ def collect_samples(state: StateSnapshot) -> Iterator[Sample]:
         yield from _inbound_samples(state.inbound_statistics())
 
 
-def _engine_samples(engine: Engine) -> Iterator[Sample]:
-    device = engine.device
+def _engine_samples(info: EngineInfo) -> Iterator[Sample]:
+    device = info.device
     yield "engine_device", (device.requested, device.effective, device.code), 1
-    yield "engine_info", (engine.model.name, device.effective, engine.precision.precision), 1
+    yield "engine_info", (info.model.name, device.effective, info.precision.precision), 1
     yield "engine_degraded", (), float(device.degraded)
-    yield "unplanned_shape_total", (), engine.unplanned_shapes
-    yield "nodes_on_cpu", (), len(engine.node_placement.on_cpu)
-    if engine.process is not None:
-        yield "engine_restarts_total", (), engine.process.restarts
-    if engine.recovery is not None:
-        yield from _recovery_samples(engine.recovery)
+    yield "unplanned_shape_total", (), info.unplanned_shapes
+    yield "nodes_on_cpu", (), len(info.node_placement.on_cpu)
+    if info.process is not None:
+        yield "engine_restarts_total", (), info.process.restarts
+    if info.recovery is not None:
+        yield from _recovery_samples(info.recovery)
 
 
 def _recovery_samples(recovery: RecoveryStatistics) -> Iterator[Sample]:

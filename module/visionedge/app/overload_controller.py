@@ -121,8 +121,8 @@ class OverloadController:
     @property
     def _may_act(self) -> bool:
         now = self._state.snapshot()
-        config, engine = now.config.overload, now.engine
-        degraded = engine is not None and engine.device.degraded
+        config, info = now.config.overload, now.engine_info()
+        degraded = info is not None and info.device.degraded
         return bool(config.levels) and (config.when == "always" or degraded)
 
     async def _decide(self, seen: LoadMeasurement) -> tuple[DegradationStep, ...]:
@@ -249,8 +249,8 @@ class OverloadController:
 
     def _describe_overload(self) -> str:
         """The device and its rates, in a few words."""
-        engine = self._state.snapshot().engine
-        device = describe_device(engine.device.effective) if engine is not None else "the engine"
+        info = self._state.snapshot().engine_info()
+        device = describe_device(info.device.effective) if info is not None else "the engine"
         rates = "" if self._last_measurement is None else describe_rates(self._last_measurement)
         return f"too much for {device} ({rates})"
 

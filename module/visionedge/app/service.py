@@ -286,8 +286,9 @@ class Service:
         await self._positions.save(self._thread_group)
         engine = await self._engine_host.open()
         registry.begin()
-        text = status.shorten(engine.device.describe())
-        delivery.event("engine", engine.device.code, text, status.build_engine_event(engine))
+        info = engine.info()
+        text = status.shorten(info.device.describe())
+        delivery.event("engine", info.device.code, text, status.build_engine_event(info))
         if self._hub_bridge is not None:
             self._hub_bridge.retry()  # sections that waited for the engine can be applied now
         log.info("ready: open %s to look", self._server.url)
@@ -411,10 +412,10 @@ class Service:
 
     def _handle_engine_event(self, event: EngineEvent, delivery: Delivery) -> None:
         self._engine_host.lanes.start_lanes()
-        engine = self.state.snapshot().engine
-        details = status.build_engine_event(engine) if engine else {}
+        info = self.state.snapshot().engine_info()
+        details = status.build_engine_event(info) if info else {}
         delivery.event("engine", event.code, status.shorten(event.message), details)
-        if engine is None:
+        if info is None:
             self.state.set_waiting_reason(event.message)
             self._limit_duration()
         if event.exit_code is not None:

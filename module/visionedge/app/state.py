@@ -21,7 +21,7 @@ from visionedge.camera.registry import CameraRegistry
 from visionedge.config.applied import SECTIONS, Applied, SectionOutcome
 from visionedge.config.schema import Config
 from visionedge.engine.batcher import Batcher
-from visionedge.engine.interface import Engine, EngineEvent
+from visionedge.engine.interface import Engine, EngineEvent, EngineInfo
 from visionedge.engine.process.shared_memory import SharedFramePool
 from visionedge.frames.types import FrameResult
 from visionedge.iothub.delivery import Delivery
@@ -72,6 +72,8 @@ class StateSnapshot:
     frame_pool: SharedFramePool | None = None
     camera_registry: CameraRegistry | None = None
     engine: Engine | None = None
+    requested_engine: Engine | None = None
+    """The engine of the configuration, while a substitute computes in its place; else None."""
     delivery: Delivery | None = None
     waiting_reason: str | None = None
     read_fetch_progress: Callable[[], str | None] = lambda: None
@@ -94,13 +96,21 @@ class StateSnapshot:
         """Why there is no engine yet."""
         return self.fetch_progress or self.waiting_reason or _WARMING_UP
 
+    def engine_info(self) -> EngineInfo | None:
+        """The engine that computes, with what was requested; None before the first engine is ready."""
+        if self.engine is None:
+            return None
+        info = self.engine.info()
+        return info if self.requested_engine is None else info.as_substitute_for(self.requested_engine.info())
+
     def readiness(self) -> list[str]:
         """Why no frame can be computed now; empty when one can."""
         if self.stopping:
             return ["stopping"]
-        if self.engine is None:
+        info = self.engine_info()
+        if info is None:
             return [self.no_engine_reason]
-        process = self.engine.process
+        process = info.process
         return [process.down] if process is not None and process.down else []
 
 
@@ -224,9 +234,19 @@ class AppState:
         model: Model | None = None,
         selection: Selection | None = None,
         frame_pool: SharedFramePool | None = None,
+        requested: Engine | None = None,
     ) -> None:
-        """The engine in use, or its model while the engine still opens. Written by `EngineHost`."""
-        self._update(engine=engine, loaded_model=model, selection=selection, frame_pool=frame_pool)
+        """The engine in use, or its model while the engine still opens. Written by `EngineHost`.
+
+        `requested` is the engine of the configuration while `engine` computes in its place.
+        """
+        self._update(
+            engine=engine,
+            loaded_model=model,
+            selection=selection,
+            frame_pool=frame_pool,
+            requested_engine=requested,
+        )
 
     def set_selection(self, selection: Selection) -> None:
         """What counts as a detection. Written by `EngineHost`."""

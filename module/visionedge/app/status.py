@@ -17,7 +17,7 @@ from visionedge.camera.camera import CameraStatus
 from visionedge.config.documents import Document
 from visionedge.engine.batcher import CameraStatistics
 from visionedge.engine.device_parity import SpeedCheck
-from visionedge.engine.interface import Engine, ProcessStatus, RecoveryStatistics
+from visionedge.engine.interface import EngineInfo, ProcessStatus, RecoveryStatistics
 from visionedge.engine.plan import Plan
 from visionedge.frames.types import format_utc, utc_now
 from visionedge.iothub.client import HubStatus
@@ -67,7 +67,7 @@ def build_status(state: StateSnapshot) -> Document:
         uptime_seconds=round(uptime_s(state), 3),
         ready=not reasons,
         reasons=reasons,
-        engine=_engine(state.engine) if state.engine else _missing_engine(state),
+        engine=_engine(info) if (info := state.engine_info()) else _missing_engine(state),
         model=_model(state.loaded_model) if state.loaded_model else None,
         fetching=state.fetch_progress,
         cameras=[_camera(state, name, counters) for name in state.config.cameras],
@@ -95,9 +95,9 @@ def build_capacity(state: StateSnapshot) -> Document | None:
     return None if capacity is None else capacity.dump()
 
 
-def build_engine_event(engine: Engine) -> Document:
+def build_engine_event(info: EngineInfo) -> Document:
     """`EngineEventDocument`: the details of an event about the engine. The tables stay in status."""
-    device, recovery = engine.device, engine.recovery
+    device, recovery = info.device, info.recovery
     return EngineEventDocument(
         requested=device.requested,
         effective=device.effective,
@@ -105,7 +105,7 @@ def build_engine_event(engine: Engine) -> Document:
         reason_code=device.code,
         since=format_utc(device.since_utc),
         reason=shorten(device.reason),
-        precision=engine.precision.precision,
+        precision=info.precision.precision,
         recovery_stage=recovery.recovery_state.stage if recovery else None,
     ).dump()
 
@@ -126,13 +126,13 @@ def describe_camera(camera: CameraStatus) -> str:
     return f"camera {camera.name} is {camera.state}{because}"
 
 
-def build_model_facts(engine: Engine, max_batch: int) -> ModelMetadata:
+def build_model_facts(info: EngineInfo, max_batch: int) -> ModelMetadata:
     """What a client of the Open Inference Protocol has to know of the model.
 
     `max_batch` is the configured one, not the plan's: clients must not break when the device changes.
     """
-    model = engine.model
-    return ModelMetadata(model.name, model.sha256, model.input, engine.rows, max_batch, model.labels)
+    model = info.model
+    return ModelMetadata(model.name, model.sha256, model.input, info.max_rows, max_batch, model.labels)
 
 
 def uptime_s(state: StateSnapshot) -> float:
@@ -143,8 +143,8 @@ def uptime_s(state: StateSnapshot) -> float:
 # --- the engine ---------------------------------------------------------------------------------------------
 
 
-def _engine(engine: Engine) -> EngineDocument:
-    device, check = engine.device, engine.device_check
+def _engine(info: EngineInfo) -> EngineDocument:
+    device, check = info.device, info.device_check
     return EngineDocument(
         requested=device.requested,
         effective=device.effective,
@@ -152,15 +152,15 @@ def _engine(engine: Engine) -> EngineDocument:
         reason_code=device.code,
         reason=device.reason,
         since=format_utc(device.since_utc),
-        plan=_plan(engine.plan),
-        precision=PrecisionDocument.model_validate(engine.precision.document()),
-        nodes_on_cpu=list(engine.node_placement.on_cpu),
-        notes=list(engine.notes),
-        unplanned_shapes=engine.unplanned_shapes,
-        process=_process(engine.process) if engine.process else None,
+        plan=_plan(info.plan),
+        precision=PrecisionDocument.model_validate(info.precision.document()),
+        nodes_on_cpu=list(info.node_placement.on_cpu),
+        notes=list(info.notes),
+        unplanned_shapes=info.unplanned_shapes,
+        process=_process(info.process) if info.process else None,
         parity=[ParityDocument.model_validate(result.document()) for result in check.parity_results],
         speed_check=_speed_check(check.speed_check, device.effective) if check.speed_check else None,
-        recovery=_recovery(engine.recovery) if engine.recovery else None,
+        recovery=_recovery(info.recovery) if info.recovery else None,
     )
 
 
@@ -191,6 +191,10 @@ def _speed_check(check: SpeedCheck, device: str) -> SpeedCheckDocument:
     return SpeedCheckDocument.model_validate(check.document(device))
 
 
+def _remaining_s(at_s: float | None) -> float | None:
+    return None if at_s is None else round(max(0.0, at_s - time.monotonic()), 1)
+
+
 def _recovery(statistics: RecoveryStatistics) -> RecoveryDocument:
     state = statistics.recovery_state
     return RecoveryDocument(
@@ -198,7 +202,7 @@ def _recovery(statistics: RecoveryStatistics) -> RecoveryDocument:
         failed_attempts=state.failed_attempts,
         reason_code=state.reason.code if state.reason else None,
         reason=state.reason.reason if state.reason else None,
-        next_try_seconds=_round_or_none(state.retry_in_s),
+        next_try_seconds=_remaining_s(state.retry_at_s),
         change_overs=statistics.device_recoveries,
         faults=dict(statistics.faults),
         probes=dict(statistics.probes),
@@ -281,7 +285,8 @@ def _capacity(state: StateSnapshot) -> CapacityDocument | None:
     verdict = find_bottleneck(load)
     sentence = verdict.sentence
     if overload.taken_levels or overload.exhausted:
-        device = describe_device(state.engine.device.effective) if state.engine else "the engine"
+        info = state.engine_info()
+        device = describe_device(info.device.effective) if info else "the engine"
         sentence = describe_overload(load, overload, device)
     return CapacityDocument(
         window_seconds=round(load.seconds, 1),

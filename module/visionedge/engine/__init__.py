@@ -1,1 +1,10 @@
-"""Computes batches of pictures on a device: batching, lanes, plan, sessions, processes."""
+"""The engine: batches of frames in, detections out. In reading order:
+
+- `batcher`: the newest frame of each camera waits here; a batch forms while the lanes are busy.
+- `lanes`: threads that take a batch, infer and deliver; how one engine replaces another.
+- `interface`: an engine is `infer`, `info` and `close`.
+- `local_engine`: the engine in this process, on the best device. `precision_choice` picks the precision,
+  `device_parity` compares the device with the CPU, `autotune` measures the plan, `plan_cache` keeps it.
+- `device/`: onnxruntime's sessions, their options, and what errors of devices mean.
+- `process/`: the same engine in a worker process, with a supervisor that restarts it.
+"""

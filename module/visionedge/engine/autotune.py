@@ -1,9 +1,10 @@
-"""The measured plan: which number of lanes and which batch computes most, found in a few seconds.
+"""Autotuning: the number of lanes and the batch size with the highest throughput, found in a few seconds.
 
-Pairs are tried in rounds, every pair that is still in the running once a round, so that a machine that is
-busy for a moment is busy for all of them; what is far behind after a round is not run again. How long a
-batch takes is fitted as a * n + b for each number of lanes: what cannot win by the fit, takes longer than the
-budget, or would take too long to try, is not run at all. The choice is made on medians.
+An operating point is a number of lanes and a batch size. Points are tried in rounds, each one once a round,
+so that a machine that is busy for a moment is busy for all of them; a point that is much slower than the best
+is not run again. The time of a batch is fitted as a * n + b for each number of lanes: a point that cannot win
+by the fit, exceeds the latency budget, or would take too long to try, is not run at all. The choice is made
+on medians.
 """
 
 import threading
@@ -26,18 +27,45 @@ from visionedge.engine.plan import (
 )
 from visionedge.runtime.process_limits import bounded_cores
 
-# One trial: so many threads that compute batches one after the other, timed.
-
+TIME_BUDGET_S = 3.0
+FINAL_TIME_BUDGET_S = 1.5
+"""More time if another point than the default is the best: the default is replaced only after a final."""
 
 MAX_BATCHES = 24
-"""Of one lane in one trial: tiny networks need no more to be timed well."""
+"""The most batches of one lane in one trial: tiny networks need no more to be timed well."""
 
 _START_TIMEOUT_S = 60.0
+_ROUNDS = 9
+_FINAL_ROUNDS = 12
+_TRIAL_S = 0.08
+"""Many short trials, not few long ones: a burst of another process spoils one round, not the median."""
+
+_MIN_SHARES_BY_ROUND = (0.75, 0.85, 0.9)
+"""The share of the best point's speed that a point needs to be run again, after each round.
+
+One measurement on a busy machine may be wrong by much, a median of three by little.
+"""
+
+_MIN_PREDICTED_SHARE = 0.7
+"""The same for a speed that was only predicted."""
+
+_LATENCY_TOLERANCE = 1.25
+_EQUAL_SHARE = 0.98
+"""Points this near to the best count as equally fast; the one with the shortest batch is chosen."""
+
+_MIN_SURE_ROUNDS = 3
+_MIN_CPU_SHARE = 0.8
+"""The least share of the processor that lanes on a CPU get on an idle machine."""
+
+_MIN_CPU_SHARE_DEFAULT = 0.5
+"""Below this share a measurement cannot be used, not even for the default point."""
+
+# --- trials: lanes that compute batches one after the other, timed ------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class ThroughputSample:
-    """What one trial gave; `batch_ms` is the median, `cpu_ms` the lanes' processor time for one picture."""
+    """The result of a trial; `batch_ms` is the median, `cpu_ms` the processor time of one picture."""
 
     frames_per_s: float
     batch_ms: float
@@ -59,15 +87,15 @@ def run_trial(
     clock: Callable[[], int] = time.monotonic_ns,
     cpu_clock: Callable[[], int] = time.thread_time_ns,
 ) -> ThroughputSample:
-    """Compute batches on `pair.lanes` threads for about `limit_s`, at most `most` on each, at least one.
+    """Compute batches on `point.lanes` threads for about `limit_s`, at least one and at most `max_count`.
 
-    The first of each lane settles its buffers and does not count, unless it fills the time by itself.
-
-    Raises whatever `run` raises.
+    The first batch of a lane allocates its buffers and is not counted, unless it takes the whole time by
+    itself. Raises whatever `run` raises.
     """
-    return run_interleaved({"": run}, point, limit_s, max_count=max_count, clock=clock, cpu_clock=cpu_clock)[
-        ""
-    ]
+    samples = run_interleaved(
+        {"": run}, point, limit_s, max_count=max_count, clock=clock, cpu_clock=cpu_clock
+    )
+    return samples[""]
 
 
 def run_interleaved(
@@ -79,9 +107,9 @@ def run_interleaved(
     clock: Callable[[], int] = time.monotonic_ns,
     cpu_clock: Callable[[], int] = time.thread_time_ns,
 ) -> dict[NameT, ThroughputSample]:
-    """The same for several that are to be compared: every lane computes a batch of each in turn.
+    """The same for several runs that are compared: every lane computes a batch of each in turns.
 
-    So each has about `limit_s`, and whatever the machine does meanwhile it does to all of them.
+    Each has about `limit_s`, and other load on the machine slows all of them.
     """
     together = threading.Barrier(point.lanes)
 
@@ -99,13 +127,13 @@ def run_interleaved(
         turns = 0
         while not turns or (_spent_s(done) < limit_s * len(runs) and turns < max_count):
             turns += 1
-            for name in list(runs)[:: 1 if turns % 2 else -1]:  # none always comes after the same
+            for name in list(runs)[:: 1 if turns % 2 else -1]:  # so that none always runs after the same one
                 done[name].append(timed(name))
         return done
 
-    with ThreadPoolExecutor(point.lanes, "plan") as thread_group:
+    with ThreadPoolExecutor(point.lanes, "plan") as executor:
         lanes = [
-            future.result() for future in [thread_group.submit(lane, number) for number in range(point.lanes)]
+            future.result() for future in [executor.submit(lane, number) for number in range(point.lanes)]
         ]
     return {name: _summarize_lanes(point, [done[name] for done in lanes]) for name in runs}
 
@@ -122,40 +150,17 @@ def _spent_s(done: Mapping[NameT, Sequence[_BatchTiming]]) -> float:
 def _summarize_lanes(point: OperatingPoint, lanes: Sequence[Sequence[_BatchTiming]]) -> ThroughputSample:
     batches = [batch for each in lanes for batch in each]
     return ThroughputSample(
-        # Each lane by its own time: none is charged for another that still works on its last batch.
+        # Each lane by its own time: lanes end at different times.
         frames_per_s=sum(point.batch * len(b) / max(sum(x.took_ns for x in b), 1) * 1e9 for b in lanes),
         batch_ms=float(np.median([batch.took_ns for batch in batches])) / 1e6,
         cpu_ms=sum(batch.used_ns for batch in batches) / 1e6 / (point.batch * len(batches)),
     )
 
 
-TIME_BUDGET_S = 3.0
-FINAL_TIME_BUDGET_S = 1.5
-"""On top of it where an unusual pair is the best: what is usual gives way only after a match of the two."""
-
-_ROUNDS = 9
-_TRIAL_S = 0.08
-"""Rather many short trials than few long ones: a neighbour's burst then spoils a round and not the median."""
-
-# The least share of the best that a pair must reach to be run again, after each round: a first look at a
-# busy machine may be wrong by much, a median of three by little. Of a prediction still less is asked.
-_MIN_SHARES_BY_ROUND = (0.75, 0.85, 0.9)
-_MIN_PREDICTED_SHARE = 0.7
-_LATENCY_TOLERANCE = 1.25
-_EQUAL_SHARE = 0.98
-"""Pairs this near to the best are its equals, and the one that answers soonest is taken."""
-
-_FINAL_ROUNDS = 12
-
-
-_MIN_SURE_ROUNDS = 3
-_MIN_CPU_SHARE = 0.8
-"""The least share of the processor that lanes on a CPU get when nobody else wants it."""
-_MIN_CPU_SHARE_DEFAULT = 0.5
-"""Below this share a measurement says nothing, not even for the usual pair."""
+# --- the search ---------------------------------------------------------------------------------------------
 
 TrialRunner = Callable[[OperatingPoint, float], ThroughputSample]
-"""Runs a pair for about so many seconds."""
+"""Runs a point for about so many seconds."""
 
 
 def autotune_plan(
@@ -169,9 +174,9 @@ def autotune_plan(
     clock: Callable[[], int] = time.monotonic_ns,
     spend_s: float = TIME_BUDGET_S,
 ) -> AutotuneResult:
-    """Find the best plan for an engine that is warmed up; `run` computes a batch of so many on its thread.
+    """Find the best plan for an engine that is warmed up; `run` computes a batch of so many pictures.
 
-    Raises what `run` raises where not even the smallest batch can be computed.
+    Raises what `run` raises if not even the smallest batch can be computed.
     """
     request = AutotuneRequest(device, max_batch, fixed_batch, cores, latency_budget_ms)
 
@@ -183,7 +188,7 @@ def autotune_plan(
 
 @dataclass(frozen=True, slots=True)
 class AutotuneRequest:
-    """What the plan is for."""
+    """The device, the machine and the limits for which a plan is searched."""
 
     device: str
     max_batch: int
@@ -192,19 +197,19 @@ class AutotuneRequest:
     latency_budget_ms: float | None = None
 
     def batches(self) -> tuple[int, ...]:
-        """The sizes in question."""
+        """The batch sizes to try."""
         return list_batch_sizes(self.max_batch) if self.fixed_batch is None else (self.fixed_batch,)
 
     def lanes(self) -> tuple[int, ...]:
-        """The numbers of lanes in question: up to the cores, or a few that share a GPU."""
+        """The numbers of lanes to try: up to the number of cores, or one to three for a GPU."""
         if self.device != "cpu":
             return (1, 2, 3)
         cores = bounded_cores(self.cores)
-        # Half the cores are often all the real ones there are.
+        # With hyper-threading, half the cores are the physical ones.
         return tuple(sorted({*list_batch_sizes(cores), max(1, cores // 2)}))
 
     def default_point(self) -> OperatingPoint:
-        """What is taken where nothing can be measured."""
+        """The point of the default plan."""
         plan = make_default_plan(self.device, self.max_batch, self.fixed_batch, self.cores)
         return OperatingPoint(plan.lanes, plan.max_batch)
 
@@ -212,14 +217,14 @@ class AutotuneRequest:
 def search_plan(
     trial: TrialRunner, request: AutotuneRequest, *, clock: Callable[[], int], spend_s: float = TIME_BUDGET_S
 ) -> AutotuneResult:
-    """Try pairs until the best is known or the time is spent, and choose."""
+    """Try points until the best is known or the time is spent, and choose."""
     began_ns = clock()
     measurements = _Measurements(request)
 
     def left_s() -> float:
         return spend_s - (clock() - began_ns) / 1e9
 
-    # Small batches first: they are cheap, and tell what the larger ones would take.
+    # Small batches first: they are fast, and larger ones are predicted from them.
     for batch in request.batches():
         for lanes in request.lanes():
             point = OperatingPoint(lanes, batch)
@@ -234,9 +239,8 @@ def search_plan(
         )
         if len(points_to_rerun) < 2:
             break
-        for point in (
-            points_to_rerun if number % 2 else reversed(points_to_rerun)
-        ):  # no pair is always the first
+        # In turns from both ends, so that no point is always the first.
+        for point in points_to_rerun if number % 2 else reversed(points_to_rerun):
             if point in measurements.samples:
                 measurements.run(trial, point, _TRIAL_S)
     _run_final_rounds(measurements, trial, left_s)
@@ -244,9 +248,9 @@ def search_plan(
 
 
 def _run_final_rounds(measurements: "_Measurements", trial: TrialRunner, left_s: Callable[[], float]) -> None:
-    """Hold what would take the place of the usual pair against it, again and again.
+    """Measure the default point and the one that would replace it again, in turns.
 
-    Who is the best of many owes it to luck as well, so what they did before does not count any more.
+    The best of many noisy measurements is biased (winner's curse), so the finalists are measured afresh.
     """
     finalists = measurements.finalists()
     before = {point: len(measurements.samples[point]) for point in finalists}
@@ -258,21 +262,19 @@ def _run_final_rounds(measurements: "_Measurements", trial: TrialRunner, left_s:
             break
         for point in finalists if number % 2 else reversed(finalists):
             measurements.run(trial, point, _TRIAL_S)
-    samples_of_point = {
-        point: measurements.samples[point] for point in finalists if point in measurements.samples
-    }
-    if len(samples_of_point) < 2:
+    runs = {point: measurements.samples[point] for point in finalists if point in measurements.samples}
+    if len(runs) < 2:
         return
-    final_samples = {point: samples[before[point] :] for point, samples in samples_of_point.items()}
+    final_samples = {point: samples[before[point] :] for point, samples in runs.items()}
     rounds = min(map(len, final_samples.values()))
-    if rounds == 0:  # there was no time for any: what both have done has to do
-        final_samples, rounds = samples_of_point, min(map(len, samples_of_point.values()))
+    if rounds == 0:  # there was no time: use the earlier measurements
+        final_samples, rounds = runs, min(map(len, runs.values()))
     measurements.final_samples = {point: samples[:rounds] for point, samples in final_samples.items()}
 
 
 def fit_latency(lanes: int, points: Mapping[int, float]) -> LatencyFit:
-    """Durations in ms by batch size as a * n + b, neither below 0, by least squares of relative errors."""
-    # Weights 1/d²: a batch of eight takes longer, and is not measured any better for that.
+    """Fit durations in ms by batch size as a * n + b, a and b >= 0, by least squares of relative errors."""
+    # Weights 1/d²: a long batch is not measured more precisely than a short one.
     sums = [0.0] * 5
     for batch, took_ms in points.items():
         weight = 1 / max(took_ms, 1e-9) ** 2
@@ -292,10 +294,10 @@ def choose_point(
     latency_budget_ms: float | None,
     usual: OperatingPoint,
 ) -> tuple[OperatingPoint, str]:
-    """The best pair among those that were run most often, and why in a clause.
+    """The best of the points that were run most often, and why in a clause.
 
-    The best is that which computes most pictures; among equals that whose batch is done soonest. `usual`,
-    what its kind of device is known to like, gives way only to a pair that is clearly better.
+    The best has the highest throughput; of equal ones, the shortest batch. `usual`, the default point of such
+    a device, is replaced only by a point that is clearly better.
     """
     finals, speeds = _summarize_complete(samples)
     within = _filter_by_latency(finals, latency_budget_ms)
@@ -306,7 +308,7 @@ def choose_point(
         best = max(nearest, key=lambda point: speeds[point])
         return (
             best,
-            f"no batch is done within {latency_budget_ms:g} ms; nearest, "
+            f"no batch is done within {latency_budget_ms:g} ms; nearest: "
             f"{_describe_sample(best, finals[best])}",
         )
     rivals = [p for p in within if usual not in within or _clearly_better(samples[p], samples[usual])]
@@ -314,17 +316,14 @@ def choose_point(
     equals = [point for point in rivals if speeds[point] >= _EQUAL_SHARE * top]
     best = min(equals, key=lambda point: (within[point].batch_ms, point), default=usual)
     limit = "" if latency_budget_ms is None else f", the most within {latency_budget_ms:g} ms"
-    kept = "" if best != usual or len(within) == 1 else ", and no other pair clearly more"
+    kept = "" if best != usual or len(within) == 1 else ", and no other point is clearly faster"
     return best, f"{_describe_sample(best, within[best])}{limit}{kept}"
 
 
-def _clearly_better(
-    samples_of_point: Sequence[ThroughputSample], reference: Sequence[ThroughputSample]
-) -> bool:
-    """Whether one pair beat another by more than the machine's moods."""
+def _clearly_better(runs: Sequence[ThroughputSample], reference: Sequence[ThroughputSample]) -> bool:
+    """Whether one point is faster than another by more than measurement noise."""
     ratios = sorted(
-        ours.frames_per_s / theirs.frames_per_s
-        for ours, theirs in zip(samples_of_point, reference, strict=True)
+        ours.frames_per_s / theirs.frames_per_s for ours, theirs in zip(runs, reference, strict=True)
     )
     if len(ratios) < _MIN_SURE_ROUNDS:
         return ratios[0] > (1.25 if len(ratios) == 1 else 1.1)
@@ -334,32 +333,24 @@ def _clearly_better(
 def _summarize_complete(
     samples: Mapping[OperatingPoint, Sequence[ThroughputSample]],
 ) -> tuple[dict[OperatingPoint, ThroughputSample], dict[OperatingPoint, float]]:
-    """The pairs that were in every round: their medians, and how fast they were beside the others."""
-    max_count = max(len(samples_of_point) for samples_of_point in samples.values())
-    finals = {
-        point: samples_of_point
-        for point, samples_of_point in samples.items()
-        if len(samples_of_point) == max_count
-    }
-    return {
-        point: _median_sample(samples_of_point) for point, samples_of_point in finals.items()
-    }, compute_relative_speeds(finals)
+    """The points that were run in every round: their medians, and their relative speeds."""
+    max_count = max(len(runs) for runs in samples.values())
+    finals = {point: runs for point, runs in samples.items() if len(runs) == max_count}
+    return {point: _median_sample(runs) for point, runs in finals.items()}, compute_relative_speeds(finals)
 
 
 def compute_relative_speeds(
     samples: Mapping[OperatingPoint, Sequence[ThroughputSample]],
 ) -> dict[OperatingPoint, float]:
-    """How fast pairs were, all of them run once a round: the median of their speeds beside the round's own.
+    """The speed of points that were all run once a round: the median of speed divided by the round's median.
 
-    What slows the machine for a while slows all pairs of that round, and cancels out.
+    Other load slows all points of a round, and cancels out.
     """
     rounds = zip(*samples.values(), strict=True)
     usual = [median(sample.frames_per_s for sample in each) for each in rounds]
     return {
-        point: median(
-            sample.frames_per_s / speed for sample, speed in zip(samples_of_point, usual, strict=True)
-        )
-        for point, samples_of_point in samples.items()
+        point: median(sample.frames_per_s / speed for sample, speed in zip(runs, usual, strict=True))
+        for point, runs in samples.items()
     }
 
 
@@ -373,8 +364,8 @@ def _describe_sample(point: OperatingPoint, sample: ThroughputSample) -> str:
     return f"{point} gave {sample.frames_per_s:.1f} frames/s at {sample.batch_ms:.1f} ms a batch"
 
 
-def _median_sample(samples_of_point: Iterable[ThroughputSample]) -> ThroughputSample:
-    rows = list(samples_of_point)
+def _median_sample(runs: Iterable[ThroughputSample]) -> ThroughputSample:
+    rows = list(runs)
     return ThroughputSample(
         median(s.frames_per_s for s in rows), median(s.batch_ms for s in rows), median(s.cpu_ms for s in rows)
     )
@@ -382,55 +373,47 @@ def _median_sample(samples_of_point: Iterable[ThroughputSample]) -> ThroughputSa
 
 @dataclass(slots=True)
 class _Measurements:
-    """What was measured so far, and what may be concluded from it."""
+    """The measurements so far, and what follows from them."""
 
     request: AutotuneRequest
     samples: dict[OperatingPoint, list[ThroughputSample]] = field(default_factory=dict)
     notes: dict[OperatingPoint, str] = field(default_factory=dict)
     failed: int | None = None
-    """The smallest batch that one lane could not compute."""
+    """The smallest batch that a single lane could not compute."""
     final_samples: dict[OperatingPoint, list[ThroughputSample]] = field(default_factory=dict)
-    """The usual pair against the best of the others, where that was held."""
+    """The samples of the final: the default point and the best of the others."""
     out_of_time: bool = False
-    """Something was left out only for want of time."""
+    """A point was not run only because there was no time."""
 
     def run(self, trial: TrialRunner, point: OperatingPoint, limit_s: float) -> None:
-        """Run a pair once more; one that fails is out, with its reason."""
+        """Run a point once more; one that fails is removed, with the reason."""
         try:
             sample = trial(point, limit_s)
         except Exception as error:
             if point == OperatingPoint(1, self.request.batches()[0]):
-                raise  # nothing works then
+                raise  # not even the smallest point works
             self.samples.pop(point, None)
             message = " ".join(str(error).split()) or type(error).__name__
             self.notes[point] = f"failed: {message[:200]}"
             if point.lanes == 1:
                 self.failed = point.batch
-                self.samples = {
-                    p: samples_of_point
-                    for p, samples_of_point in self.samples.items()
-                    if p.batch < point.batch
-                }
+                self.samples = {p: runs for p, runs in self.samples.items() if p.batch < point.batch}
             return
         self.samples.setdefault(point, []).append(sample)
 
     def skip_reason(self, point: OperatingPoint, left_s: float) -> str | None:
-        """Why a pair need not be run, None if it should be."""
+        """Why a point need not be run, or None."""
         if self.failed is not None and point.batch >= self.failed:
             return f"a batch of {self.failed} failed"
         if not self.samples:
             return None
         expected_ms, sure = self._expected_ms(point)
         budget_ms = self.request.latency_budget_ms
-        least_ms = min(
-            _median_sample(samples_of_point).batch_ms for samples_of_point in self.samples.values()
-        )
+        least_ms = min(_median_sample(runs).batch_ms for runs in self.samples.values())
         if budget_ms is not None and expected_ms > _LATENCY_TOLERANCE * max(budget_ms, least_ms):
             return f"about {expected_ms:.0f} ms by the fit, over the budget"
         speed = point.lanes * point.batch * 1000 / expected_ms
-        best = max(
-            _median_sample(samples_of_point).frames_per_s for samples_of_point in self.samples.values()
-        )
+        best = max(_median_sample(runs).frames_per_s for runs in self.samples.values())
         if sure and speed < _MIN_PREDICTED_SHARE * best:
             return f"at most about {speed:.1f} frames/s by the fit"
         if self.cost_s(point, _TRIAL_S) > left_s:
@@ -439,14 +422,14 @@ class _Measurements:
         return None
 
     def _expected_ms(self, point: OperatingPoint) -> tuple[float, bool]:
-        """What a batch will take at least, and whether speed may be concluded from it."""
+        """The least time of a batch in ms, and whether a speed may be predicted from it."""
         known = self._durations_ms(point.lanes)
         if point.batch in known:
             return known[point.batch], True
         if len(known) > 1:
             return fit_latency(point.lanes, known).batch_ms(point.batch), True
         if known:
-            # One point: at best a larger batch takes no longer.
+            # Only one batch size is known: at best, a larger batch takes no longer.
             return max(known.values()), True
         fewer = [p for p in self.samples if p.lanes < point.lanes and p.batch <= point.batch]
         nearest = max(fewer, default=None)
@@ -454,18 +437,18 @@ class _Measurements:
 
     def _durations_ms(self, lanes: int) -> dict[int, float]:
         return {
-            point.batch: _median_sample(samples_of_point).batch_ms
-            for point, samples_of_point in self.samples.items()
+            point.batch: _median_sample(runs).batch_ms
+            for point, runs in self.samples.items()
             if point.lanes == lanes
         }
 
     def cost_s(self, point: OperatingPoint, limit_s: float) -> float:
-        """The time that a trial of this pair will take: one batch to settle, and then its time."""
+        """The time of a trial of this point: one batch to warm up, and then its time."""
         batch_s = self._expected_ms(point)[0] / 1000
         return batch_s if batch_s >= limit_s else batch_s + min(limit_s + batch_s / 2, MAX_BATCHES * batch_s)
 
     def points_to_rerun(self, share: float, left_s: float) -> list[OperatingPoint]:
-        """The pairs worth another round, of those that were in every round so far, as the time allows."""
+        """The points for another round, of those that were run in every round, as the time allows."""
         finals, speeds = _summarize_complete(self.samples)
         budget_ms = self.request.latency_budget_ms
         within = _filter_by_latency(finals, None if budget_ms is None else 1.1 * budget_ms)
@@ -477,13 +460,13 @@ class _Measurements:
             running = sorted(_filter_by_latency(finals, most_ms), key=lambda point: -speeds[point])
         usual = self.request.default_point()
         if usual in running or (usual in within and len(self.samples[usual]) < _MIN_SURE_ROUNDS):
-            # What is usual is given up only for good reasons, and those take a few rounds.
+            # The default point is dropped only after a few rounds.
             running = [usual, *(point for point in running if point != usual)]
         return sorted(self._affordable(running, left_s))
 
     def _affordable(self, running: list[OperatingPoint], left_s: float) -> list[OperatingPoint]:
-        """As many of the first pairs as can be run until one is sure; else two of them, or none."""
-        done = max(len(samples_of_point) for samples_of_point in self.samples.values())
+        """As many of the first points as can be run until one is sure; else two of them, or none."""
+        done = max(len(runs) for runs in self.samples.values())
         costs_s = [self.cost_s(point, _TRIAL_S) for point in running]
         for count in range(len(running), 1, -1):
             rounds = max(1, _MIN_SURE_ROUNDS - done) if count > 2 else 1
@@ -492,14 +475,14 @@ class _Measurements:
         return []
 
     def finalists(self) -> list[OperatingPoint]:
-        """What is usual and what would take its place as it looks now; none when there is no such thing."""
+        """The default point and the one that would replace it; empty if it is the best itself."""
         usual, budget_ms = self.request.default_point(), self.request.latency_budget_ms
         point, _ = choose_point(self.samples, budget_ms, usual)
         known = {usual: _median_sample(self.samples[usual])} if usual in self.samples else {}
         return [usual, point] if point != usual and _filter_by_latency(known, budget_ms) else []
 
     def measured(self, spent_s: float) -> AutotuneResult:
-        """The choice and everything that speaks for it."""
+        """The choice, and all measurements."""
         request = self.request
         usual = request.default_point()
         point, why = choose_point(self.final_samples or self.samples, request.latency_budget_ms, usual)
@@ -507,7 +490,7 @@ class _Measurements:
         if share < _MIN_CPU_SHARE:
             why = f"{why}; the lanes got only {share:.0%} of the processor"
         if self.out_of_time and len(self.samples) == 1 and usual.batch == point.batch and usual != point:
-            point, why = usual, f"{why}; too slow to try more, so the rule for its kind says {usual}"
+            point, why = usual, f"{why}; too slow to try more, so the default is used: {usual}"
         return AutotuneResult(
             table=tuple(
                 self._make_row(OperatingPoint(n, size)) for n in request.lanes() for size in request.batches()
@@ -517,37 +500,37 @@ class _Measurements:
             ),
             choice=point,
             buckets=tuple(size for size in request.batches() if size <= point.batch),
-            reason=f"measured in {spent_s:.1f} s: {why} ({len(self.samples)} pairs tried)",
+            reason=f"measured in {spent_s:.1f} s: {why} ({len(self.samples)} points tried)",
             spent_s=spent_s,
             settled=self._is_reliable(point, share),
         )
 
     def _is_reliable(self, point: OperatingPoint, share: float) -> bool:
-        """Whether the choice may be kept: not what was measured while others had most of the processor.
+        """Whether the choice may be cached: not if other processes used much of the processor meanwhile.
 
-        The usual pair needs less of it, as it would be taken without any measurement.
+        The default point needs less of it, because it would be used without any measurement.
         """
         if len(self.request.lanes()) * len(self.request.batches()) == 1:
             return True  # there is nothing to choose
         return share >= (_MIN_CPU_SHARE_DEFAULT if point == self.request.default_point() else _MIN_CPU_SHARE)
 
     def _compute_cpu_share(self, point: OperatingPoint) -> float:
-        """How much of the processor the lanes got of what they could use; 1 where a GPU computes."""
+        """The share of the processor that the lanes could use and got; 1 on a GPU."""
         if self.request.device != "cpu":
             return 1.0
         sample = _median_sample(self.samples[point])
         return sample.cpu_ms * sample.frames_per_s / 1000 / min(point.lanes, self.request.cores)
 
     def _make_row(self, point: OperatingPoint) -> MeasuredPoint:
-        samples_of_point = self.samples.get(point)
-        if not samples_of_point:
+        runs = self.samples.get(point)
+        if not runs:
             return MeasuredPoint(point, note=self.notes.get(point, f"a batch of {self.failed} failed"))
-        middle = _median_sample(samples_of_point)
+        middle = _median_sample(runs)
         return MeasuredPoint(
             point,
             middle.frames_per_s,
             middle.batch_ms,
             middle.cpu_ms,
-            len(samples_of_point),
+            len(runs),
             self.notes.get(point, ""),
         )

@@ -1,9 +1,10 @@
-"""Slots and natural batches: the newest frame of every camera waits here until a lane takes it.
+"""The batcher: the newest frame of every camera waits here until a lane takes it.
 
-Who calls what: camera threads `put` and `wait_taken`; lanes `take` and `done`; the service all the rest. One
-lock, held for assignments only; `put` never blocks.
+A batch forms by itself: while the lanes are busy, frames gather, and the next lane takes all of them. Camera
+threads call `put` and `wait_taken`, lanes `take` and `done`, the service the rest. There is one lock, held
+for assignments only; `put` never blocks.
 
-The law, at every moment and for every camera:
+At every moment, for every camera:
 
     offered = analysed + failed + replaced + stale + gated + discarded + waiting + in_flight
 """
@@ -26,10 +27,10 @@ class Outcome(StrEnum):
 
 
 class DropReason(StrEnum):
-    """Why a frame was not analysed; this list is closed.
+    """Why a frame was not analysed.
 
-    replaced: a newer one came before it was taken; stale: too old when its turn came; gated: not worth the
-    engine; failed: the engine failed on its batch; discarded: its camera or the module was closed.
+    replaced: a newer frame came before a lane took it; stale: too old when its turn came; gated: held back by
+    the motion gate; failed: the engine failed on its batch; discarded: its camera or the module was closed.
     """
 
     REPLACED = "replaced"
@@ -41,7 +42,7 @@ class DropReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Frames of different cameras, taken together; whoever took it owes the batcher a `done`."""
+    """Frames of different cameras, taken together. The lane that took it must call `done`."""
 
     frames: tuple[Frame, ...]
     taken_ns: int
@@ -50,7 +51,7 @@ class Batch:
         return len(self.frames)
 
     def split_by_input(self) -> tuple["Batch", ...]:
-        """The batch by the inputs that its frames were prepared for: one part, but while models change."""
+        """The batch by the input of its frames; more than one part only while a model changes."""
         by_spec: dict[InputSpec | None, list[Frame]] = {}
         for frame in self.frames:
             by_spec.setdefault(frame.spec, []).append(frame)
@@ -61,7 +62,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class CameraStatistics:
-    """What became of a camera's frames; `waiting` and `in_flight` are 0 or 1."""
+    """The frames of a camera, counted; `waiting` and `in_flight` are 0 or 1."""
 
     offered: int
     analysed: int
@@ -72,7 +73,7 @@ class CameraStatistics:
 
 @dataclass(frozen=True, slots=True)
 class BatcherStatistics:
-    """A snapshot: what became of the frames of each camera, and how many batches of which size there were."""
+    """A snapshot: the frames of each camera, and the number of batches by size."""
 
     cameras: Mapping[str, CameraStatistics]
     batch_sizes: Mapping[int, int]
@@ -81,7 +82,7 @@ class BatcherStatistics:
 @dataclass(slots=True)
 class _Slot:
     emptied: threading.Condition
-    """The slot turned empty: a camera that is flat out waits here, and is not woken for the others."""
+    """The slot turned empty. One condition per slot: a camera is not woken for the others."""
 
     frame: Frame | None = None
     in_flight: Frame | None = None
@@ -92,11 +93,10 @@ class _Slot:
 
 
 class Batcher:
-    """One slot per camera, at most one frame of a camera in flight, and whoever was served last goes last.
+    """One slot per camera, at most one frame of a camera in flight, cameras in turns.
 
     `max_batch` bounds a batch. A frame that is older than `max_age_ns` when its turn comes is dropped. With
-    `window_ns` a batch that is not full waits until its oldest frame is that old; by default nothing ever
-    waits for company.
+    `window_ns`, a batch that is not full waits until its oldest frame is that old; by default it never waits.
     """
 
     def __init__(
@@ -110,11 +110,13 @@ class Batcher:
         self._max_age_ns = max_age_ns
         self._window_ns = window_ns
         self._clock = clock
-        self._slots: dict[str, _Slot] = {}  # in the order of turns: a camera that was served moves to the end
+        self._slots: dict[
+            str, _Slot
+        ] = {}  # in the order of turns: a camera whose frame was taken moves to the end
         self._batch_sizes: Counter[int] = Counter()
         self._closed = False
         self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)  # a frame may be ready; lanes wait here
+        self._work = threading.Condition(self._lock)  # lanes wait here for a frame
 
     def __repr__(self) -> str:
         slots = list(self._slots.values())
@@ -126,26 +128,26 @@ class Batcher:
         )
 
     def open(self, camera: str) -> None:
-        """Take frames of a camera from now on; its counters go on where they were."""
+        """Accept frames of a camera from now on; its counters go on."""
         with self._work:
             if camera not in self._slots:
                 self._slots[camera] = _Slot(threading.Condition(self._lock))
             self._slots[camera].open = True
 
     def close_camera(self, camera: str) -> None:
-        """Take no more frames of a camera; one that waits is discarded, one in flight is finished."""
+        """Accept no more frames of a camera; a waiting one is discarded, one in flight is finished."""
         with self._work:
             self._close_slot(self._slots[camera])
 
     def forget(self, camera: str) -> None:
-        """Let go of the counters of a closed camera; one that is open, or has a frame in flight, stays."""
+        """Delete the counters of a closed camera, unless it has a frame in flight."""
         with self._work:
             slot = self._slots.get(camera)
             if slot is not None and not slot.open and slot.in_flight is None:
                 del self._slots[camera]
 
     def put(self, frame: Frame) -> None:
-        """Hand a frame over; it replaces an older one that waits. Of a closed camera it is discarded.
+        """Offer a frame; it replaces an older one that waits. A frame of a closed camera is discarded.
 
         Raises:
             KeyError: the camera was never opened.
@@ -163,14 +165,14 @@ class Batcher:
                 self._work.notify()
 
     def count_gated(self, camera: str) -> None:
-        """Count a frame that was seen and held back before it became one for the engine."""
+        """Count a frame that the motion gate held back before it was prepared for the engine."""
         with self._work:
             slot = self._slots[camera]
             slot.offered += 1
             slot.dropped[DropReason.GATED] += 1
 
     def wait_taken(self, camera: str, timeout_s: float) -> bool:
-        """Wait until nothing of the camera waits any more; False if that took longer than `timeout_s`.
+        """Wait until a lane has taken the camera's frame; False after `timeout_s`.
 
         For files that are read as fast as they are analysed. True at once for a closed camera.
         """
@@ -179,7 +181,7 @@ class Batcher:
             return slot.emptied.wait_for(lambda: slot.frame is None, timeout_s)
 
     def take(self, timeout_s: float | None = None, max_count: int | None = None) -> Batch | None:
-        """Wait for frames and take up to `most` of them; None when all is closed (or `timeout_s` went by)."""
+        """Wait for frames and take up to `max_count` of them; None when closed, or after `timeout_s`."""
         max_count = self._max_batch if max_count is None else min(max_count, self._max_batch)
         deadline_ns = None if timeout_s is None else time.monotonic_ns() + round(timeout_s * 1e9)
         with self._work:
@@ -196,7 +198,7 @@ class Batcher:
         return None
 
     def done(self, batch: Batch, outcome: Outcome) -> None:
-        """Give a batch back after its results were delivered; its cameras may be served again."""
+        """Give a batch back after its results were delivered: frames of its cameras may be taken again."""
         with self._work:
             for frame in batch.frames:
                 slot = self._slots[frame.camera]
@@ -209,7 +211,7 @@ class Batcher:
                     self._work.notify()
 
     def limit(self, max_batch: int, max_age_ns: int) -> None:
-        """Bound batches and ages otherwise from now on."""
+        """Set the limits of batches and ages."""
         with self._work:
             self._max_batch, self._max_age_ns = max_batch, max_age_ns
 
@@ -223,7 +225,7 @@ class Batcher:
             )
 
     def close(self) -> None:
-        """Discard what waits and wake everybody; `take` gives None from now on."""
+        """Discard waiting frames and wake all threads; `take` gives None from now on."""
         with self._work:
             self._closed = True
             for slot in self._slots.values():
@@ -245,10 +247,10 @@ class Batcher:
             }
             return BatcherStatistics(dict(sorted(cameras.items())), dict(sorted(self._batch_sizes.items())))
 
-    # All below is called with the lock held and does nothing but assignments.
+    # --- with the lock held, assignments only ---------------------------------------------------------------
 
     def _ready_frames(self, now_ns: int) -> list[Frame]:
-        """The frames that could go now, whose turn it is first; those too old are dropped on the way."""
+        """The frames that can be taken now, in the order of turns; frames that are too old are dropped."""
         ready = []
         for slot in self._slots.values():
             if slot.frame is None or slot.in_flight is not None:
@@ -262,7 +264,7 @@ class Batcher:
         return ready
 
     def _fill_wait_ns(self, ready: list[Frame], max_count: int, now_ns: int) -> int:
-        """How long this batch should still wait for more frames; 0 or less means that it goes now."""
+        """How long this batch must wait for more frames; 0 or less: not at all."""
         expected_count = sum(slot.open and slot.in_flight is None for slot in self._slots.values())
         if len(ready) >= min(max_count, expected_count):
             return 0
@@ -275,13 +277,13 @@ class Batcher:
             slot.emptied.notify_all()
             self._slots[frame.camera] = slot
         self._batch_sizes[len(frames)] += 1
-        # One put wakes one lane; what that lane left behind is for the next.
+        # One `put` wakes one lane; wake another one for the frames that this lane did not take.
         if any(slot.frame is not None and slot.in_flight is None for slot in self._slots.values()):
             self._work.notify()
         return Batch(tuple(frames), now_ns)
 
     def _pause(self, wait_ns: int | None, deadline_ns: int | None) -> bool:
-        """Wait for a wake-up; False when the deadline has passed."""
+        """Wait until woken; False when the deadline has passed."""
         if deadline_ns is not None:
             left_ns = deadline_ns - time.monotonic_ns()
             if left_ns <= 0:

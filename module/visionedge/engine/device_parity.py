@@ -1,33 +1,30 @@
-"""Whether a device computes what the CPU does: the strongest rows of both, and the boxes that count.
+"""Whether a device gives the same results as the CPU: the strongest rows, and the boxes that are reported.
 
-A device rounds otherwise, so nothing is compared bit by bit. What is asked is whether somebody who reads the
-results could tell the two apart.
+A device rounds differently, so nothing is compared bit by bit: differences that do not change the results are
+accepted.
 """
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.engine.device.session import PictureBatch, RunnableSession
-from visionedge.engine.plan import Plan
+from visionedge.engine.device.backend import RunnableSession
+from visionedge.engine.device.session import PictureBatch
 from visionedge.frames.types import Detections, InputSpec, Placement
 from visionedge.model.compiler.trial_run import compute_matching_share
 from visionedge.model.model import Model
 from visionedge.model.parity import MATCH_CONFIDENCE, MIN_BOXES, Parity, Tolerance, compare_detections
 from visionedge.model.postprocess import Rows, to_detections
 
-ParityPolicy = Literal["refuse", "warn", "off"]
-"""What becomes of a device that computes otherwise than the CPU: not used, used and told, or nobody looks."""
-
 MAX_COMPARED_ROWS = 10
-"""Of each picture so many rows count: those far down a list are close to each other and may trade places."""
+"""Rows compared for each picture: rows further down have similar scores and may change places."""
 
 MIN_MATCHED_SHARE = 0.8
-_MIN_SCORE = 0.01  # below it a row says nothing
+_MIN_SCORE = 0.01  # rows below this score are noise
 _BOX_TOLERANCE_SHARE = 0.02  # of the longer side
 _SCORE_TOLERANCE = 0.05
 _MIN_SPEEDUP = 1.5
@@ -36,10 +33,10 @@ _ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class ParityResult:
-    """A device beside the CPU, on so many `pictures`: the bundled ones, or the cameras' own `frames`.
+    """A device compared with the CPU on so many `pictures`: the bundled ones, or `frames` of the cameras.
 
-    `rows` is the share of the strongest rows of either that have their like in the other, in the picture that
-    has the fewest; None where neither saw anything. `boxes` are those that would be reported.
+    `rows` is the lowest share of matching rows over all pictures, of the strongest rows of either; None if
+    neither detected anything. `boxes` compares the boxes that would be reported.
     """
 
     source: Literal["pictures", "frames"]
@@ -49,11 +46,11 @@ class ParityResult:
 
     @property
     def refusal(self) -> str | None:
-        """Why the device cannot be trusted, in one clause; None where it can."""
+        """Why the device must not be used, in one clause, or None."""
         if self.rows is not None and self.rows < MIN_MATCHED_SHARE:
             return (
-                f"on {self.pictures} {self.source} only {self.rows:.0%} of its strongest rows are the CPU's,"
-                f" {MIN_MATCHED_SHARE:.0%} are wanted"
+                f"on {self.pictures} {self.source} only {self.rows:.0%} of its strongest rows match the CPU's"
+                f" (at least {MIN_MATCHED_SHARE:.0%} must match)"
             )
         if self.boxes.boxes < MIN_BOXES:
             return None  # too few to judge by
@@ -61,11 +58,11 @@ class ParityResult:
 
     @property
     def message(self) -> str:
-        """What was seen, in one clause."""
+        """The result in one clause."""
         seen = f"on {self.pictures} {self.source} "
         if self.rows is None:
-            return f"{seen}neither it nor the CPU saw anything"
-        seen += f"{self.rows:.0%} of its strongest rows are the CPU's"
+            return f"{seen}neither it nor the CPU detected anything"
+        seen += f"{self.rows:.0%} of its strongest rows match the CPU's"
         if self.boxes.boxes:
             seen += f", and {self.boxes.matched:.0%} of {self.boxes.boxes} boxes"
         return seen
@@ -85,7 +82,7 @@ class ParityResult:
         """The reverse of `document`.
 
         Raises:
-            KeyError, TypeError, ValueError: it is none.
+            KeyError, TypeError, ValueError: the document is invalid.
         """
         rows = document["rows"]
         return ParityResult(
@@ -98,18 +95,18 @@ class ParityResult:
 
 @dataclass(frozen=True, slots=True)
 class SpeedCheck:
-    """How long a picture takes, in ms: on the device in its largest batch, and on one core of the CPU."""
+    """The time of a picture in ms: on the device in its largest batch, and on one core of the CPU."""
 
     device_ms: float
     cpu_ms: float
 
     def doubt(self, device: str) -> str | None:
-        """Why that is no pace for a device; None where it is."""
+        """Why the device is implausibly slow (less than 1.5 times one CPU core), or None."""
         if self.device_ms * _MIN_SPEEDUP < self.cpu_ms:
             return None
         return (
             f"{device} takes {self.device_ms:.1f} ms for a picture, one core of the CPU {self.cpu_ms:.1f} ms:"
-            " is it really a GPU that computes?"
+            " is the GPU really used?"
         )
 
     def document(self, device: str) -> dict[str, Any]:
@@ -123,54 +120,42 @@ class SpeedCheck:
 
 @dataclass(frozen=True, slots=True)
 class DeviceCheck:
-    """What speaks for a device, or against it: nothing where it is the CPU, or nobody looked."""
+    """How a device compares with the CPU; empty for the CPU itself, and if nothing was compared."""
 
     parity_results: tuple[ParityResult, ...] = ()
     speed_check: SpeedCheck | None = None
 
 
-class EngineUnderTest(Protocol):
-    """What is asked of an engine here."""
-
-    @property
-    def model(self) -> Model:
-        """What it computes."""
-
-    @property
-    def plan(self) -> Plan:
-        """Its batch sizes."""
-
-    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Rows:
-        """Pictures to rows."""
-
-
 def check_against_cpu(
-    engine: EngineUnderTest,
+    model: Model,
+    infer: Callable[[PictureBatch], Rows],
     cpu: RunnableSession,
     images: NDArray[np.uint8],
+    *,
+    max_batch: int,
     clock: Callable[[], int] = time.monotonic_ns,
 ) -> DeviceCheck:
-    """Let an engine and a session on the CPU compute the same pictures (n, H, W, 3): a few batches of each.
+    """Compute the same pictures (n, H, W, 3) on a device and on the CPU: a few batches of each.
 
-    Raises what they raise.
+    `infer` computes any number of pictures on the device, `max_batch` of them at once. Raises what it or the
+    session raises.
     """
-    batch = engine.model.interpretation.input.batch or 1
+    batch = model.interpretation.input.batch or 1
     expected, cpu_ms = [], []
     for index in range(len(images)):
         start_ns = clock()
         expected.append(cpu.run(images[index : index + 1], batch))
         cpu_ms.append((clock() - start_ns) / 1e6 / batch)
-    seen = compare_rows(engine.model, np.concatenate(expected), engine.infer(images), "pictures")
-    max_count = engine.plan.max_batch
-    full = images[np.arange(max_count) % len(images)]
-    device_ms = measure_median_ms(lambda: engine.infer(full), rounds=_ROUNDS, clock=clock) / max_count
+    seen = compare_rows(model, np.concatenate(expected), infer(images), "pictures")
+    full = images[np.arange(max_batch) % len(images)]
+    device_ms = measure_median_ms(lambda: infer(full), rounds=_ROUNDS, clock=clock) / max_batch
     return DeviceCheck((seen,), SpeedCheck(device_ms, float(np.median(cpu_ms))))
 
 
 def measure_median_ms(
     run: Callable[[], object], *, rounds: int, clock: Callable[[], int] = time.monotonic_ns
 ) -> float:
-    """How long a run typically takes; a first one does not count."""
+    """The median time of a run in ms; a first run is not counted."""
     run()
     taken_ns = []
     for _ in range(rounds):
@@ -183,7 +168,7 @@ def measure_median_ms(
 def compare_rows(
     model: Model, expected: Rows, rows: Rows, source: Literal["pictures", "frames"]
 ) -> ParityResult:
-    """Hold the rows of a device (n, K, 6) against those of the CPU for the same pictures."""
+    """Compare the rows of a device (n, K, 6) with those of the CPU for the same pictures."""
     sees = make_postprocessor(model)
     return ParityResult(
         source,
@@ -194,7 +179,7 @@ def compare_rows(
 
 
 def make_postprocessor(model: Model) -> Callable[[Rows], Detections]:
-    """What the rows of one picture (K, 6) come to, from half of the score that counts."""
+    """Makes detections of the rows of one picture (K, 6), from `MATCH_CONFIDENCE` on."""
     spec = model.input
     whole = Placement(0.0, 0.0, float(spec.width_px), float(spec.height_px))
     iou = 0.5 if model.interpretation.needs_nms else None
@@ -202,14 +187,14 @@ def make_postprocessor(model: Model) -> Callable[[Rows], Detections]:
 
 
 def _compute_matched_share(spec: InputSpec, expected: Rows, rows: Rows) -> float | None:
-    """Each picture's strongest rows of one side must have their like among all rows of the other."""
+    """The lowest share of a picture's strongest rows that match any row of the other side."""
     box_px = _BOX_TOLERANCE_SHARE * max(spec.width_px, spec.height_px)
     tolerance = np.array([box_px] * 4 + [_SCORE_TOLERANCE, 0.5])
     shares = []
     for some, others in ((expected, rows), (rows, expected)):
         for one, other in zip(some, others, strict=True):
             strongest = one[np.argsort(-one[:, 4])[:MAX_COMPARED_ROWS]]
-            # What is no number counts, and has no like.
+            # A row with NaN is kept: it matches nothing.
             strongest = strongest[~(strongest[:, 4] < _MIN_SCORE)]
             if len(strongest):
                 shares.append(compute_matching_share(strongest[None], other[None], tolerance))

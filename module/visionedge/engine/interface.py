@@ -1,4 +1,8 @@
-"""What an engine is, wherever it runs."""
+"""What an engine is, wherever it runs: in this process (`LocalEngine`) or in its own (`EngineClient`).
+
+An engine has three members: `infer` computes a batch, `info` gives a snapshot of everything that status,
+metrics and reports show, and `close` ends it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,35 +25,15 @@ EngineEventCode = Literal[
     "parity-refused",
     "plan-narrowed",
 ]
-"""What is told of an engine. Closed: docs/messages.md lists the same."""
-
+"""The codes of the events of an engine. docs/messages.md lists the same."""
 
 RecoveryStage = Literal["settled", "waiting", "probing", "opening", "comparing"]
-"""Of the way back; settled: there is nothing to look for."""
-
-
-@dataclass(frozen=True, slots=True)
-class RecoveryState:
-    """Where the way back stands: how often it was tried in vain, the last reason, when it is tried again."""
-
-    stage: RecoveryStage
-    failed_attempts: int
-    reason: DeviceVerdict | None
-    retry_in_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessStatus:
-    """The process of an engine: `pid` None while there is none, `down` why it computes nothing just now."""
-
-    pid: int | None
-    restarts: int
-    down: str | None
+"""The stages of the recovery of a device; settled: no recovery is in progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineEvent:
-    """Something about the engine changed: for events. `exit_code`: the module is to end with it."""
+    """A change of the engine that is published. `exit_code`: the module must end with this code."""
 
     code: EngineEventCode
     message: str
@@ -57,11 +41,30 @@ class EngineEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class RecoveryStatistics:
-    """What went wrong so far, by kind of fault; probes, by what they came to; how often a device came back.
+class ProcessStatus:
+    """The engine's process. `pid` is None while there is none; `down` is why nothing is computed now."""
 
-    `outlook` is where the way back of a device stands.
+    pid: int | None
+    restarts: int
+    down: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryState:
+    """The recovery of a lost device: `reason` of the last failed attempt, `retry_at_s` of the next one.
+
+    `retry_at_s` is a value of `time.monotonic()`; None while no attempt is scheduled.
     """
+
+    stage: RecoveryStage
+    failed_attempts: int
+    reason: DeviceVerdict | None
+    retry_at_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryStatistics:
+    """Counters since the start: faults by kind, probes of devices by result, recoveries that succeeded."""
 
     recovery_state: RecoveryState
     faults: Mapping[str, int]
@@ -69,165 +72,83 @@ class RecoveryStatistics:
     device_recoveries: int
 
 
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """A snapshot of everything about an engine that others show: status, twin, metrics, bench.
+
+    `max_rows` is K, the largest number of rows for a picture. `notes` are options that the device or the
+    graph refused, with the reason. `unplanned_shapes` counts runs with a batch size that was not warmed up;
+    it must stay 0. `process` and `recovery` are None for an engine in this process.
+    """
+
+    model: Model
+    device: DeviceState
+    precision: PrecisionChoice
+    plan: Plan
+    node_placement: NodePlacement
+    device_check: DeviceCheck
+    notes: tuple[str, ...]
+    max_rows: int
+    unplanned_shapes: int = 0
+    process: ProcessStatus | None = None
+    recovery: RecoveryStatistics | None = None
+
+    @property
+    def concurrency(self) -> int:
+        """How many threads keep the engine busy: the plan's lanes, and one more for a process on the CPU.
+
+        While a batch is on its way to the process or back, a core is idle unless another batch is there: one
+        more thread gave up to 25 % more frames/s on two cores. The plan for a GPU has such a lane already.
+        """
+        hides_transfer = self.process is not None and self.device.effective == "cpu"
+        return self.plan.lanes + (1 if hides_transfer else 0)
+
+    def as_substitute_for(self, requested: "EngineInfo") -> "EngineInfo":
+        """This engine, shown while it computes in place of the requested one, which stays open.
+
+        The requested device, the reason why it is not used, and its recovery are those of the requested
+        engine.
+        """
+        process = self.process
+        if process is not None and requested.process is not None:
+            process = replace(process, restarts=process.restarts + requested.process.restarts)
+        return replace(
+            self,
+            device=replace(requested.device, effective=self.device.effective),
+            unplanned_shapes=self.unplanned_shapes + requested.unplanned_shapes,
+            process=process,
+            recovery=requested.recovery,
+        )
+
+
 class Inference(NamedTuple):
-    """The rows float32 (n, k, 6) of n pictures, and the device that really computed them."""
+    """The rows float32 (n, k, 6) of n pictures, and the device that computed them."""
 
     rows: Rows
     device: EffectiveDevice
 
 
-class SupportsInfer(Protocol):
-    """What whoever has pictures asks of an engine."""
+class Engine(Protocol):
+    """Computes batches of pictures. Any number of threads may call `infer` and `info`."""
 
-    @property
-    def model(self) -> Model:
-        """What it computes."""
+    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Inference:
+        """Detect objects in pictures of the model's input size, uint8 (H, W, 3) BGR each.
 
-    @property
-    def device(self) -> DeviceState:
-        """Where it computes, and why there."""
+        Gives rows float32 (n, k, 6), by falling score: left, top, right, bottom in input pixels, score,
+        class; and the device that computed them, which may differ from that of the last batch. Rows below
+        `min_score` may be left out; without it k is `max_rows`.
 
-    @property
-    def plan(self) -> Plan:
-        """The lanes and batch sizes it was warmed up for."""
+        Raises:
+            EngineError: this batch failed; the next one may work.
+            EngineUnavailableError: no engine computes now; its supervisor has reported the reason.
+        """
 
-    @property
-    def concurrency(self) -> int:
-        """How many threads keep it busy: its plan's lanes, and one more where a batch has a way to go."""
+    def info(self) -> EngineInfo:
+        """A snapshot; cheap enough to be taken for each batch.
 
-    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Rows:
-        """Pictures uint8 (H, W, 3) to rows float32 (n, k, 6), those below the least score may be left out."""
-
-    def compute(self, pictures: PictureBatch, min_score: float | None = None) -> Inference:
-        """The same, and where: the device may change between two batches."""
-
-
-class Engine(SupportsInfer, Protocol):
-    """An engine wherever it runs: in this process (`Engine`) or in its own (`process.EngineProcess`)."""
-
-    @property
-    def precision(self) -> PrecisionChoice:
-        """The precision it computes in, and why in that."""
-
-    @property
-    def node_placement(self) -> NodePlacement:
-        """Where the nodes of its graph lie."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Options that its device or this graph refused, each with the reason."""
-
-    @property
-    def device_check(self) -> DeviceCheck:
-        """How its device was held against the CPU."""
-
-    @property
-    def rows(self) -> int:
-        """K: the most rows `infer` gives for a picture."""
-
-    @property
-    def unplanned_shapes(self) -> int:
-        """Runs with a batch size that was not warmed up; must stay 0."""
-
-    @property
-    def process(self) -> ProcessStatus | None:
-        """Its own process; None where it runs in this one."""
-
-    @property
-    def recovery(self) -> RecoveryStatistics | None:
-        """How it deals with a device that fails; None where it runs in this process."""
+        Raises:
+            EngineError: the engine has never been ready.
+        """
 
     def close(self) -> None:
-        """Let go of everything."""
-
-
-# An engine that computes in place of another for a while, and knows from that what was asked for.
-
-
-class SubstituteEngine:
-    """See `Engine`: `engine` computes; what was asked for, and why it is not there, is known to `of`.
-
-    `of` stays open, and whoever made the two closes both.
-    """
-
-    def __init__(self, engine: Engine, of: Engine) -> None:
-        self._engine = engine
-        self._of = of
-
-    def __repr__(self) -> str:
-        return f"<StandIn {self._engine!r} of {self._of!r}>"
-
-    @property
-    def model(self) -> Model:
-        """What it computes."""
-        return self._engine.model
-
-    @property
-    def device(self) -> DeviceState:
-        """What was asked for and why it is not there, and where it really computes."""
-        return replace(self._of.device, effective=self._engine.device.effective)
-
-    @property
-    def plan(self) -> Plan:
-        """Its own lanes and batch sizes."""
-        return self._engine.plan
-
-    @property
-    def concurrency(self) -> int:
-        """How many threads keep it busy."""
-        return self._engine.concurrency
-
-    @property
-    def precision(self) -> PrecisionChoice:
-        """The precision it computes in."""
-        return self._engine.precision
-
-    @property
-    def node_placement(self) -> NodePlacement:
-        """Where its nodes lie."""
-        return self._engine.node_placement
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Options that were refused."""
-        return self._engine.notes
-
-    @property
-    def device_check(self) -> DeviceCheck:
-        """How its own device was held against the CPU."""
-        return self._engine.device_check
-
-    @property
-    def rows(self) -> int:
-        """K: the most rows for a picture."""
-        return self._engine.rows
-
-    @property
-    def unplanned_shapes(self) -> int:
-        """Of both; must stay 0."""
-        return self._engine.unplanned_shapes + self._of.unplanned_shapes
-
-    @property
-    def process(self) -> ProcessStatus | None:
-        """Its own process, and what the two have seen of restarts."""
-        own, other = self._engine.process, self._of.process
-        if own is None or other is None:
-            return own
-        return replace(own, restarts=own.restarts + other.restarts)
-
-    @property
-    def recovery(self) -> RecoveryStatistics | None:
-        """How the other looks for a device that was lost: this one looks for none."""
-        return self._of.recovery
-
-    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Rows:
-        """Compute pictures; see `Engine.infer`."""
-        return self._engine.infer(pictures, min_score)
-
-    def compute(self, pictures: PictureBatch, min_score: float | None = None) -> Inference:
-        """The same, and the device that computed them."""
-        return self._engine.compute(pictures, min_score)
-
-    def close(self) -> None:
-        """Let go of the engine that computes."""
-        self._engine.close()
+        """Free the device and end what was started; batches in progress may fail."""

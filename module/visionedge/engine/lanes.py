@@ -1,154 +1,149 @@
-"""The engine in use and its lanes, and how another engine takes over without a frame lost or doubled.
+"""Lanes: threads that take a batch, infer, and deliver the results; and how one engine replaces another.
 
-batcher ──▶ lane 0 … n-1 ──▶ the engine in use
-                        └──▶ the one before it, for frames that were prepared for another input
+    batcher ──▶ lane 0 … n-1 ──▶ the engine in use
+                            └──▶ the engine before it, for frames that were prepared for its input
+
+A GPU needs two or three lanes with large batches, a CPU one lane per core with one picture each. `make_frame`
+and `infer_frames` do the same for single pictures (`visionedge detect`, POST /api/v1/detect), without a
+batcher.
 """
 
 import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from visionedge.engine.batcher import Batch, Batcher, Outcome
-from visionedge.engine.device.session import EngineError, EngineUnavailableError
-from visionedge.engine.interface import SupportsInfer
-from visionedge.frames.types import FrameResult, InputSpec, Timing
+from visionedge.engine.device.faults import EngineError, EngineUnavailableError
+from visionedge.engine.interface import Engine, EngineInfo
+from visionedge.frames.letterbox import fit_to_input
+from visionedge.frames.types import Frame, FrameResult, InputSpec, Picture, Timing, utc_now
+from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
 from visionedge.runtime.threads import ThreadGroup
-
-# Lanes: threads that take a batch, run it, and hand each result on.
-
 
 log = logging.getLogger(__name__)
 
 _LOG_INTERVAL_NS = 1_000_000_000
-
-
-class BatchErrorLog:
-    """Errors of batches, logged at most once a second with the number of those in between. Thread-safe."""
-
-    def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._logged_ns: int | None = None
-        self._suppressed = 0
-
-    def add(self, error: Exception) -> None:
-        """Note an error, and log it unless one was logged within the last second."""
-        with self._lock:
-            now_ns = self._clock()
-            if self._logged_ns is not None and now_ns - self._logged_ns < _LOG_INTERVAL_NS:
-                self._suppressed += 1
-                return
-            self._logged_ns, suppressed, self._suppressed = now_ns, self._suppressed, 0
-        log.error("a batch failed%s: %s", f" (and {suppressed} before it)" if suppressed else "", error)
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class EngineWithSelection:
-    """An engine, and which of its rows count. A batch is computed with one pair, never with parts of two."""
+    """An engine, its model, and which of its rows count. A batch is computed with exactly one of these."""
 
-    engine: SupportsInfer
+    engine: Engine
     selection: Selection
-
-
-class ActiveEngine(Protocol):
-    """What a lane asks of whoever knows the engine in use (`lineup.Lineup`)."""
-
-    def wanted(self, lane: int) -> bool:
-        """Wait until there is work for this lane; False when there will be none any more."""
-
-    @property
-    def max_batch(self) -> int:
-        """The largest batch worth taking."""
-
-    def use(self, spec: InputSpec | None) -> AbstractContextManager[EngineWithSelection]:
-        """The engine for frames that were prepared for `spec`; it stays open meanwhile.
-
-        Raises:
-            EngineError: there is none.
-        """
+    model: Model
 
 
 class Lane:
-    """One lane: `run` is a thread's target and ends when the batcher closes.
+    """One lane: `run` is a thread's target and ends when the batcher or the pool is closed.
 
-    `deliver` is called for each result, in the order of a camera's frames; it must not block. Lanes of one
-    engine may share `complaints`.
+    `deliver` is called for each result, in the order of a camera's frames; it must not block. All lanes of a
+    pool share `errors`.
     """
 
     def __init__(
         self,
         batcher: Batcher,
-        active: ActiveEngine,
+        pool: "LanePool",
         deliver: Callable[[FrameResult], None],
         *,
         number: int = 0,
-        errors: BatchErrorLog | None = None,
+        errors: "BatchErrorLog | None" = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._batcher = batcher
-        self._active = active
-        self._number = number
+        self._pool = pool
         self._deliver = deliver
+        self._number = number
         self._errors = errors or BatchErrorLog(clock)
         self._clock = clock
 
     def run(self) -> None:
-        """Take, infer, deliver, until the batcher is closed. A failed batch is counted, no more."""
-        while self._active.wanted(self._number):
-            batch = self._batcher.take(max_count=self._active.max_batch)
-            if batch is None:
+        """Take, infer, deliver, until closed. A batch that fails is counted; the lane goes on."""
+        while (engine := self._pool.wait_until_needed(self._number)) is not None:
+            if (batch := self._batcher.take(max_count=engine.plan.max_batch)) is None:
                 return
-            for part in batch.split_by_input():
-                self._serve(part)
+            for part in batch.split_by_input():  # more than one part only while a model is being replaced
+                outcome = Outcome.FAILED
+                try:
+                    outcome = self._process(part)
+                finally:
+                    self._batcher.done(part, outcome)  # only now: the results of a camera stay in order
 
-    def _serve(self, batch: Batch) -> None:
-        outcome = Outcome.FAILED
+    def _process(self, batch: Batch) -> Outcome:
         try:
-            with self._active.use(batch.frames[0].spec) as running:
-                self._compute(batch, running.engine, running.selection)
-            outcome = Outcome.ANALYSED
+            with self._pool.use(batch.frames[0].spec) as running:
+                for result in _infer(batch.frames, running, self._clock, batch.taken_ns):
+                    self._deliver(result)
         except EngineUnavailableError:
-            pass  # nothing that has not been told
+            return Outcome.FAILED  # the supervisor has reported it
         except EngineError as error:
             self._errors.add(error)
-        finally:
-            # Only now may a frame of these cameras be taken again: results stay in order.
-            self._batcher.done(batch, outcome)
-
-    def _compute(self, batch: Batch, engine: SupportsInfer, selection: Selection) -> None:
-        """Infer and deliver."""
-        started_ns = self._clock()
-        images = [frame.image for frame in batch.frames]
-        rows, device = engine.compute(images, selection.confidence)
-        if len(rows) != len(batch):
-            raise EngineError(f"the engine gave {len(rows)} results for {len(batch)} pictures")
-        infer_ns = self._clock() - started_ns
-        for frame, found in zip(batch.frames, rows, strict=True):
-            detections = selection.apply(found, frame.placement)
-            timing = Timing(
-                wait_ns=batch.taken_ns - frame.captured_ns,
-                infer_ns=infer_ns,
-                total_ns=self._clock() - frame.captured_ns,
-                batch_size=len(batch),
-            )
-            self._deliver(
-                FrameResult(frame, detections, timing, device, engine.model.name, engine.model.labels)
-            )
+            return Outcome.FAILED
+        return Outcome.ANALYSED
 
 
-_POLL_S = 0.05
+def make_frame(picture: Picture, engine: Engine, sequence: int = 1, epoch: int = 1) -> Frame:
+    """The picture as a frame of no camera, at the input size of the engine's model."""
+    captured_ns, captured_utc = time.monotonic_ns(), utc_now()
+    image, placement = fit_to_input(picture, engine.info().model.input)
+    height_px, width_px = picture.shape[:2]
+    return Frame(
+        "", sequence, epoch, captured_ns, captured_utc, width_px, height_px, image, placement, lambda: picture
+    )  # fmt: skip
+
+
+def infer_frames(frames: list[Frame], engine: Engine, selection: Selection) -> list[FrameResult]:
+    """Compute frames as one batch, on the calling thread.
+
+    Raises:
+        EngineError: the engine failed on them.
+    """
+    running = EngineWithSelection(engine, selection, engine.info().model)
+    return list(_infer(frames, running, time.monotonic_ns))
+
+
+def _infer(
+    frames: Sequence[Frame],
+    running: EngineWithSelection,
+    clock: Callable[[], int],
+    taken_ns: int | None = None,
+) -> Iterator[FrameResult]:
+    """Compute frames as one batch, and give their results one after the other, each timed when it is made.
+
+    `taken_ns` is when the batch was taken; None: now.
+
+    Raises:
+        EngineError: the engine failed on them, or gave another number of results.
+    """
+    engine, selection, model = running.engine, running.selection, running.model
+    started_ns = clock()
+    inference = engine.infer([frame.image for frame in frames], selection.confidence)
+    infer_ns = clock() - started_ns
+    if len(inference.rows) != len(frames):
+        raise EngineError(f"the engine gave {len(inference.rows)} results for {len(frames)} pictures")
+    for frame, rows in zip(frames, inference.rows, strict=True):
+        detections = selection.apply(rows, frame.placement)
+        timing = Timing(
+            wait_ns=(started_ns if taken_ns is None else taken_ns) - frame.captured_ns,
+            infer_ns=infer_ns,
+            total_ns=clock() - frame.captured_ns,
+            batch_size=len(frames),
+        )
+        yield FrameResult(frame, detections, timing, inference.device, model.name, model.labels)
 
 
 class LanePool:
-    """Runs as many lanes as keep the engine in use busy, on threads of `crew`; these are vital.
+    """The engine in use, and as many lanes as keep it busy, on vital threads of the group.
 
-    `adopt`, `select` and `follow` belong to one thread. `using` may be called by any, `settle` blocks.
+    `swap_engine`, `select`, `start_lanes` and `drain_previous` belong to one thread; `use` may be called by
+    any.
     """
 
     def __init__(
@@ -167,79 +162,76 @@ class LanePool:
         self._closed = False
 
     def __repr__(self) -> str:
-        now, previous = self._current, self._previous
+        current, previous = self._current, self._previous
         return (
-            f"<Lineup {now.engine.model.name if now else 'empty'} lanes={self._lanes}"
-            f" before={previous.engine.model.name if previous else None}>"
+            f"<LanePool {current.model.name if current else 'empty'} lanes={self._lanes}"
+            f" previous={previous.model.name if previous else None}>"
         )
 
-    def swap_engine(self, engine: SupportsInfer, selection: Selection) -> None:
+    def swap_engine(self, engine: Engine, selection: Selection) -> None:
         """Compute with this engine from the next batch on.
 
-        The one before serves the frames that were prepared for it until `settle` has let go of it; it must be
-        settled before another is adopted.
+        The previous engine computes the frames that were prepared for it, until `drain_previous` returns;
+        call this before another engine is swapped in.
         """
         with self._changed:
-            self._previous, self._current = self._current, EngineWithSelection(engine, selection)
+            self._previous = self._current
+            self._current = EngineWithSelection(engine, selection, engine.info().model)
         self.start_lanes()
 
     def select(self, selection: Selection) -> None:
-        """Let other rows count, from the next batch on."""
+        """Use another selection from the next batch on."""
         with self._changed:
             if self._current is not None:
-                self._current = EngineWithSelection(self._current.engine, selection)
+                self._current = replace(self._current, selection=selection)
 
     def start_lanes(self) -> None:
-        """Have the lanes that the engine wants; to be called when that has changed."""
+        """Start the lanes that the engine needs; to be called whenever its plan or device has changed."""
         with self._changed:
-            wanted = 0 if self._current is None or self._closed else self._current.engine.concurrency
+            lane_count = 0
+            if self._current is not None and not self._closed:
+                lane_count = self._current.engine.info().concurrency
             self._changed.notify_all()
-        for number in range(self._lanes, wanted):
+        for number in range(self._lanes, lane_count):
             lane = Lane(self._batcher, self, self._deliver, number=number, errors=self._errors)
             self._thread_group.start(f"lane:{number}", lane.run, vital=True)
-        self._lanes = max(self._lanes, wanted)
+        self._lanes = max(self._lanes, lane_count)
 
     def drain_previous(self, timeout_s: float) -> None:
-        """Wait until nothing needs the engine before any more, at most so long; then it is forgotten."""
+        """Wait until no frame needs the previous engine, at most so long; then forget the engine."""
         until_s = time.monotonic() + timeout_s
         with self._changed:
-            while self._previous is not None and time.monotonic() < until_s and self._needed(self._previous):
+            while self._previous is not None and time.monotonic() < until_s and self._needs(self._previous):
                 self._changed.wait(_POLL_S)
             self._previous = None
 
     def close(self) -> None:
-        """Let all lanes end; the batcher is closed by whoever owns it."""
+        """Let all lanes end; the owner of the batcher closes it."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
-    # --- for the lanes, and for whoever computes beside them ------------------------------------------------
-
-    def wanted(self, lane: int) -> bool:
-        """Wait until the engine wants so many lanes; False once closed."""
+    def wait_until_needed(self, lane: int) -> EngineInfo | None:
+        """Wait until the engine needs so many lanes; its info, or None once the pool is closed."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self._closed or (self._current is not None and lane < self._current.engine.concurrency)
-                )
-            )
-            return not self._closed
-
-    @property
-    def max_batch(self) -> int:
-        """The largest batch that the engine in use likes."""
-        now = self._current
-        return 1 if now is None else now.engine.plan.max_batch
+            while not self._closed:
+                if self._current is not None:
+                    info = self._current.engine.info()
+                    if lane < info.concurrency:
+                        return info
+                self._changed.wait()
+            return None
 
     @contextmanager
     def use(self, spec: InputSpec | None = None) -> Iterator[EngineWithSelection]:
-        """The engine for frames prepared for `spec` (None: the one in use), which is not closed meanwhile.
+        """The engine for frames that were prepared for `spec` (None: the engine in use); kept open meanwhile.
 
         Raises:
-            EngineError: there is none.
+            EngineUnavailableError: there is none yet.
+            EngineError: the engine for this input is gone.
         """
         with self._changed:
-            running = self._for(spec)
+            running = self._find(spec)
             self._uses[id(running.engine)] += 1
         try:
             yield running
@@ -248,20 +240,41 @@ class LanePool:
                 self._uses[id(running.engine)] -= 1
                 self._changed.notify_all()
 
-    def _for(self, spec: InputSpec | None) -> EngineWithSelection:
+    def _find(self, spec: InputSpec | None) -> EngineWithSelection:
         if self._current is None:
             raise EngineUnavailableError("the engine is warming up")
         for running in (self._current, self._previous):
-            if running is not None and spec in (None, running.engine.model.input):
+            if running is not None and spec in (None, running.model.input):
                 return running
-        raise EngineError(f"no engine takes pictures prepared as {spec} any more")
+        raise EngineError(f"no engine takes pictures prepared for {spec} any more")
 
-    def _needed(self, previous: EngineWithSelection) -> bool:
-        spec = previous.engine.model.input
-        # Frames for an input that both take go to the engine in use.
+    def _needs(self, previous: EngineWithSelection) -> bool:
+        """Whether a frame waits for the previous engine, or is computed there."""
+        spec = previous.model.input
+        # Frames for an input that both engines have go to the engine in use.
         waits = (
             self._current is not None
-            and spec != self._current.engine.model.input
+            and spec != self._current.model.input
             and self._batcher.has_frames_for(spec)
         )
         return waits or self._uses[id(previous.engine)] > 0
+
+
+class BatchErrorLog:
+    """Logs the errors of batches, at most one a second, with the number of those in between. Thread-safe."""
+
+    def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._logged_ns: int | None = None
+        self._suppressed = 0
+
+    def add(self, error: Exception) -> None:
+        """Count an error, and log it unless one was logged within the last second."""
+        with self._lock:
+            now_ns = self._clock()
+            if self._logged_ns is not None and now_ns - self._logged_ns < _LOG_INTERVAL_NS:
+                self._suppressed += 1
+                return
+            self._logged_ns, suppressed, self._suppressed = now_ns, self._suppressed, 0
+        log.error("a batch failed%s: %s", f" (and {suppressed} before it)" if suppressed else "", error)

@@ -1,15 +1,20 @@
-"""How an engine is opened: on the best device that works, and honest about which that is."""
+"""The engine in this process, and how it is opened: on the best device that works.
+
+`open_engine` compiles the model, tries the devices in order, picks the precision, compares the device with
+the CPU, and measures the plan. `LocalEngine` then computes batches: uint8 pictures in, float32 rows out.
+"""
 
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visionedge.config.schema import InferenceConfig
 from visionedge.engine.autotune import autotune_plan
+from visionedge.engine.device.backend import ORT_BACKEND, DeviceBackend, DeviceSession, RunnableSession
 from visionedge.engine.device.devices import (
     PROVIDERS,
     REMEDIES,
@@ -24,26 +29,19 @@ from visionedge.engine.device.devices import (
     device_preference,
     has_nvidia_driver,
 )
-from visionedge.engine.device.faults import FATAL_FAULTS, Fault, classify_fault, shorten_error_text
-from visionedge.engine.device.session import (
-    ORT_BACKEND,
-    DeviceBackend,
-    DeviceSession,
+from visionedge.engine.device.faults import (
+    FATAL_FAULTS,
     EngineError,
-    PictureBatch,
-    RunnableSession,
+    Fault,
+    classify_fault,
     describe_error,
+    shorten_error_text,
 )
+from visionedge.engine.device.session import PictureBatch
 from visionedge.engine.device_parity import DeviceCheck, check_against_cpu
-from visionedge.engine.interface import Inference, ProcessStatus, RecoveryStatistics
-from visionedge.engine.plan import (
-    OperatingPoint,
-    Plan,
-    PlanCache,
-    PlanKey,
-    list_batch_sizes,
-    make_default_plan,
-)
+from visionedge.engine.interface import EngineInfo, Inference
+from visionedge.engine.plan import OperatingPoint, Plan, list_batch_sizes, make_default_plan
+from visionedge.engine.plan_cache import PlanCache, PlanKey
 from visionedge.engine.precision_choice import (
     PrecisionCandidate,
     PrecisionTrials,
@@ -53,6 +51,8 @@ from visionedge.engine.precision_choice import (
     measure_output_distance,
     pick_precision,
 )
+from visionedge.engine.sample_pictures import make_sample_pictures
+from visionedge.engine.settings import EngineSettings
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames.types import Detections, InputSpec, utc_now
 from visionedge.model.compiler.build import load_or_compile_with_batch
@@ -64,19 +64,18 @@ from visionedge.model.quantization.variants import require_variant
 from visionedge.runtime.measurement import PrecisionChoice
 from visionedge.runtime.process_limits import usable_cores
 
-# The engine: bytes in, rows out, on one device. `startup` opens it.
-
+if TYPE_CHECKING:
+    from visionedge.config.schema import InferenceConfig
 
 log = logging.getLogger(__name__)
 
 
 class LocalEngine:
-    """A compiled model on a device, warmed up. Any number of lanes may call `infer` at the same time.
+    """A compiled model on a device, warmed up. Any number of threads may call `infer` at the same time.
 
-    `unplanned_shapes` counts runs with a batch size that was not warmed up; it must stay 0. When memory does
-    not suffice for a batch, its size and all above are left out of the plan, `on_plan_reduced` is told, and
-    the pictures are computed in smaller ones. `checks_finite`: rows that are none (NaN or infinity) are a
-    fault of the device.
+    When memory does not suffice for a batch, its size and all larger sizes are removed from the plan,
+    `on_plan_reduced` is called, and the pictures are computed in smaller batches. `checks_finite`: NaN or
+    infinity in the rows is a fault of the device.
     """
 
     def __init__(
@@ -87,47 +86,41 @@ class LocalEngine:
         plan: Plan,
         precision: PrecisionChoice | None = None,
     ) -> None:
-        self.model = model
-        self.device = device
-        self.precision = precision or choose_fp32("as the model is")
-        self.unplanned_shapes = 0
-        self.process: ProcessStatus | None = None
-        self.recovery: RecoveryStatistics | None = None
-        self.device_check = DeviceCheck()
         self.checks_finite = device.effective != "cpu"
         self.on_plan_reduced: Callable[[Plan], None] = lambda _plan: None
         self._session: RunnableSession | None = session
-        self.node_placement = session.node_placement
-        self.notes = session.notes
-        self.rows = session.rows
         self._warm: set[int] = set()
         self._lock = threading.Lock()
-        self.plan = self._warm_up(plan)
+        self._info = EngineInfo(
+            model,
+            device,
+            precision or choose_fp32("as the model is"),
+            plan,
+            session.node_placement,
+            DeviceCheck(),
+            session.notes,
+            session.rows,
+        )
+        self._update(plan=self._warm_up(plan))
 
     def __repr__(self) -> str:
-        state = "closed" if self._session is None else "open"
-        return f"<Engine {state} {self.model.name} on {self.device.effective} buckets={self.plan.buckets}>"
+        state, info = "closed" if self._session is None else "open", self._info
+        return (
+            f"<LocalEngine {state} {info.model.name} on {info.device.effective} buckets={info.plan.buckets}>"
+        )
 
-    @property
-    def concurrency(self) -> int:
-        """How many threads keep it busy: the lanes of its plan."""
-        return self.plan.lanes
-
-    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Rows:
-        """Compute pictures at the model's input size, uint8 (H, W, 3) BGR each: rows float32 (n, k, 6).
-
-        A row is left, top, right, bottom (input pixels), score, class; by falling score. Any n will do: it
-        is cut and padded to the sizes of the plan. With `min_score` only as many rows are given as some
-        picture has at that score or above; without it k is K.
+    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Inference:
+        """Compute pictures; see `Engine.infer`. Any number will do: it is cut and padded to the plan's sizes.
 
         Raises:
-            EngineError: the pictures are of another shape, the engine is closed, or the device failed.
+            EngineError: the pictures have another shape, the engine is closed, or the device failed.
         """
-        check_pictures(pictures, self.model.input, self.model.name)
+        info = self._info
+        check_pictures(pictures, info.model.input, info.model.name)
         parts: list[Rows] = []
         start = 0
         while start < len(pictures):
-            plan = self.plan
+            plan = self._info.plan
             part = pictures[start : start + plan.max_batch]
             size = plan.bucket(len(part))
             try:
@@ -138,36 +131,43 @@ class LocalEngine:
             else:
                 start += len(part)
         if not parts:
-            return np.zeros((0, self.rows, 6), np.float32)
+            return Inference(np.zeros((0, info.max_rows, 6), np.float32), info.device.effective)
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return rows if min_score is None else trim_rows(rows, min_score)
+        return Inference(rows if min_score is None else trim_rows(rows, min_score), info.device.effective)
 
-    def compute(self, pictures: PictureBatch, min_score: float | None = None) -> Inference:
-        """The same, and the device."""
-        return Inference(self.infer(pictures, min_score), self.device.effective)
+    def info(self) -> EngineInfo:
+        """A snapshot; see `Engine.info`."""
+        return self._info
 
     def close(self) -> None:
-        """Let go of the session; batches that run are finished."""
+        """Free the session; batches in progress are finished."""
         session, self._session = self._session, None
         if session is not None:
             session.close()
 
     def set_plan(self, plan: Plan) -> None:
-        """Go on with another plan, all of whose sizes were warmed up; no batch may be running."""
-        self.plan = plan
+        """Use another plan, all of whose sizes were warmed up; no batch may be running."""
+        self._update(plan=plan)
         self._warm &= set(plan.buckets)
         if self._session is not None:
             self._session.keep_only(plan.buckets)
 
+    def set_device_check(self, device_check: DeviceCheck, doubts: Iterable[str]) -> None:
+        """Show how the device compares with the CPU, and add the doubts to the notes."""
+        self._update(device_check=device_check, notes=(*self._info.notes, *doubts))
+
+    def _update(self, **changes: Any) -> None:
+        self._info = dataclasses.replace(self._info, **changes)
+
     def _run_bucket(self, pictures: PictureBatch, size: int) -> Rows:
         if size not in self._warm:
             with self._lock:
-                self.unplanned_shapes += 1
+                self._update(unplanned_shapes=self._info.unplanned_shapes + 1)
         return self._run(pictures, size)
 
     def _run(self, pictures: PictureBatch, size: int) -> Rows:
-        """Run pictures padded to `size`; the rows of the real ones."""
-        session, device = self._session, self.device.effective
+        """Run pictures padded to `size`; the rows of the pictures, without those of the padding."""
+        session, name, device = self._session, self._info.model.name, self._info.device.effective
         if session is None:
             raise EngineError("the engine is closed")
         try:
@@ -177,64 +177,66 @@ class LocalEngine:
         except Exception as error:
             fault = classify_fault(f"{type(error).__name__}: {error}", on_gpu=device != "cpu")
             message = shorten_error_text(str(error)) or type(error).__name__
-            raise EngineError(f"{self.model.name} failed on {device}: {message}", fault) from error
+            raise EngineError(f"{name} failed on {device}: {message}", fault) from error
         if self.checks_finite and not np.isfinite(rows).all():
             raise EngineError(
-                f"{self.model.name} gave rows that are no numbers on {device}", Fault.INVALID_OUTPUT
+                f"{name} failed on {device}: output contains NaN or infinity", Fault.INVALID_OUTPUT
             )
         return rows
 
     def _reduce_plan(self, size: int, error: EngineError) -> bool:
-        """Leave batches of `size` and more out of the plan; False where there is no smaller one."""
+        """Remove batches of `size` and more from the plan; False where no smaller one is left."""
         with self._lock:
-            plan = self.plan
+            plan = self._info.plan
             if plan.max_batch < size:
-                return True  # another lane did it
+                return True  # another thread has done it
             smaller = tuple(bucket for bucket in plan.buckets if bucket < size)
             if not smaller or self._session is None:
                 return False
             reason = f"{plan.reason}; batches of {size} and more did not fit into memory"
-            self.plan = dataclasses.replace(plan, buckets=smaller, reason=reason)
-            if self.device.effective != "cpu":  # elsewhere runs would have to be stopped for that
+            plan = dataclasses.replace(plan, buckets=smaller, reason=reason)
+            self._update(plan=plan)
+            if self._info.device.effective != "cpu":  # on the CPU no run may be in progress for this
                 self._session.keep_only(smaller)
-        log.warning("batches of %d pictures and more are left out: %s", size, error)
-        self.on_plan_reduced(self.plan)
+        log.warning("out of memory for %d pictures at once: %s; using smaller batches", size, error)
+        self.on_plan_reduced(plan)
         return True
 
     def _warm_up(self, plan: Plan) -> Plan:
-        """Run every bucket of a plan; what is left of it when the model refuses the larger ones.
+        """Run every bucket of a plan; the plan without the larger buckets if the model refuses them.
 
         Raises:
             EngineError: not even the smallest runs.
             ModelError: its output contains NaN or infinity.
         """
-        pictures = make_noise_pictures(self.model.input, plan.max_batch)
+        model = self._info.model
+        pictures = make_noise_pictures(model.input, plan.max_batch)
         for bucket in plan.buckets:
             try:
                 rows = self._run(pictures[:bucket], bucket)
             except EngineError as error:
                 if not self._warm or error.fault in FATAL_FAULTS:
                     raise
-                log.warning("%s: batches of %d and more are left out: %s", self.model.name, bucket, error)
+                log.warning("%s: batches of %d and more are not used: %s", model.name, bucket, error)
                 reason = f"{plan.reason}; batches of {bucket} and more failed"
                 return dataclasses.replace(plan, buckets=tuple(sorted(self._warm)), reason=reason)
             if not np.isfinite(rows).all():
-                raise ModelError(f"{self.model.path}: output contains NaN or infinity for a plain picture")
+                raise ModelError(f"{model.path}: output contains NaN or infinity for a noise picture")
             self._warm.add(bucket)
         return plan
 
 
 def make_noise_pictures(spec: InputSpec, count: int) -> PictureBatch:
-    """Pictures that mean nothing, the same each time; for warming up and measuring."""
+    """Random pictures, the same each time; for warming up and measuring."""
     size = (count, spec.height_px, spec.width_px, 3)
     return np.random.default_rng(0).integers(0, 256, size, np.uint8)
 
 
 def check_pictures(pictures: PictureBatch, spec: InputSpec, name: str) -> None:
-    """Refuse pictures that are not as the model wants them.
+    """Check the shape and type of pictures.
 
     Raises:
-        EngineError: what is wanted, and what was given.
+        EngineError: a picture does not have the model's input size.
     """
     shape = (spec.height_px, spec.width_px, 3)
     for picture in pictures:
@@ -246,14 +248,14 @@ def check_pictures(pictures: PictureBatch, spec: InputSpec, name: str) -> None:
 
 
 def trim_rows(rows: Rows, min_score: float) -> Rows:
-    """As many rows (n, k, 6) of each picture as some picture has at this score or above."""
+    """The first k rows of each picture (n, k, 6), where k is the largest number with at least this score."""
     counted = np.flatnonzero((rows[..., 4] >= min_score).any(axis=0))
     return rows[:, : int(counted[-1]) + 1 if len(counted) else 0]
 
 
 def open_engine(
     model: Model,
-    inference: InferenceConfig,
+    inference: "InferenceConfig | EngineSettings",
     *,
     data: Path | None = None,
     plans: Mapping[str, Plan] | None = None,
@@ -266,17 +268,15 @@ def open_engine(
 ) -> LocalEngine:
     """Compile a model and open it on the best device that works, warmed up. Takes seconds.
 
-    `data` is the folder where compiled graphs and measured plans are kept; None keeps nothing, and then the
-    plan is that of a rule and not measured. `plans` are those to use as they are, by device. Without
-    `measuring`, which takes seconds, a plan that was measured before is used, or the rule. `only` names the
-    one device to open, whatever the configuration says. `level` is that of the line that says what came of
-    it, where all is as it was asked for.
+    `data` is the folder for compiled graphs and measured plans; with None nothing is cached, and the default
+    plan is used. `plans` are used as they are, by device. Without `measuring`, which takes seconds, a cached
+    plan or the default one is used. `only` is the one device to open, whatever the configuration says.
+    `level` is that of the log line "engine ready", unless the device is degraded.
 
     Raises:
-        DeviceError: `cuda` or `tensorrt` was demanded without the CPU as a way out, and is not usable; or
-            `only` is not.
+        DeviceError: a device was demanded without fallback to the CPU, or by `only`, and is not usable.
         ModelError: the model cannot be compiled or run.
-        UnavailableError: onnxruntime itself is not there.
+        UnavailableError: onnxruntime is not installed.
     """
     if prober is not None:
         backend = dataclasses.replace(backend, probe_device=prober)
@@ -284,7 +284,7 @@ def open_engine(
     opening = _EngineOpener(
         model,
         *load_or_compile_with_batch(model, data),
-        inference,
+        EngineSettings.of(inference),
         cores,
         data,
         plans or {},
@@ -304,35 +304,34 @@ def _make_device_error(device: EffectiveDevice, verdict: DeviceVerdict) -> Devic
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _EngineOpener:
-    """What is needed to open one graph on one device after the other; `original` is the model as given."""
+    """Opens one graph on one device after the other; `original` is the model as it was given."""
 
     original: Model
     model: Model
     graph: bytes
-    inference: InferenceConfig
+    settings: EngineSettings
     cores: int
     data: Path | None
     plans: Mapping[str, Plan]
     measuring: bool
-
     backend: DeviceBackend
 
     def best(self) -> LocalEngine:
         """The engine on the best device that works.
 
         Raises:
-            DeviceError: a device was demanded, and the CPU may not stand in for it.
+            DeviceError: a device was demanded without fallback to the CPU, and is not usable.
         """
         first: DeviceVerdict | None = None
-        for device in device_preference(self.inference.device)[:-1]:
+        for device in device_preference(self.settings.device)[:-1]:
             verdict = self.verdict_on(device)
             if verdict.code is ReasonCode.OK:
                 opened = self.attempt(device, first or USABLE)
                 if isinstance(opened, LocalEngine):
                     return opened
                 verdict = opened
-                self.on_cpu(verdict).close()  # a model that the CPU cannot run either is to blame itself
-            if self.inference.fallback != "degrade" and self.inference.device != "auto":
+                self.on_cpu(verdict).close()  # raises ModelError if the CPU cannot run the model either
+            if self.settings.fallback != "degrade" and self.settings.device != "auto":
                 raise _make_device_error(device, verdict)
             first = first or verdict
         return self.on_cpu(first or DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was asked for"))
@@ -341,7 +340,7 @@ class _EngineOpener:
         """The engine on this device.
 
         Raises:
-            DeviceError: it does not work there.
+            DeviceError: the device is not usable.
         """
         if assigned.device == "cpu":
             return self.on_cpu(assigned.verdict)
@@ -351,7 +350,7 @@ class _EngineOpener:
         return opened
 
     def verdict_on(self, device: EffectiveDevice) -> DeviceVerdict:
-        """Whether a device other than the CPU is worth a session."""
+        """Whether a session on a device other than the CPU should be tried."""
         if not self.backend.has_provider(device):
             return DeviceVerdict(
                 ReasonCode.NO_GPU_BUILD, f"this onnxruntime was built without {PROVIDERS[device]}"
@@ -359,13 +358,13 @@ class _EngineOpener:
         return self.backend.probe_device(device)
 
     def attempt(self, device: EffectiveDevice, verdict: DeviceVerdict) -> LocalEngine | DeviceVerdict:
-        """The engine on this device, or why it is not there."""
+        """The engine on this device, or the reason why it could not be opened."""
         try:
             session = self._open(self.graph, device)
             if session.device != device:
                 session.close()
                 return DeviceVerdict(
-                    ReasonCode.PROVIDER_REFUSED, f"its session came up on {session.device} only"
+                    ReasonCode.PROVIDER_REFUSED, f"its session started on {session.device} only"
                 )
             return self._check_device(self._engine(session, device, verdict))
         except ModelError:
@@ -380,32 +379,34 @@ class _EngineOpener:
             )
 
     def _check_device(self, engine: LocalEngine) -> LocalEngine | DeviceVerdict:
-        """The engine, if it computes what the CPU does, or that does not matter; else why it is refused."""
-        from visionedge.engine.precision_choice import make_sample_pictures  # it brings OpenCV along
-
-        policy, device = self.inference.parity, engine.device.effective
+        """The engine, or why it is refused: its results differ from those of the CPU."""
+        policy, info = self.settings.parity, engine.info()
         if policy == "off":
             return engine
         cpu = self._open(self.graph, "cpu")
         try:
-            samples = make_sample_pictures(self.model.input)[::2]
-            engine.device_check = check_against_cpu(
-                engine, cpu, np.stack([sample.image for sample in samples])
+            images = np.stack([sample.image for sample in make_sample_pictures(self.model.input)[::2]])
+            check = check_against_cpu(
+                info.model, lambda batch: engine.infer(batch).rows, cpu, images, max_batch=info.plan.max_batch
             )
         finally:
             cpu.close()
-        (seen,), speed_check = engine.device_check.parity_results, engine.device_check.speed_check
-        doubts = [seen.refusal, None if speed_check is None else speed_check.doubt(device)]
-        engine.notes += tuple(doubt for doubt in doubts if doubt is not None)
+        (seen,), speed_check = check.parity_results, check.speed_check
+        doubts = [seen.refusal, None if speed_check is None else speed_check.doubt(info.device.effective)]
+        engine.set_device_check(check, [doubt for doubt in doubts if doubt is not None])
         if seen.refusal is not None and policy == "refuse":
             engine.close()
             return DeviceVerdict(
-                ReasonCode.PARITY_REFUSED, f"it computes, but not what the CPU does: {seen.refusal}"
+                ReasonCode.PARITY_REFUSED, f"its results differ from the CPU: {seen.refusal}"
             )
         return engine
 
     def on_cpu(self, verdict: DeviceVerdict) -> LocalEngine:
-        """The engine on the CPU, which always works or it is the model's fault."""
+        """The engine on the CPU.
+
+        Raises:
+            ModelError: the CPU cannot run the model.
+        """
         try:
             return self._engine(self._open(self.graph, "cpu"), "cpu", verdict)
         except ModelError:
@@ -414,10 +415,10 @@ class _EngineOpener:
             raise ModelError(f"{self.model.path}: cannot be run: {describe_error(error)}") from error
 
     def _open(self, graph: bytes, device: EffectiveDevice) -> DeviceSession:
-        return self.backend.open(graph, device, max_batch=self.inference.max_batch, data=self.data)
+        return self.backend.open(graph, device, max_batch=self.settings.max_batch, data=self.data)
 
     def _engine(self, session: DeviceSession, device: EffectiveDevice, verdict: DeviceVerdict) -> LocalEngine:
-        state = DeviceState(self.inference.device, device, verdict.code, verdict.reason, utc_now())
+        state = DeviceState(self.settings.device, device, verdict.code, verdict.reason, utc_now())
         chosen, why = self._pick_precision(session, device)
 
         def engine(plan: Plan) -> LocalEngine:
@@ -426,22 +427,22 @@ class _EngineOpener:
         if (given := self.plans.get(device)) is not None:
             return engine(given)
         fixed = chosen.model.interpretation.input.batch
-        rule = make_default_plan(device, self.inference.max_batch, fixed, self.cores)
+        rule = make_default_plan(device, self.settings.max_batch, fixed, self.cores)
         return engine(rule) if self.data is None else self._autotune(engine, chosen, rule, self.data)
 
     def _pick_precision(
         self, session: DeviceSession, device: EffectiveDevice
     ) -> tuple[PrecisionCandidate[DeviceSession], PrecisionChoice]:
-        """The network in the precision that was asked for, or the fastest one here, and why that."""
-        fp32, wanted = PrecisionCandidate(self.model, self.graph, session), self.inference.precision
+        """The model in the requested precision, or in the fastest one here, and why."""
+        fp32, wanted = PrecisionCandidate(self.model, self.graph, session), self.settings.precision
         if wanted == "fp32":
-            return fp32, choose_fp32("fp32 was asked for")
+            return fp32, choose_fp32("fp32 was requested")
         if wanted != "auto":
             variant = require_variant(self.original, wanted, self.data)
             session.close()
             model, graph = load_or_compile_with_batch(variant.of(self.original), self.data)
             return PrecisionCandidate(model, graph, self._open(graph, device)), PrecisionChoice(
-                wanted, "it was asked for", {}
+                wanted, "it was requested", {}
             )
         if self.data is None:
             return fp32, choose_fp32("nothing was measured")
@@ -461,9 +462,7 @@ class _EngineOpener:
         variant: PrecisionCandidate[DeviceSession],
         tolerance: Tolerance,
     ) -> VariantAgreement:
-        """Whether a variant sees what fp32 sees, on this device."""
-        from visionedge.engine.precision_choice import make_sample_pictures  # it brings OpenCV along
-
+        """Whether the detections of a variant agree with those of fp32, on this device."""
         samples = make_sample_pictures(self.model.input)
         before = [self._detect(fp32, sample) for sample in samples]
         after = [self._detect(variant, sample) for sample in samples]
@@ -474,7 +473,7 @@ class _EngineOpener:
     def _detect(self, candidate: PrecisionCandidate[DeviceSession], sample: CalibrationSample) -> Detections:
         size = candidate.model.interpretation.input.batch or 1
         rows = candidate.session.run(sample.image[None], size)[0]
-        selection = Selection.of(candidate.model, MATCH_CONFIDENCE, self.inference.iou)
+        selection = Selection.of(candidate.model, MATCH_CONFIDENCE, self.settings.iou)
         return selection.apply(rows, sample.placement)
 
     def _autotune(
@@ -484,9 +483,9 @@ class _EngineOpener:
         rule: Plan,
         data: Path,
     ) -> LocalEngine:
-        """The engine with the plan that was measured here, now or earlier."""
-        budget_ms, fixed = self.inference.latency_budget_ms, chosen.model.interpretation.input.batch
-        device, max_count, plans = chosen.session.device, self.inference.max_batch, PlanCache(data / "plans")
+        """The engine with the plan that was measured on this machine, now or earlier."""
+        budget_ms, fixed = self.settings.latency_budget_ms, chosen.model.interpretation.input.batch
+        device, max_count, plans = chosen.session.device, self.settings.max_batch, PlanCache(data / "plans")
         key = PlanKey.of(
             chosen.graph, device=device, cores=self.cores, max_batch=max_count, latency_budget_ms=budget_ms
         )
@@ -496,32 +495,31 @@ class _EngineOpener:
             return open_with(rule)
         sizes = list_batch_sizes(max_count) if fixed is None else rule.buckets
         engine = open_with(dataclasses.replace(rule, buckets=sizes, reason=""))
-        pictures = make_noise_pictures(self.model.input, engine.plan.max_batch)
+        warm = engine.info().plan
+        pictures = make_noise_pictures(self.model.input, warm.max_batch)
         log.info("measuring this machine for the fastest number of lanes and batch size: about 5 s, once")
         measured = autotune_plan(
             lambda batch: engine.infer(pictures[:batch]),
             device=device,
-            max_batch=engine.plan.max_batch,
+            max_batch=warm.max_batch,
             fixed_batch=fixed,
             cores=self.cores,
             latency_budget_ms=budget_ms,
         )
-        measured = dataclasses.replace(measured, reason=measured.reason + engine.plan.reason)
+        measured = dataclasses.replace(measured, reason=measured.reason + warm.reason)
         plans.store(key, measured)
         engine.set_plan(Plan.of(measured))
         return engine
 
 
-def format_ready_line(engine: LocalEngine) -> str:
-    """What computes where, in one short line.
+def format_ready_line(info: EngineInfo) -> str:
+    """The model, its device and its plan in one short line.
 
     ``engine ready: yolox-nano on cpu (fp32), 2 lanes x batch 1, 14.2 ms; no GPU: onnxruntime without CUDA``
     """
-    device, plan = engine.device, engine.plan
+    device, plan = info.device, info.plan
     point = OperatingPoint(plan.lanes, plan.max_batch)
-    parts = [
-        f"engine ready: {engine.model.name} on {device.effective} ({engine.precision.precision}), {point}"
-    ]
+    parts = [f"engine ready: {info.model.name} on {device.effective} ({info.precision.precision}), {point}"]
     table = plan.measured.table if plan.measured else ()
     parts += [
         f"{line.batch_ms:.1f} ms" for line in table if line.point == point and line.batch_ms is not None
@@ -534,25 +532,23 @@ def _format_gpu_reason(device: DeviceState) -> str:
         return ""
     if device.code is ReasonCode.NO_GPU_BUILD and not device.degraded:
         return "; no GPU: onnxruntime without CUDA"
-    return f"; {device.requested} was asked for: {device.reason} ({device.code})"
+    return f"; {device.requested} was requested: {device.reason} ({device.code})"
 
 
 def _log_opened(engine: LocalEngine, level: int) -> LocalEngine:
-    log.log(logging.WARNING if engine.device.degraded else level, "%s", format_ready_line(engine))
-    precision = f"{engine.precision.precision}: {engine.precision.reason}"
-    message = (engine.model.name, engine.device.describe(), precision, engine.plan.reason)
-    log.debug("engine: %s; %s; %s; %s", *message)
-    for parity_result in engine.device_check.parity_results:
-        log.info("parity of %s with the CPU: %s", engine.device.effective, parity_result.message)
+    info = engine.info()
+    device = info.device.effective
+    log.log(logging.WARNING if info.device.degraded else level, "%s", format_ready_line(info))
+    precision = f"{info.precision.precision}: {info.precision.reason}"
+    details = (info.model.name, info.device.describe(), precision, info.plan.reason)
+    log.debug("engine: %s; %s; %s; %s", *details)
+    for parity_result in info.device_check.parity_results:
+        log.info("parity of %s with the CPU: %s", device, parity_result.message)
         if parity_result.refusal is not None:
-            log.warning(
-                "%s computes otherwise than the CPU: %s", engine.device.effective, parity_result.refusal
-            )
-    if (speed_check := engine.device_check.speed_check) and (
-        doubt := speed_check.doubt(engine.device.effective)
-    ):
+            log.warning("%s differs from the CPU: %s", device, parity_result.refusal)
+    if (speed_check := info.device_check.speed_check) and (doubt := speed_check.doubt(device)):
         log.warning("%s", doubt)
-    if fallen := engine.node_placement.on_cpu:
-        some = ", ".join(fallen[:8]) + (" …" if len(fallen) > 8 else "")
-        log.warning("%d nodes of %s are computed on the CPU: %s", len(fallen), engine.model.name, some)
+    if on_cpu := info.node_placement.on_cpu:
+        some = ", ".join(on_cpu[:8]) + (" …" if len(on_cpu) > 8 else "")
+        log.warning("%d nodes of %s are computed on the CPU: %s", len(on_cpu), info.model.name, some)
     return engine

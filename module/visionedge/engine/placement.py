@@ -1,8 +1,7 @@
-"""A child process that tells where the nodes of a model lie (``python -m …engine.device.placement``).
+"""A child process that finds out on which device the nodes of a model run (``python -m …engine.placement``).
 
-It takes ``placement '{"device": "cuda", "model": "PATH"}'`` and prints one JSON line with the device that
-the session came up on, how many nodes are computed there, which are left to the CPU, and a doubt about a
-device that is slow.
+It takes ``placement '{"device": "cuda", "model": "PATH"}'`` and prints one JSON line: the device of the
+session, how many nodes run there, which nodes run on the CPU, and a doubt if the device is slow.
 """
 
 import json
@@ -11,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visionedge.engine.device.session import RunnableSession, describe_error, open_session
+from visionedge.engine.device.backend import RunnableSession
+from visionedge.engine.device.faults import describe_error
+from visionedge.engine.device.session import open_session
 from visionedge.engine.device_parity import SpeedCheck, measure_median_ms
 from visionedge.engine.local_engine import make_noise_pictures
 from visionedge.model.compiler.build import load_or_compile
@@ -21,30 +22,30 @@ _ROUNDS = 5
 
 
 def main(arguments: dict[str, Any]) -> None:
-    """Compile the model (without a path the bundled one), open it on the device, print what became of it."""
+    """Compile the model (without a path the bundled one), open it on the device, print the result."""
     path = Path(arguments["model"]) if arguments.get("model") else find_bundled_model()
-    told: dict[str, Any] = {"step": "placement", "model": path.stem}
+    result: dict[str, Any] = {"step": "placement", "model": path.stem}
     try:
         model = load_model(path)
         graph = load_or_compile(model, None)
         session = open_session(graph, arguments["device"], max_batch=1)
-    except Exception as error:  # noqa: BLE001 - whatever it is, its words are the answer
-        told |= {"error": describe_error(error)}
+    except Exception as error:  # noqa: BLE001 - any exception is a valid result: its text is printed
+        result |= {"error": describe_error(error)}
     else:
         node_placement = session.node_placement
-        told |= {
+        result |= {
             "device": session.device,
             "onDevice": node_placement.on_device,
             "onCpu": list(node_placement.on_cpu),
         }
         if session.device != "cpu":
-            told["doubt"] = measure_speed_check(session, graph, model).doubt(session.device)
+            result["doubt"] = measure_speed_check(session, graph, model).doubt(session.device)
         session.close()
-    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 def measure_speed_check(session: RunnableSession, graph: bytes, model: Model) -> SpeedCheck:
-    """How long a picture takes on a session, and on one core of the CPU."""
+    """Time a picture on a session and on one core of the CPU."""
     cpu = open_session(graph, "cpu", max_batch=1)
     batch = model.interpretation.input.batch or 1
     pictures = make_noise_pictures(model.input, batch)

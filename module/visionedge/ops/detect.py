@@ -26,8 +26,8 @@ from visionedge.camera.sources.open import open_source
 from visionedge.camera.timing import plausible_fps
 from visionedge.config.addresses import CameraUri
 from visionedge.config.schema import InferenceConfig
+from visionedge.engine.lanes import infer_frames, make_frame
 from visionedge.engine.local_engine import LocalEngine, open_engine
-from visionedge.engine.one_shot import infer_frames, make_frame
 from visionedge.errors import DamagedPictureError, SourceError
 from visionedge.frames.drawing import draw_detections
 from visionedge.frames.types import FrameResult, Picture, build_frame_document
@@ -209,7 +209,8 @@ def _results(
     reader: "_Reader", engine: LocalEngine, selection: Selection
 ) -> Iterator[tuple[_Item, FrameResult]]:
     """Results in the order of the pictures, while later ones are decoded and computed."""
-    lanes, batch = engine.plan.lanes, engine.plan.buckets[-1]
+    plan = engine.info().plan
+    lanes, batch = plan.lanes, plan.max_batch
     waiting: deque[tuple[list[_Item], Future[list[FrameResult]]]] = deque()
 
     def work(items: list[_Item]) -> list[FrameResult]:

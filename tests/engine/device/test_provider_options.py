@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stub_driver import Script, script, stub_folder
-from visionedge.engine.device.session import CUDA_GRAPH_OPTIONS, CUDA_MINIMAL_OPTIONS, CUDA_OPTIONS
+from visionedge.engine.device.provider_options import CUDA_GRAPH_OPTIONS, CUDA_MINIMAL_OPTIONS, CUDA_OPTIONS
 
 __all__ = ["script", "stub_folder"]
 
@@ -34,7 +34,7 @@ onnxruntime = import_onnxruntime()
 load_cuda_libraries(onnxruntime)
 try:
     providers = [("CUDAExecutionProvider", json.loads(sys.argv[1]))]
-    onnxruntime.InferenceSession(_tiny(), providers=providers, enable_fallback=0)
+    onnxruntime.InferenceSession(_make_tiny_model(), providers=providers, enable_fallback=0)
 except Exception as error:
     print(error)
 """

@@ -1,4 +1,4 @@
-"""What an engine makes of what its session raises: smaller batches, a kind of fault, or nothing at all."""
+"""How an engine handles what its session raises: smaller batches, a kind of fault, or nothing at all."""
 
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
@@ -10,8 +10,8 @@ import pytest
 from scripted_faults import GONE, NO_MEMORY, REFUSED, STICKY
 from tiny_models import TinyDetector, pictures
 from visionedge.engine.device.devices import DeviceState, EffectiveDevice, ReasonCode
-from visionedge.engine.device.faults import Fault
-from visionedge.engine.device.session import EngineError, NodePlacement, PictureBatch
+from visionedge.engine.device.faults import EngineError, Fault
+from visionedge.engine.device.session import NodePlacement, PictureBatch
 from visionedge.engine.local_engine import LocalEngine
 from visionedge.engine.plan import Plan
 from visionedge.engine.process.fault_injection import (
@@ -83,14 +83,14 @@ def test_too_little_memory_makes_batches_smaller_for_good_and_loses_no_picture(m
     engine, plans = engine_on(model, session), list[Plan]()
     engine.on_plan_reduced = plans.append
     session.act = raising(NO_MEMORY, from_size=4)
-    assert engine.infer(pictures(8)).shape == (8, 9, 6)
-    assert engine.plan.buckets == (1, 2)
+    assert engine.infer(pictures(8)).rows.shape == (8, 9, 6)
+    assert engine.info().plan.buckets == (1, 2)
     assert [plan.buckets for plan in plans] == [(1, 2, 4), (1, 2)]
     assert session.kept[-1] == {1, 2}, "the memory of larger ones is given back"
     session.sizes.clear()
-    assert engine.infer(pictures(5)).shape == (5, 9, 6)
+    assert engine.infer(pictures(5)).rows.shape == (5, 9, 6)
     assert session.sizes == [2, 2, 1]
-    assert engine.unplanned_shapes == 0
+    assert engine.info().unplanned_shapes == 0
 
 
 def test_when_not_one_picture_fits_the_batch_fails_for_that_reason(model: Model) -> None:
@@ -100,7 +100,7 @@ def test_when_not_one_picture_fits_the_batch_fails_for_that_reason(model: Model)
     with pytest.raises(EngineError, match="CUDA failure 2: out of memory") as caught:
         engine.infer(pictures(3))
     assert caught.value.fault is Fault.OUT_OF_MEMORY
-    assert engine.plan.buckets == (1,)
+    assert engine.info().plan.buckets == (1,)
 
 
 @pytest.mark.parametrize(
@@ -131,11 +131,11 @@ def test_rows_that_are_no_numbers_are_the_devices_fault_but_never_the_cpus(model
         engine.infer(pictures(1))
     assert caught.value.fault is Fault.INVALID_OUTPUT
     engine.checks_finite = False
-    assert engine.infer(pictures(1)).shape == (1, 9, 6)
+    assert engine.infer(pictures(1)).rows.shape == (1, 9, 6)
     session = Session()
     engine = engine_on(model, session, "cpu")
     session.act = no_numbers
-    assert engine.infer(pictures(1)).shape == (1, 9, 6)
+    assert engine.infer(pictures(1)).rows.shape == (1, 9, 6)
 
 
 def test_a_device_that_fails_while_it_warms_up_is_not_taken_for_one_with_smaller_batches(
@@ -145,7 +145,7 @@ def test_a_device_that_fails_while_it_warms_up_is_not_taken_for_one_with_smaller
     for text in (NO_MEMORY, REFUSED):
         session = Session()
         session.act = raising(text, from_size=4)
-        assert engine_on(model, session).plan.buckets == (1, 2)
+        assert engine_on(model, session).info().plan.buckets == (1, 2)
     session = Session()
     session.act = raising(STICKY, from_size=4)
     with pytest.raises(EngineError) as caught:
@@ -181,7 +181,7 @@ def test_a_fault_happens_when_all_that_is_said_holds(tmp_path: Path) -> None:
 def test_a_script_is_read_and_what_makes_no_sense_is_named(tmp_path: Path) -> None:
     path = tmp_path / "faults.yaml"
     path.write_text(
-        f"device: tensorrt\npatience: {{firstSeconds: 0.5}}\nfaults: [{{at: probe, raise: '{GONE}'}}]\n"
+        f"device: tensorrt\ntiming: {{firstSeconds: 0.5}}\nfaults: [{{at: probe, raise: '{GONE}'}}]\n"
     )
     script = read_fault_script(path)
     tuning, backend = make_tuning(script), make_device_backend(script)
@@ -194,5 +194,5 @@ def test_a_script_is_read_and_what_makes_no_sense_is_named(tmp_path: Path) -> No
     path.write_text("faults: [{at: lunch}, {when: {batch: soon}}]\nwhat: 1\n")
     with pytest.raises(ConfigError) as caught:
         read_fault_script(path)
-    node_placement = [problem.split(": ")[1] for problem in caught.value.problems]
-    assert node_placement == ["faults.0.at", "faults.1.when.batch", "what"]
+    locations = [problem.split(": ")[1] for problem in caught.value.problems]
+    assert locations == ["faults.0.at", "faults.1.when.batch", "what"]

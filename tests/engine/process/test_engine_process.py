@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import queue
 import re
 import select
@@ -18,12 +19,14 @@ import pytest
 
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.device.session import EngineError, EngineUnavailableError
-from visionedge.engine.interface import EngineEvent
+from visionedge.engine.device.faults import EngineError, EngineUnavailableError
+from visionedge.engine.interface import EngineEvent, ProcessStatus
 from visionedge.engine.local_engine import open_engine
 from visionedge.engine.process.client import EngineClient
+from visionedge.engine.process.protocol import StartRequest
 from visionedge.engine.process.shared_memory import SharedFramePool
 from visionedge.engine.process.worker import WorkerLimits
+from visionedge.engine.settings import EngineSettings
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames.types import Picture
 from visionedge.model.model import Model, load_model
@@ -65,8 +68,14 @@ class Opened:
         self.engine.close()
 
     @property
+    def process(self) -> ProcessStatus:
+        process = self.engine.info().process
+        assert process is not None
+        return process
+
+    @property
     def pid(self) -> int:
-        pid = self.engine.process.pid
+        pid = self.process.pid
         assert pid is not None
         return pid
 
@@ -108,42 +117,46 @@ def test_rows_are_those_of_this_process_bit_for_bit(
 ) -> None:
     """From shared memory, from anywhere else, mixed, one array, none; and with a least score."""
     here, images = open_engine(model, CPU), pictures(5)
-    expected = here.infer(images)
+    expected = here.infer(images).rows
     shared = placed(frame_pool, images)
     ways = (shared, list(images), [shared[0], images[1], shared[2], images[3], shared[4]], images)
     for way in ways:
-        np.testing.assert_array_equal(opened.engine.infer(way), expected)
-    assert opened.engine.infer([]).shape == (0, here.rows, 6)
+        np.testing.assert_array_equal(opened.engine.infer(way).rows, expected)
+    assert opened.engine.infer([]).rows.shape == (0, here.info().max_rows, 6)
     score = float(expected[2, 3, 4])
-    few = opened.engine.infer(shared, score)
-    np.testing.assert_array_equal(few, here.infer(images, score))
-    assert 0 < few.shape[1] < here.rows
-    assert opened.engine.infer(shared, 2.0).shape == (5, 0, 6)
+    few = opened.engine.infer(shared, score).rows
+    np.testing.assert_array_equal(few, here.infer(images, score).rows)
+    assert 0 < few.shape[1] < here.info().max_rows
+    assert opened.engine.infer(shared, 2.0).rows.shape == (5, 0, 6)
 
 
 def test_no_row_at_the_least_score_is_left_out(opened: Opened, frame_pool: SharedFramePool) -> None:
     shared = placed(frame_pool, pictures(4))
-    whole = opened.engine.infer(shared)
+    whole = opened.engine.infer(shared).rows
     for score in (0.0, 0.2, 0.5, 0.9):
-        few = opened.engine.infer(shared, score)
+        few = opened.engine.infer(shared, score).rows
         np.testing.assert_array_equal(few[few[..., 4] >= score], whole[whole[..., 4] >= score])
 
 
 def test_it_tells_what_an_engine_tells(opened: Opened, model: Model) -> None:
-    here, engine = open_engine(model, CPU), opened.engine
-    assert (engine.rows, engine.plan, engine.node_placement) == (here.rows, here.plan, here.node_placement)
-    assert engine.device.describe() == here.device.describe()
-    assert engine.unplanned_shapes == 0
-    assert (engine.process.restarts, engine.process.down) == (0, None)
+    here, there = open_engine(model, CPU).info(), opened.engine.info()
+    assert (there.max_rows, there.plan, there.node_placement) == (
+        here.max_rows,
+        here.plan,
+        here.node_placement,
+    )
+    assert there.device.describe() == here.device.describe()
+    assert there.unplanned_shapes == 0
+    assert (opened.process.restarts, opened.process.down) == (0, None)
     assert here.process is None
-    assert "tiny ready" in repr(engine)
+    assert "tiny ready" in repr(opened.engine)
 
 
 def test_one_more_lane_than_compute_hides_the_way_to_the_child(opened: Opened, model: Model) -> None:
     """And the child has a line for it, beside those for pictures that come over HTTP."""
-    here = open_engine(model, CPU)
+    here, there = open_engine(model, CPU).info(), opened.engine.info()
     assert here.concurrency == here.plan.lanes
-    assert opened.engine.concurrency == opened.engine.plan.lanes + 1
+    assert there.concurrency == there.plan.lanes + 1
 
 
 def test_many_lanes_at_once_get_each_their_own(
@@ -151,11 +164,11 @@ def test_many_lanes_at_once_get_each_their_own(
 ) -> None:
     """More threads than there are lines."""
     images = pictures(8)
-    expected, shared = open_engine(model, CPU).infer(images), placed(frame_pool, images)
+    expected, shared = open_engine(model, CPU).infer(images).rows, placed(frame_pool, images)
     wrong: list[int] = []
 
     def lane(index: int) -> None:
-        found = [opened.engine.infer([shared[index]])[0] for _ in range(30)]
+        found = [opened.engine.infer([shared[index]]).rows[0] for _ in range(30)]
         wrong.extend(index for rows in found if not np.array_equal(rows, expected[index]))
 
     threads = [threading.Thread(target=lane, args=(index,)) for index in range(8)]
@@ -169,7 +182,7 @@ def test_many_lanes_at_once_get_each_their_own(
 def test_pictures_of_another_shape_never_reach_the_child(opened: Opened) -> None:
     with pytest.raises(EngineError, match="takes uint8 pictures of 64 x 48"):
         opened.engine.infer(pictures(1, 32, 32))
-    assert opened.engine.infer(pictures(1)).shape[0] == 1
+    assert opened.engine.infer(pictures(1)).rows.shape[0] == 1
 
 
 def test_its_log_comes_out_of_ours(
@@ -212,6 +225,19 @@ def test_it_has_no_socket_of_ours_but_its_own(opened: Opened) -> None:
     assert ours not in theirs
 
 
+def test_it_starts_without_pydantic(model: Model) -> None:
+    """It would take a sixth of the time that the process needs before it can open anything."""
+    request = pickle.dumps(StartRequest(model, EngineSettings.of(CPU), None, logging.INFO))
+    code = """
+import pickle, sys
+import visionedge.engine.process.server
+pickle.loads(sys.stdin.buffer.read())
+assert "pydantic" not in sys.modules
+"""
+    environ = child_process.build_child_environment(os.environ)
+    subprocess.run([sys.executable, "-c", code], input=request, env=environ, check=True)
+
+
 # --- how it can go wrong ------------------------------------------------------------------------------------
 
 
@@ -221,15 +247,15 @@ def test_a_child_that_dies_is_replaced_at_once(
 ) -> None:
     """Said once, with the reason; the next one gives the same rows from the same memory."""
     shared = placed(frame_pool, pictures(2))
-    before, first = opened.engine.infer(shared), opened.pid
+    before, first = opened.engine.infer(shared).rows, opened.pid
     os.kill(first, number)
     lost, back = opened.told(), opened.told()
     assert (lost.code, back.code) == ("engine-lost", "engine-back")
     assert f"process {first} died of signal {int(number)} ({number.name})" in lost.message
     assert opened.pid != first
     assert not alive(first)
-    assert opened.engine.process.restarts == 1
-    np.testing.assert_array_equal(opened.engine.infer(shared), before)
+    assert opened.process.restarts == 1
+    np.testing.assert_array_equal(opened.engine.infer(shared).rows, before)
     errors = [r for r in caplog.records if r.levelno >= logging.ERROR]
     assert [f"process {first} died" in r.getMessage() for r in errors] == [True]
 
@@ -258,7 +284,7 @@ def test_batches_in_progress_fail_and_those_after_wait_for_the_next_child(
         for thread in lanes:
             thread.join()
         assert 1 <= failed[0] <= 50, "nobody spins while there is no engine"
-        assert opened.engine.infer(shared).shape[0] == 1
+        assert opened.engine.infer(shared).rows.shape[0] == 1
 
 
 def test_a_child_that_hangs_is_killed_and_replaced(model: Model, frame_pool: SharedFramePool) -> None:
@@ -271,7 +297,7 @@ def test_a_child_that_hangs_is_killed_and_replaced(model: Model, frame_pool: Sha
         assert "gave no answer within 0.5 s" in opened.told().message
         assert opened.told().code == "engine-back"
         assert not alive(first)
-        assert opened.engine.infer(pictures(1)).shape[0] == 1
+        assert opened.engine.infer(pictures(1)).rows.shape[0] == 1
 
 
 def test_without_a_child_a_batch_fails_after_a_moment_and_says_why(
@@ -286,12 +312,12 @@ def test_without_a_child_a_batch_fails_after_a_moment_and_says_why(
         assert opened.told().code == "engine-lost"
         with pytest.raises(EngineError, match=r"restarting: its process died of signal 9"):
             opened.engine.infer(pictures(1))
-        down = opened.engine.process.down
+        down = opened.process.down
         assert down is not None
         assert "restarting" in down
         path.write_bytes(content)
         assert opened.told().code == "engine-back"
-        assert opened.engine.process.down is None
+        assert opened.process.down is None
 
 
 def test_a_child_that_hangs_is_noticed_long_before_the_most_that_a_batch_may_take(
@@ -366,7 +392,9 @@ def test_a_first_child_that_is_killed_gets_one_more_try(model: Model, frame_pool
     engine = EngineClient(model, CPU, frame_pool, thread_group=Interrupting(kill))
     engine.open()
     assert len(seen) == 2
-    assert engine.process.down is None
+    process = engine.info().process
+    assert process is not None
+    assert process.down is None
     engine.close()
 
 
@@ -416,11 +444,12 @@ from pathlib import Path
 from visionedge.config.schema import InferenceConfig
 from visionedge.model.model import load_model
 from visionedge.engine.process.client import EngineClient
+from visionedge.engine.process.protocol import StartRequest
 from visionedge.engine.process.shared_memory import SharedFramePool
 model = load_model(Path(sys.argv[1]))
 engine = EngineClient(model, InferenceConfig(device="cpu"), SharedFramePool(model.input, 4))
 engine.open()
-print(engine.process.pid, flush=True)
+print(engine.info().process.pid, flush=True)
 sys.stdin.read()
 """
 

@@ -17,8 +17,8 @@ import pytest
 from scripted_faults import Faults
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.device.session import EngineError, EngineUnavailableError
-from visionedge.engine.interface import EngineEvent
+from visionedge.engine.device.faults import EngineError, EngineUnavailableError
+from visionedge.engine.interface import EngineEvent, ProcessStatus, RecoveryStatistics
 from visionedge.engine.local_engine import open_engine
 from visionedge.engine.process.client import EngineClient
 from visionedge.engine.process.shared_memory import SharedFramePool
@@ -45,7 +45,7 @@ def frame_pool(model: Model) -> Iterator[SharedFramePool]:
 def expected(model: Model) -> np.ndarray:
     """The rows of `IMAGES`."""
     engine = open_engine(model, InferenceConfig(device="cpu"))
-    rows = engine.infer(IMAGES)
+    rows = engine.infer(IMAGES).rows
     engine.close()
     return rows
 
@@ -82,7 +82,20 @@ class Opened:
     @property
     def state(self) -> tuple[str, str]:
         """The device that computes and the reason code."""
-        return self.engine.device.effective, self.engine.device.code
+        device = self.engine.info().device
+        return device.effective, device.code
+
+    @property
+    def process(self) -> ProcessStatus:
+        process = self.engine.info().process
+        assert process is not None
+        return process
+
+    @property
+    def recovery(self) -> RecoveryStatistics:
+        recovery = self.engine.info().recovery
+        assert recovery is not None
+        return recovery
 
 
 class Lanes:
@@ -118,7 +131,7 @@ class Lanes:
         while not self._stop.is_set():
             try:
                 self._stop.wait(_PACE_S)
-                rows = self._engine.infer(IMAGES[:count])
+                rows = self._engine.infer(IMAGES[:count]).rows
             except EngineError:
                 self.failed += 1
                 continue
@@ -131,7 +144,7 @@ class Lanes:
 LOSSES = {
     "sticky": ("cuda-error", "sticky", "CUDA failure 700: an illegal memory access was encountered"),
     "refused": ("device-failed", "refused", "NOT_IMPLEMENTED"),
-    "nan": ("wrong-rows", "garbage", "rows that are no numbers"),
+    "nan": ("wrong-rows", "garbage", "output contains NaN or infinity"),
 }
 
 
@@ -157,7 +170,7 @@ def test_a_fault_loses_the_device_the_cpu_takes_over_and_the_device_comes_back(
             assert words in lost.message
             assert lost.message.endswith("; the CPU takes over")
             back = opened.told("engine-back")
-            assert f"effective cpu: {opened.engine.device.reason} ({code})" in back.message
+            assert f"effective cpu: {opened.engine.info().device.reason} ({code})" in back.message
             assert opened.state == ("cpu", code)
             lanes.more()
             failed = lanes.failed
@@ -166,12 +179,12 @@ def test_a_fault_loses_the_device_the_cpu_takes_over_and_the_device_comes_back(
             lanes.more()
             assert opened.state == ("cuda", "ok")
             assert lanes.failed == failed, "no batch is lost on the way back"
-            recovery = opened.engine.recovery
+            recovery = opened.recovery
             assert recovery.faults[fault] >= 1
             assert recovery.device_recoveries == number
-            frames = opened.engine.device_check.parity_results[-1]
+            frames = opened.engine.info().device_check.parity_results[-1]
             assert (frames.source, frames.pictures, frames.rows) == ("frames", 4, 1.0)
-        assert opened.engine.unplanned_shapes == 0
+        assert opened.engine.info().unplanned_shapes == 0
     assert lanes.wrong == 0
     assert opened.news.empty()
     logged = [r.getMessage() for r in caplog.records if "is lost:" in r.getMessage()]
@@ -185,14 +198,14 @@ def test_a_batch_for_which_memory_does_not_suffice_is_computed_in_smaller_ones(
     """The process lives on, the plan says so, nothing fails; when not even one fits, the device is lost."""
     faults = Faults(tmp_path)
     with Opened(model, frame_pool, faults) as opened:
-        pid = opened.engine.process.pid
+        pid = opened.process.pid
         faults.begin("memory")
-        np.testing.assert_array_equal(opened.engine.infer(IMAGES), expected)
-        assert "2 at once is the most" in opened.told("plan-narrowed").message
-        assert opened.engine.plan.buckets == (1, 2)
-        assert "did not fit into memory" in opened.engine.plan.reason
-        np.testing.assert_array_equal(opened.engine.infer(IMAGES), expected)
-        assert (opened.engine.process.pid, opened.engine.process.restarts) == (pid, 0)
+        np.testing.assert_array_equal(opened.engine.infer(IMAGES).rows, expected)
+        assert "batch size limited to 2" in opened.told("plan-narrowed").message
+        assert opened.engine.info().plan.buckets == (1, 2)
+        assert "did not fit into memory" in opened.engine.info().plan.reason
+        np.testing.assert_array_equal(opened.engine.infer(IMAGES).rows, expected)
+        assert (opened.process.pid, opened.process.restarts) == (pid, 0)
         assert opened.news.empty()
         spare = opened.spare
         assert spare is not None
@@ -201,9 +214,9 @@ def test_a_batch_for_which_memory_does_not_suffice_is_computed_in_smaller_ones(
             opened.engine.infer(IMAGES[:1])
         assert "out of memory" in opened.told("device-lost").message
         opened.told("engine-back")
-        assert (opened.engine.process.pid, opened.spare) == (spare, None), "it was started before"
+        assert (opened.process.pid, opened.spare) == (spare, None), "it was started before"
         assert opened.state == ("cpu", "out-of-memory")
-        assert opened.engine.unplanned_shapes == 0
+        assert opened.engine.info().unplanned_shapes == 0
 
 
 def test_a_candidate_that_computes_otherwise_than_the_cpu_stays_out_until_it_does_not(
@@ -216,13 +229,13 @@ def test_a_candidate_that_computes_otherwise_than_the_cpu_stays_out_until_it_doe
         assert opened.state == ("cpu", "no-device")
         faults.begin("absent-session")
         faults.end("absent")
-        _until(lambda: opened.engine.recovery.probes.get("ok", 0) >= 2)
+        _until(lambda: opened.recovery.probes.get("ok", 0) >= 2)
         assert opened.news.empty()
         faults.begin("wrong")
         faults.end("absent-session")
-        assert "of its strongest rows are the CPU's" in opened.told("parity-refused").message
-        tries = opened.engine.recovery.recovery_state.failed_attempts
-        _until(lambda: opened.engine.recovery.recovery_state.failed_attempts > tries)
+        assert "of its strongest rows match the CPU's" in opened.told("parity-refused").message
+        tries = opened.recovery.recovery_state.failed_attempts
+        _until(lambda: opened.recovery.recovery_state.failed_attempts > tries)
         faults.end("wrong")
         opened.told("device-back")
         lanes.more()
@@ -243,11 +256,12 @@ def test_at_the_start_a_device_is_held_against_the_cpu(
     faults.begin("wrong")
     with Opened(model, frame_pool, faults, parity=parity) as opened:
         assert opened.state == state
-        seen, notes = opened.engine.device_check.parity_results, " ".join(opened.engine.notes)
+        info = opened.engine.info()
+        seen, notes = info.device_check.parity_results, " ".join(info.notes)
         assert [parity_result.refusal is None for parity_result in seen] == (
             [False] if parity == "warn" else []
         )
-        assert ("of its strongest rows are the CPU's" in notes) is (parity == "warn")
+        assert ("of its strongest rows match the CPU's" in notes) is (parity == "warn")
 
 
 def test_hold_computes_nothing_until_the_device_is_there(
@@ -260,18 +274,19 @@ def test_hold_computes_nothing_until_the_device_is_there(
     opening = threading.Thread(target=opened.engine.open)
     opening.start()
     assert "waiting for it (inference.fallback: hold)" in opened.told("device-held").message
-    assert "no CUDA-capable device is detected" in (opened.engine.process.down or "")
+    with pytest.raises(EngineUnavailableError, match="no CUDA-capable device is detected"):
+        opened.engine.info()
     faults.end("absent")
     opened.told("device-back")
     opening.join()
-    np.testing.assert_array_equal(opened.engine.infer(IMAGES), expected)
+    np.testing.assert_array_equal(opened.engine.infer(IMAGES).rows, expected)
     faults.begin("sticky", "absent")
     with pytest.raises(EngineError):
         opened.engine.infer(IMAGES)
     assert "waiting for it" in opened.told("device-lost").message
     with pytest.raises(EngineUnavailableError, match="cuda is lost: CUDA failure 700"):
         opened.engine.infer(IMAGES)
-    assert opened.engine.process.pid is None
+    assert opened.process.pid is None
     opened.engine.close()
 
 
@@ -297,8 +312,8 @@ def test_a_device_that_crashes_its_process_at_the_start_leaves_the_cpu(
     faults.begin("crashes-opening")
     with Opened(model, frame_pool, faults) as opened:
         assert opened.state == ("cpu", "engine-died")
-        assert opened.engine.recovery.recovery_state.stage == "waiting"
-        np.testing.assert_array_equal(opened.engine.infer(IMAGES), expected)
+        assert opened.recovery.recovery_state.stage == "waiting"
+        np.testing.assert_array_equal(opened.engine.infer(IMAGES).rows, expected)
     with pytest.raises(DeviceError) as caught:
         Opened(model, frame_pool, faults, fallback="exit", device="cuda").engine.open()
     assert (caught.value.exit_code, caught.value.code) == (3, "engine-died")

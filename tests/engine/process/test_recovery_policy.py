@@ -1,4 +1,4 @@
-"""The recovery ladder, without any process: what it decides; and that it is never stuck, whatever fails."""
+"""The recovery policy, without any process: the steps it gives; and that it is never stuck."""
 
 import itertools
 
@@ -8,28 +8,38 @@ from failing_worlds import ABSENT, GPU_STATES, LOST, OK, WORDS, World
 from visionedge.engine.device.devices import DeviceVerdict, ReasonCode, RequestedDevice, device_preference
 from visionedge.engine.device.faults import Fault
 from visionedge.engine.process.recovery_policy import (
+    CandidateCompared,
+    CandidateReady,
     CompareCandidate,
-    FallbackPolicy,
+    DeviceProbed,
+    EngineExited,
+    EngineFailed,
+    EngineReady,
+    EngineStartFailed,
+    FallbackChanged,
     GiveUp,
     ProbeDevice,
     PublishEvent,
     RecoveryPolicy,
     RecoveryTiming,
+    Start,
     StartCandidate,
     StartEngine,
     Step,
     StopCandidate,
     StopEngine,
     SwitchToCandidate,
+    TimePassed,
 )
+from visionedge.engine.settings import FallbackPolicy
 
 PLAIN = RecoveryTiming(first_wait_s=5, max_wait_s=40, min_interval_s=30, healthy_s=100, jitter=0)
 
 
 def on_the_gpu(policy: FallbackPolicy = "degrade", requested: RequestedDevice = "auto") -> RecoveryPolicy:
     recovery_policy = RecoveryPolicy(requested, policy, PLAIN)
-    assert recovery_policy.begin() == [StartEngine(None)]
-    assert recovery_policy.opened("cuda", OK, 0) == []
+    assert recovery_policy.handle(Start(), 0) == [StartEngine(None)]
+    assert recovery_policy.handle(EngineReady("cuda", OK), 0) == []
     return recovery_policy
 
 
@@ -39,10 +49,10 @@ def told(steps: list[Step]) -> list[str]:
 
 def back(recovery_policy: RecoveryPolicy, now_s: float) -> None:
     """All the way back, in no time."""
-    assert recovery_policy.tick(now_s) == [ProbeDevice("cuda")]
-    assert recovery_policy.probed("cuda", OK, now_s) == [StartCandidate("cuda")]
-    assert recovery_policy.prepared(now_s) == [CompareCandidate()]
-    assert isinstance(recovery_policy.compared(None, "alike", now_s)[0], SwitchToCandidate)
+    assert recovery_policy.handle(TimePassed(), now_s) == [ProbeDevice("cuda")]
+    assert recovery_policy.handle(DeviceProbed("cuda", OK), now_s) == [StartCandidate("cuda")]
+    assert recovery_policy.handle(CandidateReady(), now_s) == [CompareCandidate()]
+    assert isinstance(recovery_policy.handle(CandidateCompared(None, "alike"), now_s)[0], SwitchToCandidate)
 
 
 # --- one thing at a time ------------------------------------------------------------------------------------
@@ -50,12 +60,12 @@ def back(recovery_policy: RecoveryPolicy, now_s: float) -> None:
 
 def test_a_lost_device_is_told_and_the_cpu_serves_at_once_for_that_reason() -> None:
     recovery_policy = on_the_gpu()
-    stop, tell, serve = recovery_policy.fault(Fault.STICKY, WORDS, 10)
+    stop, tell, serve = recovery_policy.handle(EngineFailed(Fault.STICKY, WORDS), 10)
     assert stop == StopEngine(WORDS)
     assert tell == PublishEvent("device-lost", f"cuda is lost: {WORDS}; the CPU takes over")
     assert serve == StartEngine("cpu", LOST)
-    assert recovery_policy.opened("cpu", LOST, 12) == [PublishEvent("engine-back", "")]
-    assert recovery_policy.recovery_state(12).reason == LOST
+    assert recovery_policy.handle(EngineReady("cpu", LOST), 12) == [PublishEvent("engine-back", "")]
+    assert recovery_policy.recovery_state().reason == LOST
 
 
 @pytest.mark.parametrize(
@@ -69,27 +79,27 @@ def test_a_lost_device_is_told_and_the_cpu_serves_at_once_for_that_reason() -> N
     ],
 )
 def test_each_fault_gives_the_cpu_its_reason_code(fault: Fault, code: ReasonCode) -> None:
-    *_, serve = on_the_gpu().fault(fault, "because", 10)
+    *_, serve = on_the_gpu().handle(EngineFailed(fault, "because"), 10)
     assert serve == StartEngine("cpu", DeviceVerdict(code, "because"))
 
 
 def test_the_way_back_is_probe_candidate_comparison_and_then_one_change_over() -> None:
     recovery_policy = on_the_gpu()
-    recovery_policy.ended(Fault.DIED, WORDS, 10)
-    recovery_policy.opened("cpu", LOST, 12)
+    recovery_policy.handle(EngineExited(Fault.DIED, WORDS), 10)
+    recovery_policy.handle(EngineReady("cpu", LOST), 12)
     assert recovery_policy.due_s() == 15
-    assert recovery_policy.tick(14.9) == []
-    assert recovery_policy.tick(15) == [ProbeDevice("cuda")]
+    assert recovery_policy.handle(TimePassed(), 14.9) == []
+    assert recovery_policy.handle(TimePassed(), 15) == [ProbeDevice("cuda")]
     assert recovery_policy.due_s() is None
-    assert recovery_policy.probed("cuda", OK, 17) == [StartCandidate("cuda")]
-    assert recovery_policy.prepared(25) == [CompareCandidate()]
+    assert recovery_policy.handle(DeviceProbed("cuda", OK), 17) == [StartCandidate("cuda")]
+    assert recovery_policy.handle(CandidateReady(), 25) == [CompareCandidate()]
     assert recovery_policy.serving == "cpu"
-    over, tell = recovery_policy.compared(None, "12 rows are alike", 26)
+    over, tell = recovery_policy.handle(CandidateCompared(None, "12 rows are alike"), 26)
     assert (over, tell) == (
         SwitchToCandidate(),
         PublishEvent("device-back", "cuda is back: 12 rows are alike"),
     )
-    assert (recovery_policy.serving, recovery_policy.due_s(), recovery_policy.recovery_state(26).stage) == (
+    assert (recovery_policy.serving, recovery_policy.due_s(), recovery_policy.recovery_state().stage) == (
         "cuda",
         None,
         "settled",
@@ -98,19 +108,19 @@ def test_the_way_back_is_probe_candidate_comparison_and_then_one_change_over() -
 
 def test_a_vain_try_doubles_the_wait_up_to_a_limit() -> None:
     recovery_policy = on_the_gpu()
-    recovery_policy.fault(Fault.GONE, WORDS, 0)
+    recovery_policy.handle(EngineFailed(Fault.GONE, WORDS), 0)
     waits, now_s = [], 0.0
     for _ in range(5):
         due_s = recovery_policy.due_s()
         assert due_s is not None
         waits.append(due_s - now_s)
         now_s = due_s
-        assert recovery_policy.tick(now_s) == [ProbeDevice("cuda")]
-        assert recovery_policy.probed("cuda", ABSENT, now_s) == []
+        assert recovery_policy.handle(TimePassed(), now_s) == [ProbeDevice("cuda")]
+        assert recovery_policy.handle(DeviceProbed("cuda", ABSENT), now_s) == []
     assert waits == [5, 10, 20, 40, 40]
     assert (
-        recovery_policy.recovery_state(now_s).failed_attempts,
-        recovery_policy.recovery_state(now_s).reason,
+        recovery_policy.recovery_state().failed_attempts,
+        recovery_policy.recovery_state().reason,
     ) == (5, ABSENT)
 
 
@@ -120,8 +130,8 @@ def test_waits_vary_so_that_modules_do_not_ask_in_step() -> None:
         recovery_policy = RecoveryPolicy(
             "auto", "degrade", RecoveryTiming(first_wait_s=5, jitter=0.2), chances.__next__
         )
-        recovery_policy.begin()
-        recovery_policy.opened("cpu", ABSENT, 0)
+        recovery_policy.handle(Start(), 0)
+        recovery_policy.handle(EngineReady("cpu", ABSENT), 0)
         assert recovery_policy.due_s() == pytest.approx(due_s)
 
 
@@ -131,30 +141,30 @@ def test_change_overs_lie_a_window_apart_and_a_device_that_flaps_waits_ever_long
     starts = []
     now_s = 0.0
     for _ in range(4):
-        recovery_policy.ended(Fault.DIED, WORDS, now_s)
+        recovery_policy.handle(EngineExited(Fault.DIED, WORDS), now_s)
         due_s = recovery_policy.due_s()
         assert due_s is not None
         starts.append(due_s - now_s)
         back(recovery_policy, due_s)
         now_s = due_s + 1
     assert starts == [5, 29, 29, 40]  # the window counts from the last change-over, a second before the loss
-    recovery_policy.ended(Fault.DIED, WORDS, now_s + 100)
+    recovery_policy.handle(EngineExited(Fault.DIED, WORDS), now_s + 100)
     assert recovery_policy.due_s() == now_s + 105
 
 
 def test_a_candidate_that_answers_otherwise_than_the_cpu_stays_out_and_that_is_told_once() -> None:
     recovery_policy = on_the_gpu()
-    recovery_policy.fault(Fault.STICKY, WORDS, 0)
+    recovery_policy.handle(EngineFailed(Fault.STICKY, WORDS), 0)
     tellings = []
     for now_s in (5, 15):
-        assert recovery_policy.tick(now_s) == [ProbeDevice("cuda")]
-        recovery_policy.probed("cuda", OK, now_s)
-        recovery_policy.prepared(now_s)
-        steps = recovery_policy.compared("only 3 % of the rows agree", "", now_s)
+        assert recovery_policy.handle(TimePassed(), now_s) == [ProbeDevice("cuda")]
+        recovery_policy.handle(DeviceProbed("cuda", OK), now_s)
+        recovery_policy.handle(CandidateReady(), now_s)
+        steps = recovery_policy.handle(CandidateCompared("only 3 % of the rows agree", ""), now_s)
         assert steps[0] == StopCandidate()
         tellings += told(steps)
     assert tellings == ["parity-refused"]
-    assert recovery_policy.recovery_state(15).reason == DeviceVerdict(
+    assert recovery_policy.recovery_state().reason == DeviceVerdict(
         ReasonCode.PARITY_REFUSED, "only 3 % of the rows agree"
     )
 
@@ -168,53 +178,59 @@ def test_a_device_that_was_absent_at_the_start_is_looked_for() -> None:
         (ReasonCode.CPU_REQUESTED, False),
     ):
         recovery_policy = RecoveryPolicy("auto", "degrade", PLAIN)
-        recovery_policy.begin()
-        assert recovery_policy.opened("cpu", DeviceVerdict(code, "because"), 0) == []
+        recovery_policy.handle(Start(), 0)
+        assert recovery_policy.handle(EngineReady("cpu", DeviceVerdict(code, "because")), 0) == []
         assert (recovery_policy.due_s() == 5) is looked_for
 
 
 def test_tensorrt_is_probed_before_cuda() -> None:
     recovery_policy = RecoveryPolicy("tensorrt", "degrade", PLAIN)
-    recovery_policy.begin()
-    recovery_policy.opened("cpu", ABSENT, 0)
-    assert recovery_policy.tick(5) == [ProbeDevice("tensorrt")]
-    assert recovery_policy.probed("tensorrt", ABSENT, 6) == [ProbeDevice("cuda")]
-    assert recovery_policy.probed("cuda", OK, 7) == [StartCandidate("cuda")]
+    recovery_policy.handle(Start(), 0)
+    recovery_policy.handle(EngineReady("cpu", ABSENT), 0)
+    assert recovery_policy.handle(TimePassed(), 5) == [ProbeDevice("tensorrt")]
+    assert recovery_policy.handle(DeviceProbed("tensorrt", ABSENT), 6) == [ProbeDevice("cuda")]
+    assert recovery_policy.handle(DeviceProbed("cuda", OK), 7) == [StartCandidate("cuda")]
 
 
 def test_on_the_cpu_a_process_that_died_is_started_again_at_once_and_then_ever_later() -> None:
     recovery_policy = RecoveryPolicy("cpu", "degrade", PLAIN)
     reason = DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was asked for")
-    recovery_policy.begin()
-    recovery_policy.opened("cpu", reason, 0)
-    assert recovery_policy.fault(Fault.REFUSED, WORDS, 1) == [], "it is the model's fault"
-    lost = PublishEvent("engine-lost", "died; another one is started")
-    assert recovery_policy.ended(Fault.DIED, "died", 2) == [lost, StartEngine("cpu", reason)]
-    assert recovery_policy.refused("no memory", 3, died=True) == []
-    assert recovery_policy.tick(3.9) == []
-    assert recovery_policy.tick(4) == [StartEngine("cpu", reason)]
-    assert recovery_policy.opened("cpu", reason, 5) == [PublishEvent("engine-back", "")]
-    assert recovery_policy.ended(Fault.DIED, "died", 6) == [lost]
+    recovery_policy.handle(Start(), 0)
+    recovery_policy.handle(EngineReady("cpu", reason), 0)
+    assert recovery_policy.handle(EngineFailed(Fault.REFUSED, WORDS), 1) == [], "it is the model's fault"
+    lost = PublishEvent("engine-lost", "died; restarting")
+    assert recovery_policy.handle(EngineExited(Fault.DIED, "died"), 2) == [lost, StartEngine("cpu", reason)]
+    assert recovery_policy.handle(EngineStartFailed("no memory", died=True), 3) == []
+    assert recovery_policy.handle(TimePassed(), 3.9) == []
+    assert recovery_policy.handle(TimePassed(), 4) == [StartEngine("cpu", reason)]
+    assert recovery_policy.handle(EngineReady("cpu", reason), 5) == [PublishEvent("engine-back", "")]
+    assert recovery_policy.handle(EngineExited(Fault.DIED, "died"), 6) == [
+        PublishEvent("engine-lost", "died; restarting in 2 s")
+    ]
     assert recovery_policy.due_s() == 8
-    recovery_policy.tick(8)
-    recovery_policy.opened("cpu", reason, 9)
-    assert len(recovery_policy.ended(Fault.DIED, "died", 100)) == 2, "it lived long: at once again"
+    recovery_policy.handle(TimePassed(), 8)
+    recovery_policy.handle(EngineReady("cpu", reason), 9)
+    assert len(recovery_policy.handle(EngineExited(Fault.DIED, "died"), 100)) == 2, (
+        "it lived long: at once again"
+    )
 
 
 def test_a_cpu_that_was_to_be_started_again_is_not_when_the_device_is_back_first() -> None:
     recovery_policy = on_the_gpu()
-    recovery_policy.fault(Fault.STICKY, WORDS, 0)
-    assert recovery_policy.refused("no memory", 1, died=True) == []
-    assert recovery_policy.tick(1) == [StartEngine("cpu", LOST)]
-    assert recovery_policy.refused("no memory", 4.5, died=True) == [], "it is tried again at 5.5"
+    recovery_policy.handle(EngineFailed(Fault.STICKY, WORDS), 0)
+    assert recovery_policy.handle(EngineStartFailed("no memory", died=True), 1) == []
+    assert recovery_policy.handle(TimePassed(), 1) == [StartEngine("cpu", LOST)]
+    assert recovery_policy.handle(EngineStartFailed("no memory", died=True), 4.5) == [], (
+        "it is tried again at 5.5"
+    )
     back(recovery_policy, 5)
     assert recovery_policy.due_s() is None
-    assert recovery_policy.tick(100) == []
+    assert recovery_policy.handle(TimePassed(), 100) == []
 
 
 def test_hold_computes_nothing_on_the_cpu() -> None:
     recovery_policy = on_the_gpu("hold")
-    stop, tell = recovery_policy.fault(Fault.STICKY, WORDS, 10)
+    stop, tell = recovery_policy.handle(EngineFailed(Fault.STICKY, WORDS), 10)
     assert stop == StopEngine(WORDS)
     assert isinstance(tell, PublishEvent)
     assert "waiting for it (inference.fallback: hold)" in tell.message
@@ -225,15 +241,15 @@ def test_hold_computes_nothing_on_the_cpu() -> None:
 def test_another_policy_counts_at_once_for_a_device_that_is_lost() -> None:
     """From hold to degrade the CPU takes over, and the device is looked for as before; and the other way."""
     recovery_policy = on_the_gpu("hold", "cuda")
-    recovery_policy.ended(Fault.DIED, WORDS, 10)
+    recovery_policy.handle(EngineExited(Fault.DIED, WORDS), 10)
     assert recovery_policy.serving is None
-    steps = recovery_policy.set_fallback("degrade")
+    steps = recovery_policy.handle(FallbackChanged("degrade"), 0)
     assert told(steps) == ["device-lost"]
     assert isinstance(steps[-1], StartEngine)
     assert steps[-1].device == "cpu"
-    recovery_policy.opened("cpu", LOST, 12)
-    assert recovery_policy.recovery_state(12).stage == "waiting"
-    stop, tell = recovery_policy.set_fallback("hold")
+    recovery_policy.handle(EngineReady("cpu", LOST), 12)
+    assert recovery_policy.recovery_state().stage == "waiting"
+    stop, tell = recovery_policy.handle(FallbackChanged("hold"), 0)
     assert isinstance(stop, StopEngine)
     assert isinstance(tell, PublishEvent)
     assert (tell.code, recovery_policy.serving) == ("device-held", None)
@@ -242,36 +258,42 @@ def test_another_policy_counts_at_once_for_a_device_that_is_lost() -> None:
 
 def test_another_policy_lets_a_first_engine_begin_that_waits_for_its_device() -> None:
     recovery_policy = RecoveryPolicy("cuda", "hold", PLAIN)
-    recovery_policy.begin()
-    assert told(recovery_policy.refused(WORDS, 0, died=False, code=ReasonCode.NO_DEVICE)) == ["device-held"]
-    assert isinstance(recovery_policy.set_fallback("degrade")[-1], StartEngine)
-    assert recovery_policy.set_fallback("degrade") == []
+    recovery_policy.handle(Start(), 0)
+    assert told(
+        recovery_policy.handle(EngineStartFailed(WORDS, died=False, code=ReasonCode.NO_DEVICE), 0)
+    ) == ["device-held"]
+    assert isinstance(recovery_policy.handle(FallbackChanged("degrade"), 0)[-1], StartEngine)
+    assert recovery_policy.handle(FallbackChanged("degrade"), 0) == []
 
 
 def test_another_policy_changes_nothing_while_the_device_computes() -> None:
     recovery_policy = on_the_gpu("degrade")
-    assert recovery_policy.set_fallback("exit") == []
+    assert recovery_policy.handle(FallbackChanged("exit"), 0) == []
     assert [
-        step.ends for step in recovery_policy.ended(Fault.DIED, WORDS, 10) if isinstance(step, PublishEvent)
+        step.ends
+        for step in recovery_policy.handle(EngineExited(Fault.DIED, WORDS), 10)
+        if isinstance(step, PublishEvent)
     ] == [True]
 
 
 def test_a_first_process_that_was_killed_gets_one_more_try() -> None:
     """A signal from outside says nothing of the model: what it is opened for stays the same, once."""
     recovery_policy = RecoveryPolicy("cpu", "degrade", PLAIN)
-    first = recovery_policy.begin()
-    assert recovery_policy.refused(WORDS, 0, died=True, killed=True) == first
-    assert isinstance(recovery_policy.refused(WORDS, 1, died=True, killed=True)[0], GiveUp)
+    first = recovery_policy.handle(Start(), 0)
+    assert recovery_policy.handle(EngineStartFailed(WORDS, died=True, killed=True), 0) == first
+    assert isinstance(recovery_policy.handle(EngineStartFailed(WORDS, died=True, killed=True), 1)[0], GiveUp)
     other = RecoveryPolicy("cpu", "degrade", PLAIN)
-    other.begin()
-    assert isinstance(other.refused(WORDS, 0, died=True)[0], GiveUp)
+    other.handle(Start(), 0)
+    assert isinstance(other.handle(EngineStartFailed(WORDS, died=True), 0)[0], GiveUp)
 
 
 def test_hold_waits_for_a_demanded_device_from_the_start_on() -> None:
     recovery_policy = RecoveryPolicy("cuda", "hold", PLAIN)
-    recovery_policy.begin()
+    recovery_policy.handle(Start(), 0)
     assert told(
-        recovery_policy.refused("libcuda.so.1 is missing", 0, died=False, code=ReasonCode.DRIVER_MISSING)
+        recovery_policy.handle(
+            EngineStartFailed("libcuda.so.1 is missing", died=False, code=ReasonCode.DRIVER_MISSING), 0
+        )
     ) == ["device-held"]
     back(recovery_policy, 5)
     assert recovery_policy.serving == "cuda"
@@ -279,30 +301,32 @@ def test_hold_waits_for_a_demanded_device_from_the_start_on() -> None:
 
 def test_exit_ends_the_module_with_the_reason_when_a_device_is_lost() -> None:
     recovery_policy = on_the_gpu("exit")
-    steps = recovery_policy.ended(Fault.HANG, "gave no answer", 10)
+    steps = recovery_policy.handle(EngineExited(Fault.HANG, "gave no answer"), 10)
     assert told(steps) == ["device-lost"]
     assert steps[-1] == GiveUp(DeviceVerdict(ReasonCode.RUN_TIMEOUT, "gave no answer"))
-    assert recovery_policy.tick(1000) == []
+    assert recovery_policy.handle(TimePassed(), 1000) == []
 
 
 @pytest.mark.parametrize("requested", ["auto", "cuda"])
 def test_a_first_process_that_dies_over_a_device_leaves_the_cpu(requested: RequestedDevice) -> None:
     """And when that one dies too, it is the model's fault."""
     recovery_policy = RecoveryPolicy(requested, "degrade", PLAIN)
-    recovery_policy.begin()
+    recovery_policy.handle(Start(), 0)
     verdict = DeviceVerdict(ReasonCode.ENGINE_DIED, "died of signal 11")
-    assert recovery_policy.refused("died of signal 11", 1, died=True) == [StartEngine("cpu", verdict)]
-    assert recovery_policy.refused("died of signal 11", 2, died=True) == [GiveUp(None)]
+    assert recovery_policy.handle(EngineStartFailed("died of signal 11", died=True), 1) == [
+        StartEngine("cpu", verdict)
+    ]
+    assert recovery_policy.handle(EngineStartFailed("died of signal 11", died=True), 2) == [GiveUp(None)]
 
 
 def test_what_cannot_be_opened_at_all_is_given_up() -> None:
     """A model that is refused, with any device; a device that was demanded, with `exit`."""
     recovery_policy = RecoveryPolicy("auto", "degrade", PLAIN)
-    recovery_policy.begin()
-    assert recovery_policy.refused("gives no numbers", 1, died=False) == [GiveUp(None)]
+    recovery_policy.handle(Start(), 0)
+    assert recovery_policy.handle(EngineStartFailed("gives no numbers", died=False), 1) == [GiveUp(None)]
     recovery_policy = RecoveryPolicy("cuda", "exit", PLAIN)
-    recovery_policy.begin()
-    steps = recovery_policy.refused("no device", 1, died=False, code=ReasonCode.NO_DEVICE)
+    recovery_policy.handle(Start(), 0)
+    steps = recovery_policy.handle(EngineStartFailed("no device", died=False, code=ReasonCode.NO_DEVICE), 1)
     assert steps == [GiveUp(DeviceVerdict(ReasonCode.NO_DEVICE, "no device"))]
 
 
@@ -314,7 +338,7 @@ def test_whatever_fails_it_is_never_stuck_never_silent_and_never_hasty(seed: int
     world = World(seed)
     world.gpu = world.random.choice(GPU_STATES)
     world.weather(3600)
-    world.do(world.recovery_policy.begin())
+    world.do(world.recovery_policy.handle(Start(), 0))
     world.live(3600)
     assert world.recovery_policy.serving is not None or world.policy == "hold" or world.main
 
@@ -348,6 +372,6 @@ def test_with_degrade_the_cpu_serves_as_soon_as_it_can_be_opened() -> None:
         world.recovery_policy = RecoveryPolicy(world.requested, "degrade", world.timing, world.random.random)
         world.cpu_dies = False
         world.weather(3600)
-        world.do(world.recovery_policy.begin())
+        world.do(world.recovery_policy.handle(Start(), 0))
         world.live(4000)
         assert max(world.dark_s) <= 2.0 + 1e-6, seed

@@ -1,19 +1,24 @@
-"""Requests to the engine's child: one queue for all, a reply on the line that asked, one thread a lane."""
+"""Requests to a worker: one queue for all, a reply on the channel that asked, one thread a lane."""
 
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tiny_models import pictures
-from visionedge.engine.device.session import EngineError, PictureBatch
+from engine_infos import make_engine_info
+from tiny_models import TinyDetector, pictures
+from visionedge.engine.device.faults import EngineError
+from visionedge.engine.device.session import PictureBatch
+from visionedge.engine.interface import EngineInfo, Inference
 from visionedge.engine.process import protocol
 from visionedge.engine.process.server import RequestLoop
 from visionedge.engine.process.shared_memory import FrameView, SharedFramePool
 from visionedge.frames.types import InputSpec
+from visionedge.model.model import load_model
 from visionedge.model.postprocess import Rows
 
 SPEC = InputSpec(64, 48)
@@ -23,14 +28,13 @@ LANES, LINES = 2, 6
 class Counted:
     """Gives one row that holds the picture's first value; knows how many compute at a time."""
 
-    unplanned_shapes = 0
-
-    def __init__(self) -> None:
+    def __init__(self, info: EngineInfo) -> None:
+        self._info = info
         self.most = self.busy = 0
         self.go_on = threading.Event()
         self._lock = threading.Lock()
 
-    def infer(self, images: PictureBatch, min_score: float | None = None) -> Rows:
+    def infer(self, images: PictureBatch, min_score: float | None = None) -> Inference:
         """See `Engine.infer`."""
         with self._lock:
             self.busy += 1
@@ -40,23 +44,30 @@ class Counted:
             self.busy -= 1
         if images[0].min() == 255:
             raise EngineError("it is too bright")
-        return np.array([[[*image[0, 0], 0, 0, min_score]] for image in images], np.float32)
+        rows = np.array([[[*image[0, 0], 0, 0, min_score]] for image in images], np.float32)
+        return Inference(rows, "cpu")
+
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Child:
-    """A desk with its lanes on threads of this process, and the module's ends of queue and lines."""
+    """A request loop with its lanes on threads of this process, and the module's ends of queue and lines."""
 
-    def __init__(self, frame_pool: SharedFramePool, stack: ExitStack) -> None:
-        self.engine = Counted()
+    def __init__(self, frame_pool: SharedFramePool, stack: ExitStack, info: EngineInfo) -> None:
+        self.engine = Counted(info)
         self.queue, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pairs = [socket.socketpair() for _ in range(LINES)]
         self.lines = [ours for ours, _ in pairs]
         for each in (self.queue, theirs, *self.lines, *(end for _, end in pairs)):
             stack.callback(each.close)
-        desk = RequestLoop(
+        request_loop = RequestLoop(
             theirs, [end for _, end in pairs], self.engine, FrameView(frame_pool.fd, SPEC), SPEC
         )
-        threads = [threading.Thread(target=desk.serve) for _ in range(LANES)]
+        threads = [threading.Thread(target=request_loop.serve) for _ in range(LANES)]
         for thread in threads:
             thread.start()
             stack.callback(thread.join)
@@ -81,9 +92,10 @@ def frame_pool() -> Iterator[SharedFramePool]:
 
 
 @pytest.fixture
-def child(frame_pool: SharedFramePool) -> Iterator[Child]:
+def child(frame_pool: SharedFramePool, tmp_path: Path) -> Iterator[Child]:
+    info = make_engine_info(load_model(TinyDetector().save(tmp_path / "tiny.onnx")))
     with ExitStack() as stack:
-        yield Child(frame_pool, stack)
+        yield Child(frame_pool, stack, info)
 
 
 def test_each_line_gets_its_own_answer_and_no_more_are_computed_at_a_time_than_lanes(

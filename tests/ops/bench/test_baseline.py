@@ -40,7 +40,7 @@ def agree(model: Model) -> int:
     """Compare all candidates above a score; how many there were."""
     picture = make_noise_pictures(model.input, 1)[0]
     network = PlainNetwork(model, threads=1, device="cpu")
-    rows = open_engine(model, CPU).infer([picture])[0]
+    rows = open_engine(model, CPU).infer([picture]).rows[0]
     outputs = network.run(network.tensor(picture))
     np.testing.assert_allclose(network.rows(outputs, len(rows))[:, 4], rows[:, 4], atol=1e-4)
     least = float(np.sort(rows[:, 4])[-20])

@@ -1,9 +1,9 @@
-"""Devices and the truth about them: what was asked for, what is really used, and why.
+"""Devices: which one was requested, which one is used, and why.
 
-What onnxruntime says it has was fixed when it was compiled, and a provider that cannot start is left out of
-a session without an error. So the effective device is read from the session alone, and the reason from a
-probe: a tiny session in a child process (`probe.py`) that may hang or crash, and whose native stderr holds
-the only true words.
+The list of providers of onnxruntime was fixed when it was compiled, and a session drops a provider that
+cannot start without an error. So the effective device is read from the session, and the reason from a probe:
+a tiny session in a child process (`probe.py`) that may hang or crash. Only its native stderr holds the real
+error.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _KILL_TIMEOUT_S = 5.0
 
 
 class ReasonCode(StrEnum):
-    """Why the effective device is what it is. Closed: documentation, metrics and messages list the same."""
+    """Why the effective device is used. Documentation, metrics and messages list the same codes."""
 
     OK = "ok"
     CPU_REQUESTED = "asked-cpu"
@@ -74,17 +74,17 @@ REMEDIES: Mapping[ReasonCode, str] = {
     ReasonCode.PROBE_CRASHED: (
         "the driver or its libraries crash: reinstall them, and see `visionedge doctor`"
     ),
-    ReasonCode.DEVICE_FAILED: "it is tried again by itself; see `visionedge doctor` if it does not come back",
-    ReasonCode.RUN_TIMEOUT: "it is tried again by itself; restart the machine if it hangs again",
-    ReasonCode.ENGINE_DIED: "it is tried again by itself; see `visionedge doctor` if it dies again",
-    ReasonCode.INVALID_OUTPUT: "it is tried again by itself; have the GPU examined if it happens again",
-    ReasonCode.PARITY_REFUSED: "have the GPU examined; or take it as it is: inference.parity: warn",
+    ReasonCode.DEVICE_FAILED: "retried automatically; see `visionedge doctor` if it does not come back",
+    ReasonCode.RUN_TIMEOUT: "retried automatically; restart the machine if it hangs again",
+    ReasonCode.ENGINE_DIED: "retried automatically; see `visionedge doctor` if it dies again",
+    ReasonCode.INVALID_OUTPUT: "retried automatically; check the GPU hardware if it happens again",
+    ReasonCode.PARITY_REFUSED: "check the GPU hardware; or use it nevertheless: inference.parity: warn",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:
-    """Requested and effective device, with the reason, as status, logs, twin and messages show them."""
+    """The requested and the effective device, with the reason, as status, logs and twin show them."""
 
     requested: RequestedDevice
     effective: EffectiveDevice
@@ -94,7 +94,7 @@ class DeviceState:
 
     @property
     def degraded(self) -> bool:
-        """Whether this is less than what was asked for; `auto` asks for a GPU if there is one."""
+        """Whether this is less than the requested device; `auto` requests a GPU if there is one."""
         fine = {ReasonCode.OK, ReasonCode.CPU_REQUESTED} | (
             {ReasonCode.NO_GPU_BUILD} if self.requested == "auto" else set()
         )
@@ -108,7 +108,7 @@ class DeviceState:
 
 @dataclass(frozen=True, slots=True)
 class DeviceVerdict:
-    """What became of one provider: `code` OK, or why it cannot be used, in one line."""
+    """Whether a device can be used: `code` OK, or why not, in one line."""
 
     code: ReasonCode
     reason: str
@@ -119,21 +119,21 @@ USABLE = DeviceVerdict(ReasonCode.OK, "usable")
 
 @dataclass(frozen=True, slots=True)
 class DeviceAssignment:
-    """A device to open and no other, without asking whether it is usable; and why just this one."""
+    """The one device to open, without a probe; and the reason why."""
 
     device: EffectiveDevice
     verdict: DeviceVerdict
 
 
 def device_preference(requested: RequestedDevice) -> tuple[EffectiveDevice, ...]:
-    """The devices to try, best first. TensorRT builds its engines for minutes, so it has to be asked for."""
+    """The devices to try, best first. TensorRT builds its engines for minutes, so only if it is requested."""
     if requested == "tensorrt":
         return ("tensorrt", "cuda", "cpu")
     return ("cpu",) if requested == "cpu" else ("cuda", "cpu")
 
 
 def get_effective_device(providers: list[str]) -> EffectiveDevice:
-    """The device of a session by its `get_providers()`: the first is the one that computes."""
+    """The device of a session by its `get_providers()`: the first provider computes."""
     for device in ("tensorrt", "cuda"):
         if providers and providers[0] == PROVIDERS[device]:
             return "tensorrt" if device == "tensorrt" else "cuda"
@@ -152,12 +152,12 @@ _CUDA_ERROR_CODES: Mapping[int, ReasonCode] = {
 
 
 def classify_provider_error(text: str, *, driver_present: bool) -> DeviceVerdict:
-    """The reason in what a failed provider wrote (its exception and its native stderr)."""
+    """The reason in the exception and the native stderr of a provider that failed."""
     if failure := find_cuda_failure(text):
         code = _CUDA_ERROR_CODES.get(failure.number, ReasonCode.CUDA_ERROR)
         if failure.library != "CUDA":
-            code = ReasonCode.CUDA_ERROR  # its numbers are its own
-        # Without any driver CUDA says "insufficient" as well.
+            code = ReasonCode.CUDA_ERROR  # other libraries have numbers of their own
+        # CUDA reports "insufficient" also if there is no driver at all.
         if code is ReasonCode.DRIVER_TOO_OLD and not driver_present:
             return DeviceVerdict(ReasonCode.DRIVER_MISSING, "libcuda.so.1, the NVIDIA driver, is missing")
         return DeviceVerdict(ReasonCode.OUT_OF_MEMORY if is_out_of_memory(text) else code, str(failure))
@@ -182,7 +182,7 @@ _FAULT_REASONS: Mapping[Fault, ReasonCode] = {
 
 
 def classify_device_loss(fault: Fault, message: str) -> DeviceVerdict:
-    """The reason why a device that computed until now does not any more, from the fault and its words."""
+    """The reason why a device that computed until now is lost, from the fault and its text."""
     if fault in _FAULT_REASONS:
         return DeviceVerdict(_FAULT_REASONS[fault], message)
     seen = classify_provider_error(message, driver_present=True)
@@ -193,7 +193,7 @@ def classify_device_loss(fault: Fault, message: str) -> DeviceVerdict:
 
 @dataclass(frozen=True, slots=True)
 class ProbeOutput:
-    """What a probe left behind; `exit_code` None = it ran out of time."""
+    """The output of a probe; `exit_code` None: it did not end in time."""
 
     exit_code: int | None
     stdout: str
@@ -201,7 +201,7 @@ class ProbeOutput:
 
 
 ProbeRunner = Callable[[str, float], ProbeOutput]
-"""Runs the probe of a provider within so many seconds."""
+"""Runs the probe of a provider, for at most so many seconds."""
 
 
 def run_probe(
@@ -209,14 +209,14 @@ def run_probe(
     timeout_s: float,
     started: Callable[[subprocess.Popen[str]], None] = lambda _process: None,
 ) -> ProbeOutput:
-    """Run `probe.py` in a child process; it is killed when its time is up. `started` may end it before."""
+    """Run `probe.py` in a child process and kill it after `timeout_s`. `started` gets the process."""
     child = start_child("visionedge.engine.device.probe", provider, stderr=subprocess.PIPE, text=True)
     started(child)
     try:
         stdout, stderr = child.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         child.kill()
-        # A child that hangs inside the driver does not even die; then it is left behind, not waited for.
+        # A child that hangs inside the driver cannot be killed; it is left behind.
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.communicate(timeout=_KILL_TIMEOUT_S)
         return ProbeOutput(None, "", "")
@@ -229,7 +229,7 @@ def probe_device(
     timeout_s: float = PROBE_TIMEOUT_S,
     driver_present: Callable[[], bool] | None = None,
 ) -> DeviceVerdict:
-    """Whether a session on this device really starts and computes, and if not, why. Takes a second or two."""
+    """Whether a session on this device starts and computes, and if not, why. Takes one or two seconds."""
     provider = PROVIDERS[device]
     output = run(provider, timeout_s)
     if output.exit_code is None:
@@ -250,7 +250,7 @@ def probe_device(
 
 
 def has_nvidia_driver() -> bool:
-    """Whether the NVIDIA driver's library can be loaded; nothing in it is called."""
+    """Whether the library of the NVIDIA driver can be loaded."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,44 +1,61 @@
-"""What goes wrong while frames are computed, told apart by what has to be done about it.
+"""Errors while frames are computed, classified by what has to be done about them.
 
-onnxruntime has no types for this: everything a device or its libraries say comes as the text of an exception,
-so the texts are read here. What is wrong at the start of a device is `devices.classify`'s business.
+onnxruntime has no types for this: everything that a device or its libraries report is the text of an
+exception, so the text is parsed here. `devices.classify_provider_error` does the same for the start of a
+device.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from visionedge.errors import VisionedgeError
+
 
 class Fault(StrEnum):
-    """What went wrong with a batch or with the engine's process. Closed: docs/gpu.md lists the same."""
+    """What went wrong with a batch or with the engine's process. docs/gpu.md lists the same."""
 
     REFUSED = "refused"
+    """The batch or the model is the cause; the device works, the next batch may succeed."""
+
     OUT_OF_MEMORY = "out-of-memory"
+    """There was not enough memory for a batch of this size; a smaller one may fit."""
+
     STICKY = "sticky"
+    """The device failed in a way that makes every later batch in this process fail."""
+
     GONE = "device-gone"
+    """The device or its driver is not there any more."""
+
     INVALID_OUTPUT = "garbage"
+    """The output of the device contains NaN or infinity."""
+
     HANG = "hang"
+    """A batch did not end in time."""
+
     DIED = "died"
+    """The engine's process died."""
 
-
-FAULT_DESCRIPTIONS: Mapping[Fault, str] = {
-    Fault.REFUSED: "the batch or the model is to blame; the device is well, the next batch may do",
-    Fault.OUT_OF_MEMORY: "there was not enough memory for a batch of this size; a smaller one may fit",
-    Fault.STICKY: "the device failed in a way that spoils everything later in this process",
-    Fault.GONE: "the device or its driver is not there any more",
-    Fault.INVALID_OUTPUT: "the device gave rows that are no numbers (NaN or infinity)",
-    Fault.HANG: "a batch did not end in time",
-    Fault.DIED: "the engine's process died",
-}
 
 FATAL_FAULTS = frozenset({Fault.STICKY, Fault.GONE, Fault.INVALID_OUTPUT, Fault.HANG, Fault.DIED})
-"""After these a process on a GPU is of no use any more."""
+"""After these a process on a GPU cannot be used any more."""
+
+
+class EngineError(VisionedgeError):
+    """A batch could not be computed. `fault` is the kind of failure; None if the batch was never run."""
+
+    def __init__(self, message: str, fault: Fault | None = None) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+class EngineUnavailableError(EngineError):
+    """No engine computes now. Its supervisor has reported the reason already."""
 
 
 @dataclass(frozen=True, slots=True)
 class CudaFailure:
-    """What one of NVIDIA's libraries said: ``CUDA failure 700: an illegal memory access was encountered``."""
+    """An error of NVIDIA's libraries, as ``CUDA failure 700: an illegal memory access was encountered``."""
 
     library: str
     number: int
@@ -50,44 +67,44 @@ class CudaFailure:
 
 _FAILURE = re.compile(
     r"\b(?P<library>CUDA|CUDNN_FE|CUDNN|CUBLAS|CUFFT|CURAND|CUSPARSE) failure (?P<number>\d+): "
-    r"(?P<words>[^;\n]*)"
+    r"(?P<message>[^;\n]*)"
 )
-# The arena's words, those of CUDA, cuBLAS, cuDNN and TensorRT, and C++'s own.
-_NO_MEMORY = re.compile(
+# Texts of onnxruntime's memory arena, of CUDA, cuBLAS, cuDNN and TensorRT, and of C++.
+_OUT_OF_MEMORY = re.compile(
     r"out of memory|Failed to allocate memory|smaller than requested bytes|_ALLOC(?:ATION)?_FAILED"
     r"|bad_?alloc|MemoryError|Unable to allocate",
     re.IGNORECASE,
 )
-# A device's words without a number: older wrappers of CUDA, TensorRT's, the provider's own kind of error.
+# Texts of a device without a number: older wrappers of CUDA, TensorRT, the provider's own error code.
 _DEVICE_ERROR = re.compile(
     r"(?:CUDA|CUDNN|CUBLAS) error executing|\bEP_FAIL\b|TensorRT|Cuda Runtime"
     r"|CUDNN_(?:STATUS|BACKEND)|cudaError",
 )
-_MEMORY_NUMBER = 2
+_OUT_OF_MEMORY_NUMBER = 2
 _GONE_NUMBERS = frozenset({3, 4, 35, 46, 100, 101, 802, 803, 804})
-# An argument, a launch or a kernel that this device does not take: CUDA goes on after them.
+# An argument, a launch or a kernel that this device does not support: CUDA goes on after them.
 _REFUSED_NUMBERS = frozenset({1, 9, 98, 209, 218, 222, 801})
 _REFUSED_NAMES = re.compile(r"BAD_PARAM|NOT_SUPPORTED|INVALID_VALUE|ARCH_MISMATCH")
 
 
 def find_cuda_failure(text: str) -> CudaFailure | None:
-    """The first failure of one of NVIDIA's libraries in a text, without the names of hosts and files."""
+    """The first error of one of NVIDIA's libraries in a text, without the names of hosts and files."""
     found = _FAILURE.search(text)
-    return (
-        None if found is None else CudaFailure(found["library"], int(found["number"]), found["words"].strip())
-    )
+    if found is None:
+        return None
+    return CudaFailure(found["library"], int(found["number"]), found["message"].strip())
 
 
 def is_out_of_memory(text: str) -> bool:
-    """Whether a text complains of too little memory."""
+    """Whether a text reports too little memory."""
     failure = find_cuda_failure(text)
     if failure is not None and failure.library == "CUDA":
-        return failure.number == _MEMORY_NUMBER  # the rest of the line may quote anything
-    return _NO_MEMORY.search(text) is not None
+        return failure.number == _OUT_OF_MEMORY_NUMBER  # the rest of the line may quote anything
+    return _OUT_OF_MEMORY.search(text) is not None
 
 
 def classify_fault(text: str, *, on_gpu: bool) -> Fault:
-    """The kind of fault in what onnxruntime raised for a batch; on the CPU no device can be to blame."""
+    """The kind of fault in an error text of a batch; on the CPU the device is never the cause."""
     if is_out_of_memory(text):
         return Fault.OUT_OF_MEMORY
     if not on_gpu:
@@ -99,7 +116,7 @@ def classify_fault(text: str, *, on_gpu: bool) -> Fault:
 
 
 def _classify_cuda_failure(failure: CudaFailure) -> Fault:
-    """Whatever is not known to be harmless spoils the process: going on with it would fail for ever."""
+    """An error that is not known to be harmless counts as sticky: every later batch could fail."""
     if failure.library != "CUDA":
         return Fault.REFUSED if _REFUSED_NAMES.search(failure.message) else Fault.STICKY
     if failure.number in _GONE_NUMBERS:
@@ -107,10 +124,16 @@ def _classify_cuda_failure(failure: CudaFailure) -> Fault:
     return Fault.REFUSED if failure.number in _REFUSED_NUMBERS else Fault.STICKY
 
 
+def describe_error(error: BaseException, limit: int = 300) -> str:
+    """The text of an exception of onnxruntime in one line, without its error codes."""
+    return _join_lines(str(error) or type(error).__name__, limit)
+
+
 def shorten_error_text(text: str, limit: int = 300) -> str:
-    """The telling part of what onnxruntime raised, in one line, without its codes and hosts' names."""
+    """The same for a text; an error of NVIDIA's libraries without the names of hosts and files."""
     failure = find_cuda_failure(text)
-    if failure is not None:
-        return str(failure)
-    line = " ".join(text.split())
-    return line.rsplit("[ONNXRuntimeError] : ", 1)[-1][:limit]
+    return _join_lines(text, limit) if failure is None else str(failure)
+
+
+def _join_lines(text: str, limit: int) -> str:
+    return " ".join(text.split()).rsplit("[ONNXRuntimeError] : ", 1)[-1][:limit]

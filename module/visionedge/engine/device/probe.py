@@ -1,7 +1,7 @@
 """A child process that tries one provider (``python -m …engine.device.probe CUDAExecutionProvider``).
 
-It prints one JSON line, ``{"providers": […], "error": "…"}``. What onnxruntime and CUDA write to stderr is
-for the parent to read; this process may hang or die, which is an answer too.
+It prints one JSON line, ``{"providers": […], "error": "…"}``. The parent also reads what onnxruntime and CUDA
+write to stderr. This process may hang or crash; this is a result too.
 """
 
 import json
@@ -17,7 +17,7 @@ _WARNINGS = 2
 
 
 def main(provider: str) -> None:
-    """Start a session of one node on the provider, run it, and print what became of it."""
+    """Start a session of one node on the provider, run it, and print the result."""
     onnxruntime = import_onnxruntime(_WARNINGS)
     load_cuda_libraries(onnxruntime)
     providers: list[str] = []
@@ -27,7 +27,7 @@ def main(provider: str) -> None:
         session.disable_fallback()
         providers = session.get_providers()
         session.run(None, {"x": np.ones(8, np.float32)})
-    except Exception as caught:  # noqa: BLE001 - whatever it is, its words are the answer
+    except Exception as caught:  # noqa: BLE001 - any exception is a valid result: its text is printed
         error = str(caught) or type(caught).__name__
     sys.stdout.write(json.dumps({"providers": providers, "error": error}) + "\n")
 

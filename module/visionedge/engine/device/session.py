@@ -1,89 +1,49 @@
-"""One compiled graph on one device: its options, its buffers, and where its nodes really lie.
+"""One compiled graph on one device: its buffers, its runs, and which device computes its nodes.
 
-The same code serves every device: pictures are bound as the input, and the rows are copied out of a tensor
-that is bound once. The CPU takes pictures from where they lie; for a GPU they are gathered in a host buffer
-and moved into a tensor in its memory, bound once, and each batch size may be replayed as a CUDA graph.
+The same code serves every device: pictures are bound as the input, and rows are copied out of a tensor that
+is bound once. The CPU reads pictures where they are in memory; for a GPU they are gathered in a host buffer
+and copied into a tensor in its memory, and each batch size may be replayed as a CUDA graph.
 """
 
 import itertools
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from visionedge.engine.device.devices import (
     PROVIDERS,
-    DeviceVerdict,
     EffectiveDevice,
     device_preference,
     get_effective_device,
-    probe_device,
 )
-from visionedge.engine.device.faults import Fault
-from visionedge.errors import VisionedgeError
+from visionedge.engine.device.faults import EngineError, describe_error
+from visionedge.engine.device.provider_options import (
+    ProviderConfig,
+    check_provider_options,
+    list_provider_configs,
+)
 from visionedge.frames.types import Picture
 from visionedge.model.postprocess import Rows
 from visionedge.runtime.ort import import_onnxruntime, load_cuda_libraries
 
-# The options that each provider gets, checked against our own list, and the order of trying them.
+log = logging.getLogger(__name__)
 
+_SCORE_TOLERANCE = 0.01
+"""Two runs on one device may pick different algorithms; scores that differ by more are an error."""
 
-# Every option we pass, by provider. A misspelt one raises only where CUDA really loads, so it is checked
-# here.
-KNOWN_OPTIONS: Mapping[str, frozenset[str]] = {
-    "TensorrtExecutionProvider": frozenset(
-        {"device_id", "trt_engine_cache_enable", "trt_engine_cache_path", "trt_engine_cache_prefix"}
-        | {"trt_timing_cache_enable", "trt_timing_cache_path", "trt_builder_optimization_level"}
-        | {"trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes"}
-        | {"trt_fp16_enable", "trt_max_workspace_size", "trt_context_memory_sharing_enable"}
-    ),
-    "CUDAExecutionProvider": frozenset(
-        {"device_id", "arena_extend_strategy", "cudnn_conv_algo_search", "cudnn_conv_use_max_workspace"}
-        | {"do_copy_in_default_stream", "use_tf32", "gpu_mem_limit", "prefer_nhwc", "enable_cuda_graph"}
-        | {"use_ep_level_unified_stream"}
-    ),
-    "CPUExecutionProvider": frozenset(),
-}
-
-# An arena that grows by what is asked, not by doubling: other processes share the GPU. Shapes are fixed, so
-# the exhaustive search for convolution algorithms runs once for each bucket, at warm-up. TF32 is what
-# onnxruntime takes by itself from Ampere on; it stands here so that a new default changes nothing. One stream
-# for all threads, as lanes only wait for each other. NHWC stays off until somebody has measured it.
-CUDA_OPTIONS: Mapping[str, str] = {
-    "device_id": "0",
-    "arena_extend_strategy": "kSameAsRequested",
-    "cudnn_conv_algo_search": "EXHAUSTIVE",
-    "cudnn_conv_use_max_workspace": "1",
-    "do_copy_in_default_stream": "1",
-    "use_tf32": "1",
-    "prefer_nhwc": "0",
-    "use_ep_level_unified_stream": "1",
-}
-CUDA_GRAPH_OPTIONS: Mapping[str, str] = {**CUDA_OPTIONS, "enable_cuda_graph": "1"}
-CUDA_MINIMAL_OPTIONS: Mapping[str, str] = {
-    name: CUDA_OPTIONS[name] for name in ("device_id", "arena_extend_strategy", "cudnn_conv_algo_search")
-}
-"""For a provider that is older or newer than the ones we know; better than no GPU at all."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderConfig:
-    """One way to open a session: options by device, and whether its runs are captured as CUDA graphs."""
-
-    name: str
-    options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    cuda_graphs: bool = False
+PictureBatch = Sequence[Picture] | NDArray[np.uint8]
+"""Pictures at a model's input size, uint8 (H, W, 3) each: a sequence, or one array (n, H, W, 3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class GraphInput:
-    """The input of a compiled graph; `batch` is None where it is open."""
+    """The input of a compiled graph; `batch` is None if any batch size will do."""
 
     name: str
     batch: int | None
@@ -92,97 +52,17 @@ class GraphInput:
 
     @staticmethod
     def of(session: Any) -> "GraphInput":
-        """As a session tells it."""
+        """Read it from a session of onnxruntime."""
         source = session.get_inputs()[0]
         batch, height_px, width_px, _ = source.shape
         return GraphInput(source.name, batch if isinstance(batch, int) else None, height_px, width_px)
 
 
-def list_provider_configs(
-    device: EffectiveDevice, graph: bytes, *, max_batch: int, data: Path | None
-) -> tuple[ProviderConfig, ...]:
-    """The ways to open a session on a device, best first; the last one is plain."""
-    if device == "cuda":
-        return (
-            ProviderConfig("CUDA graphs", {"cuda": CUDA_GRAPH_OPTIONS}, cuda_graphs=True),
-            ProviderConfig("CUDA with all our options", {"cuda": CUDA_OPTIONS}),
-            ProviderConfig("CUDA", {"cuda": CUDA_MINIMAL_OPTIONS}),
-        )
-    if device == "tensorrt":
-        return (
-            ProviderConfig(
-                "TensorRT", {"tensorrt": make_tensorrt_options(graph, max_batch, data), "cuda": CUDA_OPTIONS}
-            ),
-        )
-    return (ProviderConfig("CPU"),)
-
-
-def make_tensorrt_options(graph: bytes, max_batch: int, data: Path | None) -> dict[str, str]:
-    """TensorRT's options: one engine for all batch sizes, kept on disk, as building takes minutes.
-
-    It is its own business to see whether a kept engine still fits graph, GPU and version.
-    """
-    options = {"device_id": "0", **_make_shape_profile(graph, max_batch)}
-    if data is None:
-        return options
-    folder = data / "tensorrt"
-    folder.mkdir(parents=True, exist_ok=True)
-    return options | {
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": str(folder),
-        "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": str(folder),
-    }
-
-
-def _make_shape_profile(graph: bytes, max_batch: int) -> dict[str, str]:
-    """The least, usual and largest shapes; none where the shape is fixed."""
-    source = onnx.ModelProto.FromString(graph).graph.input[0]
-    batch, *rest = source.type.tensor_type.shape.dim
-    if batch.HasField("dim_value"):
-        return {}
-    size = "x".join(str(dim.dim_value) for dim in rest)
-    shapes = {"min": 1, "opt": max_batch, "max": max_batch}
-    return {f"trt_profile_{name}_shapes": f"{source.name}:{count}x{size}" for name, count in shapes.items()}
-
-
-def check_provider_options(provider: str, options: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """A provider as a session takes it.
-
-    Raises:
-        ValueError: an option is not one of ours.
-    """
-    if unknown := sorted(set(options) - KNOWN_OPTIONS[provider]):
-        raise ValueError(f"{provider} has no option {unknown[0]}")
-    return provider, dict(options)
-
-
-log = logging.getLogger(__name__)
-
-_SCORE_TOLERANCE = 0.01
-"""Two runs on one device may pick different algorithms; more than this is an error."""
-
-PictureBatch = Sequence[Picture] | NDArray[np.uint8]
-"""Pictures at a model's input size, uint8 (H, W, 3) each: a sequence, or one array (n, H, W, 3)."""
-
-
-class EngineError(VisionedgeError):
-    """A batch could not be computed. `fault` is what went wrong with it; None where it never ran."""
-
-    def __init__(self, message: str, fault: Fault | None = None) -> None:
-        super().__init__(message)
-        self.fault = fault
-
-
-class EngineUnavailableError(EngineError):
-    """There is no engine just now, which whoever watches over it has told already."""
-
-
 @dataclass(frozen=True, slots=True)
 class NodePlacement:
-    """Where the nodes of a session lie: how many on its device, and which of them on the CPU instead.
+    """How many nodes of a session run on its device, and which ones run on the CPU instead.
 
-    `on_cpu` is empty for a session on the CPU: none of its nodes fell.
+    `on_cpu` is empty for a session on the CPU.
     """
 
     on_device: int
@@ -190,9 +70,9 @@ class NodePlacement:
 
 
 class Session:
-    """A graph uint8 (N, H, W, 3) → float32 (N, K, 6), opened. `run` may be called by any number of threads.
+    """A graph uint8 (N, H, W, 3) → float32 (N, K, 6), opened. Any number of threads may call `run`.
 
-    `device` is where it really came up. `notes` say which options it refused, and with what words.
+    `device` is the one that computes. `rows` is K. `notes` are options that it refused, with the reason.
     """
 
     def __init__(
@@ -218,15 +98,15 @@ class Session:
 
     def __repr__(self) -> str:
         state = "closed" if self._raw is None else "open"
-        cuda_graphs = ", with CUDA_OPTIONS graphs" if self.cuda_graphs else ""
+        cuda_graphs = ", with CUDA graphs" if self.cuda_graphs else ""
         return f"<Session {state} on {self.device}{cuda_graphs} K={self.rows}>"
 
     def run(self, pictures: PictureBatch, size: int) -> Rows:
-        """Compute pictures as one batch, padded to `size`; their rows float32 (n, K, 6), in own memory.
+        """Compute pictures as one batch, padded to `size`; their rows float32 (n, K, 6), copied.
 
         Raises:
-            EngineError: it is closed.
-            Exception: what onnxruntime raises.
+            EngineError: the session is closed.
+            Exception: whatever onnxruntime raises.
         """
         raw = self._raw
         if raw is None:
@@ -236,23 +116,23 @@ class Session:
             rows = bindings.compute(pictures)
         else:
             rows = self._thread.submit(bindings.compute, pictures).result()
-        # Only now: a desk whose run failed is not used again.
+        # Only now: bindings whose run failed are not used again.
         self._idle.setdefault(size, []).append(bindings)
         return rows[: len(pictures)]
 
     def keep_only(self, sizes: Collection[int]) -> None:
-        """Let go of the memory that other batch sizes took; no run may be in progress."""
+        """Free the memory of other batch sizes; on the CPU no run may be in progress."""
         for size in set(self._idle) - set(sizes):
             del self._idle[size]
         if self.device != "cpu" or self._raw is None:
-            return  # captured graphs count on their addresses
+            return  # captured CUDA graphs contain the addresses of this memory
         options = import_onnxruntime().RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         smallest = (min(sizes), self._source.height_px, self._source.width_px, 3)
         self._raw.run(None, {self._source.name: np.zeros(smallest, np.uint8)}, options)
 
     def close(self) -> None:
-        """Let go of it; runs in progress are finished."""
+        """Free everything; runs in progress are finished."""
         self._raw = None
         self._idle.clear()
         if self._thread is not None:
@@ -274,7 +154,7 @@ class Session:
             )
 
     def _check(self) -> None:
-        """Learn K from a run without bindings, as those need shapes; runs with them must give the same."""
+        """Learn K from a run without bindings, which need it; a run with bindings must give the same rows."""
         size = self._source.batch or 1
         shape = (size, self._source.height_px, self._source.width_px, 3)
         noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -282,19 +162,19 @@ class Session:
         options.add_run_config_entry("gpu_graph_id", "-1")
         (plain,) = self._raw.run(None, {self._source.name: noise}, options)
         if plain.ndim != 3 or len(plain) != size or plain.shape[2] != 6:
-            raise EngineError(f"it gave {plain.shape} for a batch of {size}")
+            raise EngineError(f"the graph gave shape {plain.shape} for a batch of {size}")
         self.rows = int(plain.shape[1])
         for _ in range(2 if self.cuda_graphs else 1):  # captured, and then replayed
             bound = self.run(noise, size)
             if not np.allclose(bound[..., 4], plain[..., 4], atol=_SCORE_TOLERANCE, equal_nan=True):
-                raise EngineError("a run with bound buffers gave other rows than one without")
+                raise EngineError("a run with bound buffers and one without gave different scores")
 
 
 class _BindingSet:
-    """What one caller needs for batches of one size: two tensors, bound.
+    """The input and output tensors that one caller needs for batches of one size, bound.
 
-    `names` and shapes are those of the input and the output. The CPU reads pictures where they lie, if they
-    lie in one piece; otherwise they are gathered, and for a GPU moved into a tensor that stays where it is.
+    `names` and shapes are those of the input and the output. The CPU reads a contiguous batch in place; other
+    batches are gathered, and for a GPU copied into a tensor whose address never changes.
     """
 
     def __init__(
@@ -324,25 +204,27 @@ class _BindingSet:
             self._options.add_run_config_entry("gpu_graph_id", str(graph))
 
     def compute(self, pictures: PictureBatch) -> Rows:
-        """The rows of the pictures, and of what pads them."""
+        """The rows of the pictures and of the padding."""
         whole = self._to_contiguous(pictures)
         if self._pictures is None:
             self._binding.bind_ortvalue_input(self._input, self._wrap_array(whole))
         else:
             self._pictures.update_inplace(whole)
         self._raw.run_with_iobinding(self._binding, self._options)
-        rows: Rows = self._rows.numpy().copy()  # on the CPU the tensor itself, which the next run overwrites
+        rows: Rows = (
+            self._rows.numpy().copy()
+        )  # a copy: on the CPU `numpy` is a view that the next run overwrites
         return rows
 
     def _to_contiguous(self, pictures: PictureBatch) -> NDArray[np.uint8]:
-        """The batch in one piece: as it lies there, or gathered."""
+        """The batch as one contiguous array: as given, or gathered."""
         if len(pictures) == len(self._host):
             whole = pictures if isinstance(pictures, np.ndarray) else pictures[0][None]
             if len(whole) == len(self._host) and whole.flags.c_contiguous:
                 return whole
         for place, picture in zip(self._host, pictures, strict=False):
             place[:] = picture
-        return self._host  # what lies behind them is left over from before, and nobody's business
+        return self._host  # rows beyond the batch hold stale data; callers ignore them
 
 
 def open_session(
@@ -370,7 +252,7 @@ def _open_with(
     onnxruntime: Any, graph: bytes, device: EffectiveDevice, choice: ProviderConfig, notes: list[str]
 ) -> Session:
     options = onnxruntime.SessionOptions()
-    # One thread each: lanes bring the parallelism, and a GPU needs none.
+    # One thread each: lanes run in parallel on a CPU, and a GPU needs none.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -385,7 +267,7 @@ def _open_with(
 
 
 def _read_node_placement(raw: Any, device: EffectiveDevice) -> NodePlacement:
-    """What onnxruntime recorded when it dealt the nodes out; older ones record nothing."""
+    """What onnxruntime recorded when it assigned the nodes to providers; older versions record nothing."""
     recorded: Sequence[Any] = getattr(raw, "get_provider_graph_assignment_info", list)()
     node_placement = [
         (part.ep_name, f"{node.op_type} {node.name}".rstrip())
@@ -396,71 +278,3 @@ def _read_node_placement(raw: Any, device: EffectiveDevice) -> NodePlacement:
         name for provider, name in node_placement if device != "cpu" and provider == PROVIDERS["cpu"]
     )
     return NodePlacement(len(node_placement) - len(on_cpu_nodes), on_cpu_nodes)
-
-
-def describe_error(error: BaseException, limit: int = 300) -> str:
-    """What onnxruntime says, in one line, without its codes."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.rsplit("[ONNXRuntimeError] : ", 1)[-1][:limit]
-
-
-# The seam: the one place where an engine touches a device, so that a test can put a failing one there.
-
-
-class RunnableSession(Protocol):
-    """What an engine asks of a session (`session.Session`)."""
-
-    @property
-    def rows(self) -> int:
-        """K: the rows that a picture gives."""
-
-    @property
-    def node_placement(self) -> NodePlacement:
-        """Where its nodes lie."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Options that it refused."""
-
-    def run(self, pictures: PictureBatch, size: int) -> Rows:
-        """Compute pictures as one batch, padded to `size`."""
-
-    def keep_only(self, sizes: Collection[int]) -> None:
-        """Let go of the memory of other batch sizes."""
-
-    def close(self) -> None:
-        """Let go of it."""
-
-
-class DeviceSession(RunnableSession, Protocol):
-    """A session that says where it really came up."""
-
-    @property
-    def device(self) -> EffectiveDevice:
-        """Its device."""
-
-
-class SessionOpener(Protocol):
-    """`session.open_session`."""
-
-    def __call__(
-        self, graph: bytes, device: EffectiveDevice, *, max_batch: int, data: Path | None
-    ) -> DeviceSession:
-        """Open a compiled graph on a device; raises what onnxruntime raises."""
-
-
-def has_provider(device: EffectiveDevice) -> bool:
-    """Whether this onnxruntime was built for a device: absence is the truth, presence is not."""
-    return PROVIDERS[device] in import_onnxruntime().get_available_providers()
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceBackend:
-    """Whether a device was built in, whether it is usable, and how a session is opened on it."""
-
-    has_provider: Callable[[EffectiveDevice], bool] = has_provider
-    probe_device: Callable[[EffectiveDevice], DeviceVerdict] = probe_device
-    open: SessionOpener = open_session
-
-
-ORT_BACKEND = DeviceBackend()

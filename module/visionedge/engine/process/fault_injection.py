@@ -1,15 +1,15 @@
-"""Faults by script, for tests: a session on the CPU that says it is a GPU, and fails as it is told to.
+"""Faults by script, for tests: a session on the CPU that pretends to be a GPU, and fails as the script says.
 
-    device: cuda                      what the sessions pretend to be; those on the CPU are left in peace
-    patience: {firstSeconds: 0.5}     the ladder's waits, to be quick
+    device: cuda                      the device that sessions pretend to be; sessions on the CPU never fail
+    timing: {firstSeconds: 0.5}       the waits of the recovery policy, shorter for tests
     limits: {runSeconds: 2}
     faults:
       - {at: run, when: {batch: 40}, raise: "CUDA failure 700: an illegal memory access was encountered"}
       - {at: run, when: {file: /tmp/now}, hang: true}
       - {at: probe, when: {file: /tmp/gone}, raise: "CUDA failure 100: no CUDA-capable device is detected"}
 
-`visionedge run --inject FILE` is there only where this file is and VISIONEDGE_INJECT_FAULTS=1 is set. It is
-left out of the wheel, and so of the images.
+`visionedge run --inject FILE` exists only if this file does and VISIONEDGE_INJECT_FAULTS=1 is set. The wheel,
+and so the images, do not contain this file.
 """
 
 import itertools
@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from visionedge.config.documents import read_document
+from visionedge.engine.device.backend import DeviceBackend, DeviceSession
 from visionedge.engine.device.devices import (
     DeviceVerdict,
     EffectiveDevice,
@@ -32,15 +33,10 @@ from visionedge.engine.device.devices import (
     classify_provider_error,
 )
 from visionedge.engine.device.faults import FATAL_FAULTS, classify_fault
-from visionedge.engine.device.session import (
-    DeviceBackend,
-    DeviceSession,
-    NodePlacement,
-    PictureBatch,
-    open_session,
-)
+from visionedge.engine.device.session import NodePlacement, PictureBatch, open_session
 from visionedge.engine.process.recovery_policy import RecoveryTiming
-from visionedge.engine.process.worker import SupervisionTuning, WorkerLimits
+from visionedge.engine.process.supervisor import SupervisionTuning
+from visionedge.engine.process.worker import WorkerLimits
 from visionedge.errors import ConfigError
 from visionedge.model.postprocess import Rows
 
@@ -52,10 +48,10 @@ class _Part(BaseModel):
 
 
 class FaultCondition(_Part):
-    """When a fault happens: all that is given must hold. Seconds and runs count from the session's opening.
+    """When a fault happens: all given conditions must hold. Seconds and runs count from the opening.
 
-    `batch`: at this run; `every`: at each so-many-th; `file`: while this file is there; `min_batch`: in
-    runs of so many pictures and more. Runs of the warm-up count.
+    `batch`: at this run; `every`: at each n-th run; `after`, `until`: in this time; `file`: while this file
+    exists; `min_batch`: in runs of at least so many pictures. Runs of the warm-up count.
     """
 
     batch: int | None = None
@@ -66,7 +62,7 @@ class FaultCondition(_Part):
     min_batch: int = 1
 
     def is_met(self, run: int, seconds: float, size: int) -> bool:
-        """Whether it is now, at run number `run` with `size` pictures."""
+        """Whether the fault happens at run number `run` with `size` pictures."""
         return (
             self.batch in (None, run)
             and (self.every is None or run % self.every == 0)
@@ -78,7 +74,7 @@ class FaultCondition(_Part):
 
 
 class ScriptedFault(_Part):
-    """One fault: where, when, and what. `rows` instead of the right ones: `wrong` ones have moved boxes."""
+    """One fault: where, when, and what. `rows` replaces the right ones; `wrong`: moved boxes."""
 
     at: Literal["open", "run", "probe"] = "run"
     when: FaultCondition = FaultCondition()
@@ -90,7 +86,7 @@ class ScriptedFault(_Part):
 
 
 class ScriptedTiming(_Part):
-    """`recovery.Patience`, where it is not the usual one."""
+    """`RecoveryTiming`, with other waits."""
 
     first_seconds: float = 5.0
     max_wait_seconds: float = 300.0
@@ -99,7 +95,7 @@ class ScriptedTiming(_Part):
 
 
 class ScriptedLimits(_Part):
-    """`worker.Limits`, where they are not the usual ones."""
+    """`WorkerLimits`, with other limits."""
 
     run_seconds: float = 30.0
     open_seconds: float = 1800.0
@@ -109,7 +105,7 @@ class FaultScript(_Part):
     """The whole file."""
 
     device: Literal["cuda", "tensorrt"] = "cuda"
-    patience: ScriptedTiming = ScriptedTiming()
+    timing: ScriptedTiming = ScriptedTiming()
     limits: ScriptedLimits = ScriptedLimits()
     faults: tuple[ScriptedFault, ...] = Field(default=(), strict=False)
 
@@ -118,23 +114,19 @@ def read_fault_script(path: Path) -> FaultScript:
     """Read a script.
 
     Raises:
-        ConfigError: it cannot be read or understood.
+        ConfigError: it cannot be read, or is invalid.
     """
     try:
         return FaultScript.model_validate(read_document(path))
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
-        node_placement = [".".join(str(part) for part in problem["loc"]) for problem in problems]
         raise ConfigError(
-            [
-                f"{path}: {place}: {problem['msg']}"
-                for place, problem in zip(node_placement, problems, strict=True)
-            ]
+            [f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems]
         ) from None
 
 
 def make_device_backend(script: FaultScript) -> DeviceBackend:
-    """A seam with the script's device in it."""
+    """A backend with the script's device."""
     probing = _FaultPoint(script, "probe")
 
     def opened(graph: bytes, device: EffectiveDevice, *, max_batch: int, data: Path | None) -> DeviceSession:
@@ -161,24 +153,24 @@ def make_device_backend(script: FaultScript) -> DeviceBackend:
 
 
 def make_tuning(script: FaultScript) -> SupervisionTuning:
-    """The script's waits and limits, and its answers to probes."""
-    waits, times = script.patience, script.limits
-    patience = RecoveryTiming(
+    """The script's waits and limits, and its results of probes."""
+    waits, times = script.timing, script.limits
+    timing = RecoveryTiming(
         waits.first_seconds, waits.max_wait_seconds, waits.window_seconds, waits.healthy_seconds, jitter=0.0
     )
     limits = WorkerLimits(run_s=times.run_seconds, open_s=times.open_seconds)
-    return SupervisionTuning(limits, patience, make_device_backend(script).probe_device)
+    return SupervisionTuning(limits, timing, make_device_backend(script).probe_device)
 
 
 def _trigger(fault: ScriptedFault) -> None:
-    """Let it happen to this process.
+    """Let the fault happen in this process.
 
     Raises:
-        RuntimeError: in the words of the script.
+        RuntimeError: with the text of the script.
     """
     time.sleep(fault.slow_seconds)
     if fault.signal is not None:
-        # To this very thread: sent to the process, it could come after the batch is computed.
+        # To this thread: sent to the process, it could arrive after the batch is computed.
         signal.raise_signal(signal.Signals[fault.signal])
     if fault.hang:
         threading.Event().wait()
@@ -187,7 +179,7 @@ def _trigger(fault: ScriptedFault) -> None:
 
 
 class _FaultPoint:
-    """A place where faults happen, with its clock and its count of runs. Thread-safe."""
+    """A point at which faults happen, with its clock and its count of runs. Thread-safe."""
 
     def __init__(
         self,
@@ -201,13 +193,13 @@ class _FaultPoint:
         self._runs = itertools.count(1)
 
     def due(self, size: int) -> list[ScriptedFault]:
-        """Count a run with so many pictures; the faults that happen to it, in the script's order."""
+        """Count a run with so many pictures; the faults that happen in it, in the script's order."""
         run, seconds = next(self._runs), self._clock() - self._began_s
         return [fault for fault in self._faults if fault.when.is_met(run, seconds, size)]
 
 
 class FaultySession:
-    """A session that pretends to be on the script's device (`seam.OnDevice`)."""
+    """A `DeviceSession` on the CPU that pretends to be on the script's device."""
 
     def __init__(self, inner: DeviceSession, script: FaultScript) -> None:
         self._inner = inner
@@ -227,11 +219,11 @@ class FaultySession:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Says that this is no device."""
-        return (*self._inner.notes, f"{self.device} is pretended, with faults by script")
+        """With a note that the device is simulated."""
+        return (*self._inner.notes, f"{self.device} is simulated, with faults by script")
 
     def run(self, pictures: PictureBatch, size: int) -> Rows:
-        """Compute on the CPU, unless a fault is due. What spoils a real process spoils this session, too."""
+        """Compute on the CPU, unless a fault is due. A fatal fault makes all later runs fail, as on a GPU."""
         if self._failed_with is not None:
             raise RuntimeError(self._failed_with)
         due = self._fault_point.due(size)
@@ -245,7 +237,7 @@ class FaultySession:
         return rows
 
     def keep_only(self, sizes: Collection[int]) -> None:
-        """Nothing: runs may be in progress, as on a GPU."""
+        """Does nothing: runs may be in progress, as on a GPU."""
 
     def close(self) -> None:
         """Close the real one."""

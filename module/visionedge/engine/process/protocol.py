@@ -1,12 +1,12 @@
-"""What the module and the engine's child say to each other, over sockets that only the two have.
+"""The messages between the module and a worker process, over sockets that only these two have.
 
-The control socket carries the order (once, to the child), the answer to it (once, back), the queue and the
-lines; and then, seldom, another plan (back). The queue takes whole requests from any thread and gives each to
-the first thread of the child that is free: the next one lies there when a batch is done, and no core waits
-for it to come. A line is a socket for each batch that may be asked for at a time; its reply comes there.
+The control socket carries the start request (once, to the worker), the reply (once, back), the other sockets,
+and a smaller plan (rarely, back). The request queue takes whole requests from any thread and gives each to
+the first free thread of the worker: the next request is there already when a batch is done. A reply channel
+is a socket for each batch that may be in progress at a time.
 
-    queue     line, count, least score (NaN: all rows), `count` block numbers
-    line      to the child: the pixels of pictures in no block (-1)
+    queue     channel, count, least score (NaN: all rows), `count` block numbers
+    channel   to the worker: the pixels of pictures in no block (-1)
               back: 0, pictures, rows of each, unplanned shapes, then float32 (pictures, rows, 6)
               or 1, 0, bytes of text, unplanned shapes, then the kind of fault, a line break, the reason
 """
@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from visionedge.config.schema import InferenceConfig
 from visionedge.engine.device.devices import DeviceAssignment, DeviceState, ReasonCode
-from visionedge.engine.device.faults import Fault
-from visionedge.engine.device.session import EngineError, NodePlacement
+from visionedge.engine.device.faults import EngineError, Fault
+from visionedge.engine.device.session import NodePlacement
 from visionedge.engine.device_parity import DeviceCheck, ParityResult, SpeedCheck
+from visionedge.engine.interface import EngineInfo
 from visionedge.engine.plan import AutotuneResult, Plan
+from visionedge.engine.settings import EngineSettings
 from visionedge.errors import DeviceError, ModelError, UnavailableError, VisionedgeError
 from visionedge.frames.types import Picture
 from visionedge.model.model import Model
@@ -40,23 +41,23 @@ _REQUEST = struct.Struct("<IId")
 _REPLY = struct.Struct("<IIII")
 _ROWS, _FAILED = 0, 1
 _MAX_BYTES = 64 << 20
-"""Of one message; more can only be a mistake."""
+"""The largest message; more can only be an error."""
 
 _MAX_REQUEST_BYTES = 64 << 10
-"""Ten thousand pictures and more."""
+"""More than ten thousand pictures."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartRequest:
-    """What a child is asked to open. Pickled: it goes to our own child, nothing comes back this way.
+    """The engine that a worker opens. Sent with pickle, to our own process only; replies never are.
 
-    `plans` are used without measuring, by device: a child that takes over goes on as the last one did. `only`
-    names the one device to open. Without `checks_finite` the model itself gives rows that are none. `inject`
-    is a script of faults, for tests.
+    `plans` are used without measuring, by device: a worker that takes over uses the plan of the one before.
+    `only` is the one device to open. `checks_finite=False`: do not treat NaN or infinity in the output as a
+    fault (the model yields it by itself). `inject` is a script of faults, for tests.
     """
 
     model: Model
-    inference: InferenceConfig
+    settings: EngineSettings
     data: Path | None
     log_level: int
     plans: Mapping[str, Plan] = field(default_factory=dict)
@@ -64,19 +65,6 @@ class StartRequest:
     measuring: bool = True
     checks_finite: bool = True
     inject: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EngineInfo:
-    """What the child opened: the facts of `any_engine.AnyEngine`."""
-
-    device: DeviceState
-    plan: Plan
-    precision: PrecisionChoice
-    node_placement: NodePlacement
-    notes: tuple[str, ...]
-    rows: int
-    device_check: DeviceCheck
 
 
 def send_message(sock: socket.socket, payload: bytes) -> None:
@@ -88,8 +76,8 @@ def receive_message(sock: socket.socket) -> bytes:
     """Receive one message.
 
     Raises:
-        EOFError: the other side is gone.
-        OSError: as sockets raise; TimeoutError when nothing came in time.
+        EOFError: the other side closed the connection.
+        OSError: as sockets raise; TimeoutError if nothing arrived in time.
     """
     (length,) = _LENGTH.unpack(_receive_exactly(sock, _LENGTH.size))
     if length > _MAX_BYTES:
@@ -108,16 +96,16 @@ def _fill(sock: socket.socket, view: memoryview) -> None:
     while got < len(view):
         read = sock.recv_into(view[got:])
         if read == 0:
-            raise EOFError("the other side is gone")
+            raise EOFError("the other side closed the connection")
         got += read
 
 
-# --- the answer to the order --------------------------------------------------------------------------------
+# --- the reply to the start request -------------------------------------------------------------------------
 
 
 def encode_info(info: EngineInfo) -> bytes:
-    """An engine that is open, told."""
-    device, plan = info.device, info.plan
+    """The engine that is open; without the model, which the module has."""
+    device = info.device
     document = {
         "device": {
             "requested": device.requested,
@@ -126,11 +114,11 @@ def encode_info(info: EngineInfo) -> bytes:
             "reason": device.reason,
             "since": device.since_utc.isoformat(),
         },
-        "plan": _plan_document(plan),
+        "plan": _plan_document(info.plan),
         "precision": info.precision.document(),
         "places": {"onDevice": info.node_placement.on_device, "onCpu": info.node_placement.on_cpu},
         "notes": info.notes,
-        "rows": info.rows,
+        "rows": info.max_rows,
         "parity": [parity_result.document() for parity_result in info.device_check.parity_results],
         "speedCheck": info.device_check.speed_check and asdict(info.device_check.speed_check),
     }
@@ -147,7 +135,7 @@ def _plan_document(plan: Plan) -> dict[str, Any]:
 
 
 def encode_plan(plan: Plan) -> bytes:
-    """Another plan, told while the engine runs: larger batches did not fit into memory."""
+    """A smaller plan, sent while the engine runs: larger batches did not fit into memory."""
     return json.dumps(_plan_document(plan)).encode()
 
 
@@ -157,7 +145,7 @@ def decode_plan(payload: bytes) -> Plan:
 
 
 def encode_start_error(error: BaseException) -> bytes:
-    """An engine that could not be opened, told: the kind of the error, its words, its code."""
+    """The error that prevented the start: its class, its text, its code."""
     message = str(error)
     if not isinstance(error, VisionedgeError):
         message = f"the engine could not be opened: {type(error).__name__}: {message}"
@@ -172,11 +160,11 @@ _ERROR_TYPES: Mapping[str, type[VisionedgeError]] = {
 }
 
 
-def decode_start_reply(payload: bytes) -> EngineInfo:
-    """The facts in the answer to an order.
+def decode_start_reply(payload: bytes, model: Model) -> EngineInfo:
+    """The engine for this model in the reply to a start request.
 
     Raises:
-        VisionedgeError: of the kind that it was in the child.
+        VisionedgeError: the engine could not be opened; of the class that was raised in the worker.
     """
     document = json.loads(payload)
     if "error" in document:
@@ -184,8 +172,9 @@ def decode_start_reply(payload: bytes) -> EngineInfo:
         if kind == "DeviceError":
             raise DeviceError(message, document["code"])
         raise _ERROR_TYPES.get(kind, VisionedgeError)(message)
-    device, plan, node_placement = document["device"], document["plan"], document["places"]
+    device, placement, speed_check = document["device"], document["places"], document["speedCheck"]
     return EngineInfo(
+        model,
         DeviceState(
             device["requested"],
             device["effective"],
@@ -193,15 +182,15 @@ def decode_start_reply(payload: bytes) -> EngineInfo:
             device["reason"],
             datetime.fromisoformat(device["since"]),
         ),
-        _parse_plan(plan),
         PrecisionChoice.from_document(document["precision"]),
-        NodePlacement(node_placement["onDevice"], tuple(node_placement["onCpu"])),
-        tuple(document["notes"]),
-        document["rows"],
+        _parse_plan(document["plan"]),
+        NodePlacement(placement["onDevice"], tuple(placement["onCpu"])),
         DeviceCheck(
             tuple(ParityResult.from_document(parity_result) for parity_result in document["parity"]),
-            None if document["speedCheck"] is None else SpeedCheck(**document["speedCheck"]),
+            None if speed_check is None else SpeedCheck(**speed_check),
         ),
+        tuple(document["notes"]),
+        document["rows"],
     )
 
 
@@ -220,7 +209,7 @@ def _parse_plan(document: Mapping[str, Any]) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """Pictures to compute, by the block that they lie in; those in none (-1) follow on the line, in order."""
+    """Pictures to compute, by their blocks; pictures in no block (-1) follow on the channel, in order."""
 
     channel: int
     blocks: tuple[int, ...]
@@ -228,38 +217,38 @@ class InferRequest:
 
 
 def encode_request(request: InferRequest) -> bytes:
-    """What goes into the queue, in one piece."""
+    """The message for the request queue."""
     count = len(request.blocks)
     least = math.nan if request.min_score is None else request.min_score
     return _REQUEST.pack(request.channel, count, least) + struct.pack(f"<{count}i", *request.blocks)
 
 
 def receive_request(queue: socket.socket) -> InferRequest:
-    """Wait for a request; any number of threads may.
+    """Wait for a request; for any number of threads.
 
     Raises:
-        EOFError, OSError: the module is gone.
+        EOFError, OSError: the module closed the connection.
     """
     message = queue.recv(_MAX_REQUEST_BYTES)
     if not message:
-        raise EOFError("the module is gone")
+        raise EOFError("the module closed the connection")
     channel, count, least = _REQUEST.unpack_from(message)
     blocks = struct.unpack_from(f"<{count}i", message, _REQUEST.size)
     return InferRequest(channel, blocks, None if math.isnan(least) else least)
 
 
 def send_pictures(channel: socket.socket, loose: Sequence[Picture]) -> None:
-    """Send the pictures of a request that lie in no block."""
+    """Send the pictures of a request that are in no block."""
     for picture in loose:
         channel.sendall(np.ascontiguousarray(picture).reshape(-1).data)
 
 
 def receive_rows(channel: socket.socket, count: int, most_rows: int) -> tuple[Rows, int]:
-    """Wait for the answer to a request of `count` pictures: the rows, and the child's unplanned shapes.
+    """Wait for the reply to a request of `count` pictures: the rows, and the worker's unplanned shapes.
 
     Raises:
-        EngineError: the child could not compute them.
-        EOFError, OSError: the child is gone, or out of its mind.
+        EngineError: the worker could not compute them.
+        EOFError, OSError: the worker closed the connection or sent malformed data.
     """
     kind, pictures, size, unplanned = _REPLY.unpack(_receive_exactly(channel, _REPLY.size))
     if kind == _FAILED:
@@ -276,17 +265,17 @@ def receive_rows(channel: socket.socket, count: int, most_rows: int) -> tuple[Ro
 
 
 def receive_picture(sock: socket.socket, shape: tuple[int, int, int]) -> Picture:
-    """The next loose picture of a request."""
+    """Receive the next picture of a request that is in no block."""
     return np.frombuffer(_receive_exactly(sock, math.prod(shape)), np.uint8).reshape(shape)
 
 
 def send_rows(sock: socket.socket, rows: Rows, unplanned: int) -> None:
-    """Answer a request with rows (n, k, 6)."""
+    """Reply to a request with rows (n, k, 6)."""
     head = _REPLY.pack(_ROWS, len(rows), rows.shape[1], unplanned)
     sock.sendall(head + np.ascontiguousarray(rows, "<f4").tobytes())
 
 
 def send_error(sock: socket.socket, error: EngineError, unplanned: int) -> None:
-    """Answer a request with the reason why it failed."""
+    """Reply to a request with the reason why it failed."""
     text = f"{error.fault or ''}\n{error}".encode()
     sock.sendall(_REPLY.pack(_FAILED, 0, len(text), unplanned) + text)

@@ -1,19 +1,17 @@
-"""The recovery ladder: what is done when a device fails, and how it comes back.
+"""The recovery policy: what is done when a device fails, and how the engine returns to it.
 
-    lost ──▶ the CPU serves at once ┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┐
-      └────▶ wait ──▶ probe ──▶ a candidate opens, warms up ──▶ compare ──▶ change over
+    lost ──▶ the CPU serves at once ┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┐
+      └────▶ wait ──▶ probe ──▶ a candidate opens, warms up ──▶ compare ──▶ switch over
               ▲         │                 │                        │
-              └─────────┴─ ever longer ───┴────────────────────────┘
+              └─────────┴── longer wait ──┴────────────────────────┘
 
-Whoever conducts the engine's processes (`conductor`) tells the ladder what happened, and does the steps it
-gets back, in their order. It is pure: time and chance are given. Nothing is ever waited for without a time at
-which it is tried again.
+The supervisor reports each event and carries out the steps that it gets back, in order. The policy is pure:
+the time and random numbers are arguments. Every wait has a deadline after which the next attempt starts.
 """
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from visionedge.engine.device.devices import (
     DeviceVerdict,
@@ -25,20 +23,18 @@ from visionedge.engine.device.devices import (
 )
 from visionedge.engine.device.faults import Fault
 from visionedge.engine.interface import EngineEventCode, RecoveryStage, RecoveryState
-
-FallbackPolicy = Literal["degrade", "hold", "exit"]
-"""What happens without the device that was asked for: the CPU computes, nothing does, or the module ends."""
+from visionedge.engine.settings import FallbackPolicy
 
 
 @dataclass(frozen=True, slots=True)
 class RecoveryTiming:
-    """How long the ladder waits, in seconds.
+    """The waits of the policy, in seconds.
 
-    The way back begins `first_wait_s` after a loss, and waits twice as long after each vain try, `max_wait_s`
-    at most. Two change-overs lie `min_interval_s` apart. When a device is lost again before it was well for
-    `healthy_s`, the first wait is twice that of its last loss. Waits vary by the share `jitter`, so that
-    modules that share a GPU do not ask in step. A process on the CPU that died is started again at once, then
-    after 1, 2, 4 … `max_restart_wait_s`, and at once again when it lived for `stable_s`.
+    After a loss the first attempt starts after `first_wait_s`; each failed attempt doubles the wait, up to
+    `max_wait_s`. Two switches lie at least `min_interval_s` apart. If the device is lost again within
+    `healthy_s` of its return, the first wait doubles. Waits vary by the share `jitter`, so that modules that
+    share a GPU do not probe it at the same time. An engine on the CPU whose process died is started again at
+    once, then after 1, 2, 4 … `max_restart_wait_s`, and at once again if it ran for `stable_s`.
     """
 
     first_wait_s: float = 5.0
@@ -50,12 +46,111 @@ class RecoveryTiming:
     stable_s: float = 60.0
 
 
+# --- events -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The first event of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimePassed:
+    """The time that `due_s` gave is reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackChanged:
+    """The configuration has another `inference.fallback`."""
+
+    fallback: FallbackPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReady:
+    """The engine that was started serves, on this device for this reason."""
+
+    device: EffectiveDevice
+    verdict: DeviceVerdict
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStartFailed:
+    """The engine that was started could not be opened.
+
+    `died`: its process ended. `killed`: by a signal from outside, which says nothing about model and device.
+    `code`: a device was demanded, and this is why it cannot be used.
+    """
+
+    message: str
+    died: bool
+    killed: bool = False
+    code: ReasonCode | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFailed:
+    """The engine that serves met a fault that neither a smaller batch nor the next batch repairs."""
+
+    fault: Fault
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineExited:
+    """The process of the engine that serves ended, and was not asked to."""
+
+    fault: Fault
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProbed:
+    """The result of a probe."""
+
+    device: EffectiveDevice
+    verdict: DeviceVerdict
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateReady:
+    """The candidate is open and warmed up."""
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateFailed:
+    """The candidate could not be opened, or its process ended."""
+
+    verdict: DeviceVerdict
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateCompared:
+    """The candidate was compared with the CPU: why it must not serve, or None; and the result in a clause."""
+
+    refusal: str | None
+    message: str
+
+
+CandidateEvent = DeviceProbed | CandidateReady | CandidateFailed | CandidateCompared
+RecoveryEvent = (
+    Start
+    | TimePassed
+    | FallbackChanged
+    | EngineReady
+    | EngineStartFailed
+    | EngineFailed
+    | EngineExited
+    | CandidateEvent
+)
+
+
 # --- steps --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class StartEngine:
-    """Open an engine that serves as soon as it is ready; `device` None: as the configuration asks."""
+    """Start an engine that serves as soon as it is ready; `device` None: as the configuration requests."""
 
     device: EffectiveDevice | None
     verdict: DeviceVerdict | None = None
@@ -63,43 +158,43 @@ class StartEngine:
 
 @dataclass(frozen=True, slots=True)
 class StopEngine:
-    """End the engine that serves: it is of no use any more."""
+    """Kill the engine that serves: it cannot be used any longer."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeDevice:
-    """Find out in a process of its own whether a device is usable."""
+    """Find out in a separate process whether a device is usable."""
 
     device: EffectiveDevice
 
 
 @dataclass(frozen=True, slots=True)
 class StartCandidate:
-    """Open a candidate on this device and nothing else, beside the engine that serves, and warm it up."""
+    """Open and warm up a candidate on exactly this device, beside the engine that serves."""
 
     device: EffectiveDevice
 
 
 @dataclass(frozen=True, slots=True)
 class CompareCandidate:
-    """Hold the candidate against the CPU."""
+    """Compare the candidate with the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class SwitchToCandidate:
-    """The candidate serves from now on; what the other one computes is finished there."""
+    """The candidate serves from now on; the engine before it finishes its batches and ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class StopCandidate:
-    """End the candidate."""
+    """Kill the candidate."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublishEvent:
-    """Something changed, and is told once; `ends`: the module ends because of it."""
+    """Publish a change, once. `ends`: the module ends because of it."""
 
     code: EngineEventCode
     message: str
@@ -108,7 +203,7 @@ class PublishEvent:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Nothing can be done here: the engine ends for good."""
+    """No engine can be started: the module must end."""
 
     verdict: DeviceVerdict | None = None
 
@@ -128,10 +223,10 @@ Steps = list[Step]
 
 
 class RecoveryPolicy:
-    """Decides, by what it is told. Each method is told at `now_s` and gives the steps to do; one thread.
+    """A state machine: `handle` takes an event and gives the steps to carry out. For one thread.
 
-    `serving` is the device that computes now, None while none does. `chance` gives numbers from 0 to 1.
-    Without `waits` a first engine that `hold` would wait for is given up.
+    `serving` is the device that computes now, None while none does. `chance` gives random numbers from 0 to
+    1. Without `wait_for_device` a first engine for which `hold` would wait is given up.
     """
 
     def __init__(
@@ -152,71 +247,96 @@ class RecoveryPolicy:
         self._gave_up = False
         # The engine that serves: what is being opened, what would be opened again, and when.
         self._opening: StartEngine | None = None
-        self._last = StartEngine(None)
+        self._last_start = StartEngine(None)
         self._opened_once = self._second_try = False
         self._opened_s = 0.0
-        self._pause_s = 0.0
+        self._restart_wait_s = 0.0
         self._restart_at_s: float | None = None
-        # The way back.
+        # The recovery of a lost device.
         self._stage: RecoveryStage = "settled"
         self._untried: list[EffectiveDevice] = []
         self._candidate: EffectiveDevice = "cpu"
         self._first_wait_s = self._wait_s = self._timing.first_wait_s
-        self._due_s = 0.0
+        self._retry_at_s = 0.0
         self._failed_attempts = 0
         self._reason: DeviceVerdict | None = None
         self._recovered_s: float | None = None
         self._refusal_published = False
 
     def __repr__(self) -> str:
-        return f"<Ladder serving={self.serving} {self._stage} vain={self._failed_attempts}>"
+        return (
+            f"<RecoveryPolicy serving={self.serving} {self._stage} failed_attempts={self._failed_attempts}>"
+        )
 
     def due_s(self) -> float | None:
-        """When `tick` has something to do; None while only an answer is waited for."""
+        """When `TimePassed` must be reported; None while only other events are expected."""
         times = [] if self._restart_at_s is None else [self._restart_at_s]
-        times += [self._due_s] if self._stage == "waiting" else []
+        times += [self._retry_at_s] if self._stage == "waiting" else []
         return min(times, default=None)
 
-    def recovery_state(self, now_s: float) -> RecoveryState:
-        """Where the way back stands."""
-        retry_in_s = max(0.0, self._due_s - now_s) if self._stage == "waiting" else None
-        return RecoveryState(self._stage, self._failed_attempts, self._reason, retry_in_s)
+    def recovery_state(self) -> RecoveryState:
+        """The recovery of a lost device, to be shown."""
+        retry_at_s = self._retry_at_s if self._stage == "waiting" else None
+        return RecoveryState(self._stage, self._failed_attempts, self._reason, retry_at_s)
 
-    def begin(self) -> Steps:
-        """The first step of all."""
-        return self._serve(StartEngine(None))
-
-    def tick(self, now_s: float) -> Steps:
-        """Time went by."""
+    def handle(self, event: RecoveryEvent, now_s: float) -> Steps:
+        """Take an event into account, and give the steps to carry out."""
         if self._gave_up:
             return []
+        match event:
+            case Start():
+                steps = self._start_engine(StartEngine(None))
+            case TimePassed():
+                steps = self._on_time_passed(now_s)
+            case FallbackChanged(fallback):
+                steps = self._on_fallback_changed(fallback)
+            case EngineReady(device, verdict):
+                steps = self._on_ready(device, verdict, now_s)
+            case EngineStartFailed():
+                steps = self._on_start_failed(event, now_s)
+            case EngineFailed(fault, message):
+                steps = self._on_failed(fault, message, now_s)
+            case EngineExited(fault, message):
+                steps = self._on_exited(fault, message, now_s)
+            case _:
+                steps = self._handle_candidate(event, now_s)
+        return steps
+
+    def _handle_candidate(self, event: CandidateEvent, now_s: float) -> Steps:
+        match event:
+            case DeviceProbed(device, verdict):
+                return self._on_probed(device, verdict, now_s)
+            case CandidateReady():
+                return self._on_candidate_ready()
+            case CandidateFailed(verdict):
+                return self._on_candidate_failed(verdict, now_s)
+            case CandidateCompared(refusal, message):
+                return self._on_compared(refusal, message, now_s)
+
+    def _on_time_passed(self, now_s: float) -> Steps:
         steps: Steps = []
         if self._restart_at_s is not None and now_s >= self._restart_at_s:
             self._restart_at_s = None
-            steps += self._serve(self._last)
-        if self._stage == "waiting" and now_s >= self._due_s:
+            steps += self._start_engine(self._last_start)
+        if self._stage == "waiting" and now_s >= self._retry_at_s:
             self._untried = list(device_preference(self._requested)[:-1])
             steps.append(self._probe_next())
         return steps
 
-    def set_fallback(self, fallback: FallbackPolicy) -> Steps:
-        """Another policy counts from now on, also for a device that is lost already.
+    def _on_fallback_changed(self, fallback: FallbackPolicy) -> Steps:
+        """Another fallback applies from now on, also to a device that is lost already.
 
-        `exit` counts from the next loss on: a change of the configuration does not end a module.
+        `exit` applies from the next loss on: a change of the configuration does not end a module.
         """
         before, self._fallback = self._fallback, fallback
-        if self._gave_up or fallback == before or self._stage == "settled":
+        if fallback == before or self._stage == "settled":
             return []
         verdict = self._reason or DeviceVerdict(ReasonCode.ENGINE_DIED, "the device is lost")
-        if (
-            fallback == "degrade"
-            and self.serving is None
-            and self._opening is None
-            and self._restart_at_s is None
-        ):
+        none_starts = self._opening is None and self._restart_at_s is None
+        if fallback == "degrade" and self.serving is None and none_starts:
             message = f"{verdict.reason}; the CPU takes over (inference.fallback: degrade)"
-            return [PublishEvent("device-lost", message), *self._serve(StartEngine("cpu", verdict))]
-        # With `auto` the CPU may be all that there ever was.
+            return [PublishEvent("device-lost", message), *self._start_engine(StartEngine("cpu", verdict))]
+        # With `auto` the CPU may be the only device that there ever was.
         if fallback == "hold" and self.serving == "cpu" and self._requested != "auto":
             self.serving = None
             message = f"{verdict.reason}; waiting for it (inference.fallback: hold)"
@@ -225,80 +345,73 @@ class RecoveryPolicy:
 
     # --- the engine that serves -----------------------------------------------------------------------------
 
-    def opened(self, device: EffectiveDevice, verdict: DeviceVerdict, now_s: float) -> Steps:
-        """The engine that was to serve is ready, on this device for this reason."""
-        if self._gave_up:
-            return []
+    def _on_ready(self, device: EffectiveDevice, verdict: DeviceVerdict, now_s: float) -> Steps:
         self._opening, self.serving, self._opened_s = None, device, now_s
         again, self._opened_once = self._opened_once, True
         if device == "cpu":
-            self._last = StartEngine("cpu", verdict)
+            self._last_start = StartEngine("cpu", verdict)
             absent = verdict.code not in (ReasonCode.OK, ReasonCode.CPU_REQUESTED, ReasonCode.NO_GPU_BUILD)
             if absent and self._requested != "cpu" and self._stage == "settled":
                 self._start_recovery(verdict, now_s)
         return [PublishEvent("engine-back", "")] if again else []
 
-    def refused(
-        self, message: str, now_s: float, *, died: bool, killed: bool = False, code: ReasonCode | None = None
-    ) -> Steps:
-        """The engine that was to serve could not be opened. `code`: a device was demanded and is to blame.
-
-        `killed`: its process was ended from outside, which says nothing of the model or the device.
-        """
+    def _on_start_failed(self, event: EngineStartFailed, now_s: float) -> Steps:
         tried, self._opening = self._opening, None
-        if self._gave_up:
-            return []
-        if killed and not self._opened_once and not self._second_try and tried is not None:
+        if event.killed and not self._opened_once and not self._second_try and tried is not None:
             self._second_try = True
-            return self._serve(tried)
+            return self._start_engine(tried)
         if self._opened_once:
-            self._restart_at_s = now_s + self._next_pause_s()
+            self._restart_at_s = now_s + self._take_restart_wait_s()
             return []
-        if tried is None or tried.device is not None or self._requested == "cpu" or not (died or code):
+        first = tried is not None and tried.device is None
+        if not first or self._requested == "cpu" or not (event.died or event.code):
             return self._give_up(None)
-        verdict = DeviceVerdict(code or ReasonCode.ENGINE_DIED, message)
-        # `auto` asks for a device where there is one, so at the start there is none to wait for.
+        verdict = DeviceVerdict(event.code or ReasonCode.ENGINE_DIED, event.message)
+        # `auto` asks for a device only where there is one, so at the start there is none to wait for.
         fallback = "degrade" if self._requested == "auto" else self._fallback
         if fallback == "hold" and self._waits:
             self._opened_once = True
             self._start_recovery(verdict, now_s)
-            return [PublishEvent("device-held", f"{message}; waiting for it (inference.fallback: hold)")]
-        return self._serve(StartEngine("cpu", verdict)) if fallback == "degrade" else self._give_up(verdict)
+            message = f"{event.message}; waiting for it (inference.fallback: hold)"
+            return [PublishEvent("device-held", message)]
+        if fallback == "degrade":
+            return self._start_engine(StartEngine("cpu", verdict))
+        return self._give_up(verdict)
 
-    def fault(self, fault: Fault, message: str, now_s: float) -> Steps:
-        """The engine that serves met a fault that neither a smaller batch nor the next one mends."""
-        if self._gave_up or self.serving in (None, "cpu"):
+    def _on_failed(self, fault: Fault, message: str, now_s: float) -> Steps:
+        if self.serving in (None, "cpu"):
             return []
-        return [StopEngine(message), *self._on_device_lost(fault, message, now_s)]
+        return [StopEngine(message), *self._lose_device(fault, message, now_s)]
 
-    def ended(self, fault: Fault, message: str, now_s: float) -> Steps:
-        """The process of the engine that serves is gone, and nobody wanted that."""
-        if self._gave_up or self.serving is None:
+    def _on_exited(self, fault: Fault, message: str, now_s: float) -> Steps:
+        if self.serving is None:
             return []
         if self.serving != "cpu":
-            return self._on_device_lost(fault, message, now_s)
+            return self._lose_device(fault, message, now_s)
         self.serving = None
         if now_s - self._opened_s >= self._timing.stable_s:
-            self._pause_s = 0.0
-        self._restart_at_s = now_s + self._next_pause_s()
-        return [PublishEvent("engine-lost", f"{message}; another one is started"), *self.tick(now_s)]
+            self._restart_wait_s = 0.0
+        wait_s = self._take_restart_wait_s()
+        self._restart_at_s = now_s + wait_s
+        restarting = f"restarting in {wait_s:g} s" if wait_s else "restarting"
+        return [PublishEvent("engine-lost", f"{message}; {restarting}"), *self._on_time_passed(now_s)]
 
-    def _serve(self, step: StartEngine) -> Steps:
-        self._opening = self._last = step
+    def _start_engine(self, step: StartEngine) -> Steps:
+        self._opening = self._last_start = step
         return [step]
 
-    def _next_pause_s(self) -> float:
-        """Before an engine is opened again: none at first, then ever longer."""
-        pause_s, self._pause_s = self._pause_s, min(self._timing.max_restart_wait_s, 2 * self._pause_s or 1.0)
-        return pause_s
+    def _take_restart_wait_s(self) -> float:
+        """The wait before an engine is started again: none at first, then 1, 2, 4 … s."""
+        wait_s = self._restart_wait_s
+        self._restart_wait_s = min(self._timing.max_restart_wait_s, 2 * wait_s or 1.0)
+        return wait_s
 
-    def _on_device_lost(self, fault: Fault, message: str, now_s: float) -> Steps:
-        """The device is lost; soon after it returned, that costs it twice the patience of the last time."""
+    def _lose_device(self, fault: Fault, message: str, now_s: float) -> Steps:
         device, self.serving = self.serving, None
         verdict = classify_device_loss(fault, message)
-        soon = self._recovered_s is not None and now_s - self._recovered_s < self._timing.healthy_s
+        again = self._recovered_s is not None and now_s - self._recovered_s < self._timing.healthy_s
         self._first_wait_s = (
-            min(self._timing.max_wait_s, 2 * self._first_wait_s) if soon else self._timing.first_wait_s
+            min(self._timing.max_wait_s, 2 * self._first_wait_s) if again else self._timing.first_wait_s
         )
         what = f"{device} is lost: {verdict.reason}"
         if self._fallback == "exit":
@@ -309,18 +422,17 @@ class RecoveryPolicy:
             return [PublishEvent("device-lost", f"{what}; waiting for it (inference.fallback: hold)")]
         return [
             PublishEvent("device-lost", f"{what}; the CPU takes over"),
-            *self._serve(StartEngine("cpu", verdict)),
+            *self._start_engine(StartEngine("cpu", verdict)),
         ]
 
     def _give_up(self, verdict: DeviceVerdict | None) -> Steps:
         self._gave_up, self._stage, self._restart_at_s = True, "settled", None
         return [GiveUp(verdict)]
 
-    # --- the way back ---------------------------------------------------------------------------------------
+    # --- the recovery of a lost device ----------------------------------------------------------------------
 
-    def probed(self, device: EffectiveDevice, verdict: DeviceVerdict, now_s: float) -> Steps:
-        """What the probe of a device came to."""
-        if self._gave_up or self._stage != "probing":
+    def _on_probed(self, device: EffectiveDevice, verdict: DeviceVerdict, now_s: float) -> Steps:
+        if self._stage != "probing":
             return []
         if verdict.code is ReasonCode.OK:
             self._stage, self._candidate = "opening", device
@@ -328,64 +440,57 @@ class RecoveryPolicy:
         self._reason = verdict
         if self._untried:
             return [self._probe_next()]
-        return self._back_off(verdict, now_s)
+        self._back_off(verdict, now_s)
+        return []
 
-    def prepared(self, _now_s: float) -> Steps:
-        """The candidate is open and warm."""
-        if self._gave_up or self._stage != "opening":
+    def _on_candidate_ready(self) -> Steps:
+        if self._stage != "opening":
             return [StopCandidate()]
         self._stage = "comparing"
         return [CompareCandidate()]
 
-    def candidate_lost(self, verdict: DeviceVerdict, now_s: float) -> Steps:
-        """The candidate could not be opened, or its process is gone."""
-        if self._gave_up or self._stage not in ("opening", "comparing"):
+    def _on_candidate_failed(self, verdict: DeviceVerdict, now_s: float) -> Steps:
+        if self._stage not in ("opening", "comparing"):
             return []
-        steps = self._back_off(verdict, now_s)
-        return steps + (self._refusal(verdict) if verdict.code is ReasonCode.PARITY_REFUSED else [])
+        self._back_off(verdict, now_s)
+        return self._publish_refusal(verdict) if verdict.code is ReasonCode.PARITY_REFUSED else []
 
-    def compared(self, refusal: str | None, message: str, now_s: float) -> Steps:
-        """The candidate was held against the CPU: why it must not serve, or None; and what was seen."""
-        if self._gave_up or self._stage != "comparing":
+    def _on_compared(self, refusal: str | None, message: str, now_s: float) -> Steps:
+        if self._stage != "comparing":
             return []
         if refusal is not None:
             verdict = DeviceVerdict(ReasonCode.PARITY_REFUSED, refusal)
-            return [StopCandidate(), *self._back_off(verdict, now_s), *self._refusal(verdict)]
+            self._back_off(verdict, now_s)
+            return [StopCandidate(), *self._publish_refusal(verdict)]
         self.serving, self._recovered_s, self._stage = self._candidate, now_s, "settled"
         self._opening = self._restart_at_s = None
         self._opened_once = True
-        self._failed_attempts, self._reason, self._pause_s = 0, None, 0.0
+        self._failed_attempts, self._reason, self._restart_wait_s = 0, None, 0.0
         return [SwitchToCandidate(), PublishEvent("device-back", f"{self._candidate} is back: {message}")]
 
-    def _refusal(self, verdict: DeviceVerdict) -> Steps:
-        """Told once until the device is back."""
+    def _publish_refusal(self, verdict: DeviceVerdict) -> Steps:
+        """Published once until the device is back, however often the candidate is tried."""
         if self._refusal_published:
             return []
         self._refusal_published = True
-        return [PublishEvent("parity-refused", f"{self._candidate} stays out of use: {verdict.reason}")]
+        return [PublishEvent("parity-refused", f"{self._candidate} is not used: {verdict.reason}")]
 
     def _start_recovery(self, verdict: DeviceVerdict, now_s: float) -> None:
-        """Begin to look for the device."""
-        self._stage, self._reason, self._failed_attempts, self._refusal_published = (
-            "waiting",
-            verdict,
-            0,
-            False,
-        )
+        self._stage, self._reason = "waiting", verdict
+        self._failed_attempts, self._refusal_published = 0, False
         self._wait_s = self._first_wait_s
-        self._due_s = now_s + self._jittered(self._wait_s)
+        self._retry_at_s = now_s + self._add_jitter(self._wait_s)
         if self._recovered_s is not None:
-            self._due_s = max(self._due_s, self._recovered_s + self._timing.min_interval_s)
+            self._retry_at_s = max(self._retry_at_s, self._recovered_s + self._timing.min_interval_s)
 
     def _probe_next(self) -> Step:
         self._stage = "probing"
         return ProbeDevice(self._untried.pop(0))
 
-    def _back_off(self, verdict: DeviceVerdict, now_s: float) -> Steps:
+    def _back_off(self, verdict: DeviceVerdict, now_s: float) -> None:
         self._stage, self._reason, self._failed_attempts = "waiting", verdict, self._failed_attempts + 1
         self._wait_s = min(self._timing.max_wait_s, 2 * self._wait_s)
-        self._due_s = now_s + self._jittered(self._wait_s)
-        return []
+        self._retry_at_s = now_s + self._add_jitter(self._wait_s)
 
-    def _jittered(self, wait_s: float) -> float:
+    def _add_jitter(self, wait_s: float) -> float:
         return wait_s * (1 + self._timing.jitter * (2 * self._chance() - 1))

@@ -1,7 +1,7 @@
 """The engine's own process: ``python -m visionedge.engine.process.server CONTROL_FD PICTURES_FD PARENT_PID``.
 
-It opens what it is ordered to, tells what came of that, and computes what comes over its lines, a thread for
-each. It lives as long as the module that started it and not a moment longer; `process` starts it again.
+It opens the engine of the start request, reports the result, and computes requests, with one thread for each
+lane. It ends together with the module that started it; the supervisor in the module restarts it.
 """
 
 import contextlib
@@ -15,64 +15,64 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
-from visionedge.engine.device.session import ORT_BACKEND, DeviceBackend, EngineError, PictureBatch
+from visionedge.engine.device.backend import ORT_BACKEND, DeviceBackend
+from visionedge.engine.device.faults import EngineError
+from visionedge.engine.interface import Engine
 from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.process import protocol
 from visionedge.engine.process.shared_memory import FrameView
 from visionedge.errors import UnavailableError
 from visionedge.frames.types import InputSpec
-from visionedge.model.postprocess import Rows
 from visionedge.runtime.ort import import_onnxruntime
 from visionedge.runtime.process_limits import configure_malloc
 
 log = logging.getLogger(__name__)
 
 LOG_FORMAT = "%(levelname)s %(message)s"
-"""What the module takes apart again."""
+"""`worker.py` in the module parses this."""
 
 _PR_SET_PDEATHSIG = 1
 _OOM_SCORE_ADJ = "500"
 _MAX_CHANNELS = 250
 
 _NICE_INCREMENT = 1
-"""By how much it is nicer than the module, whose cameras, lanes and answers over HTTP need a moment each; the
-kernel would let a batch that computes all the time go on for milliseconds before it is their turn."""
+"""Added to the niceness of the module, whose cameras, lanes and HTTP replies need the CPU briefly: the
+kernel would run a batch, which always needs it, for milliseconds before them."""
 
 
 def main(control_fd: int, pictures_fd: int, parent: int) -> None:
-    """Serve until the module is gone; never returns."""
+    """Serve until the module closes the connection."""
     configure_malloc()
     os.nice(_NICE_INCREMENT)
     _tie_to_parent(parent)
     control = socket.socket(fileno=control_fd)
-    # A spare child waits here until it is needed, with all that is slow to load; what is wrong shows later.
+    # A spare process waits below, with the slow imports done; an import error is reported when it opens.
     with contextlib.suppress(UnavailableError):
         import_onnxruntime()
-    start_request: protocol.StartRequest = pickle.loads(protocol.receive_message(control))  # noqa: S301 - from the module, whose child this is
+    start_request: protocol.StartRequest = pickle.loads(protocol.receive_message(control))  # noqa: S301 - from the module that started this process
     logging.basicConfig(format=LOG_FORMAT, level=start_request.log_level, stream=sys.stderr)
     try:
         engine = _open_engine(start_request)
-    except Exception as error:  # noqa: BLE001 - told to the module, which raises it again
+    except Exception as error:  # noqa: BLE001 - sent to the module, which raises it again
         protocol.send_message(control, protocol.encode_start_error(error))
         return
     frame_view = FrameView(pictures_fd, start_request.model.input)
-    protocol.send_message(control, protocol.encode_info(_collect_info(engine)))
+    protocol.send_message(control, protocol.encode_info(engine.info()))
     engine.checks_finite &= start_request.checks_finite
     engine.on_plan_reduced = lambda plan: protocol.send_message(control, protocol.encode_plan(plan))
     _, fds, _, _ = socket.recv_fds(control, 1, _MAX_CHANNELS)
     requests, *channels = [socket.socket(fileno=fd) for fd in fds]
     request_loop = RequestLoop(requests, channels, engine, frame_view, start_request.model.input)
-    for number in range(engine.plan.lanes):
+    for number in range(engine.info().plan.lanes):
         threading.Thread(target=request_loop.serve, name=f"lane:{number}", daemon=True).start()
-    control.recv(1)  # nothing more is ever said: this waits for the module's end
+    control.recv(1)  # nothing is ever sent: this waits until the module closes the connection
 
 
 def _open_engine(start_request: protocol.StartRequest) -> LocalEngine:
     return open_engine(
         start_request.model,
-        start_request.inference,
+        start_request.settings,
         data=start_request.data,
         plans=start_request.plans,
         measuring=start_request.measuring,
@@ -89,51 +89,28 @@ def _select_backend(script: Path | None) -> DeviceBackend:
     return fault_injection.make_device_backend(fault_injection.read_fault_script(script))
 
 
-def _collect_info(engine: LocalEngine) -> protocol.EngineInfo:
-    return protocol.EngineInfo(
-        engine.device,
-        engine.plan,
-        engine.precision,
-        engine.node_placement,
-        engine.notes,
-        engine.rows,
-        engine.device_check,
-    )
-
-
 def _tie_to_parent(parent: int) -> None:
-    """End with the module, end before it when memory is short, and leave Ctrl-C to it."""
+    """End with the module, be killed before it when memory is short, and ignore Ctrl-C."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        os._exit(0)  # it was gone before that could be said
+        os._exit(0)  # the module ended before this call
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ, encoding="ascii")
 
 
-class _SupportsInfer(Protocol):
-    """What the desk asks of an engine."""
-
-    @property
-    def unplanned_shapes(self) -> int:
-        """Runs with a batch size that was not warmed up."""
-
-    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Rows:
-        """See `engine.Engine.infer`."""
-
-
 class RequestLoop:
-    """Where requests come and are answered; `serve` is the target of as many threads as the plan has lanes.
+    """Receives requests and replies to them; `serve` is the target of as many threads as the plan has lanes.
 
-    No more than these compute at a time: they would only take each other's caches away.
+    No more threads compute at a time: they would only evict each other's CPU caches.
     """
 
     def __init__(
         self,
         requests: socket.socket,
         channels: Sequence[socket.socket],
-        engine: _SupportsInfer,
+        engine: Engine,
         frame_view: FrameView,
         spec: InputSpec,
     ) -> None:
@@ -144,7 +121,7 @@ class RequestLoop:
         self._shape = (spec.height_px, spec.width_px, 3)
 
     def serve(self) -> None:
-        """Compute until the module hangs up."""
+        """Compute until the module closes the connection."""
         with contextlib.suppress(EOFError, OSError):
             while True:
                 self._answer(protocol.receive_request(self._requests))
@@ -156,11 +133,11 @@ class RequestLoop:
             for block in request.blocks
         ]
         try:
-            rows = self._engine.infer(pictures, request.min_score)
+            rows = self._engine.infer(pictures, request.min_score).rows
         except EngineError as error:
-            protocol.send_error(channel, error, self._engine.unplanned_shapes)
+            protocol.send_error(channel, error, self._engine.info().unplanned_shapes)
             return
-        protocol.send_rows(channel, rows, self._engine.unplanned_shapes)
+        protocol.send_rows(channel, rows, self._engine.info().unplanned_shapes)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Pictures in memory that two processes share: written once by a camera thread, read by the engine's child.
+"""Pictures in memory that two processes share: written once by a camera thread, read by the engine's process.
 
-The memory is an anonymous file (`memfd_create`): it has no name anywhere, so nothing can be left behind, and
-it is gone with the last process that has it open.
+The memory is an anonymous file (`memfd_create`): it has no name, so nothing can be left behind, and the
+kernel frees it with the last process that has it open.
 """
 
 import contextlib
@@ -17,20 +17,20 @@ import numpy as np
 from visionedge.frames.types import InputSpec, Picture
 
 _ALIGNED_BYTES = 4096
-"""Blocks begin at pages: no two cameras ever write to one."""
+"""Blocks begin at pages, so that no two cameras write to the same page."""
 
 _F_SEAL_FUTURE_WRITE = 0x10
-"""Of Linux 5.1 and later; Python has no name for it."""
+"""Linux 5.1 and later; Python has no name for it."""
 
 
 class SharedFramePool:
     """Blocks of one picture each, uint8 (H, W, 3). `allocate` may be called by any thread.
 
-    A block is free again as soon as nobody holds the picture any more, nor any view of it; so one that is
-    waiting, being computed or looked at cannot be handed out a second time. Memory is taken only for blocks
-    that were used, and the one given back last is used first.
+    A block is free again as soon as the picture and all views of it are garbage: a picture that waits, is
+    computed or is shown cannot be overwritten. Only blocks that were used need memory, and the one that was
+    freed last is used first.
 
-    `dry` counts the pictures that found no free block.
+    `exhausted_count` counts the pictures for which no block was free.
     """
 
     def __init__(self, spec: InputSpec, blocks: int) -> None:
@@ -44,33 +44,34 @@ class SharedFramePool:
         self._memory = mmap.mmap(self.fd, blocks * self._stride_bytes)
         _seal(self.fd)
         self._first_byte = np.frombuffer(self._memory, np.uint8, 1).__array_interface__["data"][0]
-        # A deque needs no lock: a block may come back in the middle of anything, when garbage is collected.
+        # A deque needs no lock: garbage collection may free a block at any moment.
         self._free = deque(reversed(range(blocks)))
         self._counting = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"<Arena {self._shape} free={len(self._free)}/{self.blocks} dry={self.exhausted_count}>"
+        blocks = f"free={len(self._free)}/{self.blocks} exhausted={self.exhausted_count}"
+        return f"<SharedFramePool {self._shape} {blocks}>"
 
     @property
     def free(self) -> int:
-        """How many blocks nobody holds."""
+        """The number of free blocks."""
         return len(self._free)
 
     def allocate(self) -> Picture | None:
-        """A picture in a free block, to be written; None where there is none, then any array will do."""
+        """A picture in a free block, to be written; None if no block is free: then use any array."""
         try:
             block = self._free.pop()
         except IndexError:
             with self._counting:
                 self.exhausted_count += 1
             return None
-        # Its base is the memory itself, no array: so every view of the picture keeps the picture alive.
+        # Its base is the memory itself, not an array: so every view of the picture keeps the picture alive.
         picture: Picture = np.ndarray(self._shape, np.uint8, self._memory, block * self._stride_bytes)
         weakref.finalize(picture, self._free.append, block).atexit = False
         return picture
 
     def block_of(self, picture: Picture) -> int | None:
-        """The block that a picture lies in; None where it lies elsewhere."""
+        """The block of a picture; None if it is not in this memory."""
         if picture.shape != self._shape or not picture.flags.c_contiguous:
             return None
         offset = picture.__array_interface__["data"][0] - self._first_byte
@@ -85,7 +86,7 @@ class SharedFramePool:
 
 
 class FrameView:
-    """The other end: the blocks of an arena as the child sees them, read only."""
+    """The blocks of a pool in the engine's process, read only."""
 
     def __init__(self, fd: int, spec: InputSpec) -> None:
         self._shape = (spec.height_px, spec.width_px, 3)
@@ -97,7 +98,7 @@ class FrameView:
         """The picture in a block.
 
         Raises:
-            IndexError: there is no such block.
+            IndexError: the number is invalid.
         """
         if not 0 <= block < self._blocks:
             raise IndexError(f"there is no block {block}")
@@ -105,18 +106,18 @@ class FrameView:
 
 
 def _seal(fd: int) -> None:
-    """Nobody resizes it, as whoever reads past a shorter end dies; and nobody but us writes, now or later."""
+    """Forbid resizing, because reading past a shorter end kills a process, and writing by others."""
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     with contextlib.suppress(OSError):  # an older kernel
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE)
 
 
 def compute_stride_bytes(spec: InputSpec) -> int:
-    """From one block to the next."""
+    """The distance from one block to the next."""
     size_bytes = spec.height_px * spec.width_px * 3
     return -(-size_bytes // _ALIGNED_BYTES) * _ALIGNED_BYTES
 
 
 def compute_block_count(cameras: int) -> int:
-    """Enough for so many cameras: each has pictures waiting, being computed, newest, and held by viewers."""
+    """Enough blocks for the cameras: each has pictures that wait, are computed, or are held by viewers."""
     return 8 * max(8, cameras)

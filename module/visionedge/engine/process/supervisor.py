@@ -1,7 +1,9 @@
-"""Conducts the engine's processes by the recovery ladder: one that serves, at most one candidate beside it.
+"""The supervisor of the engine's processes: one worker that serves, and at most one candidate beside it.
 
-Everything is decided on one thread. Other threads wait for a child, a probe or a comparison, and send what
-came of it to that thread's mailbox.
+One thread acts: it takes an event, asks the recovery policy for the steps, and carries them out. Other
+threads wait for a worker, a probe or a comparison, and only put an event into the queue of this thread.
+
+    worker pool, prober, comparison, lanes ── events ──▶ supervisor ── policy.handle(event, now) ──▶ steps
 """
 
 import contextlib
@@ -13,7 +15,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 from visionedge.engine.device.devices import (
     USABLE,
@@ -23,180 +24,114 @@ from visionedge.engine.device.devices import (
     ReasonCode,
     classify_device_loss,
 )
-from visionedge.engine.device.faults import Fault
-from visionedge.engine.device.session import EngineError, EngineUnavailableError
-from visionedge.engine.interface import EngineEvent, ProcessStatus, RecoveryStatistics
+from visionedge.engine.device.faults import EngineError, Fault
+from visionedge.engine.interface import EngineEvent, EngineInfo, RecoveryStatistics
 from visionedge.engine.plan import Plan
-from visionedge.engine.process import protocol
-from visionedge.engine.process.protocol import EngineInfo
+from visionedge.engine.process.active_worker import ActiveWorker
+from visionedge.engine.process.candidate_comparison import (
+    CandidateComparison,
+    RecentPictures,
+    compare_candidate,
+    is_model_fault,
+)
+from visionedge.engine.process.device_prober import DeviceProber
+from visionedge.engine.process.protocol import StartRequest
 from visionedge.engine.process.recovery_policy import (
+    CandidateCompared,
+    CandidateFailed,
+    CandidateReady,
     CompareCandidate,
-    FallbackPolicy,
+    DeviceProbed,
+    EngineExited,
+    EngineFailed,
+    EngineReady,
+    EngineStartFailed,
+    FallbackChanged,
     GiveUp,
     ProbeDevice,
     PublishEvent,
+    RecoveryEvent,
     RecoveryPolicy,
+    RecoveryTiming,
+    Start,
     StartCandidate,
     StartEngine,
     Step,
-    Steps,
     StopCandidate,
     StopEngine,
     SwitchToCandidate,
+    TimePassed,
 )
 from visionedge.engine.process.shared_memory import SharedFramePool
 from visionedge.engine.process.worker import Worker, WorkerLimits, WorkerStartError
 from visionedge.engine.process.worker_pool import (
     NOT_NEEDED,
-    CandidateComparison,
-    DeviceProber,
-    RecentPictures,
-    WorkerEvents,
+    PlanReduced,
+    WorkerEvent,
+    WorkerExited,
     WorkerPool,
-    compare_candidate,
-    is_model_fault,
+    WorkerReady,
+    WorkerStartFailed,
 )
+from visionedge.engine.settings import FallbackPolicy
 from visionedge.errors import DeviceError, ModelError, UnavailableError
 from visionedge.runtime.threads import ThreadGroup
 
-# What lanes see of the engine's processes: the one that serves, what is known of it, why there is none.
-
-
-@dataclass(frozen=True, slots=True)
-class ServingWorker:
-    """A child that computes, and what it told of itself."""
-
-    worker: Worker
-    info: EngineInfo
-
-
-class ActiveWorker:
-    """One thread says which child serves, any may look or `lose` it; all changes under one condition."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._serving: ServingWorker | None = None
-        self._known: EngineInfo | None = None
-        self._child: Worker | None = None
-        self._down = "the engine is warming up"
-        self._served = 0
-        self._unplanned_before = 0
-        self._closed = False
-
-    def __repr__(self) -> str:
-        return f"<Stage {self._down if self._serving is None else self._serving.worker}>"
-
-    def set_opening(self, worker: Worker) -> None:
-        """This child is being opened, to serve."""
-        with self._changed:
-            self._child = worker
-
-    def serve(self, worker: Worker, info: EngineInfo) -> None:
-        """This child computes from now on; batches that the one before computes are its own."""
-        with self._changed:
-            self._retire_serving()
-            self._serving, self._known, self._child = ServingWorker(worker, info), info, worker
-            self._served += 1
-            self._changed.notify_all()
-
-    def update_info(self, info: EngineInfo) -> None:
-        """Something else is true of the child that computes."""
-        with self._changed:
-            self._known = info
-            if self._serving is not None:
-                self._serving = replace(self._serving, info=info)
-
-    def leave(self, down: str) -> None:
-        """None computes any more, for this reason."""
-        with self._changed:
-            self._retire_serving()
-            self._child = None
-            self.set_down_reason(down)
-
-    def set_down_reason(self, down: str) -> None:
-        """Why none computes."""
-        if not self._closed:
-            self._down = down
-
-    def close(self) -> None:
-        """Let nobody wait any longer."""
-        with self._changed:
-            self._retire_serving()
-            self._closed, self._down = True, "the engine is closed"
-            self._changed.notify_all()
-
-    def _retire_serving(self) -> None:
-        if self._serving is not None:
-            self._unplanned_before += self._serving.worker.unplanned_shapes
-        self._serving = None
-
-    # --- for any thread -------------------------------------------------------------------------------------
-
-    def mark_lost(self, worker: Worker) -> None:
-        """This child is of no use any more: whoever comes next waits, instead of failing at once."""
-        with self._changed:
-            if self._serving is not None and self._serving.worker is worker:
-                self._retire_serving()
-                self._down = f"the engine's process {worker.pid} was lost"
-
-    def serving(self, timeout_s: float) -> ServingWorker:
-        """The child that computes, waited for a moment.
-
-        Raises:
-            EngineAwayError: there is none.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: self._serving is not None or self._closed, timeout_s)
-            if self._serving is None:
-                raise EngineUnavailableError(self._down)
-            return self._serving
-
-    @property
-    def info(self) -> EngineInfo:
-        """What is known of the child that computes, or of the last one.
-
-        Raises:
-            EngineError: there was none yet.
-        """
-        if self._known is None:
-            raise EngineError(self._down)
-        return self._known
-
-    @property
-    def unplanned_shapes(self) -> int:
-        """Over all children there were."""
-        with self._changed:
-            now = 0 if self._serving is None else self._serving.worker.unplanned_shapes
-            return self._unplanned_before + now
-
-    @property
-    def process(self) -> ProcessStatus:
-        """How the child is."""
-        with self._changed:
-            pid = None if self._child is None else self._child.pid
-            down = self._down if self._serving is None else None
-            return ProcessStatus(pid, max(0, self._served - 1), down)
-
-
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 MAX_REFUSED_BATCHES = 8
-"""When so many batches in a row are refused, and none between them is computed, the device is to blame."""
+"""When so many batches in a row are refused, and none between them is computed, the device counts as lost."""
 
 _ERROR_EVENTS = frozenset({"engine-lost", "device-lost", "device-held", "parity-refused"})
 
 
+@dataclass(frozen=True, slots=True)
+class SupervisionTuning:
+    """Limits and waits, and how a device is probed; None: the usual way."""
+
+    limits: WorkerLimits
+    timing: RecoveryTiming | None = None
+    prober: Callable[[EffectiveDevice], DeviceVerdict] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    """The system could not start a process, for the engine that serves or for the candidate."""
+
+    for_candidate: bool
+    error: WorkerStartError
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFailed:
+    """A batch failed on a worker."""
+
+    worker: Worker
+    fault: Fault
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonDone:
+    """A candidate was compared with the CPU, or not, because the model itself yields NaN (`model_fault`)."""
+
+    candidate: Worker
+    comparison: CandidateComparison
+    model_fault: bool = False
+
+
+SupervisorEvent = WorkerEvent | SpawnFailed | BatchFailed | ComparisonDone | RecoveryEvent
+
+
 class Supervisor:
-    """`run` is the target of a thread that is vital to `crew`; `close` may be called by any.
+    """`run` is the target of a thread that is vital to the group; any thread may call `close`.
 
     `first` is done when the first engine computes, or fails with the reason why none can.
     """
 
     def __init__(
         self,
-        start_request: protocol.StartRequest,
+        start_request: StartRequest,
         frame_pool: SharedFramePool,
         thread_group: ThreadGroup,
         *,
@@ -210,112 +145,113 @@ class Supervisor:
         self.recent = RecentPictures()
         self._start_request = start_request
         self._thread_group = thread_group
-        self._workers = WorkerPool(frame_pool, limits, thread_group, self._worker_events())
+        self._events: queue.SimpleQueue[SupervisorEvent] = queue.SimpleQueue()
+        self._workers = WorkerPool(frame_pool, limits, thread_group, self._events.put)
         self._policy = recovery_policy
         self._active = active
         self._on_change = on_change
         self._prober = DeviceProber(thread_group, prober)
-        self._events: queue.SimpleQueue[Callable[[], Steps]] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._main: Worker | None = None
         self._candidate: Worker | None = None
-        self._prepared: protocol.EngineInfo | None = None
+        self._candidate_info: EngineInfo | None = None
         self._first_device: EffectiveDevice | None = None
         self._error: Exception | None = None
         self._consecutive_refusals = 0
         self._unusable: dict[EffectiveDevice, DeviceVerdict] = {}
         self._faults = dict.fromkeys(Fault, 0)
-        self._change_overs = 0
-        self._recovery_state = (recovery_policy.recovery_state(0.0), 0.0)
-
-    def _worker_events(self) -> WorkerEvents:
-        """What becomes of children comes by mail."""
-
-        def enqueue(handler: Callable[[Worker, T], Steps]) -> Callable[[Worker, T], None]:
-            return lambda worker, what: self._events.put(partial(handler, worker, what))
-
-        return WorkerEvents(
-            enqueue(self._on_ready),
-            enqueue(self._on_start_failed),
-            enqueue(self._on_plan_reduced),
-            enqueue(self._on_exit),
-        )
+        self._device_recoveries = 0
 
     # --- for any thread -------------------------------------------------------------------------------------
 
     def report_failure(self, worker: Worker, error: EngineError) -> None:
-        """A batch failed on a child."""
+        """A batch failed on a worker."""
         if error.fault is not None:
-            self._events.put(partial(self._on_fault, worker, error.fault, str(error)))
-
-    def set_fallback(self, fallback: FallbackPolicy) -> None:
-        """From now on do this without the device that was asked for."""
-        self._events.put(partial(self._on_fallback_changed, fallback))
+            self._events.put(BatchFailed(worker, error.fault, str(error)))
 
     def record_success(self) -> None:
         """A batch was computed."""
         self._consecutive_refusals = 0
 
-    @property
-    def recovery(self) -> RecoveryStatistics:
-        """What happened so far, and where the way back stands."""
-        recovery_state, taken_s = self._recovery_state
-        if recovery_state.retry_in_s is not None:
-            recovery_state = replace(
-                recovery_state, retry_in_s=max(0.0, recovery_state.retry_in_s - (time.monotonic() - taken_s))
-            )
-        faults = {str(fault): count for fault, count in self._faults.items()}
-        return RecoveryStatistics(recovery_state, faults, self._prober.counts, self._change_overs)
+    def set_fallback(self, fallback: FallbackPolicy) -> None:
+        """Apply another `inference.fallback` from now on."""
+        self._events.put(FallbackChanged(fallback))
 
     def close(self) -> None:
-        """End every child; batches in progress fail."""
+        """End every worker; batches in progress fail."""
         self._closing.set()
         self._active.close()
         self._prober.close()
         self.recent.close()
         main = self._main
         if main is not None:
-            main.leave()
+            main.request_exit()
         self._workers.close()
-        self._events.put(list)  # wakes the thread: no steps
+        self._events.put(TimePassed())  # wakes the thread
 
-    # --- the thread that decides ----------------------------------------------------------------------------
+    # --- the thread that acts -------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Conduct until closed."""
-        steps = self._policy.begin()
+        """Take an event, ask the policy, carry out its steps; until closed."""
+        event: SupervisorEvent = Start()
         while not self._closing.is_set():
-            self._do(steps)
-            self._recovery_state = (self._policy.recovery_state(time.monotonic()), time.monotonic())
-            steps = self._next()
+            self._handle(event)
+            event = self._next_event()
         if not self.first.done():
             self.first.set_exception(EngineError("the engine is closed"))
 
-    def _next(self) -> Steps:
-        """What to do after the next letter, or when something is due."""
+    def _next_event(self) -> SupervisorEvent:
         due_s = self._policy.due_s()
-        left_s = None if due_s is None else due_s - time.monotonic()
-        if left_s is None or left_s > 0:  # else not even a flood of letters may delay it
+        wait_s = None if due_s is None else due_s - time.monotonic()
+        if wait_s is None or wait_s > 0:  # else a flood of events would delay what is due
             with contextlib.suppress(queue.Empty):
-                return self._events.get(timeout=left_s)()
-        return self._policy.tick(time.monotonic())
+                return self._events.get(timeout=wait_s)
+        return TimePassed()
 
-    def _do(self, steps: Steps) -> None:
-        for step in steps:
-            self._do_step(step)
+    def _handle(self, event: SupervisorEvent) -> None:
+        recovery_event = self._interpret(event)
+        if recovery_event is not None:
+            steps = self._policy.handle(recovery_event, time.monotonic())
+            self._log_failed_start(recovery_event)
+            for step in steps:
+                self._do(step)
+        self._show_recovery()
 
-    def _do_step(self, step: Step) -> None:
+    def _interpret(self, event: SupervisorEvent) -> RecoveryEvent | None:
+        """What an event means for the policy; None where it decides nothing."""
+        result: RecoveryEvent | None = None
+        match event:
+            case WorkerReady(worker, info):
+                result = self._on_ready(worker, info)
+            case WorkerStartFailed(worker, error):
+                result = self._on_start_failed(worker, error)
+            case WorkerExited(worker, reason):
+                result = self._on_exit(worker, reason)
+            case PlanReduced(worker, plan):
+                self._on_plan_reduced(worker, plan)
+            case SpawnFailed(for_candidate, error):
+                result = self._on_candidate_failed(error) if for_candidate else self._on_main_failed(error)
+            case BatchFailed():
+                result = self._on_batch_failed(event)
+            case ComparisonDone():
+                result = self._on_compared(event)
+            case _:
+                self._note(event)
+                result = event
+        return result
+
+    def _do(self, step: Step) -> None:
         match step:
             case StartEngine(device, verdict):
-                self._serve(device, verdict)
+                self._start_engine(device, verdict)
             case StopEngine(message):
-                self._stop(message)
+                self._stop_engine(message)
             case ProbeDevice(device):
-                self._prober.ask(device, self._on_probe_result)
+                self._prober.start(device, lambda *result: self._events.put(DeviceProbed(*result)))
             case StartCandidate(device):
-                self._prepare(device)
+                self._start_candidate(device)
             case CompareCandidate():
-                self._compare()
+                self._compare_candidate()
             case StopCandidate():
                 self._stop_candidate()
             case SwitchToCandidate():
@@ -325,104 +261,227 @@ class Supervisor:
             case GiveUp(verdict):
                 self._give_up(verdict)
 
+    def _show_recovery(self) -> None:
+        faults = {str(fault): count for fault, count in self._faults.items()}
+        self._active.set_recovery(
+            RecoveryStatistics(
+                self._policy.recovery_state(), faults, self._prober.counts, self._device_recoveries
+            )
+        )
+
+    # --- events ---------------------------------------------------------------------------------------------
+
+    def _on_ready(self, worker: Worker, info: EngineInfo) -> RecoveryEvent | None:
+        if worker is self._candidate:
+            self._candidate_info = info
+            return CandidateReady()
+        if worker is not self._main:
+            worker.kill(NOT_NEEDED)
+            return None
+        self._activate(worker, info)
+        return EngineReady(info.device.effective, DeviceVerdict(info.device.code, info.device.reason))
+
+    def _on_start_failed(self, worker: Worker, error: Exception) -> RecoveryEvent | None:
+        if worker is self._candidate:
+            return self._on_candidate_failed(error)
+        return self._on_main_failed(error) if worker is self._main else None
+
+    def _on_main_failed(self, error: Exception) -> RecoveryEvent:
+        self._main, self._error = None, error
+        died = isinstance(error, WorkerStartError)
+        killed = isinstance(error, WorkerStartError) and error.killed
+        return EngineStartFailed(str(error), died=died, killed=killed, code=_find_reason_code(error))
+
+    def _on_candidate_failed(self, error: Exception) -> RecoveryEvent:
+        self._candidate = None
+        return CandidateFailed(DeviceVerdict(_find_reason_code(error) or ReasonCode.ENGINE_DIED, str(error)))
+
+    def _on_exit(self, worker: Worker, reason: str) -> RecoveryEvent | None:
+        if worker is self._candidate:
+            self._candidate = None
+            return CandidateFailed(classify_device_loss(worker.fault, reason))
+        if worker is not self._main:
+            return None
+        self._main = None
+        self._faults[worker.fault] += 1
+        self._active.clear(f"the engine is restarting: its process {reason}")
+        return EngineExited(worker.fault, f"the engine's process {worker.pid} {reason}")
+
+    def _on_plan_reduced(self, worker: Worker, plan: Plan) -> None:
+        if worker is self._candidate and self._candidate_info is not None:
+            self._candidate_info = replace(self._candidate_info, plan=plan)
+        if worker is self._main:
+            self._faults[Fault.OUT_OF_MEMORY] += 1
+            self._active.update(plan=plan)
+            message = f"out of memory for larger batches: batch size limited to {plan.max_batch}"
+            self._publish(EngineEvent("plan-narrowed", message))
+
+    def _on_batch_failed(self, event: BatchFailed) -> RecoveryEvent | None:
+        if event.worker is not self._main:
+            return None  # its loss is reported already
+        self._faults[event.fault] += 1
+        if event.fault is Fault.REFUSED:
+            self._consecutive_refusals += 1
+            if self._consecutive_refusals < MAX_REFUSED_BATCHES:
+                return None
+        return EngineFailed(event.fault, event.message)
+
+    def _on_compared(self, event: ComparisonDone) -> RecoveryEvent | None:
+        if event.model_fault:
+            # The model itself yields NaN, on the CPU too: do not treat NaN as a fault of the device any more.
+            self.recent.suspect_pictures = []
+            self._start_request = replace(self._start_request, checks_finite=False)
+            log.warning("%s", event.comparison.message)
+        if event.candidate is not self._candidate or self._candidate_info is None:
+            return None
+        comparison = event.comparison
+        if comparison.loss is not None:
+            self._stop_candidate()
+            return CandidateFailed(comparison.loss)
+        refusal, parity_result = None, comparison.parity_result
+        if parity_result is not None:
+            check = self._candidate_info.device_check
+            check = replace(check, parity_results=(*check.parity_results, parity_result))
+            self._candidate_info = replace(self._candidate_info, device_check=check)
+            refusal = parity_result.refusal
+        if refusal is not None and self._start_request.settings.parity == "warn":
+            log.warning(
+                "the device differs from the CPU: %s; used nevertheless (inference.parity: warn)", refusal
+            )
+            refusal = None
+        return CandidateCompared(refusal, comparison.message)
+
+    def _note(self, event: RecoveryEvent) -> None:
+        """Remember what later steps need of an event that goes to the policy as it is."""
+        if isinstance(event, DeviceProbed):
+            before = self._unusable.pop(event.device, None)
+            if event.verdict.code is not ReasonCode.OK:
+                self._unusable[event.device] = event.verdict
+                if event.verdict != before:
+                    log.info(
+                        "%s is not usable yet: %s (%s)",
+                        event.device,
+                        event.verdict.reason,
+                        event.verdict.code,
+                    )
+        if isinstance(event, FallbackChanged):
+            settings = replace(self._start_request.settings, fallback=event.fallback)
+            self._start_request = replace(self._start_request, settings=settings)
+            if event.fallback == "degrade" and self._policy.serving not in (None, "cpu"):
+                self._workers.keep_spare()
+
+    def _log_failed_start(self, event: RecoveryEvent) -> None:
+        due_s = self._policy.due_s()
+        retry = "" if due_s is None else f"; retrying in {max(0.0, due_s - time.monotonic()):.0f} s"
+        if isinstance(event, EngineStartFailed) and self.first.done():
+            log.warning("engine: restart failed (%s)%s", event.message, retry)
+        if isinstance(event, CandidateFailed):
+            log.info("the device is not usable yet: %s%s", event.verdict.reason, retry)
+
     # --- steps ----------------------------------------------------------------------------------------------
 
-    def _serve(self, device: EffectiveDevice | None, verdict: DeviceVerdict | None) -> None:
+    def _start_engine(self, device: EffectiveDevice | None, verdict: DeviceVerdict | None) -> None:
         start_request = self._start_request
         if device is not None:
-            # Nothing is measured now, as frames wait; one that follows the first there goes on as that did.
-            measuring = device == self._first_device
+            # Frames wait, so nothing is measured now; the plan of the first device is known.
             start_request = replace(
-                start_request, only=DeviceAssignment(device, verdict or USABLE), measuring=measuring
+                start_request,
+                only=DeviceAssignment(device, verdict or USABLE),
+                measuring=device == self._first_device,
             )
-        try:
-            self._main = self._workers.start(start_request)
-        except OSError as error:
-            self._events.put(
-                partial(self._main_failed, WorkerStartError(_describe_spawn_error(error), crashed=False))
-            )
-        else:
+        self._main = self._spawn(start_request, for_candidate=False)
+        if self._main is not None:
             self._active.set_opening(self._main)
 
-    def _prepare(self, device: EffectiveDevice) -> None:
+    def _start_candidate(self, device: EffectiveDevice) -> None:
         verdict = next((v for other, v in self._unusable.items() if other != device), USABLE)
-        start_request = replace(self._start_request, only=DeviceAssignment(device, verdict))
+        self._candidate_info = None
+        self._candidate = self._spawn(
+            replace(self._start_request, only=DeviceAssignment(device, verdict)), for_candidate=True
+        )
+
+    def _spawn(self, start_request: StartRequest, *, for_candidate: bool) -> Worker | None:
         try:
-            self._candidate, self._prepared = self._workers.start(start_request), None
+            return self._workers.start(start_request)
         except OSError as error:
-            self._events.put(
-                partial(self._candidate_failed, WorkerStartError(_describe_spawn_error(error), crashed=False))
-            )
+            why = f"could not be started ({error.strerror})"
+            self._events.put(SpawnFailed(for_candidate, WorkerStartError(why, crashed=False)))
+            return None
 
-    def _stop(self, message: str) -> None:
+    def _stop_engine(self, message: str) -> None:
         worker, self._main = self._main, None
-        self._active.leave(f"the engine is restarting: {message}")
+        self._active.clear(f"the engine is restarting: {message}")
         if worker is not None:
-            worker.end(message)
+            worker.kill(message)
 
-    def _on_probe_result(self, device: EffectiveDevice, verdict: DeviceVerdict) -> None:
-        """On the thread that asked."""
-        self._events.put(partial(self._on_probed, device, verdict))
-
-    def _compare(self) -> None:
+    def _compare_candidate(self) -> None:
         main, candidate = self._main if self._policy.serving else None, self._candidate
-        assert candidate is not None  # noqa: S101 - the ladder compares what was prepared
+        assert candidate is not None  # noqa: S101 - the policy compares a candidate that is ready
         self._thread_group.start("engine-comparing", partial(self._run_comparison, main, candidate))
 
     def _run_comparison(self, main: Worker | None, candidate: Worker) -> None:
         """On a thread of its own: compute the newest pictures on both."""
         if is_model_fault(main, self.recent.suspect_pictures):
-            self._events.put(partial(self._on_model_fault, candidate))
+            message = "the output of the model contains NaN or infinity for some pictures, on the CPU as well"
+            loss = DeviceVerdict(ReasonCode.INVALID_OUTPUT, message)
+            self._events.put(
+                ComparisonDone(candidate, CandidateComparison(None, message, loss), model_fault=True)
+            )
             return
-        looks = self._start_request.inference.parity != "off"
-        seen = compare_candidate(self._start_request.model, main if looks else None, candidate, self.recent)
-        self._events.put(partial(self._on_compared, candidate, seen))
+        compares = self._start_request.settings.parity != "off"
+        comparison = compare_candidate(
+            self._start_request.model, main if compares else None, candidate, self.recent
+        )
+        self._events.put(ComparisonDone(candidate, comparison))
 
     def _stop_candidate(self) -> None:
         candidate, self._candidate = self._candidate, None
         if candidate is not None:
-            candidate.end(NOT_NEEDED)
+            candidate.kill(NOT_NEEDED)
 
     def _switch_to_candidate(self) -> None:
         candidate, self._candidate, old = self._candidate, None, self._main
-        assert candidate is not None  # noqa: S101 - the ladder changes over to what was compared
-        assert self._prepared is not None  # noqa: S101 - as above
+        assert candidate is not None  # noqa: S101 - the policy switches to a candidate that was compared
+        assert self._candidate_info is not None  # noqa: S101 - as above
         self._main = candidate
-        self._change_overs += 1
-        self._activate(candidate, self._prepared)
+        self._device_recoveries += 1
+        self._activate(candidate, self._candidate_info)
         if old is not None:
-            self._thread_group.start("engine-retiring", old.drain)
+            self._thread_group.start("engine-draining", old.drain)
 
-    def _activate(self, worker: Worker, info: protocol.EngineInfo) -> None:
-        """Lanes compute with this child from now on."""
+    def _activate(self, worker: Worker, info: EngineInfo) -> None:
+        """Lanes compute with this worker from now on."""
         self._consecutive_refusals = 0
+        device = info.device.effective
         self._start_request = replace(
-            self._start_request, plans={**self._start_request.plans, info.device.effective: info.plan}
+            self._start_request, plans={**self._start_request.plans, device: info.plan}
         )
-        self._active.serve(worker, info)
-        if info.device.effective != "cpu" and self._start_request.inference.fallback == "degrade":
-            self._workers.keep_spare()  # for the CPU, should the device be lost
+        self._active.set_serving(worker, info)
+        if device != "cpu" and self._start_request.settings.fallback == "degrade":
+            self._workers.keep_spare()  # for the CPU, if the device is lost
         if not self.first.done():
-            self._first_device = info.device.effective
+            self._first_device = device
+            self._show_recovery()
             self.first.set_result(None)
 
     def _publish(self, event: EngineEvent) -> None:
         if event.code == "engine-back" and self._main is not None:
-            took_s = time.monotonic() - self._main.began_s
+            took_s = time.monotonic() - self._main.started_s
             message = f"the engine is back after {took_s:.1f} s, process {self._main.pid}"
-            event = replace(event, message=f"{message}; {self._active.info.device.describe()}")
+            event = replace(event, message=f"{message}; {self._active.info().device.describe()}")
         if event.code in ("device-lost", "device-held"):
             self._active.set_down_reason(event.message)
         log.log(logging.ERROR if event.code in _ERROR_EVENTS else logging.INFO, "%s", event.message)
+        self._show_recovery()  # before anybody reads the status because of the event
         self._on_change(event)
 
     def _give_up(self, verdict: DeviceVerdict | None) -> None:
         if not self.first.done():
             self.first.set_exception(self._make_start_error(verdict))
-        self._closing.wait()  # whoever opened it closes it
+        self._closing.wait()  # the owner of the engine closes it
 
     def _make_start_error(self, verdict: DeviceVerdict | None) -> Exception:
-        """The error that `open` raises."""
+        """The error that `EngineClient.open` raises."""
         error, path = self._error or EngineError("the engine is closed"), self._start_request.model.path
         if not isinstance(error, WorkerStartError):
             return error
@@ -430,120 +489,6 @@ class Supervisor:
             return DeviceError(f"{path}: {error}", verdict.code)
         return ModelError(f"{path}: {error}") if error.crashed else EngineError(f"{path}: {error}")
 
-    # --- letters --------------------------------------------------------------------------------------------
 
-    def _on_ready(self, worker: Worker, info: protocol.EngineInfo) -> Steps:
-        if worker is self._candidate:
-            self._prepared = info
-            return self._policy.prepared(time.monotonic())
-        if worker is not self._main:
-            worker.end(NOT_NEEDED)
-            return []
-        self._activate(worker, info)
-        device = info.device
-        verdict = DeviceVerdict(device.code, device.reason)
-        return self._policy.opened(device.effective, verdict, time.monotonic())
-
-    def _on_fallback_changed(self, fallback: FallbackPolicy) -> Steps:
-        inference = self._start_request.inference.model_copy(update={"fallback": fallback})
-        self._start_request = replace(self._start_request, inference=inference)
-        steps = self._policy.set_fallback(fallback)
-        if fallback == "degrade" and self._policy.serving not in (None, "cpu"):
-            self._workers.keep_spare()
-        return steps
-
-    def _on_start_failed(self, worker: Worker, error: Exception) -> Steps:
-        if worker is self._candidate:
-            return self._candidate_failed(error)
-        return self._main_failed(error) if worker is self._main else []
-
-    def _main_failed(self, error: Exception) -> Steps:
-        self._main, self._error = None, error
-        if self.first.done():
-            log.warning("the engine could not be started again: %s; trying again until it starts", error)
-        died, code = isinstance(error, WorkerStartError), _reason_code(error)
-        killed = isinstance(error, WorkerStartError) and error.killed
-        return self._policy.refused(str(error), time.monotonic(), died=died, killed=killed, code=code)
-
-    def _candidate_failed(self, error: Exception) -> Steps:
-        self._candidate = None
-        log.info("the device is not usable yet: %s", error)
-        verdict = DeviceVerdict(_reason_code(error) or ReasonCode.ENGINE_DIED, str(error))
-        return self._policy.candidate_lost(verdict, time.monotonic())
-
-    def _on_exit(self, worker: Worker, why: str) -> Steps:
-        if worker is self._candidate:
-            self._candidate = None
-            return self._policy.candidate_lost(classify_device_loss(worker.fault, why), time.monotonic())
-        if worker is not self._main:
-            return []
-        self._main = None
-        self._faults[worker.fault] += 1
-        self._active.leave(f"the engine is restarting: its process {why}")
-        message = f"the engine's process {worker.pid} {why}"
-        return self._policy.ended(worker.fault, message, time.monotonic())
-
-    def _on_plan_reduced(self, worker: Worker, plan: Plan) -> Steps:
-        if worker is self._candidate:
-            self._prepared = replace(self._prepared, plan=plan) if self._prepared else None
-        if worker is not self._main:
-            return []
-        self._faults[Fault.OUT_OF_MEMORY] += 1
-        self._active.update_info(replace(self._active.info, plan=plan))
-        message = f"larger batches do not fit into memory: {plan.max_batch} at once is the most from now on"
-        return [PublishEvent("plan-narrowed", message)]
-
-    def _on_fault(self, worker: Worker, fault: Fault, message: str) -> Steps:
-        if worker is not self._main:
-            return []  # its loss was told
-        self._faults[fault] += 1
-        if fault is Fault.REFUSED:
-            self._consecutive_refusals += 1
-            if self._consecutive_refusals < MAX_REFUSED_BATCHES:
-                return []
-        return self._policy.fault(fault, message, time.monotonic())
-
-    def _on_probed(self, device: EffectiveDevice, verdict: DeviceVerdict) -> Steps:
-        before = self._unusable.pop(device, None)
-        if verdict.code is not ReasonCode.OK:
-            self._unusable[device] = verdict
-            if verdict != before:  # told again when it is another reason
-                log.info("%s is not usable yet: %s (%s)", device, verdict.reason, verdict.code)
-        return self._policy.probed(device, verdict, time.monotonic())
-
-    def _on_model_fault(self, worker: Worker) -> Steps:
-        """The device is not to blame for rows that are no numbers: the next candidate is not held to them."""
-        self.recent.suspect_pictures = []
-        self._start_request = replace(self._start_request, checks_finite=False)
-        message = "the output of the model contains NaN or infinity for some pictures, on the CPU as well"
-        log.warning("%s", message)
-        return self._on_compared(
-            worker, CandidateComparison(None, message, DeviceVerdict(ReasonCode.INVALID_OUTPUT, message))
-        )
-
-    def _on_compared(self, worker: Worker, seen: CandidateComparison) -> Steps:
-        if worker is not self._candidate or self._prepared is None:
-            return []
-        if seen.loss is not None:
-            self._stop_candidate()
-            return self._policy.candidate_lost(seen.loss, time.monotonic())
-        refusal, message = None, seen.message
-        if seen.parity_result is not None:
-            device_check = self._prepared.device_check
-            device_check = replace(
-                device_check, parity_results=(*device_check.parity_results, seen.parity_result)
-            )
-            self._prepared = replace(self._prepared, device_check=device_check)
-            refusal = seen.parity_result.refusal
-        if refusal is not None and self._start_request.inference.parity == "warn":
-            log.warning("the device computes otherwise than the CPU: %s", refusal)
-            refusal = None
-        return self._policy.compared(refusal, message, time.monotonic())
-
-
-def _reason_code(error: Exception) -> ReasonCode | None:
+def _find_reason_code(error: Exception) -> ReasonCode | None:
     return ReasonCode(error.code) if isinstance(error, DeviceError) else None
-
-
-def _describe_spawn_error(error: OSError) -> str:
-    return f"could not be started ({error.strerror})"

@@ -79,16 +79,20 @@ def bench_engine(load: EngineLoad, progress: Callable[[str], None]) -> dict[str,
     with closing(
         open_engine(loaded, inference, data=load.data, plans=dict.fromkeys(PROVIDERS, plan))
     ) as engine:
-        progress(f"{model.name}: {engine.device.describe()}")
-        pictures = np.asarray(make_noise_pictures(model.input, engine.plan.max_batch), np.uint8)
-        wanted = AutotuneRequest(engine.device.effective, engine.plan.max_batch, fixed, usable_cores())
+        progress(f"{model.name}: {engine.info().device.describe()}")
+        pictures = np.asarray(make_noise_pictures(model.input, engine.info().plan.max_batch), np.uint8)
+        wanted = AutotuneRequest(
+            engine.info().device.effective, engine.info().plan.max_batch, fixed, usable_cores()
+        )
         measured = _measured(engine, pictures, wanted, load.inference.latency_budget_ms)
         progress(f"plan: {measured.reason}")
-        pairs = _pairs(load, engine.plan.buckets, wanted, measured.choice)
+        pairs = _pairs(load, engine.info().plan.buckets, wanted, measured.choice)
         runs = _collect_runs(engine, graph, pictures, pairs, measured.choice)
-        runs += _one_picture_runs(model, graph, pictures[:1], engine.device.effective)
-        graphs = {"fp32": graph, **_other_graphs(loaded, engine.device.effective, load.data)}
-        runs += _precision_runs(graphs, pictures, OperatingPoint(1, fixed or 1), engine.device.effective)
+        runs += _one_picture_runs(model, graph, pictures[:1], engine.info().device.effective)
+        graphs = {"fp32": graph, **_other_graphs(loaded, engine.info().device.effective, load.data)}
+        runs += _precision_runs(
+            graphs, pictures, OperatingPoint(1, fixed or 1), engine.info().device.effective
+        )
         samples = _sweep(runs, load, progress)
         return _report(load, engine, measured, samples)
 
@@ -130,7 +134,7 @@ def _collect_runs(
     choice: OperatingPoint,
 ) -> list[RunsByKey]:
     """All that is to run, what is compared side by side."""
-    bare = _bare(graph, pictures, engine.device.effective)
+    bare = _bare(graph, pictures, engine.info().device.effective)
 
     def run_engine(batch: int) -> object:
         return engine.infer(pictures[:batch])
@@ -205,14 +209,14 @@ def _sweep(runs: Sequence[RunsByKey], load: EngineLoad, progress: Callable[[str]
 def _report(
     load: EngineLoad, engine: LocalEngine, measured: AutotuneResult, samples: SamplesByKey
 ) -> dict[str, Any]:
-    model, choice = engine.model, measured.choice
+    model, choice = engine.info().model, measured.choice
     speeds = compute_relative_speeds(
         {point: given for (kind, point), given in samples.items() if kind == "engine"}
     )
     pairs, best = list(speeds), max(speeds, key=lambda point: speeds[point])
     return {
         "schema": "visionedge/bench-engine/1",
-        "machine": describe_machine(engine.device),
+        "machine": describe_machine(engine.info().device),
         "load": {"seconds": load.seconds, "rounds": load.rounds},
         "model": {
             "name": model.name,
@@ -221,7 +225,7 @@ def _report(
             "height": model.input.height_px,
             "fixedBatch": model.interpretation.input.batch,
         },
-        "device": engine.device.describe(),
+        "device": engine.info().device.describe(),
         "plan": measured.document(),
         "table": [_line(point, samples["engine", point]) for point in pairs],
         "fits": [_fit_line(found) for found in _fits(pairs, samples)],
@@ -243,13 +247,13 @@ def _report(
         ],
         "onePicture": _one_picture(samples),
         "precisions": _precisions(samples),
-        "unplannedShapes": engine.unplanned_shapes,
+        "unplannedShapes": engine.info().unplanned_shapes,
     }
 
 
 def _processor_share(engine: LocalEngine, choice: OperatingPoint, samples: SamplesByKey) -> float | None:
     """What the plan's lanes got of the processor they could use; None on a GPU."""
-    if engine.device.effective != "cpu":
+    if engine.info().device.effective != "cpu":
         return None
     given = samples["engine", choice]
     busy = median(sample.cpu_ms * sample.frames_per_s / 1000 for sample in given)

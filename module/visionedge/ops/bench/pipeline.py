@@ -96,8 +96,8 @@ def _ours(source: str, engine: Engine, selection: Selection) -> Iterator[Detecti
         number = 0
         while (decoded := played.read()) is not None:
             if number % _AGREEMENT_STEP == 0:
-                image, placement = decoded.fit_to_input(engine.model.input)
-                (rows,) = engine.infer([image], selection.confidence)
+                image, placement = decoded.fit_to_input(engine.info().model.input)
+                ((rows,), _device) = engine.infer([image], selection.confidence)
                 yield selection.apply(rows, placement)
             number += 1
 
@@ -255,7 +255,7 @@ def bench_pipeline(load: PipelineLoad, progress: Callable[[str], None]) -> dict[
             closing(open_engine_setup(largest_load, model, own_process=not load.in_process))
         )
         engine = setup.engine
-        progress(f"{engine.device.describe()}; {engine.plan.reason}")
+        progress(f"{engine.info().device.describe()}; {engine.info().plan.reason}")
         found = (
             find_saturation(load, lambda less: run_pipeline(less, setup, selection), progress)
             if load.saturate
@@ -368,10 +368,10 @@ def _open_references(
     load: PipelineLoad, model: Model, engine: Engine, selection: Selection, progress: Callable[[str], None]
 ) -> _References:
     # The ceiling is that of the network as it was given.
-    comparable = engine.device.effective == "cpu" and engine.precision.precision == "fp32"
+    comparable = engine.info().device.effective == "cpu" and engine.info().precision.precision == "fp32"
     ceiling = Ceiling(model, load.source) if comparable else None
-    plain = _best_plain(load, model, engine.device.effective, selection, progress)
-    return _References(plain, ceiling, max(0.5, load.seconds / 4), engine.plan.lanes)
+    plain = _best_plain(load, model, engine.info().device.effective, selection, progress)
+    return _References(plain, ceiling, max(0.5, load.seconds / 4), engine.info().plan.lanes)
 
 
 def _best_plain(
@@ -413,7 +413,7 @@ def _plain_run(loop: PlainLoop, seconds: float, slo_ms: float) -> PipelineRun:
 def _report(load: PipelineLoad, engine: Engine, runs: Mapping[str, list[PipelineRun]]) -> dict[str, Any]:
     report: dict[str, Any] = {
         "schema": "visionedge/bench-pipeline/1",
-        "machine": describe_machine(engine.device),
+        "machine": describe_machine(engine.info().device),
         "load": {
             "source": load.source,
             "cameras": load.cameras,
@@ -425,11 +425,11 @@ def _report(load: PipelineLoad, engine: Engine, runs: Mapping[str, list[Pipeline
             "rounds": load.rounds,
             "precision": load.inference.precision,
         },
-        "model": engine.model.name,
-        "device": engine.device.describe(),
-        "plan": {"lanes": engine.plan.lanes, "buckets": list(engine.plan.buckets)},
-        "precision": engine.precision.precision,
-        "engineProcess": engine.process is not None,
+        "model": engine.info().model.name,
+        "device": engine.info().device.describe(),
+        "plan": {"lanes": engine.info().plan.lanes, "buckets": list(engine.info().plan.buckets)},
+        "precision": engine.info().precision.precision,
+        "engineProcess": engine.info().process is not None,
         **{name: _medians(given) for name, given in runs.items()},
     }
     if load.compare_process:

@@ -261,7 +261,7 @@ def open_engine_setup(
     Raises:
         ModelError, DeviceError: it cannot be had.
     """
-    plans: dict[str, Plan] = {like.device.effective: like.plan} if like else {}
+    plans: dict[str, Plan] = {like.info().device.effective: like.info().plan} if like else {}
     if not own_process:
         return EngineSetup(open_engine(model, load.inference, data=load.data, plans=plans))
     frame_pool = SharedFramePool(model.input, compute_block_count(load.cameras))
@@ -307,7 +307,7 @@ def _run_cameras(
     """Cameras, batcher and lanes at work, and an event that tells of a death; all are gone afterwards."""
     failed, engine = threading.Event(), setup.engine
     thread_group = ThreadGroup(lambda _name, _error: failed.set())
-    batcher = Batcher(engine.plan.max_batch, int(load.inference.max_age_seconds * 1e9))
+    batcher = Batcher(engine.info().plan.max_batch, int(load.inference.max_age_seconds * 1e9))
     made_up = SyntheticSpec.parse(load.source)
     pictures = make_synthetic_pictures(made_up) if made_up else None
 
@@ -361,7 +361,7 @@ def _camera(
     return Camera(
         f"bench-{number}",
         load.source if SyntheticSpec.parse(load.source) is None else "demo:",
-        setup.engine.model.input,
+        setup.engine.info().model.input,
         virtual,
         fps=load.fps,
         paced=load.fps is not None,
@@ -388,7 +388,7 @@ def _dropped(batcher: Batcher) -> Counter[str]:
 def cpu_s(engine: Engine | None = None) -> float:
     """The processor time of this process so far, with that of an engine's own."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    child = engine.process if engine else None
+    child = engine.info().process if engine else None
     return used.ru_utime + used.ru_stime + (_child_s(child.pid) if child and child.pid else 0.0)
 
 
@@ -400,7 +400,7 @@ def _child_s(pid: int) -> float:
 
 def rss_mib(engine: Engine | None = None) -> float:
     """The memory of this process that is resident now, with that of an engine's own."""
-    child = engine.process if engine else None
+    child = engine.info().process if engine else None
     pids = [os.getpid(), *([child.pid] if child and child.pid else [])]
     pages = sum(int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) for pid in pids)
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

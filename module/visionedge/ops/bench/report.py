@@ -11,7 +11,7 @@ from typing import Any
 
 from visionedge import __version__
 from visionedge.engine.device.devices import DeviceState
-from visionedge.engine.plan import read_cpu_name
+from visionedge.engine.plan_cache import read_cpu_name
 from visionedge.errors import ConfigError, SourceError
 from visionedge.frames.types import format_utc, utc_now
 from visionedge.ops.doctor.host import Host, HostEnvironment, detect_environment, this_host

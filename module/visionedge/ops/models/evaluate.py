@@ -17,8 +17,8 @@ from typing import Any, TextIO
 
 from visionedge.camera.sources.images import read_picture
 from visionedge.config.schema import InferenceConfig
+from visionedge.engine.lanes import infer_frames, make_frame
 from visionedge.engine.local_engine import LocalEngine, open_engine
-from visionedge.engine.one_shot import infer_frames, make_frame
 from visionedge.errors import ConfigError, SourceError, UnavailableError
 from visionedge.frames.types import FrameResult
 from visionedge.model.model import load_model
@@ -251,13 +251,13 @@ def evaluate(request: EvaluationRequest, log: TextIO | None = None) -> dict[str,
     with closing(
         open_engine(model, inference, data=request.data, measuring=False, level=logging.DEBUG)
     ) as engine:
-        began_ns = time.monotonic_ns()
+        info, began_ns = engine.info(), time.monotonic_ns()
         detect_image = _make_detector(request.images, engine, selection)
         state = _evaluate_images(
-            photos, detect_image, engine.plan.lanes, categories, _ProgressBar(len(photos), log)
+            photos, detect_image, info.plan.lanes, categories, _ProgressBar(len(photos), log)
         )
         took_s = (time.monotonic_ns() - began_ns) / 1e9
-        device, precision = engine.device.effective, engine.precision.precision
+        device, precision = info.device.effective, info.precision.precision
     for words in state.failed:
         log.write(f"visionedge: {redact(words)}\n")
     return {
