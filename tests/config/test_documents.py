@@ -68,7 +68,7 @@ def bomb(item: str) -> str:
         ("digits.yaml", f"a: {'1' * 5_000}", "a number or a date that cannot be read"),
         ("date.yaml", "a: 2026-02-31", "a number or a date that cannot be read"),
         ("key.yaml", "? [a, b]\n: 1", "a key is not a text"),
-        ("large.yaml", "a: 1\n" + "#" * 2**20, "is larger than 1 MiB"),
+        ("large.yaml", "a: 1\n" + "#" * 2**20, "larger than 1 MiB"),
         ("bytes.yaml", "a: \0", "is not valid YAML"),
     ],
 )
