@@ -8,7 +8,7 @@ from typing import Any
 from visionedge.config.documents import read_document
 from visionedge.errors import ConfigError, ModelError
 from visionedge.model.analysis.signature import ModelSignature
-from visionedge.model.interpretation import NetworkInput, Preprocess, read_metadata_object
+from visionedge.model.interpretation import MEAN_EXAMPLE, NetworkInput, Preprocess, read_metadata_object
 from visionedge.runtime.files import read_regular_file
 
 CUSTOM_VISION_KEY = "cvexport.manifest"
@@ -131,6 +131,16 @@ def parse_paddle_preprocess(signature: ModelSignature, picture: NetworkInput) ->
             f" {[picture.height_px, picture.width_px]} (height, width): it is that of another export"
         )
     return _read_normalization(normalize)
+
+
+def paddle_preprocess_unknown() -> ModelError:
+    """The error for a Paddle model whose preprocessing neither the graph nor a file shows."""
+    return ModelError(
+        "is a Paddle model, but nothing in it tells whether ImageNet's mean is taken off its pixels (as for"
+        f" PP-YOLOE and PicoDet) or not (PP-YOLOE+); put the {PADDLE_KEY} of its export beside it, or state"
+        " input.scale, input.mean and input.std in MODEL.yaml",
+        state=MEAN_EXAMPLE,
+    )
 
 
 def _read_steps(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:

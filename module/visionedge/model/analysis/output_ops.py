@@ -40,9 +40,16 @@ class BoxEncodingReader:
     weights made it. Each tensor is looked at once, however many ask.
     """
 
-    def __init__(self, producers: Producers, movers: frozenset[str], ends: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        producers: Producers,
+        movers: frozenset[str],
+        ends: Callable[[str], bool],
+        is_minus_one: Callable[[str], bool],
+    ) -> None:
         self._makers = producers
         self._movers = movers
+        self._is_minus_one = is_minus_one
         self._depends: set[str] = set()
         for name, node in producers.items():
             if ends(name) or (
@@ -70,7 +77,10 @@ class BoxEncodingReader:
         return "centres" if (first, second) == (("Add", 2), ("Sub", 2)) else ""
 
     def _subtracts(self, name: str) -> bool:
-        """Whether a sum adds the negative of the network's own work: a cell less a distance."""
+        """Whether a sum adds the negative of the network's own work: a cell less a distance.
+
+        PyTorch's exporters negate; Paddle's multiply by -1.
+        """
         node = self._back(name)
         worked = [] if node is None else [key for key in node.input if key in self._depends]
         sign = self._makers.get(worked[0]) if len(worked) == 1 else None
@@ -78,7 +88,9 @@ class BoxEncodingReader:
             if sign is None or sign.op_type not in self._movers:
                 break
             sign = self._makers.get(sign.input[0])
-        return sign is not None and sign.op_type == "Neg"
+        return sign is not None and (
+            sign.op_type == "Neg" or (sign.op_type == "Mul" and any(map(self._is_minus_one, sign.input)))
+        )
 
     def _carried(self, node: onnx.NodeProto) -> Sequence[str]:
         """The inputs whose values a node works on."""
@@ -188,7 +200,15 @@ def read_output_ops(graph: Graph) -> Mapping[str, OutputOps]:
             and _has_weights(producers[name], producers, constants)
         )
 
-    walk = _Walk(producers, constants, BoxEncodingReader(producers, _VALUE_PRESERVING, ends))
+    def is_minus_one(name: str) -> bool:
+        tensor = constants.get(name)
+        return (
+            tensor is not None
+            and math.prod(tensor.dims) == 1
+            and bool((numpy_helper.to_array(tensor) == -1).all())
+        )
+
+    walk = _Walk(producers, constants, BoxEncodingReader(producers, _VALUE_PRESERVING, ends, is_minus_one))
     return {output.name: _read_output(output.name, walk) for output in graph.output}
 
 

@@ -223,8 +223,14 @@ def read_signature(model: onnx.ModelProto, stated: Mapping[str, str] | None = No
 
 
 def _read_producer(model: onnx.ModelProto) -> str:
-    """Who made it: Paddle's domain of operators tells, even where the last tool named itself, or nobody."""
-    return next((i.domain for i in model.opset_import if i.domain == "Paddle"), model.producer_name)
+    """The exporter's name; "Paddle" also where the last tool wrote its own name, or no name.
+
+    Paddle's operator domain shows it, or the name that paddle2onnx gives to every graph.
+    """
+    domains = {opset.domain for opset in model.opset_import}
+    if "Paddle" in domains or model.graph.name.startswith("PaddlePaddle Graph"):
+        return "Paddle"
+    return str(model.producer_name)
 
 
 def _read_input_ops(graph: Graph, inputs: tuple[TensorInfo, ...]) -> InputOps:

@@ -261,7 +261,7 @@ def _order_pair(signature: ModelSignature, pair: list[TensorInfo]) -> tuple[Tens
     names = read_class_names(signature.metadata)
     reg_max = read_metadata_object(signature, "visionedge.decode").get("reg_max")
     clues: tuple[Callable[[TensorInfo, TensorInfo], bool], ...] = (
-        lambda scores, _: signature.output_operators.get(scores.name) == "Sigmoid",
+        lambda scores, _: _passed_sigmoid(signature, scores.name),
         lambda _, boxes: _read_width(boxes) / 4 - 1 == reg_max,
         lambda scores, _: names is not None and _read_width(scores) == len(names),
         lambda scores, _: _read_width(scores) == 80,
@@ -281,10 +281,16 @@ def _find_grid(cells: int, width_px: int, height_px: int) -> tuple[int, int, int
 
 
 def _has_sigmoid(signature: ModelSignature, scales: list[NanoDetScale]) -> bool:
-    made = {signature.output_operators.get(scale.scores) for scale in scales}
-    if len(made & {"Sigmoid"}) and made != {"Sigmoid"}:
+    made = {_passed_sigmoid(signature, scale.scores) for scale in scales}
+    if len(made) > 1:
         raise ModelError("some of its score maps went through a sigmoid and some did not")
-    return made == {"Sigmoid"}
+    return made == {True}
+
+
+def _passed_sigmoid(signature: ModelSignature, name: str) -> bool:
+    """Whether a sigmoid is among an output's last nodes; PicoDet v2 takes the root of the product of two."""
+    output_ops = signature.output_ops.get(name, OutputOps())
+    return signature.output_operators.get(name) == "Sigmoid" or "Sigmoid" in output_ops.operators
 
 
 # NanoDet as its own exporter writes it: one table for all scales, [N, cells, classes + 4 * bins].

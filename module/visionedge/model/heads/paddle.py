@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from visionedge.errors import ModelError
 from visionedge.model.analysis.signature import ModelSignature, TensorInfo
 from visionedge.model.decoding import convert_list_to_rows, slice_axis
-from visionedge.model.exporter_files import PADDLE_KEY, parse_paddle_preprocess
+from visionedge.model.exporter_files import PADDLE_KEY, paddle_preprocess_unknown, parse_paddle_preprocess
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
-    MEAN_EXAMPLE,
     ModelInterpretation,
     NetworkInput,
     Preprocess,
@@ -171,9 +170,4 @@ def _choose_family_preprocess(signature: ModelSignature, picture: NetworkInput) 
     attends = "NonMaxSuppression" not in signature.operators and signature.operators >= _ATTENTION_OPERATORS
     if attends and signature.input_ops.kernels == _SMALL_KERNELS:
         return PLAIN_INPUT, "it attends and suppresses nothing, as RT-DETR: pixels of 0-1 and no mean"
-    raise ModelError(
-        "is a Paddle model, but nothing in it tells whether ImageNet's mean is taken off its pixels (as for"
-        f" PP-YOLOE and PicoDet) or not (PP-YOLOE+); put the {PADDLE_KEY} of its export beside it, or state"
-        " input.scale, input.mean and input.std in MODEL.yaml",
-        state=MEAN_EXAMPLE,
-    )
+    raise paddle_preprocess_unknown()

@@ -11,7 +11,8 @@ from visionedge.model.decoding import (
     find_strides,
     interpret_dense_table,
 )
-from visionedge.model.interpretation import ModelInterpretation
+from visionedge.model.exporter_files import PADDLE_KEY, paddle_preprocess_unknown, parse_paddle_preprocess
+from visionedge.model.interpretation import ModelInterpretation, Preprocess, read_metadata_object
 from visionedge.model.labels import read_class_names
 from visionedge.model.preprocessing import YOLO_INPUT, describe_exporter, is_detector
 
@@ -37,6 +38,7 @@ class YoloV8:
             return None
         columns, cells, classes, strides = ways[0]
         corners = table.output_ops.box_encoding == "corners"
+        family, family_evidence = _choose_family_preprocess(signature, table)
         interpretation = interpret_dense_table(
             self.name,
             signature,
@@ -44,13 +46,14 @@ class YoloV8:
             DenseDecoder(
                 table.output.name, cells, classes, objectness=False, columns=columns, corners=corners
             ),
-            family=YOLO_INPUT,
+            family=family,
             evidence=(
                 f"{cells} {'columns' if columns else 'rows'} are the cells at strides "
                 f"{', '.join(map(str, strides))}",
                 "its last nodes are those of a decoded table without an objectness"
                 f"{', of corners' if corners else ''}",
                 *describe_exporter(signature),
+                *family_evidence,
             ),
         )
         if not signature.metadata.get("model_family", "").endswith("_e2e"):
@@ -60,6 +63,23 @@ class YoloV8:
 
 
 HEADS = (YoloV8(),)
+
+
+def _choose_family_preprocess(
+    signature: ModelSignature, table: DenseTable
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """The preprocessing of training, and its evidence: a PP-YOLOE without its last nodes has the same table.
+
+    Raises:
+        ModelError: it is a PP-YOLOE whose preprocessing is unknown or unsupported.
+    """
+    if table.output_ops.box_encoding != "corners" or not signature.producer.lower().startswith("paddle"):
+        return YOLO_INPUT, ()
+    if {"scale", "mean", "std"} & set(read_metadata_object(signature, "visionedge.input")):
+        return replace(YOLO_INPUT, fit="stretch"), ("Paddle made it, and its scaling is stated",)
+    if (preprocess := parse_paddle_preprocess(signature, table.picture)) is not None:
+        return preprocess, (f"Paddle made it, and {PADDLE_KEY} beside it says how pictures are prepared",)
+    raise paddle_preprocess_unknown()
 
 
 def _find_layouts(
