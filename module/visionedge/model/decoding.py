@@ -1,7 +1,7 @@
 """From dense score maps to the best rows, as nodes: what every head with anchors ends in."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from visionedge.model.analysis.output_ops import OutputOps
 from visionedge.model.analysis.signature import ModelSignature, TensorInfo
 from visionedge.model.graph import NodeBuilder
-from visionedge.model.interpretation import ModelInterpretation, NetworkInput, Preprocess, find_picture_input
+from visionedge.model.interpretation import (
+    Decoder,
+    ModelInterpretation,
+    NetworkInput,
+    Preprocess,
+    find_picture_input,
+)
 from visionedge.model.preprocessing import choose_preprocess
 
 BoxDecoding = Callable[[str, int], str]
@@ -41,21 +47,21 @@ def select_best_rows(
     best = min(limit, anchors)
     count = best if one_class_per_anchor or classes == 1 else min(limit, best * classes)
     maxima = nodes.reduce_max(scores, 2) if classes > 1 else nodes.reshape(scores, 0, anchors)
-    values, chosen = nodes.top(weigh(nodes, maxima, lambda n, factor: n.reshape(factor, 0, anchors)), best)
+    values, chosen = nodes.top_k(weigh(nodes, maxima, lambda n, factor: n.reshape(factor, 0, anchors)), best)
     boxes = decode_boxes(chosen, best)
     if classes == 1:
         ids = nodes.add("Mul", values, nodes.constant(np.zeros(1, np.float32)))
     elif one_class_per_anchor:
-        ids = nodes.cast(nodes.top(nodes.gather_rows(scores, chosen, best, classes), 1)[1], "float32")
+        ids = nodes.cast(nodes.top_k(nodes.gather_rows(scores, chosen, best, classes), 1)[1], "float32")
     else:
         pairs = weigh(
             nodes,
             nodes.gather_rows(scores, chosen, best, classes),
             lambda n, f: n.gather_rows(f, chosen, best, 1),
         )
-        values, place = nodes.top(nodes.reshape(pairs, 0, best * classes), count)
-        boxes = nodes.gather_rows(boxes, nodes.add("Div", place, nodes.whole(classes)), count, 4)
-        ids = nodes.cast(nodes.add("Mod", place, nodes.whole(classes)), "float32")
+        values, place = nodes.top_k(nodes.reshape(pairs, 0, best * classes), count)
+        boxes = nodes.gather_rows(boxes, nodes.add("Div", place, nodes.int64s(classes)), count, 4)
+        ids = nodes.cast(nodes.add("Mod", place, nodes.int64s(classes)), "float32")
     if activate is not None and objectness is None:
         values = activate(nodes, values)
     columns = [nodes.reshape(column, 0, count, 1) for column in (values, ids)]
@@ -123,7 +129,7 @@ def make_cell_table(width_px: int, height_px: int, strides_px: Sequence[int]) ->
 
 def slice_axis(nodes: NodeBuilder, tensor: str, start: int, end: int, axis: int) -> str:
     """A stretch of a tensor along one axis."""
-    return nodes.add("Slice", tensor, nodes.whole(start), nodes.whole(end), nodes.whole(axis))
+    return nodes.add("Slice", tensor, nodes.int64s(start), nodes.int64s(end), nodes.int64s(axis))
 
 
 def to_corners(nodes: NodeBuilder, centres: str, sizes: str) -> str:
@@ -150,9 +156,9 @@ def convert_list_to_rows(
     )
     scores = nodes.add("Mul", scores, real)
     if count is None:
-        boxes = nodes.add("Pad", boxes, nodes.whole(0, 0, 0, 0, best, 0))
-        scores, ids = (nodes.add("Pad", tensor, nodes.whole(0, 0, 0, best)) for tensor in (scores, ids))
-    values, place = nodes.top(scores, best)
+        boxes = nodes.add("Pad", boxes, nodes.int64s(0, 0, 0, 0, best, 0))
+        scores, ids = (nodes.add("Pad", tensor, nodes.int64s(0, 0, 0, best)) for tensor in (scores, ids))
+    values, place = nodes.top_k(scores, best)
     ids = nodes.add("Max", nodes.add("GatherElements", ids, place, axis=1), _add_zero(nodes))
     columns = [nodes.reshape(column, 0, best, 1) for column in (values, ids)]
     return nodes.add("Concat", nodes.gather_rows(boxes, place, best, 4), *columns, axis=2)
@@ -208,7 +214,7 @@ class AnchorMap:
 
 
 @dataclass(frozen=True, slots=True)
-class AnchorMapDecoder:
+class AnchorMapDecoder(Decoder):
     """Decodes raw maps. How numbers become boxes: `centre` linear or sigmoid, `size` exp or (2 sigmoid)².
 
     The objectness always goes through a sigmoid; the classes through a sigmoid each or a softmax over all.
@@ -220,10 +226,6 @@ class AnchorMapDecoder:
     centre: Literal["sigmoid", "linear"] = "sigmoid"
     size: Literal["exp", "square"] = "exp"
     scores: Literal["sigmoid", "softmax"] = "sigmoid"
-
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The best rows, each anchor as its best class; boxes are decoded only for the chosen anchors."""
@@ -284,7 +286,7 @@ class CellGrid:
 
 
 @dataclass(frozen=True, slots=True)
-class DenseDecoder:
+class DenseDecoder(Decoder):
     """Decodes [N, anchors, 4 (+ 1) + classes], or [N, 4 (+ 1) + classes, anchors] if `columns`.
 
     A box is a centre and a size in input pixels, or relative to `cells`; with `corners` it is two corners.
@@ -299,10 +301,6 @@ class DenseDecoder:
     columns: bool = False
     cells: CellGrid | None = None
     corners: bool = False
-
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The best rows, each anchor as its best class; boxes are decoded only for the chosen anchors."""

@@ -5,6 +5,7 @@ A new head is one file in `heads/` with a tuple `HEADS`; nothing else needs to k
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
@@ -52,16 +53,26 @@ class Preprocess:
     rounding: Rounding = "nearest"
 
 
-class Decoder(Protocol):
-    """The nodes behind (and for more inputs, in front of) a network. Must be a frozen, picklable record."""
+class Decoder(ABC):
+    """Writes the nodes behind a network, and those in front of its further inputs.
 
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:
-        """Tensors for the inputs beside the picture, by name; `pictures` is uint8 [N, H, W, 3]."""
+    Subclasses are frozen dataclasses: their `repr` is a part of the cache key of a compiled graph.
+    """
 
+    __slots__ = ()
+
+    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - see subclasses
+        """By name, the tensors for the inputs beside the picture, if there are any.
+
+        `pictures` is the tensor of the pictures, uint8 [N, H, W, 3].
+        """
+        return {}
+
+    @abstractmethod
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """Decode the outputs to the best rows: float32 [N, K, 6], K fixed and at most `limit`.
 
-        A row is left, top, right, bottom (input pixels), score (0-1), class; sorted by falling score.
+        A row is left, top, right, bottom (input pixels), score (0-1), class. Scores fall from row to row.
         """
 
 

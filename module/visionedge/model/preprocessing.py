@@ -108,7 +108,7 @@ def _check_bounds(input_ops: InputOps, preprocess: Preprocess) -> None:
         if not _fits(bound, low, high):
             what = (
                 "rounds its picture to whole numbers"
-                if bound.whole
+                if bound.integer_scale
                 else f"clips its picture at {bound.low:.4g} and {bound.high:.4g}"
             )
             raise ModelError(
@@ -120,8 +120,8 @@ def _check_bounds(input_ops: InputOps, preprocess: Preprocess) -> None:
 
 def _fits(bound: ValueBound, low: float, high: float) -> bool:
     span = high - low
-    if bound.whole:
-        return bound.whole * span >= _MIN_LEVELS
+    if bound.integer_scale:
+        return bound.integer_scale * span >= _MIN_LEVELS
     # A border far beyond all values was made for others: 255 for pixels of 0-1.
     far = np.isfinite(bound.high) and bound.high - low > _MAX_CLIP_RATIO * span
     return bool(bound.low <= low + 0.01 * span and bound.high >= high - 0.01 * span and not far)
@@ -234,7 +234,7 @@ _RATIO_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class ResizedDecoder:
+class ResizedDecoder(Decoder):
     """Another decoder, whose boxes are multiplied by `factors` (x, y)."""
 
     decoder: Decoder

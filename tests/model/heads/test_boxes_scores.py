@@ -228,6 +228,6 @@ def test_a_plugin_with_boxes_for_each_class_is_refused(tmp_path: Path) -> None:
     """One line that says what would help."""
     path = _with_plugin(tmp_path / "m.onnx", "BatchedNMS_TRT", shareLocation=0)
     with pytest.raises(
-        ModelError, match=r"other boxes for each class.*export the model without its suppression"
+        ModelError, match=r"separate boxes for each class.*export the model without its suppression"
     ):
         load_model(path)

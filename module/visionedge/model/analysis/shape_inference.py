@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, TypeProto, defs, helper, numpy_helper, shape_inference
 
 from visionedge.errors import ModelError, UnavailableError
+from visionedge.model.graph import read_opset
 from visionedge.runtime.child_process import compute_address_space_bytes, explain_machine_limit, run_child
 
 # Shapes that ONNX's own inference gives up on: those that a graph computes from the shape of its input.
@@ -67,7 +68,7 @@ class _NodeInference:
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
         self.imports = list(model.opset_import)
-        self.version = max((o.version for o in self.imports if o.domain in _DOMAINS), default=0)
+        self.version = read_opset(model)
         self.types: dict[str, TypeProto] = {}
         self.values: dict[str, Values] = {}
         for value in graph.input:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from visionedge.errors import ModelError
 from visionedge.model.compiler.passes import fold_focus, fold_layout, fold_scale
-from visionedge.model.graph import NodeBuilder
+from visionedge.model.graph import NodeBuilder, read_opset
 from visionedge.model.interpretation import ModelInterpretation, NetworkInput, Preprocess
 from visionedge.model.model import Model
 from visionedge.model.onnx_file import read_model_file, wrap_model_errors
@@ -61,7 +61,7 @@ def compile_graph(
     The float tensors `watched` become outputs too, with the values that they have in the network itself.
     """
     graph = network.graph
-    nodes = NodeBuilder(_read_opset(network), _list_names(graph))
+    nodes = NodeBuilder(read_opset(network), _list_names(graph))
     pictures, result = nodes.name("pictures"), nodes.name("rows")
     feeds = {
         interpretation.input.name: _add_preprocessing(
@@ -105,7 +105,7 @@ def _add_preprocessing(
         tensor = nodes.add("Transpose", tensor, perm=[0, 3, 1, 2])
     channels = (1, 3, 1, 1) if target.layout == "NCHW" else (1, 1, 1, 3)
     if preprocess.color == "rgb":
-        tensor = nodes.add("Gather", tensor, nodes.whole(2, 1, 0), axis=channels.index(3))
+        tensor = nodes.add("Gather", tensor, nodes.int64s(2, 1, 0), axis=channels.index(3))
     factor, offset = _as_affine(preprocess)
     plain = bool((factor == 1).all() and (offset == 0).all())
     if target.dtype == "uint8":
@@ -123,10 +123,6 @@ def _as_affine(preprocess: Preprocess) -> tuple[NDArray[np.float32], NDArray[np.
     """(pixel * scale - mean) / std as pixel * factor + offset."""
     mean, std = np.array(preprocess.mean), np.array(preprocess.std)
     return (preprocess.scale / std).astype(np.float32), (-mean / std).astype(np.float32)
-
-
-def _read_opset(network: onnx.ModelProto) -> int:
-    return max((o.version for o in network.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
 def _list_names(graph: onnx.GraphProto) -> set[str]:

@@ -14,6 +14,7 @@ from visionedge.model.decoding import find_strides, select_best_rows, slice_axis
 from visionedge.model.exporter_files import parse_paddle_preprocess
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
+    Decoder,
     ModelInterpretation,
     NetworkInput,
     Preprocess,
@@ -31,7 +32,7 @@ _MODEL_YAML_EXAMPLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class BoxesScoresDecoder:
+class BoxesScoresDecoder(Decoder):
     """Decodes boxes [N, n, 4] (or [N, n, 1, 4]) and scores [N, n, C], or [N, C, n] if `columns`.
 
     `scale` brings boxes to input pixels. `background` is a class that means nothing, -1 for none.

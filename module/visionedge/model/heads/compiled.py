@@ -1,6 +1,5 @@
 """Graphs that were compiled here before (`visionedge model compile`): bytes in, rows out, nothing to add."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from visionedge.errors import ModelError
@@ -9,6 +8,7 @@ from visionedge.model.compiled_metadata import read_compiled_metadata
 from visionedge.model.decoding import slice_axis
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
+    Decoder,
     ModelInterpretation,
     Preprocess,
     find_picture_input,
@@ -17,15 +17,11 @@ from visionedge.model.interpretation import (
 
 
 @dataclass(frozen=True, slots=True)
-class CompiledDecoder:
+class CompiledDecoder(Decoder):
     """Rows that are rows already, `count` of them."""
 
     output: str
     count: int
-
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The rows, or the first of them."""

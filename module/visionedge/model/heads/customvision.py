@@ -17,6 +17,7 @@ from visionedge.model.exporter_files import parse_custom_vision_manifest
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
     Color,
+    Decoder,
     ModelInterpretation,
     NetworkInput,
     Preprocess,
@@ -40,7 +41,7 @@ _COLOR_NAMES: Mapping[str, Color] = {"bgr8": "bgr", "rgb8": "rgb", "bgr": "bgr",
 
 
 @dataclass(frozen=True, slots=True)
-class CustomVisionListDecoder:
+class CustomVisionListDecoder(Decoder):
     """Decodes `boxes` [N, n, 4] (or [n, 4]) from 0 to 1, `classes` and `scores` [N, n] (or [n])."""
 
     boxes: str
@@ -49,10 +50,6 @@ class CustomVisionListDecoder:
     count: int | None
     width_px: int
     height_px: int
-
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The list, by falling score."""

@@ -25,6 +25,7 @@ from visionedge.model.decoding import (
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
     MEAN_EXAMPLE,
+    Decoder,
     ModelInterpretation,
     NetworkInput,
     Preprocess,
@@ -51,7 +52,7 @@ _MAX_ENCODER_PARTS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class DetrListDecoder:
+class DetrListDecoder(Decoder):
     """Decodes a finished list; `sizes` is the input that takes (width, height), float or whole."""
 
     labels: str
@@ -84,7 +85,7 @@ class DetrListDecoder:
 
 
 @dataclass(frozen=True, slots=True)
-class DetrQueryDecoder:
+class DetrQueryDecoder(Decoder):
     """Decodes scores [N, Q, C] and boxes [N, Q, 4] (centre and size, 0-1), or both in one [N, Q, 4 + C].
 
     `queries` is Q where it is known. `form` is what scores are: logits of a sigmoid or of a softmax, or done;
@@ -101,10 +102,6 @@ class DetrQueryDecoder:
     softmax: bool = False
     background: bool = False
 
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
-
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The best pairs of query and class."""
         boxes = nodes.cast(self.boxes, "float32")
@@ -120,7 +117,7 @@ class DetrQueryDecoder:
                 slice_axis(nodes, boxes, 4, 4 + self.classes, 2),
             )
         if self.queries is None:
-            more = nodes.whole(0, 0, 0, 0, limit, 0)
+            more = nodes.int64s(0, 0, 0, 0, limit, 0)
             boxes = nodes.add("Pad", boxes, more)
             scores = nodes.add("Pad", scores, more, nodes.floats(_ZERO_SCORE_LOGIT if sigmoid else 0.0))
         return select_best_rows(

@@ -5,14 +5,19 @@ suppression in the graph [n, 7], led by the picture's place in the batch; Center
 Ultralytics' RT-DETR, but with centres and sizes as parts of the picture.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from visionedge.errors import ModelError
 from visionedge.model.analysis.signature import ModelSignature, TensorInfo
 from visionedge.model.decoding import convert_list_to_rows, find_strides, slice_axis, to_corners
 from visionedge.model.graph import NodeBuilder
-from visionedge.model.interpretation import ModelInterpretation, NetworkInput, Preprocess, find_picture_input
+from visionedge.model.interpretation import (
+    Decoder,
+    ModelInterpretation,
+    NetworkInput,
+    Preprocess,
+    find_picture_input,
+)
 from visionedge.model.labels import read_class_names
 from visionedge.model.preprocessing import YOLO_INPUT, choose_preprocess, describe_exporter, is_detector
 
@@ -27,7 +32,7 @@ _BOX_OPERATORS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class EndToEndDecoder:
+class EndToEndDecoder(Decoder):
     """Decodes [N, n, 6]: box, score, class; or [n, 7] of one picture: its place, box, class, score.
 
     Boxes are corners in input pixels, or with `relative_to` (width, height) centres and sizes as parts of it.
@@ -37,10 +42,6 @@ class EndToEndDecoder:
     count: int | None
     width: int
     relative_to: tuple[int, int] | None = None
-
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The list, by falling score."""
@@ -229,7 +230,7 @@ def _describe_columns(signature: ModelSignature, output: TensorInfo) -> str | No
     if origin is None or len(origin.part_is_integer) < 3:
         return None
     if origin.part_is_integer[-2:] == (False, True):
-        return "score, class" if origin.added[-1] == 0 else "score, class from another number"
+        return "score, class" if origin.part_offsets[-1] == 0 else "score, class from another number"
     return "class, score" if origin.part_is_integer[-2:] == (True, False) else "something else"
 
 

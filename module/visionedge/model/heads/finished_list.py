@@ -5,7 +5,6 @@ classes count and how pictures are prepared: torchvision and AutoML have a backg
 and MMDetection have none; torchvision and detectron2 subtract a mean in the graph, the others before it.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from visionedge.errors import ModelError
@@ -15,6 +14,7 @@ from visionedge.model.decoding import convert_list_to_rows, slice_axis
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
     MEAN_EXAMPLE,
+    Decoder,
     ModelInterpretation,
     NetworkInput,
     Preprocess,
@@ -34,7 +34,7 @@ _MIN_LARGE_FACTOR = 50  # of pixels of 0-1: brought to 0-255
 
 
 @dataclass(frozen=True, slots=True)
-class FinishedListDecoder:
+class FinishedListDecoder(Decoder):
     """Decodes boxes [N, n, 4], corners in input pixels, classes and scores [N, n] or [N, n, 1].
 
     With `scores` empty they are the fifth column of the boxes. `count` is n where it is known.
@@ -44,10 +44,6 @@ class FinishedListDecoder:
     classes: str
     scores: str
     count: int | None
-
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The list, by falling score."""

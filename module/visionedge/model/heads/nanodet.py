@@ -6,7 +6,7 @@ strides, each as the expectation over the bins' indices.
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,7 @@ from visionedge.model.decoding import (
 )
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
+    Decoder,
     ModelInterpretation,
     Preprocess,
     find_picture_input,
@@ -50,7 +51,7 @@ class NanoDetScale:
 
 
 @dataclass(frozen=True, slots=True)
-class DflDecoder:
+class DflDecoder(Decoder):
     """Decodes pairs of maps. `cell_offset` is where in its cell a centre lies, in strides.
 
     `joined` is the output that has both side by side for all scales, scores first; "" where each has its own.
@@ -64,10 +65,6 @@ class DflDecoder:
     cell_offset: float = 0.5
     joined: str = ""
     flat: bool = False
-
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - has no more inputs
-        """Nothing: the picture is the only input."""
-        return {}
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The best rows; boxes are decoded only for the cells that are among them."""

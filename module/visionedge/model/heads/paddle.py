@@ -13,6 +13,7 @@ from visionedge.model.decoding import convert_list_to_rows, slice_axis
 from visionedge.model.exporter_files import PADDLE_KEY, paddle_preprocess_unknown, parse_paddle_preprocess
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
+    Decoder,
     ModelInterpretation,
     NetworkInput,
     Preprocess,
@@ -30,7 +31,7 @@ _SMALL_KERNELS = frozenset({(3, 2)})
 
 
 @dataclass(frozen=True, slots=True)
-class PaddleDecoder:
+class PaddleDecoder(Decoder):
     """Decodes [n, 6] of one picture, of which the first `number` count where that is given."""
 
     table: str
@@ -53,7 +54,7 @@ class PaddleDecoder:
         table, count = nodes.cast(self.table, "float32"), self.count
         if self.number is not None:
             end = nodes.cast(nodes.reshape(self.number, -1), "int64")
-            table = nodes.add("Slice", table, nodes.whole(0), end, nodes.whole(0))
+            table = nodes.add("Slice", table, nodes.int64s(0), end, nodes.int64s(0))
             count = None
         ids, scores = (
             nodes.reshape(slice_axis(nodes, table, column, column + 1, 1), 1, -1) for column in (0, 1)

@@ -4,7 +4,6 @@ As a TFLite export or a saved model; with names that say nothing, or lie. What t
 classes from 0 from classes from 1, are the nodes behind them.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from visionedge.errors import ModelError
@@ -13,6 +12,7 @@ from visionedge.model.decoding import convert_list_to_rows, slice_axis
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
     MEAN_EXAMPLE,
+    Decoder,
     ModelInterpretation,
     NetworkInput,
     Preprocess,
@@ -27,7 +27,7 @@ FLOAT_INPUT = Preprocess("rgb", 1.0, (127.5, 127.5, 127.5), (127.5, 127.5, 127.5
 
 
 @dataclass(frozen=True, slots=True)
-class TensorFlowListDecoder:
+class TensorFlowListDecoder(Decoder):
     """Boxes [N, n, 4] as top, left, bottom, right (0-1, or pixels), classes and scores [N, n].
 
     `first` is the id of the first class. `count` is n where it is known.
@@ -42,13 +42,9 @@ class TensorFlowListDecoder:
     height_px: int
     relative: bool = True
 
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
-
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The list, by falling score."""
-        boxes = nodes.add("Gather", nodes.cast(self.boxes, "float32"), nodes.whole(1, 0, 3, 2), axis=2)
+        boxes = nodes.add("Gather", nodes.cast(self.boxes, "float32"), nodes.int64s(1, 0, 3, 2), axis=2)
         if self.relative:
             boxes = nodes.add("Mul", boxes, nodes.floats(*[self.width_px, self.height_px] * 2))
         ids = nodes.cast(self.classes, "float32")
@@ -200,7 +196,9 @@ def _tell_classes_from_scores(
 
 def _is_integer(signature: ModelSignature, tensor: TensorInfo) -> bool:
     source = signature.output_sources.get(tensor.name)
-    return tensor.dtype.startswith("int") or (source is not None and (source.whole or source.offset == 1))
+    if tensor.dtype.startswith("int"):
+        return True
+    return source is not None and (source.is_integer or source.offset == 1)
 
 
 def are_boxes_in_pixels(signature: ModelSignature, four: FourOutputs) -> bool | None:
@@ -237,7 +235,7 @@ _AUTOML_INPUT = Preprocess("rgb", 1.0, fit="letterbox", anchor="top-left", pad=1
 
 
 @dataclass(frozen=True, slots=True)
-class SevenColumnDecoder:
+class SevenColumnDecoder(Decoder):
     """Decodes [N, n, 7]: picture, box, score, class from 1; a box is top, left, bottom, right in pixels.
 
     With `sizes` it is left, top, width, height.
@@ -247,10 +245,6 @@ class SevenColumnDecoder:
     count: int | None
     sizes: bool
 
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
-
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The list, by falling score."""
         table = nodes.cast(self.output, "float32")
@@ -258,7 +252,7 @@ class SevenColumnDecoder:
             corner, size = slice_axis(nodes, table, 1, 3, 2), slice_axis(nodes, table, 3, 5, 2)
             boxes = nodes.add("Concat", corner, nodes.add("Add", corner, size), axis=2)
         else:
-            boxes = nodes.add("Gather", table, nodes.whole(2, 1, 4, 3), axis=2)
+            boxes = nodes.add("Gather", table, nodes.int64s(2, 1, 4, 3), axis=2)
         scores, ids = (
             nodes.reshape(slice_axis(nodes, table, column, column + 1, 2), 0, -1) for column in (5, 6)
         )

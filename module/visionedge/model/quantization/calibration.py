@@ -16,6 +16,7 @@ from visionedge.errors import ModelError
 from visionedge.frames.types import Picture
 from visionedge.model.compiler.compile import compile_graph
 from visionedge.model.compiler.passes import fold_focus
+from visionedge.model.graph import read_opset
 from visionedge.model.interpretation import ModelInterpretation
 from visionedge.runtime.ort import import_onnxruntime
 
@@ -86,7 +87,7 @@ def fold_constants(network: onnx.ModelProto) -> onnx.ModelProto:
     del copy.graph.input[:]
     copy.graph.input.extend(kept)
     try:
-        if max(o.version for o in copy.opset_import if o.domain in ("", "ai.onnx")) < 13:
+        if read_opset(copy) < 13:
             copy = onnx.version_converter.convert_version(copy, TARGET_OPSET)
         simple = _simplify(copy)
         fold_focus(simple.graph)  # as the compiler does, so that nothing is looked at that will not be there
@@ -134,6 +135,23 @@ def list_float_tensors(graph: onnx.GraphProto) -> set[str]:
     names = [value.name for value in graph.input]
     names += [name for node in graph.node for name in node.output if name]
     return {name for name in names if kinds.get(name) == TensorProto.FLOAT}
+
+
+WEIGHTED_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+def find_nodes_before_last_weights(graph: onnx.GraphProto) -> set[str]:
+    """The names of the nodes with a weighted node behind them: all but the ends of the network."""
+    wanted = set[str]()  # tensors from which a weighted node is computed
+    found = set[str]()
+    for node in reversed(graph.node):
+        leads_on = not wanted.isdisjoint(node.output)
+        if leads_on:
+            found.add(node.name)
+        if leads_on or node.op_type in WEIGHTED_OPERATORS:
+            wanted.update(node.input)
+    wanted.discard("")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ float32 stay: the last nodes, which make boxes and scores of what the weights ga
 that float16 knows beyond 512), operators whose CUDA kernel takes no float16, and nodes with graphs inside.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,9 +12,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from visionedge.model.analysis.cuda_kernels import explain_missing_kernel, read_opsets
-from visionedge.model.quantization.calibration import list_float_tensors
+from visionedge.model.graph import list_inputs
+from visionedge.model.quantization.calibration import (
+    WEIGHTED_OPERATORS,
+    find_nodes_before_last_weights,
+    list_float_tensors,
+)
 
-_WEIGHTED_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Sums over many values, and what states a type of its own.
 _FP32_ONLY = frozenset(
     {
@@ -80,7 +83,8 @@ class _Fp16Converter:
         self.floats = list_float_tensors(self.graph)
 
     def convert(self) -> None:
-        inner = _find_nodes_up_to_last_weights(self.graph)
+        weighted = {node.name for node in self.graph.node if node.op_type in WEIGHTED_OPERATORS}
+        inner = weighted | find_nodes_before_last_weights(self.graph)
         outputs = {value.name for value in self.graph.output}
         for node in self.graph.node:
             half = node.name in inner and self._can_convert(node)
@@ -91,7 +95,7 @@ class _Fp16Converter:
             self.body.append(node)
             if half:
                 self._outputs_of(node, outputs)
-        used = {name for node in self.body for name in node.input} | _list_subgraph_inputs(self.body)
+        used = {name for node in self.body for name in list_inputs(node)}
         kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
         del self.graph.node[:], self.graph.initializer[:]
         self.graph.node.extend(self.body)
@@ -162,28 +166,3 @@ def _fp32_name(name: str) -> str:
 def _to_fp16(values: NDArray[np.float32]) -> NDArray[np.float16]:
     result: NDArray[np.float16] = np.clip(values, -_MAX_FP16, _MAX_FP16).astype(np.float16)
     return result
-
-
-def _find_nodes_up_to_last_weights(graph: onnx.GraphProto) -> set[str]:
-    """The nodes with weights, and all that have such a node behind them."""
-    users: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-    inner: set[str] = set()
-    for node in reversed(graph.node):
-        behind = [user for name in node.output for user in users.get(name, [])]
-        if node.op_type in _WEIGHTED_OPERATORS or any(user.name in inner for user in behind):
-            inner.add(node.name)
-    return inner
-
-
-def _list_subgraph_inputs(nodes: Iterable[onnx.NodeProto]) -> set[str]:
-    """Names that graphs inside of nodes use from outside."""
-    graphs = [a.g for node in nodes for a in node.attribute if a.HasField("g")]
-    names: set[str] = set()
-    while graphs:
-        graph = graphs.pop()
-        names |= {name for node in graph.node for name in node.input}
-        graphs += [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
-    return names

@@ -5,6 +5,7 @@ QuantizeLinear and DequantizeLinear, and onnxruntime puts integer kernels where 
 Which nodes are worth it differs from network to network, so that is a recipe, and recipes are tried.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,14 +17,17 @@ from onnx import helper, numpy_helper
 
 from visionedge.frames.types import Picture
 from visionedge.model.compiler.compile import compile_graph
+from visionedge.model.graph import list_inputs
 from visionedge.model.interpretation import ModelInterpretation
 from visionedge.model.quantization.calibration import (
     RANGE_METHODS,
+    WEIGHTED_OPERATORS,
     ProgressReporter,
     RangeMethod,
     TensorRanges,
     TensorStatistics,
     ValueRange,
+    find_nodes_before_last_weights,
     list_float_tensors,
     make_silent_reporter,
 )
@@ -47,7 +51,6 @@ _ELEMENTWISE = frozenset({"Add", "Clip", "LeakyRelu", "Mul", "Relu", "Sigmoid"})
 # What stays in floats behind a convolution in floats. The largest of rounded values is the rounded largest,
 # and behind a MaxPool fewer are left to round.
 _FOLLOWING_OPERATORS = _ELEMENTWISE | {"MaxPool"}
-_WEIGHTED_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _MIN_SCALE = 1e-9
 # What is put beside others of a range up to twice as wide is rounded as they are: once instead of twice, and
 # then it is only copied.
@@ -113,7 +116,7 @@ def _choose_nodes(
     """The names of the nodes that become integers: those whose values are all known."""
     unknown = list_float_tensors(graph) - set(values.ranges)
     operators = _ALL_OPERATORS if recipe.everything else _CONVOLUTION_OPERATORS
-    inner = _find_nodes_before_last_weights(graph)
+    inner = find_nodes_before_last_weights(graph)
     chosen: set[str] = set()
     loose: set[str] = set()  # made by a convolution in floats, or by what follows one
     passed = 0
@@ -142,20 +145,6 @@ def _is_wanted(convolution: onnx.NodeProto, recipe: QuantizationRecipe, weights:
     """Whether a recipe has this convolution; its weights and bias must be constants."""
     constant = all(name in weights for name in convolution.input[1:] if name)
     return constant and (recipe.depthwise or _read_groups(convolution) == 1)
-
-
-def _find_nodes_before_last_weights(graph: onnx.GraphProto) -> set[str]:
-    """The nodes with another weighted node behind them: all but the ends of the network."""
-    users: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-    inner: set[str] = set()
-    for node in reversed(graph.node):
-        behind = [user for name in node.output for user in users.get(name, [])]
-        if any(user.op_type in _WEIGHTED_OPERATORS or user.name in inner for user in behind):
-            inner.add(node.name)
-    return inner
 
 
 def _read_groups(node: onnx.NodeProto) -> int:
@@ -245,7 +234,7 @@ class _QdqInserter:
             self.body.append(node)
             for name in node.output:
                 self._insert_pair(name)
-        used = {name for node in self.body for name in node.input}
+        used = {name for node in self.body for name in list_inputs(node)}
         kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
         del self.graph.node[:], self.graph.initializer[:]
         self.graph.node.extend(self.body)
@@ -279,14 +268,14 @@ class _QdqInserter:
 
     def _find_fused_activations(self, nodes: list[onnx.NodeProto]) -> set[str]:
         """What lies between a convolution and its Relu or Clip: the integers' own range cuts it as well."""
-        users = [name for node in self.graph.node for name in node.input]
+        users = Counter(name for node in self.graph.node for name in node.input)
         convolutions = {node.output[0] for node in nodes if node.op_type == "Conv"}
         return {
             node.input[0]
             for node in nodes
             if node.op_type in ("Relu", "Clip")
             and node.input[0] in convolutions
-            and users.count(node.input[0]) == 1
+            and users[node.input[0]] == 1
         }
 
     def _insert_pair(self, name: str) -> None:
@@ -323,7 +312,7 @@ class _QdqInserter:
         for node in self.graph.node:
             behind = node.op_type in ("Relu", "Clip") and node.input[0] in left
             pools = node.op_type == "MaxPool" and node.input[0] not in self.steps
-            if node.name not in self.chosen and (node.op_type in _WEIGHTED_OPERATORS or behind or pools):
+            if node.name not in self.chosen and (node.op_type in WEIGHTED_OPERATORS or behind or pools):
                 left.update(node.output)
         return left
 
