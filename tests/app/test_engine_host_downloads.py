@@ -84,9 +84,9 @@ def bad(folder: Path) -> dict[str, tuple[Answer, bytes, str]]:
     other = of_file(classifier, folder)
     return {
         "/hash": (content(right + b"x"), right, f"not {hashlib.sha256(right).hexdigest()[:12]}…"),
-        "/cut": (cut(right, 1000), right, "the connection broke before all had arrived"),
+        "/cut": (cut(right, 1000), right, "the connection broke before the file was complete"),
         "/endless": (endless, right, "has more, but model.maxMegabytes is 1"),
-        "/hang": (hanging, right, "nothing came for 0.3 s"),
+        "/hang": (hanging, right, "no data for 0.3 s"),
         "/http": (redirect("http://127.0.0.1/m.onnx"), right, "only https: is followed"),
         "/circle": (redirect("/circle"), right, "is redirected more than 5 times"),
         "/gone": (status(404), right, "the server answers 404 Not Found"),
@@ -156,7 +156,7 @@ def test_a_newer_change_does_not_wait_for_an_older_one(
     async def story(module: Module) -> None:
         older = asyncio.ensure_future(module.apply(wanted(server, "/slow", b"x")))
         await asyncio.to_thread(server.wait_for_requests, 1)
-        assert module.state.fetch_progress == "the model is being fetched: 0.0 MB"
+        assert module.state.fetch_progress == "downloading the model: 0.0 MB"
         assert await module.apply(wanted(server, "/b.onnx", right)) == {}
         assert "another change" in (await older)["model"]
         assert module.state.loaded_model is not None
@@ -180,7 +180,7 @@ def test_a_first_model_that_never_comes_may_be_replaced(
         assert told.events[0][:2] == ("model", "model-waiting")
         assert "the server answers 404 Not Found" in told.events[0][2]
         (reason,) = module.state.readiness()
-        assert reason.startswith("the model cannot be fetched, and is tried again: ")
+        assert reason.startswith("cannot download the model, retrying: ")
         assert module.state.running_cameras == {}
         assert await module.apply(wanted(server, "/a.onnx", right)) == {}
         await module.until(lambda r: all(of(r, name) for name in CAMERAS))

@@ -305,7 +305,7 @@ class EngineHost:
     def _report_download_wait(self, words: str) -> None:
         """At the start nothing computes before the model is there: somebody should hear why it is not."""
         if self._current is None:
-            self._event("model-waiting", f"the model cannot be fetched, and is tried again: {words}", {})
+            self._event("model-waiting", f"cannot download the model, retrying: {words}", {})
 
     def _event(self, code: ModelEventCode, message: str, details: Mapping[str, object]) -> None:
         if self._state.delivery is not None:

@@ -6,7 +6,9 @@ import itertools
 import json
 import math
 import os
+import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +231,44 @@ def _remove_empty_folder(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         # Only an empty one can go: whatever lies in it is not ours.
         path.rmdir()
+
+
+# Folders of a cache: bounded, the least recently used files are deleted first.
+
+
+def evict_least_recently_used(
+    folder: Path,
+    names: re.Pattern[str],
+    *,
+    max_files: int,
+    max_bytes: int,
+    keep: Callable[[Path], bool],
+) -> list[Path]:
+    """Delete the least recently used files of a folder until it is within its limits; which were deleted.
+
+    Only files whose name matches `names` count. Their modification time is the time of last use. Files for
+    which `keep` is true are counted and never deleted. Errors end the work silently: another process may
+    delete too.
+    """
+    deleted, count, total_bytes = list[Path](), 0, 0
+    with contextlib.suppress(OSError):
+        found = [
+            (keep(path), status.st_mtime, path, status.st_size)
+            for path in folder.iterdir()
+            if names.fullmatch(path.name) and (status := _status(path)) is not None
+        ]
+        for is_kept, _, path, size_bytes in sorted(found, reverse=True):
+            count, total_bytes = count + 1, total_bytes + size_bytes
+            if not is_kept and (count > max_files or total_bytes > max_bytes):
+                path.unlink(missing_ok=True)
+                deleted.append(path)
+    return deleted
+
+
+def _status(path: Path) -> os.stat_result | None:
+    with contextlib.suppress(FileNotFoundError):
+        return path.lstat()
+    return None
 
 
 # Files that are written whole or not at all.

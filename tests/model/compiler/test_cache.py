@@ -103,7 +103,7 @@ def test_a_damaged_entry_is_told_and_made_again(
         {"empty": b"", "cut": content[:-9], "changed": bytes(changed), "text": b"hello"}[damage]
     )
     assert load_or_compile(model, data) == good
-    assert "made again" in caplog.text
+    assert "compiled again" in caplog.text
     assert only(data).read_bytes() == content
 
 

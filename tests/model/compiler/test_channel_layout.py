@@ -127,7 +127,7 @@ def front(path: Path) -> list[str]:
 
 def test_the_bundled_model_goes_over_the_bytes_as_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the package of onnxruntime for CPUs; for GPUs the picture is transposed."""
-    monkeypatch.setattr(compiler, "made_for_gpu", lambda: False)
+    monkeypatch.setattr(compiler, "is_gpu_wheel", lambda: False)
     assert front(find_bundled_model()) == ["Reshape", "Cast", "Identity", "Conv"]
-    monkeypatch.setattr(compiler, "made_for_gpu", lambda: True)
+    monkeypatch.setattr(compiler, "is_gpu_wheel", lambda: True)
     assert front(find_bundled_model()) == ["Transpose", "Cast", "Identity", "Conv"]

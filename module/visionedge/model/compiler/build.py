@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
@@ -34,7 +35,7 @@ from visionedge.model.compiler.passes import make_batch_dynamic
 from visionedge.model.compiler.trial_run import run_trial
 from visionedge.model.model import Model
 from visionedge.model.onnx_file import wrap_model_errors
-from visionedge.runtime.files import is_special_file, set_aside_damaged
+from visionedge.runtime.files import evict_least_recently_used, is_special_file, set_aside_damaged
 from visionedge.runtime.ort import installed_wheel
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ CACHE_SUFFIX = ".graph"
 MAX_CACHE_BYTES = 2 << 30
 MAX_CACHE_ENTRIES = 32
 _CHECKSUM_BYTES = 32
+_ENTRY_NAME = re.compile(r".*\.(graph|part)")
+"""Entries, and partial files that a killed process left."""
 
 
 def load_or_compile(model: Model, folder: Path | None, *, rows: int = MAX_ROWS) -> bytes:
@@ -64,7 +67,7 @@ def load_or_compile(model: Model, folder: Path | None, *, rows: int = MAX_ROWS) 
         log.info("compiling %s and trying it in a child process: takes some seconds, once", model.name)
         graph = build_graph(model, rows)
         if _write_entry(entry, graph):
-            _evict(entry)
+            _evict_entries(entry)
     return graph
 
 
@@ -272,25 +275,13 @@ def _log_unwritable(folder: Path, error: OSError) -> None:
     )
 
 
-def _evict(newest: Path) -> None:
-    """Delete the least recently used entries until the folder is within its limits."""
-    total_bytes, count = 0, 0
-    entries = sorted(_list_entries(newest.parent), key=lambda entry: entry[0], reverse=True)
-    for used_s, path, size_bytes in entries:
-        count, total_bytes = count + 1, total_bytes + size_bytes
-        if path != newest and (count > MAX_CACHE_ENTRIES or total_bytes > MAX_CACHE_BYTES):
-            path.unlink(missing_ok=True)
-            log.info("%s: deleted, as the cache is full; last used at %d", path, used_s)
-
-
-def _list_entries(folder: Path) -> list[tuple[float, Path, int]]:
-    """(time of last use in s, path, bytes) of each entry, and of partial files that a killed process left."""
-    found = []
-    for path in folder.iterdir():
-        if path.suffix in (CACHE_SUFFIX, ".part"):
-            try:
-                status = path.stat()
-            except FileNotFoundError:
-                continue  # another process deletes entries too
-            found.append((status.st_mtime, path, status.st_size))
-    return found
+def _evict_entries(newest: Path) -> None:
+    deleted = evict_least_recently_used(
+        newest.parent,
+        _ENTRY_NAME,
+        max_files=MAX_CACHE_ENTRIES,
+        max_bytes=MAX_CACHE_BYTES,
+        keep=lambda path: path == newest,
+    )
+    for path in deleted:
+        log.info("%s: deleted, as the cache is full", path)
