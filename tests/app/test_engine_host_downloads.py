@@ -93,7 +93,7 @@ def bad(folder: Path) -> dict[str, tuple[Answer, bytes, str]]:
         "/nonsense": (content(nonsense), nonsense, "is no ONNX file"),
         "/classifier": (content(other), other, "/classifier"),
         "/poisoned": (content(poisoned), poisoned, "NaN or infinity"),
-        "/elsewhere": (content(elsewhere), elsewhere, "a fetched model must be one file"),
+        "/elsewhere": (content(elsewhere), elsewhere, "a downloaded model must be one file"),
     }
 
 

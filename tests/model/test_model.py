@@ -305,4 +305,4 @@ def test_a_model_without_labels_is_used_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert load_model(DETECTOR.save(tmp_path / "m.onnx")).labels[4] == "class-4"
-    assert "put m.labels.txt beside it" in caplog.text
+    assert "put them into m.labels.txt beside it" in caplog.text

@@ -1,4 +1,9 @@
-"""From dense score maps to the best rows, as nodes: what every head with anchors ends in."""
+"""Graph nodes that decode the outputs of a network to rows; shared by the heads.
+
+`select_best_rows` chooses the best (anchor, class) pairs of dense scores, `convert_list_to_rows` takes a
+list that the network chose itself. `AnchorMapDecoder` and `DenseDecoder` are whole decoders for raw maps
+and dense tables.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +26,7 @@ from visionedge.model.interpretation import (
 from visionedge.model.preprocessing import choose_preprocess
 
 BoxDecoding = Callable[[str, int], str]
-"""Boxes of some anchors: (int64 [N, count], count) → float32 [N, count, 4], corners in input pixels."""
+"""Decodes chosen anchors: (int64 [N, count], count) → float32 [N, count, 4], corners in input pixels."""
 
 
 def select_best_rows(
@@ -74,19 +79,19 @@ Reshaping = Callable[[NodeBuilder, str], str]
 def _make_weighing(
     activate: Callable[[NodeBuilder, str], str] | None, objectness: str | None
 ) -> Callable[[NodeBuilder, str, Reshaping], str]:
-    """How values are weighed with the objectness, brought to their shape; they are left alone without one."""
+    """A function that multiplies values by the objectness, if there is one."""
 
     def weigh(nodes: NodeBuilder, values: str, shaped: Reshaping) -> str:
         if objectness is None:
             return values
-        # A factor comes to scores, not to what becomes scores.
+        # The objectness multiplies scores, so logits are activated first.
         values = activate(nodes, values) if activate is not None else values
         return nodes.add("Mul", values, shaped(nodes, objectness))
 
     return weigh
 
 
-# Grids of anchors: how many cells a pyramid of strides has, where they lie, and boxes as corners.
+# Grids of anchors.
 
 
 STRIDE_SETS_PX = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32))
@@ -94,12 +99,12 @@ STRIDE_SETS_PX = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32))
 
 
 def compute_grid(width_px: int, height_px: int, stride_px: int) -> tuple[int, int]:
-    """Columns and rows of the map of one stride."""
+    """(columns, rows) of the map with this stride."""
     return math.ceil(width_px / stride_px), math.ceil(height_px / stride_px)
 
 
 def count_cells(width_px: int, height_px: int, strides_px: Sequence[int]) -> int:
-    """The cells of all maps together."""
+    """The number of cells of all maps."""
     return sum(math.prod(compute_grid(width_px, height_px, stride)) for stride in strides_px)
 
 
@@ -128,7 +133,7 @@ def make_cell_table(width_px: int, height_px: int, strides_px: Sequence[int]) ->
 
 
 def slice_axis(nodes: NodeBuilder, tensor: str, start: int, end: int, axis: int) -> str:
-    """A stretch of a tensor along one axis."""
+    """The part [start, end) of a tensor along one axis."""
     return nodes.add("Slice", tensor, nodes.int64s(start), nodes.int64s(end), nodes.int64s(axis))
 
 
@@ -138,7 +143,7 @@ def to_corners(nodes: NodeBuilder, centres: str, sizes: str) -> str:
     return nodes.add("Concat", nodes.add("Sub", centres, half), nodes.add("Add", centres, half), axis=2)
 
 
-# From a finished list of boxes to rows, as nodes: the end of heads whose graph chose the boxes itself.
+# Lists that the network chose itself.
 
 
 def convert_list_to_rows(
@@ -374,7 +379,7 @@ def interpret_dense_table(
 ) -> ModelInterpretation:
     """The reading of a dense table, prepared as its family is unless the model says otherwise."""
     preprocess, preprocess_evidence = choose_preprocess(signature, table.picture, family)
-    stated = ("its metadata states the head",) if signature.metadata.get("visionedge.head") == name else ()
+    stated = ("the head is stated",) if signature.metadata.get("visionedge.head") == name else ()
     return ModelInterpretation(
         head=name,
         input=table.picture,

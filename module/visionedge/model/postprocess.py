@@ -1,4 +1,4 @@
-"""From the engine's rows to detections: what is sure enough, once, in the picture's own proportions."""
+"""From the engine's rows to detections: score limit, non-maximum suppression, relative coordinates."""
 
 import difflib
 from collections.abc import Collection, Sequence
@@ -43,7 +43,7 @@ def _select_kept(rivals: NDArray[np.bool_]) -> list[int]:
 
 
 def compute_iou(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union of each box with each, (n, n); 0 where the union has no area."""
+    """Intersection over union of each box with each, (n, n); 0 if the union has no area."""
     left, top, right, bottom = np.ascontiguousarray(boxes.T)
     width = np.minimum(right[:, None], right) - np.maximum(left[:, None], left)
     height = np.minimum(bottom[:, None], bottom) - np.maximum(top[:, None], top)
@@ -55,13 +55,13 @@ def compute_iou(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 MAX_DETECTIONS = 100
-"""The most that one picture reports: COCO's own limit, and a bound for messages and pages."""
+"""The most detections per picture: COCO's own limit, and a bound for the size of messages."""
 
 Rows = NDArray[np.float32]
 """What the engine gives for a picture, (K, 6): left, top, right, bottom (input pixels), score, class."""
 
 _MAX_LISTED_CLASSES = 8
-"""So many classes of a model stand in an error."""
+"""How many classes of a model an error lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Selection:
         """The selection for a model, `classes` by their labels.
 
         Raises:
-            ConfigError: the model has no such label; all of them are told at once.
+            ConfigError: the model has no such label; the error lists all of them.
         """
         wanted = None if classes is None else frozenset(_find_class_ids(model, classes))
         return Selection(confidence, iou if model.interpretation.needs_nms else None, wanted)
@@ -100,7 +100,7 @@ def _find_class_ids(model: Model, classes: Sequence[str]) -> list[int]:
 
 
 def _suggest_class(label: str, model: Model) -> str:
-    """The class that was probably meant, else some of those that there are."""
+    """The class that was probably meant, else some of the model's classes."""
     by_case = {name.lower(): name for name in reversed(model.labels)}
     close = difflib.get_close_matches(label[:100].lower(), by_case, n=1)
     if close:

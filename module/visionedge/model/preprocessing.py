@@ -60,7 +60,7 @@ def choose_preprocess(
         _check_bounds(input_ops, preprocess)
     if input_ops.swaps_red_blue and "color" not in stated:
         preprocess = replace(preprocess, color="bgr" if preprocess.color == "rgb" else "rgb")
-        evidence.append("it swaps red and blue by itself")
+        evidence.append("its first nodes swap red and blue")
     if "color" not in stated and (order := _find_color_order(input_ops)) not in (None, preprocess.color):
         raise ModelError(
             f"its first nodes subtract ImageNet's mean in the order of {str(order).upper()}, but as its"
@@ -85,10 +85,9 @@ def choose_preprocess(
 def _describe_unknown(input_ops: InputOps) -> str:
     behind = f" behind {', '.join(input_ops.seen)}" if input_ops.seen else ""
     return (
-        f"its first nodes ({input_ops.unknown}{behind}) change the picture in a way that is not known "
-        "here, so"
-        " how to prepare it is not known; state input.color and input.scale (and input.mean, input.std) in"
-        " MODEL.yaml beside it, or export the model without these nodes"
+        f"its first nodes ({input_ops.unknown}{behind}) change the picture in a way that is not"
+        " supported, so its preprocessing is unknown; state input.color and input.scale (and input.mean,"
+        " input.std) in MODEL.yaml beside it, or export the model without these nodes"
     )
 
 
@@ -128,7 +127,7 @@ def _fits(bound: ValueBound, low: float, high: float) -> bool:
 
 
 def _find_color_order(input_ops: InputOps) -> Color | None:
-    """The order of the input's channels, where ImageNet's mean is taken off them; None where it is not."""
+    """The order of the input's channels, where ImageNet's mean is taken off them; None if it is not."""
     factor, offset = np.array(input_ops.factor), np.array(input_ops.offset)
     if not input_ops.offset[0] or not factor.all():
         return None
@@ -175,7 +174,7 @@ def _adapt_to_input_ops(
 
 
 def _without_mean(family: Preprocess, top: int) -> Preprocess:
-    """Pixels of 0 to `top` and no more."""
+    """Scaling of pixels to 0 … `top`, without mean and deviation."""
     return replace(family, scale=top / 255, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
@@ -195,7 +194,7 @@ def _format_values(values: tuple[float, float, float]) -> str:
     return "/".join(f"{value:.4g}" for value in values)
 
 
-# What Ultralytics and the YOLOs around it have in common: how a picture is prepared, what metadata says.
+# --- Ultralytics and related YOLOs --------------------------------------------------------------------------
 
 
 YOLO_INPUT = Preprocess("rgb", 1 / 255, fit="letterbox", anchor="center", pad=114)
@@ -203,9 +202,9 @@ YOLO_INPUT = Preprocess("rgb", 1 / 255, fit="letterbox", anchor="center", pad=11
 
 
 def is_detector(signature: ModelSignature, classes: int | None = None) -> bool:
-    """Whether its metadata lets it be a detector of so many classes.
+    """Whether its metadata allow a detector with so many classes.
 
-    A model for poses or masks has columns that would pass for classes; its task or its names tell.
+    A model for poses or masks has columns that look like classes; its task or its class names show it.
     """
     if signature.metadata.get("task", "detect") != "detect":
         return False
@@ -216,17 +215,17 @@ def is_detector(signature: ModelSignature, classes: int | None = None) -> bool:
 
 
 def describe_exporter(signature: ModelSignature) -> tuple[str, ...]:
-    """What its metadata says of where it comes from, as evidence."""
+    """The exporter by its metadata, as evidence; empty if there is none."""
     author, text = (signature.metadata.get(key, "") for key in ("author", "description"))
     if not author and not text:
         return ()
     return (f"its metadata: {' '.join(f'{text} {author}'.split())[:80]}",)
 
 
-# A network whose graph resizes its picture first: boxes in pixels of what it resized to, scaled back.
+# --- graphs that resize their picture: boxes are in pixels of the resized one, and are scaled back ----------
 
 
-# Their boxes are parts of the picture, or pixels of their input, whatever happens to it inside.
+# Their boxes are relative, or pixels of the input, also if the graph resizes its picture.
 _HEADS_WITH_OWN_RESIZE = frozenset(
     {"compiled", "detectron2", "efficientdet", "mmdeploy", "tfod", "torchvision"}
 )
@@ -235,22 +234,22 @@ _RATIO_TOLERANCE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class ResizedDecoder(Decoder):
-    """Another decoder, whose boxes are multiplied by `factors` (x, y)."""
+    """Multiplies the boxes of `decoder` by `factors` (x, y)."""
 
     decoder: Decoder
     factors: tuple[float, float]
 
     def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:
-        """As the other decoder has it."""
+        """The feeds of `decoder`."""
         return self.decoder.feeds(nodes, pictures)
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
-        """The rows of the other decoder, in pixels of the input."""
+        """The rows of `decoder`, in pixels of the input."""
         return nodes.add("Mul", self.decoder.rows(nodes, limit), nodes.floats(*self.factors * 2, 1.0, 1.0))
 
 
 def skip_resize(signature: ModelSignature, head: str) -> ModelSignature:
-    """The signature of the network behind the Resize; itself where there is none."""
+    """The signature of the network behind the Resize; unchanged if there is none."""
     size_px, picture = signature.input_ops.size_px, find_picture_input(signature)
     if size_px is None or picture is None or head in _HEADS_WITH_OWN_RESIZE:
         return signature
@@ -264,7 +263,7 @@ def skip_resize(signature: ModelSignature, head: str) -> ModelSignature:
 
 
 def scale_boxes_back(signature: ModelSignature, interpretation: ModelInterpretation) -> ModelInterpretation:
-    """A reading of the network behind the Resize as one of the whole; unchanged where there is none.
+    """Turn the interpretation of the network behind a Resize into one of the whole graph.
 
     Raises:
         ModelError: its last nodes multiply by such a ratio, so the boxes may have been scaled back already.

@@ -1,4 +1,4 @@
-"""`MODEL.yaml` beside `MODEL.onnx`: what its owner states outright where recognition cannot see it.
+"""`MODEL.yaml` beside `MODEL.onnx`: statements of its owner where recognition is not possible.
 
     head: yolox                    # one of the known heads
     input: {color: rgb, scale: 0.00392156863, mean: [0, 0, 0], std: [1, 1, 1],
@@ -24,6 +24,7 @@ from visionedge.errors import ConfigError, ModelError
 from visionedge.frames.types import Anchor, FitMode, Resample, Rounding
 from visionedge.model.heads import load_heads
 from visionedge.model.interpretation import MAX_SIDE_PX, Color
+from visionedge.model.labels import make_printable
 
 # A `data.yaml` of Ultralytics, which often lies beside a model under the name of its `MODEL.yaml`.
 #
@@ -36,7 +37,7 @@ _DATA_YAML_KEYS = frozenset({"path", "train", "val", "test", "nc", "names", "cha
 
 @dataclass(frozen=True, slots=True)
 class DataYaml:
-    """The name of the file, and the names of the classes; none where they cannot be read."""
+    """The name of the file, and the names of the classes; none if they cannot be read."""
 
     file: str
     names: tuple[str, ...]
@@ -52,7 +53,7 @@ class DataYaml:
 
 
 def parse_data_yaml(file: str, document: Mapping[str, Any], sidecar_keys: Collection[str]) -> DataYaml | None:
-    """The data set that a document describes; None where it is a `MODEL.yaml`."""
+    """The data set that a document describes; None if it is a `MODEL.yaml`."""
     keys = set(document)
     is_one = "train" in keys or "val" in keys or ("names" in keys and keys <= _DATA_YAML_KEYS)
     if not is_one or keys & set(sidecar_keys):
@@ -62,16 +63,13 @@ def parse_data_yaml(file: str, document: Mapping[str, Any], sidecar_keys: Collec
         by_id = {str(key): name for key, name in names.items()}
         names = [by_id.get(str(number)) for number in range(len(by_id))]
     readable = isinstance(names, list) and all(isinstance(name, str | int) for name in names)
-    return DataYaml(file, tuple(_printable(str(name)) for name in names) if readable and names else ())
-
-
-def _printable(name: str) -> str:
-    """A name as it may stand in a line of a log."""
-    return "".join(character if character.isprintable() else "?" for character in name).strip() or "?"
+    return DataYaml(
+        file, tuple(make_printable(str(name).strip()) for name in names) if readable and names else ()
+    )
 
 
 Check = Callable[[Any], str | None]
-"""What a value must be, in words; None where it is that."""
+"""Returns what a value must be, as text; None if it is right."""
 
 _SIDECAR_KEYS = {
     "visionedge.head": "head",
@@ -83,9 +81,9 @@ _SIDECAR_KEYS = {
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """What is stated, as metadata to be laid over the model's own; `name` is the file's.
+    """The statements as metadata that override the model's own; `name` is the file's.
 
-    `data_yaml` is what the file describes in place of that, where it is a data.yaml of Ultralytics.
+    `data_yaml` is set instead if the file is a data.yaml of Ultralytics.
     """
 
     name: str = ""
@@ -94,13 +92,13 @@ class Sidecar:
 
     @property
     def evidence(self) -> tuple[str, ...]:
-        """One clause naming what it states; none where there is no file."""
+        """One clause that names the stated keys; empty if there is no file."""
         words = [_SIDECAR_KEYS.get(key, key) for key in self.metadata]
         return (f"{self.name} states {', '.join(words)}",) if words else ()
 
 
 def read_sidecar(path: Path) -> Sidecar:
-    """What the file beside the model at `path` states; nothing where there is none.
+    """What the file beside the model at `path` states; nothing if there is none.
 
     Raises:
         ModelError: it cannot be read, or holds something else; every problem with the path of its key.

@@ -1,4 +1,4 @@
-"""The compiler: one graph from bytes to rows, whatever the model.
+"""The compiler: for every model one graph from bytes to rows.
 
     uint8 [N, H, W, 3] BGR  →  float32 [N, K, 6]   left, top, right, bottom (input pixels), score, class
 
@@ -27,7 +27,7 @@ grows up to 300 rows (0.328 at 100, 0.344 at 300) and not beyond; 500 cost 1 % o
 
 
 def compile_model(model: Model, rows: int = MAX_ROWS) -> bytes:
-    """The compiled graph of a model, serialised; nothing of it was run yet (see `building.build`).
+    """The compiled graph of a model, serialised, without a trial run (see `build.build_graph`).
 
     Raises:
         ModelError: the file changed since it was loaded, or cannot be compiled.
@@ -38,10 +38,10 @@ def compile_model(model: Model, rows: int = MAX_ROWS) -> bytes:
 
 
 def read_unchanged_network(model: Model) -> onnx.ModelProto:
-    """The network in a model's file, which must be the very bytes that were recognised.
+    """The network in a model's file, which must not have changed since it was recognised.
 
     Raises:
-        ModelError: they are not, or cannot be read any more.
+        ModelError: it changed, or cannot be read.
     """
     file = read_model_file(model.path)
     if file.sha256 != model.sha256:
@@ -99,7 +99,7 @@ def _declare_inputs_outputs(
 def _add_preprocessing(
     nodes: NodeBuilder, pictures: str, target: NetworkInput, preprocess: Preprocess
 ) -> str:
-    """The pictures as the network wants them; they are moved as bytes and made floats after."""
+    """The pictures as the network takes them. They are transposed as bytes, then cast to floats."""
     tensor = pictures
     if target.layout == "NCHW":
         tensor = nodes.add("Transpose", tensor, perm=[0, 3, 1, 2])

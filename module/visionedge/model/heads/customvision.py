@@ -68,7 +68,7 @@ class CustomVisionCompact:
     name: str = "customvision"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where there is one raw map at stride 32 and something says that it is Custom Vision's.
+        """An interpretation if there is one raw map at stride 32 and a sign of Custom Vision.
 
         Raises:
             ModelError: its metadata contradicts itself, or leaves open how pixels are scaled.
@@ -105,7 +105,7 @@ class CustomVisionCompactS1:
     name: str = "customvision-s1"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where there are three such outputs and something says that they are Custom Vision's.
+        """An interpretation if there are three such outputs and something says that they are Custom Vision's.
 
         Raises:
             ModelError: its metadata contradicts itself, or leaves open how pixels are scaled.
@@ -136,13 +136,13 @@ def _find_picture(signature: ModelSignature, name: str) -> NetworkInput | None:
     document = parse_custom_vision_manifest(signature)
     if document is not None and document.get("DomainType", "ObjectDetection") != "ObjectDetection":
         return None
-    told = document is not None or signature.metadata.get("visionedge.head") == name
-    told = told or any(key.startswith("CustomVision.") for key in signature.metadata)
+    is_custom_vision = document is not None or signature.metadata.get("visionedge.head") == name
+    is_custom_vision = is_custom_vision or any(key.startswith("CustomVision.") for key in signature.metadata)
     # Windows ML's TinyYOLOv2 has that key as well, but it scales its pixels itself, as no export does.
-    told = told or (
+    is_custom_vision = is_custom_vision or (
         "Image.BitmapPixelFormat" in signature.metadata and not signature.input_ops.changes_values
     )
-    return find_picture_input(signature) if told and len(signature.inputs) == 1 else None
+    return find_picture_input(signature) if is_custom_vision and len(signature.inputs) == 1 else None
 
 
 def _find_map(signature: ModelSignature, picture: NetworkInput) -> tuple[str, int] | None:
@@ -183,7 +183,7 @@ def _read_anchors(signature: ModelSignature) -> tuple[tuple[tuple[float, float],
 
 
 def _parse_list(text: str | None) -> list[Any] | None:
-    """A list in JSON; None where there is nothing."""
+    """A list in JSON; None if there is nothing."""
     try:
         value = json.loads(text or "null")
     except ValueError:
@@ -259,10 +259,10 @@ def _interpret(
 ) -> ModelInterpretation:
     family, pixels = _choose_family_preprocess(signature)
     if "Image.NominalPixelRange" in signature.metadata:
-        # That is said of what goes in, whatever its first nodes do with it.
+        # The manifest describes the input, independent of what the first nodes do with it.
         signature = replace(signature, input_ops=InputOps())
     preprocess, preprocess_evidence = choose_preprocess(signature, picture, family)
-    stated = ("its metadata states the head",) if signature.metadata.get("visionedge.head") == name else ()
+    stated = ("the head is stated",) if signature.metadata.get("visionedge.head") == name else ()
     beside = (
         ("cvexport.manifest lies beside it",) if parse_custom_vision_manifest(signature) is not None else ()
     )

@@ -4,7 +4,7 @@ They come in three forms: a finished list (labels, boxes, scores) with the size 
 input; logits and boxes for each query; both side by side in one output, as Ultralytics writes them.
 
 The first DETRs (DETR, YOLOS, Table Transformer) have the second form too, but their logits are those of a
-softmax whose last class is "no object". Their graphs tell: they give boxes straight from a layer, while all
+softmax whose last class is "no object". Their graphs show it: boxes come directly from a layer, while all
 later ones refine boxes from reference points that they sample at, choose or learn.
 """
 
@@ -144,7 +144,7 @@ class Detr:
     name: str = "detr"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where two inputs and three outputs fit, told apart by shapes and types."""
+        """An interpretation if two inputs and three outputs fit, distinguished by shapes and types."""
         picture = find_picture_input(signature)
         sizes = _find_sizes_input(signature)
         found = _find_list(signature)
@@ -168,7 +168,7 @@ class Detr:
             picture.height_px,
         )
         clauses = [
-            f"a list of {count or 'any number of'} boxes with whole labels; {sizes.name} takes the size"
+            f"a list of {count or 'any number of'} boxes with integer labels; {sizes.name} takes the size"
         ]
         if classes:
             clauses.append(f"labels are the remainder of {classes}")
@@ -182,7 +182,7 @@ class DetrRaw:
     name: str = "detr-raw"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where scores and boxes answer the same queries of a transformer.
+        """An interpretation if scores and boxes belong to the same queries of a transformer.
 
         Raises:
             ModelError: its scores are a part of what a softmax gave.
@@ -210,7 +210,7 @@ class DetrSoftmax:
     name: str = "detr-softmax"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where nothing chooses queries, samples for them, or refines their boxes.
+        """An interpretation if nothing chooses queries, samples for them, or refines their boxes.
 
         Raises:
             ModelError: its scores are a part of what a softmax gave.
@@ -239,7 +239,7 @@ class DetrSingleOutput:
     name: str = "rtdetr-ultralytics"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where the one output joins boxes and a sigmoid's scores, for queries, not for cells."""
+        """An interpretation if the one output joins boxes and sigmoid scores of queries, not of cells."""
         picture = find_picture_input(signature)
         if picture is None or len(signature.inputs) != 1 or len(signature.outputs) != 1:
             return None
@@ -323,7 +323,7 @@ def _is_first_generation(signature: ModelSignature, found: _Queries) -> bool:
 
 
 def _read_score_encoding(signature: ModelSignature, found: _Queries) -> ScoreEncoding | None:
-    """What the scores are; None where an operator made them that is not known to.
+    """What the scores are; None if an operator made them that is not known to.
 
     Raises:
         ModelError: they are a part of what a softmax gave, and which part is not known.
@@ -374,8 +374,8 @@ def _choose_family_preprocess(signature: ModelSignature) -> tuple[Preprocess, st
         and not {"mean", "std"} <= set(read_metadata_object(signature, "visionedge.input"))
     ):
         raise ModelError(
-            "is a DETR whose first layers are no convolutions that can be seen, and these tell whether"
-            " ImageNet's mean is taken off its pixels; state input.scale, input.mean and input.std in"
+            "is a DETR whose first convolutions cannot be found, and these show whether"
+            " ImageNet's mean is subtracted from its pixels; state input.scale, input.mean and input.std in"
             " MODEL.yaml beside it",
             state=MEAN_EXAMPLE,
         )

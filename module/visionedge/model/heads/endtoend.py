@@ -1,4 +1,4 @@
-"""Detectors that end in a list of their own: box, score and class in each row, nothing left to suppress.
+"""Detectors that output a finished list: box, score and class in each row, without overlaps.
 
 YOLOv10 and YOLO26, and what Ultralytics exports with `nms=True`, give [N, n, 6]; YOLOv6 and v7 with their
 suppression in the graph [n, 7], led by the picture's place in the batch; CenterNet [N, n, 6] again. So does
@@ -70,10 +70,10 @@ class DeepStream:
     name: str = "deepstream-yolo"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where a maximum over the classes made the last two columns and boxes came from centres.
+        """An interpretation if the last two columns are the maximum over the classes, and boxes have centres.
 
         Raises:
-            ModelError: its boxes are not made as the YOLOs' are, so its pictures may be prepared otherwise.
+            ModelError: its boxes are not computed as in a YOLO, so its preprocessing is unknown.
         """
         found = _find_list(signature, 6, most_rows=None)
         if found is None or not _has_row_per_cell(signature, found[1]):
@@ -106,7 +106,7 @@ class EndToEnd:
     name: str = "yolov10"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where nodes choose the rows, or its metadata says that it is one of Ultralytics."""
+        """An interpretation if nodes choose the rows, or its metadata says that it is one of Ultralytics."""
         found = _find_list(signature, 6)
         if found is None or _has_row_per_cell(signature, found[1]):
             return None
@@ -134,7 +134,7 @@ class RtDetrList:
     name: str = "rtdetr-list"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where queries sample the picture and its metadata says that it is one of Ultralytics."""
+        """An interpretation if queries sample the picture and its metadata names Ultralytics."""
         found = _find_list(signature, 6)
         stated = signature.metadata.get("visionedge.head") == self.name
         if found is None or not (
@@ -151,7 +151,7 @@ class CenterNet:
     name: str = "centernet"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where a pooling finds the rows.
+        """An interpretation if a pooling finds the rows.
 
         Raises:
             ModelError: nothing states how its pictures are prepared, which differs from export to export.
@@ -182,7 +182,7 @@ class YoloWithNms:
     name: str = "yolov7-nms"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where the graph suppresses and rows have seven numbers, the score behind the class."""
+        """An interpretation if the graph suppresses, and rows of seven numbers have the score last."""
         found = _find_list(signature, 7)
         if found is None or "NonMaxSuppression" not in signature.operators:
             return None
@@ -196,9 +196,9 @@ HEADS = (DeepStream(), EndToEnd(), RtDetrList(), CenterNet(), YoloWithNms())
 
 
 def _has_row_per_cell(signature: ModelSignature, output: TensorInfo) -> bool:
-    """Whether the last columns are the maximum over the classes and where it stood, of rows nobody chose."""
-    origin = signature.output_sources.get(output.name)
-    parts = origin.parts if origin is not None else ()
+    """Whether the last columns are the best score and its class, and no node chooses rows."""
+    source = signature.output_sources.get(output.name)
+    parts = source.parts if source is not None else ()
     return parts[-2:] == ("ReduceMax", "ArgMax") and not _SELECTING_OPERATORS & signature.operators
 
 
@@ -221,32 +221,31 @@ def _find_list(
 
 
 def _describe_columns(signature: ModelSignature, output: TensorInfo) -> str | None:
-    """What the last two columns are, by where they come from; None where nodes do not show columns.
+    """What the last two columns are, by their sources; None if the nodes do not show columns.
 
-    Classes come from whole numbers. From 1 they are counted by other families, whose pictures are prepared
-    otherwise as well.
+    Classes come from integers. Families that count them from 1 also have another preprocessing.
     """
-    origin = signature.output_sources.get(output.name)
-    if origin is None or len(origin.part_is_integer) < 3:
+    source = signature.output_sources.get(output.name)
+    if source is None or len(source.part_is_integer) < 3:
         return None
-    if origin.part_is_integer[-2:] == (False, True):
-        return "score, class" if origin.part_offsets[-1] == 0 else "score, class from another number"
-    return "class, score" if origin.part_is_integer[-2:] == (True, False) else "something else"
+    if source.part_is_integer[-2:] == (False, True):
+        return "score, class" if source.part_offsets[-1] == 0 else "score, class from another number"
+    return "class, score" if source.part_is_integer[-2:] == (True, False) else "something else"
 
 
 def _samples_picture(signature: ModelSignature, output: TensorInfo) -> bool:
-    """Whether queries sample the picture at places that they refine: a DETR, whose boxes are parts of it."""
+    """Whether queries sample the picture at positions that they refine: a DETR, whose boxes are relative."""
     refines = "Log" in signature.output_ops[output.name].operators
     return refines or "GridSample" in signature.operators
 
 
 def _count_classes(signature: ModelSignature, output: TensorInfo) -> int | None:
-    """How many classes its nodes or its names tell, 0 if none do; None where they contradict each other."""
+    """The number of classes by its nodes or its names; 0 if unknown, None if they contradict each other."""
     names = read_class_names(signature.metadata)
-    told = signature.output_ops[output.name].modulus or signature.classes.from_nms or 0
-    if names is not None and told and len(names) != told:
+    count = signature.output_ops[output.name].modulus or signature.classes.from_nms or 0
+    if names is not None and count and len(names) != count:
         return None
-    return told or (len(names) if names is not None else 0)
+    return count or (len(names) if names is not None else 0)
 
 
 def _interpret(
@@ -265,9 +264,9 @@ def _interpret(
         return None
     preprocess, preprocess_evidence = choose_preprocess(signature, picture, family)
     evidence = (
-        *(("its metadata states the head",) if signature.metadata.get("visionedge.head") == name else ()),
+        *(("the head is stated",) if signature.metadata.get("visionedge.head") == name else ()),
         f"its output is a list of {count if count is not None else 'open length'}, {shape[-1]} numbers a row",
-        f"{classes} classes are seen in it" if classes else "nothing in it tells the number of classes",
+        f"{classes} classes are visible in it" if classes else "it does not show the number of classes",
         *describe_exporter(signature),
         *preprocess_evidence,
     )

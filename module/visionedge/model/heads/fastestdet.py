@@ -74,7 +74,7 @@ class FastestDet:
     name: str = "fastestdet"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where the one map joins a sigmoid, a box and a softmax."""
+        """An interpretation if the one map joins a sigmoid, a box and a softmax."""
         found = _find_map(signature)
         if found is None:
             return None

@@ -72,10 +72,10 @@ class Torchvision:
     name: str = "torchvision"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where there are boxes, whole classes and scores, and nothing else.
+        """An interpretation if there are boxes, whole classes and scores, and nothing else.
 
         Raises:
-            ModelError: nothing tells how its pictures are prepared.
+            ModelError: it is unknown how its pictures are prepared.
         """
         picture = find_picture_input(signature)
         found = _find_outputs(signature)
@@ -111,10 +111,10 @@ class Detectron2:
     name: str = "detectron2"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where the fourth output is two whole numbers.
+        """An interpretation if the fourth output is two whole numbers.
 
         Raises:
-            ModelError: nothing tells how its pictures are prepared.
+            ModelError: it is unknown how its pictures are prepared.
         """
         picture = find_picture_input(signature)
         sizes = [t for t in signature.outputs if (t.shape or ())[-1:] == (2,) and t.dtype.startswith("int")]
@@ -136,10 +136,10 @@ class MmDeploy:
     name: str = "mmdeploy"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where the two outputs are [N, n, 5] and whole [N, n].
+        """An interpretation if the two outputs are [N, n, 5] and whole [N, n].
 
         Raises:
-            ModelError: nothing tells how its pictures are prepared.
+            ModelError: it is unknown how its pictures are prepared.
         """
         picture = find_picture_input(signature)
         if picture is None or len(signature.inputs) != 1 or len(signature.outputs) != 2:

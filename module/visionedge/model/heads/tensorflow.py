@@ -1,7 +1,7 @@
 """Detectors of the TensorFlow Object Detection API: boxes, classes, scores and their number, from the graph.
 
-As a TFLite export or a saved model; with names that say nothing, or lie. What tells classes from scores, and
-classes from 0 from classes from 1, are the nodes behind them.
+As a TFLite export or a saved model. Names of outputs can be meaningless or wrong, so the nodes that compute
+them decide which are classes and which are scores, and whether classes count from 0 or 1.
 """
 
 from dataclasses import dataclass, replace
@@ -56,7 +56,7 @@ class TensorFlowListDecoder(Decoder):
 
 @dataclass(frozen=True, slots=True)
 class FourOutputs:
-    """Four outputs that belong together; `first` is the id of the first class, `told` how it is known."""
+    """Four outputs that belong together; `first` is the id of the first class, `evidence` why."""
 
     boxes: TensorInfo
     classes: TensorInfo
@@ -67,7 +67,7 @@ class FourOutputs:
 
     @property
     def count(self) -> int | None:
-        """The rows of the list, None where that is open."""
+        """The rows of the list, None if that is open."""
         shape = self.boxes.shape
         return shape[1] if shape is not None else None
 
@@ -79,7 +79,7 @@ class TensorFlowDetection:
     name: str = "tfod"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where there are such four outputs and boxes are relative."""
+        """An interpretation if there are such four outputs and boxes are relative."""
         picture = find_picture_input(signature)
         four = find_four_outputs(signature)
         if picture is None or four is None or len(signature.inputs) != 1:
@@ -124,14 +124,14 @@ def interpret_four_outputs(
             *(("the head is stated",) if stated else ()),
             f"four outputs: boxes {'0-1' if relative else 'in pixels'}, classes, scores and their number",
             four.evidence,
-            f"{classes} classes are seen in it" if classes else "nothing in it tells the number of classes",
+            f"{classes} classes are visible in it" if classes else "it does not show the number of classes",
             *preprocess_evidence,
         ),
     )
 
 
 def _count_classes(signature: ModelSignature, four: FourOutputs, background: bool) -> int:
-    """How many classes: as its nodes or its labels say, 0 where nothing does."""
+    """How many classes: as its nodes or its labels say, 0 if nothing does."""
     names = read_class_names(signature.metadata)
     source = signature.output_sources.get(four.classes.name)
     seen = signature.classes
@@ -145,11 +145,11 @@ def _count_classes(signature: ModelSignature, four: FourOutputs, background: boo
 
 
 def find_four_outputs(signature: ModelSignature) -> FourOutputs | None:
-    """Boxes, classes, scores and number, each told by shape and origin; names only where nodes say nothing.
+    """Boxes, classes, scores and number, by shape and source; by name only if nodes do not show them.
 
-    A saved model has more outputs (raw boxes, anchors, scores of all classes): those without a part in this
-    are let be, as long as no two could take the same part. What PyTorch exports with such outputs has left
-    in front of top, and is none of this unless its head is stated.
+    A saved model has more outputs (raw boxes, anchors, scores of all classes). They are ignored, unless two
+    outputs fit the same role. PyTorch's exports with such outputs have left before top, so they need a
+    stated head.
     """
     if signature.producer == "pytorch" and "visionedge.head" not in signature.metadata:
         return None
@@ -181,16 +181,16 @@ def find_four_outputs(signature: ModelSignature) -> FourOutputs | None:
 def _tell_classes_from_scores(
     signature: ModelSignature, columns: list[TensorInfo]
 ) -> tuple[TensorInfo, TensorInfo, str] | None:
-    """(classes, scores, why) of two outputs of one shape."""
+    """(classes, scores, evidence) of two outputs with the same shape."""
     whole = [t for t in columns if _is_integer(signature, t)]
     if len(whole) == 1:
         other = next(t for t in columns if t is not whole[0])
-        return whole[0], other, "classes are the ones that come from whole numbers"
+        return whole[0], other, "the classes are the output that holds integers"
     if "visionedge.head" not in signature.metadata:
         return None
     for classes, scores in (columns, columns[::-1]):
         if _name_contains(classes, "class") and _name_contains(scores, "score"):
-            return classes, scores, "classes and scores are told by their names, as the head is stated"
+            return classes, scores, "classes and scores are recognised by their names, as the head is stated"
     return None
 
 
@@ -202,10 +202,10 @@ def _is_integer(signature: ModelSignature, tensor: TensorInfo) -> bool:
 
 
 def are_boxes_in_pixels(signature: ModelSignature, four: FourOutputs) -> bool | None:
-    """Whether boxes are in pixels; None where that cannot be known.
+    """Whether boxes are in pixels; None if unknown.
 
-    Told by what they are cut off at. Where nothing cuts them, this API's number of boxes is a float, and its
-    boxes are relative; others give a whole number and either kind of boxes.
+    Their upper limit shows it. Without a limit: if the number of boxes is a float, the model is of this
+    API, and its boxes are relative; with an integer number both are possible.
     """
     stated = signature.metadata.get("visionedge.head")
     if stated is not None:
@@ -225,10 +225,10 @@ def _name_contains(tensor: TensorInfo, word: str) -> bool:
     return word in tensor.name.lower()
 
 
-# EfficientDet as TensorFlow's automl exports it: one list of seven columns, or four outputs in pixels.
+# --- EfficientDet by TensorFlow's automl: one list of seven columns, or four outputs in pixels ---------
 #
-# Its graph takes a picture of any size and brings it to its own, keeping its shape: so it is fed a letterbox
-# with the picture at the top left, as it would make one.
+# Its graph takes a picture of any size and letterboxes it, with the picture at the top left. So it is given
+# such a letterbox.
 
 
 _AUTOML_INPUT = Preprocess("rgb", 1.0, fit="letterbox", anchor="top-left", pad=114)
@@ -262,15 +262,15 @@ class SevenColumnDecoder(Decoder):
 
 @dataclass(frozen=True, slots=True)
 class EfficientDet:
-    """Both forms of it."""
+    """EfficientDet with one or with four outputs."""
 
     name: str = "efficientdet"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where the outputs fit one of them.
+        """An interpretation if the outputs fit one of them.
 
         Raises:
-            ModelError: it takes floats that nothing in it normalises, so how is not known.
+            ModelError: it takes floats and does not normalise them, so their range is unknown.
         """
         picture = find_picture_input(signature)
         if picture is None or len(signature.inputs) != 1:
@@ -318,7 +318,7 @@ def _interpret(
 
 
 def _find_seven_columns(signature: ModelSignature) -> tuple[TensorInfo, bool] | None:
-    """The output of seven columns, and whether its boxes have sizes; only where its nodes show columns."""
+    """The output with seven columns, and whether its boxes have sizes; None if nodes do not show it."""
     if len(signature.outputs) != 1 or "NonMaxSuppression" not in signature.operators:
         return None
     output = signature.outputs[0]
@@ -343,7 +343,7 @@ def _check_range(signature: ModelSignature, picture: NetworkInput) -> None:
     ):
         return
     raise ModelError(
-        "is an EfficientDet that takes floats and normalises nothing itself: whether with ImageNet's mean or "
-        "its own is not known; state input.scale, input.mean and input.std in MODEL.yaml beside it",
+        "is an EfficientDet that takes floats and does not normalise them: its mean may be ImageNet's or "
+        "its own; state input.scale, input.mean and input.std in MODEL.yaml beside it",
         state=MEAN_EXAMPLE,
     )

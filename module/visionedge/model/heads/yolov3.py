@@ -45,7 +45,7 @@ class RawYolo:
     scale_x_y: Mapping[int, float]
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where all outputs are maps of one width at different strides, as weights give them.
+        """An interpretation if all outputs are maps of one width at different strides, as weights give them.
 
         Raises:
             ModelError: they are, but their anchors are not stated, or not for these maps.
@@ -61,7 +61,7 @@ class RawYolo:
         way, ways = choose_preprocess(signature, found.picture, self.family)
         strides = ", ".join(map(str, found.strides_px))
         evidence = (
-            *(("its metadata states the head",) if stated else ()),
+            *(("the head is stated",) if stated else ()),
             f"raw maps of {len(anchors[0])} anchors and {classes} classes at strides {strides}",
             "anchors as stated",
         )
@@ -98,7 +98,7 @@ HEADS = (
 
 
 def _find_head_name(signature: ModelSignature, found: MatchedMaps) -> str | None:
-    """The head that the network's activations speak for; None where they leave it open."""
+    """The head that the network's activations speak for; None if they leave it open."""
     used = signature.operators
     if used & {"Mish", "Softplus"}:
         return "yolov4"
@@ -152,7 +152,7 @@ def _match_order(
 
 
 def _read_shape(shape: Shape | None, order: AnchorMapOrder) -> tuple[int, int, int | None, int] | None:
-    """(rows, columns, anchors, width) of a map; anchors None where they are part of the width."""
+    """(rows, columns, anchors, width) of a map; anchors None if they are part of the width."""
     if shape is None or None in shape[1:]:
         return None
     sides = [side or 0 for side in shape[1:]]
@@ -195,7 +195,7 @@ def _read_anchors(signature: ModelSignature, found: MatchedMaps) -> tuple[Anchor
         or found.anchors_per_cell not in (None, anchors_per_cell)
         or (found.anchors_per_cell is None and found.width % anchors_per_cell)
     ):
-        raise ModelError(f"states {len(pairs)} anchors, which its {scales} maps cannot share out")
+        raise ModelError(f"states {len(pairs)} anchors, which cannot be divided among its {scales} maps")
     if max(flat) <= max(found.picture.width_px, found.picture.height_px) / found.strides_px[-1]:
         raise ModelError("states anchors that are no larger than a grid; they must be in pixels of its input")
     if (

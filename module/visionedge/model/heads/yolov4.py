@@ -45,7 +45,7 @@ class YoloV4Boxes:
     name: str = "yolov4-boxes"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where boxes of four dimensions go with scores for three anchors in each cell."""
+        """An interpretation if boxes of four dimensions go with scores for three anchors in each cell."""
         picture = find_picture_input(signature)
         boxes = [t for t in signature.outputs if t.shape is not None and t.shape[2:] == (1, 4)]
         scores = [t for t in signature.outputs if t.shape is not None and len(t.shape) == 3]

@@ -335,7 +335,7 @@ def compile_variant(request: CompileRequest, out: TextIO | None = None, tell: Te
         request.precision,
         material,
         tolerance,
-        tell=progress,
+        progress=progress,
         only=request.recipe,
         thorough=request.thorough,
     )
