@@ -43,10 +43,11 @@ def select_best_rows(
 ) -> str:
     """The best (anchor, class) pairs: float32 [N, K, 6] with K = min(limit, anchors * classes).
 
-    `scores` is float32 [N, anchors, classes]; `activate` (rising: a sigmoid) is applied to the chosen few.
-    `objectness`: float32 [N, anchors, 1], a factor to them; `one_class_per_anchor`: an anchor counts once, as
-    the best. Two steps, and still exact: the K best pairs lie in the K anchors with the best maxima. So a
-    list of thousands of anchors is sorted once, and boxes are decoded for K of them, not for all.
+    `scores` is float32 [N, anchors, classes]; `activate` (monotonic, a sigmoid) is applied to the chosen
+    values only. `objectness`: float32 [N, anchors, 1], multiplies the scores. `one_class_per_anchor`: an
+    anchor gives only its best class. Two steps give the exact result, because the K best pairs are in the K
+    anchors with the best maxima: so thousands of anchors are sorted once, and boxes are decoded for K of
+    them only.
     """
     weigh = _make_weighing(activate, objectness)
     best = min(limit, anchors)
@@ -91,8 +92,7 @@ def _make_weighing(
     return weigh
 
 
-# Grids of anchors.
-
+# --- grids of anchors ---------------------------------------------------------------------------------------
 
 STRIDE_SETS_PX = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32))
 """The strides that detectors with a pyramid of maps are built with."""
@@ -143,17 +143,17 @@ def to_corners(nodes: NodeBuilder, centres: str, sizes: str) -> str:
     return nodes.add("Concat", nodes.add("Sub", centres, half), nodes.add("Add", centres, half), axis=2)
 
 
-# Lists that the network chose itself.
+# --- lists that the network chose itself --------------------------------------------------------------------
 
 
 def convert_list_to_rows(
     nodes: NodeBuilder, boxes: str, scores: str, ids: str, *, count: int | None, limit: int
 ) -> str:
-    """The best of a list: float32 [N, K, 6] by falling score.
+    """The best rows of a list: float32 [N, K, 6] in falling order of score.
 
-    `boxes` are float32 [N, n, 4] as corners in input pixels, `scores` and `ids` float32 [N, n]. K is
-    min(n, limit) where n is known as `count`, and else `limit`: the list is filled up with rows of score 0.
-    Rows of a negative class are such fillings of the network's own; their score becomes 0 too.
+    `boxes` are float32 [N, n, 4] as corners in input pixels, `scores` and `ids` float32 [N, n]. K is min(n,
+    limit) if n is known as `count`, else `limit`: the list is padded with rows of score 0. Rows with a
+    negative class are padding by the network; their score becomes 0 too.
     """
     best = limit if count is None else min(count, limit)
     real = nodes.add(
@@ -177,8 +177,7 @@ def _add_zero(nodes: NodeBuilder) -> str:
     return nodes.floats(0.0)
 
 
-# Raw maps of detectors with anchors: for each cell and anchor box, objectness and classes, undecoded.
-
+# --- raw maps with anchors: undecoded box, objectness and classes per cell and anchor -----------------------
 
 AnchorMapOrder = Literal["channels-first", "channels-last", "anchors-first"]
 """[N, anchors * width, h, w]; [N, h, w, anchors (*) width]; [N, anchors, h, w, width]."""
@@ -186,9 +185,9 @@ AnchorMapOrder = Literal["channels-first", "channels-last", "anchors-first"]
 
 @dataclass(frozen=True, slots=True)
 class AnchorMap:
-    """One output. `anchors` are (width, height) in input pixels; `reach` is how far centres leave their cell.
+    """One output. `anchors` are (width, height) in input pixels. `scale_x_y` is darknet's parameter.
 
-    With a reach of 1 a centre stays in its cell; 2 lets it go half a cell to each side (darknet's scale_x_y).
+    With `scale_x_y` 1 a centre stays in its cell; with 2 it can be half a cell outside on each side.
     """
 
     output: str
@@ -201,11 +200,11 @@ class AnchorMap:
 
     @property
     def count(self) -> int:
-        """All anchors of all cells."""
+        """The number of anchors of all cells."""
         return self.columns * self.rows * len(self.anchors)
 
     def table(self, order: AnchorMapOrder) -> NDArray[np.float32]:
-        """For each anchor, in its order: column, row, strides in x and y, width, height, reach."""
+        """For each anchor, in its order: column, row, strides in x and y, width, height, scale_x_y."""
         row, column, anchor = np.mgrid[: self.rows, : self.columns, : len(self.anchors)]
         if order == "anchors-first":
             row, column, anchor = (axis.transpose(2, 0, 1) for axis in (row, column, anchor))
@@ -278,7 +277,7 @@ class AnchorMapDecoder(Decoder):
         return to_corners(nodes, centres, nodes.add("Mul", sizes, facts(4, 6)))
 
 
-# Detectors that give one table, a row (or a column) for each anchor: box, perhaps objectness, classes.
+# --- dense tables: box, possibly objectness, and classes per anchor -----------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,8 +294,7 @@ class DenseDecoder(Decoder):
     """Decodes [N, anchors, 4 (+ 1) + classes], or [N, 4 (+ 1) + classes, anchors] if `columns`.
 
     A box is a centre and a size in input pixels, or relative to `cells`; with `corners` it is two corners.
-    `objectness`: the fifth number is a factor to the classes' scores. All scores went through a sigmoid
-    already.
+    `objectness`: the fifth number multiplies the scores of the classes. All scores are behind a sigmoid.
     """
 
     output: str

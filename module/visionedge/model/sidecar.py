@@ -26,26 +26,25 @@ from visionedge.model.heads import load_heads
 from visionedge.model.interpretation import MAX_SIDE_PX, Color
 from visionedge.model.labels import make_printable
 
-# A `data.yaml` of Ultralytics, which often lies beside a model under the name of its `MODEL.yaml`.
-#
-# It describes the data that a model was trained with and not how the model is read, so only its class names
-# are taken, and only where neither the model nor a file of labels names its classes.
-
-
 _DATA_YAML_KEYS = frozenset({"path", "train", "val", "test", "nc", "names", "channels", "download"})
 
 
 @dataclass(frozen=True, slots=True)
 class DataYaml:
-    """The name of the file, and the names of the classes; none if they cannot be read."""
+    """A `data.yaml` of Ultralytics, which often lies beside a model under the name of its `MODEL.yaml`.
+
+    It describes training data. Only its class names are used, and only if neither the model nor a file of
+    labels names the classes. `names` is empty if they cannot be read.
+    """
 
     file: str
     names: tuple[str, ...]
 
     def labels(self, labels: tuple[str, ...], origin: str) -> tuple[tuple[str, ...], str]:
-        """The labels of a model and where they came from, by the names of the data set where these fit.
+        """The labels of a model and their origin: the names of the data set if they fit, else the given ones.
 
-        `labels` and `origin` are what is known without it; no label where the number of classes is unknown.
+        `labels` and `origin` are those without this file; `labels` is empty if the number of classes is
+        unknown.
         """
         is_guess = origin == "nothing" or origin.endswith("by their number")
         fits = bool(self.names) and len(labels) in (0, len(self.names))
@@ -53,7 +52,7 @@ class DataYaml:
 
 
 def parse_data_yaml(file: str, document: Mapping[str, Any], sidecar_keys: Collection[str]) -> DataYaml | None:
-    """The data set that a document describes; None if it is a `MODEL.yaml`."""
+    """The data set in a document; None if the document is a `MODEL.yaml`."""
     keys = set(document)
     is_one = "train" in keys or "val" in keys or ("names" in keys and keys <= _DATA_YAML_KEYS)
     if not is_one or keys & set(sidecar_keys):
@@ -98,7 +97,7 @@ class Sidecar:
 
 
 def read_sidecar(path: Path) -> Sidecar:
-    """What the file beside the model at `path` states; nothing if there is none.
+    """The statements in the file beside the model at `path`; empty if there is none.
 
     Raises:
         ModelError: it cannot be read, or holds something else; every problem with the path of its key.

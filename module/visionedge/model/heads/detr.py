@@ -44,7 +44,7 @@ MAX_QUERIES = 2000
 _ZERO_SCORE_LOGIT = -1e4  # as a logit
 _ATTENTION_OPERATORS = frozenset({"Attention", "MultiHeadAttention"})
 _PRODUCT_OPERATORS = frozenset({"Einsum", "FusedMatMul", "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"})
-# What later DETRs have and the first ones have not: queries that are chosen, sample, and refine their boxes.
+# Operators of later DETRs, in which queries are chosen, sample the picture, and refine their boxes.
 _REFINING_OPERATORS = frozenset({"GridSample", "Log", "TopK"})
 _MIN_PATCH = 4
 _COCO_CLASS_COUNTS = (90, 91)

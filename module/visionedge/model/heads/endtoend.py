@@ -25,7 +25,8 @@ CENTERNET_INPUT = Preprocess("bgr", 1 / 255, (0.408, 0.447, 0.470), (0.289, 0.27
 
 _MAX_ROWS = 2000
 _SELECTING_OPERATORS = frozenset({"NonMaxSuppression", "TopK"})
-# What finds or computes boxes; a list whose first part is something else has other columns in front.
+# Operators that find or compute boxes; a list whose first part comes from another one begins with other
+# columns.
 _BOX_OPERATORS = frozenset(
     {"Add", "Clip", "Div", "Gather", "GatherElements", "GatherND", "Mul", "Pad", "Slice", "Split", "Sub"}
 )

@@ -1,8 +1,8 @@
 """Finished lists of boxes, classes and scores from PyTorch: torchvision, Azure AutoML, detectron2, MMDeploy.
 
-Their graphs choose and suppress boxes themselves, which come in pixels of the input. What differs is how
-classes count and how pictures are prepared: torchvision and AutoML have a background as class 0, detectron2
-and MMDetection have none; torchvision and detectron2 subtract a mean in the graph, the others before it.
+Their graphs choose and suppress boxes, which are in input pixels. They differ in class 0 and in
+preprocessing: torchvision and AutoML have a background as class 0, detectron2 and MMDetection have none;
+torchvision and detectron2 subtract a mean in the graph, the others in front of it.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from visionedge.model.interpretation import (
 from visionedge.model.labels import AUTOML_BACKGROUND, read_class_names
 from visionedge.model.preprocessing import choose_preprocess
 
-# These take a picture of any shape and resize it inside; ours keeps its proportions.
+# These models resize a picture of any shape themselves, so a letterbox keeps its aspect ratio.
 RGB_INPUT = Preprocess("rgb", 1 / 255, fit="letterbox", anchor="top-left")
 BGR_INPUT = Preprocess("bgr", 1.0, fit="letterbox", anchor="top-left")
 AUTOML_INPUT = Preprocess("rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "stretch")
@@ -37,7 +37,7 @@ _MIN_LARGE_FACTOR = 50  # of pixels of 0-1: brought to 0-255
 class FinishedListDecoder(Decoder):
     """Decodes boxes [N, n, 4], corners in input pixels, classes and scores [N, n] or [N, n, 1].
 
-    With `scores` empty they are the fifth column of the boxes. `count` is n where it is known.
+    If `scores` is "", the scores are the fifth column of the boxes. `count` is n, if known.
     """
 
     boxes: str

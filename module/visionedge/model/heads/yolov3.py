@@ -15,9 +15,9 @@ from visionedge.model.preprocessing import YOLO_INPUT, choose_preprocess, is_det
 DARKNET_INPUT = replace(YOLO_INPUT, pad=128)
 
 _STRIDES_PX = (4, 8, 16, 32, 64)
-# How far YOLOv4 lets a centre leave its cell, by the stride of the map.
+# YOLOv4's scale_x_y by the stride of the map.
 _V4_SCALE_X_Y = {8: 1.2, 16: 1.1, 32: 1.05}
-# YOLOv4-tiny has the anchors of YOLOv3-tiny, but gives its finer map others of them.
+# YOLOv4-tiny has the anchors of YOLOv3-tiny, but assigns others of them to its finer map.
 _TINY_ANCHORS = (10, 14, 23, 27, 37, 58, 81, 82, 135, 169, 344, 319)
 
 AnchorSizes = tuple[tuple[float, float], ...]
