@@ -39,11 +39,11 @@ def choose_preprocess(
     *,
     prepares_bytes_itself: bool = False,
 ) -> tuple[Preprocess, tuple[str, ...]]:
-    """The preparation of a model of a family, and the evidence for it.
+    """The preprocessing of a model, and the evidence for it.
 
-    What is stated (``visionedge.input``, `MODEL.yaml`) wins; then what the first nodes of the network do;
-    then the family's own way. `prepares_bytes_itself`: it is of a family that prepares bytes itself, however
-    it does.
+    Statements (``visionedge.input``, `MODEL.yaml`) come first, then what the first nodes of the network
+    show, then `family`. `prepares_bytes_itself`: models of this family with a uint8 input prepare their
+    picture themselves.
 
     Raises:
         ModelError: the first nodes contradict the family and nothing is stated.
@@ -63,8 +63,8 @@ def choose_preprocess(
         evidence.append("its first nodes swap red and blue")
     if "color" not in stated and (order := _find_color_order(input_ops)) not in (None, preprocess.color):
         raise ModelError(
-            f"its first nodes subtract ImageNet's mean in the order of {str(order).upper()}, but as its"
-            f" family has it, it would take {preprocess.color.upper()}; state input.color in "
+            f"its first nodes subtract ImageNet's mean in the order {str(order).upper()}, but models"
+            f" of its family take {preprocess.color.upper()}; state input.color in "
             "MODEL.yaml beside it",
             state=(f"input: {{color: {order}}}   # or {preprocess.color}",),
         )
@@ -92,10 +92,10 @@ def _describe_unknown(input_ops: InputOps) -> str:
 
 
 def _check_bounds(input_ops: InputOps, preprocess: Preprocess) -> None:
-    """Nothing may be cut off by a Clip, or lost by a Cast to whole numbers, of a picture prepared that way.
+    """Check that no Clip and no rounding in the graph would damage a picture that is prepared this way.
 
     Raises:
-        ModelError: it would be, so the way is not the right one.
+        ModelError: one would, so this preprocessing is wrong.
     """
     ends = [
         (pixel * preprocess.scale - m) / s
@@ -106,7 +106,7 @@ def _check_bounds(input_ops: InputOps, preprocess: Preprocess) -> None:
     for bound in input_ops.bounds:
         if not _fits(bound, low, high):
             what = (
-                "rounds its picture to whole numbers"
+                "rounds its picture to integers"
                 if bound.integer_scale
                 else f"clips its picture at {bound.low:.4g} and {bound.high:.4g}"
             )
@@ -121,13 +121,13 @@ def _fits(bound: ValueBound, low: float, high: float) -> bool:
     span = high - low
     if bound.integer_scale:
         return bound.integer_scale * span >= _MIN_LEVELS
-    # A border far beyond all values was made for others: 255 for pixels of 0-1.
+    # A limit far above all values belongs to another range: 255 does not fit pixels of 0-1.
     far = np.isfinite(bound.high) and bound.high - low > _MAX_CLIP_RATIO * span
     return bool(bound.low <= low + 0.01 * span and bound.high >= high - 0.01 * span and not far)
 
 
 def _find_color_order(input_ops: InputOps) -> Color | None:
-    """The order of the input's channels, where ImageNet's mean is taken off them; None if it is not."""
+    """The colour order of the input, if the graph subtracts ImageNet's mean; else None."""
     factor, offset = np.array(input_ops.factor), np.array(input_ops.offset)
     if not input_ops.offset[0] or not factor.all():
         return None
@@ -141,7 +141,7 @@ def _find_color_order(input_ops: InputOps) -> Color | None:
 
 
 def _parse_anchor(said: str) -> Anchor:
-    """Where a picture lies by the key that exporters of LibreYOLO write."""
+    """The position of a letterboxed picture by the key that LibreYOLO's exporters write."""
     anchors: dict[str, Anchor] = {"topleft": "top-left", "center": "center"}
     if said not in anchors:
         raise ModelError(f"its metadata 'letterbox_pad' says {said[:40]!r}, which is no place known; {_HINT}")
@@ -179,7 +179,7 @@ def _without_mean(family: Preprocess, top: int) -> Preprocess:
 
 
 def _find_pixel_range(input_ops: InputOps) -> int | None:
-    """The range of pixels, 255 or 1, that the opening brings to what networks compute with."""
+    """The range of pixels, 255 or 1, that the first nodes scale to the usual range of networks."""
     factor, offset = np.array(input_ops.factor), np.array(input_ops.offset)
     if (np.abs(factor - 1) < 0.1).all() and (offset < -20).all():
         return 255  # a mean is subtracted from pixels, and no more

@@ -72,7 +72,7 @@ class Torchvision:
     name: str = "torchvision"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """An interpretation if there are boxes, whole classes and scores, and nothing else.
+        """An interpretation if the outputs are boxes, integer classes and scores.
 
         Raises:
             ModelError: it is unknown how its pictures are prepared.
@@ -83,7 +83,7 @@ class Torchvision:
             return None
         stated = signature.metadata.get("visionedge.head") == self.name
         if not stated and signature.producer != "pytorch":
-            return None  # Custom Vision's lists look the same
+            return None  # Custom Vision's lists have the same shapes
         boxes, classes, scores = found
         names = read_class_names(signature.metadata) or ()
         automl = names[:1] == (AUTOML_BACKGROUND,) and not signature.input_ops.known_transform
@@ -111,7 +111,7 @@ class Detectron2:
     name: str = "detectron2"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """An interpretation if the fourth output is two whole numbers.
+        """An interpretation if there is a fourth output of two integers.
 
         Raises:
             ModelError: it is unknown how its pictures are prepared.
@@ -136,7 +136,7 @@ class MmDeploy:
     name: str = "mmdeploy"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """An interpretation if the two outputs are [N, n, 5] and whole [N, n].
+        """An interpretation if the two outputs are float [N, n, 5] and integer [N, n].
 
         Raises:
             ModelError: it is unknown how its pictures are prepared.
