@@ -84,16 +84,16 @@ def bad(folder: Path) -> dict[str, tuple[Answer, bytes, str]]:
     other = of_file(classifier, folder)
     return {
         "/hash": (content(right + b"x"), right, f"not {hashlib.sha256(right).hexdigest()[:12]}…"),
-        "/cut": (cut(right, 1000), right, "the connection broke before all had arrived"),
+        "/cut": (cut(right, 1000), right, "the connection broke before the file was complete"),
         "/endless": (endless, right, "has more, but model.maxMegabytes is 1"),
-        "/hang": (hanging, right, "nothing came for 0.3 s"),
+        "/hang": (hanging, right, "no data for 0.3 s"),
         "/http": (redirect("http://127.0.0.1/m.onnx"), right, "only https: is followed"),
         "/circle": (redirect("/circle"), right, "is redirected more than 5 times"),
         "/gone": (status(404), right, "the server answers 404 Not Found"),
         "/nonsense": (content(nonsense), nonsense, "is no ONNX file"),
         "/classifier": (content(other), other, "/classifier"),
         "/poisoned": (content(poisoned), poisoned, "NaN or infinity"),
-        "/elsewhere": (content(elsewhere), elsewhere, "a fetched model must be one file"),
+        "/elsewhere": (content(elsewhere), elsewhere, "a downloaded model must be one file"),
     }
 
 
@@ -157,7 +157,7 @@ def test_a_newer_change_does_not_wait_for_an_older_one(
     async def story(module: Module) -> None:
         older = asyncio.ensure_future(module.apply(wanted(server, "/slow", b"x")))
         await asyncio.to_thread(server.wait_for_requests, 1)
-        assert module.state.snapshot().fetch_progress == "the model is being fetched: 0.0 MB"
+        assert module.state.snapshot().fetch_progress == "downloading the model: 0.0 MB"
         assert (await module.apply(wanted(server, "/b.onnx", right))).is_complete
         assert "a newer change" in (await older).rejected["model"]
         loaded_model = module.state.snapshot().loaded_model
@@ -183,7 +183,7 @@ def test_a_first_model_that_never_comes_may_be_replaced(
         assert told.events[0][:2] == ("model", "model-waiting")
         assert "the server answers 404 Not Found" in told.events[0][2]
         (reason,) = module.state.snapshot().readiness()
-        assert reason.startswith("the model cannot be fetched, and is tried again: ")
+        assert reason.startswith("cannot download the model, retrying: ")
         assert module.state.snapshot().running_cameras == {}
         assert (await module.apply(wanted(server, "/a.onnx", right))).is_complete
         await module.until(lambda r: all(of(r, name) for name in CAMERAS))

@@ -207,7 +207,7 @@ def test_ranges_that_suit_only_the_pictures_they_were_set_by_are_refused(model: 
     common = [CalibrationSample(scene(number), whole) for number in range(8)]
     material = CalibrationData(tuple(faint_ones[::2]), tuple(faint_ones[1::2]), common=tuple(common))
     wide = Tolerance(unmatched=0.2)
-    made = make_variant(loaded, "int8", material, wide, tell=lambda _: None, only="everything")
+    made = make_variant(loaded, "int8", material, wide, progress=lambda _: None, only="everything")
     way = made.tried[0]
     assert way.parity is not None
     assert way.parity.refusal(wide) is None
@@ -277,7 +277,7 @@ def test_pictures_that_show_nothing_judge_nothing(
     outcome = visionedge("model", "compile", model, "--precision", "int8", "--calibrate", photos)
     assert outcome.code == 1
     (line,) = outcome.complaints
-    assert "too few to judge by" in line
+    assert "at least 10 are needed" in line
     assert "give pictures that show what the model knows" in line
 
 

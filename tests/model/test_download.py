@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tenacity
 
 from model_server import (
     Answer,
@@ -33,7 +34,6 @@ from visionedge.model.download import (
     DownloadTimeouts,
     ModelDownload,
     ModelStore,
-    compute_wait_s,
 )
 
 DATA = b"\x08\x08" + os.urandom(300_000)
@@ -156,14 +156,17 @@ REFUSED: dict[str, tuple[Answer, str]] = {
     "an empty file": (content(b""), "has the sha256 e3b0c44298fc…"),
     "a zip": (content(b"PK\x03\x04" + DATA), "is a ZIP archive; give the address of the .onnx file itself"),
     "gzip": (content(b"\x1f\x8b" + DATA), "is compressed (gzip)"),
-    "a page": (content(b"<!DOCTYPE html><html>Sign in</html>"), "is a web page, not a file"),
+    "a page": (
+        content(b"<!DOCTYPE html><html>Sign in</html>"),
+        "is a web page; give the address that downloads the file",
+    ),
     "a pointer": (content(b"version https://git-lfs.github.com/spec/v1\n"), "is a pointer of Git LFS"),
     "too large, as it says": (content(b"x" * 1_000_001), "has 1.0 MB, but model.maxMegabytes is 1"),
     "too large, without end": (endless, "has more, but model.maxMegabytes is 1"),
     "to http": (redirect("http://127.0.0.1/m.onnx"), "is redirected to http:, but only https: is followed"),
     "to a file": (redirect("file:///etc/passwd"), "is redirected to file:, but only https: is followed"),
     "in a circle": (redirect("/m.onnx?again=1"), "is redirected more than 5 times"),
-    "to no address": (redirect("https://[::1/m.onnx"), "is redirected to what is no address"),
+    "to no address": (redirect("https://[::1/m.onnx"), "is redirected to an invalid address"),
     "compressed": (status(200, **{"Content-Encoding": "gzip"}), "comes compressed"),
 }
 
@@ -188,12 +191,12 @@ def test_what_cannot_get_better_is_refused_at_once(
 PASSING: dict[str, tuple[Answer, str]] = {
     "503": (status(503), "the server answers 503 Service Unavailable"),
     "429": (status(429), "the server answers 429 Too Many Requests"),
-    "hangs": (hanging, "nothing came for 0.3 s"),
-    "stalls": (stalled(DATA[:5000]), "nothing came for 0.3 s"),
-    "breaks": (cut(DATA, 5000), "the connection broke before all had arrived"),
-    "closes": (lambda _: None, "the connection broke before all had arrived"),
+    "hangs": (hanging, "no data for 0.3 s"),
+    "stalls": (stalled(DATA[:5000]), "no data for 0.3 s"),
+    "breaks": (cut(DATA, 5000), "the connection broke before the file was complete"),
+    "closes": (lambda _: None, "the connection broke before the file was complete"),
     "garbage": (lambda request: (request.wfile.write(b"hello\r\n\r\n"), None)[1], "cannot be read"),
-    "no range": (status(206), "cannot go on where it was interrupted"),
+    "no range": (status(206), "cannot resume the interrupted download"),
 }
 
 
@@ -224,11 +227,18 @@ def test_at_a_start_it_never_gives_up(tmp_path: Path, server: ModelServer) -> No
     assert fetch(tmp_path, server.url("/m.onnx"), tries=None) is not None
 
 
+def wait_s(retry_policy: DownloadRetryPolicy, attempt: int, *, permanent: bool) -> float:
+    """The wait after an attempt, without jitter."""
+    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+    state.attempt_number = attempt
+    return retry_policy.wait(permanent=permanent)(state)
+
+
 def test_the_pauses_grow_up_to_a_limit() -> None:
     """Short ones for what may pass, long ones for what a person has to mend."""
     retry_policy = DownloadRetryPolicy()
-    assert [compute_wait_s(retry_policy, n, permanent=False) for n in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
-    assert [compute_wait_s(retry_policy, n, permanent=True) for n in (1, 2, 7, 5000)] == [60, 120, 3600, 3600]
+    assert [wait_s(retry_policy, n, permanent=False) for n in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
+    assert [wait_s(retry_policy, n, permanent=True) for n in (1, 2, 7, 5000)] == [60, 120, 3600, 3600]
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(
@@ -275,7 +285,7 @@ def test_a_file_address_that_is_no_file(tmp_path: Path, kind: str) -> None:
         (tmp_path / kind).mkdir()
     if kind == "pipe":
         os.mkfifo(tmp_path / kind)
-    with pytest.raises(FetchError, match=r"cannot be read: No such file|is no file|Is a directory"):
+    with pytest.raises(FetchError, match=r"cannot be read: No such file|is no regular file|Is a directory"):
         fetch(tmp_path, f"file://{tmp_path}/{kind}")
 
 
@@ -334,7 +344,7 @@ class Words(logging.Handler):
 
 @pytest.mark.parametrize(
     ("answer", "said"),
-    [(stalled(DATA), "the model is being fetched: 99 %"), (status(404), "is tried again")],
+    [(stalled(DATA), "downloading the model: 99 %"), (status(404), "retrying in")],
     ids=["in the middle", "in a pause"],
 )
 def test_it_is_stopped_at_any_moment(
@@ -355,7 +365,7 @@ def test_it_is_stopped_at_any_moment(
     try:
         assert listener.said.wait(20)
         assert download.message.startswith(
-            "the model is being fetched: 99 %" if "99" in said else "the model cannot"
+            "downloading the model: 99 %" if "99" in said else "cannot download the model, retrying: "
         )
     finally:
         logging.getLogger("visionedge").removeHandler(listener)

@@ -22,8 +22,8 @@ from detr_models import raw_detr_model
 from tiny_graphs import Graph, state
 from visionedge.errors import ModelError, UnavailableError
 from visionedge.model.analysis import shape_inference
-from visionedge.model.compiler.build import make_batch_dynamic
 from visionedge.model.compiler.compile import compile_model
+from visionedge.model.compiler.passes import make_batch_dynamic
 from visionedge.model.labels import choose_labels
 from visionedge.model.model import load_model
 from visionedge.model.onnx_file import wrap_model_errors
@@ -335,5 +335,5 @@ def test_a_file_of_onnxruntimes_own_optimiser_is_named_as_that(tmp_path: Path) -
     model = onnx.load(yolos.yolov8(tmp_path / "m.onnx"))
     next(node for node in model.graph.node if node.op_type == "Conv").domain = "com.microsoft.nchwc"
     onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match="written by onnxruntime's own optimiser"):
+    with pytest.raises(ModelError, match="onnxruntime's own optimiser wrote it"):
         load_model(tmp_path / "m.onnx")

@@ -217,7 +217,7 @@ def test_external_data_outside_the_folder_is_never_opened(tmp_path: Path, locati
     (tmp_path / "secret.bin").write_bytes(b"x" * 10_000)
     (tmp_path / "models").mkdir()
     path = external(tmp_path / "models" / "m.onnx", location=location)
-    assert "outside the model's own folder" in refusal(path)
+    assert "outside the model's folder" in refusal(path)
 
 
 def test_external_data_behind_a_link_out_of_the_folder_is_never_opened(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_external_data_behind_a_link_out_of_the_folder_is_never_opened(tmp_path:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "link.bin").symlink_to(tmp_path / "secret.bin")
     path = external(tmp_path / "models" / "m.onnx", location="link.bin")
-    assert "outside the model's own folder" in refusal(path)
+    assert "outside the model's folder" in refusal(path)
 
 
 def test_external_data_that_is_missing_or_too_short(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_external_data_that_is_missing_or_too_short(tmp_path: Path) -> None:
 def test_external_data_at_no_place(tmp_path: Path, key: str, value: str) -> None:
     (tmp_path / "w.bin").write_bytes(b"x" * 100)
     place = {"location": "w.bin", "offset": "0", "length": "4", key: value}
-    assert "the place of its external data" in refusal(external(tmp_path / "m.onnx", **place))
+    assert "the offset or length of its external data" in refusal(external(tmp_path / "m.onnx", **place))
 
 
 # --- labels -------------------------------------------------------------------------------------------------
@@ -305,4 +305,4 @@ def test_a_model_without_labels_is_used_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert load_model(DETECTOR.save(tmp_path / "m.onnx")).labels[4] == "class-4"
-    assert "put m.labels.txt beside it" in caplog.text
+    assert "put them into m.labels.txt beside it" in caplog.text

@@ -103,7 +103,7 @@ def test_a_disk_that_gets_full_is_told_and_given_back(tmp_path: Path) -> None:
         part._file.close()
         disk = FullDisk()
         part._file = disk  # type: ignore[assignment]  # as much of a file as is used
-        with pytest.raises(FetchError, match="is full") as caught:
+        with pytest.raises(FetchError, match="the disk is full") as caught:
             part.write(b"x" * 11)
     assert caught.value.permanent
     assert disk.truncated
@@ -123,7 +123,7 @@ def test_room_is_seen_to_before_the_first_byte(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(200_000_000, 100_000_000, 100_000_000))
     with ModelStore(tmp_path).open_partial("a" * 64) as part:
         part.check_free_space(30_000_000)
-        with pytest.raises(FetchError, match=r"no room for it: 40 MB are needed.* 100 MB are free"):
+        with pytest.raises(FetchError, match=r"too little space: 40 MB are needed.* only 100 MB are free"):
             part.check_free_space(40_000_000)
 
 

@@ -9,8 +9,8 @@ from onnx import TensorProto, helper
 
 from tiny_graphs import compiled_rows, noise_pictures
 from tiny_yolos import HEIGHT_PX, WIDTH_PX, yolov8
+from visionedge.model.graph import sort_nodes
 from visionedge.model.model import load_model
-from visionedge.model.onnx_file import sort_nodes
 
 
 def _shuffled(path: Path, seed: int) -> None:

@@ -161,7 +161,7 @@ def with_ap(loss: float) -> Parity:
 @pytest.mark.parametrize(
     ("parity", "words"),
     [
-        (dataclasses.replace(GOOD, boxes=MIN_BOXES - 1), "too few to judge by"),
+        (dataclasses.replace(GOOD, boxes=MIN_BOXES - 1), "at least 10 are needed"),
         (dataclasses.replace(GOOD, matched=0.8), "only 80.0% of the boxes agree"),
         (dataclasses.replace(GOOD, score_shift=0.2), "scores moved by 0.200 on average"),
         (with_ap(0.02), "it loses 0.0200 of AP 0.3000"),

@@ -157,7 +157,7 @@ def test_suppression_is_as_stated(tmp_path: Path, wanted: bool) -> None:
 def test_a_stated_head_must_fit_the_shapes_all_the_same(tmp_path: Path) -> None:
     path = _detector(tmp_path / "m.onnx")
     state(path, head="nanodet")
-    with pytest.raises(ModelError, match="'nanodet', does not fit its shapes"):
+    with pytest.raises(ModelError, match="'nanodet' does not fit its shapes"):
         load_model(path)
     state(path, head="nanodett")
     with pytest.raises(

@@ -55,7 +55,7 @@ def test_the_module_waits_for_its_model_and_keeps_it(tmp_path: Path) -> None:
             code, ready = ask(f"{address}readyz")
             assert (code, ready["status"]) == (503, "not_ready")
             assert ready["reasons"] == [
-                "the model cannot be fetched, and is tried again: "
+                "cannot download the model, retrying: "
                 f"{server.url('/dock-doors.onnx')}?…: the server answers 503 Service Unavailable"
             ]
             assert ask(f"{address}healthz")[0] == 200

@@ -313,7 +313,7 @@ class EngineHost:
     def _report_download_wait(self, message: str) -> None:
         """Send an event at the start only: no frame is analysed before the first model is there."""
         if self._current is None:
-            self._event("model-waiting", f"the model cannot be downloaded, retrying: {message}", {})
+            self._event("model-waiting", f"cannot download the model, retrying: {message}", {})
 
     def _event(self, code: ModelEventCode, message: str, details: Mapping[str, object]) -> None:
         if (delivery := self._state.snapshot().delivery) is not None:

@@ -1,34 +1,42 @@
-"""What a compiled graph says of itself, in its own metadata."""
+"""The metadata that a compiled graph carries about itself.
+
+`compiler/build.py` writes it, `heads/compiled.py` reads it. It is JSON under the key `visionedge.compiled`
+of the ONNX file. Its keys are a file format: graphs compiled by an earlier version must stay readable.
+"""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+
+import onnx
 
 from visionedge.errors import ModelError
 
 COMPILED_KEY = "visionedge.compiled"
 COMPILED_HEAD = "compiled"
 
-# Keys that describe the network as it was, which the compiled graph is no more.
-_OUTDATED_KEYS = frozenset(
-    {"visionedge.decode", "anchors", "imgsz", "stride", "task", "batch", "args", "end2end", "nms"}
-)
-
 COMPILED_SIGNATURE = (
     "uint8 [N,H,W,3] BGR -> float32 [N,K,6] (left, top, right, bottom in input pixels, score, class)"
 )
 
+OUTDATED_KEYS = frozenset(
+    {"visionedge.decode", "anchors", "imgsz", "stride", "task", "batch", "args", "end2end", "nms"}
+)
+"""Metadata keys of the original network that are wrong for the compiled graph."""
 
-_RESIZE_KEYS = ("fit", "anchor", "pad", "resample", "rounding")
-"""What a compiled graph cannot do by itself to its picture."""
+RESIZE_KEYS = ("fit", "anchor", "pad", "resample", "rounding")
+"""The fields of `Preprocess` that the graph does not carry out itself: how a picture is resized before it."""
+
+_JSON_KEYS = {"batch_reason": "batch_words"}
+"""By field of `CompiledMetadata`: its key in the file, where the two differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledMetadata:
-    """`batch` is None where it is open, `batch_reason` why it is or is not. `sha256` is the network's.
+    """What a compiled graph was made from.
 
-    `rows` is K, the most rows a picture gives.
+    `sha256` is that of the original file. `rows` is K, the most rows per picture. `batch` is None if any
+    number of pictures can be computed at once; `batch_reason` explains it.
     """
 
     version: str
@@ -42,26 +50,48 @@ class CompiledMetadata:
     batch_reason: str
     signature: str = COMPILED_SIGNATURE
 
+    def to_json(self) -> str:
+        """The value of the metadata key `visionedge.compiled`."""
+        return json.dumps({_JSON_KEYS.get(field, field): value for field, value in asdict(self).items()})
+
+    @staticmethod
+    def from_json(text: str) -> "CompiledMetadata":
+        """The reverse of `to_json`.
+
+        Raises:
+            ValueError, TypeError, KeyError: the text is not what `to_json` writes.
+        """
+        fields = {key: field for field, key in _JSON_KEYS.items()}
+        document = {fields.get(key, key): value for key, value in json.loads(text).items()}
+        made = CompiledMetadata(**(document | {"evidence": tuple(map(str, document["evidence"]))}))
+        if (made.batch or 1) <= 0 or made.classes < 0:
+            raise ValueError("batch and classes must not be negative")
+        return made
+
 
 def read_compiled_metadata(metadata: Mapping[str, str]) -> CompiledMetadata | None:
-    """What a graph's metadata says of it; None where it is none of ours.
+    """The compiled metadata among a file's metadata; None if visionedge did not compile the graph.
 
     Raises:
-        ModelError: it says so, but in words that are not ours.
+        ModelError: the key is there, but its value is damaged.
     """
     if COMPILED_KEY not in metadata:
         return None
-    compiled_metadata = None
     try:
-        document: dict[str, Any] = json.loads(metadata[COMPILED_KEY])
-        compiled_metadata = CompiledMetadata(
-            **(document | {"evidence": tuple(map(str, document["evidence"]))})
-        )
-        sane = (compiled_metadata.batch or 1) > 0 and compiled_metadata.classes >= 0
-    except (ValueError, TypeError, KeyError):
-        sane = False
-    if not sane:
+        return CompiledMetadata.from_json(metadata[COMPILED_KEY])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ModelError(
             f"its metadata {COMPILED_KEY} is not as this version writes it; compile the model again"
-        )
-    return compiled_metadata
+        ) from None
+
+
+def require_compiled_metadata(graph: onnx.ModelProto) -> CompiledMetadata:
+    """The compiled metadata of a graph that must have it.
+
+    Raises:
+        ModelError: visionedge did not compile the graph.
+    """
+    metadata = read_compiled_metadata({entry.key: entry.value for entry in graph.metadata_props})
+    if metadata is None:
+        raise ModelError("was not compiled by visionedge")
+    return metadata

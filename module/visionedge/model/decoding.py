@@ -1,7 +1,12 @@
-"""From dense score maps to the best rows, as nodes: what every head with anchors ends in."""
+"""Graph nodes that decode the outputs of a network to rows; shared by the heads.
+
+`select_best_rows` chooses the best (anchor, class) pairs of dense scores, `convert_list_to_rows` takes a
+list that the network chose itself. `AnchorMapDecoder` and `DenseDecoder` are whole decoders for raw maps
+and dense tables.
+"""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,11 +16,17 @@ from numpy.typing import NDArray
 from visionedge.model.analysis.output_ops import OutputOps
 from visionedge.model.analysis.signature import ModelSignature, TensorInfo
 from visionedge.model.graph import NodeBuilder
-from visionedge.model.interpretation import ModelInterpretation, NetworkInput, Preprocess, find_picture_input
+from visionedge.model.interpretation import (
+    Decoder,
+    ModelInterpretation,
+    NetworkInput,
+    Preprocess,
+    find_picture_input,
+)
 from visionedge.model.preprocessing import choose_preprocess
 
 BoxDecoding = Callable[[str, int], str]
-"""Boxes of some anchors: (int64 [N, count], count) → float32 [N, count, 4], corners in input pixels."""
+"""Decodes chosen anchors: (int64 [N, count], count) → float32 [N, count, 4], corners in input pixels."""
 
 
 def select_best_rows(
@@ -32,30 +43,31 @@ def select_best_rows(
 ) -> str:
     """The best (anchor, class) pairs: float32 [N, K, 6] with K = min(limit, anchors * classes).
 
-    `scores` is float32 [N, anchors, classes]; `activate` (rising: a sigmoid) is applied to the chosen few.
-    `objectness`: float32 [N, anchors, 1], a factor to them; `one_class_per_anchor`: an anchor counts once, as
-    the best. Two steps, and still exact: the K best pairs lie in the K anchors with the best maxima. So a
-    list of thousands of anchors is sorted once, and boxes are decoded for K of them, not for all.
+    `scores` is float32 [N, anchors, classes]; `activate` (monotonic, a sigmoid) is applied to the chosen
+    values only. `objectness`: float32 [N, anchors, 1], multiplies the scores. `one_class_per_anchor`: an
+    anchor gives only its best class. Two steps give the exact result, because the K best pairs are in the K
+    anchors with the best maxima: so thousands of anchors are sorted once, and boxes are decoded for K of
+    them only.
     """
     weigh = _make_weighing(activate, objectness)
     best = min(limit, anchors)
     count = best if one_class_per_anchor or classes == 1 else min(limit, best * classes)
     maxima = nodes.reduce_max(scores, 2) if classes > 1 else nodes.reshape(scores, 0, anchors)
-    values, chosen = nodes.top(weigh(nodes, maxima, lambda n, factor: n.reshape(factor, 0, anchors)), best)
+    values, chosen = nodes.top_k(weigh(nodes, maxima, lambda n, factor: n.reshape(factor, 0, anchors)), best)
     boxes = decode_boxes(chosen, best)
     if classes == 1:
         ids = nodes.add("Mul", values, nodes.constant(np.zeros(1, np.float32)))
     elif one_class_per_anchor:
-        ids = nodes.cast(nodes.top(nodes.gather_rows(scores, chosen, best, classes), 1)[1], "float32")
+        ids = nodes.cast(nodes.top_k(nodes.gather_rows(scores, chosen, best, classes), 1)[1], "float32")
     else:
         pairs = weigh(
             nodes,
             nodes.gather_rows(scores, chosen, best, classes),
             lambda n, f: n.gather_rows(f, chosen, best, 1),
         )
-        values, place = nodes.top(nodes.reshape(pairs, 0, best * classes), count)
-        boxes = nodes.gather_rows(boxes, nodes.add("Div", place, nodes.whole(classes)), count, 4)
-        ids = nodes.cast(nodes.add("Mod", place, nodes.whole(classes)), "float32")
+        values, place = nodes.top_k(nodes.reshape(pairs, 0, best * classes), count)
+        boxes = nodes.gather_rows(boxes, nodes.add("Div", place, nodes.int64s(classes)), count, 4)
+        ids = nodes.cast(nodes.add("Mod", place, nodes.int64s(classes)), "float32")
     if activate is not None and objectness is None:
         values = activate(nodes, values)
     columns = [nodes.reshape(column, 0, count, 1) for column in (values, ids)]
@@ -68,32 +80,31 @@ Reshaping = Callable[[NodeBuilder, str], str]
 def _make_weighing(
     activate: Callable[[NodeBuilder, str], str] | None, objectness: str | None
 ) -> Callable[[NodeBuilder, str, Reshaping], str]:
-    """How values are weighed with the objectness, brought to their shape; they are left alone without one."""
+    """A function that multiplies values by the objectness, if there is one."""
 
     def weigh(nodes: NodeBuilder, values: str, shaped: Reshaping) -> str:
         if objectness is None:
             return values
-        # A factor comes to scores, not to what becomes scores.
+        # The objectness multiplies scores, so logits are activated first.
         values = activate(nodes, values) if activate is not None else values
         return nodes.add("Mul", values, shaped(nodes, objectness))
 
     return weigh
 
 
-# Grids of anchors: how many cells a pyramid of strides has, where they lie, and boxes as corners.
-
+# --- grids of anchors ---------------------------------------------------------------------------------------
 
 STRIDE_SETS_PX = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32))
 """The strides that detectors with a pyramid of maps are built with."""
 
 
 def compute_grid(width_px: int, height_px: int, stride_px: int) -> tuple[int, int]:
-    """Columns and rows of the map of one stride."""
+    """(columns, rows) of the map with this stride."""
     return math.ceil(width_px / stride_px), math.ceil(height_px / stride_px)
 
 
 def count_cells(width_px: int, height_px: int, strides_px: Sequence[int]) -> int:
-    """The cells of all maps together."""
+    """The number of cells of all maps."""
     return sum(math.prod(compute_grid(width_px, height_px, stride)) for stride in strides_px)
 
 
@@ -122,8 +133,8 @@ def make_cell_table(width_px: int, height_px: int, strides_px: Sequence[int]) ->
 
 
 def slice_axis(nodes: NodeBuilder, tensor: str, start: int, end: int, axis: int) -> str:
-    """A stretch of a tensor along one axis."""
-    return nodes.add("Slice", tensor, nodes.whole(start), nodes.whole(end), nodes.whole(axis))
+    """The part [start, end) of a tensor along one axis."""
+    return nodes.add("Slice", tensor, nodes.int64s(start), nodes.int64s(end), nodes.int64s(axis))
 
 
 def to_corners(nodes: NodeBuilder, centres: str, sizes: str) -> str:
@@ -132,17 +143,17 @@ def to_corners(nodes: NodeBuilder, centres: str, sizes: str) -> str:
     return nodes.add("Concat", nodes.add("Sub", centres, half), nodes.add("Add", centres, half), axis=2)
 
 
-# From a finished list of boxes to rows, as nodes: the end of heads whose graph chose the boxes itself.
+# --- lists that the network chose itself --------------------------------------------------------------------
 
 
 def convert_list_to_rows(
     nodes: NodeBuilder, boxes: str, scores: str, ids: str, *, count: int | None, limit: int
 ) -> str:
-    """The best of a list: float32 [N, K, 6] by falling score.
+    """The best rows of a list: float32 [N, K, 6] in falling order of score.
 
-    `boxes` are float32 [N, n, 4] as corners in input pixels, `scores` and `ids` float32 [N, n]. K is
-    min(n, limit) where n is known as `count`, and else `limit`: the list is filled up with rows of score 0.
-    Rows of a negative class are such fillings of the network's own; their score becomes 0 too.
+    `boxes` are float32 [N, n, 4] as corners in input pixels, `scores` and `ids` float32 [N, n]. K is min(n,
+    limit) if n is known as `count`, else `limit`: the list is padded with rows of score 0. Rows with a
+    negative class are padding by the network; their score becomes 0 too.
     """
     best = limit if count is None else min(count, limit)
     real = nodes.add(
@@ -150,9 +161,9 @@ def convert_list_to_rows(
     )
     scores = nodes.add("Mul", scores, real)
     if count is None:
-        boxes = nodes.add("Pad", boxes, nodes.whole(0, 0, 0, 0, best, 0))
-        scores, ids = (nodes.add("Pad", tensor, nodes.whole(0, 0, 0, best)) for tensor in (scores, ids))
-    values, place = nodes.top(scores, best)
+        boxes = nodes.add("Pad", boxes, nodes.int64s(0, 0, 0, 0, best, 0))
+        scores, ids = (nodes.add("Pad", tensor, nodes.int64s(0, 0, 0, best)) for tensor in (scores, ids))
+    values, place = nodes.top_k(scores, best)
     ids = nodes.add("Max", nodes.add("GatherElements", ids, place, axis=1), _add_zero(nodes))
     columns = [nodes.reshape(column, 0, best, 1) for column in (values, ids)]
     return nodes.add("Concat", nodes.gather_rows(boxes, place, best, 4), *columns, axis=2)
@@ -166,8 +177,7 @@ def _add_zero(nodes: NodeBuilder) -> str:
     return nodes.floats(0.0)
 
 
-# Raw maps of detectors with anchors: for each cell and anchor box, objectness and classes, undecoded.
-
+# --- raw maps with anchors: undecoded box, objectness and classes per cell and anchor -----------------------
 
 AnchorMapOrder = Literal["channels-first", "channels-last", "anchors-first"]
 """[N, anchors * width, h, w]; [N, h, w, anchors (*) width]; [N, anchors, h, w, width]."""
@@ -175,9 +185,9 @@ AnchorMapOrder = Literal["channels-first", "channels-last", "anchors-first"]
 
 @dataclass(frozen=True, slots=True)
 class AnchorMap:
-    """One output. `anchors` are (width, height) in input pixels; `reach` is how far centres leave their cell.
+    """One output. `anchors` are (width, height) in input pixels. `scale_x_y` is darknet's parameter.
 
-    With a reach of 1 a centre stays in its cell; 2 lets it go half a cell to each side (darknet's scale_x_y).
+    With `scale_x_y` 1 a centre stays in its cell; with 2 it can be half a cell outside on each side.
     """
 
     output: str
@@ -190,11 +200,11 @@ class AnchorMap:
 
     @property
     def count(self) -> int:
-        """All anchors of all cells."""
+        """The number of anchors of all cells."""
         return self.columns * self.rows * len(self.anchors)
 
     def table(self, order: AnchorMapOrder) -> NDArray[np.float32]:
-        """For each anchor, in its order: column, row, strides in x and y, width, height, reach."""
+        """For each anchor, in its order: column, row, strides in x and y, width, height, scale_x_y."""
         row, column, anchor = np.mgrid[: self.rows, : self.columns, : len(self.anchors)]
         if order == "anchors-first":
             row, column, anchor = (axis.transpose(2, 0, 1) for axis in (row, column, anchor))
@@ -208,7 +218,7 @@ class AnchorMap:
 
 
 @dataclass(frozen=True, slots=True)
-class AnchorMapDecoder:
+class AnchorMapDecoder(Decoder):
     """Decodes raw maps. How numbers become boxes: `centre` linear or sigmoid, `size` exp or (2 sigmoid)².
 
     The objectness always goes through a sigmoid; the classes through a sigmoid each or a softmax over all.
@@ -220,10 +230,6 @@ class AnchorMapDecoder:
     centre: Literal["sigmoid", "linear"] = "sigmoid"
     size: Literal["exp", "square"] = "exp"
     scores: Literal["sigmoid", "softmax"] = "sigmoid"
-
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The best rows, each anchor as its best class; boxes are decoded only for the chosen anchors."""
@@ -271,7 +277,7 @@ class AnchorMapDecoder:
         return to_corners(nodes, centres, nodes.add("Mul", sizes, facts(4, 6)))
 
 
-# Detectors that give one table, a row (or a column) for each anchor: box, perhaps objectness, classes.
+# --- dense tables: box, possibly objectness, and classes per anchor -----------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,12 +290,11 @@ class CellGrid:
 
 
 @dataclass(frozen=True, slots=True)
-class DenseDecoder:
+class DenseDecoder(Decoder):
     """Decodes [N, anchors, 4 (+ 1) + classes], or [N, 4 (+ 1) + classes, anchors] if `columns`.
 
     A box is a centre and a size in input pixels, or relative to `cells`; with `corners` it is two corners.
-    `objectness`: the fifth number is a factor to the classes' scores. All scores went through a sigmoid
-    already.
+    `objectness`: the fifth number multiplies the scores of the classes. All scores are behind a sigmoid.
     """
 
     output: str
@@ -299,10 +304,6 @@ class DenseDecoder:
     columns: bool = False
     cells: CellGrid | None = None
     corners: bool = False
-
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The best rows, each anchor as its best class; boxes are decoded only for the chosen anchors."""
@@ -376,7 +377,7 @@ def interpret_dense_table(
 ) -> ModelInterpretation:
     """The reading of a dense table, prepared as its family is unless the model says otherwise."""
     preprocess, preprocess_evidence = choose_preprocess(signature, table.picture, family)
-    stated = ("its metadata states the head",) if signature.metadata.get("visionedge.head") == name else ()
+    stated = ("the head is stated",) if signature.metadata.get("visionedge.head") == name else ()
     return ModelInterpretation(
         head=name,
         input=table.picture,

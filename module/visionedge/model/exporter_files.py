@@ -1,4 +1,11 @@
-"""`cvexport.manifest`: what Azure Custom Vision puts beside a model that it exports."""
+"""Files that exporters write beside a model: how pictures are prepared, and the names of classes.
+
+    cvexport.manifest   Azure Custom Vision
+    labels.json         Azure AutoML
+    infer_cfg.yml       PaddleDetection
+
+`read_…` returns a file as metadata of the model; `parse_…` interprets it for a head.
+"""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +15,7 @@ from typing import Any
 from visionedge.config.documents import read_document
 from visionedge.errors import ConfigError, ModelError
 from visionedge.model.analysis.signature import ModelSignature
-from visionedge.model.interpretation import NetworkInput, Preprocess, read_metadata_object
+from visionedge.model.interpretation import MEAN_EXAMPLE, NetworkInput, Preprocess, read_metadata_object
 from visionedge.runtime.files import read_regular_file
 
 CUSTOM_VISION_KEY = "cvexport.manifest"
@@ -17,7 +24,7 @@ _MAX_BYTES = 1 << 20
 
 
 def read_custom_vision_manifest(path: Path) -> Mapping[str, str]:
-    """The manifest beside the model at `path` as metadata; nothing where there is none, or that of another.
+    """The manifest beside the model at `path` as metadata; empty if there is none, or it is another model's.
 
     Raises:
         ModelError: it cannot be read, or is none.
@@ -42,7 +49,7 @@ def read_custom_vision_manifest(path: Path) -> Mapping[str, str]:
 
 
 def read_labels_json(path: Path) -> Mapping[str, str]:
-    """The list of labels that Azure AutoML puts beside a model, as metadata; nothing where there is none.
+    """The labels that Azure AutoML writes beside a model, as metadata; empty if there are none.
 
     Raises:
         ModelError: it cannot be read.
@@ -64,7 +71,7 @@ def read_labels_json(path: Path) -> Mapping[str, str]:
 
 
 def parse_custom_vision_manifest(signature: ModelSignature) -> Mapping[str, Any] | None:
-    """The manifest of a model, None where there is none for it.
+    """The manifest of a model; None if there is none.
 
     Raises:
         ModelError: the model carries one itself that is none.
@@ -83,8 +90,8 @@ def parse_custom_vision_manifest(signature: ModelSignature) -> Mapping[str, Any]
 #     - {type: NormalizeImage, is_scale: true, norm_type: mean_std, mean: [0.485, …], std: [0.229, …]}
 #     - {type: Permute}
 #
-# Nothing in such a model tells how its pixels were scaled: families that share every shape differ in that,
-# and even the weights of the first convolution do not remember it reliably.
+# Such a model does not show how its pixels were scaled: families with the same shapes differ in it, and the
+# weights of the first convolution do not show it reliably.
 
 
 PADDLE_KEY = "infer_cfg.yml"
@@ -93,9 +100,9 @@ _KNOWN_STEPS = ("Resize", "NormalizeImage", "Permute")
 
 
 def read_paddle_config(path: Path) -> Mapping[str, str]:
-    """The file beside the model at `path` as metadata; nothing where there is none.
+    """The file beside the model at `path` as metadata; nothing if there is none.
 
-    It may be that of another model in the same folder, so what is wrong with it is told when it is asked.
+    It can belong to another model in the same folder, so an error in it is raised only if a head needs it.
     """
     beside = path.with_name(PADDLE_KEY)
     if not beside.is_file():
@@ -107,10 +114,10 @@ def read_paddle_config(path: Path) -> Mapping[str, str]:
 
 
 def parse_paddle_preprocess(signature: ModelSignature, picture: NetworkInput) -> Preprocess | None:
-    """The preparation by the file that lies beside a model; None where there is none.
+    """The preprocessing by `infer_cfg.yml` beside a model; None if there is no such file.
 
     Raises:
-        ModelError: it is damaged, of another size than the model, or asks for what is not done here.
+        ModelError: it is damaged, for another input size, or has an unsupported step.
     """
     if PADDLE_KEY not in signature.metadata:
         return None
@@ -133,13 +140,23 @@ def parse_paddle_preprocess(signature: ModelSignature, picture: NetworkInput) ->
     return _read_normalization(normalize)
 
 
+def paddle_preprocess_unknown() -> ModelError:
+    """The error for a Paddle model whose preprocessing neither the graph nor a file shows."""
+    return ModelError(
+        "is a Paddle model, but nothing in it shows whether ImageNet's mean is subtracted from its pixels"
+        f" (as for PP-YOLOE and PicoDet) or not (PP-YOLOE+); put the {PADDLE_KEY} of its export beside it, or"
+        " state input.scale, input.mean and input.std in MODEL.yaml",
+        state=MEAN_EXAMPLE,
+    )
+
+
 def _read_steps(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     steps = document.get("Preprocess")
     if not isinstance(steps, list) or not all(
         isinstance(s, dict) and isinstance(s.get("type"), str) for s in steps
     ):
         raise ModelError(
-            f"{PADDLE_KEY} beside it is none as PaddleDetection writes it: it has no list of Preprocess"
+            f"{PADDLE_KEY} beside it is not as PaddleDetection writes it: it has no list Preprocess"
         )
     return steps
 
@@ -172,6 +189,6 @@ def _read_three_numbers(step: Mapping[str, Any], key: str) -> tuple[float, float
 
 def _unsupported(what: str) -> ModelError:
     return ModelError(
-        f"{PADDLE_KEY} beside it wants {what}, which is not done here;"
-        " state input in MODEL.yaml if another way fits"
+        f"{PADDLE_KEY} beside it asks for {what}, which is not supported;"
+        " state input in MODEL.yaml if another preprocessing fits"
     )

@@ -1,10 +1,11 @@
-"""What a head is written against: how it reads a signature, and what the compiler asks of the reading.
+"""The interface of a head: it reads a signature and returns a `ModelInterpretation` for the compiler.
 
-A new head is one file in `heads/` with a tuple `HEADS`; nothing else needs to know of it.
+A new head is one file in `heads/` with a tuple `HEADS`; nothing else has to be changed.
 """
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
@@ -18,13 +19,13 @@ Color = Literal["bgr", "rgb"]
 MEAN_EXAMPLE = (
     "input: {scale: 0.00392156863, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}   # your model's",
 )
-"""For `MODEL.yaml`, where only the range of pixels is not known."""
+"""Lines for `MODEL.yaml` if only the range of pixel values is unknown."""
 Layout = Literal["NCHW", "NHWC"]
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkInput:
-    """The tensor that takes the picture. `batch` is None where the model takes any number of them."""
+    """The input that takes the picture. `batch` is None if it takes any number of pictures."""
 
     name: str
     dtype: str
@@ -38,7 +39,8 @@ class NetworkInput:
 class Preprocess:
     """How a picture becomes the network's input: (pixel * scale - mean) / std, in the order of `color`.
 
-    `fit`, `anchor`, `pad`, `resample` and `rounding` say how it was resized before (see `frames.InputSpec`).
+    `fit`, `anchor`, `pad`, `resample` and `rounding` describe the resizing before it (see
+    `frames.InputSpec`).
     """
 
     color: Color = "bgr"
@@ -52,25 +54,35 @@ class Preprocess:
     rounding: Rounding = "nearest"
 
 
-class Decoder(Protocol):
-    """The nodes behind (and for more inputs, in front of) a network. Must be a frozen, picklable record."""
+class Decoder(ABC):
+    """Writes the nodes behind a network, and those in front of its further inputs.
 
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:
-        """Tensors for the inputs beside the picture, by name; `pictures` is uint8 [N, H, W, 3]."""
+    Subclasses are frozen dataclasses: their `repr` is a part of the cache key of a compiled graph.
+    """
 
+    __slots__ = ()
+
+    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - see subclasses
+        """By name, the tensors for the inputs beside the picture, if there are any.
+
+        `pictures` is the tensor of the pictures, uint8 [N, H, W, 3].
+        """
+        return {}
+
+    @abstractmethod
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """Decode the outputs to the best rows: float32 [N, K, 6], K fixed and at most `limit`.
 
-        A row is left, top, right, bottom (input pixels), score (0-1), class; sorted by falling score.
+        A row is left, top, right, bottom (input pixels), score (0-1), class. Scores fall from row to row.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInterpretation:
-    """One way to understand a model. `needs_nms` says whether its boxes still need non-maximum suppression.
+    """How a model is used. `needs_nms`: its boxes need non-maximum suppression.
 
-    `class_count` is 0 where nothing in the model tells it. `background`: class 0 means nothing, and labels
-    may leave it out.
+    `class_count` is 0 if the model does not show it. `background`: class 0 is the background, and the
+    labels may leave it out. `evidence` lists why this head was chosen, one clause each.
     """
 
     head: str
@@ -84,7 +96,7 @@ class ModelInterpretation:
 
     @property
     def input_spec(self) -> InputSpec:
-        """What capture has to make of a picture."""
+        """How cameras have to resize a picture for this model."""
         preprocess = self.preprocess
         size = self.input.width_px, self.input.height_px
         return InputSpec(
@@ -93,14 +105,14 @@ class ModelInterpretation:
 
 
 class DetectionHead(Protocol):
-    """A family of detectors."""
+    """A detector family."""
 
     @property
     def name(self) -> str:
-        """The word for it in messages and in the metadata key ``visionedge.head``."""
+        """Its name in messages and in the metadata key ``visionedge.head``."""
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """How this family reads the model; None if it is not of it.
+        """The interpretation of a model of this family; None for any other model.
 
         Raises:
             ModelError: the model's own metadata contradicts itself.
@@ -112,10 +124,10 @@ MAX_SIDE_PX = 8192
 
 
 def find_picture_input(signature: ModelSignature) -> NetworkInput | None:
-    """The one input that takes a picture of three channels and a fixed size; None if there is none such.
+    """The only input that takes a colour picture of a fixed size; None if there is not exactly one.
 
     Raises:
-        ModelError: it takes more pictures at once, or larger ones, than memory is given for.
+        ModelError: its batch is above `MAX_BATCH`, or its sides are above `MAX_SIDE_PX`.
     """
     found = [i for i in (_as_picture(tensor) for tensor in signature.inputs) if i is not None]
     if len(found) != 1:
@@ -123,14 +135,14 @@ def find_picture_input(signature: ModelSignature) -> NetworkInput | None:
     (picture,) = found
     if (picture.batch or 1) > MAX_BATCH:
         raise ModelError(
-            f"takes {picture.batch:,} pictures at once, and {MAX_BATCH} are the most; export it with a batch"
+            f"takes {picture.batch:,} pictures at once; the limit is {MAX_BATCH}; export it with a batch"
             " of 1, or an open one",
             state=(),
         )
     if max(picture.width_px, picture.height_px) > MAX_SIDE_PX:
         raise ModelError(
-            f"takes pictures of {picture.width_px} x {picture.height_px}, and {MAX_SIDE_PX} a side are the"
-            " most; export it for a smaller size",
+            f"takes pictures of {picture.width_px} x {picture.height_px}; the limit is {MAX_SIDE_PX} a side;"
+            " export it for a smaller size",
             state=(),
         )
     return picture
@@ -148,7 +160,7 @@ def _as_picture(tensor: TensorInfo) -> NetworkInput | None:
 
 
 def read_stated_preprocess(signature: ModelSignature, default: Preprocess) -> Preprocess:
-    """What the metadata key ``visionedge.input`` says, over `default` for the keys it leaves out.
+    """The preprocessing by the metadata key ``visionedge.input``; missing keys are those of `default`.
 
     Raises:
         ModelError: it is no JSON object of the known keys with values of the right kind.
@@ -176,7 +188,7 @@ def read_stated_preprocess(signature: ModelSignature, default: Preprocess) -> Pr
 
 
 def read_metadata_object(signature: ModelSignature, key: str) -> dict[str, Any]:
-    """A metadata value that is a JSON object; empty where the key is absent.
+    """A metadata value that is a JSON object; empty if the key is absent.
 
     Raises:
         ModelError: it is something else.

@@ -1,4 +1,4 @@
-"""The words for a model's classes: from its metadata, a file beside it, or COCO by their number."""
+"""The labels of a model's classes: from its metadata, a file beside it, or COCO by the number of classes."""
 
 import ast
 import json
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from visionedge.errors import ModelError
 
-# fmt: off - eighty lines of one word each would hide the rest
 COCO_80 = (
     "person",
     "bicycle",
@@ -90,7 +89,6 @@ COCO_80 = (
     "hair drier",
     "toothbrush",
 )
-# fmt: on
 
 # The category numbers (1 to 90) that COCO's detection task has no pictures of.
 _UNUSED_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
@@ -129,11 +127,11 @@ def read_class_names(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
         raise ModelError(
             "its metadata key 'names' is no list of labels and no mapping from 0, 1, 2 … to labels"
         )
-    return tuple(map(_printable, value))
+    return tuple(map(make_printable, value))
 
 
-def _printable(label: str) -> str:
-    """A label as a word: what would drive a terminal, or turn the direction of a line, is left out of it."""
+def make_printable(label: str) -> str:
+    """A label without control characters, which could drive a terminal or change the direction of a line."""
     if label.isprintable():
         return label
     shown = (c if c.isprintable() or c in _JOINERS else " " if c.isspace() else "?" for c in label)
@@ -146,7 +144,7 @@ def _parse_literal(text: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        pass  # written by Python, then
+        pass  # else it was written by Python
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -161,10 +159,10 @@ def choose_labels(
     *,
     background: bool = False,
 ) -> tuple[tuple[str, ...], str]:
-    """The labels of `count` classes and where they came from; count 0 where nothing tells how many there are.
+    """The labels of `count` classes and their origin; count 0 if the number is unknown.
 
-    `carrier` is what the metadata was read from, for people. `background`: class 0 means nothing, and labels
-    may leave it out.
+    `label_source` names where the metadata was read from. `background`: class 0 is the background,
+    and the labels may leave it out.
 
     Raises:
         ModelError: labels are given, but not for that number of classes.
@@ -207,11 +205,11 @@ def _read_lines(path: Path) -> tuple[str, ...]:
         raise ModelError(
             f"{path}: is larger than {_MAX_BYTES >> 20} MiB; a list of labels has one label a line"
         )
-    return tuple(_printable(line.strip()) for line in text.rstrip().splitlines())
+    return tuple(make_printable(line.strip()) for line in text.rstrip().splitlines())
 
 
 def _make_tensorflow_labels(count: int) -> tuple[str, ...]:
-    """COCO's category numbers as ids: from 0 where there are 90, behind a background where there are 91."""
+    """COCO's category numbers as ids: from 0 if there are 90, behind a background where there are 91."""
     names = iter(COCO_80)
     by_number = [f"class-{n}" if n in _UNUSED_IDS else next(names) for n in range(1, 91)]
     return tuple(by_number) if count == 90 else ("background", *by_number)

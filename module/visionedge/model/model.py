@@ -1,4 +1,7 @@
-"""A model understood: its labels, its input, its head, and the evidence for it."""
+"""A loaded model: its labels, its input, its head, and the evidence for them.
+
+`load_model` reads the file and what lies beside it, and recognises the family. Nothing is executed.
+"""
 
 import logging
 from dataclasses import dataclass, replace
@@ -39,7 +42,7 @@ class Model:
 
     @property
     def input(self) -> InputSpec:
-        """The picture it wants."""
+        """How pictures must be resized for it."""
         return self.interpretation.input_spec
 
     @property
@@ -49,7 +52,7 @@ class Model:
 
     @property
     def evidence(self) -> tuple[str, ...]:
-        """What decided on the head, one clause each."""
+        """Why the head was chosen, one clause each."""
         return self.interpretation.evidence
 
 
@@ -89,13 +92,13 @@ def load_model(path: Path) -> Model:
             words = "%s: %s describes a training data set with %d class names; the file is ignored"
             log.warning(words, path, data_yaml.file, len(data_yaml.names))
     if origin == "nothing":
-        log.warning("%s: no labels; put %s.labels.txt beside it, one a line", path, path.stem)
+        log.warning("%s: no labels; put them into %s.labels.txt beside it, one per line", path, path.stem)
     interpretation = replace(interpretation, evidence=sidecar.evidence + interpretation.evidence)
     return Model(path.stem, path, file.sha256, labels, interpretation)
 
 
 def find_bundled_model() -> Path:
-    """The model that comes along.
+    """The path of the bundled model.
 
     Raises:
         UnavailableError: it is missing from this installation.

@@ -1,4 +1,4 @@
-"""How alike two precisions of a model are: boxes that both see, how far scores moved, AP where known."""
+"""Comparison of two precisions of a model: matching boxes, shift of scores, and AP if there are labels."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,31 +11,31 @@ from visionedge.frames.types import Detections
 from visionedge.model.postprocess import compute_iou
 
 CONFIDENCE = 0.3
-"""Boxes from this score on count: it is what the module reports unless told otherwise."""
+"""Boxes from this score on are compared: the default of `inference.confidence`."""
 
 MIN_BOXES = 10
-"""With fewer, pictures say nothing of a variant."""
+"""With fewer boxes a comparison is not possible."""
 
 MATCH_IOU = 0.9
-"""From this overlap on two boxes are the same thing."""
+"""The least IoU of two boxes that match."""
 
 SMALL_BOX_MATCH_IOU = 0.75
-"""As much for people far away, as on the bundled clip: a pixel is a tenth of such a box."""
+"""The same for small boxes, such as those of the bundled clip, where one pixel is a tenth of a box."""
 
-# A box just above the line in one precision may be just below it in the other.
+# A box just above the limit in one precision can be just below it in the other.
 MATCH_CONFIDENCE = CONFIDENCE / 2
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """What a variant may cost: boxes without a partner (share), mean shift of scores, loss of AP."""
+    """Limits for a variant: share of unmatched boxes, mean shift of scores, loss of AP."""
 
     unmatched: float = 0.10
     score_shift: float = 0.05
     ap_loss: float = 0.010
 
     def for_other_pictures(self) -> "Tolerance":
-        """For pictures that a variant was not made for: twice the shift. A bad one moves by more still."""
+        """For pictures unlike the calibration images: twice the score shift; bad variants still exceed it."""
         return replace(self, score_shift=2 * self.score_shift)
 
 
@@ -52,11 +52,11 @@ class ApComparison:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """A variant beside fp32. `boxes` are those that either sees at `CONFIDENCE`.
+    """A variant compared with fp32. `boxes`: those that either detects at `CONFIDENCE`.
 
-    `matched` is the share of them that the other sees too: same class, an IoU of `iou` or more, at half that
-    score or above, and each is seen once. `shift` and `max_score_shift` are how far the scores of matched
-    boxes lie apart.
+    `matched`: the share of them that the other detects too, with the same class, an IoU of at least `iou`,
+    and at least half of `CONFIDENCE`; each box matches once. `score_shift` and `max_score_shift`: the mean
+    and largest difference of matched scores.
     """
 
     pictures: int
@@ -68,11 +68,11 @@ class Parity:
     iou: float = MATCH_IOU
 
     def refusal(self, tolerance: Tolerance) -> str | None:
-        """Why this is not good enough, in one clause; None where it is."""
+        """Why the variant is not within the tolerance, in one clause; None if it is."""
         if self.boxes < MIN_BOXES:
             return (
-                f"only {self.boxes} boxes were seen on {self.pictures} pictures, too few to judge by"
-                f" ({MIN_BOXES} at least)"
+                f"only {self.boxes} boxes were detected on {self.pictures} pictures;"
+                f" at least {MIN_BOXES} are needed"
             )
         if 1 - self.matched > tolerance.unmatched:
             return f"only {self.matched:.1%} of the boxes agree, {1 - tolerance.unmatched:.1%} are wanted"
@@ -86,7 +86,7 @@ class Parity:
         return None
 
     def document(self) -> dict[str, Any]:
-        """As the report on disk has it."""
+        """The JSON of a report on disk."""
         ap = self.ap
         return {
             "pictures": self.pictures,
@@ -207,7 +207,7 @@ def _match_rank(iou: float, one: list[float], other: list[float]) -> tuple[float
 
 
 def _compute_match_iou(some: Detections, others: Detections) -> NDArray[np.float64]:
-    """IoU of each with each, (n, m), 0 where they cannot be partners: other classes, or neither side is sure.
+    """IoU of each with each, (n, m), 0 if they cannot be partners: other classes, or neither side is sure.
 
     One of the two has to count, and the other to be half as sure at least.
     """

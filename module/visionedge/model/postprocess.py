@@ -1,4 +1,4 @@
-"""From the engine's rows to detections: what is sure enough, once, in the picture's own proportions."""
+"""From the engine's rows to detections: score limit, non-maximum suppression, relative coordinates."""
 
 import difflib
 from collections.abc import Collection, Sequence
@@ -11,19 +11,17 @@ from visionedge.errors import ConfigError
 from visionedge.frames.types import Detections, Placement
 from visionedge.model.model import Model
 
-# Greedy non-maximum suppression, class by class.
-
-
 Floats = NDArray[np.floating]
 
 
 def suppress_non_maxima(
     boxes: Floats, scores: Floats, class_ids: NDArray[np.integer], iou: float
 ) -> NDArray[np.intp]:
-    """The indices of the boxes that stay, by falling score.
+    """Greedy non-maximum suppression per class: the indices of the kept boxes, in falling order of score.
 
-    A box goes where one of its class with a higher score (of equal ones the earlier) overlaps it by more
-    than `iou`. `boxes` is (n, 4): left, top, right, bottom in any unit; `scores` and `class_ids` are (n,).
+    A box is removed if a kept box of its class with a higher score (of equal ones the earlier) overlaps it
+    by more than `iou`. `boxes` is (n, 4): left, top, right, bottom in any unit; `scores` and `class_ids`
+    are (n,).
     """
     order = np.argsort(-scores, kind="stable")
     sorted_boxes, sorted_ids = boxes[order].astype(np.float64), class_ids[order]
@@ -32,7 +30,10 @@ def suppress_non_maxima(
 
 
 def _select_kept(rivals: NDArray[np.bool_]) -> list[int]:
-    """The rows that no kept row before them is a rival of; each is one long number here, a bit for a box."""
+    """The rows without a kept rival before them.
+
+    Each row is one integer with a bit per box, which is fast.
+    """
     rows = np.packbits(rivals, axis=1, bitorder="little")
     gone, kept = 0, []
     for index, row in enumerate(rows):
@@ -43,7 +44,7 @@ def _select_kept(rivals: NDArray[np.bool_]) -> list[int]:
 
 
 def compute_iou(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union of each box with each, (n, n); 0 where the union has no area."""
+    """Intersection over union of each box with each, (n, n); 0 if the union has no area."""
     left, top, right, bottom = np.ascontiguousarray(boxes.T)
     width = np.minimum(right[:, None], right) - np.maximum(left[:, None], left)
     height = np.minimum(bottom[:, None], bottom) - np.maximum(top[:, None], top)
@@ -55,18 +56,18 @@ def compute_iou(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 MAX_DETECTIONS = 100
-"""The most that one picture reports: COCO's own limit, and a bound for messages and pages."""
+"""The most detections per picture: COCO's own limit, and a bound for the size of messages."""
 
 Rows = NDArray[np.float32]
-"""What the engine gives for a picture, (K, 6): left, top, right, bottom (input pixels), score, class."""
+"""The engine's result for a picture, (K, 6): left, top, right, bottom (input pixels), score, class."""
 
 _MAX_LISTED_CLASSES = 8
-"""So many classes of a model stand in an error."""
+"""How many classes of a model an error lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which rows become detections. `iou` None = no suppression is needed; `class_ids` None = all classes."""
+    """Which rows become detections. `iou` None: without suppression; `class_ids` None: all classes."""
 
     confidence: float
     iou: float | None
@@ -77,13 +78,13 @@ class Selection:
         """The selection for a model, `classes` by their labels.
 
         Raises:
-            ConfigError: the model has no such label; all of them are told at once.
+            ConfigError: the model has no such label; the error lists all of them.
         """
         wanted = None if classes is None else frozenset(_find_class_ids(model, classes))
         return Selection(confidence, iou if model.interpretation.needs_nms else None, wanted)
 
     def apply(self, rows: Rows, placement: Placement) -> Detections:
-        """The detections among the rows of one picture that lay at `placement`."""
+        """The detections in the rows of one picture, whose source is at `placement` in the input."""
         return to_detections(rows, placement, self.confidence, self.iou, self.class_ids)
 
 
@@ -100,7 +101,7 @@ def _find_class_ids(model: Model, classes: Sequence[str]) -> list[int]:
 
 
 def _suggest_class(label: str, model: Model) -> str:
-    """The class that was probably meant, else some of those that there are."""
+    """The class that was probably meant, else some of the model's classes."""
     by_case = {name.lower(): name for name in reversed(model.labels)}
     close = difflib.get_close_matches(label[:100].lower(), by_case, n=1)
     if close:
@@ -112,11 +113,11 @@ def _suggest_class(label: str, model: Model) -> str:
 def to_detections(
     rows: Rows, placement: Placement, confidence: float, iou: float | None, class_ids: Collection[int] | None
 ) -> Detections:
-    """The rows that count, relative to the source picture, clipped to it, by falling score.
+    """The detections in rows, in falling order of score; boxes are relative to the source picture.
 
-    Rows below `confidence`, of other classes than `class_ids` or not finite are left out; boxes of one
-    class that overlap by more than `iou` are one (None: none is suppressed); empty boxes go; at most
-    `MAX_DETECTIONS` stay.
+    Boxes are clipped to it. Left out are rows below `confidence`, of classes outside `class_ids`, and with
+    NaN or infinity; boxes that another one of their class suppresses (`iou` None: none); and empty boxes.
+    At most `MAX_DETECTIONS` remain.
     """
     keep = (rows[:, 4] >= confidence) & np.isfinite(rows).all(axis=1)
     if class_ids is not None:

@@ -39,11 +39,11 @@ def choose_preprocess(
     *,
     prepares_bytes_itself: bool = False,
 ) -> tuple[Preprocess, tuple[str, ...]]:
-    """The preparation of a model of a family, and the evidence for it.
+    """The preprocessing of a model, and the evidence for it.
 
-    What is stated (``visionedge.input``, `MODEL.yaml`) wins; then what the first nodes of the network do;
-    then the family's own way. `prepares_bytes_itself`: it is of a family that prepares bytes itself, however
-    it does.
+    Statements (``visionedge.input``, `MODEL.yaml`) come first, then what the first nodes of the network
+    show, then `family`. `prepares_bytes_itself`: models of this family with a uint8 input prepare their
+    picture themselves.
 
     Raises:
         ModelError: the first nodes contradict the family and nothing is stated.
@@ -60,11 +60,11 @@ def choose_preprocess(
         _check_bounds(input_ops, preprocess)
     if input_ops.swaps_red_blue and "color" not in stated:
         preprocess = replace(preprocess, color="bgr" if preprocess.color == "rgb" else "rgb")
-        evidence.append("it swaps red and blue by itself")
+        evidence.append("its first nodes swap red and blue")
     if "color" not in stated and (order := _find_color_order(input_ops)) not in (None, preprocess.color):
         raise ModelError(
-            f"its first nodes subtract ImageNet's mean in the order of {str(order).upper()}, but as its"
-            f" family has it, it would take {preprocess.color.upper()}; state input.color in "
+            f"its first nodes subtract ImageNet's mean in the order {str(order).upper()}, but models"
+            f" of its family take {preprocess.color.upper()}; state input.color in "
             "MODEL.yaml beside it",
             state=(f"input: {{color: {order}}}   # or {preprocess.color}",),
         )
@@ -85,18 +85,17 @@ def choose_preprocess(
 def _describe_unknown(input_ops: InputOps) -> str:
     behind = f" behind {', '.join(input_ops.seen)}" if input_ops.seen else ""
     return (
-        f"its first nodes ({input_ops.unknown}{behind}) change the picture in a way that is not known "
-        "here, so"
-        " how to prepare it is not known; state input.color and input.scale (and input.mean, input.std) in"
-        " MODEL.yaml beside it, or export the model without these nodes"
+        f"its first nodes ({input_ops.unknown}{behind}) change the picture in a way that is not"
+        " supported, so its preprocessing is unknown; state input.color and input.scale (and input.mean,"
+        " input.std) in MODEL.yaml beside it, or export the model without these nodes"
     )
 
 
 def _check_bounds(input_ops: InputOps, preprocess: Preprocess) -> None:
-    """Nothing may be cut off by a Clip, or lost by a Cast to whole numbers, of a picture prepared that way.
+    """Check that no Clip and no rounding in the graph would damage a picture that is prepared this way.
 
     Raises:
-        ModelError: it would be, so the way is not the right one.
+        ModelError: one would, so this preprocessing is wrong.
     """
     ends = [
         (pixel * preprocess.scale - m) / s
@@ -107,8 +106,8 @@ def _check_bounds(input_ops: InputOps, preprocess: Preprocess) -> None:
     for bound in input_ops.bounds:
         if not _fits(bound, low, high):
             what = (
-                "rounds its picture to whole numbers"
-                if bound.whole
+                "rounds its picture to integers"
+                if bound.integer_scale
                 else f"clips its picture at {bound.low:.4g} and {bound.high:.4g}"
             )
             raise ModelError(
@@ -120,15 +119,15 @@ def _check_bounds(input_ops: InputOps, preprocess: Preprocess) -> None:
 
 def _fits(bound: ValueBound, low: float, high: float) -> bool:
     span = high - low
-    if bound.whole:
-        return bound.whole * span >= _MIN_LEVELS
-    # A border far beyond all values was made for others: 255 for pixels of 0-1.
+    if bound.integer_scale:
+        return bound.integer_scale * span >= _MIN_LEVELS
+    # A limit far above all values belongs to another range: 255 does not fit pixels of 0-1.
     far = np.isfinite(bound.high) and bound.high - low > _MAX_CLIP_RATIO * span
     return bool(bound.low <= low + 0.01 * span and bound.high >= high - 0.01 * span and not far)
 
 
 def _find_color_order(input_ops: InputOps) -> Color | None:
-    """The order of the input's channels, where ImageNet's mean is taken off them; None where it is not."""
+    """The colour order of the input, if the graph subtracts ImageNet's mean; else None."""
     factor, offset = np.array(input_ops.factor), np.array(input_ops.offset)
     if not input_ops.offset[0] or not factor.all():
         return None
@@ -142,7 +141,7 @@ def _find_color_order(input_ops: InputOps) -> Color | None:
 
 
 def _parse_anchor(said: str) -> Anchor:
-    """Where a picture lies by the key that exporters of LibreYOLO write."""
+    """The position of a letterboxed picture by the key that LibreYOLO's exporters write."""
     anchors: dict[str, Anchor] = {"topleft": "top-left", "center": "center"}
     if said not in anchors:
         raise ModelError(f"its metadata 'letterbox_pad' says {said[:40]!r}, which is no place known; {_HINT}")
@@ -175,12 +174,12 @@ def _adapt_to_input_ops(
 
 
 def _without_mean(family: Preprocess, top: int) -> Preprocess:
-    """Pixels of 0 to `top` and no more."""
+    """Scaling of pixels to 0 … `top`, without mean and deviation."""
     return replace(family, scale=top / 255, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def _find_pixel_range(input_ops: InputOps) -> int | None:
-    """The range of pixels, 255 or 1, that the opening brings to what networks compute with."""
+    """The range of pixels, 255 or 1, that the first nodes scale to the usual range of networks."""
     factor, offset = np.array(input_ops.factor), np.array(input_ops.offset)
     if (np.abs(factor - 1) < 0.1).all() and (offset < -20).all():
         return 255  # a mean is subtracted from pixels, and no more
@@ -195,7 +194,7 @@ def _format_values(values: tuple[float, float, float]) -> str:
     return "/".join(f"{value:.4g}" for value in values)
 
 
-# What Ultralytics and the YOLOs around it have in common: how a picture is prepared, what metadata says.
+# --- Ultralytics and related YOLOs --------------------------------------------------------------------------
 
 
 YOLO_INPUT = Preprocess("rgb", 1 / 255, fit="letterbox", anchor="center", pad=114)
@@ -203,9 +202,9 @@ YOLO_INPUT = Preprocess("rgb", 1 / 255, fit="letterbox", anchor="center", pad=11
 
 
 def is_detector(signature: ModelSignature, classes: int | None = None) -> bool:
-    """Whether its metadata lets it be a detector of so many classes.
+    """Whether its metadata allow a detector with so many classes.
 
-    A model for poses or masks has columns that would pass for classes; its task or its names tell.
+    A model for poses or masks has columns that look like classes; its task or its class names show it.
     """
     if signature.metadata.get("task", "detect") != "detect":
         return False
@@ -216,17 +215,17 @@ def is_detector(signature: ModelSignature, classes: int | None = None) -> bool:
 
 
 def describe_exporter(signature: ModelSignature) -> tuple[str, ...]:
-    """What its metadata says of where it comes from, as evidence."""
+    """The exporter by its metadata, as evidence; empty if there is none."""
     author, text = (signature.metadata.get(key, "") for key in ("author", "description"))
     if not author and not text:
         return ()
     return (f"its metadata: {' '.join(f'{text} {author}'.split())[:80]}",)
 
 
-# A network whose graph resizes its picture first: boxes in pixels of what it resized to, scaled back.
+# --- graphs that resize their picture: boxes are in pixels of the resized one, and are scaled back ----------
 
 
-# Their boxes are parts of the picture, or pixels of their input, whatever happens to it inside.
+# Their boxes are relative, or pixels of the input, also if the graph resizes its picture.
 _HEADS_WITH_OWN_RESIZE = frozenset(
     {"compiled", "detectron2", "efficientdet", "mmdeploy", "tfod", "torchvision"}
 )
@@ -234,23 +233,23 @@ _RATIO_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class ResizedDecoder:
-    """Another decoder, whose boxes are multiplied by `factors` (x, y)."""
+class ResizedDecoder(Decoder):
+    """Multiplies the boxes of `decoder` by `factors` (x, y)."""
 
     decoder: Decoder
     factors: tuple[float, float]
 
     def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:
-        """As the other decoder has it."""
+        """The feeds of `decoder`."""
         return self.decoder.feeds(nodes, pictures)
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
-        """The rows of the other decoder, in pixels of the input."""
+        """The rows of `decoder`, in pixels of the input."""
         return nodes.add("Mul", self.decoder.rows(nodes, limit), nodes.floats(*self.factors * 2, 1.0, 1.0))
 
 
 def skip_resize(signature: ModelSignature, head: str) -> ModelSignature:
-    """The signature of the network behind the Resize; itself where there is none."""
+    """The signature of the network behind the Resize; unchanged if there is none."""
     size_px, picture = signature.input_ops.size_px, find_picture_input(signature)
     if size_px is None or picture is None or head in _HEADS_WITH_OWN_RESIZE:
         return signature
@@ -264,7 +263,7 @@ def skip_resize(signature: ModelSignature, head: str) -> ModelSignature:
 
 
 def scale_boxes_back(signature: ModelSignature, interpretation: ModelInterpretation) -> ModelInterpretation:
-    """A reading of the network behind the Resize as one of the whole; unchanged where there is none.
+    """Turn the interpretation of the network behind a Resize into one of the whole graph.
 
     Raises:
         ModelError: its last nodes multiply by such a ratio, so the boxes may have been scaled back already.

@@ -1,4 +1,4 @@
-"""Where the model of a configuration comes from: a file of this machine, or the way to it."""
+"""Finds the model of a configuration: a file on this machine, or a download."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from visionedge.model.model import Model, find_bundled_model, load_model
 from visionedge.runtime.threads import ThreadGroup, run_on_thread
 
 MAX_CHANGE_TRIES = 5
-"""So often a change of the model tries to fetch it before it is refused."""
+"""Attempts of a download before a change of the model is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +39,24 @@ class ModelSource:
             return model
         if model.sha256 != self.sha256.lower():
             raise ModelError(
-                f"{format_url(self.url)}: has weights in other files; a fetched model must be one file"
+                f"{format_url(self.url)}: has weights in other files; a downloaded model must be one file"
             )
         return replace(model, name=model_name_from_url(self.url))
 
     def message(self, error: Exception) -> str:
-        """What an error says, for people who know the address and not the file."""
+        """The text of an error with the address in place of the file, which people do not know."""
         text = str(error)
         if self.url is None:
             return text
-        hint = "; a fetched model must be one file" if "external data" in text else ""
+        hint = "; a downloaded model must be one file" if "external data" in text else ""
         return text.replace(str(self.path), format_url(self.url)) + hint
 
 
 class ModelProvider:
-    """The models of configurations. Loop only where not said; `on_failure` is called there, too."""
+    """Finds and downloads models.
+
+    For the event loop, except methods that block; `on_failure` is called there too.
+    """
 
     def __init__(
         self,
@@ -65,23 +68,23 @@ class ModelProvider:
     ) -> None:
         self._store = ModelStore(data)
         self._thread_group = thread_group
-        self._tempo = retry_policy
+        self._retry_policy = retry_policy
         self._on_failure = on_failure
         self._download: ModelDownload | None = None
 
     def __repr__(self) -> str:
-        return f"<Supply {self._download!r}>"
+        return f"<ModelProvider {self._download!r}>"
 
     @property
     def message(self) -> str | None:
-        """How far the model is that is being fetched; None where none is."""
+        """The state of the current download; None if there is none."""
         return None if self._download is None else self._download.message
 
     def local_source(self, model: ModelConfig) -> ModelSource | None:
-        """The model if it is on this machine. Blocks.
+        """The model if it is on this machine, else None. Blocks.
 
         Raises:
-            UnavailableError: it would be the bundled one, and that is missing.
+            UnavailableError: the bundled model is missing.
         """
         if model.url is None or model.sha256 is None:
             return ModelSource(Path(model.path) if model.path is not None else find_bundled_model())
@@ -89,10 +92,10 @@ class ModelProvider:
         return None if path is None else ModelSource(path, model.url, model.sha256)
 
     async def fetch(self, model: ModelConfig, *, tries: int | None = None) -> ModelSource | None:
-        """The model, fetched if need be; None if that was stopped.
+        """The model, downloaded if it is not on this machine; None if `stop` was called.
 
         Raises:
-            FetchError: it is given up after so many `tries`; without these, never.
+            FetchError: `tries` attempts failed; without `tries`, never.
             UnavailableError: as `local_source`.
         """
         local_source = await run_on_thread(self._thread_group, "finding", lambda: self.local_source(model))
@@ -101,14 +104,14 @@ class ModelProvider:
         loop = asyncio.get_running_loop()
 
         def trouble(message: str) -> None:
-            with contextlib.suppress(RuntimeError):  # nobody listens any more when the module has ended
+            with contextlib.suppress(RuntimeError):  # the loop is closed when the module has ended
                 loop.call_soon_threadsafe(self._on_failure, message)
 
         download = self._download = ModelDownload(
             DownloadRequest(model.url, model.sha256, model.max_megabytes * 1_000_000),
             self._store,
             tries=tries,
-            retry_policy=self._tempo,
+            retry_policy=self._retry_policy,
             on_failure=trouble,
         )
         try:
@@ -119,10 +122,10 @@ class ModelProvider:
         return None if path is None else ModelSource(path, model.url, model.sha256)
 
     def stop(self) -> None:
-        """Let what is being fetched be."""
+        """Stop the current download."""
         if self._download is not None:
             self._download.stop()
 
     def evict(self, in_use: Collection[str]) -> None:
-        """Throw away what was fetched long ago, but not these (by sha256). Blocks."""
+        """Delete the least recently used downloads, but none of `in_use` (by sha256). Blocks."""
         self._store.evict(in_use)

@@ -1,4 +1,4 @@
-"""`MODEL.yaml` beside `MODEL.onnx`: what its owner states outright where recognition cannot see it.
+"""`MODEL.yaml` beside `MODEL.onnx`: statements of its owner where recognition is not possible.
 
     head: yolox                    # one of the known heads
     input: {color: rgb, scale: 0.00392156863, mean: [0, 0, 0], std: [1, 1, 1],
@@ -24,27 +24,27 @@ from visionedge.errors import ConfigError, ModelError
 from visionedge.frames.types import Anchor, FitMode, Resample, Rounding
 from visionedge.model.heads import load_heads
 from visionedge.model.interpretation import MAX_SIDE_PX, Color
-
-# A `data.yaml` of Ultralytics, which often lies beside a model under the name of its `MODEL.yaml`.
-#
-# It describes the data that a model was trained with and not how the model is read, so only its class names
-# are taken, and only where neither the model nor a file of labels names its classes.
-
+from visionedge.model.labels import make_printable
 
 _DATA_YAML_KEYS = frozenset({"path", "train", "val", "test", "nc", "names", "channels", "download"})
 
 
 @dataclass(frozen=True, slots=True)
 class DataYaml:
-    """The name of the file, and the names of the classes; none where they cannot be read."""
+    """A `data.yaml` of Ultralytics, which often lies beside a model under the name of its `MODEL.yaml`.
+
+    It describes training data. Only its class names are used, and only if neither the model nor a file of
+    labels names the classes. `names` is empty if they cannot be read.
+    """
 
     file: str
     names: tuple[str, ...]
 
     def labels(self, labels: tuple[str, ...], origin: str) -> tuple[tuple[str, ...], str]:
-        """The labels of a model and where they came from, by the names of the data set where these fit.
+        """The labels of a model and their origin: the names of the data set if they fit, else the given ones.
 
-        `labels` and `origin` are what is known without it; no label where the number of classes is unknown.
+        `labels` and `origin` are those without this file; `labels` is empty if the number of classes is
+        unknown.
         """
         is_guess = origin == "nothing" or origin.endswith("by their number")
         fits = bool(self.names) and len(labels) in (0, len(self.names))
@@ -52,7 +52,7 @@ class DataYaml:
 
 
 def parse_data_yaml(file: str, document: Mapping[str, Any], sidecar_keys: Collection[str]) -> DataYaml | None:
-    """The data set that a document describes; None where it is a `MODEL.yaml`."""
+    """The data set in a document; None if the document is a `MODEL.yaml`."""
     keys = set(document)
     is_one = "train" in keys or "val" in keys or ("names" in keys and keys <= _DATA_YAML_KEYS)
     if not is_one or keys & set(sidecar_keys):
@@ -62,16 +62,13 @@ def parse_data_yaml(file: str, document: Mapping[str, Any], sidecar_keys: Collec
         by_id = {str(key): name for key, name in names.items()}
         names = [by_id.get(str(number)) for number in range(len(by_id))]
     readable = isinstance(names, list) and all(isinstance(name, str | int) for name in names)
-    return DataYaml(file, tuple(_printable(str(name)) for name in names) if readable and names else ())
-
-
-def _printable(name: str) -> str:
-    """A name as it may stand in a line of a log."""
-    return "".join(character if character.isprintable() else "?" for character in name).strip() or "?"
+    return DataYaml(
+        file, tuple(make_printable(str(name).strip()) for name in names) if readable and names else ()
+    )
 
 
 Check = Callable[[Any], str | None]
-"""What a value must be, in words; None where it is that."""
+"""Returns what a value must be, as text; None if it is right."""
 
 _SIDECAR_KEYS = {
     "visionedge.head": "head",
@@ -83,9 +80,9 @@ _SIDECAR_KEYS = {
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """What is stated, as metadata to be laid over the model's own; `name` is the file's.
+    """The statements as metadata that override the model's own; `name` is the file's.
 
-    `data_yaml` is what the file describes in place of that, where it is a data.yaml of Ultralytics.
+    `data_yaml` is set instead if the file is a data.yaml of Ultralytics.
     """
 
     name: str = ""
@@ -94,13 +91,13 @@ class Sidecar:
 
     @property
     def evidence(self) -> tuple[str, ...]:
-        """One clause naming what it states; none where there is no file."""
+        """One clause that names the stated keys; empty if there is no file."""
         words = [_SIDECAR_KEYS.get(key, key) for key in self.metadata]
         return (f"{self.name} states {', '.join(words)}",) if words else ()
 
 
 def read_sidecar(path: Path) -> Sidecar:
-    """What the file beside the model at `path` states; nothing where there is none.
+    """The statements in the file beside the model at `path`; empty if there is none.
 
     Raises:
         ModelError: it cannot be read, or holds something else; every problem with the path of its key.

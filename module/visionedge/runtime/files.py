@@ -11,8 +11,10 @@ import itertools
 import json
 import math
 import os
+import re
 import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,44 @@ def _depth(document: Any) -> int:
             for inner in (value.values() if isinstance(value, dict) else value)
         ]
     return depth
+
+
+# Folders of a cache: bounded, the least recently used files are deleted first.
+
+
+def evict_least_recently_used(
+    folder: Path,
+    names: re.Pattern[str],
+    *,
+    max_files: int,
+    max_bytes: int,
+    keep: Callable[[Path], bool],
+) -> list[Path]:
+    """Delete the least recently used files of a folder until it is within its limits; which were deleted.
+
+    Only files whose name matches `names` count. Their modification time is the time of last use. Files for
+    which `keep` is true are counted and never deleted. Errors end the work silently: another process may
+    delete too.
+    """
+    deleted, count, total_bytes = list[Path](), 0, 0
+    with contextlib.suppress(OSError):
+        found = [
+            (keep(path), status.st_mtime, path, status.st_size)
+            for path in folder.iterdir()
+            if names.fullmatch(path.name) and (status := _status(path)) is not None
+        ]
+        for is_kept, _, path, size_bytes in sorted(found, reverse=True):
+            count, total_bytes = count + 1, total_bytes + size_bytes
+            if not is_kept and (count > max_files or total_bytes > max_bytes):
+                path.unlink(missing_ok=True)
+                deleted.append(path)
+    return deleted
+
+
+def _status(path: Path) -> os.stat_result | None:
+    with contextlib.suppress(FileNotFoundError):
+        return path.lstat()
+    return None
 
 
 def parse_count(value: object, max_value: int = MAX_SAFE_INTEGER) -> int:

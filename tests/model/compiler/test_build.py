@@ -16,10 +16,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tiny_models import TinyDetector, pictures
 from visionedge.errors import ModelError, UnavailableError
-from visionedge.model.compiled_metadata import CompiledMetadata
-from visionedge.model.compiler import build as batch
+from visionedge.model.compiled_metadata import (
+    CompiledMetadata,
+    read_compiled_metadata,
+    require_compiled_metadata,
+)
 from visionedge.model.compiler import trial_run
-from visionedge.model.compiler.build import build_graph, load_or_compile_with_batch, require_compiled_metadata
+from visionedge.model.compiler.build import build_graph, load_or_compile_with_batch
+from visionedge.model.compiler.passes import make_batch_dynamic
 from visionedge.model.compiler.trial_run import compare_outputs, compute_matching_share
 from visionedge.model.model import load_model
 
@@ -162,7 +166,7 @@ def test_a_batch_that_is_merged_with_windows_is_opened() -> None:
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 4, 36])
     graph = helper.make_graph(nodes, "windows", [image], [out], weights)
     network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    opened = batch.make_batch_dynamic(network)
+    opened = make_batch_dynamic(network)
     assert isinstance(opened, onnx.ModelProto)
     session = onnxruntime.InferenceSession(opened.SerializeToString(), providers=["CPUExecutionProvider"])
     images = np.random.default_rng(0).normal(size=(3, 4, 6, 6)).astype(np.float32)
@@ -334,7 +338,25 @@ def test_a_compiled_graph_says_all_in_its_metadata(tmp_path: Path) -> None:
     onnx.checker.check_model(proto)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1}', "null"])
+def test_the_metadata_of_version_0_1_is_read() -> None:
+    """Its keys are a file format: a graph compiled by 0.1.0 goes on working."""
+    text = (
+        '{"version": "0.1.0", "name": "yolox-nano-416", '
+        '"sha256": "695e750a5d5754bb5a8d5325643b59282191a7e7a564e435a415fd3c578eab14", "head": "yolox", '
+        '"classes": 80, "evidence": ["no node decodes the boxes yet", "takes BGR, letterbox"], "rows": 500, '
+        '"batch": null, "batch_words": "fixed at 1 in the file; open: 3 pictures at once give the same", '
+        '"signature": "uint8 [N,H,W,3] BGR -> float32 [N,K,6] (left, top, right, bottom in input pixels, '
+        'score, class)"}'
+    )
+    compiled_metadata = read_compiled_metadata({"visionedge.compiled": text})
+    assert compiled_metadata is not None
+    assert (compiled_metadata.head, compiled_metadata.rows, compiled_metadata.batch) == ("yolox", 500, None)
+    assert compiled_metadata.batch_reason == "fixed at 1 in the file; open: 3 pictures at once give the same"
+    assert compiled_metadata.evidence == ("no node decodes the boxes yet", "takes BGR, letterbox")
+    assert compiled_metadata.to_json() == text
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1}', "null", "[" * 9999])
 def test_a_damaged_imprint_is_refused(tmp_path: Path, text: str) -> None:
     proto = onnx.load_model_from_string(build_graph(load_model(TinyDetector().save(tmp_path / "tiny.onnx"))))
     for entry in proto.metadata_props:
@@ -348,7 +370,9 @@ def test_another_graph_that_claims_to_be_compiled_is_refused(tmp_path: Path) -> 
     built_ = onnx.load_model_from_string(build_graph(load_model(TinyDetector().save(tmp_path / "tiny.onnx"))))
     proto = TinyDetector().proto()
     helper.set_model_props(proto, {entry.key: entry.value for entry in built_.metadata_props})
-    with pytest.raises(ModelError, match="says that it was compiled here, but is not so"):
+    with pytest.raises(
+        ModelError, match="says that visionedge compiled it, but its inputs or outputs differ"
+    ):
         load_model(saved(proto, tmp_path / "liar.onnx"))
 
 

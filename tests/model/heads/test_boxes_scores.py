@@ -19,15 +19,20 @@ LETTERBOX = {"color": "rgb", "scale": 1 / 255, "fit": "letterbox"}
 ULTRALYTICS = {"author": "Ultralytics", "task": "detect", "description": "Ultralytics YOLOv8n model"}
 
 
-def _cells(graph: Graph, picture: str, *, sub: bool, sigmoid: bool, centers: bool = False) -> tuple[str, str]:
-    """Boxes [N, n, 4] as a cell and distances to its sides, and scores [N, n, C]."""
+def _cells(graph: Graph, picture: str, *, less: str, sigmoid: bool, centers: bool = False) -> tuple[str, str]:
+    """Boxes [N, n, 4] as a cell and distances to its sides, and scores [N, n, C].
+
+    `less` is what makes a difference of a cell and a distance: Sub, or Neg or Mul (by -1) and Add.
+    """
     sides = [flat(graph, scores_map(graph, picture, 4, s), 4) for s, *_ in grids()]
     logits = [flat(graph, scores_map(graph, picture, CLASSES, s), CLASSES) for s, *_ in grids()]
     away = graph.add("Abs", graph.add("Concat", *sides, axis=2))
     before, after = pieces(graph, away, 0, 2, 4)
     cell, stride = cell_constants(graph)
     middle = graph.add("Add", cell, graph.constant(0.5))
-    first = graph.add("Sub", middle, before) if sub else graph.add("Add", graph.add("Neg", before), middle)
+    ways = {"Sub": (middle, before), "Neg": (before,), "Mul": (before, graph.constant([-1.0]))}
+    first = graph.add(less, *ways[less])
+    first = first if less == "Sub" else graph.add("Add", first, middle)
     second = graph.add("Add", after, middle)
     if centers:
         centre = graph.add("Div", graph.add("Add", first, second), graph.constant(2.0))
@@ -41,7 +46,7 @@ def _cells(graph: Graph, picture: str, *, sub: bool, sigmoid: bool, centers: boo
 def _apart(
     path: Path,
     *,
-    sub: bool = True,
+    less: str = "Sub",
     columns: bool = False,
     sigmoid: bool = True,
     scaled: bool = False,
@@ -50,7 +55,7 @@ def _apart(
     graph = Graph(13)
     picture = graph.input("input", "float32", "n", 3, HEIGHT_PX, WIDTH_PX)
     inner = graph.add("Div", picture, graph.constant(255.0)) if scaled else picture
-    boxes, scores = _cells(graph, inner, sub=sub, sigmoid=sigmoid)
+    boxes, scores = _cells(graph, inner, less=less, sigmoid=sigmoid)
     if columns:
         scores = graph.add("Transpose", scores, perm=[0, 2, 1])
     # The names lie: what counts is the shapes.
@@ -75,13 +80,13 @@ def _wanted(boxes: NDArray[Any], scores: NDArray[Any]) -> NDArray[np.float64]:
     return by_score(rows)
 
 
-@pytest.mark.parametrize("sub", [True, False])
+@pytest.mark.parametrize("less", ["Sub", "Neg", "Mul"])
 @pytest.mark.parametrize("columns", [False, True])
 def test_boxes_and_scores_are_read_whatever_their_order_and_layout(
-    tmp_path: Path, sub: bool, columns: bool
+    tmp_path: Path, less: str, columns: bool
 ) -> None:
-    """YOLO-NAS and PP-YOLOE subtract distances in another way, PP-YOLOE has its scores in columns."""
-    path = _apart(tmp_path / "m.onnx", sub=sub, columns=columns)
+    """YOLO-NAS and PP-YOLOE subtract distances in other ways, PP-YOLOE has its scores in columns."""
+    path = _apart(tmp_path / "m.onnx", less=less, columns=columns)
     state(path, input=LETTERBOX)
     model = load_model(path)
     assert (model.head, model.interpretation.class_count, model.interpretation.needs_nms) == (
@@ -143,7 +148,7 @@ def _with_plugin(
     """A graph that ends in a plugin; the same graph without it beside it, as `plain.onnx`."""
     graph = Graph(13)
     picture = graph.input("images", "float32", "n", 3, HEIGHT_PX, WIDTH_PX)
-    boxes, scores = _cells(graph, picture, sub=True, sigmoid=sigmoid, centers=centers)
+    boxes, scores = _cells(graph, picture, less="Sub", sigmoid=sigmoid, centers=centers)
     if plugin.startswith("Batched"):
         boxes = graph.add("Div", boxes, graph.constant([WIDTH_PX, HEIGHT_PX] * 2))
         boxes = graph.add("Unsqueeze", boxes, graph.whole(2))
@@ -223,6 +228,6 @@ def test_a_plugin_with_boxes_for_each_class_is_refused(tmp_path: Path) -> None:
     """One line that says what would help."""
     path = _with_plugin(tmp_path / "m.onnx", "BatchedNMS_TRT", shareLocation=0)
     with pytest.raises(
-        ModelError, match=r"other boxes for each class.*export the model without its suppression"
+        ModelError, match=r"separate boxes for each class.*export the model without its suppression"
     ):
         load_model(path)

@@ -167,7 +167,7 @@ def test_a_range_that_is_nowhere_said_is_refused(tmp_path: Path) -> None:
     """Pixels of 0-255 and of 0-1 are both common; stating it helps."""
     _manifest(tmp_path)
     path = _compact(tmp_path / "model.onnx")
-    with pytest.raises(ModelError, match=r"range of its pixels.*input\.scale"):
+    with pytest.raises(ModelError, match=r"range of pixels.*input\.scale"):
         load_model(path)
     state(path, input={"scale": 1.0, "color": "bgr"})
     assert load_model(path).interpretation.preprocess.color == "bgr"

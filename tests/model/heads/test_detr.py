@@ -242,7 +242,7 @@ def test_owners_may_say_that_the_scores_of_such_a_graph_are_sigmoids(tmp_path: P
 
 def test_a_part_of_a_softmax_is_refused_and_a_part_of_sigmoids_is_done(tmp_path: Path) -> None:
     """What was cut off is not known; and what went through a sigmoid does not go through another."""
-    with pytest.raises(ModelError, match="part of what a softmax gave"):
+    with pytest.raises(ModelError, match="part of the output of a softmax"):
         load_model(raw_detr_model(tmp_path / "m.onnx", activation="Softmax", refined=False, cut=True))
     path = raw_detr_model(tmp_path / "n.onnx", activation="Sigmoid", cut=True)
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)

@@ -54,7 +54,7 @@ def test_a_graph_that_swaps_red_and_blue_is_fed_the_other_order(tmp_path: Path, 
     path = _ended(graph, swapped, tmp_path / "m.onnx")
     model = load_model(path)
     assert model.interpretation.preprocess.color == "bgr"
-    assert any("swaps red and blue" in clause for clause in model.evidence)
+    assert any("swap red and blue" in clause for clause in model.evidence)
     state(path, input={"color": "rgb"})
     assert _way(path).color == "rgb"
 

@@ -337,7 +337,7 @@ def test_ranges_tensor_by_tensor_are_never_worse(model: Model, simple: onnx.Mode
         simple, model.interpretation, collect_statistics(simple, model.interpretation, images), images[:2]
     )
     _, uniform = tuner.choose_method(EVERYTHING)
-    finer = tuner.each(EVERYTHING, uniform)
+    finer = tuner.tune_each(EVERYTHING, uniform)
 
     def distance(some: TensorRanges) -> float:
         network = quantize(simple, some, EVERYTHING)

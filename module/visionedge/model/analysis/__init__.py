@@ -1,1 +1,1 @@
-"""What a graph tells of itself: shapes, the operators at its inputs and outputs."""
+"""Analysis of a graph without running it: shapes, and the operators at its inputs and outputs."""

@@ -10,7 +10,7 @@ from importlib import resources
 import onnx
 from onnx import defs, helper
 
-# What never becomes a kernel's work: it is folded into the graph before anything runs.
+# Folded before the graph runs, so they need no kernel.
 _FOLDED_OPERATORS = frozenset({"Constant"})
 
 # Types of older versions where they are fewer: (operator, from which version on the list holds).
@@ -69,7 +69,7 @@ def _parse_types(text: str) -> dict[str, frozenset[str]]:
 def explain_missing_kernel(
     node: onnx.NodeProto, opsets: Mapping[str, int], types: Mapping[str, int]
 ) -> str | None:
-    """Why a node would be computed on the CPU, in words; None where CUDA has a kernel for it.
+    """Why a node would be computed on the CPU; None if CUDA has a kernel for it.
 
     `opsets` are the versions of the domains that the graph imports, `types` the element types of its tensors
     as far as they are known: what is not known is not held against a node.
@@ -80,7 +80,7 @@ def explain_missing_kernel(
     kernel = load_cuda_kernels().get((domain, node.op_type))
     schema = _schema(node, opsets)
     if kernel is None:
-        # onnxruntime writes such an operator out in others where it has no kernel for it.
+        # onnxruntime replaces such an operator by others if it has no kernel for it.
         return None if _has_function_body(schema) else "there is no CUDA kernel for it"
     if schema is None:
         return None

@@ -1,8 +1,8 @@
-"""A quantised graph as the float graph that it stands for, for those that look and do not compute.
+"""A quantised graph as the float graph that it computes, for analysis only.
 
-`quantize_dynamic` and its kin hide a convolution behind five nodes: DynamicQuantizeLinear, ConvInteger, Cast,
-and two Mul. Who follows values through a graph would take these for the network's own arithmetic. So they are
-taken out here: what is left is `Conv`, and QDQ pairs and onnxruntime's QLinear operators go the same way.
+`quantize_dynamic` replaces a convolution by five nodes: DynamicQuantizeLinear, ConvInteger, Cast and two
+Mul. An analysis would read these as arithmetic of the network. Here they become one Conv again; pairs of
+QuantizeLinear and DequantizeLinear and onnxruntime's QLinear operators are replaced in the same way.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +12,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from visionedge.model.graph import Graph, read_constants
+
 
 @dataclass(frozen=True, slots=True)
 class FloatView:
-    """As a graph; nodes that did not change are those of the graph itself, so change none of them."""
+    """The float graph. Nodes without a change are those of the original graph: do not modify them."""
 
     node: Sequence[onnx.NodeProto]
     initializer: Sequence[onnx.TensorProto]
@@ -23,10 +25,8 @@ class FloatView:
     output: Sequence[onnx.ValueInfoProto]
 
 
-Graph = onnx.GraphProto | FloatView
-
 _INTEGER_OPERATORS = {"ConvInteger": "Conv", "MatMulInteger": "MatMul"}
-# operator: (its float form, the inputs that carry values)
+# operator: (its float form, the inputs with values)
 _QLINEAR: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "QLinearConv": ("Conv", (0, 3, 8)),
     "QLinearMatMul": ("MatMul", (0, 3)),
@@ -47,7 +47,7 @@ _QLINEAR: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "NhwcFusedConv": ("Conv", (0, 1, 2)),
 }
 _FUSED_OPERATORS = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
-# They leave values as they are, so what was quantised still is behind them.
+# Their output has the values of their input, so it is quantised if the input is.
 _VALUE_PRESERVING = frozenset(
     {"Concat", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Resize", "Slice", "Split"}
     | {"Squeeze", "Transpose", "Unsqueeze"}
@@ -56,7 +56,7 @@ _MAX_SMALL_VALUES = 64
 
 
 def make_float_view(graph: onnx.GraphProto) -> Graph:
-    """The graph as its floats; itself where nothing in it is quantised."""
+    """The float view of a graph; the graph itself if nothing in it is quantised."""
     if not any(node.op_type in _QUANTIZED_OPERATORS for node in graph.node):
         return graph
     return _FloatViewBuilder(graph).build()
@@ -66,20 +66,18 @@ class _FloatViewBuilder:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.graph = graph
         self.nodes: list[onnx.NodeProto] = []
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        for node in graph.node:
-            if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-                self.constants[node.output[0]] = node.attribute[0].t
+        self.constants = read_constants(graph)
         self.added: list[onnx.TensorProto] = []
         self.alias: dict[str, str] = {}
         self.quantised: set[str] = set()
-        self.integer: set[str] = set()  # what a ConvInteger gave, until it is scaled
-        self.scales: dict[str, str] = {}  # of what came in, with the name of the weights' own scale
-        self.products: dict[str, tuple[onnx.NodeProto, onnx.NodeProto]] = {}  # (as it is here, as it was)
+        self.integer: set[str] = set()  # outputs of ConvInteger and MatMulInteger that are not scaled yet
+        self.scales: dict[str, str] = {}  # scales of inputs, with the name of the weights' scale
+        # By output: (float node, integer node).
+        self.products: dict[str, tuple[onnx.NodeProto, onnx.NodeProto]] = {}
         self.outputs = {value.name for value in graph.output}
 
     def build(self) -> FloatView:
-        """All nodes in their order, each as its float form."""
+        """All nodes in their order, in float form."""
         for node in self.graph.node:
             if not self._convert(node):
                 self._copy(node)
@@ -88,7 +86,7 @@ class _FloatViewBuilder:
         )
 
     def _convert(self, node: onnx.NodeProto) -> bool:
-        """Whether a node was dealt with as one of quantisation."""
+        """Whether the node belongs to a quantisation and was replaced."""
         change = _HANDLERS.get(node.op_type)
         return change is not None and change(self, node)
 
@@ -104,7 +102,7 @@ class _FloatViewBuilder:
         self.nodes.append(node)
 
     def _add_alias(self, output: str, source: str) -> None:
-        """Let one tensor stand for another; one that the graph gives has to be made by a node."""
+        """Replace a tensor by another one; an output of the graph still needs a node that computes it."""
         source = self.alias.get(source, source)
         if output in self.outputs:
             self.nodes.append(helper.make_node("Identity", [source], [output]))
@@ -124,7 +122,7 @@ class _FloatViewBuilder:
     # --- the operators --------------------------------------------------------------------------------------
 
     def dynamic_quantize(self, node: onnx.NodeProto) -> bool:
-        """DynamicQuantizeLinear: its values are those that came in; scale and zero say nothing."""
+        """DynamicQuantizeLinear: its output becomes its input; its scale and zero point become 1."""
         self._add_alias(node.output[0], node.input[0])
         self.quantised.add(node.output[0])
         for name, kind in zip(node.output[1:], (np.float32, np.uint8), strict=False):
@@ -140,7 +138,7 @@ class _FloatViewBuilder:
         return True
 
     def cast(self, node: onnx.NodeProto) -> bool:
-        """A Cast behind a ConvInteger is a part of it."""
+        """A Cast behind a ConvInteger belongs to it."""
         if node.input[0] not in self.integer:
             return False
         self._add_alias(node.output[0], node.input[0])
@@ -148,7 +146,7 @@ class _FloatViewBuilder:
         return True
 
     def multiply(self, node: onnx.NodeProto) -> bool:
-        """The two Mul: of the scales with each other, and of what came out with both."""
+        """The two Mul: one multiplies the two scales, one multiplies the integer result by both."""
         if all(name in self.scales or name in self.constants for name in node.input):
             if not any(name in self.scales for name in node.input):
                 return False
@@ -165,7 +163,7 @@ class _FloatViewBuilder:
         return True
 
     def _add_float_weights(self, product: str, scale: str) -> None:
-        """Give a small layer its weights as floats: it may be no layer, but a part of the preparation."""
+        """Give a small layer its weights as floats: it can be part of the preprocessing."""
         node, integer = self.products.get(product, (None, None))
         if node is None or integer is None:
             return
@@ -177,7 +175,7 @@ class _FloatViewBuilder:
             self._constant(node.input[1], weights)
 
     def reshape(self, node: onnx.NodeProto) -> bool:
-        """A constant that is reshaped, as biases are, is another constant."""
+        """A reshaped constant, such as a bias, is another constant."""
         parts = [self.constants.get(name) for name in node.input]
         if len(parts) != 2 or any(part is None for part in parts):
             return False
@@ -190,13 +188,13 @@ class _FloatViewBuilder:
         return True
 
     def quantize(self, node: onnx.NodeProto) -> bool:
-        """QuantizeLinear: values as they were."""
+        """QuantizeLinear: its output becomes its input."""
         self._add_alias(node.output[0], node.input[0])
         self.quantised.add(node.output[0])
         return True
 
     def dequantize(self, node: onnx.NodeProto) -> bool:
-        """DequantizeLinear: of what was quantised, or of weights; that of a picture stays what it is."""
+        """DequantizeLinear of quantised values or of weights; the one of a uint8 picture stays."""
         source = node.input[0]
         if source in self.quantised:
             self._add_alias(node.output[0], source)
@@ -211,7 +209,7 @@ class _FloatViewBuilder:
         return True
 
     def _dequantised(self, node: onnx.NodeProto) -> onnx.TensorProto | None:
-        """The values of a small constant; None for weights."""
+        """The values of a small constant; None for a large one, such as weights."""
         parts = [self.constants.get(name) for name in node.input]
         if any(part is None or int(np.prod(part.dims)) > _MAX_SMALL_VALUES for part in parts):
             return None
@@ -229,13 +227,13 @@ class _FloatViewBuilder:
         return True
 
     def qlinear_concat(self, node: onnx.NodeProto) -> bool:
-        """QLinearConcat: scale and zero of what it gives, then tensor, scale and zero of each part."""
+        """QLinearConcat: inputs are scale and zero point, then (tensor, scale, zero point) for each part."""
         self._replace(node, "Concat", list(node.input)[2::3])
         self.quantised.update(node.output)
         return True
 
     def fused(self, node: onnx.NodeProto) -> bool:
-        """FusedConv and FusedGemm: the layer, and its activation as a node of its own."""
+        """FusedConv and FusedGemm: the layer, and its activation as a separate node."""
         words = {a.name: a.s.decode(errors="replace") for a in node.attribute if a.name == "activation"}
         activation, (output, *_) = words.get("activation", ""), node.output
         if not activation:

@@ -1,8 +1,9 @@
-"""What a network does to its picture before its first layers: scaling, subtracting, swapping of channels.
+"""What a network does to its picture in front of its first layers: scaling, mean subtraction, colour order.
 
-A model that normalises by itself must not be fed what its family usually is. So the picture is followed from
-the input on, through all that moves values or changes them by constants, until the first layers. That nothing
-was seen is evidence only where every way ends at a layer; else `Opening.unknown` names what is in between.
+A model that normalises its input itself must not get a normalised picture. So the picture is followed from
+the input through all operators that move values or change them by constants, until the first layers. Only
+if every path ends at a layer does "no change seen" count as evidence; else `InputOps.unknown` names the
+operators that were not understood.
 """
 
 import itertools
@@ -14,15 +15,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from visionedge.model.analysis.float_view import Graph
-from visionedge.model.graph import list_inputs
+from visionedge.model.graph import GraphIndex, list_inputs
 
 LAYER_OPERATORS = frozenset(
     {"Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "FusedConv", "FusedGemm", "Gemm"}
     | {"MatMul", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
     | {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"}
 )
-_SHAPE_OPERATORS = frozenset({"Shape", "Size"})  # ask for the shape only
+_SHAPE_OPERATORS = frozenset({"Shape", "Size"})  # they do not read values
 _FLOAT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
 _INTEGER_TYPES = frozenset(
     {TensorProto.UINT8, TensorProto.UINT16, TensorProto.INT16, TensorProto.UINT32}
@@ -36,23 +36,25 @@ _MAX_LISTED = 6
 
 @dataclass(frozen=True, slots=True)
 class ValueBound:
-    """Values of the input (in its own unit) are cut off below `low` and above `high`.
+    """Values of the input, in its own unit, are clipped to `low` … `high`.
 
-    `whole` is not 0 where they are made whole numbers after they were multiplied by it.
+    `integer_scale`: the factor after which they are rounded to integers; 0 if they are not.
     """
 
     low: float
     high: float
-    whole: float = 0.0
+    integer_scale: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class InputOps:
-    """Value * factor + offset for each channel in the input's order; `swaps` = red and blue trade places.
+    """value * `factor` + `offset` per channel, in the order of the input's channels.
 
-    `kernels` are (side, stride) of the convolutions that come next: large patches are a transformer's.
-    `unknown` is what stands between the picture and a layer and could not be followed, "" where nothing does;
-    `seen` are the operators before. `size_px` is (width, height) where the graph resizes its picture.
+    `swaps_red_blue`: whether red and blue are swapped. `kernels`: (side, stride) of the convolutions that
+    follow; a transformer has one with large patches. `unknown`: the operators between picture and layer
+    that were not understood, or the reason why the result is unclear; "" if all is known. `seen`: the
+    operators that were followed. `size_px`: (width, height) if the graph resizes its picture.
+    `known_transform`: the part in front of the first unknown operator.
     """
 
     factor: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -67,27 +69,27 @@ class InputOps:
 
     @property
     def changes_values(self) -> bool:
-        """Whether it changes values at all."""
+        """Whether values are scaled or shifted."""
         return self.factor != (1.0, 1.0, 1.0) or self.offset != (0.0, 0.0, 0.0)
 
 
 def read_input_ops(
-    graph: Graph, name: str, channel: int, size_px: tuple[int | None, int | None] = (None, None)
+    graph_index: GraphIndex, name: str, channel: int, size_px: tuple[int | None, int | None] = (None, None)
 ) -> InputOps:
-    """The opening of the input `name` [N, 3, H, W] or [N, H, W, 3], whose axis of channels is `channel`.
+    """Follow the input `name`, [N, 3, H, W] or [N, H, W, 3]; `channel` is its channel axis.
 
     `size_px` is (width, height) of the input.
     """
-    walk = _Walk(graph)
+    walk = _Walk(graph_index)
     walk.known[name] = _PictureTensor(channel, 4, tuple(_Channel(i) for i in range(3)), size_px)
-    for node in graph.node:
+    for node in graph_index.graph.node:
         walk.step(node)
     return walk.input_ops(size_px)
 
 
 @dataclass(frozen=True, slots=True)
 class _Channel:
-    """One channel of the picture: value * factor + offset of the channel `source` of the input."""
+    """One channel of a tensor: value * factor + offset of the input's channel `source`."""
 
     source: int
     factor: float = 1.0
@@ -96,9 +98,9 @@ class _Channel:
 
 @dataclass(frozen=True, slots=True)
 class _PictureTensor:
-    """A tensor that still is the picture. `axis` is that of its channels: None where it cannot be told.
+    """A tensor that still holds the picture. `axis`: of its channels; None if unknown, -1 if it was removed.
 
-    `parts`: into how many pictures of a lower resolution it was taken apart.
+    `parts`: the number of smaller pictures that it was split into, as a Focus does.
     """
 
     axis: int | None
@@ -112,18 +114,12 @@ Values = NDArray[np.generic]
 
 
 class _Walk:
-    """The picture's tensors so far, and what they met."""
+    """The tensors that hold the picture so far, and what was found on the way."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.producers: dict[str, onnx.NodeProto] = {}
-        self.users: dict[str, list[onnx.NodeProto]] = {}
-        for node in graph.node:
-            if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-                self.constants[node.output[0]] = node.attribute[0].t
-            self.producers.update(dict.fromkeys(node.output, node))
-            for key in dict.fromkeys(node.input):
-                self.users.setdefault(key, []).append(node)
+    def __init__(self, graph_index: GraphIndex) -> None:
+        self.constants = graph_index.constants
+        self.producers = graph_index.producers
+        self.users = graph_index.users
         self.known: dict[str, _PictureTensor] = {}
         self.ends: list[_PictureTensor] = []
         self.kernels: set[tuple[int, int]] = set()
@@ -133,7 +129,7 @@ class _Walk:
         self.known_transform: PictureTransform | None = None
 
     def step(self, node: onnx.NodeProto) -> None:
-        """Take in what a node makes of the picture, if it gets it."""
+        """Follow the picture through a node, if the node reads it."""
         mine = [name for name in dict.fromkeys(list_inputs(node)) if name in self.known]
         if not mine or node.op_type in _SHAPE_OPERATORS:
             return
@@ -154,7 +150,7 @@ class _Walk:
             self.kernels.add(self.kernel(node))
 
     def input_ops(self, size_px: tuple[int | None, int | None]) -> InputOps:
-        """All that was seen, summed up."""
+        """The summary of all paths from the picture to a layer."""
         seen = tuple(self.seen)[:_MAX_LISTED]
         unknown = ", ".join(list(self.unknown)[:_MAX_LISTED])
         summaries = {_summary(pixels) for pixels in self.ends}
@@ -167,7 +163,7 @@ class _Walk:
                 kernels=frozenset(self.kernels), unknown=said, seen=seen, known_transform=known_transform
             )
         (summary,) = summaries
-        assert summary is not None  # noqa: S101 - looked for above
+        assert summary is not None  # noqa: S101 - excluded above
         factor, offset, swaps_red_blue, last = summary
         resized = (last[0] or 0, last[1] or 0) if last != size_px else None
         bounds = tuple(dict.fromkeys(self.bounds))
@@ -176,7 +172,7 @@ class _Walk:
     # --- constants ------------------------------------------------------------------------------------------
 
     def constant(self, name: str) -> Values | None:
-        """The constant behind a name, perhaps cast or reshaped; None where it is computed."""
+        """The value of a constant, possibly cast or reshaped by nodes; None if the tensor is computed."""
         shapes: list[onnx.NodeProto] = []
         for _ in range(_MAX_DEPTH):
             if name in self.constants:
@@ -200,7 +196,7 @@ class _Walk:
         return np.squeeze(values) if node.op_type == "Squeeze" else values
 
     def numbers(self, node: onnx.NodeProto, attribute: str, place: int) -> list[int] | None:
-        """Whole numbers that a node has as an attribute (older opsets) or as an input; None if neither."""
+        """Integers that a node has as an attribute (older opsets) or as an input; None if it has neither."""
         for each in node.attribute:
             if each.name == attribute:
                 return [int(n) for n in (each.ints or [each.i])]
@@ -210,7 +206,7 @@ class _Walk:
         return None if values is None else [int(n) for n in np.ravel(values)]
 
     def kernel(self, node: onnx.NodeProto) -> tuple[int, int]:
-        """(side, stride) of a convolution; 0 where it is not said."""
+        """(side, stride) of a convolution's kernel; side 0 if unknown."""
         stride = next((int(a.ints[0]) for a in node.attribute if a.name == "strides" and a.ints), 1)
         side = next((int(a.ints[0]) for a in node.attribute if a.name == "kernel_shape" and a.ints), 0)
         weight = self.constants.get(node.input[1])
@@ -223,7 +219,7 @@ PictureTransform = tuple[
 
 
 def _summary(pixels: _PictureTensor) -> PictureTransform | None:
-    """(factor, offset, swaps, size) of a picture that comes to a layer; None if its channels are mixed."""
+    """(factor, offset, swaps_red_blue, size_px) of a tensor; None if its channels are mixed."""
     ways: dict[int, _Channel] = {}
     for channel in pixels.channels:
         if ways.setdefault(channel.source, channel) != channel:
@@ -235,7 +231,7 @@ def _summary(pixels: _PictureTensor) -> PictureTransform | None:
     return factor, offset, next(iter(ways)) == 2, pixels.size_px
 
 
-# --- what nodes do to a picture: the tensors that they give, None where that is not known -------------------
+# --- one function per operator: the tensors that it outputs, None if they are unknown -----------------------
 
 _PictureTensors = Sequence[_PictureTensor] | None
 
@@ -253,7 +249,7 @@ def _cast(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _Picture
 
 def _rounded(walk: _Walk, _: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     factors = [abs(channel.factor) for channel in pixels.channels]
-    walk.bounds.append(ValueBound(-np.inf, np.inf, whole=min(factors)))
+    walk.bounds.append(ValueBound(-np.inf, np.inf, integer_scale=min(factors)))
     return [pixels]
 
 
@@ -265,7 +261,7 @@ def _transpose(_: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _Pictu
 
 
 def _reshape(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
-    """The channels stay where they were if the shape says so in full; else where they are is not known."""
+    """The channel axis stays if the new shape has the channels in the same place; else it is unknown."""
     shape = walk.numbers(node, "shape", 1)
     if shape is None:
         return [replace(pixels, axis=None)]
@@ -302,7 +298,7 @@ def _squeeze(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _Pict
 
 
 def _gather(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
-    """Channels in another order, or one of them."""
+    """Reorders channels, or takes one."""
     axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 0) % pixels.rank
     places = walk.constant(node.input[1])
     if axis != pixels.axis or places is None or places.ndim > 1:
@@ -318,7 +314,7 @@ def _gather(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _Pictu
 
 
 def _slice(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
-    """Some channels, or every second row or column; never a part of the picture."""
+    """Takes channels, or every n-th row or column; a crop of the picture is unknown."""
     starts, ends = walk.numbers(node, "starts", 1), walk.numbers(node, "ends", 2)
     if starts is None or ends is None:
         return None
@@ -361,7 +357,7 @@ def _split(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _Pictur
 
 
 def _concat(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
-    """Channels, or the parts of a picture, beside each other."""
+    """Joins channels, or the parts of a picture."""
     axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 0) % pixels.rank
     parts = [walk.known.get(name) for name in node.input]
     found = [part for part in parts if part is not None]
@@ -378,7 +374,7 @@ def _space_to_depth(_: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _
 
 
 def _resize(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
-    """A picture of another fixed size; the channels and the batch stay as they are."""
+    """Another fixed size; channels and batch must stay."""
     width, height = pixels.size_px
     known = pixels.rank == 4 and pixels.axis in (1, 3) and width and height
     words = {a.name: a.s for a in node.attribute}
@@ -407,7 +403,7 @@ def _sides(walk: _Walk, node: onnx.NodeProto, before: list[int]) -> list[int] | 
 
 
 def _pad(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
-    """A border that belongs to the convolutions behind: narrower than their kernel."""
+    """A border of the convolutions that follow, narrower than their kernels; any other border is unknown."""
     pads = walk.numbers(node, "pads", 1)
     if pads is None or len(pads) != 2 * pixels.rank or min(pads) < 0:
         return None
@@ -433,7 +429,7 @@ def _apply_affine(pixels: _PictureTensor, factor: Floats, offset: Floats) -> _Pi
 
 
 def _per_channel(pixels: _PictureTensor, values: Values | None) -> Floats | None:
-    """A constant as one number for each channel; None if it is something else."""
+    """A constant as one number per channel; None if it is something else."""
     count = len(pixels.channels)
     if values is None or values.size not in (1, count) or values.dtype.kind not in "fiu":
         return None
@@ -492,7 +488,7 @@ def _batch_norm(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _P
 
 
 def _pointwise_convolution(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
-    """A convolution that only scales and swaps channels; None for one that learned, which is a layer."""
+    """A 1x1 convolution that only scales and reorders channels; None for a learned one, which is a layer."""
     weight = walk.constants.get(node.input[1])
     if weight is None or list(weight.dims) not in ([3, 3, 1, 1], [3, 1, 1, 1]) or pixels.axis != 1:
         return None

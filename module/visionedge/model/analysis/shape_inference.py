@@ -1,10 +1,11 @@
-"""Shapes of a graph, worked out in a process that may be lost: ``python -m …inference.inferring``.
+"""Shape inference in a child process: ``python -m visionedge.model.analysis.shape_inference``.
 
-ONNX's shape inference is native code that asserts: a graph from outside can end the process that asks it. So
-it is asked where that harms nothing, with the weights left out; they do not matter for it.
+ONNX's shape inference is native code with assertions: an untrusted graph can end the process. So it runs in
+a child process, without the weights, which it does not need.
 
-The child reads a model from stdin and writes two graphs to stdout, which hold nothing but types: what ONNX
-infers, and what `shapes` works out where it gives up.
+The child reads a model from stdin and writes two graphs with types only to stdout: those that ONNX infers,
+and those of `infer_node_by_node`, which also finds shapes that the graph computes from the shape of its
+input.
 """
 
 import contextlib
@@ -24,20 +25,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, TypeProto, defs, helper, numpy_helper, shape_inference
 
 from visionedge.errors import ModelError, UnavailableError
+from visionedge.model.graph import read_opset
 from visionedge.runtime.child_process import compute_address_space_bytes, explain_machine_limit, run_child
-
-# Shapes that ONNX's own inference gives up on: those that a graph computes from the shape of its input.
-#
-# Exports with open dimensions ask for shapes, cut and join them, and reshape by the result. Once the input is
-# fixed all of that is constant: the graph is gone through once, and the few numbers are computed on the way.
-
 
 Values = NDArray[np.generic]
 
-# Of shapes, places and their parts; what is larger is part of the picture's way.
+# Shapes and indices are small; a larger tensor holds picture data.
 MAX_VALUES = 4096
 _DOMAINS = ("", "ai.onnx")
-# onnx raises one of these for a node that it cannot make sense of, and its evaluator whatever numpy does.
+# onnx raises one of these for an invalid node, and its evaluator any error of numpy.
 _INFERENCE_ERRORS = (
     shape_inference.InferenceError,
     defs.SchemaError,
@@ -52,8 +48,11 @@ _INFERENCE_ERRORS = (
 def infer_node_by_node(model: onnx.ModelProto) -> Mapping[str, TypeProto]:
     """The types of all tensors of a graph whose shape or element type follows from its inputs.
 
-    An open first side of an input counts as 1, and so does what follows from it. Only for a process that may
-    be lost (see `inferring`): what infers a node is native code, and it asserts.
+    An open first side of an input counts as 1. For the child process only: the inference of a node is
+    native code with assertions.
+
+    Exports with open dimensions read shapes, slice and join them, and reshape by the result. For a fixed
+    input all of these are constants, so they are computed on the way.
     """
     walk = _NodeInference(model)
     for node in model.graph.node:
@@ -67,7 +66,7 @@ class _NodeInference:
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
         self.imports = list(model.opset_import)
-        self.version = max((o.version for o in self.imports if o.domain in _DOMAINS), default=0)
+        self.version = read_opset(model)
         self.types: dict[str, TypeProto] = {}
         self.values: dict[str, Values] = {}
         for value in graph.input:
@@ -78,14 +77,14 @@ class _NodeInference:
                 self.values[tensor.name] = numpy_helper.to_array(tensor)
 
     def step(self, node: onnx.NodeProto) -> None:
-        """Take in what is known of a node's outputs."""
+        """Infer the outputs of a node; nothing if that fails."""
         if node.domain not in _DOMAINS:
             return
         try:
             self._infer(node)
             self._compute(node)
         except _INFERENCE_ERRORS:
-            return  # nothing is known of them, then
+            return
 
     def _infer(self, node: onnx.NodeProto) -> None:
         types = {name: self.types[name] for name in node.input if name in self.types}
@@ -136,7 +135,7 @@ def _with_batch_of_one(kind: TypeProto) -> TypeProto:
 
 
 def read_shape(kind: TypeProto | None) -> tuple[int | None, ...] | None:
-    """The shape of a type, open sides as None; None where not even the rank is known."""
+    """The shape of a type, open sides as None; None if not even the rank is known."""
     if kind is None or not kind.tensor_type.HasField("shape"):
         return None
     return tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.tensor_type.shape.dim)
@@ -147,7 +146,7 @@ def _size(shape: tuple[int | None, ...]) -> int:
 
 
 def _is_self_contained(node: onnx.NodeProto) -> bool:
-    """Whether a node is done when it is done: loops may never be, and nothing else needs a graph or text."""
+    """Whether a node has no subgraph, which could loop forever, and no text."""
     return not any(a.HasField("g") or a.graphs or a.HasField("s") or a.strings for a in node.attribute)
 
 
@@ -160,7 +159,7 @@ TensorTypes = Mapping[str, TypeProto]
 
 @dataclass(frozen=True, slots=True)
 class InferredTypes:
-    """The types of tensors: `onnx` as its own inference has them, `walked` as `shapes` works them out."""
+    """The types of tensors: `onnx` by ONNX's own inference, `node_by_node` by `infer_node_by_node`."""
 
     onnx: TensorTypes
     node_by_node: TensorTypes
@@ -170,7 +169,7 @@ _cache: dict[str, InferredTypes] = {}
 
 
 def infer_types(model: onnx.ModelProto) -> InferredTypes:
-    """The types of a graph's tensors, as far as its inputs tell; those of the last few graphs are kept.
+    """The types of a graph's tensors, as far as they follow from its inputs; the last few results are cached.
 
     Raises:
         ModelError: the inference crashes or does not end.
@@ -243,7 +242,7 @@ def _describe_exit(code: int) -> str:
 
 
 def main() -> None:
-    """Answer for the model on stdin."""
+    """Infer the types of the model on stdin."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (compute_address_space_bytes(),) * 2)
     signal.alarm(INFERENCE_TIMEOUT_S)
@@ -256,7 +255,7 @@ def main() -> None:
 
 
 def _infer_with_onnx(model: onnx.ModelProto) -> onnx.GraphProto:
-    """What ONNX infers; as declared where it fails (it is a help, never a judge)."""
+    """The types that ONNX infers; the declared ones if inference fails."""
     found = onnx.GraphProto()
     try:
         graph = shape_inference.infer_shapes(model, data_prop=True).graph

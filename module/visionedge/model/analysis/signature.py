@@ -1,4 +1,8 @@
-"""What an ONNX model says of itself: the facts that a head is recognised by."""
+"""The facts about an ONNX model by which the heads recognise its family.
+
+`read_signature` reads them once: inputs, outputs, metadata, and what the graph does to its picture and its
+outputs.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +14,7 @@ import onnx
 from onnx import helper
 
 from visionedge.errors import ModelError
-from visionedge.model.analysis.float_view import Graph, make_float_view
+from visionedge.model.analysis.float_view import make_float_view
 from visionedge.model.analysis.input_ops import InputOps, read_input_ops
 from visionedge.model.analysis.output_ops import OutputOps, read_output_ops
 from visionedge.model.analysis.output_sources import (
@@ -21,130 +25,22 @@ from visionedge.model.analysis.output_sources import (
     read_output_sources,
 )
 from visionedge.model.analysis.shape_inference import infer_types, read_shape
-
-# Whether the features that queries are chosen from come from a transformer: such are trained otherwise.
-
-
-_TRANSFORMER_OPERATORS = frozenset({"Attention", "LayerNormalization", "MultiHeadAttention", "Softmax"})
-
-
-def count_transformer_parts(graph: Graph) -> int:
-    """How many attentions and normalisations of layers lie behind the first choice of queries.
-
-    A network of convolutions with an encoder on its coarsest map has four or so, a transformer dozens; 0
-    where nothing is chosen.
-    """
-    producers = {name: node for node in graph.node for name in node.output if name}
-    first = next((node for node in graph.node if node.op_type == "TopK"), None)
-    found, waiting, seen = 0, list(first.input[:1]) if first is not None else [], set[str]()
-    while waiting:
-        node = producers.get(waiting.pop())
-        if node is None or node.output[0] in seen:
-            continue
-        seen.add(node.output[0])
-        found += node.op_type in _TRANSFORMER_OPERATORS
-        waiting.extend(node.input)
-    return found
-
-
-# The size of a picture input that the model leaves open: stated, or exported with, or the usual one.
-
-
-DEFAULT_SIZE_PX = 640
-"""What the exporters of detectors with an open size take where nobody says otherwise."""
-
-_PICTURE_TYPES = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.UINT8})
-
-
-@contextmanager
-def fix_open_size(model: onnx.ModelProto, metadata: Mapping[str, str]) -> Iterator[str]:
-    """While it lasts, an open size of the picture is fixed; gives the evidence for it, "" if none was open.
-
-    Raises:
-        ModelError: a size is stated, but the model has a fixed other one; or it is no size.
-    """
-    value = _find_picture(model.graph)
-    if value is None:
-        yield ""
-        return
-    dims = value.type.tensor_type.shape.dim
-    channel = 3 if dims[3].dim_value == 3 and dims[1].dim_value != 3 else 1
-    tall, wide = (1, 2) if channel == 3 else (2, 3)
-    seen = (dims[wide].dim_value, dims[tall].dim_value)
-    width, height, origin = _choose_size(metadata, seen)
-    before = value.type.tensor_type.shape.SerializeToString()
-    dims[channel].dim_value, dims[tall].dim_value, dims[wide].dim_value = 3, height, width
-    try:
-        yield f"its size is open: {width} x {height} {origin}" if 0 in seen else ""
-    finally:
-        value.type.tensor_type.shape.ParseFromString(before)
-
-
-def _find_picture(graph: onnx.GraphProto) -> onnx.ValueInfoProto | None:
-    """The one input that may be a picture: four dimensions, three channels or an open number of them."""
-    weights = {tensor.name for tensor in graph.initializer}
-    found = [v for v in graph.input if v.name not in weights and _may_be_picture(v)]
-    return found[0] if len(found) == 1 else None
-
-
-def _may_be_picture(value: onnx.ValueInfoProto) -> bool:
-    kind = value.type.tensor_type
-    dims = [d.dim_value for d in kind.shape.dim]
-    if kind.elem_type not in _PICTURE_TYPES or len(dims) != 4:
-        return False
-    return bool(dims[1] == 3 or dims[3] == 3 or dims[1] == dims[2] == dims[3] == 0)
-
-
-def _choose_size(metadata: Mapping[str, str], seen: tuple[int, int]) -> tuple[int, int, str]:
-    """(width, height, where it comes from) for a size in which 0 is open."""
-    stated = _read_two_numbers(metadata.get("visionedge.input"), ("width", "height"))
-    for word, fixed, wanted in zip(("width", "height"), seen, stated, strict=True):
-        if fixed and wanted and fixed != wanted:
-            raise ModelError(
-                f"input.{word} is stated as {wanted}, but the model has a fixed {word} of {fixed}"
-            )
-    if all(seen):
-        return *seen, ""
-    exported = tuple(reversed(_read_two_numbers(metadata.get("imgsz"), (0, 1))))
-    for size, origin in ((stated, "as stated"), (exported, "as its metadata 'imgsz' says")):
-        if any(size):
-            width, height = (a or b or max(size) for a, b in zip(seen, size, strict=True))
-            return width, height, origin
-    width, height = (a or max(seen) or DEFAULT_SIZE_PX for a in seen)
-    return width, height, "as is usual; MODEL.yaml can state another as input.width and input.height"
-
-
-def _read_two_numbers(text: str | None, keys: tuple[str, str] | tuple[int, int]) -> tuple[int, int]:
-    """Two numbers of a JSON document, 0 where they are not given."""
-    try:
-        document = json.loads(text or "{}")
-    except ValueError:
-        return 0, 0
-    if isinstance(document, int):
-        document = [document, document]
-    found = []
-    for key in keys:
-        try:
-            value = document[key]
-        except (KeyError, IndexError, TypeError):
-            value = 0
-        found.append(value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0)
-    return found[0], found[1]
-
+from visionedge.model.graph import PICTURE_TYPES, GraphIndex
 
 Shape = tuple[int | None, ...]
-"""Dimensions; None where the model leaves one open."""
+"""Dimensions; None for an open one."""
 
-# Operators that move values without changing them: what made an output is looked for in front of these.
+DEFAULT_SIZE_PX = 640
+"""The size for a picture input with open sides if nothing states one: the usual size of exports."""
+
 _VALUE_PRESERVING = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast"})
-
-
+_TRANSFORMER_OPERATORS = frozenset({"Attention", "LayerNormalization", "MultiHeadAttention", "Softmax"})
 _MAX_LISTED = 12
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """An input or output: `dtype` as numpy names it, `shape` None where not even the rank is said."""
+    """An input or output. `dtype` is numpy's name; `shape` is None if not even the rank is known."""
 
     name: str
     dtype: str
@@ -157,13 +53,12 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelSignature:
-    """Inputs, outputs and metadata of a model.
+    """Inputs, outputs, metadata and analysis of a model.
 
-    `output_operators`: the operator that made each output's values; `output_sources` and `output_ops` tell
-    more of each, `input_ops` what is done to the picture first and `operators` which occur at all.
-    `classes`: what a suppression in the graph tells of their number. `size`: the evidence for the size of a
-    picture that the model leaves open. `transformer_parts`: how many attentions and the like come before the
-    choice of its queries.
+    `output_operators`: by output, the operator that computed its values. `operators`: all that occur.
+    `size`: the evidence for the size of a picture input with open sides, else "". `transformer_parts`: the
+    number of attentions and layer normalisations in front of the first choice of queries; 0 if there is
+    none.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -184,28 +79,28 @@ class ModelSignature:
 
 
 def _join_tensors(tensors: tuple[TensorInfo, ...]) -> str:
-    words = ", ".join(str(tensor) for tensor in tensors[:_MAX_LISTED]) or "none"
-    return words if len(tensors) <= _MAX_LISTED else f"{words} and {len(tensors) - _MAX_LISTED} more"
+    text = ", ".join(str(tensor) for tensor in tensors[:_MAX_LISTED]) or "none"
+    return text if len(tensors) <= _MAX_LISTED else f"{text} and {len(tensors) - _MAX_LISTED} more"
 
 
 def read_signature(model: onnx.ModelProto, stated: Mapping[str, str] | None = None) -> ModelSignature:
-    """The signature of a parsed model; shapes that it leaves out are inferred where that is possible.
+    """The signature of a parsed model; shapes that it leaves out are inferred if possible.
 
-    `stated` is laid over its metadata: what its owner says of it.
+    `stated` overrides its metadata: the statements of `MODEL.yaml`.
 
     Raises:
-        ModelError: a size is stated that it cannot have.
+        ModelError: the stated size contradicts the model.
     """
     graph = model.graph
     metadata = {entry.key: entry.value for entry in model.metadata_props} | dict(stated or {})
     weights = {tensor.name for tensor in graph.initializer}
     with fix_open_size(model, metadata) as size:
-        inputs = _tensors(value for value in graph.input if value.name not in weights)
-        outputs = _tensors(graph.output)
+        inputs = tuple(_read_tensor(value) for value in graph.input if value.name not in weights)
+        outputs = tuple(_read_tensor(value) for value in graph.output)
         if any(t.shape is None or None in t.shape[1:] for t in outputs):
             outputs = _infer_outputs(model, outputs)
         classes = count_classes(model)
-    floats = make_float_view(graph)
+    floats = GraphIndex.of(make_float_view(graph))
     return ModelSignature(
         inputs=inputs,
         outputs=outputs,
@@ -215,44 +110,77 @@ def read_signature(model: onnx.ModelProto, stated: Mapping[str, str] | None = No
         output_ops=read_output_ops(floats),
         output_sources=read_output_sources(floats),
         input_ops=_read_input_ops(floats, inputs),
-        operators=list_operators(floats),
+        operators=list_operators(floats.graph),
         classes=classes,
         size=size,
-        transformer_parts=count_transformer_parts(floats),
+        transformer_parts=_count_transformer_parts(floats),
     )
 
 
 def _read_producer(model: onnx.ModelProto) -> str:
-    """Who made it: Paddle's domain of operators tells, even where the last tool named itself, or nobody."""
-    return next((i.domain for i in model.opset_import if i.domain == "Paddle"), model.producer_name)
+    """The exporter's name; "Paddle" also where the last tool wrote its own name, or no name.
+
+    Paddle's operator domain shows it, or the name that paddle2onnx gives to every graph.
+    """
+    domains = {opset.domain for opset in model.opset_import}
+    if "Paddle" in domains or model.graph.name.startswith("PaddlePaddle Graph"):
+        return "Paddle"
+    return str(model.producer_name)
 
 
-def _read_input_ops(graph: Graph, inputs: tuple[TensorInfo, ...]) -> InputOps:
-    """What is done first to the one input that may be a picture."""
+def _find_output_operators(graph_index: GraphIndex) -> dict[str, str]:
+    operators = {}
+    for value in graph_index.graph.output:
+        node = graph_index.producers.get(value.name)
+        while node is not None and node.op_type in _VALUE_PRESERVING and node.input:
+            node = graph_index.producers.get(node.input[0])
+        operators[value.name] = node.op_type if node is not None else ""
+    return operators
+
+
+def _read_input_ops(graph_index: GraphIndex, inputs: Iterable[TensorInfo]) -> InputOps:
+    """What the graph does to its picture; the default if there is not exactly one input of rank 4."""
     pictures = [t for t in inputs if t.shape is not None and len(t.shape) == 4]
     if len(pictures) != 1:
         return InputOps()
     shape = pictures[0].shape or ()
-    last = shape[3] == 3 and shape[1] != 3
-    size_px = (shape[2], shape[1]) if last else (shape[3], shape[2])
-    return read_input_ops(graph, pictures[0].name, 3 if last else 1, size_px)
+    channels_last = shape[3] == 3 and shape[1] != 3
+    size_px = (shape[2], shape[1]) if channels_last else (shape[3], shape[2])
+    return read_input_ops(graph_index, pictures[0].name, 3 if channels_last else 1, size_px)
 
 
-def _tensors(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorInfo, ...]:
-    return tuple(_tensor(value) for value in values)
+def _count_transformer_parts(graph_index: GraphIndex) -> int:
+    """How many attentions and layer normalisations lie in front of the first TopK, which chooses the queries.
+
+    A network of convolutions with an encoder on its coarsest map has about four, a transformer has dozens.
+    The two are trained with different preprocessing.
+    """
+    first = next((node for node in graph_index.graph.node if node.op_type == "TopK"), None)
+    found, waiting, seen = 0, list(first.input[:1]) if first is not None else [], set[str]()
+    while waiting:
+        node = graph_index.producers.get(waiting.pop())
+        if node is None or node.output[0] in seen:
+            continue
+        seen.add(node.output[0])
+        found += node.op_type in _TRANSFORMER_OPERATORS
+        waiting.extend(node.input)
+    return found
 
 
-def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
+# --- inputs and outputs -------------------------------------------------------------------------------------
+
+
+def _read_tensor(value: onnx.ValueInfoProto) -> TensorInfo:
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
         return TensorInfo(value.name, value.type.WhichOneof("value") or "unknown", None)
     shape: Shape | None = None
     if kind.HasField("shape"):
         shape = tuple(d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim)
-    return TensorInfo(value.name, _dtype(kind.elem_type), shape)
+    return TensorInfo(value.name, _name_dtype(kind.elem_type), shape)
 
 
-def _dtype(elem_type: int) -> str:
+def _name_dtype(elem_type: int) -> str:
     try:
         return str(np.dtype(helper.tensor_dtype_to_np_dtype(elem_type)))
     except (KeyError, TypeError, ValueError):
@@ -260,14 +188,13 @@ def _dtype(elem_type: int) -> str:
 
 
 def _infer_outputs(model: onnx.ModelProto, declared: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
-    """Outputs as shape inference sees them; as declared where it fails (it is a help, never a judge)."""
+    """Outputs with inferred shapes; as declared where inference finds nothing."""
     found = infer_types(model)
     outputs = []
     for tensor in declared:
         kind = found.onnx.get(tensor.name)
         value = onnx.ValueInfoProto(name=tensor.name, type=kind)
-        seen = tensor if kind is None or not kind.WhichOneof("value") else _tensor(value)
-        outputs.append(seen)
+        outputs.append(tensor if kind is None or not kind.WhichOneof("value") else _read_tensor(value))
     if not any(tensor.shape is None or None in tensor.shape[1:] for tensor in outputs):
         return tuple(outputs)
     return tuple(
@@ -276,7 +203,7 @@ def _infer_outputs(model: onnx.ModelProto, declared: tuple[TensorInfo, ...]) -> 
 
 
 def _fill_open_sides(tensor: TensorInfo, found: Shape | None) -> TensorInfo:
-    """A tensor with the sides that were found for those it leaves open; the first is the batch."""
+    """The tensor with the sides in `found` for its open ones, except the first, which is the batch."""
     if found is None or (tensor.shape is not None and len(tensor.shape) != len(found)):
         return tensor
     seen = tensor.shape if tensor.shape is not None else (None,) * len(found)
@@ -284,12 +211,82 @@ def _fill_open_sides(tensor: TensorInfo, found: Shape | None) -> TensorInfo:
     return replace(tensor, shape=(*seen[:1], *sides))
 
 
-def _find_output_operators(graph: Graph) -> dict[str, str]:
-    maker = {name: node for node in graph.node for name in node.output}
-    output_operators = {}
-    for value in graph.output:
-        node = maker.get(value.name)
-        while node is not None and node.op_type in _VALUE_PRESERVING and node.input:
-            node = maker.get(node.input[0])
-        output_operators[value.name] = node.op_type if node is not None else ""
-    return output_operators
+# --- a picture input with open sides ------------------------------------------------------------------------
+
+
+@contextmanager
+def fix_open_size(model: onnx.ModelProto, metadata: Mapping[str, str]) -> Iterator[str]:
+    """Fix open sides of the picture input within the context. Yields the evidence; "" if none was open.
+
+    The size is the stated one, else the one of the export, else the usual one.
+
+    Raises:
+        ModelError: a size is stated, but the model has another fixed one.
+    """
+    value = _find_picture(model.graph)
+    if value is None:
+        yield ""
+        return
+    dims = value.type.tensor_type.shape.dim
+    channel = 3 if dims[3].dim_value == 3 and dims[1].dim_value != 3 else 1
+    tall, wide = (1, 2) if channel == 3 else (2, 3)
+    seen = (dims[wide].dim_value, dims[tall].dim_value)
+    width, height, origin = _choose_size(metadata, seen)
+    before = value.type.tensor_type.shape.SerializeToString()
+    dims[channel].dim_value, dims[tall].dim_value, dims[wide].dim_value = 3, height, width
+    try:
+        yield f"its size is open: {width} x {height} {origin}" if 0 in seen else ""
+    finally:
+        value.type.tensor_type.shape.ParseFromString(before)
+
+
+def _find_picture(graph: onnx.GraphProto) -> onnx.ValueInfoProto | None:
+    """The only input that can be a picture: rank 4, with three channels or all sides open."""
+    weights = {tensor.name for tensor in graph.initializer}
+    found = [v for v in graph.input if v.name not in weights and _may_be_picture(v)]
+    return found[0] if len(found) == 1 else None
+
+
+def _may_be_picture(value: onnx.ValueInfoProto) -> bool:
+    kind = value.type.tensor_type
+    dims = [d.dim_value for d in kind.shape.dim]
+    if kind.elem_type not in PICTURE_TYPES or len(dims) != 4:
+        return False
+    return bool(dims[1] == 3 or dims[3] == 3 or dims[1] == dims[2] == dims[3] == 0)
+
+
+def _choose_size(metadata: Mapping[str, str], seen: tuple[int, int]) -> tuple[int, int, str]:
+    """(width, height, evidence) for the size `seen` in the model, in which 0 is open."""
+    stated = _read_two_numbers(metadata.get("visionedge.input"), ("width", "height"))
+    for word, fixed, wanted in zip(("width", "height"), seen, stated, strict=True):
+        if fixed and wanted and fixed != wanted:
+            raise ModelError(
+                f"input.{word} is stated as {wanted}, but the model has a fixed {word} of {fixed}"
+            )
+    if all(seen):
+        return *seen, ""
+    exported = tuple(reversed(_read_two_numbers(metadata.get("imgsz"), (0, 1))))
+    for size, origin in ((stated, "as stated"), (exported, "as its metadata 'imgsz' says")):
+        if any(size):
+            width, height = (a or b or max(size) for a, b in zip(seen, size, strict=True))
+            return width, height, origin
+    width, height = (a or max(seen) or DEFAULT_SIZE_PX for a in seen)
+    return width, height, "as is usual; MODEL.yaml can state another as input.width and input.height"
+
+
+def _read_two_numbers(text: str | None, keys: tuple[str, str] | tuple[int, int]) -> tuple[int, int]:
+    """Two positive integers of a JSON document; 0 for each that is missing or something else."""
+    try:
+        document = json.loads(text or "{}")
+    except ValueError:
+        return 0, 0
+    if isinstance(document, int):
+        document = [document, document]
+    found = []
+    for key in keys:
+        try:
+            value = document[key]
+        except (KeyError, IndexError, TypeError):
+            value = 0
+        found.append(value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0)
+    return found[0], found[1]

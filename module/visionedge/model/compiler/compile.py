@@ -1,4 +1,4 @@
-"""The compiler: one graph from bytes to rows, whatever the model.
+"""The compiler: for every model one graph from bytes to rows.
 
     uint8 [N, H, W, 3] BGR  →  float32 [N, K, 6]   left, top, right, bottom (input pixels), score, class
 
@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from visionedge.errors import ModelError
 from visionedge.model.compiler.passes import fold_focus, fold_layout, fold_scale
-from visionedge.model.graph import NodeBuilder
+from visionedge.model.graph import NodeBuilder, read_opset
 from visionedge.model.interpretation import ModelInterpretation, NetworkInput, Preprocess
 from visionedge.model.model import Model
 from visionedge.model.onnx_file import read_model_file, wrap_model_errors
@@ -27,7 +27,7 @@ grows up to 300 rows (0.328 at 100, 0.344 at 300) and not beyond; 500 cost 1 % o
 
 
 def compile_model(model: Model, rows: int = MAX_ROWS) -> bytes:
-    """The compiled graph of a model, serialised; nothing of it was run yet (see `building.build`).
+    """The compiled graph of a model, serialised, without a trial run (see `build.build_graph`).
 
     Raises:
         ModelError: the file changed since it was loaded, or cannot be compiled.
@@ -38,10 +38,10 @@ def compile_model(model: Model, rows: int = MAX_ROWS) -> bytes:
 
 
 def read_unchanged_network(model: Model) -> onnx.ModelProto:
-    """The network in a model's file, which must be the very bytes that were recognised.
+    """The network in a model's file, which must not have changed since it was recognised.
 
     Raises:
-        ModelError: they are not, or cannot be read any more.
+        ModelError: it changed, or cannot be read.
     """
     file = read_model_file(model.path)
     if file.sha256 != model.sha256:
@@ -61,7 +61,7 @@ def compile_graph(
     The float tensors `watched` become outputs too, with the values that they have in the network itself.
     """
     graph = network.graph
-    nodes = NodeBuilder(_read_opset(network), _list_names(graph))
+    nodes = NodeBuilder(read_opset(network), _list_names(graph))
     pictures, result = nodes.name("pictures"), nodes.name("rows")
     feeds = {
         interpretation.input.name: _add_preprocessing(
@@ -99,13 +99,13 @@ def _declare_inputs_outputs(
 def _add_preprocessing(
     nodes: NodeBuilder, pictures: str, target: NetworkInput, preprocess: Preprocess
 ) -> str:
-    """The pictures as the network wants them; they are moved as bytes and made floats after."""
+    """The pictures as the network takes them. They are transposed as bytes, then cast to floats."""
     tensor = pictures
     if target.layout == "NCHW":
         tensor = nodes.add("Transpose", tensor, perm=[0, 3, 1, 2])
     channels = (1, 3, 1, 1) if target.layout == "NCHW" else (1, 1, 1, 3)
     if preprocess.color == "rgb":
-        tensor = nodes.add("Gather", tensor, nodes.whole(2, 1, 0), axis=channels.index(3))
+        tensor = nodes.add("Gather", tensor, nodes.int64s(2, 1, 0), axis=channels.index(3))
     factor, offset = _as_affine(preprocess)
     plain = bool((factor == 1).all() and (offset == 0).all())
     if target.dtype == "uint8":
@@ -123,10 +123,6 @@ def _as_affine(preprocess: Preprocess) -> tuple[NDArray[np.float32], NDArray[np.
     """(pixel * scale - mean) / std as pixel * factor + offset."""
     mean, std = np.array(preprocess.mean), np.array(preprocess.std)
     return (preprocess.scale / std).astype(np.float32), (-mean / std).astype(np.float32)
-
-
-def _read_opset(network: onnx.ModelProto) -> int:
-    return max((o.version for o in network.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
 def _list_names(graph: onnx.GraphProto) -> set[str]:

@@ -1,10 +1,10 @@
-"""The first run of a model from outside, in a process that may be lost: ``python -m …inference.first_run``.
+"""The first run of an untrusted model, in a child process: ``python -m visionedge.model.compiler.trial_run``.
 
-A file can be a sound graph and still make its runtime crash, never end, or take all memory. So a compiled
-graph is opened and run once where that harms nobody. In the same process it is found out whether several
-pictures at once get the same answers as one by one, which is what a batch relies on.
+A valid graph can still make onnxruntime crash, run forever, or take all memory. So a compiled graph is
+opened and run once in a child process. The child also checks that several pictures at once give the results
+of each alone, which batching relies on, and that the rows can be detections.
 
-The child reads a JSON line (`TrialTask`) and the graphs from stdin and writes a JSON line for each finding.
+The child reads a JSON line (`TrialTask`) and the graphs from stdin, and writes one JSON line per finding.
 """
 
 import json
@@ -23,12 +23,6 @@ from visionedge.errors import ModelError, UnavailableError
 from visionedge.runtime.child_process import compute_address_space_bytes, explain_machine_limit, run_child
 from visionedge.runtime.ort import import_onnxruntime
 
-# Whether rows can be detections at all: the last check of a reading, on what the model really gives.
-#
-# Shapes and nodes may leave a doubt; numbers that are no scores, no classes or no boxes of the picture end
-# it.
-
-
 _MIN_ROWS = 50  # fewer say nothing of all
 _SCORE_TOLERANCE = 1e-3
 _MAX_CORNER_SHARE = 1 / 3
@@ -39,9 +33,9 @@ _MIN_CORRELATION = 0.5
 
 
 def check_plausibility(rows: NDArray[np.float32], width_px: int, height_px: int) -> str:
-    """What speaks against the rows of a picture, (K, 6), being detections in it; "" where nothing does.
+    """Why the rows (K, 6) of a picture cannot be detections; "" if they can.
 
-    The picture should be noise, which a detector is unsure of everywhere.
+    The picture must be noise, on which a detector has low scores everywhere.
     """
     scores, classes = rows[:, 4], rows[:, 5]
     if len(rows) and (scores.min() < -_SCORE_TOLERANCE or scores.max() > 1 + _SCORE_TOLERANCE):
@@ -75,7 +69,7 @@ def _check_boxes(real: NDArray[np.float32], width_px: int, height_px: int) -> st
 def _look_like_corners(rows: NDArray[np.float32], width_px: int, height_px: int) -> bool:
     """Whether boxes look like a corner (x, y) with as size the other corner, which is always farther out.
 
-    The two go together, wherever a box lies; a size does not care where its centre is.
+    Two corners are correlated; the size of a box does not depend on its centre.
     """
     left, top, right, bottom = rows[:, :4].astype(np.float64).T
     farther = ((right >= 3 * left) & (bottom >= 3 * top)).mean()
@@ -95,13 +89,13 @@ COMPARISON_TIMEOUT_S = 120
 _EXTRA_TIMEOUT_S = 30
 
 COMPARED_PICTURES = 3
-"""Pictures that are computed at once and one by one."""
+"""How many pictures are computed at once and one by one."""
 
 _TOLERANCE = 1e-4
 _FP16_TOLERANCE = 5e-3  # of float16: a few of its smallest steps
 _ROW_TOLERANCE = np.array([0.2, 0.2, 0.2, 0.2, 2e-3, 0.5])
-_MAX_COMPARED_ROWS = 500  # each is held against each
-_MIN_MATCHING_SHARE = 0.97  # at the end of a list others may come in
+_MAX_COMPARED_ROWS = 500  # each row is compared with each
+_MIN_MATCHING_SHARE = 0.97  # at the end of a list, rows with nearly equal scores can be exchanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +117,7 @@ class TrialTask:
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """What was found. `stacks`: several pictures at once are as good as one by one; `words` say why (not).
+    """The result. `batchable`: several pictures at once give the same results; `reason` explains it.
 
     `rows` is K, the most rows a picture gives.
     """
@@ -136,17 +130,17 @@ class TrialResult:
 def run_trial(
     fixed_graph: bytes, batch: int, dynamic_graph: bytes | None, outputs: Sequence[str], *, declared: bool
 ) -> TrialResult:
-    """Run a graph uint8 [batch, H, W, 3] → rows once, and compare it with `opened`, both with `outputs` too.
+    """Run `fixed_graph` (uint8 [batch, H, W, 3] → rows, `outputs`) once, and compare it with `dynamic_graph`.
 
     Raises:
-        ModelError: it crashes, does not end, gives no numbers or cannot be run.
+        ModelError: it crashes, runs too long, outputs NaN or infinity, or cannot be run.
         UnavailableError: onnxruntime cannot be used at all.
     """
     limits_s = (FIRST_PICTURE_TIMEOUT_S, COMPARISON_TIMEOUT_S)
     task = TrialTask(len(fixed_graph), batch, len(dynamic_graph or b""), tuple(outputs), declared, *limits_s)
     sent = b"".join((json.dumps(asdict(task)).encode(), b"\n", fixed_graph, dynamic_graph or b""))
     try:
-        # The child limits its own time; this is for one that cannot even do that.
+        # The child has its own time limit; this one is for a child that cannot start it.
         done = run_child(
             "visionedge.model.compiler.trial_run",
             sent,
@@ -157,9 +151,9 @@ def run_trial(
     except OSError as error:
         raise UnavailableError(f"no process can be started to try the model: {error.strerror}") from None
     findings = [json.loads(line) for line in done.stdout.splitlines()]
-    told = "\n".join(str(finding.get("error", "")) for finding in findings).encode() + done.stderr
+    errors = "\n".join(str(finding.get("error", "")) for finding in findings).encode() + done.stderr
     clean = len(findings) == 1 + bool(dynamic_graph) and not any(finding.get("error") for finding in findings)
-    if not clean and (reason := explain_machine_limit(told)) is not None:
+    if not clean and (reason := explain_machine_limit(errors)) is not None:
         raise UnavailableError(f"the process that tries the model cannot run: {reason}")
     return _evaluate(findings, done.returncode)
 
@@ -176,7 +170,7 @@ def _evaluate(findings: list[dict[str, Any]], code: int) -> TrialResult:
         raise ModelError("output contains NaN or infinity for a plain picture")
     if first.get("doubt"):
         raise ModelError(
-            f"was read as its shapes and nodes tell, but {first['doubt']}; if it is another kind of model, "
+            f"was recognised by its shapes and nodes, but {first['doubt']}; if it is another kind of model, "
             "state its head in MODEL.yaml beside it"
         )
     if len(findings) > 1:
@@ -200,12 +194,12 @@ def _describe_exit(code: int) -> str:
 
 
 def main(source: BinaryIO) -> None:
-    """Do what the task on `source` asks; a finding is a line on stdout."""
+    """Carry out the task on `source`; each finding is a line on stdout."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (compute_address_space_bytes(),) * 2)
     task = TrialTask(**json.loads(source.readline()))
     fixed_graph, dynamic_graph = source.read(task.fixed_graph), source.read(task.dynamic_graph)
-    signal.alarm(task.first_s)  # its default is to end this process, whatever native code does
+    signal.alarm(task.first_s)  # ends this process even in native code
     try:
         _run_task(task, fixed_graph, dynamic_graph)
     except UnavailableError as error:
@@ -224,7 +218,7 @@ def _run_task(task: TrialTask, fixed_graph: bytes, dynamic_graph: bytes) -> None
         return
     finite = bool(np.isfinite(first[0]).all())
     height_px, width_px = images.shape[1:3]
-    noise = first[0][0]  # the first picture is that, and a detector is sure of nothing in it
+    noise = first[0][0]  # the first picture is noise, see `check_plausibility`
     doubts = check_plausibility(noise, width_px, height_px) if finite else ""
     _write_finding({"error": "", "finite": finite, "doubt": doubts, "rows": len(noise)})
     if not dynamic_graph:
@@ -239,7 +233,7 @@ def _run_task(task: TrialTask, fixed_graph: bytes, dynamic_graph: bytes) -> None
     batchable, reason = compare_outputs(task.outputs, together[1:], [outputs[1:] for outputs in alone])
     share = compute_matching_share(together[0], np.concatenate([outputs[0] for outputs in alone]))
     if share < _MIN_MATCHING_SHARE:
-        # A network that orders a list by itself may differ value by value; what is in it may not.
+        # A network that sorts a list may exchange rows, but the rows must be the same.
         batchable, reason = (
             False,
             f"only {share:.0%} of the rows are the same when {COMPARED_PICTURES} are computed at once",
@@ -276,7 +270,7 @@ def _run(session: Any, task: TrialTask, images: NDArray[np.uint8]) -> list[NDArr
 
 
 def make_test_pictures(height_px: int, width_px: int) -> NDArray[np.uint8]:
-    """Unlike each other, as pictures are: noise, soft blobs, and a scene of edges. Always the same."""
+    """Three different pictures: noise, soft blobs, and a scene of edges. Deterministic."""
     random = np.random.default_rng(0)
     size = (height_px, width_px, 3)
     noise = random.integers(0, 256, size, np.uint8)
@@ -294,9 +288,9 @@ def make_test_pictures(height_px: int, width_px: int) -> NDArray[np.uint8]:
 def compare_outputs(
     names: Sequence[str], together: Sequence[NDArray[Any]], alone: Sequence[Sequence[NDArray[Any]]]
 ) -> tuple[bool, str]:
-    """Whether outputs of several pictures at once are those of each alone, one behind the other; and words.
+    """Whether outputs of several pictures at once equal those of each alone, and the explanation.
 
-    Value by value, to what is lost in another order of adding up.
+    Values are compared with a tolerance for another order of summation.
     """
     worst = 0.0
     for index, (name, whole) in enumerate(zip(names, together, strict=True)):
@@ -318,7 +312,7 @@ def compare_outputs(
 
 
 def _compute_difference(values: NDArray[Any], expected: NDArray[Any]) -> tuple[float, float]:
-    """The largest difference, in parts of the largest value where that is above 1, and what is allowed."""
+    """(largest difference, allowed difference), relative to the largest value if that is above 1."""
     if expected.dtype.kind != "f":
         return float((values != expected).any()), 0.0
     exact = expected.astype(np.float64)
@@ -332,10 +326,10 @@ def compute_matching_share(
     expected: NDArray[np.float32],
     tolerance: NDArray[np.float64] = _ROW_TOLERANCE,
 ) -> float:
-    """The share of rows (n, K, 6) that have their like, in the picture that has the fewest.
+    """The share of matching rows (n, K, 6), in the picture with the fewest.
 
-    They need not stand at the same place: scores that are almost equal may change it. `tolerance` is how far
-    the six values may lie apart.
+    Their order does not matter, because nearly equal scores change it. `tolerance`: the allowed difference
+    of each of the six values.
     """
     shares = []
     for some, others in zip(rows[:, :_MAX_COMPARED_ROWS], expected[:, :_MAX_COMPARED_ROWS], strict=True):

@@ -1,4 +1,4 @@
-"""The families of detectors that are understood: a module here with a tuple `HEADS` is all it takes."""
+"""The detector families that are supported. A new family is one module here with a tuple `HEADS`."""
 
 import importlib
 import pkgutil
@@ -23,11 +23,11 @@ def interpret_model(
     heads: tuple[DetectionHead, ...] | None = None,
     label_source: str = "its metadata",
 ) -> ModelInterpretation:
-    """The one reading that fits; a model is never guessed at.
+    """The only interpretation that fits; the family is never guessed.
 
     ``visionedge.head`` in its metadata (or `head` in `MODEL.yaml`) states it outright; the shapes must agree
-    all the same. ``visionedge.nms`` says whether boxes still need suppression. `carrier` is where its labels
-    come from, for people.
+    all the same. ``visionedge.nms`` says whether boxes still need suppression. `label_source` names where its
+    labels come from.
 
     Raises:
         ModelError: none fits, or several do; the message says what was seen.
@@ -37,7 +37,7 @@ def interpret_model(
     if stated is not None:
         heads = tuple(head for head in heads if head.name == stated)
         if not heads:
-            raise ModelError(f"the head stated for it, '{stated}', is unknown; {_describe_known_heads()}")
+            raise ModelError(f"the stated head '{stated}' is unknown; {_describe_known_heads()}")
     _check_task(signature)
     readings = _interpret(signature, heads)
     if len(readings) == 1:
@@ -51,10 +51,8 @@ def interpret_model(
     _check_labels(signature, heads, label_source)
     _check_channels(signature)
     if stated is not None:
-        raise ModelError(
-            f"the head stated for it, '{stated}', does not fit its shapes. Seen: {signature}", state=()
-        )
-    raise ModelError(f"is no detector that is known here. Seen: {signature}; {_describe_known_heads()}")
+        raise ModelError(f"the stated head '{stated}' does not fit its shapes. Seen: {signature}", state=())
+    raise ModelError(f"is no detector of a supported family. Seen: {signature}; {_describe_known_heads()}")
 
 
 def _interpret(signature: ModelSignature, heads: tuple[DetectionHead, ...]) -> list[ModelInterpretation]:
@@ -63,7 +61,7 @@ def _interpret(signature: ModelSignature, heads: tuple[DetectionHead, ...]) -> l
 
 
 def _check_task(signature: ModelSignature) -> None:
-    """Exporters say in the metadata what a model is for."""
+    """Refuse a model whose metadata names another task than detection."""
     task = signature.metadata.get("task", "detect")
     if task != "detect":
         raise ModelError(
@@ -74,7 +72,7 @@ def _check_task(signature: ModelSignature) -> None:
 
 
 def _check_labels(signature: ModelSignature, heads: tuple[DetectionHead, ...], label_source: str) -> None:
-    """Whether it would be understood, were it not for the number of its labels."""
+    """Refuse a model that some head would accept with another number of labels."""
     names = read_class_names(signature.metadata)
     if names is None:
         return
@@ -91,20 +89,20 @@ def _check_labels(signature: ModelSignature, heads: tuple[DetectionHead, ...], l
 
 
 def _check_channels(signature: ModelSignature) -> None:
-    """Models that were trained with grey pictures."""
+    """Refuse a model that takes grey pictures."""
     shapes = [t.shape for t in signature.inputs if t.shape is not None and len(t.shape) == 4]
     if any(3 in (shape[1], shape[3]) for shape in shapes):
         return
     if any(1 in (shape[1], shape[3]) for shape in shapes):
         raise ModelError(
-            "takes pictures of one channel (grey), and only those of three (colour) are given here: train and"
-            f" export it with three channels. Seen: {signature}",
+            "takes grey pictures (one channel), but only colour pictures (three channels) are supported:"
+            f" train and export it with three channels. Seen: {signature}",
             state=(),
         )
 
 
 def _with_stated(interpretation: ModelInterpretation, signature: ModelSignature) -> ModelInterpretation:
-    """The reading with the evidence for an open size, and with what ``visionedge.nms`` says."""
+    """The interpretation with the evidence for an open size, and with the statement ``visionedge.nms``."""
     evidence = interpretation.evidence + ((signature.size,) if signature.size else ())
     stated = signature.metadata.get("visionedge.nms")
     if stated is None:

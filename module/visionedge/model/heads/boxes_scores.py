@@ -1,7 +1,8 @@
 """Boxes and scores of all cells in two outputs: YOLO-NAS, DAMO-YOLO, PP-YOLOE without its suppression.
 
-And what a plugin of TensorRT was given to suppress (`nms_plugins`). All of these share their shapes and
-differ in how pixels are scaled, which a graph seldom tells: then a file beside it or its owner has to say it.
+Also models whose NMS plugin of TensorRT was removed (`onnx_file.remove_nms_plugin`). All of these have the
+same shapes and differ in the scaling of pixels, which a graph seldom shows: then a file beside it or its
+owner must state it.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from visionedge.model.decoding import find_strides, select_best_rows, slice_axis
 from visionedge.model.exporter_files import parse_paddle_preprocess
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
+    Decoder,
     ModelInterpretation,
     NetworkInput,
     Preprocess,
@@ -31,11 +33,11 @@ _MODEL_YAML_EXAMPLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class BoxesScoresDecoder:
+class BoxesScoresDecoder(Decoder):
     """Decodes boxes [N, n, 4] (or [N, n, 1, 4]) and scores [N, n, C], or [N, C, n] if `columns`.
 
     `scale` brings boxes to input pixels. `background` is a class that means nothing, -1 for none.
-    `factor_input` is a second input [N, 2] that takes what the picture was scaled by; "" where there is none.
+    `factor_input` is a second input [N, 2] that takes what the picture was scaled by; "" if there is none.
     """
 
     boxes: str
@@ -108,18 +110,18 @@ class BoxesScoresHead:
     name: str = "boxes-scores"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where both have a row for each cell, and nodes or a plugin tell how boxes are written.
+        """An interpretation if both have a row per cell, and nodes or a plugin show how boxes are written.
 
         Raises:
-            ModelError: nothing tells how boxes are written or pictures are prepared, which differs.
+            ModelError: it is unknown how boxes are written, or how pictures are prepared.
         """
         picture = find_picture_input(signature)
         pair = _find_outputs(signature, picture) if picture is not None else None
         if picture is None or pair is None:
             return None
-        told = _read_encoding(signature, pair)
-        classes = pair.width - (told.background >= 0)
-        if told.background not in (-1, 0, pair.width - 1) or not is_detector(signature, classes):
+        encoding = _read_encoding(signature, pair)
+        classes = pair.width - (encoding.background >= 0)
+        if encoding.background not in (-1, 0, pair.width - 1) or not is_detector(signature, classes):
             return None
         family, reason = _choose_family_preprocess(signature, picture)
         preprocess, preprocess_evidence = choose_preprocess(signature, picture, family)
@@ -135,19 +137,19 @@ class BoxesScoresHead:
                 pair.anchors,
                 classes,
                 pair.columns,
-                told.centers,
-                (float(picture.width_px), float(picture.height_px)) if told.relative else (1.0, 1.0),
-                told.logits,
-                told.background,
+                encoding.centers,
+                (float(picture.width_px), float(picture.height_px)) if encoding.relative else (1.0, 1.0),
+                encoding.logits,
+                encoding.background,
                 factor,
             ),
             class_count=classes,
             needs_nms=True,
             evidence=(
                 *stated,
-                f"boxes and {pair.width} scores apart, for {pair.anchors} cells",
-                f"boxes are {'centres and sizes' if told.centers else 'corners'}"
-                f"{f', as {told.plugin} says, which our own suppression replaces' if told.plugin else ''}",
+                f"boxes and {pair.width} scores in separate outputs, for {pair.anchors} cells",
+                f"boxes are {'centres and sizes' if encoding.centers else 'corners'}"
+                f"{f', by {encoding.plugin}, which our own suppression replaces' if encoding.plugin else ''}",
                 reason,
                 *preprocess_evidence,
             ),
@@ -202,7 +204,7 @@ def _inputs_fit(signature: ModelSignature, picture: NetworkInput) -> bool:
 
 
 def _read_encoding(signature: ModelSignature, pair: _BoxesAndScores) -> NmsPluginInputs:
-    """How boxes and scores are written: as the plugin says, else as nodes tell."""
+    """How boxes and scores are written: by the plugin, else by the nodes."""
     said = read_metadata_object(signature, NMS_PLUGIN_KEY)
     if said:
         try:
@@ -215,13 +217,13 @@ def _read_encoding(signature: ModelSignature, pair: _BoxesAndScores) -> NmsPlugi
     box_encoding = stated or {"corners": "corners", "centres": "centers"}.get(boxes.box_encoding, "")
     if box_encoding not in BOX_ENCODINGS:
         raise ModelError(
-            "gives boxes and scores apart, but no node tells whether a box is two corners or a centre and a"
-            " size; state boxes: corners (or centers) in MODEL.yaml beside it",
+            "has separate outputs for boxes and scores, but no node shows whether a box is two corners or a"
+            " centre and a size; state boxes: corners (or centers) in MODEL.yaml beside it",
             state=("boxes: corners   # or centers",),
         )
     if not scores.has_weights or "Softmax" in scores.operators:
         raise ModelError(
-            "gives boxes and scores apart, but how its scores are made is not known here", state=()
+            "has separate outputs for boxes and scores, but its kind of scores is not supported", state=()
         )
     return NmsPluginInputs(
         "", box_encoding == "centers", relative=False, logits="Sigmoid" not in scores.operators
@@ -232,10 +234,10 @@ def _choose_family_preprocess(signature: ModelSignature, picture: NetworkInput) 
     """How its pictures were prepared in training.
 
     Raises:
-        ModelError: nothing tells.
+        ModelError: it is unknown.
     """
-    if (told := parse_paddle_preprocess(signature, picture)) is not None:
-        return told, "the file of its export says how pictures are prepared"
+    if (preprocess := parse_paddle_preprocess(signature, picture)) is not None:
+        return preprocess, "the file of its export says how pictures are prepared"
     if words := describe_exporter(signature):
         return YOLO_INPUT, words[0]
     stated = read_metadata_object(signature, "visionedge.input")

@@ -1,6 +1,5 @@
-"""Graphs that were compiled here before (`visionedge model compile`): bytes in, rows out, nothing to add."""
+"""Graphs that `visionedge model compile` wrote: bytes in, rows out."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from visionedge.errors import ModelError
@@ -9,6 +8,7 @@ from visionedge.model.compiled_metadata import read_compiled_metadata
 from visionedge.model.decoding import slice_axis
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
+    Decoder,
     ModelInterpretation,
     Preprocess,
     find_picture_input,
@@ -17,15 +17,11 @@ from visionedge.model.interpretation import (
 
 
 @dataclass(frozen=True, slots=True)
-class CompiledDecoder:
-    """Rows that are rows already, `count` of them."""
+class CompiledDecoder(Decoder):
+    """Passes on the `count` rows of a compiled graph."""
 
     output: str
     count: int
-
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The rows, or the first of them."""
@@ -34,15 +30,15 @@ class CompiledDecoder:
 
 @dataclass(frozen=True, slots=True)
 class CompiledHead:
-    """Known by what the compiler wrote into the metadata, and by that alone."""
+    """Recognised by its compiled metadata only."""
 
     name: str = "compiled"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading with the head that was compiled.
+        """An interpretation with the head that was compiled.
 
         Raises:
-            ModelError: the metadata is damaged, or the graph is not what it says.
+            ModelError: the metadata is damaged, or does not fit the graph.
         """
         compiled_metadata = read_compiled_metadata(signature.metadata)
         if compiled_metadata is None:
@@ -58,7 +54,9 @@ class CompiledHead:
             or shape[2] != 6
             or not shape[1]
         ):
-            raise ModelError(f"says that it was compiled here, but is not so. Seen: {signature}")
+            raise ModelError(
+                f"says that visionedge compiled it, but its inputs or outputs differ. Seen: {signature}"
+            )
         return ModelInterpretation(
             head=compiled_metadata.head,
             input=picture,

@@ -1,6 +1,7 @@
 """Azure Custom Vision: *compact* gives one raw map of five anchors, *compact [S1]* a finished list.
 
-Both say in their metadata how pixels are ordered and scaled; `cvexport.manifest` beside it may say more.
+The metadata of both states the colour order and scaling of pixels; `cvexport.manifest` beside it can add to
+it.
 """
 
 import json
@@ -17,6 +18,7 @@ from visionedge.model.exporter_files import parse_custom_vision_manifest
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
     Color,
+    Decoder,
     ModelInterpretation,
     NetworkInput,
     Preprocess,
@@ -27,7 +29,7 @@ from visionedge.model.labels import read_class_names
 from visionedge.model.preprocessing import choose_preprocess
 
 DEFAULT_ANCHORS = ((0.573, 0.677), (1.87, 2.06), (3.34, 5.47), (7.88, 3.53), (9.77, 9.17))
-"""In cells of the map, as all exports have them that state no others."""
+"""(width, height) in cells of the map: those of all exports that do not state others."""
 
 _STRIDE_PX = 32
 _PIXEL_RANGES: Mapping[str, tuple[float, float, float]] = {
@@ -40,7 +42,7 @@ _COLOR_NAMES: Mapping[str, Color] = {"bgr8": "bgr", "rgb8": "rgb", "bgr": "bgr",
 
 
 @dataclass(frozen=True, slots=True)
-class CustomVisionListDecoder:
+class CustomVisionListDecoder(Decoder):
     """Decodes `boxes` [N, n, 4] (or [n, 4]) from 0 to 1, `classes` and `scores` [N, n] (or [n])."""
 
     boxes: str
@@ -49,10 +51,6 @@ class CustomVisionListDecoder:
     count: int | None
     width_px: int
     height_px: int
-
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The list, by falling score."""
@@ -71,10 +69,10 @@ class CustomVisionCompact:
     name: str = "customvision"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where there is one raw map at stride 32 and something says that it is Custom Vision's.
+        """An interpretation if there is one raw map at stride 32 and a sign of Custom Vision.
 
         Raises:
-            ModelError: its metadata contradicts itself, or leaves open how pixels are scaled.
+            ModelError: its metadata contradicts itself, or does not state the scaling of pixels.
         """
         picture = _find_picture(signature, self.name)
         found = _find_map(signature, picture) if picture is not None else None
@@ -103,15 +101,15 @@ class CustomVisionCompact:
 
 @dataclass(frozen=True, slots=True)
 class CustomVisionCompactS1:
-    """*General (compact) [S1]*: boxes, classes and scores, suppressed already; one picture at a time."""
+    """*General (compact) [S1]*: boxes, classes and scores after suppression; one picture at a time."""
 
     name: str = "customvision-s1"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where there are three such outputs and something says that they are Custom Vision's.
+        """An interpretation if there are three such outputs and a sign of Custom Vision.
 
         Raises:
-            ModelError: its metadata contradicts itself, or leaves open how pixels are scaled.
+            ModelError: its metadata contradicts itself, or does not state the scaling of pixels.
         """
         picture = _find_picture(signature, self.name)
         found = _find_list(signature)
@@ -135,17 +133,17 @@ HEADS = (CustomVisionCompact(), CustomVisionCompactS1())
 
 
 def _find_picture(signature: ModelSignature, name: str) -> NetworkInput | None:
-    """The picture of a model that something says is a detector of Custom Vision; None for all others."""
+    """The picture input of a model with a sign of Custom Vision; None for any other model."""
     document = parse_custom_vision_manifest(signature)
     if document is not None and document.get("DomainType", "ObjectDetection") != "ObjectDetection":
         return None
-    told = document is not None or signature.metadata.get("visionedge.head") == name
-    told = told or any(key.startswith("CustomVision.") for key in signature.metadata)
-    # Windows ML's TinyYOLOv2 has that key as well, but it scales its pixels itself, as no export does.
-    told = told or (
+    is_custom_vision = document is not None or signature.metadata.get("visionedge.head") == name
+    is_custom_vision = is_custom_vision or any(key.startswith("CustomVision.") for key in signature.metadata)
+    # Windows ML's TinyYOLOv2 has this key too, but it scales its pixels itself, which no export does.
+    is_custom_vision = is_custom_vision or (
         "Image.BitmapPixelFormat" in signature.metadata and not signature.input_ops.changes_values
     )
-    return find_picture_input(signature) if told and len(signature.inputs) == 1 else None
+    return find_picture_input(signature) if is_custom_vision and len(signature.inputs) == 1 else None
 
 
 def _find_map(signature: ModelSignature, picture: NetworkInput) -> tuple[str, int] | None:
@@ -165,7 +163,7 @@ def _find_map(signature: ModelSignature, picture: NetworkInput) -> tuple[str, in
 
 
 def _read_anchors(signature: ModelSignature) -> tuple[tuple[tuple[float, float], ...], str]:
-    """The anchors in cells, and where they come from."""
+    """The anchors in cells, and their origin."""
     stated = signature.metadata.get("anchors")
     exported = signature.metadata.get("CustomVision.Postprocess.Yolo.Biases", "null")
     document = parse_custom_vision_manifest(signature) or {}
@@ -186,7 +184,7 @@ def _read_anchors(signature: ModelSignature) -> tuple[tuple[tuple[float, float],
 
 
 def _parse_list(text: str | None) -> list[Any] | None:
-    """A list in JSON; None where there is nothing."""
+    """A list in JSON; None if there is nothing."""
     try:
         value = json.loads(text or "null")
     except ValueError:
@@ -203,10 +201,10 @@ def _read_centre_decoding(signature: ModelSignature) -> Any:
 
 
 def _choose_family_preprocess(signature: ModelSignature) -> tuple[Preprocess, tuple[str, ...]]:
-    """How pictures are prepared: stretched, in the order and range that the metadata says.
+    """Stretched pictures, in the colour order and range of the metadata, and the evidence.
 
     Raises:
-        ModelError: order or range is unknown to us, contradicts the manifest, or is nowhere said.
+        ModelError: order or range is not supported, contradicts the manifest, or is missing.
     """
     stated = read_metadata_object(signature, "visionedge.input")
     said = signature.metadata.get("Image.BitmapPixelFormat")
@@ -225,7 +223,7 @@ def _choose_family_preprocess(signature: ModelSignature) -> tuple[Preprocess, tu
         and not signature.input_ops.changes_values
     ):
         raise ModelError(
-            f"its metadata says {spread or 'nothing'} of the range of its pixels (Image.NominalPixelRange); "
+            f"its metadata states {spread or 'nothing'} as the range of pixels (Image.NominalPixelRange); "
             "state input.scale in MODEL.yaml beside it",
             state=("input: {scale: 1}   # pixels of 0-255; 0.00392156863: of 0-1",),
         )
@@ -262,10 +260,10 @@ def _interpret(
 ) -> ModelInterpretation:
     family, pixels = _choose_family_preprocess(signature)
     if "Image.NominalPixelRange" in signature.metadata:
-        # That is said of what goes in, whatever its first nodes do with it.
+        # The manifest describes the input, independent of what the first nodes do with it.
         signature = replace(signature, input_ops=InputOps())
     preprocess, preprocess_evidence = choose_preprocess(signature, picture, family)
-    stated = ("its metadata states the head",) if signature.metadata.get("visionedge.head") == name else ()
+    stated = ("the head is stated",) if signature.metadata.get("visionedge.head") == name else ()
     beside = (
         ("cvexport.manifest lies beside it",) if parse_custom_vision_manifest(signature) is not None else ()
     )

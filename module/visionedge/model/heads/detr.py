@@ -4,7 +4,7 @@ They come in three forms: a finished list (labels, boxes, scores) with the size 
 input; logits and boxes for each query; both side by side in one output, as Ultralytics writes them.
 
 The first DETRs (DETR, YOLOS, Table Transformer) have the second form too, but their logits are those of a
-softmax whose last class is "no object". Their graphs tell: they give boxes straight from a layer, while all
+softmax whose last class is "no object". Their graphs show it: boxes come directly from a layer, while all
 later ones refine boxes from reference points that they sample at, choose or learn.
 """
 
@@ -25,6 +25,7 @@ from visionedge.model.decoding import (
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
     MEAN_EXAMPLE,
+    Decoder,
     ModelInterpretation,
     NetworkInput,
     Preprocess,
@@ -37,13 +38,13 @@ from visionedge.model.preprocessing import choose_preprocess, is_detector
 PLAIN_INPUT = Preprocess("rgb", 1 / 255, fit="stretch", resample="antialias")
 IMAGENET_INPUT = replace(PLAIN_INPUT, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
-ScoreEncoding = Literal["logits", "done"]
+ScoreEncoding = Literal["logits", "probabilities"]
 
 MAX_QUERIES = 2000
 _ZERO_SCORE_LOGIT = -1e4  # as a logit
 _ATTENTION_OPERATORS = frozenset({"Attention", "MultiHeadAttention"})
 _PRODUCT_OPERATORS = frozenset({"Einsum", "FusedMatMul", "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"})
-# What later DETRs have and the first ones have not: queries that are chosen, sample, and refine their boxes.
+# Operators of later DETRs, in which queries are chosen, sample the picture, and refine their boxes.
 _REFINING_OPERATORS = frozenset({"GridSample", "Log", "TopK"})
 _MIN_PATCH = 4
 _COCO_CLASS_COUNTS = (90, 91)
@@ -51,8 +52,8 @@ _MAX_ENCODER_PARTS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class DetrListDecoder:
-    """Decodes a finished list; `sizes` is the input that takes (width, height), float or whole."""
+class DetrListDecoder(Decoder):
+    """Decodes a finished list; `sizes` is the input for (width, height), float or integer."""
 
     labels: str
     boxes: str
@@ -64,7 +65,7 @@ class DetrListDecoder:
     height_px: int
 
     def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:
-        """A size of 1 x 1, so that boxes come relative: so it does not matter if it is (w, h) or (h, w)."""
+        """A size of 1 x 1: boxes are then relative, and the order (w, h) or (h, w) does not matter."""
         corner = slice_axis(nodes, slice_axis(nodes, slice_axis(nodes, pictures, 0, 1, 1), 0, 1, 2), 0, 1, 3)
         nothing = nodes.add("Mul", nodes.cast(nodes.reshape(corner, -1, 1), "float32"), nodes.floats(0.0))
         ones = nodes.add("Add", nothing, nodes.floats(1.0, 1.0))
@@ -84,11 +85,11 @@ class DetrListDecoder:
 
 
 @dataclass(frozen=True, slots=True)
-class DetrQueryDecoder:
+class DetrQueryDecoder(Decoder):
     """Decodes scores [N, Q, C] and boxes [N, Q, 4] (centre and size, 0-1), or both in one [N, Q, 4 + C].
 
-    `queries` is Q where it is known. `form` is what scores are: logits of a sigmoid or of a softmax, or done;
-    of a softmax the last class, "no object", is left out, and so is a `background`; `classes` counts neither.
+    `queries` is Q, if known. `score_encoding`: logits of a sigmoid or of a softmax, or "probabilities". The
+    last class of a softmax, "no object", is left out, and so is a `background`; `classes` counts neither.
     """
 
     boxes: str
@@ -100,10 +101,6 @@ class DetrQueryDecoder:
     score_encoding: ScoreEncoding
     softmax: bool = False
     background: bool = False
-
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The best pairs of query and class."""
@@ -120,7 +117,7 @@ class DetrQueryDecoder:
                 slice_axis(nodes, boxes, 4, 4 + self.classes, 2),
             )
         if self.queries is None:
-            more = nodes.whole(0, 0, 0, 0, limit, 0)
+            more = nodes.int64s(0, 0, 0, 0, limit, 0)
             boxes = nodes.add("Pad", boxes, more)
             scores = nodes.add("Pad", scores, more, nodes.floats(_ZERO_SCORE_LOGIT if sigmoid else 0.0))
         return select_best_rows(
@@ -147,7 +144,7 @@ class Detr:
     name: str = "detr"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where two inputs and three outputs fit, told apart by shapes and types."""
+        """An interpretation if two inputs and three outputs fit, distinguished by shapes and types."""
         picture = find_picture_input(signature)
         sizes = _find_sizes_input(signature)
         found = _find_list(signature)
@@ -171,7 +168,7 @@ class Detr:
             picture.height_px,
         )
         clauses = [
-            f"a list of {count or 'any number of'} boxes with whole labels; {sizes.name} takes the size"
+            f"a list of {count or 'any number of'} boxes with integer labels; {sizes.name} takes the size"
         ]
         if classes:
             clauses.append(f"labels are the remainder of {classes}")
@@ -185,7 +182,7 @@ class DetrRaw:
     name: str = "detr-raw"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where scores and boxes answer the same queries of a transformer.
+        """An interpretation if scores and boxes belong to the same queries of a transformer.
 
         Raises:
             ModelError: its scores are a part of what a softmax gave.
@@ -213,7 +210,7 @@ class DetrSoftmax:
     name: str = "detr-softmax"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where nothing chooses queries, samples for them, or refines their boxes.
+        """An interpretation if nothing chooses queries, samples for them, or refines their boxes.
 
         Raises:
             ModelError: its scores are a part of what a softmax gave.
@@ -242,7 +239,7 @@ class DetrSingleOutput:
     name: str = "rtdetr-ultralytics"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where the one output joins boxes and a sigmoid's scores, for queries, not for cells."""
+        """An interpretation if the one output joins boxes and sigmoid scores of queries, not of cells."""
         picture = find_picture_input(signature)
         if picture is None or len(signature.inputs) != 1 or len(signature.outputs) != 1:
             return None
@@ -263,7 +260,7 @@ class DetrSingleOutput:
             width - 4,
             picture.width_px,
             picture.height_px,
-            score_encoding="done",
+            score_encoding="probabilities",
         )
         clauses = [
             f"one output joins the boxes and a sigmoid's scores of {queries} queries, which are no cells"
@@ -276,7 +273,7 @@ HEADS = (Detr(), DetrRaw(), DetrSoftmax(), DetrSingleOutput())
 
 @dataclass(frozen=True, slots=True)
 class _Queries:
-    """Scores [N, count, width], which an operator `made`, and boxes [N, count, 4] for the queries."""
+    """Scores [N, count, width], computed by `score_operator`, and boxes [N, count, 4] of the queries."""
 
     picture: NetworkInput
     scores: TensorInfo
@@ -288,14 +285,14 @@ class _Queries:
     def decoder(
         self, score_encoding: ScoreEncoding, *, softmax: bool = False, background: bool = False
     ) -> DetrQueryDecoder:
-        """Of scores of that form; the last class means nothing where a softmax or a background has it."""
+        """The decoder for these scores; the last class of a softmax, or a background, is left out."""
         names, size = (self.boxes.name, self.scores.name), (self.picture.width_px, self.picture.height_px)
         classes = self.width - (softmax or background)
         return DetrQueryDecoder(*names, self.count, classes, *size, score_encoding, softmax, background)
 
 
 def _find_queries(signature: ModelSignature) -> _Queries | None:
-    """Scores and boxes that a transformer gives for the same queries."""
+    """Scores and boxes of a transformer for the same queries."""
     picture = find_picture_input(signature)
     pair = _find_scores_and_boxes(signature)
     if picture is None or pair is None or len(signature.inputs) != 1 or not _is_transformer(signature):
@@ -308,9 +305,9 @@ def _find_queries(signature: ModelSignature) -> _Queries | None:
 
 
 def _has_background(signature: ModelSignature, found: _Queries) -> bool:
-    """Whether it is an RF-DETR of somebody's own classes: its last slot is the background, which it drops.
+    """Whether it is an RF-DETR with custom classes: its last column is the background, which is left out.
 
-    Trained on COCO it has 91 slots, for the numbers of categories, and all of them count.
+    An RF-DETR trained on COCO has 91 columns, one per category number, and all of them count.
     """
     called = {found.boxes.name, found.scores.name} == {"dets", "labels"}
     names = read_class_names(signature.metadata)
@@ -326,18 +323,18 @@ def _is_first_generation(signature: ModelSignature, found: _Queries) -> bool:
 
 
 def _read_score_encoding(signature: ModelSignature, found: _Queries) -> ScoreEncoding | None:
-    """What the scores are; None where an operator made them that is not known to.
+    """What the scores are.
 
     Raises:
-        ModelError: they are a part of what a softmax gave, and which part is not known.
+        ModelError: they are an unknown part of the output of a softmax.
     """
     source = signature.output_sources.get(found.scores.name)
     behind = source.operator if source is not None else ""
     if found.score_operator in ("Sigmoid", "Softmax") or behind == "Sigmoid":
-        return "done"
+        return "probabilities"
     if behind == "Softmax":
         raise ModelError(
-            "is a DETR whose scores are a part of what a softmax gave; export it with its logits as they are,"
+            "is a DETR whose scores are a part of the output of a softmax; export it with its logits,"
             f" 'no object' included. Seen: {signature}",
             state=(),
         )
@@ -369,7 +366,7 @@ def _interpret(
 
 
 def _choose_family_preprocess(signature: ModelSignature) -> tuple[Preprocess, str]:
-    """How backbones were trained: transformers and the first ResNets with ImageNet's mean, others without."""
+    """The preprocessing of the backbone: transformers and the first ResNets subtract ImageNet's mean."""
     kernels = signature.input_ops.kernels
     if (
         not kernels
@@ -377,8 +374,8 @@ def _choose_family_preprocess(signature: ModelSignature) -> tuple[Preprocess, st
         and not {"mean", "std"} <= set(read_metadata_object(signature, "visionedge.input"))
     ):
         raise ModelError(
-            "is a DETR whose first layers are no convolutions that can be seen, and these tell whether"
-            " ImageNet's mean is taken off its pixels; state input.scale, input.mean and input.std in"
+            "is a DETR whose first convolutions cannot be found, and these show whether"
+            " ImageNet's mean is subtracted from its pixels; state input.scale, input.mean and input.std in"
             " MODEL.yaml beside it",
             state=MEAN_EXAMPLE,
         )
@@ -395,7 +392,7 @@ def _choose_family_preprocess(signature: ModelSignature) -> tuple[Preprocess, st
 
 
 def _find_list(signature: ModelSignature) -> tuple[TensorInfo, TensorInfo, TensorInfo] | None:
-    """(labels, boxes, scores): whole [N, n], float [N, n, 4], float [N, n]."""
+    """(labels, boxes, scores): integer [N, n], float [N, n, 4], float [N, n]."""
     if len(signature.outputs) != 3:
         return None
     labels = [t for t in signature.outputs if _rank(t) == 2 and t.dtype in ("int64", "int32")]
@@ -408,7 +405,7 @@ def _find_list(signature: ModelSignature) -> tuple[TensorInfo, TensorInfo, Tenso
 
 
 def _find_sizes_input(signature: ModelSignature) -> TensorInfo | None:
-    """The second of two inputs, if it is whole [N, 2]."""
+    """The second of two inputs, if it is integer [N, 2]."""
     others = [t for t in signature.inputs if _rank(t) == 2 and _read_side(t, 1) in (2, None)]
     if len(signature.inputs) != 2 or len(others) != 1 or others[0].dtype not in ("int64", "int32"):
         return None
@@ -416,7 +413,7 @@ def _find_sizes_input(signature: ModelSignature) -> TensorInfo | None:
 
 
 def _find_scores_and_boxes(signature: ModelSignature) -> tuple[TensorInfo, TensorInfo] | None:
-    """(scores, boxes) of the same queries; where both are four wide, a sigmoid makes the boxes."""
+    """(scores, boxes) of the same queries; if both have four columns, a sigmoid computes the boxes."""
     outputs = signature.outputs
     if len(outputs) != 2 or not all(_rank(t) == 3 and _is_float(t) and _read_side(t, 2) for t in outputs):
         return None
@@ -437,19 +434,19 @@ def _find_scores_and_boxes(signature: ModelSignature) -> tuple[TensorInfo, Tenso
 def _pairs_with_refined_boxes(
     ways: list[tuple[TensorInfo, TensorInfo]], refined: Callable[[TensorInfo], bool]
 ) -> list[tuple[TensorInfo, TensorInfo]]:
-    """The way in which the boxes alone are refined by nodes behind the last layer, where there is one."""
+    """The pairs in which only the boxes are refined by nodes behind the last layer."""
     return [(scores, boxes) for scores, boxes in ways if refined(boxes) and not refined(scores)]
 
 
 def _is_transformer(signature: ModelSignature) -> bool:
-    """Whether it attends, and suppresses nothing."""
+    """Whether it has attention and no suppression."""
     used = signature.operators
     attends = used & _ATTENTION_OPERATORS or ("Softmax" in used and used & _PRODUCT_OPERATORS)
     return bool(attends) and "NonMaxSuppression" not in used
 
 
 def _may_be_queries(count: int | None, picture: NetworkInput, signature: ModelSignature) -> bool:
-    """Whether so many are queries and not cells; an open number of them is chosen or sampled for."""
+    """Whether the number is one of queries, not of cells; an open number needs a TopK or GridSample."""
     if count is None:
         return bool({"GridSample", "TopK"} & signature.operators)
     cells = (find_strides(count, picture.width_px, picture.height_px, each) for each in (1, 3))

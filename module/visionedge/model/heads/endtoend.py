@@ -1,18 +1,23 @@
-"""Detectors that end in a list of their own: box, score and class in each row, nothing left to suppress.
+"""Detectors that output a finished list: box, score and class in each row, without overlaps.
 
 YOLOv10 and YOLO26, and what Ultralytics exports with `nms=True`, give [N, n, 6]; YOLOv6 and v7 with their
 suppression in the graph [n, 7], led by the picture's place in the batch; CenterNet [N, n, 6] again. So does
 Ultralytics' RT-DETR, but with centres and sizes as parts of the picture.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from visionedge.errors import ModelError
 from visionedge.model.analysis.signature import ModelSignature, TensorInfo
 from visionedge.model.decoding import convert_list_to_rows, find_strides, slice_axis, to_corners
 from visionedge.model.graph import NodeBuilder
-from visionedge.model.interpretation import ModelInterpretation, NetworkInput, Preprocess, find_picture_input
+from visionedge.model.interpretation import (
+    Decoder,
+    ModelInterpretation,
+    NetworkInput,
+    Preprocess,
+    find_picture_input,
+)
 from visionedge.model.labels import read_class_names
 from visionedge.model.preprocessing import YOLO_INPUT, choose_preprocess, describe_exporter, is_detector
 
@@ -20,14 +25,15 @@ CENTERNET_INPUT = Preprocess("bgr", 1 / 255, (0.408, 0.447, 0.470), (0.289, 0.27
 
 _MAX_ROWS = 2000
 _SELECTING_OPERATORS = frozenset({"NonMaxSuppression", "TopK"})
-# What finds or computes boxes; a list whose first part is something else has other columns in front.
+# Operators that find or compute boxes; a list whose first part comes from another one begins with other
+# columns.
 _BOX_OPERATORS = frozenset(
     {"Add", "Clip", "Div", "Gather", "GatherElements", "GatherND", "Mul", "Pad", "Slice", "Split", "Sub"}
 )
 
 
 @dataclass(frozen=True, slots=True)
-class EndToEndDecoder:
+class EndToEndDecoder(Decoder):
     """Decodes [N, n, 6]: box, score, class; or [n, 7] of one picture: its place, box, class, score.
 
     Boxes are corners in input pixels, or with `relative_to` (width, height) centres and sizes as parts of it.
@@ -37,10 +43,6 @@ class EndToEndDecoder:
     count: int | None
     width: int
     relative_to: tuple[int, int] | None = None
-
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The list, by falling score."""
@@ -69,10 +71,10 @@ class DeepStream:
     name: str = "deepstream-yolo"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where a maximum over the classes made the last two columns and boxes came from centres.
+        """An interpretation if the last two columns are the maximum over the classes, and boxes have centres.
 
         Raises:
-            ModelError: its boxes are not made as the YOLOs' are, so its pictures may be prepared otherwise.
+            ModelError: its boxes are not computed as in a YOLO, so its preprocessing is unknown.
         """
         found = _find_list(signature, 6, most_rows=None)
         if found is None or not _has_row_per_cell(signature, found[1]):
@@ -105,7 +107,7 @@ class EndToEnd:
     name: str = "yolov10"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where nodes choose the rows, or its metadata says that it is one of Ultralytics."""
+        """An interpretation if nodes choose the rows, or its metadata says that it is one of Ultralytics."""
         found = _find_list(signature, 6)
         if found is None or _has_row_per_cell(signature, found[1]):
             return None
@@ -133,7 +135,7 @@ class RtDetrList:
     name: str = "rtdetr-list"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where queries sample the picture and its metadata says that it is one of Ultralytics."""
+        """An interpretation if queries sample the picture and its metadata names Ultralytics."""
         found = _find_list(signature, 6)
         stated = signature.metadata.get("visionedge.head") == self.name
         if found is None or not (
@@ -150,7 +152,7 @@ class CenterNet:
     name: str = "centernet"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where a pooling finds the rows.
+        """An interpretation if a pooling finds the rows.
 
         Raises:
             ModelError: nothing states how its pictures are prepared, which differs from export to export.
@@ -181,7 +183,7 @@ class YoloWithNms:
     name: str = "yolov7-nms"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where the graph suppresses and rows have seven numbers, the score behind the class."""
+        """An interpretation if the graph suppresses, and rows of seven numbers have the score last."""
         found = _find_list(signature, 7)
         if found is None or "NonMaxSuppression" not in signature.operators:
             return None
@@ -195,9 +197,9 @@ HEADS = (DeepStream(), EndToEnd(), RtDetrList(), CenterNet(), YoloWithNms())
 
 
 def _has_row_per_cell(signature: ModelSignature, output: TensorInfo) -> bool:
-    """Whether the last columns are the maximum over the classes and where it stood, of rows nobody chose."""
-    origin = signature.output_sources.get(output.name)
-    parts = origin.parts if origin is not None else ()
+    """Whether the last columns are the best score and its class, and no node chooses rows."""
+    source = signature.output_sources.get(output.name)
+    parts = source.parts if source is not None else ()
     return parts[-2:] == ("ReduceMax", "ArgMax") and not _SELECTING_OPERATORS & signature.operators
 
 
@@ -220,32 +222,31 @@ def _find_list(
 
 
 def _describe_columns(signature: ModelSignature, output: TensorInfo) -> str | None:
-    """What the last two columns are, by where they come from; None where nodes do not show columns.
+    """What the last two columns are, by their sources; None if the nodes do not show columns.
 
-    Classes come from whole numbers. From 1 they are counted by other families, whose pictures are prepared
-    otherwise as well.
+    Classes come from integers. Families that count them from 1 also have another preprocessing.
     """
-    origin = signature.output_sources.get(output.name)
-    if origin is None or len(origin.part_is_integer) < 3:
+    source = signature.output_sources.get(output.name)
+    if source is None or len(source.part_is_integer) < 3:
         return None
-    if origin.part_is_integer[-2:] == (False, True):
-        return "score, class" if origin.added[-1] == 0 else "score, class from another number"
-    return "class, score" if origin.part_is_integer[-2:] == (True, False) else "something else"
+    if source.part_is_integer[-2:] == (False, True):
+        return "score, class" if source.part_offsets[-1] == 0 else "score, class from another number"
+    return "class, score" if source.part_is_integer[-2:] == (True, False) else "something else"
 
 
 def _samples_picture(signature: ModelSignature, output: TensorInfo) -> bool:
-    """Whether queries sample the picture at places that they refine: a DETR, whose boxes are parts of it."""
+    """Whether queries sample the picture at positions that they refine: a DETR, whose boxes are relative."""
     refines = "Log" in signature.output_ops[output.name].operators
     return refines or "GridSample" in signature.operators
 
 
 def _count_classes(signature: ModelSignature, output: TensorInfo) -> int | None:
-    """How many classes its nodes or its names tell, 0 if none do; None where they contradict each other."""
+    """The number of classes by its nodes or its names; 0 if unknown, None if they contradict each other."""
     names = read_class_names(signature.metadata)
-    told = signature.output_ops[output.name].modulus or signature.classes.from_nms or 0
-    if names is not None and told and len(names) != told:
+    count = signature.output_ops[output.name].modulus or signature.classes.from_nms or 0
+    if names is not None and count and len(names) != count:
         return None
-    return told or (len(names) if names is not None else 0)
+    return count or (len(names) if names is not None else 0)
 
 
 def _interpret(
@@ -264,9 +265,9 @@ def _interpret(
         return None
     preprocess, preprocess_evidence = choose_preprocess(signature, picture, family)
     evidence = (
-        *(("its metadata states the head",) if signature.metadata.get("visionedge.head") == name else ()),
+        *(("the head is stated",) if signature.metadata.get("visionedge.head") == name else ()),
         f"its output is a list of {count if count is not None else 'open length'}, {shape[-1]} numbers a row",
-        f"{classes} classes are seen in it" if classes else "nothing in it tells the number of classes",
+        f"{classes} classes are visible in it" if classes else "it does not show the number of classes",
         *describe_exporter(signature),
         *preprocess_evidence,
     )

@@ -4,7 +4,6 @@ The centre leaves its cell by a tanh, the size is a sigmoid of the whole picture
 to the power of 0.6 times the class to the power of 0.4.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,13 @@ import numpy as np
 from visionedge.model.analysis.signature import ModelSignature, TensorInfo
 from visionedge.model.decoding import compute_grid, make_cell_table, select_best_rows, slice_axis, to_corners
 from visionedge.model.graph import NodeBuilder
-from visionedge.model.interpretation import ModelInterpretation, NetworkInput, Preprocess, find_picture_input
+from visionedge.model.interpretation import (
+    Decoder,
+    ModelInterpretation,
+    NetworkInput,
+    Preprocess,
+    find_picture_input,
+)
 from visionedge.model.labels import read_class_names
 from visionedge.model.preprocessing import choose_preprocess
 
@@ -23,17 +28,13 @@ _CONCAT_PARTS = ("Sigmoid", "Conv", "Softmax")
 
 
 @dataclass(frozen=True, slots=True)
-class FastestDetDecoder:
+class FastestDetDecoder(Decoder):
     """Decodes [N, 5 + classes, rows, columns] over a picture of this size."""
 
     output: str
     classes: int
     width_px: int
     height_px: int
-
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The best rows, each cell as its best class."""
@@ -73,7 +74,7 @@ class FastestDet:
     name: str = "fastestdet"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where the one map joins a sigmoid, a box and a softmax."""
+        """An interpretation if the one map joins a sigmoid, a box and a softmax."""
         found = _find_map(signature)
         if found is None:
             return None

@@ -1,11 +1,10 @@
 """Finished lists of boxes, classes and scores from PyTorch: torchvision, Azure AutoML, detectron2, MMDeploy.
 
-Their graphs choose and suppress boxes themselves, which come in pixels of the input. What differs is how
-classes count and how pictures are prepared: torchvision and AutoML have a background as class 0, detectron2
-and MMDetection have none; torchvision and detectron2 subtract a mean in the graph, the others before it.
+Their graphs choose and suppress boxes, which are in input pixels. They differ in class 0 and in
+preprocessing: torchvision and AutoML have a background as class 0, detectron2 and MMDetection have none;
+torchvision and detectron2 subtract a mean in the graph, the others in front of it.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from visionedge.errors import ModelError
@@ -15,6 +14,7 @@ from visionedge.model.decoding import convert_list_to_rows, slice_axis
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
     MEAN_EXAMPLE,
+    Decoder,
     ModelInterpretation,
     NetworkInput,
     Preprocess,
@@ -24,7 +24,7 @@ from visionedge.model.interpretation import (
 from visionedge.model.labels import AUTOML_BACKGROUND, read_class_names
 from visionedge.model.preprocessing import choose_preprocess
 
-# These take a picture of any shape and resize it inside; ours keeps its proportions.
+# These models resize a picture of any shape themselves, so a letterbox keeps its aspect ratio.
 RGB_INPUT = Preprocess("rgb", 1 / 255, fit="letterbox", anchor="top-left")
 BGR_INPUT = Preprocess("bgr", 1.0, fit="letterbox", anchor="top-left")
 AUTOML_INPUT = Preprocess("rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "stretch")
@@ -34,20 +34,16 @@ _MIN_LARGE_FACTOR = 50  # of pixels of 0-1: brought to 0-255
 
 
 @dataclass(frozen=True, slots=True)
-class FinishedListDecoder:
+class FinishedListDecoder(Decoder):
     """Decodes boxes [N, n, 4], corners in input pixels, classes and scores [N, n] or [N, n, 1].
 
-    With `scores` empty they are the fifth column of the boxes. `count` is n where it is known.
+    If `scores` is "", the scores are the fifth column of the boxes. `count` is n, if known.
     """
 
     boxes: str
     classes: str
     scores: str
     count: int | None
-
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The list, by falling score."""
@@ -76,10 +72,10 @@ class Torchvision:
     name: str = "torchvision"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where there are boxes, whole classes and scores, and nothing else.
+        """An interpretation if the outputs are boxes, integer classes and scores.
 
         Raises:
-            ModelError: nothing tells how its pictures are prepared.
+            ModelError: it is unknown how its pictures are prepared.
         """
         picture = find_picture_input(signature)
         found = _find_outputs(signature)
@@ -87,7 +83,7 @@ class Torchvision:
             return None
         stated = signature.metadata.get("visionedge.head") == self.name
         if not stated and signature.producer != "pytorch":
-            return None  # Custom Vision's lists look the same
+            return None  # Custom Vision's lists have the same shapes
         boxes, classes, scores = found
         names = read_class_names(signature.metadata) or ()
         automl = names[:1] == (AUTOML_BACKGROUND,) and not signature.input_ops.known_transform
@@ -115,10 +111,10 @@ class Detectron2:
     name: str = "detectron2"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where the fourth output is two whole numbers.
+        """An interpretation if there is a fourth output of two integers.
 
         Raises:
-            ModelError: nothing tells how its pictures are prepared.
+            ModelError: it is unknown how its pictures are prepared.
         """
         picture = find_picture_input(signature)
         sizes = [t for t in signature.outputs if (t.shape or ())[-1:] == (2,) and t.dtype.startswith("int")]
@@ -140,10 +136,10 @@ class MmDeploy:
     name: str = "mmdeploy"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where the two outputs are [N, n, 5] and whole [N, n].
+        """An interpretation if the two outputs are float [N, n, 5] and integer [N, n].
 
         Raises:
-            ModelError: nothing tells how its pictures are prepared.
+            ModelError: it is unknown how its pictures are prepared.
         """
         picture = find_picture_input(signature)
         if picture is None or len(signature.inputs) != 1 or len(signature.outputs) != 2:

@@ -1,4 +1,4 @@
-"""NanoDet and PicoDet: a score map and a distribution map for each scale, paired by shape because names lie.
+"""NanoDet and PicoDet: a score map and a distribution map per scale, paired by shape, not by name.
 
 A distribution map holds four rows of bins for each cell: the distances from its centre to the four sides, in
 strides, each as the expectation over the bins' indices.
@@ -6,7 +6,7 @@ strides, each as the expectation over the bins' indices.
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,7 @@ from visionedge.model.decoding import (
 )
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
+    Decoder,
     ModelInterpretation,
     Preprocess,
     find_picture_input,
@@ -50,10 +51,10 @@ class NanoDetScale:
 
 
 @dataclass(frozen=True, slots=True)
-class DflDecoder:
-    """Decodes pairs of maps. `cell_offset` is where in its cell a centre lies, in strides.
+class DflDecoder(Decoder):
+    """Decodes pairs of maps. `cell_offset` is the position of a centre in its cell, in strides.
 
-    `joined` is the output that has both side by side for all scales, scores first; "" where each has its own.
+    `joined` is the output that has both side by side for all scales, scores first; "" if each has its own.
     `flat`: maps are [n, …], of one picture.
     """
 
@@ -64,10 +65,6 @@ class DflDecoder:
     cell_offset: float = 0.5
     joined: str = ""
     flat: bool = False
-
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - has no more inputs
-        """Nothing: the picture is the only input."""
-        return {}
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The best rows; boxes are decoded only for the cells that are among them."""
@@ -120,7 +117,7 @@ class NanoDet:
     name: str = "nanodet"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where pairs of maps fit and nothing speaks for PicoDet.
+        """An interpretation if pairs of maps fit and nothing speaks for PicoDet.
 
         Raises:
             ModelError: it may be a PicoDet that another tool wrote.
@@ -129,11 +126,11 @@ class NanoDet:
         decoder = _find_pairs(signature)
         if decoder is None or (not stated and _is_paddle(signature)):
             return None
-        # With four scales NanoDet-Plus sets its centres otherwise, so that one has to say so itself.
+        # NanoDet-Plus has four scales and other centres, so it needs a stated head.
         if len(decoder.scales) == 4 and not stated and "visionedge.head" not in signature.metadata:
             raise ModelError(
                 "gives scores and bins on four scales, as PicoDet does, but its producer"
-                f" ('{signature.producer[:40]}') is not Paddle, and nothing else tells; if it is one,"
+                f" ('{signature.producer[:40]}') is not Paddle, and there is no other sign; if it is one,"
                 f" state head: picodet in MODEL.yaml beside it. Seen: {signature}",
                 state=("head: picodet",),
             )
@@ -149,7 +146,7 @@ class PicoDet:
     name: str = "picodet"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where pairs of maps fit and the model comes from Paddle (or says that it is one)."""
+        """An interpretation if pairs of maps fit and the model comes from Paddle (or says that it is one)."""
         stated = signature.metadata.get("visionedge.head") == self.name
         decoder = _find_pairs(signature)
         if decoder is None or not (stated or _is_paddle(signature)):
@@ -167,21 +164,21 @@ def _interpret(
     picture = find_picture_input(signature)
     assert picture is not None  # noqa: S101 - pairs were found for its size
     decoder = _with_stated(signature, decoder)
-    way, ways = choose_preprocess(signature, picture, default)
+    preprocess, preprocess_evidence = choose_preprocess(signature, picture, default)
     strides = ", ".join(str(scale.stride_px) for scale in decoder.scales)
     evidence = [
         f"outputs pair up as {decoder.classes} scores and 4 x {decoder.bins} bins at strides {strides}",
         "scores have no sigmoid yet" if decoder.sigmoid else "a sigmoid made the scores",
-        *ways,
+        *preprocess_evidence,
     ]
     if signature.metadata.get("visionedge.head") == name:
-        evidence.insert(0, "its metadata states the head")
+        evidence.insert(0, "the head is stated")
     elif _is_paddle(signature):
         evidence.insert(0, f"made by {signature.producer}")
     return ModelInterpretation(
         head=name,
         input=picture,
-        preprocess=way,
+        preprocess=preprocess,
         decoder=decoder,
         class_count=decoder.classes,
         needs_nms=True,
@@ -190,7 +187,7 @@ def _interpret(
 
 
 def _with_stated(signature: ModelSignature, decoder: DflDecoder) -> DflDecoder:
-    """The decoder with what ``visionedge.decode`` adds; what shapes tell as well must agree with them."""
+    """The decoder with the statements of ``visionedge.decode``, which must agree with the shapes."""
     document = read_metadata_object(signature, "visionedge.decode")
     facts = {"strides": [s.stride_px for s in decoder.scales], "reg_max": decoder.bins - 1}
     for key, seen in facts.items():
@@ -205,11 +202,11 @@ def _with_stated(signature: ModelSignature, decoder: DflDecoder) -> DflDecoder:
 
 
 def _find_pairs(signature: ModelSignature) -> DflDecoder | None:
-    """Outputs as pairs of maps of one scale each; None unless each has its partner in one way only."""
+    """The outputs as pairs of maps, one per scale; None if the pairs are not unique."""
     picture = find_picture_input(signature)
     if picture is None or len(signature.inputs) != 1:
         return None
-    # Some exporters take the batch off the outputs of a model for one picture.
+    # Some exporters remove the batch axis from the outputs of a model for one picture.
     ranks = (2, 3) if picture.batch == 1 else (3,)
     maps = [
         t
@@ -248,7 +245,7 @@ def _read_width(tensor: TensorInfo) -> int:
 
 
 def _order_pair(signature: ModelSignature, pair: list[TensorInfo]) -> tuple[TensorInfo, TensorInfo] | None:
-    """(scores, boxes) of one scale, if it can be told which is which.
+    """(scores, boxes) of one scale; None if they cannot be distinguished.
 
     A width that is no multiple of four is that of scores; a sigmoid makes scores, never bins; else
     the number of classes or bins has to be known: from metadata, or because 80 classes are COCO.
@@ -261,7 +258,7 @@ def _order_pair(signature: ModelSignature, pair: list[TensorInfo]) -> tuple[Tens
     names = read_class_names(signature.metadata)
     reg_max = read_metadata_object(signature, "visionedge.decode").get("reg_max")
     clues: tuple[Callable[[TensorInfo, TensorInfo], bool], ...] = (
-        lambda scores, _: signature.output_operators.get(scores.name) == "Sigmoid",
+        lambda scores, _: _passed_sigmoid(signature, scores.name),
         lambda _, boxes: _read_width(boxes) / 4 - 1 == reg_max,
         lambda scores, _: names is not None and _read_width(scores) == len(names),
         lambda scores, _: _read_width(scores) == 80,
@@ -281,16 +278,22 @@ def _find_grid(cells: int, width_px: int, height_px: int) -> tuple[int, int, int
 
 
 def _has_sigmoid(signature: ModelSignature, scales: list[NanoDetScale]) -> bool:
-    made = {signature.output_operators.get(scale.scores) for scale in scales}
-    if len(made & {"Sigmoid"}) and made != {"Sigmoid"}:
+    made = {_passed_sigmoid(signature, scale.scores) for scale in scales}
+    if len(made) > 1:
         raise ModelError("some of its score maps went through a sigmoid and some did not")
-    return made == {"Sigmoid"}
+    return made == {True}
 
 
-# NanoDet as its own exporter writes it: one table for all scales, [N, cells, classes + 4 * bins].
+def _passed_sigmoid(signature: ModelSignature, name: str) -> bool:
+    """Whether a sigmoid is among an output's last nodes; PicoDet v2 takes the root of the product of two."""
+    output_ops = signature.output_ops.get(name, OutputOps())
+    return signature.output_operators.get(name) == "Sigmoid" or "Sigmoid" in output_ops.operators
+
+
+# --- NanoDet by its own exporter: one table for all scales, [N, cells, classes + 4 * bins] ---------
 #
-# NanoDet-Plus has four scales, sets its centres at the corner of a cell and stretches its pictures; the first
-# NanoDets have three, centres in the middle, and keep the shape of pictures.
+# NanoDet-Plus has four scales, centres at the corner of a cell, and stretched pictures. The first NanoDets
+# have three scales, centres in the middle of a cell, and letterboxed pictures.
 
 
 _STRIDE_SETS_PX = ((8, 16, 32), (8, 16, 32, 64))
@@ -305,7 +308,7 @@ class NanoDetSingleOutput:
     name: str = "nanodet-joined"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where scores of a sigmoid and bins follow each other for each scale, undecoded."""
+        """An interpretation if scores of a sigmoid and bins follow each other for each scale, undecoded."""
         table = find_dense_table(signature)
         if table is None:
             return None
@@ -319,12 +322,12 @@ class NanoDetSingleOutput:
             return None
         plus = len(strides) == 4
         family = replace(NANODET_INPUT, fit="stretch" if plus else "letterbox")
-        way, ways = choose_preprocess(signature, table.picture, family)
+        preprocess, preprocess_evidence = choose_preprocess(signature, table.picture, family)
         bins = (table.width - classes) // 4
         return ModelInterpretation(
             head=self.name,
             input=table.picture,
-            preprocess=way,
+            preprocess=preprocess,
             decoder=DflDecoder(
                 _make_scales(table, strides),
                 classes,
@@ -339,7 +342,7 @@ class NanoDetSingleOutput:
                 f"{table.rows} rows are the cells at strides {', '.join(map(str, strides))}",
                 f"each has {classes} scores of a sigmoid, then 4 x {bins} bins",
                 f"{len(strides)} scales, as NanoDet{'-Plus' if plus else ''} has them",
-                *ways,
+                *preprocess_evidence,
             ),
         )
 
@@ -348,13 +351,13 @@ HEADS = (NanoDet(), PicoDet(), NanoDetSingleOutput())
 
 
 def _has_alternating_parts(output_ops: OutputOps, scales: int) -> bool:
-    """Whether each scale has scores of a sigmoid and then what the weights gave, and nothing is decoded."""
+    """Whether each scale has scores of a sigmoid and then raw values of a weighted layer."""
     scores, boxes = output_ops.parts[::2], output_ops.parts[1::2]
     return scores == ("Sigmoid",) * scales and len(boxes) == scales and set(boxes) <= _RAW_OPERATORS
 
 
 def _count_classes(signature: ModelSignature, table: DenseTable) -> int | None:
-    """The number of classes: that of its names, or COCO's; None where the rest would be no bins."""
+    """The number of its names, or COCO's 80; None if the remaining columns cannot be bins."""
     names = read_class_names(signature.metadata)
     classes = 80 if names is None else len(names)
     bins, rest = divmod(table.width - classes, 4)

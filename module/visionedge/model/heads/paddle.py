@@ -1,7 +1,7 @@
 """PaddleDetection's exports with the suppression in the graph: [n, 6] as class, score, box, and a count.
 
-Beside the picture they take what it was scaled by, `scale_factor` (height, width), and some its size,
-`im_shape` (height, width): both are told that it was not scaled, so boxes come in input pixels.
+Beside the picture they take its scale factor, `scale_factor` (height, width), and some its size,
+`im_shape` (height, width): both get the values for an unscaled picture, so boxes are in input pixels.
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from visionedge.errors import ModelError
 from visionedge.model.analysis.signature import ModelSignature, TensorInfo
 from visionedge.model.decoding import convert_list_to_rows, slice_axis
-from visionedge.model.exporter_files import PADDLE_KEY, parse_paddle_preprocess
+from visionedge.model.exporter_files import PADDLE_KEY, paddle_preprocess_unknown, parse_paddle_preprocess
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
-    MEAN_EXAMPLE,
+    Decoder,
     ModelInterpretation,
     NetworkInput,
     Preprocess,
@@ -31,7 +31,7 @@ _SMALL_KERNELS = frozenset({(3, 2)})
 
 
 @dataclass(frozen=True, slots=True)
-class PaddleDecoder:
+class PaddleDecoder(Decoder):
     """Decodes [n, 6] of one picture, of which the first `number` count where that is given."""
 
     table: str
@@ -54,7 +54,7 @@ class PaddleDecoder:
         table, count = nodes.cast(self.table, "float32"), self.count
         if self.number is not None:
             end = nodes.cast(nodes.reshape(self.number, -1), "int64")
-            table = nodes.add("Slice", table, nodes.whole(0), end, nodes.whole(0))
+            table = nodes.add("Slice", table, nodes.int64s(0), end, nodes.int64s(0))
             count = None
         ids, scores = (
             nodes.reshape(slice_axis(nodes, table, column, column + 1, 1), 1, -1) for column in (0, 1)
@@ -71,10 +71,10 @@ class PaddleHead:
     name: str = "paddle"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where inputs and outputs are those.
+        """An interpretation if inputs and outputs are those.
 
         Raises:
-            ModelError: nothing tells how its pixels are scaled, or it is said to be as is not done here.
+            ModelError: the scaling of its pixels is unknown, or stated as something unsupported.
         """
         picture = find_picture_input(signature)
         sizes = _find_size_inputs(signature)
@@ -95,7 +95,7 @@ class PaddleHead:
             evidence=(
                 *(("the head is stated",) if stated else ()),
                 f"outputs are a list of class, score and box{' and its length' if found[1] else ''}",
-                f"{sizes[0].name} takes what the picture was scaled by",
+                f"{sizes[0].name} takes the scale factor of the picture",
                 reason,
                 *preprocess_evidence,
             ),
@@ -138,7 +138,7 @@ def _find_outputs(signature: ModelSignature) -> tuple[TensorInfo, TensorInfo | N
 
 
 def _find_size_inputs(signature: ModelSignature) -> tuple[TensorInfo, TensorInfo | None] | None:
-    """(scale_factor, im_shape): float [N, 2]; of the same shape, so that here the names have to tell."""
+    """(scale_factor, im_shape), both float [N, 2]; as their shapes are equal, their names decide."""
     others = [t for t in signature.inputs if t.shape is not None and len(t.shape) == 2]
     if len(others) != len(signature.inputs) - 1 or not 1 <= len(others) <= 2:
         return None
@@ -152,28 +152,23 @@ def _find_size_inputs(signature: ModelSignature) -> tuple[TensorInfo, TensorInfo
 
 
 def _choose_family_preprocess(signature: ModelSignature, picture: NetworkInput) -> tuple[Preprocess, str]:
-    """How its pictures were prepared in training, which its shapes do not tell.
+    """The preprocessing in training, which its shapes do not show.
 
-    ImageNet's mean is taken off for PP-YOLOE and PicoDet, not for PP-YOLOE+ and RT-DETR; SSD has a mean of
-    its own, YOLOX takes 0-255. So the file that the exporter wrote has to say it, or the owner. Of those that
-    attend and suppress nothing RT-DETR alone begins with small convolutions; DETR and DINO take the mean off.
+    ImageNet's mean is subtracted for PP-YOLOE and PicoDet, not for PP-YOLOE+ and RT-DETR; SSD has its own
+    mean, YOLOX takes 0-255. So the exporter's file or the owner must state it. Of the models with attention
+    and without suppression, only RT-DETR begins with small convolutions; DETR and DINO subtract the mean.
     """
     if {"scale", "mean", "std"} & set(read_metadata_object(signature, "visionedge.input")):
         return PLAIN_INPUT, "its scaling is stated"
     if "RoiAlign" in signature.operators:
         raise ModelError(
-            "is a Paddle model of two stages, which wants pictures of changing sizes: not known here"
+            "is a two-stage Paddle model, which takes pictures of changing sizes; this is not supported"
         )
-    if (told := parse_paddle_preprocess(signature, picture)) is not None:
-        return told, f"{PADDLE_KEY} beside it says how pictures are prepared"
+    if (preprocess := parse_paddle_preprocess(signature, picture)) is not None:
+        return preprocess, f"{PADDLE_KEY} beside it says how pictures are prepared"
     if any(signature.input_ops.offset):
-        return IMAGENET_INPUT, "its first nodes take a mean off"
+        return IMAGENET_INPUT, "its first nodes subtract a mean"
     attends = "NonMaxSuppression" not in signature.operators and signature.operators >= _ATTENTION_OPERATORS
     if attends and signature.input_ops.kernels == _SMALL_KERNELS:
-        return PLAIN_INPUT, "it attends and suppresses nothing, as RT-DETR: pixels of 0-1 and no mean"
-    raise ModelError(
-        "is a Paddle model, but nothing in it tells whether ImageNet's mean is taken off its pixels (as for"
-        f" PP-YOLOE and PicoDet) or not (PP-YOLOE+); put the {PADDLE_KEY} of its export beside it, or state"
-        " input.scale, input.mean and input.std in MODEL.yaml",
-        state=MEAN_EXAMPLE,
-    )
+        return PLAIN_INPUT, "it has attention and no suppression, as RT-DETR: pixels of 0-1 and no mean"
+    raise paddle_preprocess_unknown()

@@ -1,10 +1,9 @@
 """Detectors of the TensorFlow Object Detection API: boxes, classes, scores and their number, from the graph.
 
-As a TFLite export or a saved model; with names that say nothing, or lie. What tells classes from scores, and
-classes from 0 from classes from 1, are the nodes behind them.
+As a TFLite export or a saved model. Names of outputs can be meaningless or wrong, so the nodes that compute
+them decide which are classes and which are scores, and whether classes count from 0 or 1.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from visionedge.errors import ModelError
@@ -13,6 +12,7 @@ from visionedge.model.decoding import convert_list_to_rows, slice_axis
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
     MEAN_EXAMPLE,
+    Decoder,
     ModelInterpretation,
     NetworkInput,
     Preprocess,
@@ -27,7 +27,7 @@ FLOAT_INPUT = Preprocess("rgb", 1.0, (127.5, 127.5, 127.5), (127.5, 127.5, 127.5
 
 
 @dataclass(frozen=True, slots=True)
-class TensorFlowListDecoder:
+class TensorFlowListDecoder(Decoder):
     """Boxes [N, n, 4] as top, left, bottom, right (0-1, or pixels), classes and scores [N, n].
 
     `first` is the id of the first class. `count` is n where it is known.
@@ -42,13 +42,9 @@ class TensorFlowListDecoder:
     height_px: int
     relative: bool = True
 
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
-
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The list, by falling score."""
-        boxes = nodes.add("Gather", nodes.cast(self.boxes, "float32"), nodes.whole(1, 0, 3, 2), axis=2)
+        boxes = nodes.add("Gather", nodes.cast(self.boxes, "float32"), nodes.int64s(1, 0, 3, 2), axis=2)
         if self.relative:
             boxes = nodes.add("Mul", boxes, nodes.floats(*[self.width_px, self.height_px] * 2))
         ids = nodes.cast(self.classes, "float32")
@@ -60,7 +56,7 @@ class TensorFlowListDecoder:
 
 @dataclass(frozen=True, slots=True)
 class FourOutputs:
-    """Four outputs that belong together; `first` is the id of the first class, `told` how it is known."""
+    """Four outputs that belong together; `first` is the id of the first class, `evidence` why."""
 
     boxes: TensorInfo
     classes: TensorInfo
@@ -71,7 +67,7 @@ class FourOutputs:
 
     @property
     def count(self) -> int | None:
-        """The rows of the list, None where that is open."""
+        """The rows of the list, None if that is open."""
         shape = self.boxes.shape
         return shape[1] if shape is not None else None
 
@@ -83,7 +79,7 @@ class TensorFlowDetection:
     name: str = "tfod"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where there are such four outputs and boxes are relative."""
+        """An interpretation if there are such four outputs and boxes are relative."""
         picture = find_picture_input(signature)
         four = find_four_outputs(signature)
         if picture is None or four is None or len(signature.inputs) != 1:
@@ -128,14 +124,14 @@ def interpret_four_outputs(
             *(("the head is stated",) if stated else ()),
             f"four outputs: boxes {'0-1' if relative else 'in pixels'}, classes, scores and their number",
             four.evidence,
-            f"{classes} classes are seen in it" if classes else "nothing in it tells the number of classes",
+            f"{classes} classes are visible in it" if classes else "it does not show the number of classes",
             *preprocess_evidence,
         ),
     )
 
 
 def _count_classes(signature: ModelSignature, four: FourOutputs, background: bool) -> int:
-    """How many classes: as its nodes or its labels say, 0 where nothing does."""
+    """How many classes: as its nodes or its labels say, 0 if nothing does."""
     names = read_class_names(signature.metadata)
     source = signature.output_sources.get(four.classes.name)
     seen = signature.classes
@@ -149,11 +145,11 @@ def _count_classes(signature: ModelSignature, four: FourOutputs, background: boo
 
 
 def find_four_outputs(signature: ModelSignature) -> FourOutputs | None:
-    """Boxes, classes, scores and number, each told by shape and origin; names only where nodes say nothing.
+    """Boxes, classes, scores and number, by shape and source; by name only if nodes do not show them.
 
-    A saved model has more outputs (raw boxes, anchors, scores of all classes): those without a part in this
-    are let be, as long as no two could take the same part. What PyTorch exports with such outputs has left
-    in front of top, and is none of this unless its head is stated.
+    A saved model has more outputs (raw boxes, anchors, scores of all classes). They are ignored, unless two
+    outputs fit the same role. PyTorch's exports with such outputs have left before top, so they need a
+    stated head.
     """
     if signature.producer == "pytorch" and "visionedge.head" not in signature.metadata:
         return None
@@ -185,29 +181,31 @@ def find_four_outputs(signature: ModelSignature) -> FourOutputs | None:
 def _tell_classes_from_scores(
     signature: ModelSignature, columns: list[TensorInfo]
 ) -> tuple[TensorInfo, TensorInfo, str] | None:
-    """(classes, scores, why) of two outputs of one shape."""
+    """(classes, scores, evidence) of two outputs with the same shape."""
     whole = [t for t in columns if _is_integer(signature, t)]
     if len(whole) == 1:
         other = next(t for t in columns if t is not whole[0])
-        return whole[0], other, "classes are the ones that come from whole numbers"
+        return whole[0], other, "the classes are the output that holds integers"
     if "visionedge.head" not in signature.metadata:
         return None
     for classes, scores in (columns, columns[::-1]):
         if _name_contains(classes, "class") and _name_contains(scores, "score"):
-            return classes, scores, "classes and scores are told by their names, as the head is stated"
+            return classes, scores, "classes and scores are recognised by their names, as the head is stated"
     return None
 
 
 def _is_integer(signature: ModelSignature, tensor: TensorInfo) -> bool:
     source = signature.output_sources.get(tensor.name)
-    return tensor.dtype.startswith("int") or (source is not None and (source.whole or source.offset == 1))
+    if tensor.dtype.startswith("int"):
+        return True
+    return source is not None and (source.is_integer or source.offset == 1)
 
 
 def are_boxes_in_pixels(signature: ModelSignature, four: FourOutputs) -> bool | None:
-    """Whether boxes are in pixels; None where that cannot be known.
+    """Whether boxes are in pixels; None if unknown.
 
-    Told by what they are cut off at. Where nothing cuts them, this API's number of boxes is a float, and its
-    boxes are relative; others give a whole number and either kind of boxes.
+    Their upper limit shows it. Without a limit: if the number of boxes is a float, the model is of this
+    API, and its boxes are relative; with an integer number both are possible.
     """
     stated = signature.metadata.get("visionedge.head")
     if stated is not None:
@@ -227,17 +225,17 @@ def _name_contains(tensor: TensorInfo, word: str) -> bool:
     return word in tensor.name.lower()
 
 
-# EfficientDet as TensorFlow's automl exports it: one list of seven columns, or four outputs in pixels.
+# --- EfficientDet by TensorFlow's automl: one list of seven columns, or four outputs in pixels ---------
 #
-# Its graph takes a picture of any size and brings it to its own, keeping its shape: so it is fed a letterbox
-# with the picture at the top left, as it would make one.
+# Its graph takes a picture of any size and letterboxes it, with the picture at the top left. So it is given
+# such a letterbox.
 
 
 _AUTOML_INPUT = Preprocess("rgb", 1.0, fit="letterbox", anchor="top-left", pad=114)
 
 
 @dataclass(frozen=True, slots=True)
-class SevenColumnDecoder:
+class SevenColumnDecoder(Decoder):
     """Decodes [N, n, 7]: picture, box, score, class from 1; a box is top, left, bottom, right in pixels.
 
     With `sizes` it is left, top, width, height.
@@ -247,10 +245,6 @@ class SevenColumnDecoder:
     count: int | None
     sizes: bool
 
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
-
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The list, by falling score."""
         table = nodes.cast(self.output, "float32")
@@ -258,7 +252,7 @@ class SevenColumnDecoder:
             corner, size = slice_axis(nodes, table, 1, 3, 2), slice_axis(nodes, table, 3, 5, 2)
             boxes = nodes.add("Concat", corner, nodes.add("Add", corner, size), axis=2)
         else:
-            boxes = nodes.add("Gather", table, nodes.whole(2, 1, 4, 3), axis=2)
+            boxes = nodes.add("Gather", table, nodes.int64s(2, 1, 4, 3), axis=2)
         scores, ids = (
             nodes.reshape(slice_axis(nodes, table, column, column + 1, 2), 0, -1) for column in (5, 6)
         )
@@ -268,15 +262,15 @@ class SevenColumnDecoder:
 
 @dataclass(frozen=True, slots=True)
 class EfficientDet:
-    """Both forms of it."""
+    """EfficientDet with one or with four outputs."""
 
     name: str = "efficientdet"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where the outputs fit one of them.
+        """An interpretation if the outputs fit one of them.
 
         Raises:
-            ModelError: it takes floats that nothing in it normalises, so how is not known.
+            ModelError: it takes floats and does not normalise them, so their range is unknown.
         """
         picture = find_picture_input(signature)
         if picture is None or len(signature.inputs) != 1:
@@ -324,7 +318,7 @@ def _interpret(
 
 
 def _find_seven_columns(signature: ModelSignature) -> tuple[TensorInfo, bool] | None:
-    """The output of seven columns, and whether its boxes have sizes; only where its nodes show columns."""
+    """The output with seven columns, and whether its boxes have sizes; None if nodes do not show it."""
     if len(signature.outputs) != 1 or "NonMaxSuppression" not in signature.operators:
         return None
     output = signature.outputs[0]
@@ -349,7 +343,7 @@ def _check_range(signature: ModelSignature, picture: NetworkInput) -> None:
     ):
         return
     raise ModelError(
-        "is an EfficientDet that takes floats and normalises nothing itself: whether with ImageNet's mean or "
-        "its own is not known; state input.scale, input.mean and input.std in MODEL.yaml beside it",
+        "is an EfficientDet that takes floats and does not normalise them: its mean may be ImageNet's or "
+        "its own; state input.scale, input.mean and input.std in MODEL.yaml beside it",
         state=MEAN_EXAMPLE,
     )

@@ -1,4 +1,4 @@
-"""YOLOv3, v4 and v5/v7 without their last nodes: raw maps, one for each scale, anchors to be stated."""
+"""YOLOv3, v4 and v5/v7 without their last nodes: one raw map per scale; the anchors must be stated."""
 
 import json
 import math
@@ -15,9 +15,9 @@ from visionedge.model.preprocessing import YOLO_INPUT, choose_preprocess, is_det
 DARKNET_INPUT = replace(YOLO_INPUT, pad=128)
 
 _STRIDES_PX = (4, 8, 16, 32, 64)
-# How far YOLOv4 lets a centre leave its cell, by the stride of the map.
+# YOLOv4's scale_x_y by the stride of the map.
 _V4_SCALE_X_Y = {8: 1.2, 16: 1.1, 32: 1.05}
-# YOLOv4-tiny has the anchors of YOLOv3-tiny, but gives its finer map others of them.
+# YOLOv4-tiny has the anchors of YOLOv3-tiny, but assigns others of them to its finer map.
 _TINY_ANCHORS = (10, 14, 23, 27, 37, 58, 81, 82, 135, 169, 344, 319)
 
 AnchorSizes = tuple[tuple[float, float], ...]
@@ -25,7 +25,7 @@ AnchorSizes = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class MatchedMaps:
-    """Maps that fit together: their names and strides, finest first, and how their numbers lie."""
+    """Maps that fit together: their names and strides, finest first, and the order of their numbers."""
 
     picture: NetworkInput
     names: tuple[str, ...]
@@ -37,7 +37,7 @@ class MatchedMaps:
 
 @dataclass(frozen=True, slots=True)
 class RawYolo:
-    """One way to decode raw maps; which one a model needs is seen by its activations, or stated."""
+    """One way to decode raw maps. The activations of a network show its way, or it is stated."""
 
     name: str
     size: Literal["exp", "square"]
@@ -45,10 +45,10 @@ class RawYolo:
     scale_x_y: Mapping[int, float]
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where all outputs are maps of one width at different strides, as weights give them.
+        """An interpretation if all outputs are raw maps of one width at different strides.
 
         Raises:
-            ModelError: they are, but their anchors are not stated, or not for these maps.
+            ModelError: their anchors are not stated, or do not fit these maps.
         """
         found = _find_maps(signature)
         stated = signature.metadata.get("visionedge.head") == self.name
@@ -58,21 +58,21 @@ class RawYolo:
         classes = found.width // (1 if found.anchors_per_cell else len(anchors[0])) - 5
         if classes < 1 or not is_detector(signature, classes):
             return None
-        way, ways = choose_preprocess(signature, found.picture, self.family)
+        preprocess, preprocess_evidence = choose_preprocess(signature, found.picture, self.family)
         strides = ", ".join(map(str, found.strides_px))
         evidence = (
-            *(("its metadata states the head",) if stated else ()),
+            *(("the head is stated",) if stated else ()),
             f"raw maps of {len(anchors[0])} anchors and {classes} classes at strides {strides}",
             "anchors as stated",
         )
         return ModelInterpretation(
             head=self.name,
             input=found.picture,
-            preprocess=way,
+            preprocess=preprocess,
             decoder=AnchorMapDecoder(self._maps(found, anchors), classes, found.order, size=self.size),
             class_count=classes,
             needs_nms=True,
-            evidence=evidence + ways,
+            evidence=evidence + preprocess_evidence,
         )
 
     def _maps(self, found: MatchedMaps, anchors: tuple[AnchorSizes, ...]) -> tuple[AnchorMap, ...]:
@@ -98,7 +98,7 @@ HEADS = (
 
 
 def _find_head_name(signature: ModelSignature, found: MatchedMaps) -> str | None:
-    """The head that the network's activations speak for; None where they leave it open."""
+    """The head by the network's activations; None if they do not show it."""
     used = signature.operators
     if used & {"Mish", "Softplus"}:
         return "yolov4"
@@ -110,7 +110,7 @@ def _find_head_name(signature: ModelSignature, found: MatchedMaps) -> str | None
 
 
 def _find_maps(signature: ModelSignature) -> MatchedMaps | None:
-    """All outputs as maps of different strides; None if they are not, or if nodes decoded them already."""
+    """All outputs as maps of different strides; None if they are not, or if nodes decode them."""
     picture = find_picture_input(signature)
     output_ops = [signature.output_ops.get(t.name) for t in signature.outputs]
     if picture is None or len(signature.inputs) != 1 or not 2 <= len(signature.outputs) <= 5:
@@ -127,7 +127,7 @@ def _find_maps(signature: ModelSignature) -> MatchedMaps | None:
 def _match_order(
     signature: ModelSignature, picture: NetworkInput, order: AnchorMapOrder
 ) -> MatchedMaps | None:
-    """The maps if their numbers lie in this order."""
+    """The maps, if their numbers can have this order."""
     found: dict[int, str] = {}
     widths = set()
     for tensor in signature.outputs:
@@ -152,7 +152,7 @@ def _match_order(
 
 
 def _read_shape(shape: Shape | None, order: AnchorMapOrder) -> tuple[int, int, int | None, int] | None:
-    """(rows, columns, anchors, width) of a map; anchors None where they are part of the width."""
+    """(rows, columns, anchors, width) of a map; anchors None if they are part of the width."""
     if shape is None or None in shape[1:]:
         return None
     sides = [side or 0 for side in shape[1:]]
@@ -195,7 +195,7 @@ def _read_anchors(signature: ModelSignature, found: MatchedMaps) -> tuple[Anchor
         or found.anchors_per_cell not in (None, anchors_per_cell)
         or (found.anchors_per_cell is None and found.width % anchors_per_cell)
     ):
-        raise ModelError(f"states {len(pairs)} anchors, which its {scales} maps cannot share out")
+        raise ModelError(f"states {len(pairs)} anchors, which cannot be divided among its {scales} maps")
     if max(flat) <= max(found.picture.width_px, found.picture.height_px) / found.strides_px[-1]:
         raise ModelError("states anchors that are no larger than a grid; they must be in pixels of its input")
     if (

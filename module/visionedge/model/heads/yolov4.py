@@ -1,17 +1,16 @@
 """YOLOv4 as its port to PyTorch exports it: boxes [N, n, 1, 4] as corners of 0-1, scores [N, n, classes]."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from visionedge.model.analysis.signature import ModelSignature
 from visionedge.model.decoding import BoxDecoding, find_strides, select_best_rows
 from visionedge.model.graph import NodeBuilder
-from visionedge.model.interpretation import ModelInterpretation, find_picture_input
+from visionedge.model.interpretation import Decoder, ModelInterpretation, find_picture_input
 from visionedge.model.preprocessing import YOLO_INPUT, choose_preprocess, is_detector
 
 
 @dataclass(frozen=True, slots=True)
-class YoloV4Decoder:
+class YoloV4Decoder(Decoder):
     """Decodes both outputs over a picture of this size."""
 
     boxes: str
@@ -20,10 +19,6 @@ class YoloV4Decoder:
     classes: int
     width_px: int
     height_px: int
-
-    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
-        """Nothing: the picture is the only input."""
-        return {}
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The best rows, each anchor as its best class."""
@@ -50,7 +45,7 @@ class YoloV4Boxes:
     name: str = "yolov4-boxes"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where boxes of four dimensions go with scores for three anchors in each cell."""
+        """An interpretation if boxes of four dimensions go with scores for three anchors in each cell."""
         picture = find_picture_input(signature)
         boxes = [t for t in signature.outputs if t.shape is not None and t.shape[2:] == (1, 4)]
         scores = [t for t in signature.outputs if t.shape is not None and len(t.shape) == 3]

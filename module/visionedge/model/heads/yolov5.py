@@ -15,7 +15,7 @@ from visionedge.model.interpretation import ModelInterpretation
 from visionedge.model.preprocessing import YOLO_INPUT, describe_exporter, is_detector
 
 _ANCHORS_PER_CELL = 3
-# What leaves the scores as a sigmoid made them, beside boxes that are computed.
+# Operators that pass on the scores of a sigmoid.
 _SCORE_OPERATORS = frozenset({"Sigmoid", "Slice", "Split"})
 
 
@@ -26,7 +26,7 @@ class YoloV5:
     name: str = "yolov5"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where there are three rows for each cell, and the last nodes decode them."""
+        """An interpretation if there are three rows for each cell, and the last nodes decode them."""
         table = find_dense_table(signature, beside=5)
         if table is None or table.width < 6:
             return None
@@ -58,13 +58,13 @@ HEADS = (YoloV5(),)
 
 
 def _is_decoded(table: DenseTable, scales: int) -> bool:
-    """Whether the last nodes decode boxes and put one stretch of scores behind them, for all or each scale.
+    """Whether the last nodes decode boxes and join them with one part of scores, for all scales or for each.
 
-    Landmarks or key points behind the boxes would be more stretches.
+    Landmarks or key points would be further parts.
     """
     output_ops = table.output_ops
     if "Sigmoid" not in output_ops.operators:
-        return True  # nothing to see; what is no score shows when it runs
+        return True  # not visible in the graph; scores outside 0…1 are found in the trial run
     if not output_ops.has_arithmetic:
         return False
     scores = sum(operator in _SCORE_OPERATORS for operator in output_ops.parts)

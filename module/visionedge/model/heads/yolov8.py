@@ -11,22 +11,23 @@ from visionedge.model.decoding import (
     find_strides,
     interpret_dense_table,
 )
-from visionedge.model.interpretation import ModelInterpretation
+from visionedge.model.exporter_files import PADDLE_KEY, paddle_preprocess_unknown, parse_paddle_preprocess
+from visionedge.model.interpretation import ModelInterpretation, Preprocess, read_metadata_object
 from visionedge.model.labels import read_class_names
 from visionedge.model.preprocessing import YOLO_INPUT, describe_exporter, is_detector
 
-# A turned box is decoded with them, a list that was chosen already comes from the others.
+# Rotated boxes are decoded with Cos, Sin and Exp; TopK and NonMaxSuppression make a finished list.
 _FOREIGN_OPERATORS = frozenset({"Cos", "Sin", "Exp", "TopK", "NonMaxSuppression"})
 
 
 @dataclass(frozen=True, slots=True)
 class YoloV8:
-    """The YOLOs without anchors and without objectness, one column (or one row) for each cell."""
+    """The YOLOs without anchors and objectness, with one column (or one row) per cell."""
 
     name: str = "yolov8"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where one side of the table counts the cells and the last nodes decode boxes."""
+        """An interpretation if one side of the table counts the cells and the last nodes decode boxes."""
         table = find_dense_table(signature)
         if table is None:
             return None
@@ -37,6 +38,7 @@ class YoloV8:
             return None
         columns, cells, classes, strides = ways[0]
         corners = table.output_ops.box_encoding == "corners"
+        family, family_evidence = _choose_family_preprocess(signature, table)
         interpretation = interpret_dense_table(
             self.name,
             signature,
@@ -44,22 +46,40 @@ class YoloV8:
             DenseDecoder(
                 table.output.name, cells, classes, objectness=False, columns=columns, corners=corners
             ),
-            family=YOLO_INPUT,
+            family=family,
             evidence=(
                 f"{cells} {'columns' if columns else 'rows'} are the cells at strides "
                 f"{', '.join(map(str, strides))}",
                 "its last nodes are those of a decoded table without an objectness"
                 f"{', of corners' if corners else ''}",
                 *describe_exporter(signature),
+                *family_evidence,
             ),
         )
         if not signature.metadata.get("model_family", "").endswith("_e2e"):
             return interpretation
-        clause = "its metadata says that each thing is found by one cell: boxes are not suppressed"
+        clause = "its metadata says that one cell finds each object: boxes are not suppressed"
         return replace(interpretation, needs_nms=False, evidence=(*interpretation.evidence, clause))
 
 
 HEADS = (YoloV8(),)
+
+
+def _choose_family_preprocess(
+    signature: ModelSignature, table: DenseTable
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """The preprocessing of training, and its evidence: a PP-YOLOE without its last nodes has the same table.
+
+    Raises:
+        ModelError: it is a PP-YOLOE whose preprocessing is unknown or unsupported.
+    """
+    if table.output_ops.box_encoding != "corners" or not signature.producer.lower().startswith("paddle"):
+        return YOLO_INPUT, ()
+    if {"scale", "mean", "std"} & set(read_metadata_object(signature, "visionedge.input")):
+        return replace(YOLO_INPUT, fit="stretch"), ("Paddle made it, and its scaling is stated",)
+    if (preprocess := parse_paddle_preprocess(signature, table.picture)) is not None:
+        return preprocess, (f"Paddle made it, and {PADDLE_KEY} beside it says how pictures are prepared",)
+    raise paddle_preprocess_unknown()
 
 
 def _find_layouts(
@@ -77,7 +97,7 @@ def _find_layouts(
 
 
 def _has_no_objectness(signature: ModelSignature, output_ops: OutputOps, classes: int) -> bool:
-    """Whether a row for each cell cannot have an objectness: its nodes or the number of its classes tell."""
+    """Whether a row per cell has no objectness, by its nodes or by the number of its classes."""
     return (
         "Sigmoid" in output_ops.operators or classes == 80 or read_class_names(signature.metadata) is not None
     )
@@ -86,6 +106,6 @@ def _has_no_objectness(signature: ModelSignature, output_ops: OutputOps, classes
 def _is_decoded(output_ops: OutputOps) -> bool:
     """Whether boxes are decoded and only scores follow them: no angle, no masks, no key points."""
     if "Sigmoid" not in output_ops.operators:
-        return True  # nothing to see; what is no score shows when it runs
+        return True  # not visible in the graph; scores outside 0…1 are found in the trial run
     scores = output_ops.parts.count("Sigmoid") == 1 and output_ops.parts[-1] == "Sigmoid"
     return scores and output_ops.has_arithmetic and not output_ops.has_constant

@@ -1,7 +1,7 @@
 """YOLOX, and YOLOv6 which shares its shape: [N, cells, 5 + classes], centre, size, objectness, classes.
 
-YOLOX comes raw (offsets from its cell, in strides) or decoded; YOLOv6 is decoded, its objectness a column of
-ones. Nothing but the last nodes tells the three from each other.
+A YOLOX is raw (offsets from its cell, in strides) or decoded. A YOLOv6 is decoded, and its objectness is a
+column of ones. Only the last nodes distinguish the three.
 """
 
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ class YoloX:
     name: str = "yolox"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where there is a row for each cell and the last nodes are those of YOLOX.
+        """An interpretation if there is a row for each cell and the last nodes are those of YOLOX.
 
         Raises:
-            ModelError: it subtracts a mean by itself, so it is one whose order of colours is not known.
+            ModelError: it subtracts a mean, so it is an early YOLOX, whose colour order is unknown.
         """
         found = _find_cells(signature)
         if found is None:
@@ -46,8 +46,8 @@ class YoloX:
             return None
         if any(signature.input_ops.offset) and "visionedge.input" not in signature.metadata:
             raise ModelError(
-                "is a YOLOX that subtracts a mean by itself, as the first ones did, so the order of its "
-                "colours is not known; state input.color in MODEL.yaml beside it",
+                "is a YOLOX that subtracts a mean itself, as the first ones did, so the order of its "
+                "colours is unknown; state input.color in MODEL.yaml beside it",
                 state=("input: {color: rgb}   # or bgr",),
             )
         return interpret_dense_table(
@@ -70,7 +70,7 @@ class YoloV6:
     name: str = "yolov6"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """A reading where there is a row for each cell, decoded, and a constant beside boxes and scores."""
+        """An interpretation if there is a decoded row per cell, with a constant beside boxes and scores."""
         found = _find_cells(signature)
         if found is None:
             return None

@@ -1,4 +1,4 @@
-"""What values flow through a network when it sees pictures: the ranges that integers have to cover."""
+"""Statistics of a network's tensors on calibration images: the ranges that integers have to cover."""
 
 import tempfile
 import time
@@ -16,11 +16,9 @@ from visionedge.errors import ModelError
 from visionedge.frames.types import Picture
 from visionedge.model.compiler.compile import compile_graph
 from visionedge.model.compiler.passes import fold_focus
+from visionedge.model.graph import read_opset
 from visionedge.model.interpretation import ModelInterpretation
 from visionedge.runtime.ort import import_onnxruntime
-
-# Progress of work that takes minutes: a line at least every few seconds, but not one for each step.
-
 
 REPORT_INTERVAL_S = 3.0
 
@@ -28,40 +26,40 @@ Item = TypeVar("Item")
 
 
 class ProgressReporter:
-    """Hands every line that it is called with to `tell`.
+    """Reports the progress of minutes of work to `report`, one line at a time.
 
-    And a step only after `REPORT_INTERVAL_S` without a line.
+    Steps are reported only after `REPORT_INTERVAL_S` without a line.
     """
 
-    def __init__(self, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._report = report
         self._clock = clock
         self._last_s = clock()
 
     def __call__(self, line: str) -> None:
-        """Something has begun or is done."""
-        self._tell(line)
+        """Report a line."""
+        self._report(line)
         self._last_s = self._clock()
 
     def step(self, line: str) -> None:
-        """A part of it is done, which is worth a line only if there was none for a while."""
+        """Report a line if there was none for `REPORT_INTERVAL_S`."""
         if self._clock() - self._last_s >= REPORT_INTERVAL_S:
             self(f"  {line}")
 
     def track(self, items: Sequence[Item], words: str) -> Iterator[Item]:
-        """The items; each is a step: `words`, and how many of them are done."""
+        """Yield the items, and report after each how many are done."""
         for number, item in enumerate(items, 1):
             yield item
             self.step(f"{words}: {number} of {len(items)}")
 
 
 def make_silent_reporter() -> ProgressReporter:
-    """Progress that no line comes from."""
+    """A reporter that reports nothing."""
     return ProgressReporter(lambda _: None)
 
 
 TARGET_OPSET = 17
-"""Older networks are brought here: before 13 a weight cannot have a scale for each channel."""
+"""Older networks are converted to it: before opset 13 a weight cannot have a scale per channel."""
 
 ValueRange = tuple[float, float]
 RangeMethod = Literal["p99.99", "p99.999", "mean", "all"]
@@ -69,7 +67,7 @@ RangeMethod = Literal["p99.99", "p99.999", "mean", "all"]
 RANGE_METHODS: tuple[RangeMethod, ...] = get_args(RangeMethod)
 
 _BINS = 2048
-_TENSORS_PER_RUN = 48  # tensors that are looked at in one run: their values lie in memory at once
+_TENSORS_PER_RUN = 48  # all their values are in memory at once
 _COVERED_SHARES = {"p99.99": 0.9999, "p99.999": 0.99999}
 
 
@@ -86,7 +84,7 @@ def fold_constants(network: onnx.ModelProto) -> onnx.ModelProto:
     del copy.graph.input[:]
     copy.graph.input.extend(kept)
     try:
-        if max(o.version for o in copy.opset_import if o.domain in ("", "ai.onnx")) < 13:
+        if read_opset(copy) < 13:
             copy = onnx.version_converter.convert_version(copy, TARGET_OPSET)
         simple = _simplify(copy)
         fold_focus(simple.graph)  # as the compiler does, so that nothing is looked at that will not be there
@@ -134,6 +132,23 @@ def list_float_tensors(graph: onnx.GraphProto) -> set[str]:
     names = [value.name for value in graph.input]
     names += [name for node in graph.node for name in node.output if name]
     return {name for name in names if kinds.get(name) == TensorProto.FLOAT}
+
+
+WEIGHTED_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+def find_nodes_before_last_weights(graph: onnx.GraphProto) -> set[str]:
+    """The names of the nodes with a weighted node behind them: all but the ends of the network."""
+    wanted = set[str]()  # tensors from which a weighted node is computed
+    found = set[str]()
+    for node in reversed(graph.node):
+        leads_on = not wanted.isdisjoint(node.output)
+        if leads_on:
+            found.add(node.name)
+        if leads_on or node.op_type in WEIGHTED_OPERATORS:
+            wanted.update(node.input)
+    wanted.discard("")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +239,7 @@ def collect_statistics(
 
 
 class _InstrumentedNetwork:
-    """The compiled graph with inner tensors as outputs: what goes into the network is what it gets in use."""
+    """The compiled graph with inner tensors as outputs; its preprocessing is that of normal operation."""
 
     def __init__(self, network: onnx.ModelProto, interpretation: ModelInterpretation) -> None:
         copy = onnx.ModelProto()
@@ -233,7 +248,7 @@ class _InstrumentedNetwork:
         graph = compile_graph(copy, interpretation, watched=self.names)
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
-        # An optimised graph no longer has the tensors that are asked for as they were.
+        # Optimisations would remove or change the watched tensors.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -1,10 +1,9 @@
-"""A network in float16, for GPUs: inputs and outputs stay as they are, and so does what needs the range.
+"""A network converted to float16, for GPUs. Its inputs and outputs stay float32.
 
-float32 stay: the last nodes, which make boxes and scores of what the weights gave (half of a pixel is all
-that float16 knows beyond 512), operators whose CUDA kernel takes no float16, and nodes with graphs inside.
+These nodes stay float32: those behind the last weighted layer, which compute boxes and scores (above 1024
+the steps of float16 are a whole pixel), operators without a float16 CUDA kernel, and nodes with subgraphs.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,10 +12,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from visionedge.model.analysis.cuda_kernels import explain_missing_kernel, read_opsets
-from visionedge.model.quantization.calibration import list_float_tensors
+from visionedge.model.graph import list_inputs
+from visionedge.model.quantization.calibration import (
+    WEIGHTED_OPERATORS,
+    find_nodes_before_last_weights,
+    list_float_tensors,
+)
 
-_WEIGHTED_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-# Sums over many values, and what states a type of its own.
+# Sums over many values, and operators with an explicit type.
 _FP32_ONLY = frozenset(
     {
         "Cast",
@@ -33,7 +36,7 @@ _FP32_ONLY = frozenset(
     }
 )
 _MAX_FP16 = 65504.0
-# Inputs that ONNX wants as float32 whatever the values are.
+# Inputs that must be float32.
 _FP32_INPUTS = {"Resize": (2,), "Upsample": (1,)}
 
 
@@ -43,10 +46,10 @@ def convert_to_fp16(network: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def simulate_fp16(network: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that computes in float32 and rounds every value that `halved` has in float16.
+    """A copy that computes in float32 and rounds each value that `convert_to_fp16` has in float16.
 
-    It tells on a CPU what float16 costs: onnxruntime has no such kernels there and quietly computes a network
-    in float16 without rounding anything.
+    It shows on a CPU what float16 costs: onnxruntime has no float16 kernels there and computes such a
+    network in float32 without rounding.
     """
     return _rewrite(network, simulate=True)
 
@@ -55,13 +58,13 @@ def _rewrite(network: onnx.ModelProto, *, simulate: bool) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
     _Fp16Converter(copy.graph, read_opsets(copy), simulate).convert()
-    del copy.graph.value_info[:]  # their types are no longer so
+    del copy.graph.value_info[:]  # their types changed
     return copy
 
 
 @dataclass(slots=True)
 class _Fp16Converter:
-    """Casts where a tensor passes from one precision to the other, each once."""
+    """Inserts one Cast for each tensor that is used in the other precision."""
 
     graph: onnx.GraphProto
     opsets: dict[str, int]
@@ -80,7 +83,8 @@ class _Fp16Converter:
         self.floats = list_float_tensors(self.graph)
 
     def convert(self) -> None:
-        inner = _find_nodes_up_to_last_weights(self.graph)
+        weighted = {node.name for node in self.graph.node if node.op_type in WEIGHTED_OPERATORS}
+        inner = weighted | find_nodes_before_last_weights(self.graph)
         outputs = {value.name for value in self.graph.output}
         for node in self.graph.node:
             half = node.name in inner and self._can_convert(node)
@@ -91,14 +95,14 @@ class _Fp16Converter:
             self.body.append(node)
             if half:
                 self._outputs_of(node, outputs)
-        used = {name for node in self.body for name in node.input} | _list_subgraph_inputs(self.body)
+        used = {name for node in self.body for name in list_inputs(node)}
         kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
         del self.graph.node[:], self.graph.initializer[:]
         self.graph.node.extend(self.body)
         self.graph.initializer.extend([*kept, *self.constants])
 
     def _outputs_of(self, node: onnx.NodeProto, outputs: set[str]) -> None:
-        """What a node gives is float16 from here on; an output of the graph is brought back to float32."""
+        """Mark the outputs of a node as float16; an output of the graph is cast back to float32."""
         for place, name in enumerate(node.output):
             if name not in self.floats:
                 continue
@@ -113,7 +117,7 @@ class _Fp16Converter:
                 self.fp16_tensors.add(name)
 
     def _can_convert(self, node: onnx.NodeProto) -> bool:
-        """Whether it has something to halve, and a CUDA kernel for that."""
+        """Whether it has float tensors, and a CUDA kernel for float16."""
         if node.op_type in _FP32_ONLY or any(a.HasField("g") or a.graphs for a in node.attribute):
             return False
         stays = _FP32_INPUTS.get(node.op_type, ())
@@ -125,7 +129,7 @@ class _Fp16Converter:
         return bool(types) and explain_missing_kernel(node, self.opsets, types) is None
 
     def _as(self, name: str, half: bool) -> str:
-        """The name of a tensor in the wanted precision; made where it is not there yet."""
+        """The name of a tensor in the wanted precision; a Cast is added if needed."""
         wanted = _fp16_name(name) if half else _fp32_name(name)
         if wanted in self.made:
             return self.made[wanted]
@@ -162,28 +166,3 @@ def _fp32_name(name: str) -> str:
 def _to_fp16(values: NDArray[np.float32]) -> NDArray[np.float16]:
     result: NDArray[np.float16] = np.clip(values, -_MAX_FP16, _MAX_FP16).astype(np.float16)
     return result
-
-
-def _find_nodes_up_to_last_weights(graph: onnx.GraphProto) -> set[str]:
-    """The nodes with weights, and all that have such a node behind them."""
-    users: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-    inner: set[str] = set()
-    for node in reversed(graph.node):
-        behind = [user for name in node.output for user in users.get(name, [])]
-        if node.op_type in _WEIGHTED_OPERATORS or any(user.name in inner for user in behind):
-            inner.add(node.name)
-    return inner
-
-
-def _list_subgraph_inputs(nodes: Iterable[onnx.NodeProto]) -> set[str]:
-    """Names that graphs inside of nodes use from outside."""
-    graphs = [a.g for node in nodes for a in node.attribute if a.HasField("g")]
-    names: set[str] = set()
-    while graphs:
-        graph = graphs.pop()
-        names |= {name for node in graph.node for name in node.input}
-        graphs += [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
-    return names

@@ -1,10 +1,12 @@
-"""A network in integers of 8 bits: values as uint8, weights as int8 with a scale for each output channel.
+"""A network converted to 8-bit integers: values as uint8, weights as int8 with a scale per output channel.
 
-It stays an ONNX graph of the same inputs and outputs: every value that is to be an integer passes a pair of
-QuantizeLinear and DequantizeLinear, and onnxruntime puts integer kernels where such pairs surround a node.
-Which nodes are worth it differs from network to network, so that is a recipe, and recipes are tried.
+The graph keeps its inputs and outputs. Each quantised value passes a pair of QuantizeLinear and
+DequantizeLinear (QDQ), and onnxruntime uses integer kernels for nodes between such pairs. Which nodes gain
+from it differs between networks: a recipe chooses them, `generate_recipes` lists the recipes to try, and
+`RangeTuner` chooses the ranges of values.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,14 +18,17 @@ from onnx import helper, numpy_helper
 
 from visionedge.frames.types import Picture
 from visionedge.model.compiler.compile import compile_graph
+from visionedge.model.graph import list_inputs
 from visionedge.model.interpretation import ModelInterpretation
 from visionedge.model.quantization.calibration import (
     RANGE_METHODS,
+    WEIGHTED_OPERATORS,
     ProgressReporter,
     RangeMethod,
     TensorRanges,
     TensorStatistics,
     ValueRange,
+    find_nodes_before_last_weights,
     list_float_tensors,
     make_silent_reporter,
 )
@@ -41,29 +46,28 @@ _ALL_OPERATORS = _CONVOLUTION_OPERATORS | {
     "Slice",
     "Split",
 }
-# They only move values, so their outputs are the same integers as their input.
+# Their outputs are the same integers as their input.
 _VALUE_PRESERVING = frozenset({"MaxPool", "Resize", "Slice", "Split"})
 _ELEMENTWISE = frozenset({"Add", "Clip", "LeakyRelu", "Mul", "Relu", "Sigmoid"})
-# What stays in floats behind a convolution in floats. The largest of rounded values is the rounded largest,
-# and behind a MaxPool fewer are left to round.
+# These stay floats behind a convolution that stays in floats. MaxPool commutes with rounding, and fewer
+# values are left to round behind it.
 _FOLLOWING_OPERATORS = _ELEMENTWISE | {"MaxPool"}
-_WEIGHTED_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _MIN_SCALE = 1e-9
-# What is put beside others of a range up to twice as wide is rounded as they are: once instead of twice, and
-# then it is only copied.
+# A part of a Concat whose range is at least half of the result's gets the range of the result: it is
+# rounded once instead of twice, and then only copied.
 _MIN_SPAN_TO_JOIN = 0.5
 _MAX_BIAS = 2.0**30  # in steps; an int32 holds twice that
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizationRecipe:
-    """Which nodes become integers. `front` convolutions from the picture on stay as they are.
+    """Which nodes become integers. The first `skip_first` convolutions stay floats.
 
-    The last convolutions, which give scores and boxes, always stay, and so does all behind them.
+    The last convolutions, which compute scores and boxes, and all nodes behind them always stay floats.
 
-    With `narrow` weights no two products of a convolution can add up beyond 16 bits, which is where x86
-    without VNNI adds them and cuts off what is more. It costs up to one bit of the eight, and the network
-    then computes the same on every processor.
+    With `reduced_range` the sum of two products of a convolution fits into 16 bits. x86 processors without
+    VNNI add them in 16 bits and saturate. It costs up to one bit of the eight, and the network computes the
+    same on every processor.
     """
 
     everything: bool = True
@@ -76,7 +80,7 @@ class QuantizationRecipe:
 
     @property
     def nodes(self) -> str:
-        """Which nodes become integers, in words."""
+        """The name of the recipe without its weights."""
         words = "everything" if self.everything else "convolutions"
         if not self.depthwise:
             words += " but depthwise"
@@ -84,7 +88,7 @@ class QuantizationRecipe:
 
 
 def generate_recipes(network: onnx.ModelProto, values: TensorRanges) -> Iterator[QuantizationRecipe]:
-    """The recipes worth trying for a network; no two of them make the same."""
+    """The recipes to try for a network; each makes another network."""
     convolutions = sum(node.op_type == "Conv" for node in network.graph.node)
     fronts = sorted({0, 1, convolutions // 12, convolutions // 6, convolutions // 3})
     seen = {network.SerializeToString()}
@@ -103,7 +107,7 @@ def quantize(network: onnx.ModelProto, values: TensorRanges, recipe: Quantizatio
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
     _QdqInserter(copy.graph, values, recipe).insert_pairs()
-    del copy.graph.value_info[:]  # some of it is about tensors that are no more
+    del copy.graph.value_info[:]  # it describes removed tensors too
     return copy
 
 
@@ -113,7 +117,7 @@ def _choose_nodes(
     """The names of the nodes that become integers: those whose values are all known."""
     unknown = list_float_tensors(graph) - set(values.ranges)
     operators = _ALL_OPERATORS if recipe.everything else _CONVOLUTION_OPERATORS
-    inner = _find_nodes_before_last_weights(graph)
+    inner = find_nodes_before_last_weights(graph)
     chosen: set[str] = set()
     loose: set[str] = set()  # made by a convolution in floats, or by what follows one
     passed = 0
@@ -142,20 +146,6 @@ def _is_wanted(convolution: onnx.NodeProto, recipe: QuantizationRecipe, weights:
     """Whether a recipe has this convolution; its weights and bias must be constants."""
     constant = all(name in weights for name in convolution.input[1:] if name)
     return constant and (recipe.depthwise or _read_groups(convolution) == 1)
-
-
-def _find_nodes_before_last_weights(graph: onnx.GraphProto) -> set[str]:
-    """The nodes with another weighted node behind them: all but the ends of the network."""
-    users: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-    inner: set[str] = set()
-    for node in reversed(graph.node):
-        behind = [user for name in node.output for user in users.get(name, [])]
-        if any(user.op_type in _WEIGHTED_OPERATORS or user.name in inner for user in behind):
-            inner.add(node.name)
-    return inner
 
 
 def _read_groups(node: onnx.NodeProto) -> int:
@@ -215,7 +205,7 @@ def _make_name(tensor: str, part: str) -> str:
 
 @dataclass(slots=True)
 class _QdqInserter:
-    """Puts the pairs into a graph, node by node."""
+    """Inserts the QDQ pairs into a graph, node by node."""
 
     graph: onnx.GraphProto
     values: TensorRanges
@@ -245,7 +235,7 @@ class _QdqInserter:
             self.body.append(node)
             for name in node.output:
                 self._insert_pair(name)
-        used = {name for node in self.body for name in node.input}
+        used = {name for node in self.body for name in list_inputs(node)}
         kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
         del self.graph.node[:], self.graph.initializer[:]
         self.graph.node.extend(self.body)
@@ -279,14 +269,14 @@ class _QdqInserter:
 
     def _find_fused_activations(self, nodes: list[onnx.NodeProto]) -> set[str]:
         """What lies between a convolution and its Relu or Clip: the integers' own range cuts it as well."""
-        users = [name for node in self.graph.node for name in node.input]
+        users = Counter(name for node in self.graph.node for name in node.input)
         convolutions = {node.output[0] for node in nodes if node.op_type == "Conv"}
         return {
             node.input[0]
             for node in nodes
             if node.op_type in ("Relu", "Clip")
             and node.input[0] in convolutions
-            and users.count(node.input[0]) == 1
+            and users[node.input[0]] == 1
         }
 
     def _insert_pair(self, name: str) -> None:
@@ -304,7 +294,7 @@ class _QdqInserter:
         """Cut to the range by a Clip, which costs little, and nothing where it goes into a convolution.
 
         Without it onnxruntime takes a convolution in floats between two pairs for one to be made integers,
-        and makes it so by itself, with one scale for all its weights. And it rounds in front of a MaxPool
+        and quantises it with one scale for all its weights. And it rounds in front of a MaxPool
         instead of behind it: among integers that are not laid out as its convolutions want them, a MaxPool
         takes 15 times as long (onnxruntime 1.31 on x86: a fifth of NanoDet-g's time).
         """
@@ -323,7 +313,7 @@ class _QdqInserter:
         for node in self.graph.node:
             behind = node.op_type in ("Relu", "Clip") and node.input[0] in left
             pools = node.op_type == "MaxPool" and node.input[0] not in self.steps
-            if node.name not in self.chosen and (node.op_type in _WEIGHTED_OPERATORS or behind or pools):
+            if node.name not in self.chosen and (node.op_type in WEIGHTED_OPERATORS or behind or pools):
                 left.update(node.output)
         return left
 
@@ -404,12 +394,12 @@ class _QdqInserter:
         self.body.append(node)
 
 
-# How a network in integers is computed on a CPU: by the processor's own kernels, or as it is written.
+# --- running on a CPU ---------------------------------------------------------------------------------------
 #
-# onnxruntime puts one integer kernel where a node stands between pairs of QuantizeLinear and
-# DequantizeLinear. Those kernels are not the same everywhere: x86 without VNNI adds up products in 16 bits
-# and cuts off what is more. Without them each node computes in floats and only the pairs round, which is the
-# same on every machine, slower than floats, and what an integer kernel that keeps all its bits gives.
+# onnxruntime replaces a node between QDQ pairs by one integer kernel. These kernels differ between
+# processors: x86 without VNNI adds products in 16 bits and saturates. With `exact`, nodes compute in floats
+# and only the pairs round: the same on every machine, slower than floats, and equal to an integer kernel
+# that keeps all bits.
 
 
 def open_cpu_session(graph: bytes, *, exact: bool, threads: int = 0) -> Any:
@@ -427,20 +417,21 @@ def open_cpu_session(graph: bytes, *, exact: bool, threads: int = 0) -> Any:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-# Ranges chosen tensor by tensor: for each the one that keeps the network's own outputs closest to fp32.
+# --- range tuning -------------------------------------------------------------------------------------------
 #
-# One way to set ranges for all tensors is never the best for each. So one tensor after the other, from the
-# picture on, is given each of the ranges, with all others as they are by then, and keeps the best.
+# No single method of setting ranges is the best for every tensor. So each tensor, in the order of the
+# graph, is tried with the range of each method, and keeps the one that brings the network's outputs closest
+# to fp32.
 
 
 MAX_TRIES = 240
-"""Each opens the network anew; the tensors next to the picture, which matter most, come first."""
+"""Each try opens the network again. The tensors near the input, which matter most, come first."""
 
 NetworkOutputs = list[NDArray[np.float64]]
 
 
 class RangeTuner:
-    """Sets the ranges of a network's values so that its outputs on some pictures stay near those of fp32."""
+    """Chooses ranges so that the network's outputs on some pictures are close to those of fp32."""
 
     def __init__(
         self,
@@ -458,12 +449,12 @@ class RangeTuner:
         self._distance = make_distance(run_network(simple, interpretation, pictures))
 
     def choose_method(self, recipe: QuantizationRecipe) -> tuple[RangeMethod, TensorRanges]:
-        """The way to set all ranges after which the outputs are nearest."""
+        """The method for all ranges with the smallest distance to fp32."""
         method = min(RANGE_METHODS, key=lambda way: self._measure_distance(recipe, self._ways[way]))
         return method, self._ways[method]
 
-    def each(self, recipe: QuantizationRecipe, start: TensorRanges) -> TensorRanges:
-        """The range that suits each tensor best, beginning with those of `start`; takes minutes."""
+    def tune_each(self, recipe: QuantizationRecipe, start: TensorRanges) -> TensorRanges:
+        """The best range of each tensor, starting with `start`; takes minutes."""
         ranges: dict[str, ValueRange] = dict(start.ranges)
         least, tries = self._measure_distance(recipe, start), 0
         names = _list_quantized_tensors(quantize(self._simple, start, recipe), ranges)
@@ -483,7 +474,7 @@ class RangeTuner:
         return TensorRanges(ranges, start.means)
 
     def _measure_distance(self, recipe: QuantizationRecipe, values: TensorRanges) -> float:
-        # Narrow weights give the same with integer kernels, and sooner.
+        # With a reduced range integer kernels give the same results, and are faster.
         network, exact = quantize(self._simple, values, recipe), not recipe.reduced_range
         pictures = self._progress.track(self._pictures, "comparing ranges, pictures")
         return self._distance(run_network(network, self._reading, pictures, exact=exact))
@@ -502,7 +493,7 @@ def run_network(
     *,
     exact: bool = False,
 ) -> list[NetworkOutputs]:
-    """The network's own outputs for each picture, behind the preparation that the compiler gives it."""
+    """The network's own outputs for each picture, with the compiler's preprocessing in front."""
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
     own = [
@@ -520,7 +511,7 @@ def run_network(
 
 
 def make_distance(expected: list[NetworkOutputs]) -> Callable[[list[NetworkOutputs]], float]:
-    """Root of the mean square by which outputs differ, each in parts of how much it varies by itself."""
+    """The root mean square difference of outputs, each relative to its own variance."""
     spreads = [
         max(float(np.mean([values.var() for values in each])), 1e-12) for each in zip(*expected, strict=True)
     ]

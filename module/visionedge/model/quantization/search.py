@@ -1,4 +1,4 @@
-"""A network in another precision: recipes are tried, timed beside fp32, and judged by what they see."""
+"""Search for the best network in another precision: recipes are tried, timed and compared with fp32."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -65,10 +65,10 @@ MeasureAp = Callable[[Sequence[Detections]], tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class CalibrationData:
-    """Pictures to set ranges by, others to judge by, and how AP is measured on those (None: no labels).
+    """Pictures for calibration, others for judging, and how AP is measured on those (None: no labels).
 
-    `labelled` is how many of the judged have labels. `common` are pictures that everybody has: what is
-    judged only by pictures such as its ranges were set by is at its best with noise that was set by noise.
+    `labelled` is how many of the judged samples have labels. `common` are the bundled pictures: judging
+    only by the calibration images would reward a variant that was calibrated on noise.
     """
 
     calibration: tuple[CalibrationSample, ...]
@@ -80,11 +80,11 @@ class CalibrationData:
 
 @dataclass(frozen=True, slots=True)
 class CandidateResult:
-    """One way that was tried. `parity` is None where it was not judged: a faster one was good enough.
+    """One way that was tried. `parity` is None if it was not judged: a faster one was good enough.
 
     `parity` is of the network computed as it is written, `here` of the same with the integer kernels of this
-    processor; None where it has no integers, or was refused before. `common` is as written on the pictures
-    that everybody has; None where fp32 sees too little on them, or it was refused before.
+    processor; None if it has no integers, or was refused before. `common` is as written on the pictures
+    that everybody has; None if fp32 sees too little on them, or it was refused before.
     """
 
     description: str
@@ -97,7 +97,7 @@ class CandidateResult:
 
 @dataclass(frozen=True, slots=True)
 class QuantizationResult:
-    """What came of it. `chosen` is among `tried`; where even that was refused, `refusal` says why."""
+    """The result of a search. `chosen` is one of `tried`; `refusal` is set if none is good enough."""
 
     network: onnx.ModelProto
     tried: tuple[CandidateResult, ...]
@@ -106,7 +106,7 @@ class QuantizationResult:
 
     @property
     def refusal(self) -> str | None:
-        """Why the variant must not be used; None where it may."""
+        """Why the variant must not be used; None if it may."""
         return self.chosen.refusal
 
 
@@ -116,13 +116,13 @@ def make_variant(
     data: CalibrationData,
     tolerance: Tolerance,
     *,
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
     only: str | None = None,
     thorough: bool = False,
 ) -> QuantizationResult:
-    """The network of a model in another precision. Takes a minute or several; `tell` hears of progress.
+    """The network of a model in another precision. Takes minutes; `progress` gets lines of text.
 
-    `only` names the one recipe for integers that is judged, whatever its pace here. With `thorough` the
+    `only` names the one int8 recipe that is judged, independent of its speed here. With `thorough` the
     ranges of the best one are set tensor by tensor in any case, and kept if it is more alike then.
 
     Raises:
@@ -136,9 +136,9 @@ def make_variant(
         raise ModelError(f"{model.path}: computes in integers already; start from the model in floats")
     try:
         search = _QuantizationSearch(
-            model, network, fold_constants(network), data, tolerance, ProgressReporter(tell)
+            model, network, fold_constants(network), data, tolerance, ProgressReporter(progress)
         )
-        return search.half() if precision == "fp16" else search.int8(only, thorough=thorough)
+        return search.make_fp16() if precision == "fp16" else search.make_int8(only, thorough=thorough)
     except ModelError as error:
         raise ModelError(f"{model.path}: {error}") from None
 
@@ -169,11 +169,11 @@ class _CompiledNetwork:
         self._selection = Selection.of(model, _MIN_SCORE, _IOU)
 
     def detect(self, sample: CalibrationSample) -> Detections:
-        """What is detected on a picture."""
+        """The detections on a picture."""
         return self._selection.apply(self._rows(sample.image), sample.placement)
 
     def make_timed_run(self, image: Picture) -> Callable[[], object]:
-        """A run to time."""
+        """A function that runs the network once, for timing."""
         return lambda: self._rows(image)
 
     def _rows(self, image: Picture) -> Any:
@@ -183,16 +183,16 @@ class _CompiledNetwork:
 
 @dataclass(slots=True)
 class _QuantizationSearch:
-    """One model being made into something else. `simple` is its network, folded."""
+    """The search for one model. `simple` is its network with folded constants."""
 
     model: Model
     network: onnx.ModelProto
     simple: onnx.ModelProto
     data: CalibrationData
     tolerance: Tolerance
-    tell: ProgressReporter
+    progress: ProgressReporter
 
-    def half(self) -> QuantizationResult:
+    def make_fp16(self) -> QuantizationResult:
         """In float16."""
         network = convert_to_fp16(self.simple)
         reference = self._reference()
@@ -201,12 +201,12 @@ class _QuantizationSearch:
         tried = self._evaluate(way, simulate_fp16(self.simple), reference)
         return QuantizationResult(network, (tried,), tried, fp32.ms)
 
-    def int8(self, only: str | None, *, thorough: bool = False) -> QuantizationResult:
+    def make_int8(self, only: str | None, *, thorough: bool = False) -> QuantizationResult:
         """In integers: all recipes are timed, and judged from the fastest on until one is good enough."""
         reference = self._reference()
         pictures = [sample.image for sample in self.data.calibration]
-        self.tell(f"measuring the ranges of values on {len(pictures)} pictures")
-        statistics = collect_statistics(self.simple, self.model.interpretation, pictures, self.tell)
+        self.progress(f"measuring the ranges of values on {len(pictures)} pictures")
+        statistics = collect_statistics(self.simple, self.model.interpretation, pictures, self.progress)
         ways, fp32_ms = self._time_recipes(statistics)
         wanted = _select_recipes(only, ways)
         tuner = RangeTuner(
@@ -214,7 +214,7 @@ class _QuantizationSearch:
             self.model.interpretation,
             statistics,
             _sample_evenly(pictures, _TUNING_PICTURES),
-            self.tell,
+            self.progress,
         )
         attempts: list[_Trial] = []
         while wanted and not (attempts and attempts[-1].tried.refusal is None):
@@ -266,19 +266,19 @@ class _QuantizationSearch:
 
     def _tune_ranges(self, attempt: "_Trial", tuner: RangeTuner, reference: Sequence[Detections]) -> "_Trial":
         """With ranges set tensor by tensor, which takes minutes."""
-        self.tell(f"setting the ranges of '{attempt.recipe}' tensor by tensor")
-        values = tuner.each(attempt.recipe, attempt.values)
+        self.progress(f"setting the ranges of '{attempt.recipe}' tensor by tensor")
+        values = tuner.tune_each(attempt.recipe, attempt.values)
         network = quantize(self.simple, values, attempt.recipe)
         way = CandidateResult(f"{attempt.recipe}; ranges tensor by tensor", attempt.tried.pace)
         return replace(attempt, tried=self._evaluate(way, network, reference), network=network, values=values)
 
     def _reference(self) -> list[Detections]:
-        """What fp32 sees.
+        """The detections of fp32.
 
         Raises:
-            VisionedgeError: too little to judge anything by.
+            VisionedgeError: too few for a comparison.
         """
-        self.tell(f"fp32 on {len(self.data.judged)} pictures, to compare with")
+        self.progress(f"fp32 on {len(self.data.judged)} pictures, to compare with")
         seen = self._detect_all(self.network)
         description = compare_detections(seen, seen).refusal(Tolerance())
         if description is not None:
@@ -294,11 +294,11 @@ class _QuantizationSearch:
         exact: bool = False,
         samples: Sequence[CalibrationSample] | None = None,
     ) -> list[Detections]:
-        """What a network sees: on the judged pictures unless others are given."""
+        """The detections of a network on the judged pictures, or on `samples`."""
         runner = _CompiledNetwork(self.model, network, exact=exact)
         samples = self.data.judged if samples is None else samples
         return [
-            runner.detect(sample) for sample in self.tell.track(samples, "comparing detections, pictures")
+            runner.detect(sample) for sample in self.progress.track(samples, "comparing detections, pictures")
         ]
 
     def _measure_speed(self, network: onnx.ModelProto) -> tuple[RelativeSpeed, RelativeSpeed]:
@@ -319,7 +319,7 @@ class _QuantizationSearch:
         ways, fp32_ms = [], []
         for recipe in generate_recipes(self.simple, values):
             pace, fp32 = self._measure_speed(quantize(self.simple, values, recipe))
-            self.tell(f"{recipe}: {pace.ms:.1f} ms, {pace.speedup:.2f} times as fast as fp32")
+            self.progress(f"{recipe}: {pace.ms:.1f} ms, {pace.speedup:.2f} times as fast as fp32")
             ways.append((recipe, pace))
             fp32_ms.append(fp32.ms)
         ways.sort(key=lambda way: -way[1].speedup)
@@ -342,11 +342,11 @@ class _QuantizationSearch:
                 and f"on the bundled clip {description}: its ranges were set by pictures unlike it"
             )
         verdict = "good enough" if refusal is None else refusal
-        self.tell(f"{way.description}: {parity.matched:.1%} of {parity.boxes} boxes agree; {verdict}")
+        self.progress(f"{way.description}: {parity.matched:.1%} of {parity.boxes} boxes agree; {verdict}")
         return CandidateResult(way.description, way.pace, parity, refusal, with_integer_kernels, common)
 
     def _evaluate_on_common(self, network: onnx.ModelProto) -> Parity | None:
-        """On the pictures that everybody has; None where fp32 sees too little on them to judge by."""
+        """The comparison on the common pictures; None if fp32 detects too little on them."""
         seen = self._detect_all(self.network, samples=self.data.common)
         if compare_detections(seen, seen).boxes < MIN_BOXES:
             return None
@@ -389,7 +389,7 @@ def _sample_evenly(pictures: Sequence[Picture], most: int) -> list[Picture]:
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """A recipe carried out with ranges, and what came of it."""
+    """A recipe with its ranges, and its result."""
 
     tried: CandidateResult
     network: onnx.ModelProto
@@ -398,7 +398,7 @@ class _Trial:
 
 
 def _ranking_key(attempt: _Trial) -> tuple[bool, float]:
-    """For comparing: what is not refused goes first, then what is more alike."""
+    """A sort key: accepted before refused, then by agreement with fp32."""
     parity = attempt.tried.parity
     if parity is None:
         return False, 0.0

@@ -1,10 +1,10 @@
-"""Other precisions of a model that exist: a network beside it or in the data folder, each with its report.
+"""Variants of a model in other precisions: a network beside it or in the data folder, each with a report.
 
     MODEL.int8.onnx    the network, same inputs and outputs as the model's
-    MODEL.int8.json    what it is a variant of, how it was made, and how alike it is (``visionedge/parity/1``)
+    MODEL.int8.json    its model, how it was made, and its comparison with fp32 (``visionedge/parity/1``)
 
-In the data folder they are named by the sum of the model. A variant without its report, of another model, of
-another version of it, or prepared otherwise is never used.
+In the data folder they are named by the sha256 of the model. A variant is used only with its report, and
+only for the very model and preprocessing that it was made for.
 """
 
 import hashlib
@@ -33,7 +33,10 @@ PRECISIONS: tuple[Precision, ...] = ("int8", "fp16")
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A network of a model in another precision, and its report. `refusal` is why it must not be used."""
+    """A network of a model in another precision, and its report.
+
+    `refusal`: why it must not be used, or None.
+    """
 
     precision: Precision
     path: Path
@@ -45,7 +48,7 @@ class Variant:
     made_at: str = ""
 
     def of(self, model: Model) -> Model:
-        """The model with this network: read in the very same way."""
+        """The model with this network and the same interpretation."""
         return replace(model, path=self.path, sha256=self.sha256)
 
 
@@ -54,7 +57,7 @@ def find_variants(model: Model, data: Path | None = None, into: Path | None = No
 
     They are looked for beside the model (or in the folder `into` instead) and in the data folder.
 
-    Files that are damaged or belong elsewhere are told in the log and left out.
+    Damaged files, and those of other models, are logged and skipped.
     """
     newest: dict[Precision, Variant] = {}
     for precision in PRECISIONS:
@@ -67,7 +70,7 @@ def find_variants(model: Model, data: Path | None = None, into: Path | None = No
 
 
 def is_usable(variant: Variant, tolerance: Tolerance | None = None) -> bool:
-    """Whether it is as alike as wanted: by default as it was wanted when it was made."""
+    """Whether it is within a tolerance: by default the one that it was made with."""
     return variant.parity.refusal(tolerance or variant.tolerance) is None
 
 
@@ -81,7 +84,7 @@ def make_variant_path(
 
 
 def hash_preprocess(model: Model) -> str:
-    """A sum of how pictures are prepared for a model: ranges are set for that and no other."""
+    """A hash of the preprocessing, for which the ranges of a variant were measured."""
     interpretation = model.interpretation
     size = (interpretation.input.name, interpretation.input.width_px, interpretation.input.height_px)
     return hashlib.sha256(repr((interpretation.head, size, interpretation.preprocess)).encode()).hexdigest()[
@@ -140,7 +143,7 @@ def _read_variant(model: Model, precision: Precision, report: Path) -> Variant |
         RecursionError,
         VisionedgeError,
     ) as error:
-        log.warning("%s: is of no use (%s); make the variant again", report, error)
+        log.warning("%s: cannot be used (%s); make the variant again", report, error)
         return None
 
 
@@ -165,13 +168,13 @@ def _check_sum(path: Path, expected: str) -> str:
 
 
 def _explain_mismatch(document: Mapping[str, Any], model: Model, precision: Precision) -> str | None:
-    """Why a report is not about this model as it is read now; None where it is."""
+    """Why a report does not belong to this model and its preprocessing; None if it does."""
     if document["variant"]["precision"] != precision:
         return f"is {document['variant']['precision']} by its report"
     if document["model"]["sha256"] != model.sha256:
         return f"is a variant of another version of {model.name}"
     if document["model"]["preparation"] != hash_preprocess(model):
-        return f"was made when pictures were prepared otherwise for {model.name}"
+        return f"was made for another preprocessing of {model.name}"
     return None
 
 
@@ -191,7 +194,7 @@ def _parse_tolerance(document: Mapping[str, Any]) -> Tolerance:
 def require_variant(
     model: Model, precision: Precision, data: Path | None, into: Path | None = None
 ) -> Variant:
-    """The variant that somebody asked for outright (see `variants`).
+    """The variant of a precision that the configuration demands.
 
     Raises:
         ModelError: there is none, or its report refuses it; and how to make one.

@@ -19,7 +19,8 @@ from visionedge.engine.sample_pictures import make_sample_pictures
 from visionedge.errors import ConfigError, SourceError, VisionedgeError
 from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import Detections, Picture, format_utc, utc_now
-from visionedge.model.compiler.build import load_or_compile, require_compiled_metadata
+from visionedge.model.compiled_metadata import require_compiled_metadata
+from visionedge.model.compiler.build import load_or_compile
 from visionedge.model.compiler.compile import MAX_ROWS
 from visionedge.model.model import Model, find_bundled_model, load_model
 from visionedge.model.parity import Tolerance
@@ -329,7 +330,7 @@ def compile_variant(request: CompileRequest, out: TextIO | None = None, tell: Te
         request.precision,
         material,
         tolerance,
-        tell=progress,
+        progress=progress,
         only=request.recipe,
         thorough=request.thorough,
     )

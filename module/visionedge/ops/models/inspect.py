@@ -16,7 +16,8 @@ from visionedge.errors import ModelError
 from visionedge.model.analysis.cuda_kernels import explain_missing_kernel, read_opsets
 from visionedge.model.analysis.shape_inference import infer_types
 from visionedge.model.analysis.signature import TensorInfo, fix_open_size, read_signature
-from visionedge.model.compiler.build import load_or_compile_with_batch, require_compiled_metadata
+from visionedge.model.compiled_metadata import require_compiled_metadata
+from visionedge.model.compiler.build import load_or_compile_with_batch
 from visionedge.model.exporter_files import read_custom_vision_manifest
 from visionedge.model.heads import load_heads
 from visionedge.model.interpretation import Preprocess
