@@ -500,7 +500,7 @@ def test_the_pipeline_in_integers_is_held_against_the_plain_loop_in_floats(
     report = tmp_path / "report.json"
     outcome = visionedge(
         *("bench", "pipeline", "--cameras", "1", "--source", clip, "--seconds", "0.5", "--rounds", "1"),
-        *("--model", model, "--baseline", "--precision", "int8", "--in-process", "--json", report),
+        *("--model", model, "--baseline", "--precision", "int8", "--json", report),
     )
     assert outcome.code == 0
     document = json.loads(report.read_text())

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from visionedge.__main__ import main
 from visionedge.errors import VisionedgeError
-from visionedge.ops.bench.http import HttpLoad, caution, format_report, measure_module
+from visionedge.ops.bench.http import HttpLoad, format_caution, format_report, measure_module
 from visionedge.ops.bench.http_clients import ClientLoad, LoadClients, parse_response
 
 LOAD = HttpLoad(clients=4, rate=100.0, seconds=0.3, rounds=2)
@@ -86,7 +86,7 @@ def test_the_pipelines_share_is_that_of_stretches_side_by_side() -> None:
     assert report["pipeline"]["keptVersusNoClients"] == pytest.approx(1.0, abs=0.3)
     kinds = ("withClients", "withLoopbackClients", "withoutClients")
     assert [len(report["pipeline"][kind]) for kind in kinds] == [2, 2, 2]
-    assert caution(report) == ""
+    assert format_caution(report) == ""
     assert json.loads(json.dumps(report)) == report
 
 
@@ -95,7 +95,7 @@ def test_what_the_clients_cost_is_told_apart_from_what_the_module_does() -> None
     assert report["http"]["clientCpuMsPerResponse"] > 0
     assert 0 < report["pipeline"]["clientShare"] < 1
     assert report["http"]["serverCpuMsPerResponse"] > 0
-    assert "ms an answer" in format_report(report)
+    assert "ms per response" in format_report(report)
 
 
 def test_clients_that_ask_nobody_do_the_same_work() -> None:
@@ -138,17 +138,17 @@ def test_an_answer_of_no_known_length_is_an_error() -> None:
 
 
 def test_a_pipeline_with_time_to_spare_is_told_to_prove_nothing() -> None:
-    assert "Give more --cameras" in format_report(measured(FakeModule(replaced=0)))
+    assert "Use more --cameras" in format_report(measured(FakeModule(replaced=0)))
 
 
 def test_a_module_that_wants_a_token_is_told_in_one_line() -> None:
-    with pytest.raises(VisionedgeError, match="answers 401; give --token"):
+    with pytest.raises(VisionedgeError, match="answers 401; if it needs a token, use --token"):
         measured(FakeModule(status=401))
 
 
 def test_a_module_that_is_not_there_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "http", "--url", "http://127.0.0.1:9"]) == 1
-    assert "http://127.0.0.1:9 cannot be asked" in capsys.readouterr().err
+    assert "http://127.0.0.1:9 cannot be reached" in capsys.readouterr().err
 
 
 def test_its_own_module_is_started_measured_and_stopped(

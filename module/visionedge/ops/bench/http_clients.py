@@ -1,8 +1,9 @@
-"""Clients of a load over HTTP, in a process of their own: ``python -m visionedge.ops.bench.http_clients``.
+"""The HTTP clients of `bench http`, run as ``python -m visionedge.ops.bench.http_clients``.
 
-They shall cost little, so that what is measured is the server: one thread, sockets that stay open, requests
-that were written once, and no more of an answer is read than its status and its length. The order comes as a
-line of JSON on stdin; ``ready`` goes out when all have connected, and a line ``go`` begins it.
+They must use little processor time, because they run beside the module that is measured: one thread, open
+connections, requests that are encoded once, and of a response only its status and its length are parsed. A
+`ClientLoad` comes as a line of JSON on stdin. The process prints ``ready`` when all clients are connected,
+starts at a line ``go``, and prints its `ClientResults` as JSON.
 """
 
 import json
@@ -21,17 +22,16 @@ _CONNECT_S = 5.0
 _CHUNK_BYTES = 1 << 16
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = b"\r\ncontent-length:"
-_LOOPBACK_RESPONSE = (
-    b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b" " * 1000
-)  # as long as many a frame
+_LOOPBACK_RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b" " * 1000
+"""About as long as a frame object."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientLoad:
-    """Whom to ask, and how often: `rate` requests per second in all, taken in turn from `requests`.
+    """`rate` requests per second from `clients` connections together, taken in turn from `requests`.
 
-    `requests` are the whole heads, as they go out. What is not answered `limit_s` after the end is given up.
-    With `nobody` the clients do all the same work, but ask themselves.
+    `requests` are complete request heads. A response that is missing `limit_s` after the last request counts
+    as ``no answer``. With `loopback` the clients do the same work over socket pairs, without a server.
     """
 
     host: str
@@ -47,22 +47,22 @@ class ClientLoad:
 
 @dataclass(slots=True)
 class ClientResults:
-    """What came of it: latencies in ms from when each request was due, statuses, and processor time used."""
+    """Latencies in ms from when each request was due, statuses with counts, and processor time."""
 
     latencies_ms: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
     cpu_s: float = 0.0
 
     def document(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """As JSON."""
         return {"latencies_ms": self.latencies_ms, "statuses": dict(self.statuses), "cpu_s": self.cpu_s}
 
 
 def parse_response(data: bytes) -> tuple[str, int] | None:
-    """The status of an answer and its length in bytes with its head; None while it is not all there.
+    """The status of a response and its length in bytes, head included; None while it is incomplete.
 
     Raises:
-        ValueError: it does not say how long it is.
+        ValueError: the response has no length.
     """
     end = data.find(_HEAD_END)
     if end < 0:
@@ -73,14 +73,14 @@ def parse_response(data: bytes) -> tuple[str, int] | None:
     if at < 0:
         if status in ("204", "304"):
             return status, end + len(_HEAD_END)
-        raise ValueError("an answer without a length")
+        raise ValueError("a response without a length")
     length = int(head[at + len(_LENGTH) : head.index(b"\r\n", at + 2)])
     whole = end + len(_HEAD_END) + length
     return (status, whole) if len(data) >= whole else None
 
 
 class LoadClient:
-    """One connection. A request that is due while another is under way waits, and is late for it."""
+    """One connection with one request at a time: a later request waits, which counts as latency."""
 
     def __init__(self, connect: Callable[[], socket.socket], selector: selectors.BaseSelector) -> None:
         self._connect = connect
@@ -88,27 +88,27 @@ class LoadClient:
         self._socket: socket.socket | None = None
         self._data = b""
         self.waiting: deque[tuple[float, bytes]] = deque()
-        """(when it is due in s, the request); the first one is under way."""
+        """(when it is due in s, the request); the first one has been sent."""
 
     def open(self) -> None:
         """Connect.
 
         Raises:
-            OSError: nobody listens there.
+            OSError: the connection is refused.
         """
         self._socket = self._connect()
         self._selector.register(self._socket, selectors.EVENT_READ, self)
         self._data = b""
 
     def submit(self, due_s: float, request: bytes, results: ClientResults) -> None:
-        """Send a request, or let it wait for its turn."""
+        """Send a request, or queue it behind the request that has been sent."""
         self.waiting.append((due_s, request))
         if len(self.waiting) == 1:
             self._send(results)
 
     def receive(self, results: ClientResults) -> None:
-        """Read what has come, and send what waits."""
-        assert self._socket is not None  # noqa: S101 - the selector knows it
+        """Read from the connection, and send the next request after a complete response."""
+        assert self._socket is not None  # noqa: S101 - the selector has it
         try:
             chunk = self._socket.recv(_CHUNK_BYTES)
             if not chunk:
@@ -127,7 +127,7 @@ class LoadClient:
         self._record_result(response[0], results)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._socket is not None:
             self._selector.unregister(self._socket)
             self._socket.close()
@@ -143,7 +143,7 @@ class LoadClient:
             self._connection_lost(type(error).__name__, results)
 
     def _connection_lost(self, why: str, results: ClientResults) -> None:
-        """The connection is lost; the next request opens another."""
+        """Close a failed connection; the next request opens another."""
         self.close()
         if self.waiting:
             self._record_result(why, results)
@@ -157,19 +157,19 @@ class LoadClient:
 
 
 class LoopbackPeer:
-    """The other end of a connection of clients that ask themselves: answers whatever comes."""
+    """The other end of a loopback client's socket pair: answers every request."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
 
     def receive(self, _results: ClientResults) -> None:
-        """Answer at once."""
+        """Read a request and answer it."""
         if self._socket.recv(_CHUNK_BYTES):
             self._socket.send(_LOOPBACK_RESPONSE)
 
 
 class LoadClients:
-    """All of them, connected."""
+    """All connected clients of a load."""
 
     def __init__(self, load: ClientLoad) -> None:
         self._load = load
@@ -182,7 +182,7 @@ class LoadClients:
             client.open()
 
     def run(self) -> ClientResults:
-        """Ask on schedule until all was answered."""
+        """Send all requests on schedule, and wait for the responses."""
         load, results = self._load, ClientResults()
         used_s, began_s = _cpu_s(), time.monotonic()
         due = [began_s + number / load.rate for number in range(round(load.rate * load.seconds))]
@@ -203,7 +203,7 @@ class LoadClients:
         return results
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         for client in self._clients:
             client.close()
         for other in self._loopback_sockets:
@@ -237,7 +237,7 @@ def _cpu_s() -> float:
 
 
 def main() -> None:
-    """Take the order, connect, wait for the word, ask, tell."""
+    """Read the load, connect, wait for `go`, run, and print the results."""
     clients = LoadClients(ClientLoad(**json.loads(sys.stdin.readline())))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
