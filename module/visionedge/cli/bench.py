@@ -310,7 +310,7 @@ Report = dict[str, Any]
 def _check_page(arguments: argparse.Namespace) -> None:
     """Fail before the measurement, not after it, if the page cannot be made."""
     if arguments.html is not None:
-        from visionedge.ops.bench.plot import import_matplotlib
+        from visionedge.ops.bench.report import import_matplotlib
 
         import_matplotlib()
 
