@@ -307,7 +307,7 @@ def test_detect_of_a_video_whose_pictures_cannot_be_shown_is_one_line(
     assert outcome.code == 1
     assert len(outcome.out.splitlines()) == 1
     (line,) = outcome.complaints
-    assert "m8.mp4: 5 of 5 pictures cannot be used" in line
+    assert "m8.mp4: 5 of 5 pictures cannot be decoded" in line
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

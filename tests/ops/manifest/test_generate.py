@@ -190,11 +190,11 @@ BAD: list[tuple[tuple[str, ...], str]] = [
     (("--image", IMAGE, "--layered", "--registry", "a=x"), "--registry"),
     (("--image", IMAGE, "--layered", "--template"), "not allowed"),
     (("--image", IMAGE, "--http", "eighty"), "--http"),
-    (("--image", IMAGE, "--http", "127.0.0.1:70000"), "no port"),
-    (("--image", IMAGE, "--http", "localhost:8080"), "no address"),
-    (("--image", IMAGE, "--module-id", "a.b"), "no name that a module can have"),
+    (("--image", IMAGE, "--http", "127.0.0.1:70000"), "invalid port"),
+    (("--image", IMAGE, "--http", "localhost:8080"), "invalid address"),
+    (("--image", IMAGE, "--module-id", "a.b"), "not a valid module name"),
     (("--image", IMAGE, "--runtime", "1.6.1"), "MQTT"),
-    (("--image", "vision edge"), "no name of an image"),
+    (("--image", "vision edge"), "not a valid image name"),
     (("--image", IMAGE, "--config", "no-such.yaml"), "no-such.yaml"),
 ]
 
