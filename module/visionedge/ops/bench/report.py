@@ -288,7 +288,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _title(key: str) -> str:
     """``cpuMsPerFrame`` as ``CPU ms per frame``."""
-    words = re.findall(r"MiB|[A-Z]?[^A-Z]+", key)
+    words = re.findall(r"MiB|[A-Z]?[^A-Z]+|[A-Z]+", key)
     units = {"Cpu": "CPU", "cpu": "CPU", "MiB": "MiB", "All": "of all rounds"}
     return " ".join(units.get(word, word.lower()) for word in words)
 
