@@ -1,9 +1,9 @@
-"""Every figure that docs/performance.md speaks of, measured one bench after the other on a quiet machine.
+"""All figures of docs/performance.md, measured one benchmark after the other on an otherwise idle machine.
 
     make figures ARGS="--model mine.onnx --video vtest.avi --large yard-1080p.mp4"
 
-One JSON document with all reports, and a table of what was wanted and what was seen. It takes about ten
-minutes. Without --model and --video those of the package are measured alone; without --large no memory is.
+Writes one JSON document with all reports, and prints a table of the wanted and the measured figures. It takes
+about ten minutes. Without --model only the bundled model is measured, without --large no memory.
 """
 
 import argparse
@@ -22,15 +22,22 @@ Report = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Load:
-    """A bench to run, by its name in the document."""
+    """A benchmark: its name in the document, and the arguments of `visionedge bench`, or a script."""
 
     name: str
     words: tuple[str, ...]
 
+    @property
+    def command(self) -> list[str]:
+        """Its command line without the interpreter."""
+        if self.words[0].endswith(".py"):
+            return list(self.words)
+        return ["-m", "visionedge", "bench", *self.words]
+
 
 @dataclass(frozen=True)
 class Figure:
-    """What is wanted of a report: at least or at most so much. `read` gives None where it tells nothing."""
+    """The limit of a figure in a report, at least or at most. `read` gives None if the report lacks it."""
 
     what: str
     load: str
@@ -39,7 +46,7 @@ class Figure:
     most: float | None = None
 
     def line(self, report: Report) -> dict[str, Any] | None:
-        """The figure as it was seen."""
+        """The figure as it was measured."""
         seen = self.read(report)
         if seen is None:
             return None
@@ -49,7 +56,7 @@ class Figure:
 
 
 def loads(model: str | None, video: str | None, large: str | None) -> list[Load]:
-    """What is run, in this order."""
+    """The benchmarks, in order."""
     source = ("--source", video) if video else ()
     found = []
     for name, given in (("bundled", None), ("model", model)):
@@ -60,12 +67,9 @@ def loads(model: str | None, video: str | None, large: str | None) -> list[Load]
             found.append(Load(f"pipeline, {name}", baseline))
             if name == "model":  # the bundled one has no variant
                 found.append(Load("pipeline, int8 to fp32", (*baseline, "--precision", "auto")))
-    found.append(Load("process", ("pipeline", "--cameras", "4", "--compare-process", "--rounds", "5")))
     overload = ("--cameras", "64", "--fps", "5", "--source", "synthetic:640x360@5", "--seconds", "60")
     found.append(Load("overload", ("pipeline", *overload, "--rounds", "1")))
-    search = ("--fps", "5", "--saturate", "--source", "synthetic:1280x720@30", "--rounds", "1")
-    found.append(Load("saturation", ("pipeline", *search)))
-    found.append(Load("decode", ("decode",)))
+    found.append(Load("decode", (str(Path(__file__).with_name("decode_cost.py")),)))
     if large:
         memory = ("--cameras", "16", "--fps", "30", "--rounds", "1", "--seconds", "20", "--source", large)
         found.append(Load("memory", ("pipeline", *memory)))
@@ -76,13 +80,13 @@ def loads(model: str | None, video: str | None, large: str | None) -> list[Load]
 
 
 def figures(load: str) -> list[Figure]:
-    """What is wanted of a load."""
+    """The figures of a load and their limits."""
     kind = load.partition(",")[0]
     return [Figure(what, load, read, **limit) for what, read, limit in _WANTED.get(kind, [])]
 
 
 def _at(*keys: str) -> Callable[[Report], float | None]:
-    """Reads a number down in a report."""
+    """A function that reads a nested number of a report."""
 
     def read(report: Report) -> float | None:
         value: Any = report
@@ -107,19 +111,19 @@ def _int8_to_fp32(report: Report) -> float | None:
 
 
 def _in_integers(report: Report) -> float | None:
-    """The speed to the plain loop's, where the plan took the int8 variant: the loop computes fp32."""
+    """The ratio to the plain loop (fp32), if the plan chose the int8 variant."""
     return float(report["ratio"]["framesPerSecond"]) if report["precision"] == "int8" else None
 
 
 def _to_the_bound(report: Report) -> float | None:
-    """The latency's 99th percentile in parts of two batches and a frame's interval."""
+    """The ratio of the latency's 99th percentile to two batches and a frame's interval."""
     ours = report["pipeline"]
     bound_ms = 2 * ours["stagesMs"]["infer"] + 1000 / report["load"]["fps"]
     return round(float(ours["latencyMs"]["p99"]) / float(bound_ms), 3)
 
 
 def _cost(key: str) -> Callable[[Report], float | None]:
-    """What the pipeline lost to HTTP, or a share of the cores, in percent."""
+    """The loss of the pipeline by HTTP, or a share of the cores, in percent."""
 
     def read(report: Report) -> float | None:
         value = report["pipeline"][key]
@@ -149,9 +153,8 @@ _WANTED: Mapping[str, Sequence[Wanted]] = {
         ("frames/s to bare threads at once", _at("ceiling", "atOnce", "toMeasured"), {"least": 0.85}),
         ("CPU of a frame to the bare parts", _at("ceiling", "alone", "cpuToBare"), {"most": 1.15}),
         ("the same, bare parts at once", _at("ceiling", "atOnce", "cpuToBare"), {"most": 1.15}),
-        ("boxes that the plain loop sees too", _at("baselineAgreement", "matched"), {"least": 0.9}),
+        ("boxes that the plain loop finds too", _at("baselineAgreement", "matched"), {"least": 0.9}),
     ],
-    "process": [("own process/none", _at("processRatio", "framesPerSecond"), {"least": 0.97})],
     "overload": [
         ("fairness (Jain)", _at("pipeline", "fairness"), {"least": 0.99}),
         ("latency p99 to two batches and an interval", _to_the_bound, {"most": 1.0}),
@@ -164,28 +167,29 @@ _WANTED: Mapping[str, Sequence[Wanted]] = {
     ],
     "memory": [("resident, MiB", _at("pipeline", "rssMiB"), {"most": 700.0})],
     "http": [
-        ("lost to HTTP, against clients that ask nobody, %", _cost("kept"), {"most": 3.0}),
-        ("the module's part of the cores, %", _cost("serverShare"), {"most": 3.0}),
+        ("lost to HTTP, compared to loopback clients, %", _cost("kept"), {"most": 3.0}),
+        ("the module's share of the cores, %", _cost("serverShare"), {"most": 3.0}),
         ("latency p99, ms", _at("http", "latencyMs", "p99"), {"most": 20.0}),
     ],
 }
 
 
 def run(load: Load, folder: Path) -> Report:
-    """Run a bench; its report, or ``{"error": why}``."""
+    """Run a benchmark: its report, or ``{"error": reason}``."""
     path = folder / "report.json"
     path.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "visionedge", "bench", *load.words, "--json", str(path)]
-    print(f"--- {load.name}: visionedge bench {' '.join(load.words)}", file=sys.stderr)
+    shown = f"python {' '.join(load.command)}"
+    print(f"--- {load.name}: {shown}", file=sys.stderr)
+    command = [sys.executable, *load.command, "--json", str(path)]
     code = subprocess.run(command, check=False, stdout=sys.stderr).returncode
     if code != 0 or not path.exists():
-        return {"error": f"visionedge bench {' '.join(load.words)} ended with {code}"}
+        return {"error": f"{shown} ended with exit code {code}"}
     report: Report = json.loads(path.read_text(encoding="utf-8"))
     return report
 
 
 def lines_of(reports: Mapping[str, Report]) -> list[dict[str, Any]]:
-    """All figures of these reports, by the loads' names."""
+    """The figures of all reports that have no error."""
     return [
         line
         for name, report in reports.items()
@@ -196,7 +200,7 @@ def lines_of(reports: Mapping[str, Report]) -> list[dict[str, Any]]:
 
 
 def table(lines: Sequence[Mapping[str, Any]], reports: Mapping[str, Report]) -> str:
-    """The figures as a table in Markdown, with what could not be run below it."""
+    """The figures as a Markdown table, followed by the errors."""
     rows = [
         f"| {each['load']} | {each['what']} | {each['wanted']} | {each['seen']:g} |"
         f" {'yes' if each['met'] else 'no'} |"
@@ -209,23 +213,27 @@ def table(lines: Sequence[Mapping[str, Any]], reports: Mapping[str, Report]) -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; exit code 1 when a bench could not be run."""
+    """The command; exit code 1 if a benchmark failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", metavar="FILE", help="another model beside the bundled one")
-    parser.add_argument("--video", metavar="FILE", help="what the cameras play (default: the bundled clip)")
+    parser.add_argument(
+        "--video", metavar="FILE", help="the video of the cameras (default: the bundled clip)"
+    )
     parser.add_argument(
         "--large", metavar="FILE", help="a 1080p video of 25 s or more, for the memory of 16 cameras"
     )
-    parser.add_argument("--only", metavar="WORD", default="", help="only loads with this in their names")
-    parser.add_argument("--list", action="store_true", help="tell the commands and run nothing")
+    parser.add_argument(
+        "--only", metavar="WORD", default="", help="only benchmarks with this word in their names"
+    )
+    parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     parser.add_argument("--out", metavar="FILE", default="figures.json", help="(default: %(default)s)")
     given = parser.parse_args(arguments)
     wanted = [each for each in loads(given.model, given.video, given.large) if given.only in each.name]
     if given.list:
-        print("\n".join(f"visionedge bench {' '.join(load.words)}" for load in wanted))
+        print("\n".join(f"python {' '.join(load.command)}" for load in wanted))
         return 0
     if os.getloadavg()[0] > 0.5:
-        print(f"load average {os.getloadavg()[0]:.1f}: this machine is not quiet", file=sys.stderr)
+        print(f"load average {os.getloadavg()[0]:.1f}: this machine is busy", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         reports = {load.name: run(load, Path(folder)) for load in wanted}
     lines = lines_of(reports)

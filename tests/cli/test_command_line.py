@@ -327,7 +327,7 @@ def test_detect_of_a_video_whose_pictures_cannot_be_shown_is_one_line(
     assert outcome.code == 1
     assert len(outcome.out.splitlines()) == 1
     (line,) = outcome.complaints
-    assert "m8.mp4: 5 of 5 pictures cannot be used" in line
+    assert "m8.mp4: 5 of 5 pictures cannot be decoded" in line
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
@@ -520,7 +520,7 @@ def test_the_pipeline_in_integers_is_held_against_the_plain_loop_in_floats(
     report = tmp_path / "report.json"
     outcome = visionedge(
         *("bench", "pipeline", "--cameras", "1", "--source", clip, "--seconds", "0.5", "--rounds", "1"),
-        *("--model", model, "--baseline", "--precision", "int8", "--in-process", "--json", report),
+        *("--model", model, "--baseline", "--precision", "int8", "--json", report),
     )
     assert outcome.code == 0
     document = json.loads(report.read_text())

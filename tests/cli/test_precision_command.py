@@ -133,7 +133,7 @@ def test_an_int8_variant_is_kept_with_its_report_and_used_where_it_is_asked_for(
     outcome = visionedge("model", "compile", model, "--precision", "int8", "--calibrate", photos)
     assert outcome.code == 0
     assert outcome.out.count("<- chosen") == 1
-    assert "kept as" in outcome.err
+    assert "stored as" in outcome.err
     report: dict[str, Any] = json.loads(model.with_name("deep.int8.json").read_bytes())
     assert report["parity"]["matched"] >= 0.9 <= report["parityHere"]["matched"]
     assert report["parity"]["pictures"] == report["made"]["calibrationPictures"] == 8
@@ -186,7 +186,7 @@ def test_ranges_set_by_grey_pictures_are_refused_and_nothing_is_kept(
     assert outcome.code == 1
     (line,) = outcome.complaints
     assert "int8 is refused: only " in line
-    assert "of the boxes agree, 90.0% are wanted; nothing was kept" in line
+    assert "of the boxes agree, 90.0% are wanted; nothing was stored" in line
     assert outcome.out.count("<- refused") == 1
     agreed = [float(share) for share in re.findall(r"(\d+\.\d)%", outcome.out)]
     assert len(agreed) == len(outcome.out.splitlines()) - 2 >= 4  # but for the head and fp32
@@ -220,12 +220,16 @@ def test_ranges_that_suit_only_the_pictures_they_were_set_by_are_refused(model: 
 @pytest.mark.parametrize(
     "case",
     [
-        (["--precision", "int8"], 2, "--calibrate DIR: int8 needs pictures"),
+        (["--precision", "int8"], 2, "--calibrate DIR: int8 needs some dozens of pictures"),
         (["--precision", "int8", "--calibrate", "nowhere"], 1, "nowhere"),
-        (["--precision", "int8", "--calibrate", "one"], 1, "holds 1 different pictures; 8 are the least"),
-        (["--calibrate", "one", "-o", "x.onnx"], 2, "--calibrate: needs --precision int8 or fp16"),
-        (["--precision", "fp16", "--recipe", "everything"], 2, "--recipe: needs --precision int8"),
-        (["--precision", "fp16", "--thorough"], 2, "--thorough: needs --precision int8"),
+        (
+            ["--precision", "int8", "--calibrate", "one"],
+            1,
+            "has 1 different pictures; calibration needs at least 8",
+        ),
+        (["--calibrate", "one", "-o", "x.onnx"], 2, "--calibrate: goes with --precision int8 or fp16"),
+        (["--precision", "fp16", "--recipe", "everything"], 2, "--recipe: goes with --precision int8"),
+        (["--precision", "fp16", "--thorough"], 2, "--thorough: goes with --precision int8"),
     ],
 )
 def test_what_cannot_be_is_one_line(

@@ -230,7 +230,7 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
         "{'a'",
         "error",
         IN_OPTIONS,
-        "no JSON",
+        "not JSON",
     ),
     (
         "options that are a list",

@@ -345,15 +345,15 @@ def test_a_last_line_that_was_cut_is_left_out(tmp_path: Path, command_line: Comm
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b"", "no time was measured"),
-        (b"hello\n", "line 1 is no message"),
-        (b"[]\n", "line 1 is no message"),
-        (b'{"schema": "visionedge/frame/1"}\n', "line 1 is no message"),
-        (b"\xff\xfe\n", "line 1 is no message"),
-        (b"[" * 100_000 + b"\n", "line 1 is no message"),
-        (b"x" * 300_000, "line 1 is no message"),
-        (recorded(1, 1.0), "no time was measured"),
-        (recorded(9, 1.0).replace(b'"capturedAt"', b'"taken"'), "line 3 is no message"),
+        (b"", "fewer than two messages with frames"),
+        (b"hello\n", "line 1 is not a message"),
+        (b"[]\n", "line 1 is not a message"),
+        (b'{"schema": "visionedge/frame/1"}\n', "line 1 is not a message"),
+        (b"\xff\xfe\n", "line 1 is not a message"),
+        (b"[" * 100_000 + b"\n", "line 1 is not a message"),
+        (b"x" * 300_000, "line 1 is not a message"),
+        (recorded(1, 1.0), "fewer than two messages with frames"),
+        (recorded(9, 1.0).replace(b'"capturedAt"', b'"taken"'), "line 3 is not a message"),
     ],
     ids=["empty", "text", "list", "frame", "binary", "deep", "long", "one frame", "no times"],
 )
@@ -469,9 +469,9 @@ def test_the_token_comes_by_option_or_environment(
     [
         ({"hub": {"state": "starting"}}, "counted no messages yet"),
         ({"hub": {"state": "local", "metering": {}}}, "start it with --messages FILE"),
-        ({"hub": {"state": "connected", "metering": {"blocks": 3}}}, "its status cannot be read"),
+        ({"hub": {"state": "connected", "metering": {"blocks": 3}}}, "its status has an unknown form"),
         ({}, "counted no messages yet"),
-        ([], "no status of visionedge"),
+        ([], "not the status of a visionedge module"),
     ],
 )
 def test_a_module_without_messages_is_no_cheap_one(

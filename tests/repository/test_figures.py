@@ -58,23 +58,26 @@ def test_what_a_report_says_nothing_of_is_left_out() -> None:
 def test_a_share_becomes_what_was_lost_in_percent() -> None:
     report = {"pipeline": {"kept": 0.975, "serverShare": 0.012}, "http": {"latencyMs": {"p99": 25.0}}}
     found = seen({"http": report})
-    assert found["lost to HTTP, against clients that ask nobody, %"] == (2.5, True)
-    assert found["the module's part of the cores, %"] == (1.2, True)
+    assert found["lost to HTTP, compared to loopback clients, %"] == (2.5, True)
+    assert found["the module's share of the cores, %"] == (1.2, True)
     assert found["latency p99, ms"] == (25.0, False)
 
 
 def test_the_table_names_what_could_not_be_run() -> None:
-    reports = {"engine, bundled": ENGINE, "decode": {"error": "visionedge bench decode ended with 3"}}
+    reports = {"engine, bundled": ENGINE, "decode": {"error": "tools/decode_cost.py ended with exit code 3"}}
     text = table(lines_of(reports), reports)
     assert "| engine, bundled | plan/best | >= 0.95 | 0.98 | yes |" in text
-    assert "decode: visionedge bench decode ended with 3" in text
+    assert "decode: tools/decode_cost.py ended with exit code 3" in text
 
 
 @pytest.mark.parametrize("load", loads("yolox.onnx", "vtest.avi", "large.mp4"), ids=lambda load: load.name)
 def test_every_command_is_one_that_there_is(load: Load) -> None:
-    given = build_parser().parse_args(["bench", *load.words, "--json", "report.json"])
-    assert isinstance(given, argparse.Namespace)
-    assert figures.figures(load.name) or load.name == "saturation"
+    if load.name == "decode":
+        assert Path(*load.words).is_file()
+    else:
+        given = build_parser().parse_args(["bench", *load.words, "--json", "report.json"])
+        assert isinstance(given, argparse.Namespace)
+    assert figures.figures(load.name)
 
 
 def test_the_document_holds_the_reports_and_the_figures(

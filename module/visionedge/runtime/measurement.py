@@ -4,9 +4,10 @@
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from statistics import median
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -113,3 +114,34 @@ def choose_fastest(
             first, f"{best} was measured {factor:.2f} times as fast here: no gain ({figures})", ms
         )
     return PrecisionChoice(best, f"measured {factor:.2f} times as fast as {first} here ({figures})", ms)
+
+
+# Rounds of a benchmark, and the median of their ratios.
+
+
+KeyT = TypeVar("KeyT", bound=Hashable)
+ResultT = TypeVar("ResultT")
+
+
+def run_in_rounds(
+    runs: Mapping[KeyT, Callable[[], ResultT]],
+    rounds: int,
+    after_round: Callable[[int, Mapping[KeyT, Sequence[ResultT]]], None],
+) -> dict[KeyT, list[ResultT]]:
+    """Run each once a round, in every second round in reverse order, so that no run has a fixed predecessor.
+
+    `after_round` gets the number of the round, from 1, and all results so far.
+    """
+    results: dict[KeyT, list[ResultT]] = {key: [] for key in runs}
+    for number in range(1, rounds + 1):
+        for key in list(runs) if number % 2 else reversed(list(runs)):
+            results[key].append(runs[key]())
+        after_round(number, results)
+    return results
+
+
+def median_ratio(
+    ours: Sequence[ResultT], theirs: Sequence[ResultT], figure: Callable[[ResultT], float]
+) -> float:
+    """The median over the rounds of the ratio of a figure: noise that a round shares cancels out."""
+    return float(median(figure(a) / figure(b) for a, b in zip(ours, theirs, strict=True)))

@@ -12,7 +12,7 @@ from tiny_models import TinyDetector
 from tiny_slow import save_with_variant
 from visionedge.__main__ import main
 from visionedge.config.schema import InferenceConfig
-from visionedge.ops.bench.engine import EngineLoad, bench_engine, caution, format_report
+from visionedge.ops.bench.engine import EngineLoad, bench_engine, format_caution, format_report
 from visionedge.runtime.installation import build_install_command
 
 CPU = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 4})
@@ -115,10 +115,10 @@ def test_progress_is_told_by_the_round(tmp_path: Path) -> None:
 
 def test_figures_of_a_busy_machine_come_with_a_warning(report: dict[str, Any]) -> None:
     busy = {**report, "processorShare": 0.31}
-    assert "got 31% of the processor" in caution(busy)
-    assert caution(busy) in format_report(busy)
-    assert caution({**report, "processorShare": 0.97}) == ""
-    assert caution({**report, "processorShare": None}) == "", "a GPU has no such figure"
+    assert "got 31% of the processor" in format_caution(busy)
+    assert format_caution(busy) in format_report(busy)
+    assert format_caution({**report, "processorShare": 0.97}) == ""
+    assert format_caution({**report, "processorShare": None}) == "", "a GPU has no such figure"
 
 
 # --- the command line ---------------------------------------------------------------------------------------

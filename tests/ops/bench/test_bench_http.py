@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from aiohttp import web
 
 from visionedge.__main__ import main
 from visionedge.errors import VisionedgeError
-from visionedge.ops.bench.http import HttpLoad, caution, format_report, measure_module
-from visionedge.ops.bench.http_clients import ClientLoad, LoadClients, parse_response
+from visionedge.ops.bench.http import HttpLoad, format_caution, format_report, measure_module
+from visionedge.ops.bench.http_clients import ClientLoad, ClientResults, LoadClients, read_response
 
 LOAD = HttpLoad(clients=4, rate=100.0, seconds=0.3, rounds=2)
 
@@ -86,7 +87,7 @@ def test_the_pipelines_share_is_that_of_stretches_side_by_side() -> None:
     assert report["pipeline"]["keptVersusNoClients"] == pytest.approx(1.0, abs=0.3)
     kinds = ("withClients", "withLoopbackClients", "withoutClients")
     assert [len(report["pipeline"][kind]) for kind in kinds] == [2, 2, 2]
-    assert caution(report) == ""
+    assert format_caution(report) == ""
     assert json.loads(json.dumps(report)) == report
 
 
@@ -95,7 +96,7 @@ def test_what_the_clients_cost_is_told_apart_from_what_the_module_does() -> None
     assert report["http"]["clientCpuMsPerResponse"] > 0
     assert 0 < report["pipeline"]["clientShare"] < 1
     assert report["http"]["serverCpuMsPerResponse"] > 0
-    assert "ms an answer" in format_report(report)
+    assert "ms per response" in format_report(report)
 
 
 def test_clients_that_ask_nobody_do_the_same_work() -> None:
@@ -103,9 +104,16 @@ def test_clients_that_ask_nobody_do_the_same_work() -> None:
     client_load = ClientLoad(
         "127.0.0.1", 9, tls=False, clients=3, rate=200.0, seconds=0.2, requests=("GET",), loopback=True
     )
-    clients = LoadClients(client_load)
-    told = clients.run()
-    clients.close()
+
+    async def scenario() -> ClientResults:
+        clients = LoadClients(client_load)
+        await clients.connect()
+        try:
+            return await clients.run()
+        finally:
+            await clients.close()
+
+    told = asyncio.run(scenario())
     assert told.statuses == {"200": 40}
     assert len(told.latencies_ms) == 40
     assert told.cpu_s > 0
@@ -118,37 +126,68 @@ def test_a_connection_that_breaks_is_counted_and_opened_again() -> None:
     assert statuses == {"200": 10, "closed": 5}
 
 
+async def read_all(data: bytes) -> tuple[str, bytes]:
+    """The status that is read from these bytes, and the bytes that are left."""
+    reader = asyncio.StreamReader()
+    reader.feed_data(data)
+    reader.feed_eof()
+    return await read_response(reader), await reader.read()
+
+
 @pytest.mark.parametrize(
     ("data", "found"),
     [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", ("200", 41)),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\nServer: x\r\n\r\nabcHTTP/1.1", ("200", 52)),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab", None),
-        (b"HTTP/1.1 200 OK\r\nContent-Le", None),
-        (b"HTTP/1.1 204 No Content\r\nServer: x\r\n\r\n", ("204", 38)),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", ("200", b"")),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\nServer: x\r\n\r\nabcHTTP/1.1", ("200", b"HTTP/1.1")),
+        (b"HTTP/1.1 204 No Content\r\nServer: x\r\n\r\n", ("204", b"")),
     ],
 )
-def test_an_answer_is_read_by_its_status_and_length(data: bytes, found: tuple[str, int] | None) -> None:
-    assert parse_response(data) == found
+def test_a_response_is_read_by_its_status_and_length(data: bytes, found: tuple[str, bytes]) -> None:
+    assert asyncio.run(read_all(data)) == found
 
 
-def test_an_answer_of_no_known_length_is_an_error() -> None:
+@pytest.mark.parametrize(
+    "data", [b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab", b"HTTP/1.1 200 OK\r\nConte"]
+)
+def test_a_response_that_is_cut_off_is_an_error(data: bytes) -> None:
+    with pytest.raises(EOFError):
+        asyncio.run(read_all(data))
+
+
+def test_a_response_without_a_length_is_an_error() -> None:
     with pytest.raises(ValueError, match="without a length"):
-        parse_response(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        asyncio.run(read_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"))
+
+
+def test_a_server_that_never_answers_is_counted() -> None:
+    async def scenario(port: int) -> ClientResults:
+        load = ClientLoad(
+            "127.0.0.1", port, tls=False, clients=1, rate=10.0, seconds=0.1, requests=("GET",), limit_s=0.1
+        )
+        clients = LoadClients(load)
+        await clients.connect()
+        try:
+            return await clients.run()
+        finally:
+            await clients.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        results = asyncio.run(scenario(server.getsockname()[1]))
+    assert (results.statuses, results.latencies_ms) == ({"no answer": 1}, [])
 
 
 def test_a_pipeline_with_time_to_spare_is_told_to_prove_nothing() -> None:
-    assert "Give more --cameras" in format_report(measured(FakeModule(replaced=0)))
+    assert "Use more --cameras" in format_report(measured(FakeModule(replaced=0)))
 
 
 def test_a_module_that_wants_a_token_is_told_in_one_line() -> None:
-    with pytest.raises(VisionedgeError, match="answers 401; give --token"):
+    with pytest.raises(VisionedgeError, match="answers 401; if it needs a token, use --token"):
         measured(FakeModule(status=401))
 
 
 def test_a_module_that_is_not_there_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "http", "--url", "http://127.0.0.1:9"]) == 1
-    assert "http://127.0.0.1:9 cannot be asked" in capsys.readouterr().err
+    assert "http://127.0.0.1:9 cannot be reached" in capsys.readouterr().err
 
 
 def test_its_own_module_is_started_measured_and_stopped(

@@ -14,10 +14,10 @@ from visionedge.engine.local_engine import open_engine
 from visionedge.frames.types import Detections, Picture
 from visionedge.model.model import find_bundled_model, load_model
 from visionedge.model.postprocess import Selection
-from visionedge.ops.bench.baseline import PlainLoop
-from visionedge.ops.bench.pipeline import (
+from visionedge.ops.bench.baseline import (
     Ceiling,
     CeilingMeasurement,
+    PlainLoop,
     build_ceiling_document,
     measure_baseline_agreement,
 )

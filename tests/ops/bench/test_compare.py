@@ -19,7 +19,7 @@ from visionedge.ops.bench.compare import (
     compute_ratio_interval,
     format_report,
 )
-from visionedge.ops.bench.report import read_hardware
+from visionedge.ops.bench.machine import read_hardware
 from visionedge.ops.doctor.host import ProbeResult, this_host
 
 MACHINE = {
@@ -70,8 +70,8 @@ def test_the_same_change_under_large_noise_is_undecided() -> None:
 
 def test_less_processor_time_is_better_and_more_is_worse() -> None:
     cheap, dear = report(QUIET, [10.0, 10.1, 9.9, 10.0, 10.0]), report(QUIET, [13.0, 13.1, 12.9, 13.0, 13.0])
-    assert verdicts(compare_reports(cheap, dear))["CPU ms a frame"] == "worse"
-    assert verdicts(compare_reports(dear, cheap))["CPU ms a frame"] == "better"
+    assert verdicts(compare_reports(cheap, dear))["CPU ms per frame"] == "worse"
+    assert verdicts(compare_reports(dear, cheap))["CPU ms per frame"] == "better"
 
 
 def test_a_slow_hour_of_the_machine_is_taken_out_by_the_plain_loop_beside_it() -> None:
@@ -116,20 +116,20 @@ def test_unlike_machines_are_refused_unless_that_is_wanted(other: dict[str, Any]
         compare_reports(before, after)
     document = compare_reports(before, after, unlike=True)
     assert document["verdict"] == "same"
-    assert "unlike: " + next(iter(other)) in format_report(document)
+    assert "different: " + next(iter(other)) in format_report(document)
 
 
 def test_another_load_is_refused_and_more_rounds_of_it_are_not() -> None:
     other = report(QUIET)
     other["load"] = other["load"] | {"cameras": 8}
-    with pytest.raises(ConfigError, match="cameras: 4 became 8"):
+    with pytest.raises(ConfigError, match="cameras: 4 before, 8 after"):
         compare_reports(report(QUIET), other)
     assert compare_reports(report(QUIET), report(QUIET * 2))["verdict"] == "same"
 
 
 def test_other_versions_are_told_and_no_reason_to_refuse() -> None:
     document = compare_reports(report(QUIET), report(QUIET, python="3.13"))
-    assert document["software"] == ["python: 3.11 became 3.13"]
+    assert document["software"] == ["python: 3.11 before, 3.13 after"]
 
 
 def test_the_command_ends_with_1_only_where_it_is_worse(
@@ -140,7 +140,7 @@ def test_the_command_ends_with_1_only_where_it_is_worse(
     slow.write_text(json.dumps(report(scaled(QUIET, 0.7))))
     text.write_text("no report")
     assert main(["bench", "compare", str(fast), str(slow)]) == 1
-    assert "worse, and more than noise explains" in capsys.readouterr().out
+    assert "worse: the change is larger than the noise" in capsys.readouterr().out
     assert main(["bench", "compare", str(slow), str(fast), "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == "better"
     assert main(["bench", "compare", str(fast), str(text)]) == 2

@@ -1,14 +1,15 @@
 """Reports as pages: self-contained, well-formed, in light and dark, and saying what the document says."""
 
+import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
-from visionedge.ops.bench.engine_page import engine_page
-from visionedge.ops.bench.pages import ReportPage, ReportSection, ReportTile, render_page, render_table
-from visionedge.ops.bench.pipeline_page import pipeline_page
+from visionedge.ops.bench.engine import format_caution
+from visionedge.ops.bench.report import render_page
 
 MACHINE = {
     "measuredAt": "2026-11-22T10:00:00.000Z",
@@ -39,6 +40,7 @@ def engine_report() -> dict[str, Any]:
     tried = {"framesPerSecond": 160.0, "batchMs": 12.0, "cpuMs": 11.0, "rounds": 5, "note": ""}
     left_out = {"framesPerSecond": None, "batchMs": None, "cpuMs": None, "rounds": 0, "note": "at most 90"}
     return {
+        "schema": "visionedge/bench-engine/1",
         "machine": MACHINE,
         "load": {"seconds": 0.4, "rounds": 3},
         "model": {"name": "nano", "head": "nanodet", "width": 416, "height": 320, "fixedBatch": None},
@@ -98,20 +100,38 @@ def pipeline_report(*, baseline: bool) -> dict[str, Any]:
         "ceiling": {"alone": {"framesPerSecond": 140.0, "speedToCeiling": 0.86}},
     }
     return {
+        "schema": "visionedge/bench-pipeline/1",
         "machine": MACHINE,
         "load": {"source": "demo:", "cameras": 4, "fps": None, "seconds": 8.0, "rounds": 3},
         "model": "nano",
         "device": "requested auto, effective cpu",
         "plan": {"lanes": 2, "buckets": [1]},
+        "precision": "fp32",
         "pipeline": side(120),
         **(both if baseline else {}),
     }
 
 
+def http_report() -> dict[str, Any]:
+    return {
+        "schema": "visionedge/bench-http/2",
+        "machine": MACHINE,
+        "load": {"clients": 16, "rate": 200.0, "cameras": 4, "seconds": 5.0, "rounds": 2},
+        "http": {"responsesPerSecond": 199.5, "latencyMs": {"p50": 1.5, "p95": 4.0, "p99": 9.5}},
+        "pipeline": {
+            "withClients": [70.5, 71.0],
+            "withLoopbackClients": [71.0, 71.5],
+            "withoutClients": [72.0, 72.5],
+            "kept": None,
+        },
+    }
+
+
 PAGES = [
-    pytest.param(engine_page(engine_report()), id="engine"),
-    pytest.param(pipeline_page(pipeline_report(baseline=True)), id="pipeline with baseline"),
-    pytest.param(pipeline_page(pipeline_report(baseline=False)), id="pipeline"),
+    pytest.param(render_page(engine_report()), id="engine"),
+    pytest.param(render_page(pipeline_report(baseline=True)), id="pipeline with baseline"),
+    pytest.param(render_page(pipeline_report(baseline=False)), id="pipeline"),
+    pytest.param(render_page(http_report()), id="http"),
 ]
 
 
@@ -147,7 +167,7 @@ class Reader(HTMLParser):
             self.wrong.append(tag)
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "pre"):
             self.words.append(data)
 
 
@@ -193,54 +213,79 @@ def test_a_page_says_where_and_when_it_was_measured(page: str) -> None:
     assert "onnxruntime 1.31.1" in text
 
 
+def text_of(report: dict[str, Any], cautions: tuple[str, ...] = ()) -> str:
+    return " ".join(Reader(render_page(report, cautions)).words)
+
+
 def test_the_page_of_the_engine_has_its_figures() -> None:
-    text = " ".join(Reader(engine_page(engine_report())).words)
-    for words in ("nano on A <fast>", "2 lanes x batch 1", "163.0", "0.982", "1.044", "1.29 times as long"):
+    text = text_of(engine_report())
+    for words in (
+        "nano on A <fast>",
+        "2 lane(s) x batch 1",
+        "163.0",
+        "0.982",
+        "1.044",
+        "CPU ms",
+        "at most 90",
+    ):
         assert words in text
-    assert "left out because" in text
-    assert "at most 90" in text
     assert "machine was busy" not in text
+
+
+def test_the_plans_rows_stand_out() -> None:
+    rows = re.findall(r'<tr class="marked">(.*?)</tr>', render_page(engine_report()))
+    assert rows
+    assert all(row.startswith("<td>2</td><td>1</td>") for row in rows)
 
 
 def test_the_page_of_a_busy_machine_warns() -> None:
     busy = engine_report() | {"processorShare": 0.4}
-    assert "The machine was busy" in " ".join(Reader(engine_page(busy)).words)
+    assert "The machine was busy" in text_of(busy, (format_caution(busy), ""))
 
 
 def test_the_page_of_an_engine_without_a_plain_decoder_leaves_that_out() -> None:
     less: dict[str, Any] = {"onePicture": {}, "precisions": [], "bare": [], "fits": []}
-    text = " ".join(Reader(engine_page(engine_report() | less)).words)
-    assert "What compiling costs" not in text
-    assert "Other precisions" not in text
-    assert "The limit" not in text
+    text = text_of(engine_report() | less)
+    for heading in (
+        "compiled to original",
+        "One picture",
+        "Other precisions",
+        "Limit",
+        "Duration of a batch",
+    ):
+        assert heading not in text
 
 
-def test_the_page_of_an_engine_tells_the_other_precisions() -> None:
-    text = " ".join(Reader(engine_page(engine_report())).words)
+def test_the_page_of_an_engine_shows_the_other_precisions() -> None:
+    text = text_of(engine_report())
     assert "Other precisions" in text
-    assert "int8 7.31 11.72 1.60 1.61" in text
+    assert "int8 1 7.310 11.720 1.604 1.610" in text
 
 
 def test_the_page_of_the_pipeline_has_both_sides() -> None:
-    both = " ".join(Reader(pipeline_page(pipeline_report(baseline=True))).words)
-    alone = " ".join(Reader(pipeline_page(pipeline_report(baseline=False))).words)
-    for words in ("120.0", "1.50 times", "plain loop", "3 stale", "95 % within 44 ms"):
+    both, alone = text_of(pipeline_report(baseline=True)), text_of(pipeline_report(baseline=False))
+    for words in ("120.0", "1.50 x", "plain loop", "dropped, stale 3 3", "95 % within 44 ms", "0.86"):
         assert words in both
-    assert "plain loop" not in alone.replace("That of the plain loop", "")
+    assert "plain loop" not in alone
 
 
-def test_words_from_outside_are_text_and_never_markup() -> None:
+def test_the_page_of_http_leaves_out_a_figure_that_is_not_known() -> None:
+    text = text_of(http_report())
+    assert "99 % within 9.5 ms" in text
+    assert "loopback clients" in text
+    assert "pipeline kept" not in text
+
+
+def test_the_page_holds_the_whole_report() -> None:
+    (document,) = re.findall(r"<pre>(.*?)</pre>", render_page(http_report()), re.DOTALL)
+    assert json.loads(unescape(document)) == http_report()
+
+
+def test_text_from_outside_is_never_markup() -> None:
     bad = "<script>alert(1)</script>"
-    page = ReportPage(
-        kind="engine",
-        title=bad,
-        lead=bad,
-        tiles=(ReportTile(bad, bad, bad),),
-        sections=(ReportSection(bad, bad, (render_table([bad], [[bad]], marked=[0], words={0}),)),),
-        machine=MACHINE | {"cpu": bad},
-        load=bad,
-        caution=bad,
-    )
-    html = render_page(page)
+    report = engine_report() | {"device": bad, "machine": MACHINE | {"cpu": bad, "packages": {bad: bad}}}
+    report["plan"] |= {"reason": bad}
+    report["table"][0] |= {bad: bad}
+    html = render_page(report, (bad,))
     assert "<script" not in html
-    assert html.count("&lt;script&gt;") == 13
+    assert html.count("&lt;script&gt;") > 10

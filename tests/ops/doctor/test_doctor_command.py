@@ -78,7 +78,7 @@ def test_cameras_of_a_configuration_are_looked_at_and_their_secrets_stay(
     found = json.loads(captured.out)["systemChecks"]
     cameras = {f["title"]: f["state"] for f in found if f["name"] == "camera"}
     assert cameras == {"camera dock": "broken", "camera clip": "ok"}
-    assert "look through it before you send it" in captured.err
+    assert "check it before you send it" in captured.err
     with zipfile.ZipFile(bundle) as archive:
         everything = "".join(archive.read(name).decode() for name in archive.namelist())
     assert "hunter2" not in captured.out + captured.err + everything
@@ -190,7 +190,7 @@ def test_a_model_by_address_is_placed_once_it_was_fetched(tmp_path: Path) -> Non
     machine = whole(tmp_path / "root")
     config = parse_config({"model": {"url": "https://192.0.2.5/m.onnx", "sha256": "ab" * 32}})
     report = examine(DoctorRequest("auto", config, tmp_path), machine.host())
-    assert report.chain[-1].found == "not known: the model was not fetched yet"
+    assert report.chain[-1].found == "unknown: the model is not downloaded yet"
     with ModelStore(tmp_path).open_partial("ab" * 32) as part:
         ModelStore(tmp_path).commit(part, "ab" * 32)
     report = examine(DoctorRequest("auto", config, tmp_path), machine.host())

@@ -36,11 +36,11 @@ def test_a_pair_in_the_table_is_supported(build: str, edition: str, gpu: str, pa
         ("22631", "home", "NVIDIA GeForce RTX 3060", "needs Pro, Enterprise"),
         ("20348", "server", "NVIDIA GeForce RTX 3060", "not supported on Windows Server"),
         ("17763", "server", "Intel(R) UHD Graphics 770", "not supported on Windows Server"),
-        ("26100", "server", "NVIDIA A2", "knows Windows Server 2019 and 2022 only"),
-        ("20348", "pro", "NVIDIA A2", "not of Windows 10"),
+        ("26100", "server", "NVIDIA A2", "on Windows Server 2019 and 2022 only"),
+        ("20348", "pro", "NVIDIA A2", "not Windows 10"),
         ("22631", "pro", "NVIDIA GeForce GTX 970", "Pascal or newer"),
-        ("22631", "pro", "AMD Radeon RX 7600", "the table lists"),
-        ("22631", "pro", "NVIDIA L4", "the table lists"),
+        ("22631", "pro", "AMD Radeon RX 7600", "EFLOW supports NVIDIA T4"),
+        ("22631", "pro", "NVIDIA L4", "EFLOW supports NVIDIA T4"),
     ],
 )
 def test_anything_else_is_not_and_says_why(build: str, edition: str, gpu: str, why: str) -> None:

@@ -18,9 +18,9 @@ from repository_paths import REPOSITORY
 from visionedge import __version__
 from visionedge.config.load import parse_config
 from visionedge.engine.device.devices import REMEDIES, ReasonCode
+from visionedge.ops.doctor.checks import CheckState
 from visionedge.ops.doctor.facts import DoctorRequest
 from visionedge.ops.doctor.gpu_checks import GPU_CHECKS
-from visionedge.ops.doctor.host import CheckState
 from visionedge.ops.doctor.report import DoctorReport, examine
 from visionedge.ops.doctor.system_checks import SYSTEM_CHECKS
 from visionedge.web.documents import DoctorDocument

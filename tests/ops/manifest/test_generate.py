@@ -190,11 +190,11 @@ BAD: list[tuple[tuple[str, ...], str]] = [
     (("--image", IMAGE, "--layered", "--registry", "a=x"), "--registry"),
     (("--image", IMAGE, "--layered", "--template"), "not allowed"),
     (("--image", IMAGE, "--http", "eighty"), "--http"),
-    (("--image", IMAGE, "--http", "127.0.0.1:70000"), "no port"),
-    (("--image", IMAGE, "--http", "localhost:8080"), "no address"),
-    (("--image", IMAGE, "--module-id", "a.b"), "no name that a module can have"),
+    (("--image", IMAGE, "--http", "127.0.0.1:70000"), "invalid port"),
+    (("--image", IMAGE, "--http", "localhost:8080"), "invalid address"),
+    (("--image", IMAGE, "--module-id", "a.b"), "not a valid module name"),
     (("--image", IMAGE, "--runtime", "1.6.1"), "MQTT"),
-    (("--image", "vision edge"), "no name of an image"),
+    (("--image", "vision edge"), "not a valid image name"),
     (("--image", IMAGE, "--config", "no-such.yaml"), "no-such.yaml"),
 ]
 
@@ -209,8 +209,8 @@ BAD += [
         ("/srv/models", "write HOST:CONTAINER"),
         ("/srv/models:/models:ro:z", "write HOST:CONTAINER"),
         ("/srv/models:/models:read", "write HOST:CONTAINER"),
-        ("/srv/models:/", "is in use in the container"),
-        ("/srv/models:/data/", "is in use in the container"),
+        ("/srv/models:/", "is already used in the container"),
+        ("/srv/models:/data/", "is already used in the container"),
         ("/srv/a\nb:/models", "must be absolute"),
     ]
 ]
@@ -237,7 +237,7 @@ def test_folders_of_the_host_are_bound_into_the_module(visionedge: CommandLine) 
     for taken in ("/models/", "/usr/lib/wsl"):
         outcome = visionedge(*command, "--bind", first, "--bind", f"/srv/other:{taken}")
         assert outcome.code == 2
-        assert f"{taken} is in use in the container already" in outcome.complaints[0]
+        assert f"{taken} is already used in the container" in outcome.complaints[0]
 
 
 @pytest.mark.parametrize("path", ["best.onnx", "/models/best.onnx"])

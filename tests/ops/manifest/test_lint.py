@@ -46,7 +46,7 @@ def test_nothing_is_wrong_with_the_shipped_templates(visionedge: CommandLine, na
     """Neither an error nor a warning."""
     outcome = visionedge("manifest", "lint", REPOSITORY / name)
     assert outcome.code == 0
-    assert outcome.out.splitlines()[-1].endswith(f"{name}: nothing is wrong")
+    assert outcome.out.splitlines()[-1].endswith(f"{name}: no problems")
 
 
 @pytest.mark.parametrize(
@@ -69,21 +69,21 @@ ROUTES = [
     ('FROM /* WHERE $body.frames[0].camera = "dock" INTO $upstream', None),
     ("FROM /messages/modules/Vision/* INTO BrokeredEndpoint('/modules/vision/inputs/frames')", None),
     ("FROM /twinChangeNotifications INTO $upstream", None),
-    ("", "is no route"),
-    ("INTO $upstream", "is no route"),
-    ("FROM /messages/modules/vision/outputs/detections", "is no route"),
-    ("FROM messages/* INTO $upstream", "is no route"),
-    ("FROM /messages/* INTO upstream", "leads nowhere"),
-    ("FROM /messages/* INTO $downstream", "leads nowhere"),
-    ('FROM /messages/* INTO BrokeredEndpoint("/modules/vision")', "leads nowhere"),
-    ("FROM /messages/* WHERE a = 'b INTO $upstream", "open quote"),
-    ("FROM /messages/* WHERE (a = 'b' INTO $upstream", "open quote or bracket"),
+    ("", "is not a valid route"),
+    ("INTO $upstream", "is not a valid route"),
+    ("FROM /messages/modules/vision/outputs/detections", "is not a valid route"),
+    ("FROM messages/* INTO $upstream", "is not a valid route"),
+    ("FROM /messages/* INTO upstream", "has no valid sink"),
+    ("FROM /messages/* INTO $downstream", "has no valid sink"),
+    ('FROM /messages/* INTO BrokeredEndpoint("/modules/vision")', "has no valid sink"),
+    ("FROM /messages/* WHERE a = 'b INTO $upstream", "unclosed quote"),
+    ("FROM /messages/* WHERE (a = 'b' INTO $upstream", "unclosed quote or bracket"),
     ("FROM /messages/modules/press/outputs/x INTO $upstream", "no module press"),
     ('FROM /messages/* INTO BrokeredEndpoint("/modules/press/inputs/x")', "no module press"),
     ("FROM /messages/modules/vision/outputs/frames INTO $upstream", "no output frames"),
     ('FROM /messages/* INTO BrokeredEndpoint("/modules/vision/inputs/pictures")', "no input pictures"),
-    ("FROM /messages/modules/vision/inputs/frames INTO $upstream", "no inputs to take from"),
-    ("FROM /nowhere INTO $upstream", "nothing is known to come"),
+    ("FROM /messages/modules/vision/inputs/frames INTO $upstream", "no inputs as a source"),
+    ("FROM /nowhere INTO $upstream", "there is no source"),
 ]
 
 
@@ -166,12 +166,12 @@ def test_an_object_for_create_options_is_for_templates() -> None:
         ("x" * 4097, "4097 bytes"),
         (2**52, "52 bits"),
         ([1, None], "null in a list"),
-        ({"a.b": 1}, "name that no twin"),
-        ({"a b": 1}, "name that no twin"),
-        ({"$a": 1}, "name that no twin"),
+        ({"a.b": 1}, "name that a twin cannot store"),
+        ({"a b": 1}, "name that a twin cannot store"),
+        ({"$a": 1}, "name that a twin cannot store"),
         ({"k" * 1025: 1}, "1025 bytes"),
-        ({"x\x07": 1}, "name that no twin"),
-        ({str(i): "y" * 4000 for i in range(9)}, f"takes {MAX_TWIN_BYTES}"),
+        ({"x\x07": 1}, "name that a twin cannot store"),
+        ({str(i): "y" * 4000 for i in range(9)}, f"is {MAX_TWIN_BYTES}"),
         ([[[[[[[[[[1]]]]]]]]]], "10 levels"),
     ],
 )
@@ -190,7 +190,7 @@ def test_a_twin_has_limits(value: Any, word: str) -> None:
 def test_numbers_that_nothing_can_hold_are_told() -> None:
     """JSON has them, and Python makes an infinity of them."""
     text = json.dumps(sound()).replace('"fps": 5', '"fps": 1e999')
-    assert "nothing can hold" in lint_manifest(text.encode(), "m.template.json").to_text()
+    assert "infinite number" in lint_manifest(text.encode(), "m.template.json").to_text()
 
 
 def test_a_key_that_is_given_twice_is_told() -> None:
@@ -291,7 +291,7 @@ def test_lint_ends_with_2_if_something_is_wrong_and_tells_it_line_by_line(
     outcome = visionedge("manifest", "lint", path)
     assert outcome.code == 2
     assert outcome.err == ""
-    assert f"error: {IN_MODULE}.type: is none of the values that IoT Edge knows; write docker" in outcome.out
+    assert f"error: {IN_MODULE}.type: is not a value that IoT Edge accepts; write docker" in outcome.out
     document = json.loads(visionedge("manifest", "lint", path, "--json").out)
     assert document["schema"] == "visionedge/manifest-lint/1"
     assert document["kind"] == "deployment"
@@ -324,9 +324,9 @@ def two() -> Manifest:
         ("127.0.0.1", "8081", None),
         ("127.0.0.2", "8080", None),
         ("127.0.0.1", "8080", "as vision does"),
-        ("127.0.0.1", "70000", "no port"),
-        ("127.0.0.1", "http", "no port"),
-        ("localhost", "8081", "no address"),
+        ("127.0.0.1", "70000", "invalid port"),
+        ("127.0.0.1", "http", "invalid port"),
+        ("localhost", "8081", "invalid address"),
         ("127.0.0.1", "443", "as edgeHub does"),
     ],
 )

@@ -48,7 +48,7 @@ def test_the_shipped_templates_lead_to_the_module_of_this_repository(name: str) 
 def test_a_name_is_looked_for_under_modules_and_nowhere_else(solution: Path) -> None:
     """The tools expand nothing and report nothing, and the device refuses the deployment."""
     [(problem, remedy)] = errors(solution, "${MODULES.vision.amd64.gpu}")
-    assert problem.startswith("leads to modules/vision/module.json, which cannot be read")
+    assert problem.startswith("needs modules/vision/module.json, which cannot be read")
     assert remedy == "write ${MODULEDIR<./module>.amd64.gpu}"
     (solution / "modules").mkdir()
     (solution / "module").rename(solution / "modules" / "vision")
@@ -61,8 +61,8 @@ def test_a_name_is_looked_for_under_modules_and_nowhere_else(solution: Path) -> 
 @pytest.mark.parametrize(
     ("image", "says"),
     [
-        ("${MODULEDIR<./module>.arm64v8}", "names the platform arm64v8"),
-        ("${MODULEDIR<./vision>.amd64.gpu}", "leads to vision/module.json, which cannot be read"),
+        ("${MODULEDIR<./module>.arm64v8}", "has the platform arm64v8"),
+        ("${MODULEDIR<./vision>.amd64.gpu}", "needs vision/module.json, which cannot be read"),
         ("${MODULEDIR<./module>}", None),
         ("${MODULEDIR<module>.amd64.cpu}", None),
         ("${MODULEDIR<./module>.debug}", None),
@@ -81,7 +81,7 @@ def test_the_dockerfile_of_the_platform_has_to_be_there(solution: Path) -> None:
     """It is named in the module.json, relative to its folder."""
     (solution / "Dockerfile.gpu").unlink()
     [(problem, remedy)] = errors(solution, IMAGE)
-    assert problem == "is built from ../Dockerfile.gpu, which is not there"
+    assert problem == "is built from ../Dockerfile.gpu, which does not exist"
     assert "module/module.json" in remedy
 
 
@@ -90,7 +90,7 @@ def test_a_module_file_that_is_none_is_one_finding(solution: Path, text: str) ->
     """Whatever it holds, lint goes on with the rest of the template."""
     (solution / "module" / "module.json").write_text(text)
     [(problem, _)] = errors(solution, IMAGE)
-    assert "is no JSON with image.tag.platforms" in problem
+    assert "is not JSON with image.tag.platforms" in problem
 
 
 def test_a_template_from_elsewhere_is_judged_without_its_folder(solution: Path) -> None:

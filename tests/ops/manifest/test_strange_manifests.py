@@ -25,10 +25,10 @@ def visionedge(capsys: pytest.CaptureFixture[str]) -> CommandLine:
 
 
 HOSTILE: list[tuple[bytes, str]] = [
-    (b"", "1:1: is no JSON"),
-    (b'{"a": 1,\n\n "b" 2}', "3:6: is no JSON"),
+    (b"", "1:1: is not JSON"),
+    (b'{"a": 1,\n\n "b" 2}', "3:6: is not JSON"),
     (b"\xff\xfe{\x00}\x00", "UTF-16"),
-    (b"\x80", "no UTF-8"),
+    (b"\x80", "not UTF-8"),
     (b'{"a": NaN}', "NaN"),
     (b'{"a": ' + b"9" * 5000 + b"}", "digits"),
     (b"[" * 100_000, "deep"),
@@ -64,7 +64,7 @@ def test_lint_reads_stdin(visionedge: CommandLine, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
     outcome = visionedge("manifest", "lint", "-")
     assert outcome.code == 0
-    assert outcome.out.endswith("stdin: nothing is wrong\n")
+    assert outcome.out.endswith("stdin: no problems\n")
 
 
 KEYS = st.sampled_from(

@@ -124,7 +124,7 @@ def test_missing_pictures_are_one_line_and_the_others_are_measured(
     report = json.loads(outcome.out)
     assert (report["pictures"], report["missing"]) == (1, 2)
     missing, damaged = outcome.complaints
-    assert "1 of 3 pictures are not there, such as p2.png" in missing
+    assert "1 of 3 pictures are missing, such as p2.png" in missing
     assert "p3.png" in damaged
 
 
@@ -134,22 +134,22 @@ def test_no_picture_at_all_is_an_error(visionedge: CommandLine, tmp_path: Path, 
     outcome = visionedge("model", "eval", model, "--coco", coco, "--images", tmp_path / "empty")
     assert outcome.code == 1
     (line,) = outcome.complaints
-    assert "none of the 3 pictures is there, such as p1.png" in line
+    assert "none of the 3 pictures exists, such as p1.png" in line
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         (None, "cannot be read"),
-        ("no json", "is no JSON file"),
-        ("[1]", "is no file of COCO's kind"),
-        ("{}", "is no file of COCO's kind"),
-        ('{"images": [{"id": 1}], "categories": [], "annotations": []}', "is no file of COCO's kind"),
-        ('{"images": [], "categories": [], "annotations": []}', "has no pictures"),
+        ("no json", "is not a JSON file"),
+        ("[1]", "is not in COCO's format"),
+        ("{}", "is not in COCO's format"),
+        ('{"images": [{"id": 1}], "categories": [], "annotations": []}', "is not in COCO's format"),
+        ('{"images": [], "categories": [], "annotations": []}', "has no images"),
         (
             '{"images": [{"id": 1, "file_name": "a"}], "categories": [{"id": 1, "name": "x"}],'
             ' "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3]}]}',
-            "is no file of COCO's kind",
+            "is not in COCO's format",
         ),
     ],
 )

@@ -77,12 +77,12 @@ def test_its_words_are_for_people(visionedge: CommandLine, tmp_path: Path) -> No
     """The same, to be read from above; every line fits on one screen line or is a list."""
     outcome = visionedge("model", "inspect", TINY.save(tmp_path / "tiny.onnx"))
     for part in (
-        "It is read as nanodet, because",
-        "letterboxed to 64 x 48, in the middle, the rest grey 114; BGR, pixels of 0-255, less 103.53/",
-        "Overlapping boxes are suppressed afterwards.",
-        "multiply-adds for one picture",
+        "Recognised as nanodet, because",
+        "letterboxed to 64 x 48, in the middle, padded with grey 114; BGR, pixels of 0-255, minus 103.53/",
+        "Overlapping boxes are suppressed afterwards (NMS).",
+        "multiply-adds per picture",
         "fixed at 1 in the file; open: ",
-        "each of its",
+        "nodes have a kernel",
     ):
         assert part in outcome.out
 
@@ -125,7 +125,7 @@ def test_a_node_that_would_fall_to_the_cpu_is_named_without_a_gpu(
         {"operator": "Acos", "why": "there is no CUDA kernel for it", "nodes": ["the odd one"]}
     ]
     spoken = visionedge("model", "inspect", path).out
-    assert "nodes would be computed on the CPU:" in spoken
+    assert "nodes would run on the CPU:" in spoken
     assert "1 Acos: there is no CUDA kernel for it (the odd one)" in spoken
 
 
@@ -161,7 +161,7 @@ def test_what_is_suggested_is_what_the_refusal_misses(visionedge: CommandLine, t
     assert "anchors: [[10, 13]" in maps_only
     assert "head:" not in maps_only
     pose = visionedge("model", "inspect", yolos.yolov8(tmp_path / "p.onnx", metadata={"task": "pose"})).out
-    assert "It is refused" in pose
+    assert "The model is refused" in pose
     assert ".yaml" not in pose
     none = visionedge("model", "inspect", classifier(tmp_path / "class.onnx")).out
     assert "head: FAMILY" in none
@@ -175,7 +175,7 @@ def test_a_model_that_cannot_be_run_is_told_with_its_head(tmp_path: Path, data: 
     assert inspection.document["head"] == "nanodet"
     assert inspection.refused is not None
     assert "contains NaN or infinity" in inspection.refused
-    assert "It is read as nanodet" in format_report(inspection)
+    assert "Recognised as nanodet" in format_report(inspection)
 
 
 def test_where_its_nodes_really_lie_is_told_when_asked_for(visionedge: CommandLine, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_where_its_nodes_really_lie_is_told_when_asked_for(visionedge: CommandLi
     placed = json.loads(visionedge("model", "inspect", path, "--json", "--device", "cpu").out)["placed"]
     assert (placed["asked"], placed["device"], placed["onCpu"]) == ("cpu", "cpu", [])
     assert placed["onDevice"] > 6
-    assert "asked for cpu, came up on cpu" in visionedge("model", "inspect", path, "--device", "cpu").out
+    assert "requested cpu, runs on cpu" in visionedge("model", "inspect", path, "--device", "cpu").out
 
 
 def test_a_missing_file_is_one_line(visionedge: CommandLine, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""`visionedge bench compare`: is one report worse than another, or is it only noise?
+"""`visionedge bench compare`: whether one report is worse than another, or the difference is noise.
 
-A report holds one figure for each round. Each round of one is set against each of the other, and the interval
-of the ratio is the one that belongs to the Mann-Whitney test: it asks for no shape of the noise, and with few
-rounds it is honestly wide. Nothing is measured here.
+A report holds one value of a figure per round. Each round of one report is compared to each round of the
+other, and the interval of the ratio is that of the Mann-Whitney test: it assumes no distribution of the
+noise, and with few rounds it is wide.
 """
 
 import math
@@ -29,7 +29,7 @@ _SOFTWARE = ("visionedge", "python", "kernel", "packages")
 
 @dataclass(frozen=True, slots=True)
 class ConfidenceInterval:
-    """The ratio of two figures, its bounds, and how sure these are (0-1)."""
+    """The ratio of two figures, its bounds, and the confidence in these, 0 to 1."""
 
     ratio: float
     low: float
@@ -52,17 +52,17 @@ class FigureComparison:
 def compare_reports(
     before: BenchReport, after: BenchReport, *, tolerance: float = 0.03, unlike: bool = False
 ) -> dict[str, Any]:
-    """The verdict as a document; changes up to `tolerance` (0-1) are none.
+    """The verdict as a document; a relative change up to `tolerance` (0 to 1) counts as none.
 
     Raises:
-        ConfigError: they are no reports of one kind, have too few rounds, or are of unlike machines or loads
-            and `unlike` does not allow that.
+        ConfigError: the reports are not of one kind, have too few rounds, or are of different machines or
+            loads and `unlike` is not set.
     """
     _check_comparable_schemas(before, after)
     differences = _differences(before, after)
     if differences and not unlike:
         raise ConfigError(
-            [f"the reports cannot be compared: {'; '.join(differences)}; --unlike compares them nevertheless"]
+            [f"the reports cannot be compared: {'; '.join(differences)}; use --unlike to compare them anyway"]
         )
     theirs, ours = collect_figures(before), collect_figures(after)
     findings = [
@@ -73,7 +73,7 @@ def compare_reports(
         if name in ours
     ]
     if not findings:
-        raise ConfigError([f"the reports have no figure with {MIN_ROUNDS} rounds in common; give --rounds"])
+        raise ConfigError([f"the reports have no common figure with {MIN_ROUNDS} rounds; use more --rounds"])
     return {
         "schema": SCHEMA,
         "verdict": combine_verdicts(finding.verdict for finding in findings),
@@ -84,20 +84,20 @@ def compare_reports(
     }
 
 
-def combine_verdicts(words: Iterable[ComparisonVerdict]) -> ComparisonVerdict:
-    """One word for all: what is worse counts most, and what is not known counts more than what is better."""
-    found = set(words)
+def combine_verdicts(verdicts: Iterable[ComparisonVerdict]) -> ComparisonVerdict:
+    """The verdict on the whole report: worse before undecided before better before same."""
+    found = set(verdicts)
     order: tuple[ComparisonVerdict, ...] = ("worse", "undecided", "better", "same")
-    return next((word for word in order if word in found), "undecided")
+    return next((verdict for verdict in order if verdict in found), "undecided")
 
 
 def compare_figure(
     figure: str, before: Sequence[float], after: Sequence[float], *, higher_is_better: bool, tolerance: float
 ) -> FigureComparison:
-    """The verdict on one figure of so many rounds each.
+    """The verdict on one figure from its values per round.
 
-    Worse or better is only what lies beyond the tolerance and, with its whole interval, on one side of no
-    change; the same is what lies within the tolerance with its whole interval.
+    Worse or better: the ratio is beyond the tolerance and its whole interval is on one side of 1. The same:
+    the whole interval is within the tolerance. Else undecided.
     """
     interval = compute_ratio_interval(before, after)
     good = interval if higher_is_better else _invert(interval)
@@ -116,7 +116,7 @@ def _invert(interval: ConfidenceInterval) -> ConfidenceInterval:
 
 
 def compute_ratio_interval(before: Sequence[float], after: Sequence[float]) -> ConfidenceInterval:
-    """The ratio of `after` to `before` (all above 0): the middle of all pairs, and its interval by ranks."""
+    """The ratio of `after` to `before` (all above 0): the median of all pairs, and its interval by ranks."""
     logs = sorted(math.log(b) - math.log(a) for a in before for b in after)
     cut, confidence = _cut(len(before), len(after))
     return ConfidenceInterval(
@@ -125,7 +125,7 @@ def compute_ratio_interval(before: Sequence[float], after: Sequence[float]) -> C
 
 
 def _cut(first: int, second: int) -> tuple[int, float]:
-    """How many pairs to leave out at each end, and the confidence of what remains."""
+    """The number of pairs to leave out at each end, and the confidence of the remaining interval."""
     ways = math.comb(first + second, first)
     tail, cut = 0, 0
     for wins in range(first * second // 2):
@@ -139,7 +139,7 @@ def _cut(first: int, second: int) -> tuple[int, float]:
 
 @cache
 def _count_orderings(first: int, second: int, wins: int) -> int:
-    """In how many orders of both samples the first wins exactly so many of the pairs."""
+    """The number of orderings of both samples in which the first wins exactly `wins` pairs."""
     if wins < 0:
         return 0
     if first == 0 or second == 0:
@@ -147,16 +147,16 @@ def _count_orderings(first: int, second: int, wins: int) -> int:
     return _count_orderings(first - 1, second, wins - second) + _count_orderings(first, second - 1, wins)
 
 
-# --- what the reports hold ----------------------------------------------------------------------------------
+# --- the figures of a report --------------------------------------------------------------------------------
 
 
 def collect_figures(report: BenchReport) -> dict[str, tuple[bool, list[float]]]:
-    """By name, whether more is better and the figure of each round; only those with enough rounds."""
+    """By name, whether higher is better and the value of each round; only figures with enough rounds."""
     found: dict[str, tuple[bool, list[float]]] = {}
     if "pipeline" in report:
         found |= _pipeline_figures(report)
     for row in report.get("table", ()):
-        # Only the plan's pair: of many pairs one would always look worse by chance.
+        # Only the plan's pair: among many pairs, one would look worse by chance.
         if all(row[name] == report["choice"][name] for name in ("lanes", "batch")):
             found["frames/s of the plan"] = (True, row["framesPerSecondAll"])
     return {
@@ -171,10 +171,10 @@ def _pipeline_figures(report: BenchReport) -> dict[str, tuple[bool, list[float]]
     found = {"frames/s": (True, list(ours["framesPerSecondAll"]))}
     rounds = ours.get("rounds", [])
     if rounds:
-        found["CPU ms a frame"] = (False, [each["cpuMsPerFrame"] for each in rounds])
+        found["CPU ms per frame"] = (False, [each["cpuMsPerFrame"] for each in rounds])
         found["latency p95 ms"] = (False, [each["latencyMs"]["p95"] for each in rounds])
     if theirs := report.get("baseline"):
-        # What the plain loop did beside it, round by round: a slower hour of the machine is one for both.
+        # The ratio within a round: a slow hour of the machine slows both.
         pairs = zip(ours["framesPerSecondAll"], theirs["framesPerSecondAll"], strict=True)
         found["frames/s to the plain loop"] = (True, [a / b for a, b in pairs])
     return found
@@ -183,16 +183,18 @@ def _pipeline_figures(report: BenchReport) -> dict[str, tuple[bool, list[float]]
 def _check_comparable_schemas(before: BenchReport, after: BenchReport) -> None:
     schemas = [str(report.get("schema")) for report in (before, after)]
     if schemas[0] != schemas[1] or not schemas[0].startswith("visionedge/bench-") or schemas[0] == SCHEMA:
-        raise ConfigError([f"two reports of one kind are wanted, these are {schemas[0]} and {schemas[1]}"])
+        raise ConfigError(
+            [f"the reports must be of one kind of benchmark; these are {schemas[0]} and {schemas[1]}"]
+        )
     if not all(isinstance(report.get("machine"), Mapping) for report in (before, after)):
-        raise ConfigError(["a report without the machine it was made on cannot be compared"])
+        raise ConfigError(["a report without `machine` cannot be compared"])
 
 
 def _differences(before: BenchReport, after: BenchReport) -> list[str]:
-    """What must be alike and is not."""
+    """The differences of machine and load that make a comparison meaningless."""
     found = _describe_changes(before["machine"], after["machine"], _HARDWARE)
     loads = [{**report.get("load", {}), "model": _model(report)} for report in (before, after)]
-    # More rounds or longer ones are the same load, only better known.
+    # More rounds, or longer ones, are the same load.
     names = sorted({*loads[0], *loads[1]} - {"rounds", "seconds"})
     return found + _describe_changes(loads[0], loads[1], names)
 
@@ -204,7 +206,7 @@ def _model(report: BenchReport) -> object:
 
 def _describe_changes(before: Mapping[str, Any], after: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     return [
-        f"{name}: {_shown(before.get(name))} became {_shown(after.get(name))}"
+        f"{name}: {_shown(before.get(name))} before, {_shown(after.get(name))} after"
         for name in names
         if before.get(name) != after.get(name)
     ]
@@ -212,7 +214,7 @@ def _describe_changes(before: Mapping[str, Any], after: Mapping[str, Any], names
 
 def _shown(value: Any) -> str:
     if value is None:
-        return "not told"
+        return "unknown"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {version}" for name, version in value.items())
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -230,25 +232,25 @@ def _comparison_document(finding: FigureComparison) -> dict[str, Any]:
     }
 
 
-# --- words --------------------------------------------------------------------------------------------------
+# --- text ---------------------------------------------------------------------------------------------------
 
 _SENTENCES: Mapping[str, str] = {
-    "worse": "worse, and more than noise explains",
-    "better": "better, and more than noise explains",
+    "worse": "worse: the change is larger than the noise",
+    "better": "better: the change is larger than the noise",
     "same": "the same within {tolerance:.0%}",
-    "undecided": "undecided: the noise is larger than the difference; give more --rounds",
+    "undecided": "undecided: the noise is larger than the difference; use more --rounds",
 }
 
 
 def format_report(document: Mapping[str, Any]) -> str:
-    """The verdict for people."""
+    """The verdict as text."""
     lines = [f"{'':<28} {'before':>10} {'after':>10}   ratio  (interval)"]
     lines += [
         f"{each['figure']:<28} {each['before']:10.2f} {each['after']:10.2f}  {each['ratio']:6.3f}"
-        f"  ({each['low']:.3f} to {each['high']:.3f}, {each['confidence']:.0%} sure)  {each['verdict']}"
+        f"  ({each['low']:.3f} to {each['high']:.3f}, {each['confidence']:.0%} confidence)  {each['verdict']}"
         for each in document["figures"]
     ]
-    lines += [f"unlike: {line}" for line in document["unlike"]]
+    lines += [f"different: {line}" for line in document["unlike"]]
     lines += [f"changed: {line}" for line in document["software"]]
     lines.append(_SENTENCES[document["verdict"]].format(tolerance=document["tolerance"]))
     return "\n".join(lines) + "\n"

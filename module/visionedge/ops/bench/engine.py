@@ -1,13 +1,15 @@
 """`visionedge bench engine`: every pair of lanes and batch, beside bare `session.run` and the plain network.
 
-All that is compared is run in turns, round by round, in one process, and told as medians of each round's
-ratios: machines are noisy, and what disturbs one trial disturbs its neighbour. What should be equal but for
-a few percent, the engine and bare `session.run`, takes turns batch by batch.
+`bench_engine` returns the report as a JSON document; `format_report` makes text of it. All trials run round
+by round in one process, and comparisons are medians of the rounds' ratios, because a machine's speed varies
+from second to second. Runs that differ by a few percent only, such as the engine and bare `session.run`, are
+interleaved batch by batch.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,12 +36,18 @@ from visionedge.model.compiler.compile import MAX_ROWS
 from visionedge.model.model import Model, load_model
 from visionedge.model.quantization.variants import PRECISIONS
 from visionedge.ops.bench.baseline import PlainNetwork, can_decode, open_plain_session
-from visionedge.ops.bench.report import describe_machine
+from visionedge.ops.bench.machine import describe_machine
+from visionedge.runtime.measurement import median_ratio, run_in_rounds
 from visionedge.runtime.process_limits import usable_cores
 
 RunKey = tuple[str, OperatingPoint]
-"""What ran, and lanes and batch: ``engine`` by itself, ``beside`` (the engine) in turns with ``bare``, and in
-turns ``compiled``, ``original`` and ``plain``, and ``fp32`` with the precisions that a model comes in."""
+"""The kind of run, and lanes and batch. Kinds: ``engine``; ``beside`` (the engine) interleaved with ``bare``;
+``compiled``, ``original``, ``plain``, interleaved; ``fp32`` and the model's other precisions, interleaved."""
+
+RunsByKey = Mapping[RunKey, BatchRunner]
+"""Runs that are interleaved batch by batch; all have the same lanes and batch."""
+
+SamplesByKey = Mapping[RunKey, Sequence[ThroughputSample]]
 
 _ONE = OperatingPoint(1, 1)
 _NO_LIMIT = 1_000_000
@@ -48,9 +56,9 @@ _IDLE_MACHINE_SHARE = 0.85
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What to run in fp32, `seconds` each time. `lanes` and `batches` None are those that the plan considers.
+    """What to run in fp32, each trial for `seconds`. `lanes` and `batches` default to those of the plan.
 
-    `data` is the folder of compiled graphs; the plan is measured anew in any case.
+    `data` is the folder of compiled graphs. A plan kept there is not used: the plan is always measured.
     """
 
     model: Path
@@ -63,14 +71,14 @@ class EngineLoad:
 
 
 def bench_engine(load: EngineLoad, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Measure, and give the report as a document. `tell` hears of the progress.
+    """Measure, and return the report as a document. `progress` gets a line for each step.
 
     Raises:
-        ModelError, DeviceError: the engine cannot be had.
+        ModelError, DeviceError: the engine cannot be opened.
     """
     loaded = load_model(load.model)
     model, graph = load_or_compile_with_batch(loaded, load.data)
-    # The engine and the bare session run the same graph; what `auto` would take is another question.
+    # The engine and the bare session must run the same graph, so the engine must not choose a variant.
     inference = load.inference.model_copy(update={"precision": "fp32"})
     fixed = model.interpretation.input.batch
     max_count = max(load.batches or (load.inference.max_batch,))
@@ -113,17 +121,13 @@ def _measured(
 def _pairs(
     load: EngineLoad, buckets: Sequence[int], wanted: AutotuneRequest, choice: OperatingPoint
 ) -> list[OperatingPoint]:
-    """The pairs asked for that can be run, and the plan's choice."""
+    """The requested pairs that the model can run, and the plan's choice."""
     batches = [size for size in load.batches or wanted.batches() if size in buckets]
     asked = {OperatingPoint(lanes, batch) for lanes in load.lanes or wanted.lanes() for batch in batches}
     return sorted(asked | {choice})
 
 
-# --- what runs ----------------------------------------------------------------------------------------------
-
-
-RunsByKey = Mapping[RunKey, BatchRunner]
-"""What computes a batch, by its key; those of one mapping have lanes and batch in common and take turns."""
+# --- the runs -----------------------------------------------------------------------------------------------
 
 
 def _collect_runs(
@@ -133,7 +137,7 @@ def _collect_runs(
     pairs: Iterable[OperatingPoint],
     choice: OperatingPoint,
 ) -> list[RunsByKey]:
-    """All that is to run, what is compared side by side."""
+    """The engine on every pair, and beside bare `session.run` where the batch is that of the choice."""
     bare = _bare(graph, pictures, engine.info().device.effective)
 
     def run_engine(batch: int) -> object:
@@ -154,7 +158,7 @@ def _bare(graph: bytes, pictures: Picture, device: str) -> BatchRunner:
 
 
 def _one_picture_runs(model: Model, graph: bytes, pictures: Picture, device: str) -> list[RunsByKey]:
-    """The compiled graph on one picture, the original network, and that with numpy around it."""
+    """One picture on one thread: the compiled graph, the original network, and the latter with numpy."""
     if not can_decode(model):
         return []
     network = PlainNetwork(model, threads=1, device=device)
@@ -172,7 +176,7 @@ def _one_picture_runs(model: Model, graph: bytes, pictures: Picture, device: str
 
 
 def _other_graphs(loaded: Model, device: str, data: Path | None) -> dict[str, bytes]:
-    """The compiled graphs of the variants that may be used on a device, by their precision."""
+    """The compiled graphs of the variants that may be used on the device, by precision."""
     found = list_eligible_variants(loaded, device=device, data=data)
     return {variant.precision: load_or_compile_with_batch(variant.of(loaded), data)[1] for variant in found}
 
@@ -180,27 +184,27 @@ def _other_graphs(loaded: Model, device: str, data: Path | None) -> dict[str, by
 def _precision_runs(
     graphs: Mapping[str, bytes], pictures: Picture, point: OperatingPoint, device: str
 ) -> list[RunsByKey]:
-    """The compiled graph in fp32 and in other precisions, if there are any."""
+    """The compiled graphs of all precisions, if there are several."""
     if len(graphs) == 1:
         return []
     return [{(name, point): _bare(graph, pictures, device) for name, graph in graphs.items()}]
 
 
-SamplesByKey = Mapping[RunKey, Sequence[ThroughputSample]]
-
-
 def _sweep(runs: Sequence[RunsByKey], load: EngineLoad, progress: Callable[[str], None]) -> SamplesByKey:
-    """Every work once a round."""
-    samples: dict[RunKey, list[ThroughputSample]] = {key: [] for each in runs for key in each}
-    for number in range(load.rounds):
-        # Backwards every other time: nobody always runs after the same neighbour.
-        for each in runs[:: 1 if number % 2 else -1]:
-            point = next(iter(each))[1]
-            for key, sample in run_interleaved(each, point, load.seconds, max_count=_NO_LIMIT).items():
-                samples[key].append(sample)
-        best = max((samples[key][-1].frames_per_s, key[1]) for key in samples if key[0] == "engine")
-        progress(f"round {number + 1}/{load.rounds}: best {best[1]}, {best[0]:.1f} frames/s")
-    return samples
+    """Every group of runs once a round."""
+
+    def trial(group: RunsByKey) -> Mapping[RunKey, ThroughputSample]:
+        point = next(iter(group))[1]
+        return run_interleaved(group, point, load.seconds, max_count=_NO_LIMIT)
+
+    def after_round(number: int, results: Mapping[int, Sequence[Mapping[RunKey, ThroughputSample]]]) -> None:
+        last = [(key, sample) for given in results.values() for key, sample in given[-1].items()]
+        best = max((sample.frames_per_s, point) for (kind, point), sample in last if kind == "engine")
+        progress(f"round {number}/{load.rounds}: best {best[1]}, {best[0]:.1f} frames/s")
+
+    trials = {number: partial(trial, group) for number, group in enumerate(runs)}
+    results = run_in_rounds(trials, load.rounds, after_round)
+    return {key: [each[key] for each in given] for given in results.values() for key in given[0]}
 
 
 # --- figures ------------------------------------------------------------------------------------------------
@@ -252,7 +256,7 @@ def _report(
 
 
 def _processor_share(engine: LocalEngine, choice: OperatingPoint, samples: SamplesByKey) -> float | None:
-    """What the plan's lanes got of the processor they could use; None on a GPU."""
+    """The share of the usable processor time that the plan's lanes got; None on a GPU."""
     if engine.info().device.effective != "cpu":
         return None
     given = samples["engine", choice]
@@ -272,7 +276,7 @@ def _line(point: OperatingPoint, given: Sequence[ThroughputSample]) -> dict[str,
 
 
 def _fits(pairs: Iterable[OperatingPoint], samples: SamplesByKey) -> list[LatencyFit]:
-    """How long a batch takes, by the number of lanes."""
+    """The fitted duration of a batch for each number of lanes."""
     points: dict[int, dict[int, float]] = {}
     for point in pairs:
         points.setdefault(point.lanes, {})[point.batch] = _batch_ms(samples["engine", point])
@@ -288,7 +292,7 @@ def _fit_line(found: LatencyFit) -> dict[str, Any]:
 
 
 def _one_picture(samples: SamplesByKey) -> dict[str, Any]:
-    """One picture at a time on one thread: the compiled graph beside the network it was made from."""
+    """The figures of one picture on one thread, and their ratios."""
     given = {
         kind: samples[kind, _ONE] for kind in ("original", "compiled", "plain") if (kind, _ONE) in samples
     }
@@ -302,7 +306,7 @@ def _one_picture(samples: SamplesByKey) -> dict[str, Any]:
 
 
 def _precisions(samples: SamplesByKey) -> list[dict[str, Any]]:
-    """The precisions of the model beside fp32: a batch on one thread, and how many times as fast."""
+    """The duration of a batch on one thread in each precision beside fp32, and the speed-up."""
     fp32 = next((given for (kind, _), given in samples.items() if kind == "fp32"), ())
     return [
         {
@@ -335,7 +339,7 @@ def _by_duration(sample: ThroughputSample) -> float:
 
 
 def _by_cpu(sample: ThroughputSample) -> float:
-    # What a busy machine spoils least; on a GPU it is the host's part only.
+    # Processor time varies least on a busy machine; on a GPU it is the host's part only.
     return max(sample.cpu_ms, 1e-6)
 
 
@@ -344,26 +348,25 @@ def _ratio(
     theirs: Sequence[ThroughputSample],
     figure: Callable[[ThroughputSample], float],
 ) -> float:
-    """The median of the rounds' ratios."""
-    return round(float(np.median([figure(a) / figure(b) for a, b in zip(ours, theirs, strict=True)])), 3)
+    return round(median_ratio(ours, theirs, figure), 3)
 
 
-# --- words --------------------------------------------------------------------------------------------------
+# --- text ---------------------------------------------------------------------------------------------------
 
 
-def caution(report: Mapping[str, Any]) -> str:
-    """What to know before anybody believes the figures; nothing if the machine was quiet."""
+def format_caution(report: Mapping[str, Any]) -> str:
+    """A warning that the figures are too low; empty if the lanes had the processor for themselves."""
     share = report["processorShare"]
     if share is None or share > _IDLE_MACHINE_SHARE:
         return ""
     return (
-        f"The machine was busy with other things: the plan's lanes got {share:.0%} of the processor. Speeds"
-        " are too low, and of the ratios only those by processor time can be trusted."
+        f"The machine was busy: the plan's lanes got {share:.0%} of the processor. Speeds are too low; of the"
+        " ratios, use those by processor time."
     )
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """The report for people."""
+    """The report as text."""
     model, on = report["model"], report["machine"]
     lines = [
         f"{model['name']} ({model['head']}, {model['width']} x {model['height']}), {report['device']}",
@@ -386,9 +389,9 @@ def format_report(report: Mapping[str, Any]) -> str:
         "",
         f"plan: {report['plan']['reason']}",
         f"plan/best: {report['choice']['shareOfBest']:.3f} of {OperatingPoint(best['lanes'], best['batch'])}",
-        *_one_picture_words(report["onePicture"]),
-        *map(_precision_words, report["precisions"]),
-        *filter(None, [caution(report)]),
+        *_format_one_picture(report["onePicture"]),
+        *map(_format_precision, report["precisions"]),
+        *filter(None, [format_caution(report)]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -404,7 +407,7 @@ def _both(figures: Mapping[str, Any], name: str) -> str:
     return f"{figures[name]:.3f} (by processor time {figures[f'{name}ByCpu']:.3f})"
 
 
-def _precision_words(found: Mapping[str, Any]) -> str:
+def _format_precision(found: Mapping[str, Any]) -> str:
     return (
         f"{found['precision']}: {found['ms']:.2f} ms on one thread, {_both(found, 'timesAsFast')} times as"
         f" fast as fp32 with {found['fp32Ms']:.2f} ms"
@@ -414,14 +417,14 @@ def _precision_words(found: Mapping[str, Any]) -> str:
 _ONE_PICTURE_TITLES = {
     "original": "in the original network",
     "compiled": "in the compiled graph",
-    "plain": "in the original network with numpy before it and behind it, to the same rows",
+    "plain": "in the original network with numpy to the same rows",
 }
 
 
-def _one_picture_words(one: Mapping[str, Any]) -> list[str]:
+def _format_one_picture(one: Mapping[str, Any]) -> list[str]:
     if "compiledToPlain" not in one:
-        return ["compiled/original: not measured; there is no plain decoder for this head"]
-    titles = [f"{one[f'{kind}Ms']:.2f} ms {words}" for kind, words in _ONE_PICTURE_TITLES.items()]
+        return ["compiled/original: not measured, because there is no plain decoder for this head"]
+    titles = [f"{one[f'{kind}Ms']:.2f} ms {title}" for kind, title in _ONE_PICTURE_TITLES.items()]
     return [
         f"one picture, one thread: {', '.join(titles)}",
         f"compiled/original: {_both(one, 'compiledToOriginal')}",

@@ -1,9 +1,10 @@
 """`visionedge bench http`: clients on the result endpoints of a module, and what they cost its pipeline.
 
-Requests leave on schedule whether the earlier ones were answered or not, and their latency counts from when
-they were due. The clients are a process of their own (`http_clients`) on the same machine, so three kinds of
-stretches take turns in one run: clients that ask the module, clients that do as much and ask nobody, and no
-clients. The first against the second is what HTTP costs, against the third what clients and HTTP cost.
+Requests leave on schedule, whether the earlier ones were answered or not, and their latency counts from when
+they were due. The clients run in a process of their own (`http_clients`) on the same machine, so each round
+has three phases: clients of the module (loaded), clients that do the same work over a socket pair without the
+module (loopback), and no clients (unloaded). Loaded against loopback is what HTTP costs the pipeline, loaded
+against unloaded what HTTP and the clients cost it.
 """
 
 import json
@@ -14,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -27,67 +28,24 @@ import numpy as np
 
 from visionedge.errors import VisionedgeError
 from visionedge.ops.bench.http_clients import ClientLoad
-from visionedge.ops.bench.report import describe_machine, format_camera_count
+from visionedge.ops.bench.machine import describe_machine, format_camera_count
 from visionedge.runtime.child_process import start_child
+from visionedge.runtime.measurement import run_in_rounds
 from visionedge.runtime.process_limits import usable_cores
 from visionedge.runtime.redaction import mask_address, redact
 
-# A module in a process of its own, for a load that is put on it.
-
-
 _READY = re.compile(r"ready: open (http://\S+)/")
 _STOP_S = 15.0
-
-
-@contextmanager
-def run_module(cameras: int, arguments: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
-    """A module with so many cameras of the clip, its address and the number of its process; stopped after.
-
-    `arguments` are for `visionedge run`.
-
-    Raises:
-        VisionedgeError: it does not start.
-    """
-    given = [word for n in range(cameras) for word in ("--camera", f"bench-{n}=demo:")]
-    words = ("run", "--http", "127.0.0.1:0", *given, *arguments)
-    # A file, not a pipe: nobody reads it while the bench runs, and it must never fill up.
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
-        module = start_child("visionedge", *words, stdout=log, stderr=log)
-        try:
-            yield _wait_for_address(module, log.fileno()), module.pid
-        finally:
-            module.terminate()
-            try:
-                module.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                module.kill()
-                module.wait()
-
-
-def _wait_for_address(module: "subprocess.Popen[bytes]", log: int) -> str:
-    """Where the module listens, as soon as it is ready."""
-
-    while True:
-        text = os.pread(log, 1 << 20, 0).decode(errors="replace")
-        if found := _READY.search(text):
-            return found[1]
-        try:
-            code = module.wait(0.1)
-        except subprocess.TimeoutExpired:
-            continue
-        last = (text.strip().splitlines() or ["it said nothing"])[-1]
-        raise VisionedgeError(f"the module ended with {code}: {redact(last)}")
-
-
 _SETTLE_S = 0.5
 _LIMIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class HttpLoad:
-    """What to ask, and how often: `rate` requests per second in all, from `clients` connections.
+    """`rate` requests per second from `clients` connections together.
 
-    Without `url` a module of its own is started, with so many `cameras` of the clip. `token` is the module's.
+    Without `url` a module with `cameras` cameras of the bundled clip is started; `arguments` are for its
+    `visionedge run`. `token` is the module's HTTP token.
     """
 
     url: str | None = None
@@ -102,9 +60,9 @@ class HttpLoad:
 
 @dataclass(slots=True)
 class LoadPhase:
-    """One stretch: the latencies of its answers in ms, their statuses, and the frames analysed meanwhile.
+    """The responses of one phase with their latencies in ms, and the frames that the pipeline analysed.
 
-    `main_thread_cpu_s` is the processor time of the module's main thread; None where that cannot be seen.
+    `main_thread_cpu_s` is the processor time of the module's main thread; None if it cannot be read.
     """
 
     latencies_ms: list[float] = field(default_factory=list)
@@ -117,28 +75,28 @@ class LoadPhase:
 
     @property
     def frames_per_s(self) -> float:
-        """What the pipeline did."""
+        """The speed of the pipeline."""
         return self.frames / self.took_s
 
 
 RunClients = Callable[[], Mapping[str, Any]]
-"""Lets the clients ask, waits until they are done, and gives what they told."""
+"""Lets the clients send their requests, waits for the end, and returns their results."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPhases:
-    """The stretches: with clients that ask, beside clients that ask nobody, without any. As many of each."""
+    """The phases of all rounds, by kind; one of each kind per round."""
 
-    loaded: list[LoadPhase] = field(default_factory=list)
-    loopback: list[LoadPhase] = field(default_factory=list)
-    unloaded: list[LoadPhase] = field(default_factory=list)
+    loaded: Sequence[LoadPhase]
+    loopback: Sequence[LoadPhase]
+    unloaded: Sequence[LoadPhase]
 
 
 def bench_http(load: HttpLoad, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Measure, and give the report as a document. `tell` hears of the progress.
+    """Measure, and return the report as a document. `progress` gets a line for each step.
 
     Raises:
-        VisionedgeError: the module cannot be started or reached, or answers nothing.
+        VisionedgeError: the module cannot be started or reached.
     """
     if load.url is not None:
         return measure_module(load, load.url.rstrip("/"), progress)
@@ -150,46 +108,89 @@ def bench_http(load: HttpLoad, progress: Callable[[str], None]) -> dict[str, Any
 def measure_module(
     load: HttpLoad, url: str, progress: Callable[[str], None], pid: int | None = None
 ) -> dict[str, Any]:
-    """Measure a module that runs at this address, as process `pid` of this machine; see `bench_http`."""
+    """Measure the module at this address, which runs as process `pid` of this machine; see `bench_http`."""
     module = _ModuleClient(url, load.token, pid)
     status = module.status()
     names = [camera["name"] for camera in status["cameras"]]
     if not names:
-        raise VisionedgeError(f"{mask_address(url)} has no camera to ask for")
+        raise VisionedgeError(f"{mask_address(url)} has no camera whose frames could be requested")
     client_load = module.client_load(load, [f"/api/v1/cameras/{quote(name)}/frame" for name in names])
-    phases = LoadPhases()
-    kinds: list[tuple[list[LoadPhase], Callable[[], AbstractContextManager[RunClients | None]]]] = [
-        (phases.unloaded, run_no_clients),
-        (phases.loopback, partial(_clients, replace(client_load, loopback=True))),
-        (phases.loaded, partial(_clients, client_load)),
-    ]
-    for number in range(load.rounds):
-        # Forwards and backwards: none always comes after the same.
-        for phase_list, with_clients in kinds if number % 2 == 0 else reversed(kinds):
-            with with_clients() as run_clients:
-                phase_list.append(_measure_phase(module, load.seconds, run_clients))
-            time.sleep(_SETTLE_S)
-        progress(_progress(number + 1, load, phases))
-    return _report(load, status, phases)
+
+    def run_phase(clients: ClientLoad | None) -> LoadPhase:
+        with nullcontext() if clients is None else _clients(clients) as run_clients:
+            phase = _measure_phase(module, load.seconds, run_clients)
+        if clients is not None and not phase.latencies_ms:
+            raise VisionedgeError(f"{mask_address(url)} answered no request within {_LIMIT_S:g} s")
+        time.sleep(_SETTLE_S)
+        return phase
+
+    kinds = {
+        "unloaded": partial(run_phase, None),
+        "loopback": partial(run_phase, replace(client_load, loopback=True)),
+        "loaded": partial(run_phase, client_load),
+    }
+    phases = run_in_rounds(
+        kinds, load.rounds, lambda number, results: progress(_progress(number, load, LoadPhases(**results)))
+    )
+    return _report(load, status, LoadPhases(**phases))
+
+
+@contextmanager
+def run_module(cameras: int, arguments: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
+    """Run a module with cameras of the bundled clip: its address and its process id; stop it afterwards.
+
+    `arguments` are for `visionedge run`.
+
+    Raises:
+        VisionedgeError: the module does not start.
+    """
+    given = [word for n in range(cameras) for word in ("--camera", f"bench-{n}=demo:")]
+    words = ("run", "--http", "127.0.0.1:0", *given, *arguments)
+    # A file, not a pipe: the benchmark does not read the output, and a full pipe would block the module.
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
+        module = start_child("visionedge", *words, stdout=log, stderr=log)
+        try:
+            yield _wait_for_address(module, log.fileno()), module.pid
+        finally:
+            module.terminate()
+            try:
+                module.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                module.kill()
+                module.wait()
+
+
+def _wait_for_address(module: "subprocess.Popen[bytes]", log: int) -> str:
+    """The address of the module, as soon as it is ready."""
+    while True:
+        text = os.pread(log, 1 << 20, 0).decode(errors="replace")
+        if found := _READY.search(text):
+            return found[1]
+        try:
+            code = module.wait(0.1)
+        except subprocess.TimeoutExpired:
+            continue
+        last = (text.strip().splitlines() or ["no output"])[-1]
+        raise VisionedgeError(f"the module ended with exit code {code}: {redact(last)}")
 
 
 @contextmanager
 def _clients(client_load: ClientLoad) -> Iterator[RunClients]:
-    """Clients that have connected; they are gone afterwards.
+    """Connected clients in a child process, which is ended afterwards.
 
     Raises:
-        VisionedgeError: they could not.
+        VisionedgeError: they cannot connect.
     """
     with start_child(
         "visionedge.ops.bench.http_clients", stdin=subprocess.PIPE, stderr=None, text=True
     ) as process:
         assert process.stdin is not None  # noqa: S101 - both were asked for
         assert process.stdout is not None  # noqa: S101
-        # Over stdin: the token is none of those who list processes.
+        # Over stdin: other users can read a process's arguments, and the requests have the token.
         process.stdin.write(json.dumps(asdict(client_load)) + "\n")
         process.stdin.flush()
         if process.stdout.readline() != "ready\n":
-            raise VisionedgeError("the clients could not connect")
+            raise VisionedgeError("the clients of the benchmark cannot connect to the module")
 
         def run_clients() -> Mapping[str, Any]:
             results, _ = process.communicate("go\n")
@@ -200,12 +201,6 @@ def _clients(client_load: ClientLoad) -> Iterator[RunClients]:
             yield run_clients
         finally:
             process.kill()
-
-
-@contextmanager
-def run_no_clients() -> Iterator[None]:
-    """Nobody there."""
-    yield None
 
 
 def _measure_phase(module: "_ModuleClient", seconds: float, run_clients: RunClients | None) -> LoadPhase:
@@ -225,7 +220,7 @@ def _measure_phase(module: "_ModuleClient", seconds: float, run_clients: RunClie
 
 
 class _ModuleClient:
-    """The module that is measured, asked now and then how it does."""
+    """The measured module: its status, its frame counts, and the requests that clients send to it."""
 
     def __init__(self, url: str, token: str | None, pid: int | None) -> None:
         self._shown = mask_address(url)
@@ -234,7 +229,7 @@ class _ModuleClient:
         self._pid = pid
 
     def client_load(self, load: HttpLoad, paths: list[str]) -> ClientLoad:
-        """What the clients are to do."""
+        """The load of the clients."""
         host, tls = self._parts.hostname or "", self._parts.scheme == "https"
         port = self._parts.port or (443 if tls else 80)
         lines = [f"Host: {self._parts.netloc.rpartition('@')[2]}"]
@@ -244,10 +239,10 @@ class _ModuleClient:
         return ClientLoad(host, port, tls, load.clients, load.rate, load.seconds, requests, _LIMIT_S)
 
     def status(self) -> dict[str, Any]:
-        """The module's status.
+        """The answer of `/api/v1/status`.
 
         Raises:
-            VisionedgeError: it does not give one.
+            VisionedgeError: the module cannot be reached, or refuses.
         """
         kind = HTTPSConnection if self._parts.scheme == "https" else HTTPConnection
         try:
@@ -257,25 +252,25 @@ class _ModuleClient:
                 answer = connection.getresponse()
                 if answer.status != 200:
                     raise VisionedgeError(
-                        f"{self._shown} answers {answer.status}; give --token where it wants one"
+                        f"{self._shown} answers {answer.status}; if it needs a token, use --token"
                     )
                 found: dict[str, Any] = json.loads(answer.read())
             finally:
                 connection.close()
         except (OSError, HTTPException, ValueError) as error:
             raise VisionedgeError(
-                f"{self._shown} cannot be asked: {redact(str(error)) or 'no answer'}"
+                f"{self._shown} cannot be reached: {redact(str(error)) or 'no answer'}"
             ) from None
         return found
 
     def count_frames(self) -> tuple[int, int]:
-        """Frames so far: analysed, and replaced by newer ones."""
+        """The frames so far: analysed, and replaced by newer ones."""
         cameras = self.status()["cameras"]
         analysed = sum(int(camera["framesAnalysed"]) for camera in cameras)
         return analysed, sum(int(camera["dropped"].get("replaced", 0)) for camera in cameras)
 
     def main_thread_cpu_s(self) -> float | None:
-        """The processor time of its main thread, on which the loop runs; None where it cannot be seen."""
+        """The processor time of its main thread, which runs the event loop; None if it cannot be read."""
         if self._pid is None:
             return None
         try:
@@ -331,12 +326,12 @@ def _report(load: HttpLoad, status: dict[str, Any], phases: LoadPhases) -> dict[
     }
 
 
-def _collect_speeds(phase_list: list[LoadPhase]) -> list[float]:
+def _collect_speeds(phase_list: Sequence[LoadPhase]) -> list[float]:
     return [round(phase.frames_per_s, 3) for phase in phase_list]
 
 
-def _kept(loaded: list[LoadPhase], other: list[LoadPhase]) -> float | None:
-    """The median over the rounds of frames/s to those of the same round's other stretch."""
+def _kept(loaded: Sequence[LoadPhase], other: Sequence[LoadPhase]) -> float | None:
+    """The median over the rounds of the ratio of frames/s to those of the other phase."""
     ratios = [a.frames_per_s / b.frames_per_s for a, b in zip(loaded, other, strict=True) if b.frames]
     return round(median(ratios), 4) if ratios else None
 
@@ -345,8 +340,8 @@ def _ms_per_response(used_s: float, phase: LoadPhase) -> float:
     return used_s * 1000 / max(1, len(phase.latencies_ms))
 
 
-def _server_ms(pairs: list[tuple[LoadPhase, LoadPhase]]) -> float | None:
-    """What an answer costs the module's loop in ms of processor time, beyond what it does without clients."""
+def _server_ms(pairs: Sequence[tuple[LoadPhase, LoadPhase]]) -> float | None:
+    """The processor ms of a response in the module's main thread, above that of the unloaded phases."""
     costs = [
         _ms_per_response(used_s, loaded)
         for loaded, unloaded in pairs
@@ -355,8 +350,8 @@ def _server_ms(pairs: list[tuple[LoadPhase, LoadPhase]]) -> float | None:
     return round(median(costs), 4) if costs else None
 
 
-def _server_share(pairs: list[tuple[LoadPhase, LoadPhase]]) -> float | None:
-    """The same as a share of all cores."""
+def _server_share(pairs: Sequence[tuple[LoadPhase, LoadPhase]]) -> float | None:
+    """The processor time of all responses in the module's main thread as a share of all cores."""
     shares = [
         used_s / loaded.took_s
         for loaded, unloaded in pairs
@@ -376,48 +371,53 @@ def _progress(number: int, load: HttpLoad, phases: LoadPhases) -> str:
     p99_ms = float(np.percentile(loaded.latencies_ms, 99))
     return (
         f"round {number}/{load.rounds}: p99 {p99_ms:.1f} ms; pipeline {loaded.frames_per_s:.1f} frames/s with"
-        f" clients, {phases.loopback[-1].frames_per_s:.1f} beside clients that ask nobody,"
-        f" {phases.unloaded[-1].frames_per_s:.1f} without"
+        f" clients, {phases.loopback[-1].frames_per_s:.1f} with loopback clients,"
+        f" {phases.unloaded[-1].frames_per_s:.1f} without clients"
     )
 
 
-def caution(report: Mapping[str, Any]) -> str:
-    """What to know before anybody believes the pipeline's figure; nothing if it was at its limit."""
+def format_caution(report: Mapping[str, Any]) -> str:
+    """A warning that the cost for the pipeline was not measured; empty if the pipeline was at its limit."""
     if report["pipeline"]["replacedWithoutClients"]:
         return ""
     return (
-        "The pipeline had time to spare: all frames were analysed with or without clients, so what these cost"
-        " it cannot be seen. Give more --cameras."
+        "The pipeline was not at its limit: it analysed all frames with and without clients, so their cost is"
+        " not visible. Use more --cameras."
     )
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """The report for people."""
+    """The report as text."""
     load, http, pipeline = report["load"], report["http"], report["pipeline"]
     latency = "  ".join(f"{key} {value:.1f}" for key, value in http["latencyMs"].items())
-    kept = "no frames came"
+    kept = "no frames were analysed"
     if None not in (pipeline["kept"], pipeline["keptVersusNoClients"]):
         kept = (
-            f"{pipeline['kept']:.1%} of its frames/s kept,"
-            f" {pipeline['keptVersusNoClients']:.1%} with the clients' part"
+            f"{pipeline['kept']:.1%} of its frames/s compared to loopback clients,"
+            f" {pipeline['keptVersusNoClients']:.1%} compared to no clients"
         )
     return (
-        f"{load['clients']} clients, {load['rate']:g} requests/s on the newest frames of"
+        f"{load['clients']} clients, {load['rate']:g} requests/s for the newest frames of"
         f" {format_camera_count(load['cameras'])}\n"
-        f"  {http['responsesPerSecond']:.1f} answers/s  latency ms {latency}  {http['statuses']}\n"
+        f"  {http['responsesPerSecond']:.1f} responses/s  latency ms {latency}"
+        f"  {_format_counts(http['statuses'])}\n"
         f"  processor: {_cost(http['serverCpuMsPerResponse'], pipeline['serverShare'])} in the module,"
         f" {_cost(http['clientCpuMsPerResponse'], pipeline['clientShare'])} in the clients\n"
         f"  pipeline: {kept}\n  {_range(pipeline['withClients'])} frames/s with clients,"
-        f" {_range(pipeline['withLoopbackClients'])} beside clients that ask nobody,"
-        f" {_range(pipeline['withoutClients'])} without\n"
-        f"{caution(report)}"
+        f" {_range(pipeline['withLoopbackClients'])} with loopback clients,"
+        f" {_range(pipeline['withoutClients'])} without clients\n"
+        f"{format_caution(report)}"
     ).rstrip() + "\n"
+
+
+def _format_counts(statuses: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} x {status}" for status, count in statuses.items()) or "no responses"
 
 
 def _cost(ms_per_response: float | None, share: float | None) -> str:
     if ms_per_response is None or share is None:
         return "unknown"
-    return f"{ms_per_response:.2f} ms an answer ({share:.1%} of the cores)"
+    return f"{ms_per_response:.2f} ms per response ({share:.1%} of the cores)"
 
 
 def _range(values: list[float]) -> str:

@@ -1,5 +1,5 @@
-"""doctor: what this machine offers, what is used, the first broken link on the way to the GPU, its remedy.
+"""`visionedge doctor`: what this machine offers, what is used, the first broken link to the GPU, its remedy.
 
-`gather` looks (files, children with time limits), `links` and `surroundings` judge what was seen without
-looking themselves, `remedies` knows what to do about it in the words of the place, `report` tells.
+`facts` gathers (files, and probes with time limits), `gpu_checks` and `system_checks` judge the facts,
+`remedies` has the instructions for this environment, `report` has the text and the JSON document.
 """

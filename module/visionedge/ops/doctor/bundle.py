@@ -1,7 +1,7 @@
-"""The support bundle: a zip with everything a colleague needs, and no secret.
+"""The support bundle: a zip with the report, the configuration and the state of the module, without secrets.
 
-What goes in is named one by one. Every text is masked as everywhere, and on top of that whatever the
-configuration or the environment hold as a secret is searched for and taken out by its value.
+Its content is listed file by file. Every text is redacted as usual; in addition, the values of all secrets in
+the configuration and the environment are masked wherever they occur.
 """
 
 import json
@@ -30,7 +30,7 @@ _MODULE_FILES = {
     "module/metrics.txt": "/metrics",
     "module/log.txt": "/api/v1/log",
 }
-# What tells how a container was started; none of these may hold a secret.
+# Variables that show how the container was started; none of them holds a secret.
 _SHOWN_VARIABLES = re.compile(
     r"VISIONEDGE_(DATA|DEVICE|HTTP|LOG_LEVEL|MODEL|CONFIG)|IOTEDGE_(APIVERSION|DEVICEID|MODULEID|GATEWAYHOSTNAME|"
     r"IOTHUBHOSTNAME|AUTHSCHEME|WORKLOADURI)|NVIDIA_\w+|CUDA_VISIBLE_DEVICES|LD_LIBRARY_PATH|ORT_\w+|"
@@ -43,10 +43,10 @@ _MIN_VARIABLE_CHARS = 6
 
 
 def write_bundle(path: Path, report: DoctorReport, config: Config, host: Host) -> str:
-    """Write the zip; a line that says what is in it.
+    """Write the zip, and return a line that lists its content.
 
     Raises:
-        VisionedgeError: it cannot be written.
+        VisionedgeError: the zip cannot be written.
     """
     scrub = SecretScrubber.of(config, host.environ)
     texts = {
@@ -65,11 +65,11 @@ def write_bundle(path: Path, report: DoctorReport, config: Config, host: Host) -
                 archive.writestr(name, scrub(text))
     except OSError as error:
         raise VisionedgeError(f"{path}: cannot be written: {error.strerror}") from None
-    return f"{path} holds {', '.join(texts)}; look through it before you send it"
+    return f"{path} contains {', '.join(texts)}; check it before you send it"
 
 
 class SecretScrubber:
-    """Takes known secrets out of texts, by their value and in every spelling, and what looks like one."""
+    """Masks known secrets in texts, by value in every encoding, and all that looks like a secret."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         self._known = KnownSecrets()
@@ -77,12 +77,12 @@ class SecretScrubber:
 
     @staticmethod
     def of(config: Config, environ: Mapping[str, str]) -> "SecretScrubber":
-        """For the secrets of a configuration and an environment; the names of cameras stay readable."""
+        """A scrubber for the secrets of a configuration and an environment; camera names stay readable."""
         document = config.model_dump(by_alias=True, mode="json", exclude_none=True)
         return SecretScrubber((find_secrets(document) | set(_secrets(environ))) - config.cameras.keys())
 
     def __call__(self, text: str) -> str:
-        """A text of lines, or a JSON object, whose values are masked one by one: it may be one long line."""
+        """Mask a text line by line; of a JSON object each value, because it may be one long line."""
         try:
             document = json.loads(text)
         except ValueError:
@@ -107,12 +107,12 @@ class SecretScrubber:
 
 def _secrets(environ: Mapping[str, str]) -> Iterator[str]:
     for name, value in environ.items():
-        yield from find_secrets(value)  # the password of a proxy, for one
+        yield from find_secrets(value)  # such as the password of a proxy
         if not _SECRET_VARIABLE.search(name):
             continue
-        if len(value) >= _MIN_VARIABLE_CHARS:  # "true" or a number is none
+        if len(value) >= _MIN_VARIABLE_CHARS:  # shorter values, such as "true" or a number, are not secrets
             yield value
-        # A connection string is a row of pairs, of which some are secret.
+        # A connection string is a list of KEY=VALUE pairs, some of them secret.
         for pair in value.split(";"):
             key, _, part = pair.partition("=")
             if _SECRET_VARIABLE.search(key):
@@ -124,7 +124,7 @@ def _environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _module(config: Config) -> dict[str, str]:
-    """What the running module tells of itself, if one runs at the configured address."""
+    """The state of the module that runs at the configured address, if any."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.http.host, config.http.host)  # noqa: S104 - read, not bound
     base = f"http://{f'[{host}]' if ':' in host else host}:{config.http.port}"
     headers = {"Authorization": f"Bearer {config.http.token}"} if config.http.token else {}
@@ -145,7 +145,7 @@ def _body(opener: urllib.request.OpenerDirector, request: urllib.request.Request
         with opener.open(request, timeout=_TIMEOUT_S) as answer:
             data = answer.read(_MAX_BYTES)
     except urllib.error.HTTPError as error:
-        if error.code != 503:  # /readyz has its reasons in there
+        if error.code != 503:  # the body has the reasons of /readyz
             raise
         data = error.read(_MAX_BYTES)
     return str(data.decode(errors="replace"))

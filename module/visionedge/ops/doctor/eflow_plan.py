@@ -1,8 +1,8 @@
-"""Which passthrough EFLOW supports for a GPU on a Windows, as Microsoft's table of June 2025 has it.
+"""`doctor --plan`: the GPU passthrough that EFLOW supports on a Windows machine.
 
-NVIDIA T4 and A2 go by DDA, on Windows Server 2019 and 2022 and on Windows 10 and 11 Pro, Enterprise and IoT
-Enterprise. GeForce, Quadro, RTX and Intel's integrated GPUs go by GPU-PV, on the same editions of Windows 10
-and 11, but never on Server.
+From Microsoft's table of June 2025: NVIDIA T4 and A2 use DDA, on Windows Server 2019 and 2022 and on Windows
+10 and 11 Pro, Enterprise and IoT Enterprise. GeForce, Quadro, RTX and Intel's integrated GPUs use GPU-PV, on
+the same editions of Windows 10 and 11, but not on Server.
 """
 
 import re
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from visionedge.errors import ConfigError
-from visionedge.ops.doctor.host import Remedy, one_remedy
-from visionedge.ops.doctor.passthrough import DISABLE_REQUIRE_ENV, MIN_CORES, MIN_MEMORY_MIB
+from visionedge.ops.doctor.checks import Remedy, one_remedy
+from visionedge.ops.doctor.remedies import DISABLE_REQUIRE_ENV, MIN_CORES, MIN_MEMORY_MIB
 from visionedge.ops.doctor.wheel import MIN_WINDOWS_DRIVER
 from visionedge.ops.manifest.gpu_options import GPU_OPTIONS, to_compact_json
 
@@ -26,13 +26,13 @@ DATA_DISK_GB = 20
 _MIN_WINDOWS_10 = (19044, 1620)
 _WINDOWS_11 = 22000
 _SERVERS = {17763: "Windows Server 2019", 20348: "Windows Server 2022"}
-# What PowerShell would read as something else than a name.
+# Characters with a meaning in PowerShell.
 _UNSAFE_GPU_NAME = re.compile(r"[\"'`$;\x00-\x1f]")
 
 
 @dataclass(frozen=True, slots=True)
 class EflowPlan:
-    """The answer: whether GPU passthrough is supported, which one, why, and what to type on Windows."""
+    """Whether GPU passthrough is supported, which one, why, and what to type on Windows."""
 
     windows: str
     gpu: str
@@ -56,7 +56,7 @@ class EflowPlan:
         }
 
     def to_text(self) -> str:
-        """For people."""
+        """As text."""
         answer = f"supported: {self.passthrough}" if self.supported else "not supported"
         lines = [f"{self.gpu} on {self.windows}: {answer}", f"  {self.why}", ""]
         for number, step in enumerate(self.steps, 1):
@@ -65,10 +65,10 @@ class EflowPlan:
 
 
 def make_eflow_plan(build: str | None, edition: str | None, gpu: str | None) -> EflowPlan:
-    """What to do on a Windows of this build ("19045" or "19044.1620") and edition, with this GPU.
+    """The plan for a Windows build ("19045" or "19044.1620"), an edition and a GPU.
 
     Raises:
-        ConfigError: something is missing or makes no sense.
+        ConfigError: one of them is missing or not valid.
     """
     _check(build, edition, gpu)
     number, revision = _build(build)
@@ -85,14 +85,14 @@ def make_eflow_plan(build: str | None, edition: str | None, gpu: str | None) -> 
     if number == _MIN_WINDOWS_10[0] and revision is None:
         least = ".".join(map(str, _MIN_WINDOWS_10))
         steps = (
-            *one_remedy(f"see in winver that the build is {least} or newer, else update Windows"),
+            *one_remedy(f"check in winver that the build is {least} or newer, else update Windows"),
             *steps,
         )
     return EflowPlan(windows, gpu, True, family != "intel", passthrough_type, why, steps)
 
 
 def _check(build: str | None, edition: str | None, gpu: str | None) -> None:
-    """Raise one error with everything that is wrong."""
+    """Raise one error with all problems."""
     problems: list[str] = []
     for read, text in ((_build, build), (_edition, edition), (_gpu, gpu)):
         try:
@@ -104,7 +104,7 @@ def _check(build: str | None, edition: str | None, gpu: str | None) -> None:
 
 
 def classify_gpu(gpu: str) -> GpuFamily:
-    """What a GPU is, by the name that Windows gives it; an RTX A2000 is no A2."""
+    """The family of a GPU by its name in Windows; an RTX A2000 is not an A2."""
     if re.search(r"\b(tesla\s+)?t4\b|\ba2\b", gpu, re.IGNORECASE):
         return "datacenter"
     if re.search(r"\bintel\b", gpu, re.IGNORECASE):
@@ -122,10 +122,10 @@ def _build(text: str | None) -> tuple[int, int | None]:
 
 
 def _edition(text: str | None) -> str:
-    to_text = re.sub(r"[\s_]+", "-", (text or "").strip().lower())
-    # "Windows 11 IoT Enterprise LTSC" and the like, as Windows says it.
+    name = re.sub(r"[\s_]+", "-", (text or "").strip().lower())
+    # Accepts Windows' own names, such as "Windows 11 IoT Enterprise LTSC".
     for edition in ("iot-enterprise", "enterprise", "server", "pro", "home"):
-        if edition in to_text:
+        if edition in name:
             return edition
     raise ConfigError([f"--edition: {_shown(text)}; write one of {', '.join(EDITIONS)}"])
 
@@ -133,26 +133,29 @@ def _edition(text: str | None) -> str:
 def _gpu(text: str | None) -> str:
     name = (text or "").strip()
     if not name or _UNSAFE_GPU_NAME.search(name):
-        raise ConfigError([f"--gpu: {_shown(text)}; write its name as Windows gives it, such as NVIDIA A2"])
+        raise ConfigError([f"--gpu: {_shown(text)}; write its name in Windows, such as NVIDIA A2"])
     return name
 
 
 def _shown(text: str | None) -> str:
-    return f"'{text}' makes no sense" if text else "is missing"
+    return f"'{text}' is not valid" if text else "is missing"
 
 
 def _windows(number: int, revision: int | None, edition: str) -> tuple[str, str]:
-    """The name of a Windows, and why EFLOW passes no GPU on there (empty: it does)."""
+    """The name of a Windows, and why EFLOW supports no GPU on it (empty if it does)."""
     if edition == "server":
         name = _SERVERS.get(number, "Windows Server")
         known = number in _SERVERS
-        return f"{name} ({number})", "" if known else "the table knows Windows Server 2019 and 2022 only"
+        return (
+            f"{name} ({number})",
+            "" if known else "EFLOW supports GPUs on Windows Server 2019 and 2022 only",
+        )
     name = "Windows 11" if number >= _WINDOWS_11 else "Windows 10"
     windows = f"{name} {edition} ({number}{'' if revision is None else f'.{revision}'})"
     if edition == "home":
         return windows, "EFLOW needs Pro, Enterprise, IoT Enterprise or Server"
     if number in _SERVERS and number > _MIN_WINDOWS_10[0]:
-        return windows, f"build {number} is that of {_SERVERS[number]}, not of Windows 10"
+        return windows, f"build {number} is {_SERVERS[number]}, not Windows 10"
     least = ".".join(map(str, _MIN_WINDOWS_10))
     if (number, _MIN_WINDOWS_10[1] if revision is None else revision) < _MIN_WINDOWS_10:
         return windows, f"GPU passthrough needs build {least} or newer: update Windows"
@@ -172,16 +175,16 @@ def _choose_passthrough(family: GpuFamily, edition: str) -> tuple[PassthroughTyp
         case _:
             return (
                 "none",
-                "the table lists NVIDIA T4, A2, GeForce, Quadro and RTX, and Intel's integrated GPUs",
+                "EFLOW supports NVIDIA T4, A2, GeForce, Quadro and RTX, and Intel's integrated GPUs",
             )
 
 
 def _explain(family: GpuFamily, passthrough_type: PassthroughType) -> str:
     if family == "intel":
-        return "GPU-PV is supported, but an Intel GPU is no CUDA device: visionedge computes on the CPU"
+        return "GPU-PV is supported, but an Intel GPU is not a CUDA device: visionedge computes on the CPU"
     if passthrough_type == "DirectDeviceAssignment":
-        return "DDA: the GPU leaves Windows and belongs to the VM, which drives it with its own Linux driver"
-    return "GPU-PV: the GPU is shared with Windows, whose NVIDIA driver serves the VM, too"
+        return "DDA: the VM owns the GPU and uses its own Linux driver; Windows cannot use the GPU"
+    return "GPU-PV: Windows and the VM share the GPU and the NVIDIA driver of Windows"
 
 
 def _deploy_without_gpu(gpu: str) -> tuple[str, str]:
@@ -196,7 +199,7 @@ def _steps(
         f"Deploy-Eflow -cpuCount {MIN_CORES} -memoryInMB {MIN_MEMORY_MIB} -vmDataSize {DATA_DISK_GB}"
         f' -gpuPassthroughType {passthrough_type} -gpuCount 1 -gpuName "{gpu}"'
     )
-    deploy = one_remedy("in an elevated PowerShell (EFLOW inside a VM gets no GPU)", line)
+    deploy = one_remedy("in an elevated PowerShell (EFLOW inside a VM cannot use a GPU)", line)
     if family == "intel":
         return deploy
     before = _before(passthrough_type, is_windows_10=is_windows_10)
@@ -204,7 +207,7 @@ def _steps(
     if passthrough_type == "ParaVirtualization":
         options += one_remedy("and its env, for images that set NVIDIA_REQUIRE_CUDA", DISABLE_REQUIRE_ENV)
     check = one_remedy(
-        "then look at the chain from inside",
+        "then check the GPU from inside the module",
         'Invoke-EflowVmCommand "sudo docker exec vision visionedge doctor"',
     )
     return (*before, *deploy, *options, *check)
@@ -218,7 +221,7 @@ def _before(passthrough_type: PassthroughType, *, is_windows_10: bool) -> tuple[
         return (*one_remedy("all cumulative updates of Windows must be installed"), *mitigation)
     least = MIN_WINDOWS_DRIVER[12]
     driver = one_remedy(
-        f"on Windows, NVIDIA's driver {least} or newer (CUDA 12); in the VM none is ever installed"
+        f"on Windows, install NVIDIA's driver {least} or newer (CUDA 12); install none in the VM"
     )
-    wsl = one_remedy("Windows 10 also needs WSL, for its libraries", "wsl --install") if is_windows_10 else ()
+    wsl = one_remedy("Windows 10 also needs the libraries of WSL", "wsl --install") if is_windows_10 else ()
     return (*driver, *wsl)

@@ -1,4 +1,4 @@
-"""Looking, all at once: what the links of the chain are judged by, gathered in a few seconds at most."""
+"""The facts that the checks judge, gathered at once from a `Host` within the time limits of its probes."""
 
 import os
 import stat
@@ -39,7 +39,7 @@ _KIB = 1024
 
 @dataclass(frozen=True, slots=True)
 class RunningEngine:
-    """The engine of a module that runs in this very process; `doubt`: its pace is none of a GPU."""
+    """The engine of the module in this process; `doubt`: why its speed is implausible for a GPU."""
 
     device: DeviceState
     node_placement: NodePlacement
@@ -48,7 +48,7 @@ class RunningEngine:
 
 @dataclass(frozen=True, slots=True)
 class DoctorRequest:
-    """What doctor is asked: for which device, with which configuration (None: none is known)."""
+    """The requested device, the configuration (None: unknown), the data folder, and the running engine."""
 
     device: RequestedDevice = "auto"
     config: Config | None = None
@@ -58,7 +58,7 @@ class DoctorRequest:
 
 @dataclass(frozen=True, slots=True)
 class MemorySize:
-    """Main memory in bytes; `total_bytes` is the container's limit where that is less."""
+    """Main memory in bytes; `total_bytes` is the container's limit if that is lower."""
 
     total_bytes: int
     available_bytes: int
@@ -67,7 +67,7 @@ class MemorySize:
 
 @dataclass(frozen=True, slots=True)
 class ProbeResults:
-    """What the children told; `effective` and `verdict` are those of a session or of the engine here."""
+    """The results of the probes; `effective` and `verdict` are of a test session or of the running engine."""
 
     driver: ProbeResult
     libraries: ProbeResult
@@ -80,7 +80,11 @@ class ProbeResults:
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """Everything that was seen; judged by `links` and `surroundings`."""
+    """All facts, for `gpu_checks` and `system_checks`.
+
+    `cameras`: the state of each camera: "" (readable), "disabled", "network" (see the network probe), or an
+    error. `socket`: the error of the workload socket, else "".
+    """
 
     request: DoctorRequest
     environment: HostEnvironment
@@ -100,19 +104,19 @@ class HostFacts:
 
     @property
     def gpu_works(self) -> bool:
-        """Whether a session on a GPU computed, which no other sign can contradict."""
+        """Whether a session computed on a GPU; this outweighs all other facts."""
         return self.probed.effective != "cpu"
 
     @property
     def gpu_required(self) -> bool:
-        """Whether nothing but a GPU will do."""
+        """Whether a GPU was demanded."""
         return self.request.device in ("cuda", "tensorrt")
 
     @property
     def gpu_is_absent(self) -> bool:
-        """Whether there is no NVIDIA GPU and nobody demanded one, so that nothing is wrong without it.
+        """Whether there is no NVIDIA GPU and none was demanded, so that nothing is wrong.
 
-        A VM on Windows, and a container that cannot see the PCI bus, may be without one that the host has.
+        False in a VM on Windows and in a container that cannot read the PCI bus: the host may have a GPU.
         """
         environment = self.environment
         is_missing = environment.host_gpu == "none" and environment.passthrough in ("none", "intel")
@@ -121,12 +125,12 @@ class HostFacts:
 
     @property
     def fulfilled(self) -> bool:
-        """Whether it is the GPU, and the way of using it, that was asked for."""
+        """Whether the requested device, which is a GPU, works."""
         return self.gpu_works and self.request.device in ("auto", self.probed.effective)
 
 
 def gather_facts(request: DoctorRequest, host: Host) -> HostFacts:
-    """Look at everything; children run side by side, each with its limit."""
+    """Gather all facts; the probes run in parallel, each with its time limit."""
     environment = detect_environment(host)
     wheel = read_wheel(host, tensorrt=request.device == "tensorrt")
     cameras, addresses = _cameras(request.config, host)
@@ -172,12 +176,12 @@ def _run_probes(
 def _find_effective_device(
     request: DoctorRequest, host: Host, wheel: OnnxruntimeWheel, driver: Callable[[], ProbeResult]
 ) -> tuple[EffectiveDevice, DeviceVerdict]:
-    """Where a first session really computes; the engine that runs here knows it better than a probe."""
+    """The device that really computes: that of the running engine, else of a test session."""
     if request.running is not None and request.running.device.effective != "cpu":
         device = request.running.device
         return device.effective, DeviceVerdict(device.code, device.reason)
     if request.device == "cpu":
-        return "cpu", DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was asked for")
+        return "cpu", DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was requested")
     if not wheel.cuda:
         return "cpu", DeviceVerdict(ReasonCode.NO_GPU_BUILD, f"{wheel.name} was built without CUDA")
     first: DeviceVerdict | None = None
@@ -191,11 +195,11 @@ def _find_effective_device(
         if found.code is ReasonCode.OK:
             return candidate, first or found
         first = first or found
-    return "cpu", first or DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was asked for")
+    return "cpu", first or DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was requested")
 
 
 def _placement(request: DoctorRequest, host: Host, effective: EffectiveDevice) -> ProbeResult:
-    """Where the nodes of the model lie, worth asking only where a GPU works."""
+    """The devices of the model's nodes, probed only if a GPU works."""
     if effective == "cpu":
         return ProbeResult({})
     if request.running is not None and request.running.device.effective == effective:
@@ -208,13 +212,13 @@ def _placement(request: DoctorRequest, host: Host, effective: EffectiveDevice) -
     if model.sha256 is not None:
         kept = make_model_path(request.data, model.sha256)
         if not kept.is_file():
-            return ProbeResult({}, reason="the model was not fetched yet")
+            return ProbeResult({}, reason="the model is not downloaded yet")
         path = str(kept)
     return host.probe("placement", {"device": effective, "model": path}, _PLACEMENT_LIMIT_S)
 
 
 def _cameras(config: Config | None, host: Host) -> tuple[dict[str, str], dict[str, tuple[str, int]]]:
-    """For each camera what is known without the network ("" is fine, "network" is to be asked), and where."""
+    """The states of the cameras (see `HostFacts`), and the addresses of those in state "network"."""
     states: dict[str, str] = {}
     addresses: dict[str, tuple[str, int]] = {}
     for name, camera in (config.cameras if config else {}).items():
@@ -263,9 +267,9 @@ def _identity(host: Host) -> Identity | None:
 def _memory(host: Host) -> MemorySize:
     kib = {}
     for line in host.text("/proc/meminfo").splitlines():
-        reason = line.split()
-        if len(reason) >= 2 and reason[1].isdigit():
-            kib[reason[0].rstrip(":")] = int(reason[1])
+        fields = line.split()
+        if len(fields) >= 2 and fields[1].isdigit():
+            kib[fields[0].rstrip(":")] = int(fields[1])
     total, available = kib.get("MemTotal", 0) * _KIB, kib.get("MemAvailable", 0) * _KIB
     text = host.text("/sys/fs/cgroup/memory.max") or host.text("/sys/fs/cgroup/memory/memory.limit_in_bytes")
     limit = int(text) if text.strip().isdigit() else total
@@ -273,15 +277,15 @@ def _memory(host: Host) -> MemorySize:
 
 
 def _is_writable(host: Host, data: Path) -> bool:
-    """Whether the data folder, or the nearest parent in which it would be made, can be written."""
-    for environment in (data, *data.parents):
-        if host.exists(environment):
-            return host.access(host.at(environment), os.W_OK | os.X_OK)
+    """Whether the data folder, or the nearest parent in which it would be created, can be written."""
+    for folder in (data, *data.parents):
+        if host.exists(folder):
+            return host.access(host.at(folder), os.W_OK | os.X_OK)
     return False
 
 
 def _check_socket(host: Host) -> str:
-    """What is wrong with the workload socket; empty where all is well or there is none."""
+    """The error of the workload socket; empty if it works or there is none."""
     identity = _identity(host)
     uri = urlsplit(identity.workload_uri) if identity else None
     if uri is None or uri.scheme != "unix":
@@ -292,12 +296,12 @@ def _check_socket(host: Host) -> str:
     except OSError as error:
         return f"{uri.path}: {error.strerror}"
     if not stat.S_ISSOCK(mode):
-        return f"{uri.path} is no socket"
+        return f"{uri.path} is not a socket"
     return "" if host.access(path, os.R_OK | os.W_OK) else f"{uri.path}: Permission denied"
 
 
 def _newest_file_s(host: Host) -> float:
-    """When the newest of our own files was written: no honest clock is earlier."""
+    """The modification time of the installation: a correct clock is not earlier."""
     try:
         return (host.at(host.site) / "onnxruntime" / "__init__.py").stat().st_mtime
     except OSError:

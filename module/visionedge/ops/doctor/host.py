@@ -1,6 +1,7 @@
-"""The machine that is examined: its files, its packages, and children that may hang or crash in our stead.
+"""The machine that doctor examines: files, packages, and probes in child processes, which may hang or crash.
 
-Everything that doctor learns comes through a `Host`, so tests can give it any machine.
+Doctor reads everything through a `Host`, so that a test can describe any machine. `detect_environment` finds
+out from a host whether this is a container, whether it belongs to IoT Edge, and how a GPU reaches it.
 """
 
 import contextlib
@@ -14,7 +15,6 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,102 +24,17 @@ from visionedge.frames.types import utc_now
 from visionedge.iothub.identity import Identity
 from visionedge.runtime.child_process import start_child
 from visionedge.runtime.process_limits import cpu_quota
-from visionedge.web.documents import FindingDocument, RemedyDocument
-
-# What doctor says about one thing: its state, what was found, and what to do about it.
-
 
 Document = dict[str, Any]
-
-
-class CheckState(StrEnum):
-    """How a thing stands."""
-
-    OK = "ok"
-    INFO = "info"
-    WARNING = "warning"
-    BROKEN = "broken"
-    SKIPPED = "skipped"
-
-
-@dataclass(frozen=True, slots=True)
-class Remedy:
-    """A sentence, and the lines to type or to put somewhere."""
-
-    instruction: str
-    lines: tuple[str, ...] = ()
-
-    def document(self) -> RemedyDocument:
-        """For JSON."""
-        return RemedyDocument(instruction=self.instruction, lines=list(self.lines))
-
-
-Remedies = tuple[Remedy, ...]
-
-
-def one_remedy(instruction: str, *lines: str) -> Remedies:
-    """A single remedy."""
-    return (Remedy(instruction, lines),)
-
-
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """One thing that was looked at. `name` is for programs, `title` and `found` for people."""
-
-    name: str
-    title: str
-    state: CheckState
-    found: str
-    remedies: Remedies = ()
-
-    def document(self) -> FindingDocument:
-        """For JSON."""
-        return FindingDocument(
-            name=self.name,
-            title=self.title,
-            state=self.state.value,
-            found=self.found,
-            remedies=[remedy.document() for remedy in self.remedies],
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class CheckOutcome:
-    """A finding before it has a name: what a check of a link gives."""
-
-    state: CheckState
-    found: str
-    remedies: Remedies = ()
-
-
-def ok(found: str) -> CheckOutcome:
-    """All is well."""
-    return CheckOutcome(CheckState.OK, found)
-
-
-def info(found: str) -> CheckOutcome:
-    """Neither good nor bad."""
-    return CheckOutcome(CheckState.INFO, found)
-
-
-def warning(found: str, *remedies: Remedy) -> CheckOutcome:
-    """It works, and yet."""
-    return CheckOutcome(CheckState.WARNING, found, remedies)
-
-
-def broken(found: str, *remedies: Remedy) -> CheckOutcome:
-    """It does not work."""
-    return CheckOutcome(CheckState.BROKEN, found, remedies)
-
 
 _KILLED_WITHIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What a child told before it ended: one document for each step it came to.
+    """The output of a probe: one document for each step that it reached.
 
-    `ended` is "late" when its time was up, "died" when a signal or an error ended it; `words` says more.
+    `ended` is "late" after a timeout, "died" after a signal or an error; `reason` has the details.
     """
 
     steps: Mapping[str, Document]
@@ -127,25 +42,25 @@ class ProbeResult:
     reason: str = ""
 
     def step(self, name: str) -> Document:
-        """What it told of a step; empty where it never came to it."""
+        """The document of a step; empty if the probe did not reach it."""
         return self.steps.get(name, {})
 
 
 @dataclass(frozen=True, slots=True)
 class DiskSpace:
-    """A file system, in bytes."""
+    """The size of a file system, in bytes."""
 
     total_bytes: int
     free_bytes: int
 
 
 RunProbe = Callable[[str, Document, float], ProbeResult]
-"""Puts a question of `ask.py`, with its arguments, to a child that has so many seconds."""
+"""Runs a probe of `probe_child.py`: its name, its arguments, its time limit in s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A machine. `root` is put before every path that is read; `site` is where packages are installed."""
+    """A machine. `root` is put before every path that is read; `site` is the folder of installed packages."""
 
     root: Path
     environ: Mapping[str, str]
@@ -162,16 +77,16 @@ class Host:
     cpu_quota: float | None = None
 
     def at(self, path: str | Path) -> Path:
-        """Where an absolute path of that machine lies on ours."""
+        """The path on this machine of an absolute path of the examined machine."""
         return self.root / str(path).lstrip("/")
 
     def exists(self, path: str | Path) -> bool:
-        """Whether there is something."""
-        # os.path answers False to names that are impossible or lie behind a closed folder; Path raises.
+        """Whether a path exists."""
+        # os.path returns False for invalid names and unreadable folders; Path raises.
         return os.path.exists(self.at(path))  # noqa: PTH110 - see above
 
     def text(self, path: str | Path, limit_chars: int = 65536) -> str:
-        """The text of a file; empty where it cannot be read."""
+        """The text of a file; empty if it cannot be read."""
         try:
             with self.at(path).open(encoding="utf-8", errors="replace") as file:
                 return file.read(limit_chars)
@@ -179,7 +94,7 @@ class Host:
             return ""
 
     def names(self, folder: str | Path) -> tuple[str, ...]:
-        """What a folder holds, sorted; nothing where it cannot be read."""
+        """The sorted names in a folder; empty if it cannot be read."""
         try:
             return tuple(sorted(os.listdir(self.at(folder))))  # noqa: PTH208 - names, not paths
         except OSError:
@@ -187,7 +102,7 @@ class Host:
 
 
 def this_host(environ: Mapping[str, str]) -> Host:
-    """The machine we run on."""
+    """The machine on which this process runs."""
     return Host(
         root=Path("/"),
         environ=environ,
@@ -206,7 +121,7 @@ def this_host(environ: Mapping[str, str]) -> Host:
 
 
 def run_probe_child(probe_name: str, arguments: Document, limit_s: float) -> ProbeResult:
-    """Ask in a child of `probe_child.py`, which knows the standard library only and starts in no time."""
+    """Run a probe in a child process. `probe_child.py` uses the standard library only, so it starts fast."""
     module = "visionedge.engine.placement"
     target = module if probe_name == "placement" else Path(__file__).with_name("probe_child.py")
     child = start_child(target, probe_name, json.dumps(arguments), stderr=subprocess.PIPE, text=True)
@@ -215,7 +130,7 @@ def run_probe_child(probe_name: str, arguments: Document, limit_s: float) -> Pro
     except subprocess.TimeoutExpired:
         child.kill()
         output = ""
-        # A child that hangs inside the driver does not even die; then it is left behind, not waited for.
+        # A child that hangs in the driver cannot be killed: do not wait for it.
         with contextlib.suppress(subprocess.TimeoutExpired):
             output, _ = child.communicate(timeout=_KILLED_WITHIN_S)
         return ProbeResult(_steps(output), "late", f"no answer within {limit_s:g} s")
@@ -230,7 +145,7 @@ def run_probe_child(probe_name: str, arguments: Document, limit_s: float) -> Pro
 def _steps(output: str) -> dict[str, Document]:
     steps: dict[str, Document] = {}
     for line in output.splitlines():
-        # A line that was cut off by a crash, or that a library printed, is no step.
+        # Skip a line that a crash cut off, or that a library printed.
         with contextlib.suppress(ValueError, KeyError, TypeError):
             document = json.loads(line)
             steps[str(document["step"])] = document
@@ -238,7 +153,7 @@ def _steps(output: str) -> dict[str, Document]:
 
 
 def _packages() -> dict[str, str]:
-    """Every installed package and its version, named as people write it."""
+    """The installed packages and their versions, by normalized name."""
     found: dict[str, str] = {}
     for package in importlib.metadata.distributions():
         # A broken package has no name.
@@ -249,7 +164,7 @@ def _packages() -> dict[str, str]:
 
 
 def _site() -> Path:
-    """Where onnxruntime is installed, or would be."""
+    """The folder in which onnxruntime is installed, or would be."""
     for name in ("onnxruntime-gpu", "onnxruntime", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return Path(str(importlib.metadata.distribution(name).locate_file("")))
@@ -257,15 +172,12 @@ def _site() -> Path:
 
 
 def _space(path: Path) -> DiskSpace | None:
-    """The file system of a path, or of its nearest parent that is there."""
-    for environment in (path, *path.parents):
+    """The file system of a path, or of its nearest existing parent."""
+    for folder in (path, *path.parents):
         with contextlib.suppress(OSError):
-            usage = shutil.disk_usage(environment)
+            usage = shutil.disk_usage(folder)
             return DiskSpace(usage.total, usage.free)
     return None
-
-
-# Where we are: container or not, IoT Edge or not, whose kernel, and which way a GPU comes in.
 
 
 IotEdge = Literal["no", "edge", "simulator", "half"]
@@ -287,12 +199,11 @@ _DISPLAY_CLASS = "0x03"
 
 @dataclass(frozen=True, slots=True)
 class HostEnvironment:
-    """The surroundings of this process.
+    """The environment of this process.
 
-    `passthrough`: DDA (the VM owns the whole GPU), GPU-PV (it is shared with Windows), native (no VM of
-    Hyper-V), an Intel GPU (which is no CUDA device), or none. `offered` is what the machine has that this
-    process does not see: an NVIDIA driver, a GPU-PV device, an NVIDIA card without a driver.
-    `bus` tells whether the PCI bus could be looked at.
+    `passthrough`: DDA (the VM owns the whole GPU), GPU-PV (shared with Windows), native (no Hyper-V VM),
+    intel (not a CUDA device), or none. `host_gpu`: what the host has but this process may not see: an NVIDIA
+    driver, a GPU-PV device, or an NVIDIA card without a driver. `pci_visible`: the PCI bus can be read.
     """
 
     container: bool
@@ -314,12 +225,12 @@ class HostEnvironment:
 
     @property
     def module(self) -> bool:
-        """Whether a deployment manifest made this container."""
+        """Whether IoT Edge made this container from a deployment manifest."""
         return self.edge in ("edge", "half")
 
 
 def detect_environment(host: Host) -> HostEnvironment:
-    """Read the place off a machine's files and environment; nothing is started."""
+    """Read the environment from a machine's files and variables; no process is started."""
     edge = _edge(host)
     kernel = _kernel(host, edge)
     nodes = tuple(f"/dev/{name}" for name in host.names("/dev") if _NODE.fullmatch(name))
@@ -369,7 +280,7 @@ def _kernel(host: Host, edge: IotEdge) -> Kernel:
     )
     hyper_v = (vendor, product) == ("Microsoft Corporation", "Virtual Machine")
     hyper_v = hyper_v or bool(host.names("/sys/bus/vmbus/devices"))
-    # Nothing inside says "EFLOW": its kernel is Azure Linux's (Mariner's before), on Hyper-V or in IoT Edge.
+    # EFLOW has no mark of its own: its kernel is Azure Linux (formerly Mariner), on Hyper-V or in IoT Edge.
     microsofts = "microsoft" in release or _AZURE_LINUX.search(release + host.text("/proc/version"))
     if microsofts and (hyper_v or edge != "no"):
         return "eflow"
@@ -377,7 +288,7 @@ def _kernel(host: Host, edge: IotEdge) -> Kernel:
 
 
 def _kernel_driver(host: Host) -> str:
-    """The version of NVIDIA's kernel module; empty without one (GPU-PV has none)."""
+    """The version of NVIDIA's kernel module; empty without one, as under GPU-PV."""
     text = host.text("/sys/module/nvidia/version") or host.text("/proc/driver/nvidia/version")
     found = _VERSION.search(text)
     return found[1] if found else ""

@@ -1,7 +1,7 @@
-"""The child that asks what may hang or crash: the driver, the CUDA libraries, the network, the clock.
+"""Probes that may hang or crash, run as a child process: driver, CUDA libraries, network, clock.
 
-``python -I ask.py QUESTION ARGUMENTS`` prints a JSON line for each step as soon as it is known, so that what
-was learnt before a crash is not lost. Only the standard library is used.
+``python -I probe_child.py PROBE ARGUMENTS`` prints a JSON line after each step, so that a crash loses only
+the later steps. Only the standard library is used.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ _print_lock = threading.Lock()
 
 
 def report_step(step: str, **facts: Any) -> None:
-    """One line for the parent."""
+    """Print a step as a line for the parent."""
     line = json.dumps({"step": step, **facts})
     with _print_lock:
         sys.stdout.write(line + "\n")
@@ -31,7 +31,7 @@ def report_step(step: str, **facts: Any) -> None:
 
 
 def probe_driver(arguments: dict[str, Any]) -> None:
-    """Open the device nodes, load libcuda, start it, count devices, ask for their memory."""
+    """Open the device nodes, load libcuda, initialise it, list the devices and their memory."""
     report_step("open", errors={node: _open_error(node) for node in arguments["nodes"]})
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -63,7 +63,7 @@ def _open_error(node: str) -> str | None:
 
 
 def _loaded_path(name: str) -> str:
-    """The file that a library was loaded from."""
+    """The file from which a library was loaded."""
     with suppress(OSError):
         for line in Path("/proc/self/maps").read_text().splitlines():
             path = line.split(maxsplit=5)[-1]
@@ -94,7 +94,7 @@ def _device(driver: Any, index: int) -> dict[str, Any]:
 
 
 def _memory(driver: Any) -> dict[str, int]:
-    """Free memory of the first device, which takes a context on it."""
+    """The free memory of the first device; the query needs a context on it."""
     context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
     code = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
     if code:
@@ -106,7 +106,7 @@ def _memory(driver: Any) -> dict[str, int]:
 
 
 def _probe_nvml() -> None:
-    """The driver's own version, by NVML; under WSL it may refuse any question."""
+    """The driver's version from NVML, which may refuse all queries under WSL."""
     with suppress(OSError, AttributeError):
         management = ctypes.CDLL("libnvidia-ml.so.1")
         text = ctypes.create_string_buffer(_NAME_BYTES)
@@ -117,9 +117,9 @@ def _probe_nvml() -> None:
 
 
 def probe_libraries(arguments: dict[str, Any]) -> None:
-    """Load libraries in turn, from a folder of packages where they lie there, and ask for their versions.
+    """Load libraries in order and report their versions.
 
-    That is how onnxruntime finds them: what came as packages first, then whatever the loader knows.
+    As onnxruntime does: from the folders of packages first, then from the loader's search path.
     """
     folders = [Path(folder) for folder in arguments["folders"]]
     for name in arguments["names"]:
@@ -134,7 +134,7 @@ def probe_libraries(arguments: dict[str, Any]) -> None:
 
 
 def _version(name: str, library: Any) -> int:
-    """As the library numbers itself; 0 where it does not tell."""
+    """The library's own version number; 0 if it has none."""
     value = ctypes.c_int()
     with suppress(AttributeError):
         match name.split(".so", maxsplit=1)[0]:
@@ -156,14 +156,14 @@ def _version(name: str, library: Any) -> int:
 
 
 def _property(library: Any, which: int) -> int:
-    """Major, minor or patch level of cuBLAS."""
+    """The major (0), minor (1) or patch (2) version of cuBLAS."""
     value = ctypes.c_int()
     library.cublasGetProperty(which, ctypes.byref(value))
     return value.value
 
 
 def probe_network(arguments: dict[str, Any]) -> None:
-    """Look names up, knock at ports and read a server's clock, all at once; the parent sets the limit."""
+    """Resolve names, connect to ports and read a server's clock, in parallel; the parent limits the time."""
     work = [
         *(threading.Thread(target=_resolve, args=(name,), daemon=True) for name in arguments["resolve"]),
         *(
@@ -200,7 +200,7 @@ def _try_connect(key: str, host: str, port: int) -> None:
 
 
 def _read_server_date(name: str) -> None:
-    """The clock of a server. Unverified on purpose: with a wrong clock no certificate is valid."""
+    """The clock of a server. Without verification, because no certificate is valid under a wrong clock."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -216,7 +216,7 @@ def _read_server_date(name: str) -> None:
 
 
 class _Timex(ctypes.Structure):
-    """The head of the kernel's `struct timex`, and room for its rest."""
+    """The first fields of the kernel's `struct timex`, and space for the others."""
 
     _fields_ = (
         ("modes", ctypes.c_uint),
@@ -230,7 +230,7 @@ class _Timex(ctypes.Structure):
 
 
 def probe_clock(_arguments: dict[str, Any]) -> None:
-    """Whether the kernel believes that its clock is kept by somebody."""
+    """Whether the kernel considers its clock synchronised."""
     state = _Timex()
     unsynchronised = 0x40
     if ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(state)) >= 0:

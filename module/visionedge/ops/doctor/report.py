@@ -1,4 +1,8 @@
-"""The whole examination: look, judge, and tell it as JSON or in words."""
+"""`visionedge doctor`: examine a machine, and report the result as JSON or as text.
+
+`examine` gathers the facts, runs all checks and returns a `DoctorReport`. A running module answers from a
+`CachedReport`, so that its HTTP endpoint examines the machine at most once a minute.
+"""
 
 import asyncio
 import textwrap
@@ -9,9 +13,10 @@ from dataclasses import dataclass
 from visionedge import __version__
 from visionedge.engine.device.devices import EffectiveDevice, ReasonCode, RequestedDevice
 from visionedge.frames.types import format_utc
+from visionedge.ops.doctor.checks import CheckResult, CheckState
 from visionedge.ops.doctor.facts import DoctorRequest, gather_facts
 from visionedge.ops.doctor.gpu_checks import run_gpu_checks
-from visionedge.ops.doctor.host import CheckResult, CheckState, Document, Host, HostEnvironment
+from visionedge.ops.doctor.host import Document, Host, HostEnvironment
 from visionedge.ops.doctor.system_checks import run_system_checks
 from visionedge.runtime.redaction import redact, redact_document
 from visionedge.web.documents import DoctorDeviceDocument, DoctorDocument, DoctorEnvironmentDocument
@@ -37,7 +42,7 @@ _COLOURS = {
 
 @dataclass(frozen=True, slots=True)
 class DoctorReport:
-    """What was found. `chain` leads to the GPU, `surroundings` is everything else."""
+    """The results of all checks. `chain` has those of the GPU, in order."""
 
     at: str
     system: str
@@ -52,12 +57,12 @@ class DoctorReport:
 
     @property
     def first_broken(self) -> CheckResult | None:
-        """The first broken link of the chain."""
+        """The first broken check of the chain."""
         return next((finding for finding in self.chain if finding.state is CheckState.BROKEN), None)
 
     @property
     def fulfilled(self) -> bool:
-        """Whether this machine does what is asked of it; the CPU is fine unless a GPU is demanded."""
+        """Whether the effective device is the requested one; with `auto` every device is."""
         return self.requested in ("auto", self.effective)
 
     def document(self) -> Document:
@@ -90,7 +95,7 @@ class DoctorReport:
         return masked
 
     def to_text(self, *, colours: bool = False) -> str:
-        """For people, secrets masked; the marks with the colours of a terminal."""
+        """As text, secrets masked; with `colours` for a terminal."""
         device = f"requested {self.requested}, effective {self.effective}"
         if self.code is not ReasonCode.OK:
             device += f": {redact(self.reason)} ({self.code})"
@@ -101,7 +106,7 @@ class DoctorReport:
             "The chain to the GPU",
             *_table(self.chain, but=self.first_broken, colours=colours),
             "",
-            "Beside it",
+            "Other checks",
             *_table(self.system_checks, colours=colours),
             "",
             *self._summary(),
@@ -113,7 +118,7 @@ class DoctorReport:
         if first is None and self.gpu_is_absent:
             return ["no NVIDIA GPU here: the CPU computes"]
         if first is None:
-            return ["the chain to the GPU is whole" if self.effective != "cpu" else "no link is broken"]
+            return ["the chain to the GPU works" if self.effective != "cpu" else "no link is broken"]
         instead = {"cpu": "the CPU", "cuda": "CUDA"}.get(self.effective, self.effective)
         fine = f"; {instead} computes instead" if self.fulfilled else ""
         lines = _wrap("", f"first broken link: {first.title}: {first.found}{fine}")
@@ -125,7 +130,7 @@ class DoctorReport:
 
 
 def examine(request: DoctorRequest, host: Host) -> DoctorReport:
-    """Look at a machine and judge it. Takes a second or two, at most what its children are given."""
+    """Examine a machine: 1 to 2 s, at most the sum of the probes' time limits."""
     facts = gather_facts(request, host)
     return DoctorReport(
         at=format_utc(host.utc_now()),
@@ -142,7 +147,7 @@ def examine(request: DoctorRequest, host: Host) -> DoctorReport:
 
 
 def _table(findings: tuple[CheckResult, ...], but: CheckResult | None = None, *, colours: bool) -> list[str]:
-    """One line a finding, and what to do below it; of `but` that is told elsewhere."""
+    """One line per result, followed by its remedies; those of `but` are in the summary."""
     width = max(len(finding.title) for finding in findings)
     lines = []
     for finding in findings:
@@ -155,7 +160,7 @@ def _table(findings: tuple[CheckResult, ...], but: CheckResult | None = None, *,
 
 
 def _colour_line(line: str, state: CheckState) -> str:
-    """A line of a table with its mark in colour; what needs no attention is grey, the whole line."""
+    """A line with its mark in colour; lines that need no attention are grey as a whole."""
     end = len(line) if state in (CheckState.INFO, CheckState.SKIPPED) else 3
     return f"\x1b[{_COLOURS[state]}m{line[:end]}\x1b[0m{line[end:]}"
 
@@ -164,13 +169,13 @@ def _remedies(finding: CheckResult) -> list[str]:
     lines: list[str] = []
     for remedy in finding.remedies:
         lines += _wrap("  → ", remedy.instruction)
-        lines += [f"        {redact(line)}" for line in remedy.lines]  # to be copied, so never broken
+        lines += [f"        {redact(line)}" for line in remedy.lines]  # no wrapping: people copy this line
     return lines
 
 
 def _wrap(head: str, text: str) -> list[str]:
     return textwrap.wrap(
-        head + redact(text),  # before it is broken: a secret may hold a blank
+        head + redact(text),  # mask before wrapping: a secret may contain a space
         _WIDTH,
         subsequent_indent=" " * len(head),
         break_long_words=False,
@@ -178,17 +183,16 @@ def _wrap(head: str, text: str) -> list[str]:
     )
 
 
-# Doctor for a module that runs: one examination at a time, and none oftener than once a minute.
+# --- the report of a running module -------------------------------------------------------------------------
 
 
 MAX_AGE_NS = 60_000_000_000
 
 
 class CachedReport:
-    """Answers from the last examination while it is fresh. Loop only.
+    """Keeps the last report for a minute. For the event loop only.
 
-    `examine` makes a new one; whoever asks meanwhile waits for the same, and if one of them leaves, the
-    others still get it.
+    While `examine` runs, all callers wait for the same report; a cancelled caller does not cancel it.
     """
 
     def __init__(
@@ -200,7 +204,7 @@ class CachedReport:
         self._begun_ns = 0
 
     async def report(self) -> Document:
-        """The newest report; raises what the examination raised."""
+        """A report that is at most a minute old. Raises what `examine` raises."""
         if self._task is None or self._is_old(self._task):
             self._begun_ns = self._clock()
             self._task = asyncio.ensure_future(self._examine())

@@ -1,12 +1,13 @@
-"""What else has to be right: memory, disk, clock, packages, the gateway, the workload socket, the cameras."""
+"""Checks beside the chain to the GPU: packages, memory, disk, clock, gateway, workload socket, HTTP, cameras.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+A check judges the facts and reads nothing itself.
+"""
+
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 
-from visionedge.ops.doctor.facts import HostFacts
-from visionedge.ops.doctor.host import (
-    CheckOutcome,
+from visionedge.ops.doctor.checks import (
+    Check,
     CheckResult,
     Remedies,
     broken,
@@ -15,101 +16,94 @@ from visionedge.ops.doctor.host import (
     one_remedy,
     warning,
 )
-from visionedge.ops.doctor.passthrough import RESTART_VM_COMMANDS, set_eflow_vm_command
+from visionedge.ops.doctor.facts import HostFacts
+from visionedge.ops.doctor.remedies import RESTART_VM_COMMANDS, set_eflow_vm_command
 from visionedge.runtime.redaction import redact
 
 _MIB, _GIB = 2**20, 2**30
 
-# One module with a few cameras takes 200 to 400 MiB on the CPU; CUDA and cuDNN map and keep GiBs more.
-# Where IoT Edge runs as well, its agent and hub want theirs; 1024, what EFLOW gives by itself, is too little.
+# A module with a few cameras takes 200 to 400 MiB on the CPU; CUDA and cuDNN take some GiB more. IoT Edge's
+# agent and hub need memory too; EFLOW's default of 1024 MiB is too little.
 _RECOMMENDED_MIB = {False: 768, True: 4096}
 _EDGE_MIB = 768
 _MIN_AVAILABLE_MIB = 256
-# The spool may take 256 MB; compiled models, plans and TensorRT's engines come on top.
+# The spool may take 256 MB, and compiled models, plans and TensorRT engines need space too.
 _LOW_DISK_MIB, _MIN_DISK_MIB = 1024, 128
-# The GPU image is 4 GB unpacked, twice during an update, beside the images of IoT Edge and what is pulled.
+# The GPU image is 4 GB unpacked, twice during an update, beside the images of IoT Edge and the download.
 _MIN_EFLOW_DISK_GIB = 16
 _LARGE_SKEW_S, _TOKEN_SKEW_S = 60.0, 300.0
 _DAY_S = 86400.0
 
 
-@dataclass(frozen=True, slots=True)
-class SystemCheck:
-    """One thing beside the chain; `check` gives None where it has no meaning here."""
-
-    name: str
-    title: str
-    check: Callable[[HostFacts], CheckOutcome | None]
-
-
 def run_system_checks(facts: HostFacts) -> tuple[CheckResult, ...]:
-    """Judge everything beside the chain, cameras last."""
-    outcomes = [
-        (system_check.name, system_check.title, system_check.check(facts)) for system_check in SYSTEM_CHECKS
+    """Run the checks that apply to this machine, then one for each camera."""
+    results = [result for check in SYSTEM_CHECKS if (result := check.run(facts)) is not None]
+    results += [
+        replace(_camera(facts, name, state), name="camera", title=f"camera {name}")
+        for name, state in facts.cameras.items()
     ]
-    outcomes += [
-        ("camera", f"camera {name}", _camera(facts, name, why)) for name, why in facts.cameras.items()
-    ]
-    return tuple(
-        CheckResult(name, title, outcome.state, outcome.found, outcome.remedies)
-        for name, title, outcome in outcomes
-        if outcome is not None
-    )
+    return tuple(results)
 
 
-def _packages(facts: HostFacts) -> CheckOutcome:
+def _packages(facts: HostFacts) -> CheckResult:
     wheel = facts.wheel
     if wheel.others:
         every = ", ".join(sorted({wheel.package, *wheel.others}))
-        instruction = "remove all of them, then install one"
-        return broken(f"{every} own one folder; {wheel.package} came last and won", *one_remedy(instruction))
+        instruction = "uninstall all of them, then install one"
+        return broken(
+            f"{every} share one folder; {wheel.package} was installed last", *one_remedy(instruction)
+        )
     if not wheel.package:
-        return broken("no onnxruntime is installed", *one_remedy("install it", "pip install '.[cpu]'"))
-    return ok(f"{wheel.name}, and no other onnxruntime")
+        return broken("onnxruntime is not installed", *one_remedy("install it", "pip install '.[cpu]'"))
+    return ok(f"{wheel.name}, no other onnxruntime")
 
 
-def _cpu_quota(facts: HostFacts) -> CheckOutcome | None:
+def _cpu_quota(facts: HostFacts) -> CheckResult | None:
     quota = facts.cpu_quota
     if quota is None or quota >= facts.cores:
         return None
-    text = f"{quota:.3g} of {facts.cores} cores, by the control group of this process"
+    text = f"{quota:.3g} of {facts.cores} cores, limited by the control group of this process"
     if quota >= 1:
         return info(text)
     where = (
         "HostConfig.NanoCpus" if facts.environment.module else "docker run --cpus, or CPUQuota= of systemd"
     )
-    return warning(f"{text}: decoding and the model wait for each other", *one_remedy(f"raise it ({where})"))
+    return warning(
+        f"{text}: decoding and inference slow each other down", *one_remedy(f"raise the quota ({where})")
+    )
 
 
-def _memory(facts: HostFacts) -> CheckOutcome:
+def _memory(facts: HostFacts) -> CheckResult:
     total, available = facts.memory.total_bytes // _MIB, facts.memory.available_bytes // _MIB
     if not total:
-        return info("not known")
+        return info("unknown")
     limit = " (the limit of this container)" if facts.memory.limited else ""
     text = f"{total} MiB{limit}, {available} available"
     wanted = _RECOMMENDED_MIB[facts.wheel.cuda > 0]
     if facts.environment.edge != "no" and not facts.memory.limited:
         wanted += _EDGE_MIB
-    if total < wanted * 0.9:  # a VM of 4096 MiB shows less than that
-        return warning(f"{text}: {wanted} MiB are wanted", *_more_memory(facts))
+    if total < wanted * 0.9:  # a VM of 4096 MiB reports less
+        return warning(f"{text}: {wanted} MiB are recommended", *_more_memory(facts))
     if available < _MIN_AVAILABLE_MIB:
-        return warning(f"{text}: little is left", *one_remedy("see what else runs here"))
+        return warning(f"{text}: too little is available", *one_remedy("stop other programs, or add memory"))
     return ok(text)
 
 
 def _more_memory(facts: HostFacts) -> Remedies:
     if facts.memory.limited:
-        return one_remedy("raise this container's limit (HostConfig.Memory)")
+        return one_remedy("raise the limit of this container (HostConfig.Memory)")
     if facts.environment.kernel != "eflow":
-        return one_remedy("give this machine more memory")
-    way = {"dda": "DirectDeviceAssignment", "gpu-pv": "ParaVirtualization"}.get(facts.environment.passthrough)
-    if way is None:
+        return one_remedy("add memory to this machine")
+    passthrough = {"dda": "DirectDeviceAssignment", "gpu-pv": "ParaVirtualization"}.get(
+        facts.environment.passthrough
+    )
+    if passthrough is None:
         line = set_eflow_vm_command("none", facts.cores, facts.memory.total_bytes).replace(
             ' -gpuName "NAME OF THE GPU"', ""
         )
     else:
-        line = set_eflow_vm_command(way, facts.cores, facts.memory.total_bytes, _gpu_name(facts))
-    return one_remedy("on Windows; whatever is left out of the line is set back, the GPU, too", line)
+        line = set_eflow_vm_command(passthrough, facts.cores, facts.memory.total_bytes, _gpu_name(facts))
+    return one_remedy("on Windows; omitted options are reset, the GPU included", line)
 
 
 def _gpu_name(facts: HostFacts) -> str:
@@ -117,25 +111,25 @@ def _gpu_name(facts: HostFacts) -> str:
     return str(devices[0]["name"]) if devices else "NAME OF THE GPU"
 
 
-def _disk(facts: HostFacts) -> CheckOutcome:
+def _disk(facts: HostFacts) -> CheckResult:
     data = facts.request.data
     if facts.space is None:
-        return info(f"{data}: not known")
+        return info(f"{data}: unknown")
     free, total = facts.space.free_bytes, facts.space.total_bytes
     text = f"{data}: {free // _MIB} of {total // _MIB} MiB free"
     if not facts.writable:
         return broken(f"{text}, but user {facts.uid} cannot write there", *_fix_data_folder(facts))
     if free < _MIN_DISK_MIB * _MIB:
-        return broken(f"{text}: nothing can be kept", *_free_disk_space(facts))
+        return broken(f"{text}: too little to store anything", *_free_disk_space(facts))
     if free < _LOW_DISK_MIB * _MIB:
         return warning(
-            f"{text}: the spool and compiled models want {_LOW_DISK_MIB}", *_free_disk_space(facts)
+            f"{text}: the spool and compiled models need {_LOW_DISK_MIB}", *_free_disk_space(facts)
         )
     if facts.environment.kernel == "eflow" and facts.wheel.cuda and total < _MIN_EFLOW_DISK_GIB * _GIB:
-        instruction = "the disk of an EFLOW VM is set when it is deployed (10 GB if nothing is said)"
+        instruction = "the disk size of an EFLOW VM is set when it is deployed (default 10 GB)"
         line = "Deploy-Eflow -vmDataSize 20 …"
         return warning(
-            f"{text}: an update of the GPU image wants {_MIN_EFLOW_DISK_GIB} GiB in all",
+            f"{text}: an update of the GPU image needs {_MIN_EFLOW_DISK_GIB} GiB in total",
             *one_remedy(instruction, line),
         )
     return ok(text)
@@ -144,35 +138,39 @@ def _disk(facts: HostFacts) -> CheckOutcome:
 def _fix_data_folder(facts: HostFacts) -> Remedies:
     if facts.environment.container:
         return one_remedy(
-            "on the host, give the folder that is bound to it to this user",
+            "on the host, make this user the owner of the folder that is mounted there",
             f"chown {facts.uid}:{facts.uid} …",
         )
-    return one_remedy("name a folder of your own", "VISIONEDGE_DATA=… visionedge run")
+    return one_remedy("use a folder that you can write to", "VISIONEDGE_DATA=… visionedge run")
 
 
 def _free_disk_space(facts: HostFacts) -> Remedies:
-    return one_remedy("remove images that nobody needs" if facts.environment.container else "make room")
+    return one_remedy("remove unused images" if facts.environment.container else "free disk space")
 
 
-def _clock(facts: HostFacts) -> CheckOutcome:
+def _clock(facts: HostFacts) -> CheckResult:
     if facts.now_s < facts.newest_file_s - _DAY_S:
         days = (facts.newest_file_s - facts.now_s) / _DAY_S
         return broken(f"{days:.0f} days behind the files of this installation", *_set_clock(facts))
     kept = facts.probed.clock.step("kernel").get("synchronised")
     text = (
-        "not known who keeps it" if kept is None else "kept by NTP" if kept else "the kernel knows of no NTP"
+        "synchronisation unknown"
+        if kept is None
+        else "synchronised by NTP"
+        if kept
+        else "not synchronised by NTP"
     )
     skew_s = _skew_s(facts)
     if skew_s is None:
         return info(text)
-    text = f"{skew_s:+.0f} s against the hub, {text}"
+    text = f"{skew_s:+.0f} s compared to the IoT hub, {text}"
     if abs(skew_s) > _TOKEN_SKEW_S:
-        return broken(f"{text}: the hub refuses tokens made with it", *_set_clock(facts))
+        return broken(f"{text}: the IoT hub refuses tokens of this module", *_set_clock(facts))
     return warning(text, *_set_clock(facts)) if abs(skew_s) > _LARGE_SKEW_S else ok(text)
 
 
 def _skew_s(facts: HostFacts) -> float | None:
-    """Our clock less the hub's; None where the hub did not tell."""
+    """This clock minus the IoT hub's, in s; None if the hub did not answer."""
     try:
         date = parsedate_to_datetime(facts.probed.network.step("date")["date"])
     except (KeyError, TypeError, ValueError):
@@ -183,84 +181,88 @@ def _skew_s(facts: HostFacts) -> float | None:
 def _set_clock(facts: HostFacts) -> Remedies:
     if facts.environment.kernel == "eflow":
         return one_remedy(
-            "the clock of the VM stands still while Windows sleeps: restart the VM", *RESTART_VM_COMMANDS
+            "the clock of the VM stops while Windows sleeps: restart the VM", *RESTART_VM_COMMANDS
         )
-    where = "on the host, let" if facts.environment.container else "let"
-    return one_remedy(f"{where} a time service keep the clock", "timedatectl set-ntp true")
+    where = "on the host, " if facts.environment.container else ""
+    return one_remedy(f"{where}synchronise the clock by NTP", "timedatectl set-ntp true")
 
 
-def _gateway(facts: HostFacts) -> CheckOutcome | None:
+def _gateway(facts: HostFacts) -> CheckResult | None:
     name = facts.environ.get("IOTEDGE_GATEWAYHOSTNAME", "")
     if facts.environment.edge != "edge":
         return None
     step = facts.probed.network.step(f"resolve:{name}")
     if addresses := step.get("addresses"):
-        return ok(f"{name} is {', '.join(addresses)}")
+        return ok(f"{name} resolves to {', '.join(addresses)}")
     why = step.get("error") or facts.probed.network.reason or "no answer"
     options = '{"NetworkingConfig":{"EndpointsConfig":{"azure-iot-edge":{}}}}'
     return broken(
         f"{name} cannot be resolved: {why}",
         *one_remedy(
-            "edgeHub must run, with the module on its network; createOptions that name a network need",
+            "edgeHub must run, and the module must be on its network; if createOptions name a network, add",
             options,
         ),
     )
 
 
-def _workload(facts: HostFacts) -> CheckOutcome | None:
+def _workload(facts: HostFacts) -> CheckResult | None:
     uri = facts.environ.get("IOTEDGE_WORKLOADURI", "")
     if facts.environment.edge != "edge":
         return None
     if not facts.socket:
         return ok(uri)
     if "Permission denied" in facts.socket:
-        instruction = "the agent makes it with mode 0666: let nobody change that, or run the module as root"
+        instruction = (
+            "edgeAgent creates the socket with mode 0666: restore that mode, or run the module as root"
+        )
         return broken(f"user {facts.uid} cannot open it: {facts.socket}", *one_remedy(instruction))
     return broken(
         facts.socket,
-        *one_remedy("restart the module: the agent binds the socket when it makes the container"),
+        *one_remedy("restart the module: edgeAgent mounts the socket when it creates the container"),
     )
 
 
-def _http(facts: HostFacts) -> CheckOutcome | None:
+def _http(facts: HostFacts) -> CheckResult | None:
     http = facts.request.config.http if facts.request.config else None
     if http is None or not http.is_open:
         return None
     return warning(
-        f"listens on {http.host}:{http.port} without a token: every machine that reaches it sees pictures,"
-        " status and log",
+        f"listens on {http.host}:{http.port} without a token: every machine that reaches it can read"
+        " pictures, status and log",
         *one_remedy("set http.token (or VISIONEDGE_HTTP_TOKEN), or listen on 127.0.0.1"),
     )
 
 
-def _camera(facts: HostFacts, name: str, why: str) -> CheckOutcome:
-    """`why` is what was known without the network: "" fine, "disabled", "network", else an error."""
-    if why == "disabled":
+def _camera(facts: HostFacts, name: str, state: str) -> CheckResult:
+    """`state` is that of `HostFacts.cameras`."""
+    if state == "disabled":
         return info("disabled")
-    if why != "network":
-        if not why:
+    if state != "network":
+        if not state:
             return ok("can be read")
         denied = (
-            one_remedy("add the group of the device (HostConfig.GroupAdd)") if "Permission" in why else ()
+            one_remedy("add the group of the device to the container (HostConfig.GroupAdd)")
+            if "Permission" in state
+            else ()
         )
-        return broken(why, *denied)
+        return broken(state, *denied)
     step = facts.probed.network.step(f"reach:{name}")
     if step.get("reached"):
-        return ok("answers at its port")
-    why = step.get("error") or facts.probed.network.reason or "no answer"
+        return ok("reachable at its port")
+    reason = step.get("error") or facts.probed.network.reason or "no answer"
     return broken(
-        redact(f"does not answer: {why}"), *one_remedy("check its address, its power and the network to it")
+        redact(f"cannot be reached: {reason}"), *one_remedy("check its address, its power and the network")
     )
 
 
 SYSTEM_CHECKS = (
-    SystemCheck("packages", "packages", _packages),
-    SystemCheck("cpu-quota", "CPU quota", _cpu_quota),
-    SystemCheck("memory", "memory", _memory),
-    SystemCheck("disk", "disk", _disk),
-    SystemCheck("clock", "clock", _clock),
-    SystemCheck("gateway", "gateway", _gateway),
-    SystemCheck("workload-socket", "workload socket", _workload),
-    SystemCheck("http", "HTTP", _http),
+    Check("packages", "packages", _packages),
+    Check("cpu-quota", "CPU quota", _cpu_quota),
+    Check("memory", "memory", _memory),
+    Check("disk", "disk", _disk),
+    Check("clock", "clock", _clock),
+    Check("gateway", "gateway", _gateway),
+    Check("workload-socket", "workload socket", _workload),
+    Check("http", "HTTP", _http),
 )
-"""Everything beside the chain and the cameras, in order."""
+"""All checks beside the chain and the cameras, in order."""

@@ -1,4 +1,7 @@
-"""What is installed of onnxruntime: its CUDA, what it was compiled for, and the libraries it wants."""
+"""The installed onnxruntime: its CUDA version, its supported GPUs, and the libraries that it needs.
+
+`read_wheel` reads package metadata and the ELF header of the CUDA provider; nothing is loaded.
+"""
 
 import re
 import struct
@@ -8,9 +11,6 @@ from typing import BinaryIO
 
 from visionedge.ops.doctor.host import Host
 
-# Which libraries a shared object asks for, read from its own header; nothing is loaded.
-
-
 _NEEDED, _STRINGS, _END = 1, 5, 0
 _DYNAMIC, _LOAD = 2, 1
 _MAX_ENTRIES, _MAX_SEGMENTS, _SEGMENT_BYTES = 4096, 128, 56
@@ -18,14 +18,11 @@ _MAX_NAME_BYTES = 256
 
 
 def read_needed_libraries(path: Path) -> tuple[str, ...]:
-    """The libraries that the loader will want for a 64-bit little-endian ELF file, in its order.
-
-    Nothing where the file is no such thing: whoever asks has a table to fall back on.
-    """
+    """The needed libraries (DT_NEEDED) of a 64-bit little-endian ELF file, in order; else empty."""
     try:
         with path.open("rb") as file:
             return _read(file)
-    # What a damaged file may point to: outside of itself, at nothing, or beyond any file.
+    # A damaged file may point outside of itself, to nothing, or beyond any file size.
     except (OSError, struct.error, StopIteration, ValueError, OverflowError):
         return ()
 
@@ -69,7 +66,7 @@ def _entries(data: bytes) -> list[tuple[int, int]]:
 
 
 def _file_offset(segments: list[tuple[int, int, int, int]], address: int) -> int:
-    """Where in the file an address of the loaded object lies."""
+    """The file offset of an address of the loaded object."""
     return next(
         offset + address - start
         for kind, offset, start, size in segments
@@ -84,33 +81,33 @@ _ONNXRUNTIME_NAME = re.compile(r"onnxruntime(-gpu|-openvino|-rocm|-training|-dir
 _CUDA_LIBRARY_NAME = re.compile(r"lib(cublas|cudart|cufft|curand|cudnn|cuda|nv|cusparse)")
 _TENSORRT = ("libnvinfer.so.10", "libnvonnxparser.so.10")
 
-# What the providers of CUDA 12 and 13 load, in the order in which the loader asks.
+# The libraries that the providers of CUDA 12 and 13 load, in the loader's order.
 _LIBRARIES = {
     12: ("libcublasLt.so.12", "libcublas.so.12", "libcurand.so.10", "libcufft.so.11", "libcudart.so.12"),
     13: ("libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcufft.so.12", "libcudart.so.13"),
 }
 _CUDNN = "libcudnn.so.9"
-# Of the wheels on the registry: machine code for these compute capabilities, and PTX that newer ones compile.
+# The published wheels have machine code for these compute capabilities, and PTX for newer GPUs.
 _FIRST_CUDA_13 = (1, 27)
 _SASS = {12: (60, 70, 75, 80, 86, 90), 13: (75, 80, 86, 89, 90, 120)}
 _PTX: dict[int, tuple[int, ...]] = {12: (90,), 13: ()}
 
 MIN_DRIVER = {12: "525.60.13", 13: "580"}
-"""On Linux, by CUDA."""
+"""On Linux, by CUDA version."""
 MIN_WINDOWS_DRIVER = {12: "527.41", 13: "580"}
-"""On Windows, whose driver serves GPU-PV."""
+"""On Windows (GPU-PV), by CUDA version."""
 
-# Read from the machine code in 9.10.2 and in 9.28.0, both for CUDA 12.
+# Read from the machine code of cuDNN 9.10.2 and 9.28.0 for CUDA 12.
 _CUDNN_SASS = (50, 60, 61, 70, 75, 80, 86, 90, 100, 120)
 _CUDNN_WITHOUT_VOLTA = 91100
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxruntimeWheel:
-    """The installed onnxruntime; `cuda` is 0 where it was built without.
+    """The installed onnxruntime; `cuda` is its major CUDA version, 0 without CUDA.
 
-    `others` own the same folder. `has_provider` tells whether the provider's file lies in it. `folders` hold
-    libraries that came as packages; they go before the system's own.
+    `others`: packages that share its folder. `has_provider`: the file of the CUDA provider exists. `folders`:
+    those of libraries installed as packages, searched before the system's.
     """
 
     package: str
@@ -125,7 +122,7 @@ class OnnxruntimeWheel:
 
     @property
     def name(self) -> str:
-        """As people write it: ``onnxruntime-gpu 1.26.0``."""
+        """Package and version: ``onnxruntime-gpu 1.26.0``."""
         return f"{self.package} {self.version}" if self.package else "no onnxruntime"
 
     def supports(self, capability: int) -> bool:
@@ -134,25 +131,25 @@ class OnnxruntimeWheel:
 
 
 def sass_supports(capability: int, sass: tuple[int, ...]) -> bool:
-    """Machine code runs on its own major generation, from its own minor on."""
+    """Machine code runs on GPUs of the same major capability and of the same or a newer minor one."""
     return any(code // 10 == capability // 10 and code <= capability for code in sass)
 
 
 def cudnn_sass(version: int, cuda: int) -> tuple[int, ...]:
-    """What a cuDNN 9 has kernels for, by `cudnnGetVersion`; for CUDA 13 all of them begin with Turing."""
+    """The capabilities for which a cuDNN 9 of this `cudnnGetVersion` has kernels; CUDA 13: from 7.5 on."""
     from_turing = cuda > 12 or version >= _CUDNN_WITHOUT_VOLTA
     return tuple(code for code in _CUDNN_SASS if code >= 75 or not from_turing)
 
 
 def format_capability(capability: int) -> str:
-    """A compute capability as NVIDIA writes it: 7.5."""
+    """A compute capability as NVIDIA writes it: ``7.5`` for 75."""
     return f"{capability // 10}.{capability % 10}"
 
 
 def read_wheel(host: Host, *, tensorrt: bool = False) -> OnnxruntimeWheel:
-    """Which onnxruntime is there; with `tensorrt` its libraries are wanted, too."""
+    """The installed onnxruntime; with `tensorrt` it needs TensorRT's libraries too."""
     installed = sorted(name for name in host.packages if _ONNXRUNTIME_NAME.fullmatch(name))
-    # The folder itself says whose it is: with two packages in it the last one installed won.
+    # With two packages in the folder, its own file names the one that was installed last.
     stated = dict(_BUILD_INFO.findall(host.text(host.site / _FOLDER / "build_and_package_info.py")))
     package = stated.get("package_name") or (installed[-1] if installed else "")
     if not package:
@@ -181,7 +178,7 @@ def read_wheel(host: Host, *, tensorrt: bool = False) -> OnnxruntimeWheel:
 
 
 def _cuda(stated: str, version: str, linked: tuple[str, ...]) -> int:
-    """The CUDA of the provider: as it says, else by what it asks for, else by the number of the wheel."""
+    """The CUDA version of the provider: as stated, else from its libraries, else from the wheel's version."""
     if (major := stated.split(".", maxsplit=1)[0]) in ("12", "13"):
         return int(major)
     for name in linked:

@@ -1,8 +1,14 @@
-"""The twin of edgeAgent: the runtime, its own two modules and everybody else's."""
+"""Checks of $edgeAgent: runtime, registries, system modules and modules; and the images of templates.
 
+`read_agent` returns all modules as `EdgeModule`, for the other checks.
+"""
+
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from visionedge.ops.manifest.document import (
     EDGE_AGENT,
@@ -14,11 +20,16 @@ from visionedge.ops.manifest.document import (
     is_create_options,
     read_create_options,
 )
+from visionedge.runtime.files import read_regular_file
 
 SCHEMA_VERSIONS = ("1.0", "1.1")
 MAX_MODULES = 50
 MAX_STARTUP_ORDER = 4_294_967_295
 
+_FOLDER_PLACEHOLDER = re.compile(r"\$\{MODULEDIR<(?P<folder>[^<>]*)>(?:\.(?P<platform>[^{}]+))?\}")
+_NAME_PLACEHOLDER = re.compile(r"\$\{MODULES\.(?P<name>[^.{}]+)(?:\.(?P<platform>[^{}]+))?\}")
+_MODULES = "modules"
+_MAX_MODULE_FILE_BYTES = 2**20
 _MODULE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _ENV_NAME = re.compile(r"[^+#$\s.]+")
 _IMAGE = re.compile(r"(?:[^/\s]*/)*[^/:\s]+(?::[^/:\s]+)?")
@@ -49,7 +60,7 @@ _RECOMMENDED_IMAGE = {
 
 @dataclass(frozen=True, slots=True)
 class EdgeModule:
-    """A module as edgeAgent sees it. `options` are its createOptions, `env` the values of its variables."""
+    """A module of edgeAgent. `options`: its createOptions; `env`: the values of its variables."""
 
     name: str
     node: JsonNode
@@ -58,16 +69,16 @@ class EdgeModule:
     env: Mapping[str, JsonNode] = field(default_factory=dict)
 
     def image_node(self) -> JsonNode:
-        """Where its image stands, or the module where none does."""
+        """The node of its image, or that of the module without an image."""
         return self.node.at("settings", "image") or self.node
 
 
 def read_agent(manifest: Manifest, findings: LintFindings) -> dict[str, EdgeModule]:
-    """Judge what edgeAgent is told; all modules by name, `edgeAgent` and `edgeHub` among them."""
+    """Check the desired properties of edgeAgent; returns all modules by name, system modules included."""
     if EDGE_AGENT not in manifest.twins:
         if not manifest.layered:
             findings.error(
-                child_path(manifest.content.path, EDGE_AGENT), "is missing", "it says which modules run"
+                child_path(manifest.content.path, EDGE_AGENT), "is missing", "add it: it has the modules"
             )
         return {}
     desired = manifest.twins[EDGE_AGENT]
@@ -83,7 +94,7 @@ def read_agent(manifest: Manifest, findings: LintFindings) -> dict[str, EdgeModu
     modules = findings.required(desired, "modules", "write {} if there are none")
     others = findings.mapping(modules)
     if len(others) > MAX_MODULES and modules is not None:
-        findings.error(modules, f"are {len(others)} modules", f"IoT Hub takes {MAX_MODULES} at most")
+        findings.error(modules, f"are {len(others)} modules", f"the limit of IoT Hub is {MAX_MODULES}")
     for name, node in others.items():
         found[name] = _module(name, node, manifest.template, findings)
     _check_start_order(parts.get("schemaVersion"), found, findings)
@@ -96,7 +107,7 @@ def _check_start_order(
     for module in modules.values():
         order = module.node.entries.get("startupOrder")
         if order is not None and version is not None and version.text == "1.0":
-            findings.warning(order, "is not read under schemaVersion 1.0", 'write "schemaVersion": "1.1"')
+            findings.warning(order, "is ignored under schemaVersion 1.0", 'write "schemaVersion": "1.1"')
 
 
 def _runtime(runtime: JsonNode | None, findings: LintFindings) -> None:
@@ -115,10 +126,14 @@ def _runtime(runtime: JsonNode | None, findings: LintFindings) -> None:
     for registry in findings.mapping(entries.get("registryCredentials")).values():
         findings.known_entries(registry, ("address", "username", "password"), "edgeAgent")
         for key in ("address", "username", "password"):
-            text = findings.text(findings.required(registry, key, "without it nothing is pulled from there"))
+            text = findings.text(
+                findings.required(registry, key, "without it no image is pulled from this registry")
+            )
             if key == "address" and text is not None and ("://" in text or re.search(r"\s", text)):
                 findings.error(
-                    registry.entries[key], "is no host name", "write it bare: registry.example.com"
+                    registry.entries[key],
+                    "is not a host name",
+                    "write it without scheme: registry.example.com",
                 )
 
 
@@ -135,7 +150,7 @@ def _system_modules(system: JsonNode, template: bool, findings: LintFindings) ->
     tags = {name: match.groups()[:2] for name, module in found.items() if (match := _tag(module.image))}
     if len(set(tags.values())) > 1:
         where = found["edgeHub"].image_node()
-        findings.warning(where, "is of another version than edgeAgent", "give both the same tag")
+        findings.warning(where, "has another version than edgeAgent", "use the same tag for both")
     return found
 
 
@@ -144,7 +159,7 @@ def _tag(image: str) -> re.Match[str] | None:
 
 
 def _check_system_image(name: str, module: EdgeModule, findings: LintFindings) -> None:
-    """Images that are known not to do what they should."""
+    """Report swapped images, and versions with known faults."""
     where, other = module.image_node(), {"edgeAgent": "hub", "edgeHub": "agent"}[name]
     if f"azureiotedge-{other}" in module.image:
         findings.error(where, f"is not the image of {name}", f"write {_RECOMMENDED_IMAGE[name]}")
@@ -153,57 +168,63 @@ def _check_system_image(name: str, module: EdgeModule, findings: LintFindings) -
         return
     version = tuple(int(part) for part in found.groups() if part is not None)
     if name == "edgeHub" and version in ((1, 6, 0), (1, 6, 1)):
-        what = "loses MQTT connections, over which visionedge speaks"
+        what = "loses MQTT connections, which visionedge uses"
         findings.error(where, what, f"write {_RECOMMENDED_IMAGE[name]}, or a 1.6 after 1.6.1")
     elif name == "edgeHub" and version == (1, 6):
-        what = "may be 1.6.1, which loses MQTT connections, over which visionedge speaks"
+        what = "may be 1.6.1, which loses MQTT connections, which visionedge uses"
         findings.warning(where, what, f"write {_RECOMMENDED_IMAGE[name]}, or the tag of a 1.6 after 1.6.1")
     elif version[:2] < (1, 5):
-        findings.warning(where, "is an IoT Edge that is out of support", f"write {_RECOMMENDED_IMAGE[name]}")
+        findings.warning(
+            where, "is a version of IoT Edge that is out of support", f"write {_RECOMMENDED_IMAGE[name]}"
+        )
 
 
 def _module(name: str, node: JsonNode, template: bool, findings: LintFindings) -> EdgeModule:
     if not _MODULE_ID.fullmatch(name):
         remedy = "write 1 to 128 letters, digits, '_' and '-'"
-        findings.error(node, "is no name that a module can have", remedy)
+        findings.error(node, "is not a valid module name", remedy)
     findings.known_entries(node, _MODULE_KEYS, "edgeAgent")
     module = _read(name, node, SYSTEM_MODULES["edgeHub"], template, findings)
     policy = node.entries.get("restartPolicy")
     if policy is not None and policy.text == "on-unhealthy":
-        findings.warning(policy, "has no effect: the agent never asks for health", "write always")
+        findings.warning(
+            policy, "has no effect: edgeAgent does not check the health of modules", "write always"
+        )
     return module
 
 
 def _read(
     name: str, node: JsonNode, required: tuple[str, ...], template: bool, findings: LintFindings
 ) -> EdgeModule:
-    """A module; what is the same for those of the system and all others."""
+    """Read a module; these checks apply to system modules and others."""
     for key in required:
         remedy = f"write {_VALUES[key][0]}" if key in _VALUES else 'write {"image": …}'
         findings.required(node, key, remedy)
     for key, choices in _VALUES.items():
         findings.choice(node.entries.get(key), choices)
     findings.text(node.entries.get("version"))
-    findings.whole(node.entries.get("startupOrder"), 0, MAX_STARTUP_ORDER)
+    findings.integer(node.entries.get("startupOrder"), 0, MAX_STARTUP_ORDER)
     env = _environment(node.entries.get("env"), findings)
     settings = node.entries.get("settings")
     if settings is None:
         return EdgeModule(name, node, env=env)
     for key, item in findings.mapping(settings).items():
         if key not in ("image", "digest") and not is_create_options(key):
-            findings.warning(item, "edgeAgent knows no such key", "known here: image, createOptions")
+            findings.warning(item, "is not a key of edgeAgent", "known keys: image, createOptions")
     options = read_create_options(settings, template=template, findings=findings)
     return EdgeModule(name, node, _image(settings, findings), options, env)
 
 
 def _image(settings: JsonNode, findings: LintFindings) -> str:
-    node = findings.required(settings, "image", "name what is to be run: registry.example.com/visionedge:1.0")
+    node = findings.required(
+        settings, "image", "write the image, such as registry.example.com/visionedge:1.0"
+    )
     image = findings.text(node)
     if node is None or image is None:
         return ""
-    # What a placeholder becomes is not known, and $upstream is the parent of a nested device.
+    # The value of a placeholder is unknown, and $upstream is the parent of a nested device.
     if not has_placeholder(image) and not _IMAGE.fullmatch(_UPSTREAM.sub("parent:1", image.strip())):
-        findings.error(node, "is no name of an image", "write REGISTRY/NAME:TAG")
+        findings.error(node, "is not a valid image name", "write REGISTRY/NAME:TAG")
     return image
 
 
@@ -212,7 +233,7 @@ def _environment(env: JsonNode | None, findings: LintFindings) -> dict[str, Json
     for name, variable in findings.mapping(env).items():
         if not _ENV_NAME.fullmatch(name):
             findings.error(
-                variable, "is no name of a variable", "write it without blanks, '.', '$', '#', '+'"
+                variable, "is not a valid name of a variable", "use a name without spaces, '.', '$', '#', '+'"
             )
         findings.known_entries(variable, ("value",), "edgeAgent")
         value = findings.required(variable, "value", 'write {"value": "…"}')
@@ -221,5 +242,65 @@ def _environment(env: JsonNode | None, findings: LintFindings) -> dict[str, Json
         if isinstance(value.value, str | int | float):
             values[name] = value
         else:
-            findings.error(value, "is no value of a variable", "write a text")
+            findings.error(value, "is not a valid value of a variable", "write a string")
     return values
+
+
+# --- the module.json of a template --------------------------------------------------------------------------
+
+
+def check_module_files(modules: Mapping[str, EdgeModule], folder: Path, findings: LintFindings) -> None:
+    """Check the images of a template that are built from a module.json; `folder` is that of the template.
+
+    `${MODULEDIR<FOLDER>.PLATFORM}` is FOLDER/module.json, and `${MODULES.NAME.PLATFORM}` is
+    modules/NAME/module.json. The tools of IoT Edge keep an unknown placeholder without an error, and the
+    device then refuses the deployment.
+    """
+    for module in modules.values():
+        if found := _FOLDER_PLACEHOLDER.fullmatch(module.image):
+            _judge_module_file(module, Path(found["folder"]), found["platform"], folder, findings)
+        elif found := _NAME_PLACEHOLDER.fullmatch(module.image):
+            _judge_module_file(module, Path(_MODULES) / found["name"], found["platform"], folder, findings)
+
+
+def _judge_module_file(
+    module: EdgeModule, inner: Path, platform: str | None, folder: Path, findings: LintFindings
+) -> None:
+    where, file = module.image_node(), folder / inner / "module.json"
+    try:
+        document = json.loads(read_regular_file(file, max_bytes=_MAX_MODULE_FILE_BYTES))
+        platforms = document["image"]["tag"]["platforms"]
+        known = dict(platforms)
+    except OSError as error:
+        what = f"needs {inner}/module.json, which cannot be read ({error.strerror}); the placeholder stays"
+        findings.error(where, what, _suggest_placeholder(folder, platform))
+        return
+    except (ValueError, KeyError, TypeError, RecursionError):
+        what = f"needs {inner}/module.json, which is not JSON with image.tag.platforms"
+        findings.error(where, what, "create it with the tools of IoT Edge")
+        return
+    # Without a platform, or with the suffix of a debug build, the tools use their default platform.
+    if platform is None or platform == "debug":
+        return
+    if platform not in known:
+        remedy = f"known platforms: {', '.join(map(str, known)) or 'none'}"
+        findings.error(where, f"has the platform {platform}, which is not in {inner}/module.json", remedy)
+    elif not _dockerfile(folder / inner, known[platform]).is_file():
+        remedy = f"correct image.tag.platforms in {inner}/module.json"
+        findings.error(where, f"is built from {_shown(known[platform])}, which does not exist", remedy)
+
+
+def _dockerfile(folder: Path, entry: Any) -> Path:
+    return folder / (entry if isinstance(entry, str) and "\0" not in entry else "")
+
+
+def _shown(entry: Any) -> str:
+    return entry if isinstance(entry, str) else "no file"
+
+
+def _suggest_placeholder(folder: Path, platform: str | None) -> str:
+    """A placeholder for a module.json in a folder beside the template."""
+    near = sorted(file.parent.name for file in folder.glob("*/module.json"))
+    if not near:
+        return "write ${MODULEDIR<FOLDER>.PLATFORM} with the folder of a module.json, or an image name"
+    return f"write ${{MODULEDIR<./{near[0]}>{f'.{platform}' if platform else ''}}}"

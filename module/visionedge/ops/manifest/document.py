@@ -1,4 +1,8 @@
-"""What a manifest holds: the twins of its modules, whole ones and those of a layered deployment."""
+"""The document of a manifest: JSON values with their paths, placeholders, findings, twins and createOptions.
+
+`parse_json` makes `JsonNode`s, so that every check can report the path; `read_manifest` returns the twin of
+each module, and puts together the parts of a layered deployment.
+"""
 
 import difflib
 import json
@@ -12,14 +16,11 @@ from visionedge.config.documents import describe_type
 from visionedge.errors import ConfigError
 from visionedge.runtime.redaction import redact
 
-# A JSON document as places: every value with the path to it, so that whatever is wrong can say where.
-
-
 MAX_DEPTH = 64
-"""A twin has 10 levels, createOptions not many more: what is deeper was not written by hand or by a tool."""
+"""A twin has at most 10 levels, createOptions a few more."""
 
 MAX_TEXT_BYTES = 4096
-"""What IoT Hub takes as one text of a twin."""
+"""The limit of IoT Hub for a string in a twin."""
 
 _MAX_KEY_CHARS = 128
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
@@ -27,10 +28,10 @@ _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True, slots=True)
 class JsonNode:
-    """A value and where it stands.
+    """A JSON value with its JSONPath; lists are tuples, and objects mappings, of nodes.
 
-    `path` is a JSONPath; lists are tuples and objects mappings of places. `twice` names keys of an object
-    that were given more than once (the last one counts). `partial`: there may be more of it elsewhere.
+    `duplicate_keys`: keys of an object that occur more than once (the last one counts). `partial`: the base
+    of a layered deployment may have more of this object.
     """
 
     path: str
@@ -40,21 +41,21 @@ class JsonNode:
 
     @property
     def entries(self) -> "Mapping[str, JsonNode]":
-        """The entries of an object; none of anything else."""
+        """The entries of an object; empty for another value."""
         return self.value if isinstance(self.value, Mapping) else {}
 
     @property
     def items(self) -> "tuple[JsonNode, ...]":
-        """The items of a list; none of anything else."""
+        """The items of a list; empty for another value."""
         return self.value if isinstance(self.value, tuple) else ()
 
     @property
     def text(self) -> str:
-        """The value if it is a text; empty for anything else."""
+        """The value if it is a string, else empty."""
         return self.value if isinstance(self.value, str) else ""
 
     def plain(self) -> Any:
-        """The value without its places; a text that no twin can hold is cut, for those who look into each."""
+        """The plain value; strings are cut at the limit of a twin, because parsers look into them."""
         if isinstance(self.value, Mapping):
             return {key: item.plain() for key, item in self.value.items()}
         if isinstance(self.value, str):
@@ -62,20 +63,20 @@ class JsonNode:
         return [item.plain() for item in self.value] if isinstance(self.value, tuple) else self.value
 
     def at(self, *keys: str) -> "JsonNode | None":
-        """What stands below these keys, if anything does."""
+        """The node below these keys, if there is one."""
         found: JsonNode | None = self
         for key in keys:
             found = None if found is None else found.entries.get(key)
         return found
 
     def walk(self) -> "Iterator[JsonNode]":
-        """This place, and all below it."""
+        """This node and all nodes below it."""
         yield self
         for item in (*self.entries.values(), *self.items):
             yield from item.walk()
 
     def with_overlay(self, keys: tuple[str, ...], item: "JsonNode") -> "JsonNode":
-        """This object with `item` below these keys, as a layered deployment lays it over what is there."""
+        """This object with `item` below these keys, as a layered deployment merges it."""
         if not keys:
             return item
         below = self.entries.get(keys[0], JsonNode(item.path, {}, partial=True))
@@ -90,11 +91,11 @@ def child_path(path: str, key: str) -> str:
 
 
 def parse_json(text: str, path: str = "$") -> JsonNode:
-    """A JSON text as places, the first of them at `path`.
+    """Parse a JSON text; `path` is the path of its root.
 
     Raises:
-        json.JSONDecodeError: the text is no JSON; `NaN` and `Infinity` are none.
-        ConfigError: it is nested deeper than `MAX_DEPTH`, or has a number that nothing can hold.
+        json.JSONDecodeError: the text is not JSON.
+        ConfigError: it is nested deeper than `MAX_DEPTH`, or has a number that is too long, NaN or Infinity.
     """
     try:
         document = json.loads(text, object_pairs_hook=_Object, parse_constant=_refuse)
@@ -108,7 +109,7 @@ def parse_json(text: str, path: str = "$") -> JsonNode:
 
 
 class _Object(dict[str, Any]):
-    """An object that remembers which keys it was given twice."""
+    """An object that records its duplicate keys."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -117,7 +118,7 @@ class _Object(dict[str, Any]):
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number that JSON knows")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _to_node(value: Any, path: str, depth: int) -> JsonNode:
@@ -133,40 +134,40 @@ def _to_node(value: Any, path: str, depth: int) -> JsonNode:
     return JsonNode(path, value)
 
 
-# Placeholders, `${NAME}` or `$LIKE_THIS`: where they are, and what they become.
+# --- placeholders -------------------------------------------------------------------------------------------
 
 
-# Upper case and an underscore tell $CONTAINER_REGISTRY_ADDRESS from $upstream and from passwords.
+# Upper case and an underscore distinguish $CONTAINER_REGISTRY_ADDRESS from $upstream and from passwords.
 _PLACEHOLDER = re.compile(r"\$\{(?P<braced>[^{}$]*)\}|^\$(?P<bare>[A-Z][A-Z0-9]*_\w+)(?=$|[/:])")
 
 
 def has_placeholder(text: str) -> bool:
-    """Whether a text has to be filled in before it means something."""
+    """Whether a text has a placeholder, `${NAME}` or `$UPPER_CASE`."""
     return _PLACEHOLDER.search(text) is not None
 
 
 def find_placeholders(text: str) -> list[str]:
-    """The placeholders of a text, as they are written."""
+    """The placeholders of a text, as written."""
     return [match[0] for match in _PLACEHOLDER.finditer(text)]
 
 
 def fill_placeholders(value: Any, environ: Mapping[str, str], missing: set[str]) -> Any:
-    """A JSON value with its placeholders filled from the environment; names that it lacks go to `missing`."""
+    """A JSON value with placeholders replaced from the environment; unknown names are added to `missing`."""
 
-    def known_entries(match: re.Match[str]) -> str:
+    def replacement(match: re.Match[str]) -> str:
         name = match["braced"] or match["bare"] or ""
         if name not in environ:
             missing.add(name)
         return environ.get(name, match[0])
 
     if isinstance(value, str):
-        return _PLACEHOLDER.sub(known_entries, value)
+        return _PLACEHOLDER.sub(replacement, value)
     if isinstance(value, dict):
         return {key: fill_placeholders(item, environ, missing) for key, item in value.items()}
     return [fill_placeholders(item, environ, missing) for item in value] if isinstance(value, list) else value
 
 
-# What lint found: one line each, and the readers that tell what has a wrong type.
+# --- findings -----------------------------------------------------------------------------------------------
 
 
 Severity = Literal["error", "warning"]
@@ -176,7 +177,7 @@ _LONG_WORD = re.compile(r"\S{301,}")
 
 @dataclass(frozen=True, slots=True)
 class LintFinding:
-    """One problem: where it is, what it is, and what to do about it. Secrets are masked, all is one line."""
+    """One problem: its path, the problem, and the remedy; each one line, with secrets masked."""
 
     severity: Severity
     path: str
@@ -184,7 +185,7 @@ class LintFinding:
     remedy: str
 
     def line(self) -> str:
-        """For people."""
+        """As a line of text."""
         return f"{self.severity}: {self.path}: {self.problem}; {self.remedy}"
 
     def document(self) -> dict[str, Any]:
@@ -198,24 +199,24 @@ class LintFinding:
 
 
 class LintFindings:
-    """Gathers problems. Its readers give a value of the type that is wanted, or tell that it is another."""
+    """Collects problems. Its readers return a value of the wanted type, or report another type."""
 
     def __init__(self) -> None:
         self._found: dict[LintFinding, None] = {}
 
     def __repr__(self) -> str:
-        return f"<Findings {len(self._found)}>"
+        return f"<LintFindings {len(self._found)}>"
 
     def all(self) -> tuple[LintFinding, ...]:
-        """Errors first, otherwise in the order in which they were found; none of them twice."""
+        """Errors first, then in the order of discovery; without duplicates."""
         return tuple(sorted(self._found, key=lambda finding: finding.severity))
 
     def error(self, where: JsonNode | str, problem: str, remedy: str) -> None:
-        """What IoT Edge or the module will not take."""
+        """Report what IoT Edge or the module rejects."""
         self._add("error", where, problem, remedy)
 
     def warning(self, where: JsonNode | str, problem: str, remedy: str) -> None:
-        """What will be taken, and is hardly what was meant."""
+        """Report what is accepted, but probably not intended."""
         self._add("warning", where, problem, remedy)
 
     def _add(self, severity: Severity, where: JsonNode | str, problem: str, remedy: str) -> None:
@@ -225,47 +226,47 @@ class LintFindings:
         )
 
     def required(self, parent: JsonNode, key: str, remedy: str) -> JsonNode | None:
-        """What stands at a key; it is told when nothing does, unless the rest of `parent` is elsewhere."""
+        """The node at a key; a missing one is reported, unless `parent` is partial."""
         found = parent.entries.get(key)
         if found is None and isinstance(parent.value, Mapping) and not parent.partial:
             self.error(child_path(parent.path, key), "is missing", remedy)
         return found
 
     def mapping(self, node: JsonNode | None) -> Mapping[str, JsonNode]:
-        """The entries of what has to be an object."""
+        """The entries of a node that must be an object."""
         if node is None:
             return {}
         if not isinstance(node.value, Mapping):
             self._wrong(node, "an object")
         for key in node.duplicate_keys:
             self.error(
-                child_path(node.path, key), "is given twice, and the last one wins", "keep one of them"
+                child_path(node.path, key), "occurs twice, and the last one counts", "keep one of them"
             )
         return node.entries
 
     def items(self, node: JsonNode | None) -> tuple[JsonNode, ...]:
-        """The items of what has to be a list."""
+        """The items of a node that must be a list."""
         if node is not None and not isinstance(node.value, tuple):
             self._wrong(node, "a list")
         return node.items if node is not None else ()
 
     def text(self, node: JsonNode | None) -> str | None:
-        """What has to be a text."""
+        """The value of a node that must be a string."""
         if node is None or isinstance(node.value, str):
             return None if node is None else node.text
-        self._wrong(node, "a text")
+        self._wrong(node, "a string")
         return None
 
     def choice(self, node: JsonNode | None, choices: Collection[str]) -> str | None:
-        """A text that has to be one of these."""
+        """The value of a node that must be one of these strings."""
         text = self.text(node)
         if node is None or text is None or text in choices or has_placeholder(text):
             return text
-        self.error(node, "is none of the values that IoT Edge knows", f"write {' or '.join(choices)}")
+        self.error(node, "is not a value that IoT Edge accepts", f"write {' or '.join(choices)}")
         return None
 
-    def whole(self, node: JsonNode | None, minimum: int, maximum: int) -> int | None:
-        """A whole number within bounds."""
+    def integer(self, node: JsonNode | None, minimum: int, maximum: int) -> int | None:
+        """The value of a node that must be an integer within bounds."""
         if node is None:
             return None
         value = node.value
@@ -280,18 +281,18 @@ class LintFindings:
     def known_entries(
         self, node: JsonNode | None, keys: Collection[str], reader: str
     ) -> Mapping[str, JsonNode]:
-        """The entries of an object of which `reader` knows these keys only."""
+        """The entries of an object of which `reader` accepts only these keys."""
         entries = self.mapping(node)
         for key, item in entries.items():
             if key not in keys:
                 close = difflib.get_close_matches(key[:64], keys, n=1)
-                remedy = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(keys)}"
-                self.warning(item, f"{reader} knows no such key", remedy)
+                remedy = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(keys)}"
+                self.warning(item, f"is not a key of {reader}", remedy)
         return entries
 
     def _wrong(self, node: JsonNode, wanted: str) -> None:
         kind = "an object" if isinstance(node.value, Mapping) else _kind(node.value)
-        self.error(node, f"is {kind}", f"it has to be {wanted}")
+        self.error(node, f"is {kind}", f"it must be {wanted}")
 
 
 def _kind(value: object) -> str:
@@ -299,9 +300,12 @@ def _kind(value: object) -> str:
 
 
 def to_one_line(text: str) -> str:
-    """A text that breaks no line and no terminal, and holds no secret."""
+    """A text without control characters and secrets, and with long words shortened."""
     plain = "".join(c if c.isprintable() else " " for c in redact(text))
     return _LONG_WORD.sub(lambda word: f"{word[0][:120]}…{word[0][-40:]}", plain)
+
+
+# --- the manifest -------------------------------------------------------------------------------------------
 
 
 EDGE_AGENT = "$edgeAgent"
@@ -314,10 +318,10 @@ _TEMPLATE_NAME = ".template.json"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The desired properties of each module; those that a layered deployment gives in part are put together.
+    """The desired properties of each module; the parts of a layered deployment are put together.
 
-    `template`: what the tools of IoT Edge make a manifest of. `layered`: it goes over a deployment that is
-    not here. `content` is where all the modules stand.
+    `content`: the node of all modules. `template`: a template for the tools of IoT Edge. `layered`: it is
+    merged with a base deployment, which is not known here.
     """
 
     content: JsonNode
@@ -327,7 +331,7 @@ class Manifest:
 
     @property
     def kind(self) -> str:
-        """In a word."""
+        """The kind in one word."""
         return "template" if self.template else "layered" if self.layered else "deployment"
 
 
@@ -338,7 +342,7 @@ def read_manifest(document: JsonNode, name: str, findings: LintFindings) -> Mani
     outer = top.get("content")
     holder = document if outer is None or "modulesContent" in top else outer
     findings.mapping(holder)
-    content = findings.required(holder, "modulesContent", "put all modules below it")
+    content = findings.required(holder, "modulesContent", "put all modules into it")
     if content is None:
         return Manifest(
             JsonNode(child_path(document.path, "modulesContent"), {}), {}, template, layered=False
@@ -353,7 +357,7 @@ def _is_layered(twins: Mapping[str, JsonNode]) -> bool:
 
 
 def _twin(module: str, node: JsonNode, findings: LintFindings) -> JsonNode:
-    """The desired properties of a module, those of `properties.desired.KEY` laid over the whole ones."""
+    """The desired properties of a module, with those of `properties.desired.KEY` merged into them."""
     entries = findings.mapping(node)
     whole = entries.get(_DESIRED)
     if whole is not None:
@@ -362,9 +366,9 @@ def _twin(module: str, node: JsonNode, findings: LintFindings) -> JsonNode:
     for key, item in entries.items():
         if key != _DESIRED and key not in dotted:
             remedy = f"write {_DESIRED}, or {_DESIRED}.CREATE_OPTIONS in a layered deployment"
-            findings.error(item, f"IoT Hub knows no such key of {module}", remedy)
+            findings.error(item, f"is not a key of {module} in IoT Hub", remedy)
     if whole is None and not dotted:
-        findings.error(node, "has no desired properties", f"put them below {_DESIRED}")
+        findings.error(node, "has no desired properties", f"put them into {_DESIRED}")
     twin = whole or JsonNode(node.path, {}, partial=bool(dotted))
     for key, item in dotted.items():
         keys = tuple(key.removeprefix(f"{_DESIRED}.").split("."))
@@ -375,13 +379,13 @@ def _twin(module: str, node: JsonNode, findings: LintFindings) -> JsonNode:
     return twin
 
 
-# createOptions: what Docker is asked for a module, as an object, a text, or a text in pieces.
+# --- createOptions ------------------------------------------------------------------------------------------
 
 
 CREATE_OPTIONS = "createOptions"
 
 MAX_PIECE_CHARACTERS = 512
-"""Where the agent itself cuts, and many a tool."""
+"""The length at which edgeAgent and its tools split createOptions."""
 
 _PIECE = re.compile(r"createoptions(\d*)", re.IGNORECASE)
 
@@ -392,12 +396,12 @@ def is_create_options(key: str) -> bool:
 
 
 def read_create_options(settings: JsonNode, *, template: bool, findings: LintFindings) -> JsonNode | None:
-    """The createOptions of a module's settings as places; None where there are none that can be read."""
+    """The createOptions of a module's settings, an object or a string in pieces; None if there are none."""
     pieces = {key.lower(): item for key, item in settings.entries.items() if is_create_options(key)}
     whole = pieces.get(CREATE_OPTIONS.lower())
     if whole is not None and isinstance(whole.value, Mapping):
         if not template:
-            remedy = "write it as a text that holds the JSON; only templates have objects here"
+            remedy = "write it as a JSON string; only templates may have an object"
             findings.error(whole, "is an object", remedy)
         return _check_option_types(whole, findings)
     if not pieces or not _are_pieces(pieces, findings):
@@ -410,9 +414,8 @@ def read_create_options(settings: JsonNode, *, template: bool, findings: LintFin
 
 
 def _are_pieces(pieces: dict[str, JsonNode], findings: LintFindings) -> bool:
-    """Whether the pieces are texts that follow one another, as the agent wants them."""
-    told = [findings.text(item) for item in pieces.values()]
-    sound = None not in told
+    """Whether the pieces are strings with consecutive numbers, as edgeAgent reads them."""
+    valid = None not in [findings.text(item) for item in pieces.values()]
     names = [f"{CREATE_OPTIONS}{number:02d}" if number else CREATE_OPTIONS for number in range(len(pieces))]
     for key, item in pieces.items():
         if key not in (name.lower() for name in names) or len(pieces) > 100:
@@ -420,32 +423,32 @@ def _are_pieces(pieces: dict[str, JsonNode], findings: LintFindings) -> bool:
                 f"number the pieces without a gap: {CREATE_OPTIONS}, {CREATE_OPTIONS}01, "
                 f"{CREATE_OPTIONS}02 … {CREATE_OPTIONS}99"
             )
-            findings.error(item, "is not the next piece: the agent does not read it", remedy)
-            sound = False
+            findings.error(item, "is not the next piece, so edgeAgent ignores it", remedy)
+            valid = False
         if len(pieces) > 1 and len(item.text) > MAX_PIECE_CHARACTERS:
-            remedy = f"cut after {MAX_PIECE_CHARACTERS} characters, as the agent and its tools do"
+            remedy = f"split after {MAX_PIECE_CHARACTERS} characters, as edgeAgent and its tools do"
             findings.warning(item, f"is a piece of {len(item.text)} characters", remedy)
-    return sound
+    return valid
 
 
 def _parsed(text: str, path: str, findings: LintFindings) -> JsonNode | None:
-    # The agent takes an empty text and the text null for no options.
+    # edgeAgent reads an empty string and the string null as no options.
     if not text.strip() or text.strip().lower() == "null":
         return None
     try:
         options = parse_json(text, path)
     except json.JSONDecodeError as error:
-        remedy = "the text has to be JSON by itself, all quotes inside it escaped"
-        findings.error(path, f"is no JSON at character {error.pos + 1}: {error.msg}", remedy)
+        remedy = "the string must be JSON, with all quotes inside it escaped"
+        findings.error(path, f"is not JSON at character {error.pos + 1}: {error.msg}", remedy)
         return None
     except ConfigError as error:
-        findings.error(path, str(error), "write what Docker's API takes")
+        findings.error(path, str(error), "write options of Docker's API")
         return None
     return _check_option_types(options, findings)
 
 
 def _check_option_types(options: JsonNode, findings: LintFindings) -> JsonNode:
-    """The options, after a look at whether those that matter here have the types that Docker wants."""
+    """The options, after a check of the types that the other checks rely on."""
     findings.mapping(options)
     findings.mapping(options.at("HostConfig"))
     for path in (("Env",), ("HostConfig", "Binds")):

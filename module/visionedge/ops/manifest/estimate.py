@@ -1,4 +1,7 @@
-"""What a day costs in IoT Hub, counted from real messages: of `run --messages`, or of a running module."""
+"""`visionedge manifest estimate`: the messages and units per day in IoT Hub, from real messages.
+
+The messages come from a file of `run --messages`, or from the status of a running module.
+"""
 
 import json
 from collections import Counter
@@ -23,7 +26,7 @@ _TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class MeasuredMessages:
-    """Real messages of so many seconds, by output; `frames` by camera, empty where they are not known."""
+    """The messages of `seconds` s by output; `frames` by camera, empty if unknown."""
 
     source: str
     seconds: float
@@ -33,40 +36,40 @@ class MeasuredMessages:
     frames: Mapping[str, int] = field(default_factory=dict)
 
     def blocks_per_day(self, output: str) -> float:
-        """The blocks of an output, scaled to a day."""
+        """The blocks of an output per day."""
         return self.blocks.get(output, 0) * DAY_S / self.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a day comes to; before and after `telemetry.maxPerDay`."""
+    """The messages of a day, without and with the limit `telemetry.maxPerDay`."""
 
     measured: MeasuredMessages
     max_per_day: int
 
     @property
     def blocks_per_day(self) -> float:
-        """Blocks a day of all outputs."""
+        """The blocks per day of all outputs, without the limit."""
         return sum(self.measured.blocks_per_day(output) for output in self.measured.blocks)
 
     @property
     def kept(self) -> float:
-        """The share of the blocks of detections that the day's budget lets through."""
+        """The share of the detections' blocks within the limit."""
         limited = self.measured.blocks_per_day(DETECTIONS)
         return min(1.0, self.max_per_day / limited) if limited else 1.0
 
     @property
     def billed_blocks(self) -> float:
-        """Blocks a day that are really sent: the budget does not count events."""
+        """The blocks per day that are sent; the limit does not apply to events."""
         return self.blocks_per_day - (1 - self.kept) * self.measured.blocks_per_day(DETECTIONS)
 
     def units(self, tier: str) -> tuple[float, int]:
-        """The share of one unit's daily quota, and how many units that takes."""
+        """The share of one unit's daily quota, and the number of units."""
         share = self.billed_blocks / UNIT_BLOCKS_PER_DAY[tier]
         return share, max(1, -int(-share // 1))
 
     def document(self) -> dict[str, Any]:
-        """One JSON document."""
+        """As JSON."""
         measured, scale = self.measured, DAY_S / self.measured.seconds
         units = {tier: self.units(tier) for tier in UNIT_BLOCKS_PER_DAY}
         counted = sum(measured.blocks.values())
@@ -89,17 +92,17 @@ class Estimate:
 
 
 def to_text(estimate: Estimate) -> str:
-    """The estimate for people."""
+    """The estimate as text."""
     document, measured = estimate.document(), estimate.measured
     frames = "".join(f", {count} frames of {camera}" for camera, count in measured.frames.items())
     lines = [
         f"{measured.source}: {sum(measured.messages.values())} messages in {measured.seconds:.0f} s{frames}",
-        f"  a day: {document['messagesPerDay']:,} messages, {document['bytesPerDay'] / 1e6:,.1f} MB,"
+        f"  per day: {document['messagesPerDay']:,} messages, {document['bytesPerDay'] / 1e6:,.1f} MB,"
         f" {document['blocksPerDay']:,} blocks of 4 KB ({document['blockFill']:.0%} full)",
     ]
     if estimate.kept < 1:
         lines.append(
-            f"  telemetry.maxPerDay ({estimate.max_per_day:,}) is spent after "
+            f"  telemetry.maxPerDay ({estimate.max_per_day:,}) is used up after "
             f"{document['budgetLastsHours']} h:"
             f" {document['billedBlocksPerDay']:,} blocks are sent"
         )
@@ -108,7 +111,9 @@ def to_text(estimate: Estimate) -> str:
         digits = 1 if need["share"] >= 0.01 else 2
         lines.append(f"  {tier}: {need['share']:.{digits}%} of a unit's daily quota: {units}")
     if measured.seconds < _SHORT_S:
-        lines.append("note: measured for less than 10 minutes; an hour with the usual traffic says more")
+        lines.append(
+            "note: measured for less than 10 minutes; an hour of typical traffic gives a better estimate"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -118,25 +123,27 @@ def to_text(estimate: Estimate) -> str:
 def measure_messages_file(path: Path) -> MeasuredMessages:
     """Count the messages of a file that `run --messages` wrote, from the first frame in it to the last.
 
-    A file that several runs appended to counts each for itself, and a run as far as its daily budget lasted.
+    Each run in the file counts on its own, up to the message that reports the end of its daily budget.
 
     Raises:
-        ConfigError: it cannot be read, holds something else, or too little.
+        ConfigError: the file cannot be read, has other content, or too few messages.
     """
     counter = _MessageCounter()
     try:
         with path.open("rb") as file:
-            for sequence_number, line in enumerate(_lines(file), 1):
+            for number, line in enumerate(_lines(file), 1):
                 try:
                     counter.add(line)
                 except ValueError as error:
                     raise ConfigError(
-                        [f"{path}: line {sequence_number} is no message of this module: {str(error)[:200]}"]
+                        [f"{path}: line {number} is not a message of this module: {str(error)[:200]}"]
                     ) from None
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
     if counter.seconds <= 0:
-        raise ConfigError([f"{path}: it holds fewer than two messages with frames, so no time was measured"])
+        raise ConfigError(
+            [f"{path}: has fewer than two messages with frames, which are needed to measure time"]
+        )
     return MeasuredMessages(
         str(path),
         counter.seconds,
@@ -148,15 +155,15 @@ def measure_messages_file(path: Path) -> MeasuredMessages:
 
 
 def _lines(file: BinaryIO) -> Iterable[bytes]:
-    """Its whole lines; a last one that is still being written, or was cut by a kill, is left out."""
+    """The complete lines; an incomplete last line is left out."""
     while (line := file.readline(MAX_BYTES + 1)).endswith(b"\n"):
         yield line[:-1]
     if len(line) > MAX_BYTES:
-        yield line  # too long for a message: the reader reports it
+        yield line  # too long for a message: the caller reports it
 
 
 class _MessageCounter:
-    """Counts messages and the time in which they were made, run by run."""
+    """Counts messages and their time, run by run."""
 
     def __init__(self) -> None:
         self.messages: Counter[str] = Counter()
@@ -170,15 +177,15 @@ class _MessageCounter:
         self._events: list[Message] = []
 
     def add(self, body: bytes) -> None:
-        """The next message of the file.
+        """Count the next line of the file.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the line is not a message.
         """
         message, document = parse_message(body), json.loads(body)
         now = max((_captured_at(frame) for frame in document.get("frames", ())), default=None)
         if message.sequence_number <= self._numbers.get(message.output, 0):
-            # Another run begins; the events after the last frame were those of the end.
+            # A new run begins; the events after the last frame belong to the end of the earlier run.
             self._numbers, self._last, self._spent, self._events = {}, None, False, []
         self._numbers[message.output] = message.sequence_number
         if now is not None:
@@ -189,7 +196,7 @@ class _MessageCounter:
             self._events.append(message)
 
     def _pass_time(self, now: datetime, message: Message, document: Mapping[str, Any]) -> None:
-        """Time counts between messages with frames, so the first of a run only begins it."""
+        """Add the time since the last message with frames; the first one of a run only starts the clock."""
         before, self._last = self._last, now
         events, self._events = self._events, []
         if before is None or self._spent:
@@ -206,10 +213,10 @@ class _MessageCounter:
 
 
 def _captured_at(frame: Mapping[str, Any]) -> datetime:
-    """When a frame was captured.
+    """The time of capture of a frame.
 
     Raises:
-        ValueError: it does not say.
+        ValueError: the frame has none.
     """
     moment = datetime.fromisoformat(str(frame.get("capturedAt")))
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -219,30 +226,30 @@ def _captured_at(frame: Mapping[str, Any]) -> datetime:
 
 
 def measure_running_module(url: str, token: str | None) -> MeasuredMessages:
-    """What a running module projects from the last hour of its messages (`hub.bill` of its status).
+    """The projection of a running module from its last hour (`hub.metering` of its status).
 
     Raises:
-        ConfigError: it is no address.
-        VisionedgeError: the module does not answer, or makes no messages.
+        ConfigError: the URL is not valid.
+        VisionedgeError: the module cannot be reached, or sends no messages.
     """
     hub = _status(url, token).get("hub")
     bill = hub.get("metering") if isinstance(hub, dict) else None
     if not isinstance(hub, dict) or not isinstance(bill, dict):
-        raise VisionedgeError(f"{url}: the module has counted no messages yet; ask again when it is ready")
+        raise VisionedgeError(f"{url}: the module has counted no messages yet; try again when it is ready")
     if hub.get("state") == "local" and "messagesFile" not in hub:
         raise VisionedgeError(
-            f"{url}: the module runs outside IoT Edge and makes no messages; start it with --messages FILE"
+            f"{url}: the module runs outside IoT Edge and sends no messages; start it with --messages FILE"
         )
     try:
         return _from_projection(url, bill)
     except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError):
         raise VisionedgeError(
-            f"{url}: its status cannot be read; is it the same version of visionedge?"
+            f"{url}: its status has an unknown form; check that it is the same version of visionedge"
         ) from None
 
 
 def _from_projection(url: str, bill: Mapping[str, Any]) -> MeasuredMessages:
-    """The messages behind the projection of a bill: its blocks, and as many messages to a block as ever."""
+    """The messages of a projection: its blocks, with the total number of messages per block."""
     seconds = float(bill["projectedFromSeconds"])
     if seconds < 1:
         raise ValueError("nothing was measured")
@@ -259,32 +266,32 @@ def _status(url: str, token: str | None) -> Mapping[str, Any]:
     """The status of a module.
 
     Raises:
-        ConfigError: the address or the token cannot be used.
-        VisionedgeError: there is no right answer.
+        ConfigError: the URL or the token is not valid.
+        VisionedgeError: the module cannot be reached, or refuses.
     """
     if token and not (token.isascii() and token.isprintable()):
-        raise ConfigError(["--token: it holds characters that an HTTP header cannot carry"])
+        raise ConfigError(["--token: has characters that are not allowed in an HTTP header"])
     code, body = _get(url, {"Authorization": f"Bearer {token}"} if token else {})
     if code in {401, 403}:
-        raise VisionedgeError(f"{url}: needs a token: set VISIONEDGE_HTTP_TOKEN, or give --token")
+        raise VisionedgeError(f"{url}: needs a token: set VISIONEDGE_HTTP_TOKEN, or use --token")
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
         document = None
     if code != 200 or not isinstance(document, dict):
-        raise VisionedgeError(f"{url}: answered with {code} and no status of visionedge")
+        raise VisionedgeError(f"{url}: answered {code}, which is not the status of a visionedge module")
     return document
 
 
 def _get(url: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
-    """Ask for the status, without a proxy and without redirects: the token goes to this host alone."""
+    """Request the status without proxy and redirects, so that only this host gets the token."""
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise ConfigError(["--url: is no address, such as http://127.0.0.1:8080"]) from None
+        raise ConfigError(["--url: is not a URL such as http://127.0.0.1:8080"]) from None
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
-        raise ConfigError(["--url: give the address of a module, such as http://127.0.0.1:8080"])
+        raise ConfigError(["--url: write the address of a module, such as http://127.0.0.1:8080"])
     connection_type = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     connection = connection_type(parts.hostname, port, timeout=_TIMEOUT_S)
     try:
@@ -295,6 +302,6 @@ def _get(url: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
         return response.status, response.read(_MAX_RESPONSE_BYTES)
     except (OSError, HTTPException, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise VisionedgeError(f"{url}: does not answer: {reason or type(error).__name__}") from None
+        raise VisionedgeError(f"{url}: cannot be reached: {reason or type(error).__name__}") from None
     finally:
         connection.close()

@@ -1,4 +1,7 @@
-"""`visionedge manifest generate`: a deployment manifest, a template or a layer of one, from a few words."""
+"""`visionedge manifest generate`: makes a deployment manifest, a template, or a layered deployment.
+
+`generate_manifest` checks its result with `lint_manifest`, so that both agree.
+"""
 
 import json
 import posixpath
@@ -43,20 +46,20 @@ _PRIORITIES = {"events": (0, 7 * _DAY_S), "detections": (5, _DAY_S)}
 
 @dataclass(frozen=True, slots=True)
 class ManifestRequest:
-    """What a manifest is wanted for.
+    """The content of a manifest.
 
     Args:
-        image: that of the module; empty in a template: the one that its tools build.
-        gpu: how the host hands a GPU to the module.
-        document: a configuration; None for the one of the shipped templates.
-        cameras: laid over the cameras of the configuration, or in place of those of the shipped templates.
+        image: the module's image; empty in a template means the image that its tools build.
+        gpu: how the host passes a GPU to the module.
+        document: the configuration; None: that of the shipped templates.
+        cameras: merged into those of the configuration; they replace those of the shipped templates.
         registries: addresses by name. User and password come from the environment.
         module: the module's id.
-        published: address and port of the device at which HTTP is reached; None for none.
+        published: address and port of the device for HTTP; None: not published.
         runtime: the tag of edgeAgent's and edgeHub's images.
-        binds: folders or files of the host that the module sees, as createOptions have them
+        binds: folders or files of the host to mount, as in createOptions
             (``HOST:CONTAINER``, ``HOST:CONTAINER:ro``).
-        form: a deployment, a template of one, or a layer to be laid over another.
+        form: a deployment, a template, or a layered deployment.
     """
 
     image: str = ""
@@ -73,7 +76,7 @@ class ManifestRequest:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedManifest:
-    """A manifest as text, what is to be said about it, and whether it holds secrets."""
+    """A manifest as text, notes for the user, and whether it has secrets."""
 
     text: str
     notes: tuple[str, ...]
@@ -81,10 +84,10 @@ class GeneratedManifest:
 
 
 def generate_manifest(request: ManifestRequest, environ: Mapping[str, str]) -> GeneratedManifest:
-    """Make a manifest; placeholders are filled from the environment, except in a template.
+    """Make a manifest; placeholders are replaced from the environment, except in a template.
 
     Raises:
-        ConfigError: the configuration is wrong, a variable is missing, or lint would refuse the manifest.
+        ConfigError: the configuration is not valid, a variable is missing, or lint finds an error.
     """
     desired, notes = _desired_properties(request)
     document = _document(request, desired)
@@ -92,7 +95,7 @@ def generate_manifest(request: ManifestRequest, environ: Mapping[str, str]) -> G
         missing: set[str] = set()
         document = _encode_create_options(fill_placeholders(document, environ, missing))
         if missing:
-            remedy = "set it, or leave it to the tools with --template"
+            remedy = "set it, or use --template"
             raise ConfigError([f"the environment has no {name}; {remedy}" for name in sorted(missing)])
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     report = lint_manifest(text.encode(errors="surrogatepass"), "the manifest", [request.module])
@@ -104,7 +107,7 @@ def generate_manifest(request: ManifestRequest, environ: Mapping[str, str]) -> G
 
 
 def _desired_properties(request: ManifestRequest) -> tuple[Document, list[str]]:
-    """The desired properties of the module, checked, and what has to be said about them."""
+    """The desired properties of the module, checked, and notes about them."""
     base = _example(request.gpu) if request.document is None else request.document
     if request.cameras and request.document is None:
         base = {**base, "cameras": {}}
@@ -114,9 +117,9 @@ def _desired_properties(request: ManifestRequest) -> tuple[Document, list[str]]:
     cameras_with_secrets = [name for name, camera in checked.cameras.items() if _has_secret(camera.uri)]
     if cameras_with_secrets and request.form != "template":
         notes.append(
-            f"the passwords of {', '.join(cameras_with_secrets)} will stand in the module twin, for "
-            "all who may read it; to "
-            "keep them on the device, put these cameras into a file there and name it in VISIONEDGE_CONFIG"
+            f"the passwords of {', '.join(cameras_with_secrets)} will be in the module twin, "
+            "readable for everyone with access to it; to keep them on the device, put these cameras into a"
+            " file there and set VISIONEDGE_CONFIG to its path"
         )
     return desired, notes
 
@@ -128,20 +131,22 @@ def _checked(desired: Document, *, published: bool) -> Config:
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
     if published and checked.http.port == 0:
-        problems.append("http.port: 0 is any port, and none that can be published; name one, or --no-http")
+        problems.append(
+            "http.port: 0 means any free port, which cannot be published; set a port, or use --no-http"
+        )
     if problems:
         raise ConfigError(problems)
     return checked
 
 
 def _publish_http(request: ManifestRequest, desired: Document) -> tuple[Document, list[str]]:
-    """The wishes of a module whose HTTP is published; they may come from a bare machine's file."""
+    """The configuration for a published HTTP port; it may come from a machine without containers."""
     if request.published is None:
         return desired, []
     notes = []
     http = dict(desired.get("http") or {})
     if is_loopback(http.get("host")):
-        notes.append("http.host is left out: it would be the container's own loopback")
+        notes.append("http.host is removed: it would be the loopback of the container")
         del http["host"]
     if not is_loopback(request.published[0]) and not http.get("token"):
         http["token"] = TOKEN_PLACEHOLDER
@@ -154,7 +159,7 @@ def _has_secret(uri: str) -> bool:
 
 
 def _example(gpu: Gpu) -> Document:
-    """What people change first, with the values of the shipped templates."""
+    """The configuration of the shipped templates."""
     return {
         "cameras": {"demo": {"uri": "demo:", "fps": 5}},
         "inference": {
@@ -229,7 +234,7 @@ def _system(name: str, tag: str, host: Document) -> Document:
 
 
 def _credentials(registries: Mapping[str, str]) -> Document:
-    """As the tools of IoT Edge call them; where there are several, each with its name."""
+    """With the placeholders of the tools of IoT Edge; with the name if there are several registries."""
 
     def placeholder(what: str, name: str) -> str:
         return f"$CONTAINER_REGISTRY_{what}" + (f"_{name}" if len(registries) > 1 else "")
@@ -259,7 +264,7 @@ def _routes(module: str) -> Document:
 def _module(request: ManifestRequest, desired: Document) -> Document:
     kind = "cpu" if request.gpu == "none" else "gpu"
     image = request.image or f"{BUILT_IMAGE_PREFIX}.amd64.{kind}}}"
-    # Images that set NVIDIA_REQUIRE_CUDA are refused under GPU-PV without it.
+    # Without it, GPU-PV refuses images that set NVIDIA_REQUIRE_CUDA.
     env = {"env": {"NVIDIA_DISABLE_REQUIRE": {"value": "1"}}} if request.gpu == "gpu-pv" else {}
     return {
         "version": "1.0",
@@ -274,7 +279,7 @@ def _module(request: ManifestRequest, desired: Document) -> Document:
 
 
 def _options(request: ManifestRequest, desired: Document) -> Document:
-    """As little as the module needs: read-only, no capabilities, a volume for its state."""
+    """Minimal rights: a read-only file system, no capabilities, a volume for the state."""
     access_options: Mapping[str, Any] = {"none": {}, "gpu-pv-by-hand": BY_HAND_OPTIONS}.get(
         request.gpu, GPU_OPTIONS
     )
@@ -294,7 +299,7 @@ def _options(request: ManifestRequest, desired: Document) -> Document:
         "Tmpfs": {"/tmp": "rw,nosuid,nodev,size=64m"},  # noqa: S108 - a path inside the container
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges"],
-        "Init": True,  # somebody has to reap what `docker exec` leaves behind
+        "Init": True,  # reaps the processes of `docker exec`
         **_LOG_OPTIONS,
     }
     return {
@@ -305,7 +310,7 @@ def _options(request: ManifestRequest, desired: Document) -> Document:
 
 
 def check_binds(binds: Sequence[str], gpu: Gpu) -> list[str]:
-    """What is wrong with the binds of a request, a line each."""
+    """The problems of the binds of a request, one line each."""
     problems = []
     taken = {DATA_FOLDER, "/tmp", *([WSL_FOLDER] if gpu == "gpu-pv-by-hand" else [])}  # noqa: S108 - inside the container
     for bind in binds:
@@ -319,21 +324,19 @@ def check_binds(binds: Sequence[str], gpu: Gpu) -> list[str]:
                 f"{problem} both paths must be absolute, without '.', '..', '//' and control characters"
             )
         elif target.rstrip("/") in ("", *taken):
-            problems.append(
-                f"{problem} {target} is in use in the container already; choose another path there"
-            )
+            problems.append(f"{problem} {target} is already used in the container; choose another path there")
         taken.add(target.rstrip("/"))
     return problems
 
 
 def _is_plain_path(path: str) -> bool:
-    # normpath keeps two slashes at the beginning.
+    # normpath keeps two leading slashes.
     plain = path == "/" or (posixpath.normpath(path) == path.rstrip("/") and not path.startswith("//"))
     return plain and path.startswith("/") and path.isprintable()
 
 
 def _volume(module: str) -> str:
-    """Two modules cannot share one."""
+    """The name of the data volume; two modules cannot share one."""
     return "visionedge-data" if module == MODULE_ID else f"{module}-data"
 
 
@@ -347,7 +350,7 @@ def _device(node: str) -> Document:
 
 
 def _encode_create_options(value: Any) -> Any:
-    """A document with its createOptions as texts, as a deployment wants them."""
+    """A document with createOptions as strings, as in a deployment."""
     if not isinstance(value, dict):
         return value
     return {

@@ -1,4 +1,4 @@
-"""createOptions that hand a GPU to a module, and those that do so only by halves."""
+"""createOptions that pass a GPU to a module, and checks of incomplete or contradictory ones."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from visionedge.ops.manifest.agent import EdgeModule
 from visionedge.ops.manifest.document import JsonNode, LintFindings, child_path, has_placeholder
 
 GPU_OPTIONS = {"HostConfig": {"DeviceRequests": [{"Count": -1, "Capabilities": [["gpu"]]}]}}
-"""Both kinds of passthrough, where the host has an NVIDIA runtime (EFLOW has)."""
+"""For DDA and GPU-PV on a host with an NVIDIA runtime, such as EFLOW."""
 
 DXG = "/dev/dxg"
 WSL_FOLDER = "/usr/lib/wsl"
@@ -20,21 +20,21 @@ BY_HAND_OPTIONS = {
         "Binds": [f"{WSL_FOLDER}:{WSL_FOLDER}:ro"],
     },
 }
-"""GPU-PV without the help of an NVIDIA runtime."""
+"""For GPU-PV without an NVIDIA runtime."""
 
 _NVIDIA_NODES = "/dev/nvidia"
 _KIND = re.compile(r"(?<![a-z])(?:cpu|gpu|cuda)(?![a-z])")
-_ADD_TO_OPTIONS = "put {} into its createOptions"
+_ADD_TO_OPTIONS = "add {} to its createOptions"
 
 
 def to_compact_json(document: object) -> str:
-    """JSON in one line, as createOptions want it."""
+    """JSON in one line, as in createOptions."""
     return json.dumps(document, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerMount:
-    """What a container sees at `target`: a folder of the host, or a volume of Docker's by its name."""
+    """A mount at `target` in the container: a folder of the host, or a Docker volume by name."""
 
     node: JsonNode
     source: str
@@ -46,7 +46,7 @@ def read_mounts(module: EdgeModule) -> Iterator[ContainerMount]:
     """The binds and mounts of a module's createOptions."""
     host = module.options.at("HostConfig") if module.options else None
     for bind in _items(host, "Binds"):
-        # Of host folders of Windows nothing is known here: EFLOW's and IoT Edge's hosts are Linux.
+        # A Windows path would be split wrongly, but the hosts of IoT Edge and EFLOW are Linux.
         source, _, rest = bind.text.partition(":")
         target, _, mode = rest.partition(":")
         yield ContainerMount(bind, source, (target or source).rstrip("/"), "ro" in mode.split(","))
@@ -63,7 +63,7 @@ def read_mounts(module: EdgeModule) -> Iterator[ContainerMount]:
 
 @dataclass(frozen=True, slots=True)
 class ContainerDevice:
-    """A device node of the host, and what the container calls it."""
+    """A device node of the host, and its path in the container."""
 
     node: JsonNode
     source: str
@@ -71,7 +71,7 @@ class ContainerDevice:
 
 
 def read_devices(module: EdgeModule) -> Iterator[ContainerDevice]:
-    """The device nodes that a module is handed."""
+    """The device nodes that are passed to a module."""
     host = module.options.at("HostConfig") if module.options else None
     for device in _items(host, "Devices"):
         source, target = read_texts(device, "PathOnHost", "PathInContainer")
@@ -79,17 +79,17 @@ def read_devices(module: EdgeModule) -> Iterator[ContainerDevice]:
 
 
 def read_texts(node: JsonNode, *keys: str) -> list[str]:
-    """The texts that stand at these keys; an empty one where none does."""
+    """The strings at these keys; empty for a missing one."""
     return [found.text if (found := node.at(key)) else "" for key in keys]
 
 
 def describe_gpu_access(module: EdgeModule) -> str:
-    """What GPU a module is handed, and for which kind of passthrough, in a few words."""
+    """The GPU access of a module, and the kind of passthrough, in a few words."""
     if _find_gpu_request(module) is not None:
-        return "a GPU through the NVIDIA runtime, for DDA as well as GPU-PV"
+        return "a GPU through the NVIDIA runtime, for DDA and GPU-PV"
     nodes = [device.source for device in read_devices(module)]
     if DXG in nodes:
-        return "a GPU by hand, for GPU-PV alone"
+        return "a GPU by hand (without the NVIDIA runtime), for GPU-PV only"
     return (
         "device nodes of a GPU"
         if any(device_node.startswith(_NVIDIA_NODES) for device_node in nodes)
@@ -98,7 +98,7 @@ def describe_gpu_access(module: EdgeModule) -> str:
 
 
 def check_gpu_options(module: EdgeModule, device: str | None, findings: LintFindings) -> None:
-    """Judge how a module is handed a GPU, and whether it can use it; `device` is what it is told to use."""
+    """Check how a GPU is passed to a module, and whether it can use one; `device` is inference.device."""
     host = module.options.at("HostConfig") if module.options else None
     for request in _items(host, "DeviceRequests"):
         _check_device_request(request, findings)
@@ -114,32 +114,32 @@ def check_gpu_options(module: EdgeModule, device: str | None, findings: LintFind
     _check_manual_gpu_pv(module, nodes.get(DXG), libraries, findings)
     device_only = next((node for device_node, node in nodes.items() if device_node != DXG), None)
     if device_only is not None and gpu_request is None:
-        what = "bare device nodes are not enough: the driver's libraries come with a request for the GPU"
+        what = "device nodes alone are not enough: only a request for the GPU mounts the driver's libraries"
         findings.warning(device_only, what, _ADD_TO_OPTIONS.format(to_compact_json(GPU_OPTIONS)))
     gpu_pv = nodes.get(DXG) or (libraries[0].node if libraries else None)
     if gpu_request is not None and gpu_pv is not None:
-        what = "hands GPU-PV over by hand beside a request to the NVIDIA runtime, which does the same"
-        findings.warning(gpu_pv, what, "keep the request, or keep /dev/dxg and /usr/lib/wsl")
+        what = "passes GPU-PV explicitly, and the request to the NVIDIA runtime does the same"
+        findings.warning(gpu_pv, what, "keep either the request, or /dev/dxg and /usr/lib/wsl")
     if gpu_request is not None:
         _check_nvidia_variables(read_module_environment(module), findings)
     _check_image_and_device(module, gpu_request or gpu_pv or device_only, device, findings)
 
 
 def _check_nvidia_variables(variables: Mapping[str, JsonNode], findings: LintFindings) -> None:
-    """The variables with which the NVIDIA runtime is asked for less than a GPU that computes."""
+    """Variables that make the NVIDIA runtime hide the GPU or its compute libraries."""
     visible, able = (variables.get(f"NVIDIA_{what}") for what in ("VISIBLE_DEVICES", "DRIVER_CAPABILITIES"))
     if visible is not None and visible.text.lower() in ("", "none", "void"):
-        findings.warning(visible, "hides every GPU from the module", "write all, or leave it out")
+        findings.warning(visible, "hides all GPUs from the module", "write all, or remove it")
     if (
         able is not None
         and not has_placeholder(able.text)
         and not {"compute", "all"} & set(able.text.split(","))
     ):
-        findings.warning(able, "leaves compute out", "write compute,utility,video, or leave it out")
+        findings.warning(able, "has no compute", "write compute,utility,video, or remove it")
 
 
 def _find_gpu_request(module: EdgeModule) -> JsonNode | None:
-    """Where the NVIDIA runtime is asked for a GPU."""
+    """The node that requests a GPU from the NVIDIA runtime."""
     host = module.options.at("HostConfig") if module.options else None
     runtime = host.at("Runtime") if host else None
     if runtime is not None and runtime.text == "nvidia":
@@ -157,30 +157,32 @@ def _wants_gpu(request: JsonNode) -> bool:
 def _check_device_request(request: JsonNode, findings: LintFindings) -> None:
     capabilities = findings.mapping(request).get("Capabilities")
     if capabilities is not None and any(item.text for item in capabilities.items):
-        remedy = 'mind the double brackets: "Capabilities": [["gpu"]]'
+        remedy = 'use double brackets: "Capabilities": [["gpu"]]'
         findings.error(capabilities, "is a flat list, which Docker refuses", remedy)
     count, ids = request.at("Count"), request.at("DeviceIDs")
     if count is not None and count.value != 0 and ids is not None and ids.items:
-        findings.error(request, "gives both Count and DeviceIDs, which Docker refuses", "leave one out")
+        findings.error(request, "has both Count and DeviceIDs, which Docker refuses", "remove one of them")
     if (count is None or count.value == 0) and not (ids is not None and ids.items):
-        findings.warning(request, "asks for no GPU in particular", 'write "Count": -1 for all')
+        findings.warning(request, "requests no GPU", 'write "Count": -1 for all')
 
 
 def _check_manual_gpu_pv(
     module: EdgeModule, dxg: JsonNode | None, libraries: list[ContainerMount], findings: LintFindings
 ) -> None:
-    """GPU-PV takes the device, the whole folder of libraries, and a loader that looks there."""
+    """GPU-PV needs the device, the whole folder of libraries, and that folder in the library path."""
     if dxg is None and not libraries:
         return
     whole = any(mount.source.rstrip("/") == WSL_FOLDER for mount in libraries)
     where = dxg or libraries[0].node
     if dxg is None:
-        findings.warning(where, f"are the libraries of GPU-PV without {DXG}", _add("Devices"))
+        findings.warning(where, f"has the libraries of GPU-PV, but not {DXG}", _add("Devices"))
     elif not libraries:
-        findings.warning(where, "is GPU-PV without its libraries", _add("Binds"))
+        findings.warning(where, "has the device of GPU-PV, but not its libraries", _add("Binds"))
     elif not whole:
         findings.warning(
-            libraries[0].node, f"is a part of {WSL_FOLDER}: what is in lib loads from drivers", _add("Binds")
+            libraries[0].node,
+            f"is only a part of {WSL_FOLDER}: the libraries in lib load others from drivers",
+            _add("Binds"),
         )
     path = read_module_environment(module).get("LD_LIBRARY_PATH")
     if (
@@ -197,9 +199,9 @@ def _add(key: str) -> str:
 
 
 def read_module_environment(module: EdgeModule) -> dict[str, JsonNode]:
-    """The variables of a module: those of createOptions, those of edgeAgent's `env` over them.
+    """The variables of a module: those of createOptions, overridden by those of edgeAgent's `env`.
 
-    The places of the former hold `NAME=value` in the manifest; here they are the value alone.
+    A node of the former is `NAME=value` in the manifest; here it has only the value.
     """
     found = {}
     for item in _items(module.options, "Env"):
@@ -215,26 +217,28 @@ def _text(value: object) -> str:
 def _check_image_and_device(
     module: EdgeModule, gpu_node: JsonNode | None, device: str | None, findings: LintFindings
 ) -> None:
-    """Whether the image, the device that is asked for and what is handed in belong together."""
+    """Whether the image, inference.device and the passed GPU go together."""
     kind = classify_image(module.image)
     image = module.image_node()
     if kind == "gpu" and gpu_node is None and device != "cpu":
         findings.warning(
-            image, "is for a GPU, and none is handed in", _ADD_TO_OPTIONS.format(to_compact_json(GPU_OPTIONS))
+            image,
+            "is a GPU image, but no GPU is passed to it",
+            _ADD_TO_OPTIONS.format(to_compact_json(GPU_OPTIONS)),
         )
     elif kind == "cpu" and gpu_node is not None:
-        what = "hands in a GPU, which this image cannot use; where there is none it does not even start"
-        findings.warning(gpu_node, what, "take the GPU image, or leave this out")
+        what = "passes a GPU that this image cannot use; on a host without GPU the module does not start"
+        findings.warning(gpu_node, what, "use the GPU image, or remove this")
     elif device in ("cuda", "tensorrt") and (kind == "cpu" or gpu_node is None):
-        what = f"cannot use a GPU, and inference.device asks for {device}"
-        findings.warning(image, what, "take the GPU image and hand a GPU in, or ask for auto or cpu")
+        what = f"cannot use a GPU, but inference.device is {device}"
+        findings.warning(image, what, "use the GPU image and pass a GPU, or set auto or cpu")
     elif device == "cpu" and gpu_node is not None:
-        what = "hands in a GPU that inference.device does not use"
-        findings.warning(gpu_node, what, "ask for auto, or leave this out")
+        what = "passes a GPU that inference.device does not use"
+        findings.warning(gpu_node, what, "set inference.device to auto, or remove this")
 
 
 def classify_image(image: str) -> str:
-    """`gpu` or `cpu` where the name of an image, its tag or the key of its platform says so; else empty."""
+    """`gpu` or `cpu` if the name, the tag or the platform of an image says so, else empty."""
     kinds = {found.replace("cuda", "gpu") for found in _KIND.findall(image.lower().rpartition("/")[2])}
     return kinds.pop() if len(kinds) == 1 else ""
 
@@ -245,6 +249,6 @@ def _items(node: JsonNode | None, key: str) -> tuple[JsonNode, ...]:
 
 
 def create_options_path(module: EdgeModule) -> str:
-    """Where the createOptions of a module stand, or should."""
+    """The path of the createOptions of a module, whether they exist or not."""
     settings = child_path(module.node.path, "settings")
     return module.options.path if module.options is not None else child_path(settings, "createOptions")

@@ -1,4 +1,4 @@
-"""Modules that are visionedge: their configuration, what they are handed, who reaches them."""
+"""Checks of the visionedge modules: configuration, variables, data folder, container, HTTP, and files."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,7 +22,7 @@ MODULE_ID = "vision"
 """The module id in the shipped manifests."""
 
 BUILT_IMAGE_PREFIX = "${MODULEDIR<./module>"
-"""So begins the image of this project in a template: the folder of its module.json, seen from there."""
+"""The prefix of this project's image in a template: the folder of its module.json, relative to it."""
 
 _BUILT_IMAGE_PREFIXES = (
     f"{BUILT_IMAGE_PREFIX}.",
@@ -41,12 +41,12 @@ _VARIABLES = frozenset(
 
 
 def is_loopback(host: object) -> bool:
-    """Whether an address is reached on the very machine, or in the very container, only."""
+    """Whether an address is reachable only from its own machine or container."""
     return isinstance(host, str) and host.startswith(_LOOPBACK)
 
 
 def find_visionedge_modules(modules: Mapping[str, EdgeModule], named: Sequence[str]) -> list[str]:
-    """The modules that are visionedge: those that are named, else by module id or image."""
+    """The modules that are visionedge: the named ones, else those with its module id or image."""
     if named:
         return [name for name in named if name in modules]
     others = {name: module for name, module in modules.items() if name not in SYSTEM_MODULES}
@@ -62,7 +62,7 @@ def _is_visionedge_image(image: str) -> bool:
 
 
 def check_visionedge_module(module: EdgeModule, manifest: Manifest, findings: LintFindings) -> None:
-    """Judge a module that is visionedge."""
+    """Check a module that is visionedge."""
     twin = manifest.twins.get(module.name)
     variables = read_module_environment(module)
     from_variables = _variables(variables, findings)
@@ -85,14 +85,14 @@ def _document(twin: JsonNode | None) -> Document:
 
 
 def _variables(variables: Mapping[str, JsonNode], findings: LintFindings) -> Document:
-    """The configuration that the variables carry, judged; placeholders count as absent."""
+    """The configuration from the variables, checked; variables with placeholders are ignored."""
     without_placeholders = {
         name: node.text for name, node in variables.items() if not has_placeholder(node.text)
     }
     for name, node in variables.items():
         if name.startswith(_VARIABLE_PREFIX) and name not in _VARIABLES:
             findings.warning(
-                node, "is no variable that visionedge knows", f"known: {', '.join(sorted(_VARIABLES))}"
+                node, "is not a variable of visionedge", f"known: {', '.join(sorted(_VARIABLES))}"
             )
     found: Document = {}
     for name in sorted(_VARIABLES & without_placeholders.keys()):
@@ -108,7 +108,7 @@ def _variables(variables: Mapping[str, JsonNode], findings: LintFindings) -> Doc
 
 
 def check_configuration(module: EdgeModule, manifest: Manifest, findings: LintFindings) -> None:
-    """Judge the desired properties of a module as a configuration, every problem at its place."""
+    """Check the desired properties of a module as a configuration, and report each problem at its path."""
     twin = manifest.twins.get(module.name)
     if twin is None or not twin.entries:
         return
@@ -117,7 +117,7 @@ def check_configuration(module: EdgeModule, manifest: Manifest, findings: LintFi
         parse_config(twin.plain())
     except ConfigError as error:
         problems += error.problems
-    # What is missing here may stand in the file on the device, or in the deployment below this one.
+    # A missing key may be in the file on the device, or in the base deployment.
     elsewhere = twin.partial or f"{_VARIABLE_PREFIX}CONFIG" in read_module_environment(module)
     for problem in problems:
         where, reason = _locate_problem(twin, problem)
@@ -127,7 +127,7 @@ def check_configuration(module: EdgeModule, manifest: Manifest, findings: LintFi
 
 
 def _locate_problem(twin: JsonNode, problem: str) -> tuple[JsonNode, str]:
-    """The place that a problem names in the beginning of its line, and what it says of it."""
+    """The node of the key at the beginning of a problem, and the rest of the problem."""
     dotted, _, reason = problem.partition(": ")
     node = twin
     while dotted:
@@ -145,7 +145,7 @@ def _check_cameras(
     cameras = twin.at("cameras") if twin is not None else None
     if (cameras is None or cameras.value in ({}, None)) and f"{_VARIABLE_PREFIX}CONFIG" not in variables:
         where: JsonNode | str = cameras or twin or module.node
-        findings.warning(where, f"{module.name} is given no camera", "add cameras to its desired properties")
+        findings.warning(where, f"{module.name} has no camera", "add cameras to its desired properties")
 
 
 def _data(module: EdgeModule, variables: Mapping[str, JsonNode], findings: LintFindings) -> None:
@@ -158,31 +158,31 @@ def _data(module: EdgeModule, variables: Mapping[str, JsonNode], findings: LintF
         m for m in read_mounts(module) if m.target and m.source and f"{folder}/".startswith(f"{m.target}/")
     ]
     if not found:
-        what = f"nothing is bound to {folder}: what waits for IoT Hub is lost when the container is made anew"
+        what = f"no volume is mounted at {folder}: messages that wait for IoT Hub are lost with the container"
         remedy = f'add {{"HostConfig":{{"Binds":["{_PRODUCT}-data:{folder}"]}}}}'
         findings.warning(create_options_path(module), what, remedy)
     for mount in found:
         if mount.read_only:
-            what = f"{folder} is read-only: messages wait in memory and nothing is kept"
-            findings.error(mount.node, what, "take 'ro' away")
+            what = f"{folder} is read-only: messages wait in memory, and nothing is stored"
+            findings.error(mount.node, what, "remove 'ro'")
 
 
 def _container(module: EdgeModule, findings: LintFindings) -> None:
-    """What the agent does not undo, and what ends the module for good."""
+    """Restart policy, networks and privileges."""
     policy = module.node.entries.get("restartPolicy")
     if policy is not None and policy.text == "never":
-        what = "the module ends itself (exit code 75) when it has to be started again"
+        what = "the module ends with exit code 75 when it needs a restart"
         findings.warning(policy, what, "write always")
     if module.options is None:
         return
     networks = module.options.at("NetworkingConfig")
     if networks is not None and networks.entries and not _on_host(module):
-        what = "the agent joins the module to edgeHub's network only where the options leave networks alone"
-        findings.warning(networks, what, "leave it out")
+        what = "edgeAgent connects the module to edgeHub's network only if the options name no networks"
+        findings.warning(networks, what, "remove it")
     privileged = module.options.at("HostConfig", "Privileged")
     if privileged is not None and privileged.value is True:
         findings.warning(
-            privileged, "visionedge needs no privileges", 'leave it out, and drop all: "CapDrop": ["ALL"]'
+            privileged, "visionedge needs no privileges", 'remove it, and add "CapDrop": ["ALL"]'
         )
 
 
@@ -192,28 +192,24 @@ def _on_host(module: EdgeModule) -> bool:
 
 
 def _http(module: EdgeModule, document: Document, findings: LintFindings) -> None:
-    """Who reaches the module over HTTP, and whether anybody asks them for a token."""
+    """Whether the published port leads to the module, and whether other machines need a token."""
     http = document.get("http")
     http = http if isinstance(http, Mapping) else {}
-    host, port, token = http.get("host", "0.0.0.0"), http.get("port", IMAGE_PORT), http.get("token")  # noqa: S104 - what the images say
+    host, port, token = http.get("host", "0.0.0.0"), http.get("port", IMAGE_PORT), http.get("token")  # noqa: S104 - the default of the images
     loopback = is_loopback(host)
     ports = module.options.at("HostConfig", "PortBindings") if module.options else None
-    remedy = 'give it a token ("http": {"token": …} in its desired properties), or publish on 127.0.0.1 only'
+    remedy = 'set a token ("http": {"token": …} in the desired properties), or publish on 127.0.0.1 only'
     if _on_host(module) and not loopback and not token:
         mode = module.options.at("HostConfig", "NetworkMode") if module.options else None
-        findings.warning(
-            mode or module.node, "other machines reach HTTP, and nobody asks for a token", remedy
-        )
+        findings.warning(mode or module.node, "other machines can use HTTP without a token", remedy)
     for inner, bindings in (ports.entries if ports else {}).items():
         if loopback:
-            what = f"leads to nobody: http.host {host} is the container's own loopback"
-            findings.warning(bindings, what, "leave http.host out, as the images listen on all addresses")
+            what = f"leads nowhere: http.host {host} is the loopback of the container"
+            findings.warning(bindings, what, "remove http.host; the images listen on all addresses")
         elif inner.partition("/")[0] != str(port):
-            findings.warning(
-                bindings, f"leads to nobody: HTTP is served on port {port}", f'write "{port}/tcp"'
-            )
+            findings.warning(bindings, f"leads nowhere: HTTP is on port {port}", f'write "{port}/tcp"')
         elif not token and any(_is_public(binding) for binding in bindings.items):
-            findings.warning(bindings, "other machines reach HTTP, and nobody asks for a token", remedy)
+            findings.warning(bindings, "other machines can use HTTP without a token", remedy)
 
 
 def _is_public(binding: JsonNode) -> bool:
@@ -222,7 +218,7 @@ def _is_public(binding: JsonNode) -> bool:
 
 
 def _files(module: EdgeModule, twin: JsonNode, findings: LintFindings) -> None:
-    """Devices and files of the host that the configuration names, and that the container does not see."""
+    """Devices and files of the configuration that are not passed to the container."""
     nodes = [device.target for device in read_devices(module)]
     targets = [mount.target for mount in read_mounts(module) if mount.target] + [DATA_FOLDER]
     cameras = twin.at("cameras")
@@ -256,7 +252,7 @@ def _device(path: str) -> str:
 
 
 def _path(uri: str) -> str:
-    """The path that a camera is opened at; empty for what is no file."""
+    """The path of a camera's file or device; empty for another camera."""
     try:
         camera = parse_camera_uri(uri)
     except ConfigError:

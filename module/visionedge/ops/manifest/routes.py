@@ -1,4 +1,7 @@
-"""The twin of edgeHub: routes, how they are written and where they lead, and how long messages are kept."""
+"""Checks of edgeHub: the syntax, source and sink of each route, its store, and its container.
+
+edgeHub rejects all routes if one is wrong, and drops an output without a route silently.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,8 +18,10 @@ from visionedge.ops.manifest.document import (
     child_path,
     has_placeholder,
 )
+from visionedge.ops.manifest.gpu_options import create_options_path, read_module_environment, read_mounts
 from visionedge.outbound.messages import DETECTIONS, EVENTS
 
+_BOOLEAN_VARIABLES = ("OptimizeForPerformance", "UsePersistentStorage", "mqttSettings__enabled")
 SCHEMA_VERSIONS = ("1.0", "1.1", "1.2", "1.3")
 OUTPUTS = (DETECTIONS, EVENTS)
 
@@ -40,25 +45,27 @@ _HUB_KEYS = ("schemaVersion", "routes", "storeAndForwardConfiguration", "mqttBro
 
 @dataclass(frozen=True, slots=True)
 class _Route:
-    """A route that was understood: the beginning of what it takes, and whether that goes to IoT Hub."""
+    """A valid route: the prefix of its sources, and whether it leads to IoT Hub."""
 
     source: str
     upstream: bool
 
     def matches(self, module: str, output: str) -> bool:
-        """Whether messages of an output are among those that it takes; edgeHub compares so, without case."""
+        """Whether the route takes messages of an output; edgeHub compares the prefix without case."""
         return f"/messages/modules/{module}/outputs/{output}/".lower().startswith(self.source)
 
 
 def check_routes(
     manifest: Manifest, modules: Mapping[str, EdgeModule], ours: Iterable[str], findings: LintFindings
 ) -> None:
-    """Judge the desired properties of edgeHub; `ours` are the modules that are visionedge."""
+    """Check the desired properties of edgeHub; `ours` are the modules that are visionedge."""
     desired = manifest.twins.get(EDGE_HUB)
     if desired is None:
         if not manifest.layered:
             findings.error(
-                child_path(manifest.content.path, EDGE_HUB), "is missing", "it says where messages go"
+                child_path(manifest.content.path, EDGE_HUB),
+                "is missing",
+                "add it: it has the routes of messages",
             )
         return
     entries = findings.known_entries(desired, _HUB_KEYS, "edgeHub")
@@ -72,13 +79,15 @@ def check_routes(
     for module in ours:
         for output in _used_outputs(manifest.twins.get(module)):
             if not any(route and route.upstream and route.matches(module, output) for route in found):
-                what = f"no route takes the output {output} of {module} to IoT Hub: edgeHub drops it unseen"
+                what = (
+                    f"no route leads the output {output} of {module} to IoT Hub: edgeHub drops its messages"
+                )
                 remedy = f"add FROM /messages/modules/{module}/outputs/{output} INTO $upstream"
                 findings.warning(routes, what, remedy)
 
 
 def _used_outputs(twin: JsonNode | None) -> tuple[str, ...]:
-    """The outputs that a module of ours uses."""
+    """The outputs that a visionedge module uses."""
     mode = twin.at("telemetry", "mode") if twin is not None else None
     return (EVENTS,) if mode is not None and mode.text == "none" else OUTPUTS
 
@@ -88,31 +97,33 @@ def _store(node: JsonNode | None, findings: LintFindings) -> None:
         return
     findings.known_entries(node, ("timeToLiveSecs", "storeLimits"), "edgeHub")
     time = findings.required(node, "timeToLiveSecs", "write 7200, which is the default, or more")
-    if findings.whole(time, -1, 2**31 - 1) == 0 and time is not None:
-        findings.warning(time, "keeps no message while IoT Hub is away", "write 7200 or more")
+    if findings.integer(time, -1, 2**31 - 1) == 0 and time is not None:
+        findings.warning(time, "keeps no messages while IoT Hub is not reachable", "write 7200 or more")
 
 
 @dataclass(frozen=True, slots=True)
 class _RouteChecker:
-    """Reads routes. `modules` are those that there are, None where nobody knows; `ours` are visionedge."""
+    """Checks routes. `modules`: the modules of the manifest, None if unknown; `ours`: those of visionedge."""
 
     modules: frozenset[str] | None
     ours: frozenset[str]
     findings: LintFindings
 
     def route(self, name: str, node: JsonNode, version: str | None) -> _Route | None:
-        """A route, a text or an object with a text."""
+        """Check a route, which is a string or an object with one; None if it is not valid."""
         if not _NAME.fullmatch(name):
-            self.findings.error(node, "is no name of a route", "write it without '.', '$', '#' and blanks")
+            self.findings.error(
+                node, "is not a valid name of a route", "use a name without '.', '$', '#' and spaces"
+            )
         text_place: JsonNode | None = node
         if node.entries or isinstance(node.value, Mapping):
             entries = self.findings.known_entries(node, ("route", "priority", "timeToLiveSecs"), "edgeHub")
             text_place = self.findings.required(node, "route", f"write {_ROUTE_SYNTAX}")
-            self.findings.whole(entries.get("priority"), 0, 9)
-            self.findings.whole(entries.get("timeToLiveSecs"), 0, MAX_STARTUP_ORDER)
+            self.findings.integer(entries.get("priority"), 0, 9)
+            self.findings.integer(entries.get("timeToLiveSecs"), 0, MAX_STARTUP_ORDER)
             if version == "1.0":
-                remedy = 'write "schemaVersion": "1.1", or the route as a text'
-                self.findings.error(node, "is an object, which edgeHub takes from 1.1 on", remedy)
+                remedy = 'write "schemaVersion": "1.1", or the route as a string'
+                self.findings.error(node, "is an object, which needs schemaVersion 1.1", remedy)
         text = self.findings.text(text_place)
         if text is None or text_place is None or has_placeholder(text):
             return None
@@ -120,10 +131,10 @@ class _RouteChecker:
 
     def _understood(self, text: str, node: JsonNode) -> _Route | None:
         if len(text) > MAX_TEXT_BYTES:
-            return None  # no twin takes it, which is told elsewhere
+            return None  # reported by the check of twins
         found = _ROUTE.fullmatch(text)
         if found is None:
-            what = "is no route, and edgeHub takes none of them if one is wrong"
+            what = "is not a valid route; edgeHub then rejects all routes"
             self.findings.error(node, what, f"write {_ROUTE_SYNTAX}")
             return None
         self._condition(found["condition"], node)
@@ -134,45 +145,88 @@ class _RouteChecker:
     def _condition(self, condition: str | None, node: JsonNode) -> None:
         bare = _QUOTED.sub("''", condition or "")
         if re.search(r"[\"']", bare.replace("''", "")) or bare.count("(") != bare.count(")"):
-            self.findings.error(node, "has a WHERE with an open quote or bracket", "close it")
+            self.findings.error(node, "has a WHERE with an unclosed quote or bracket", "close it")
 
     def _source(self, source: str, node: JsonNode) -> None:
         parts = source.strip("/").split("/")
         if parts[0].lower() not in _SOURCES:
-            self.findings.warning(node, f"nothing is known to come from {source}", f"write {_ROUTE_SYNTAX}")
+            self.findings.warning(node, f"there is no source {source}", f"write {_ROUTE_SYNTAX}")
         if [part.lower() for part in parts[:2]] != ["messages", "modules"] or parts[2:3] in ([], ["*"]):
             return
         module = self._known(parts[2], node)
         if len(parts) > 3 and parts[3].lower() not in ("outputs", "*"):
-            self.findings.error(node, f"a module has no {parts[3]} to take from", "write outputs")
+            self.findings.error(node, f"a module has no {parts[3]} as a source", "write outputs")
             return
         output = parts[4] if len(parts) > 4 else "*"
         if module in self.ours and output != "*" and output.lower() not in OUTPUTS:
             remedy = f"write {' or '.join(OUTPUTS)}"
-            self.findings.error(node, f"{module} has no output {output}, so this takes nothing", remedy)
+            self.findings.error(
+                node, f"{module} has no output {output}, so this route gets no messages", remedy
+            )
 
     def _known(self, name: str, node: JsonNode) -> str:
-        """A module as it is spelt; it is told if there is none."""
+        """The name of a module as written in the manifest; reports an unknown module."""
         if self.modules is None:
             return name
         found = next((module for module in self.modules if module.lower() == name.lower()), None)
         if found is None:
-            remedy = f"name one that runs: {', '.join(sorted(self.modules)[:10])}"
+            remedy = f"use one of {', '.join(sorted(self.modules)[:10])}"
             self.findings.error(node, f"there is no module {name}", remedy)
         return found or name
 
     def _sink(self, sink: str, node: JsonNode) -> bool:
-        """Whether it is IoT Hub."""
+        """Whether the sink is IoT Hub."""
         if sink.lower() == "$upstream":
             return True
         endpoint = _ENDPOINT.fullmatch(sink)
         found = _INPUT.fullmatch(endpoint["double"] or endpoint["single"] or "") if endpoint else None
         if found is None:
-            what = "leads nowhere that edgeHub knows, and it takes no route at all then"
+            what = "has no valid sink; edgeHub then rejects all routes"
             self.findings.error(node, what, 'write INTO $upstream or BrokeredEndpoint("/modules/M/inputs/I")')
             return False
         module = self._known(found["module"], node)
         if module in self.ours and found["input"] != IMAGE_INPUT:
-            what = f"{module} has no input {found['input']}: it drops what comes there"
+            what = f"{module} has no input {found['input']}, and drops these messages"
             self.findings.error(node, what, f"write inputs/{IMAGE_INPUT}")
         return False
+
+
+# --- the container of edgeHub -------------------------------------------------------------------------------
+
+
+def check_hub(hub: EdgeModule, findings: LintFindings) -> None:
+    """Check the variables and the store of edgeHub."""
+    variables = {
+        n: node for n, node in read_module_environment(hub).items() if not has_placeholder(node.text)
+    }
+    for name in _BOOLEAN_VARIABLES:
+        node = variables.get(name)
+        if node is not None and node.text.lower() not in ("true", "false"):
+            findings.warning(node, f"{name} is a boolean", 'write "true" or "false"')
+    if _is_false(variables.get("mqttSettings__enabled")):
+        where = variables["mqttSettings__enabled"]
+        findings.error(where, "disables MQTT, which visionedge uses", "remove it")
+    if _is_false(variables.get("UsePersistentStorage")):
+        where = variables["UsePersistentStorage"]
+        findings.warning(where, "loses acknowledged messages when edgeHub restarts", "remove it")
+    elif "StorageFolder" in variables or "StorageFolder" not in read_module_environment(hub):
+        _check_hub_store(hub, variables.get("StorageFolder"), findings)
+
+
+def _is_false(node: JsonNode | None) -> bool:
+    return node is not None and node.text.lower() == "false"
+
+
+def _check_hub_store(hub: EdgeModule, folder: JsonNode | None, findings: LintFindings) -> None:
+    """Check that the store is on a volume."""
+    targets = [mount.target for mount in read_mounts(hub) if mount.target and mount.source]
+    if folder is None:
+        what = "edgeHub stores its messages inside its container, so they are lost with it"
+        remedy = (
+            'write "env": {"StorageFolder": {"value": "/iotedge/storage"}}, and mount a volume at that folder'
+        )
+        findings.warning(hub.node, what, remedy)
+    elif not any(f"{folder.text.rstrip('/')}/".startswith(f"{target}/") for target in targets):
+        remedy = f'add {{"HostConfig":{{"Binds":["edgehub:{folder.text}"]}}}}'
+        what = "no volume is mounted at this folder: edgeHub's messages are lost with its container"
+        findings.warning(create_options_path(hub), what, remedy)

@@ -1,12 +1,16 @@
-"""`visionedge model compile --precision`: a variant of a model, judged on pictures, kept with its report."""
+"""`visionedge model compile`: the compiled graph as an ONNX file, and variants in fp16 or int8.
+
+`compile_file` writes the graph that the engine runs. `compile_variant` makes a variant, compares it with fp32
+on pictures, and stores it with the report if it agrees; half of the pictures calibrate int8, half check it.
+"""
 
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import onnx
 
@@ -41,228 +45,42 @@ from visionedge.model.quantization.variants import (
 )
 from visionedge.ops.models.evaluate import (
     Annotations,
-    CocoDetection,
     compute_average_precision,
     match_categories,
     read_annotations,
     require_pycocotools,
+    to_coco,
 )
 from visionedge.runtime.files import write_atomically
 from visionedge.runtime.installation import find_bundled_file
 from visionedge.runtime.ort import installed_wheel
 from visionedge.runtime.redaction import redact
 
-# The pictures that a variant of a model is made with: some set the ranges of its values, others judge it.
-
-
-# Pictures from all over a video, however long it is.
-
-
-def sample_video(path: Path, most: int) -> list[Picture]:
-    """At most so many pictures of a video, equally far apart; half as many at least where it has them.
-
-    Raises:
-        SourceError: it cannot be opened or decoded.
-    """
-    source, every, count = open_source(CameraUri("file", str(path))), 1, 0
-    kept: list[Picture] = []
-    try:
-        while (decoded := source.read()) is not None:
-            if count % every == 0:
-                kept.append(decoded.picture())
-            count += 1
-            if len(kept) > most:
-                # It is longer than was thought: of those that are kept, every second one goes.
-                kept, every = kept[::2], every * 2
-    finally:
-        source.close()
-    return kept
-
-
 MIN_PICTURES = 8
 MAX_CALIBRATION_PICTURES = 64
 MAX_VALIDATION_PICTURES = 64
-"""Without labels; with them all labelled pictures that no ranges are set by are judged."""
+"""The limit of unlabelled pictures; all labelled pictures that do not calibrate are used."""
 
 _MAX_FILES = 1024  # of a folder without labels
 _MAX_VIDEO_FRAMES = 192  # of a video
 
 
-@dataclass(frozen=True, slots=True)
-class _CalibrationImage:
-    """A picture at the model's input size, its own size, and its number in the annotations, if any."""
-
-    sample: CalibrationSample
-    width_px: int
-    height_px: int
-    number: int | None = None
-
-
-def read_calibration_data(
-    model: Model,
-    precision: Precision,
-    folder: Path | None,
-    labels: Path | None,
-    progress: Callable[[str], None],
-) -> CalibrationData:
-    """Read the pictures of a folder (or a video; None: the bundled clip), every second one to judge by.
-
-    Raises:
-        ConfigError: there is no folder where one is needed, or the labels are of other pictures or classes.
-        SourceError: it cannot be read, or holds too few pictures.
-        UnavailableError: labels are given and pycocotools is not installed.
-    """
-    annotations = None
-    if labels is not None:
-        require_pycocotools()
-        annotations = read_annotations(labels)
-        match_categories(model.labels, annotations)
-    source = _source(model, precision, folder, progress)
-    photos = _photos(source, model, annotations, progress)
-    if len(photos) < MIN_PICTURES:
-        raise SourceError(
-            f"{source}: holds {len(photos)} different pictures; {MIN_PICTURES} are the least"
-            " that ranges can be set by, some dozens are better"
-        )
-    # float16 has no ranges to set, so all can judge it.
-    validation = photos[1::2] if precision == "int8" else photos
-    labelled = [photo for photo in validation if photo.number is not None]
-    if annotations is not None and not labelled:
-        raise ConfigError([f"--labels {labels}: (almost) none of its pictures is in {source}"])
-    unlabelled = [photo for photo in validation if photo.number is None]
-    calibration = _sample_evenly(photos[::2], MAX_CALIBRATION_PICTURES)
-    return CalibrationData(
-        tuple(photo.sample for photo in calibration),
-        tuple(photo.sample for photo in (*labelled, *_sample_evenly(unlabelled, MAX_VALIDATION_PICTURES))),
-        None if annotations is None else _make_ap_measure(annotations, labelled, model),
-        len(labelled),
-        tuple(make_sample_pictures(model.input)),
-    )
-
-
-def _source(model: Model, precision: Precision, folder: Path | None, progress: Callable[[str], None]) -> Path:
-    if folder is not None:
-        return folder
-    if precision == "int8" and model.path.resolve() != find_bundled_model().resolve():
-        raise ConfigError(
-            [
-                "--calibrate DIR: int8 needs pictures, some dozens such as the cameras will see:"
-                " the ranges of its values are set by them"
-            ]
-        )
-    progress("no --calibrate: pictures of the bundled clip are used")
-    return find_bundled_file("media/demo.mp4")
-
-
-def _sample_evenly(photos: Sequence[_CalibrationImage], most: int) -> list[_CalibrationImage]:
-    """At most so many, from all over the list."""
-    if len(photos) <= most:
-        return list(photos)
-    return [photos[index * len(photos) // most] for index in range(most)]
-
-
-def _photos(
-    source: Path, model: Model, annotations: Annotations | None, progress: Callable[[str], None]
-) -> list[_CalibrationImage]:
-    """Each picture once, in the order of their names."""
-    if source.is_dir():
-        numbers = {Path(p.file).name: p.number for p in annotations.photos} if annotations else {}
-        pictures = _read_folder(source, numbers, progress)
-    else:
-        pictures = ((picture, None) for picture in _read_video(source))
-    seen: set[bytes] = set()
-    photos = []
-    for picture, number in pictures:
-        sample = CalibrationSample(*fit_to_input(picture, model.input))
-        digest = hashlib.sha256(sample.image.tobytes()).digest()
-        if digest not in seen:
-            seen.add(digest)
-            photos.append(_CalibrationImage(sample, picture.shape[1], picture.shape[0], number))
-    return photos
-
-
-def _read_folder(
-    folder: Path, numbers: dict[str, int], progress: Callable[[str], None]
-) -> Iterator[tuple[Picture, int | None]]:
-    """Pictures with their number in the annotations; what cannot be read is told and left out."""
-    try:
-        entries = [entry for entry in folder.iterdir() if entry.suffix.lower() in PICTURE_SUFFIXES]
-    except OSError as error:
-        raise SourceError(f"{folder} cannot be listed: {error.strerror}") from None
-    files = sorted(entries, key=lambda entry: natural_sort_key(entry.name))
-    if not numbers and len(files) > _MAX_FILES:
-        files = [files[index * len(files) // _MAX_FILES] for index in range(_MAX_FILES)]
-    for file in files:
-        try:
-            yield read_picture(file), numbers.get(file.name)
-        except SourceError as error:
-            progress(str(error))
-
-
-def _read_video(path: Path) -> Iterable[Picture]:
-    """Pictures from all over a video.
-
-    Raises:
-        SourceError: it cannot be read.
-    """
-    if not path.exists():
-        raise SourceError(f"{path}: there is no such folder or video")
-    return sample_video(path, _MAX_VIDEO_FRAMES)
-
-
-# --- average precision --------------------------------------------------------------------------------------
-
-
-def _make_ap_measure(
-    annotations: Annotations, labelled: Sequence[_CalibrationImage], model: Model
-) -> MeasureAp:
-    """AP and AP50 by what is seen on the judged pictures, of which those with labels are the first."""
-    categories = match_categories(model.labels, annotations)
-    numbers = [photo.number for photo in labelled if photo.number is not None]
-
-    def measured(seen: Sequence[Detections]) -> tuple[float, float]:
-        found = [
-            one
-            for photo, detections in zip(labelled, seen, strict=False)
-            for one in _found(photo, detections, categories)
-        ]
-        figures = compute_average_precision(annotations, numbers, found)
-        return figures["ap"] or 0.0, figures["ap50"] or 0.0
-
-    return measured
-
-
-def _found(
-    photo: _CalibrationImage, detections: Detections, categories: dict[int, int]
-) -> Iterator[CocoDetection]:
-    for box, score, class_id in zip(
-        detections.boxes.tolist(), detections.scores.tolist(), detections.class_ids.tolist(), strict=True
-    ):
-        if class_id in categories and photo.number is not None:
-            left, top = box[0] * photo.width_px, box[1] * photo.height_px
-            width, height = box[2] * photo.width_px - left, box[3] * photo.height_px - top
-            yield CocoDetection(photo.number, categories[class_id], (left, top, width, height), score)
-
-
-# `visionedge model compile`: the compiled graph as a file that anybody's onnxruntime runs.
-
-
 def compile_file(path: Path, output: Path, data: Path, rows: int | None = None) -> str:
-    """Write the compiled graph of the model at `path` to `output`, whole or not at all; what it is, in words.
+    """Write the compiled graph of the model at `path` to `output` atomically; returns its description.
 
     Raises:
         ConfigError: `output` is the model itself.
-        ModelError, UnavailableError: see `building.build`.
+        ModelError, UnavailableError: see `load_or_compile`.
         VisionedgeError: `output` cannot be written.
     """
     model = load_model(path)
     if output.exists() and output.samefile(path):
-        raise ConfigError([f"-o {output}: is the model itself; name another file"])
+        raise ConfigError([f"-o {output}: is the model itself; choose another file"])
     return write_compiled_graph(model, output, data, rows)
 
 
 def write_compiled_graph(model: Model, output: Path, data: Path, rows: int | None = None) -> str:
-    """As `compile_file`, for a model that is loaded."""
+    """As `compile_file`, for a loaded model."""
     graph = load_or_compile(model, data, rows=rows or MAX_ROWS)
     _write(output, graph)
     compiled_metadata, spec = require_compiled_metadata(onnx.load_model_from_string(graph)), model.input
@@ -286,9 +104,9 @@ def _write(output: Path, content: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class CompileRequest:
-    """What was asked for. `unmatched` None is the usual tolerance, `output` None writes no compiled graph.
+    """The arguments. `unmatched` None is the default tolerance; `output` None writes no compiled graph.
 
-    `recipe` names the only one to try for integers, `thorough` sets their ranges tensor by tensor.
+    `recipe`: the only int8 recipe to try. `thorough`: tune the int8 ranges tensor by tensor.
     """
 
     model: Path
@@ -304,22 +122,21 @@ class CompileRequest:
     thorough: bool = False
 
 
-def compile_variant(request: CompileRequest, out: TextIO | None = None, tell: TextIO | None = None) -> int:
-    """Make, judge and keep a variant; the table goes to `out` (stdout), progress to `tell` (stderr).
+def compile_variant(request: CompileRequest) -> int:
+    """Make, check and store a variant; prints a table to stdout and progress to stderr.
 
     Raises:
-        ConfigError: pictures are missing, `output` is where the variant goes, or there is no such recipe.
-        SourceError, ModelError, UnavailableError: it cannot be made.
-        VisionedgeError: it is refused, or cannot be written; nothing was kept then.
+        ConfigError: pictures are missing, `output` is the path of the variant, or the recipe is unknown.
+        SourceError, ModelError, UnavailableError: the variant cannot be made.
+        VisionedgeError: the variant is refused, or cannot be written; then nothing is stored.
     """
-    out, tell = out or sys.stdout, tell or sys.stderr
     model = load_model(request.model)
     if request.output is not None and request.output.absolute() in _candidate_paths(request, model):
-        raise ConfigError([f"-o {request.output}: is where the variant itself goes; name another file"])
+        raise ConfigError([f"-o {request.output}: is the path of the variant; choose another file"])
 
     def progress(line: str) -> None:
-        tell.write(f"{redact(line)}\n")
-        tell.flush()
+        sys.stderr.write(f"{redact(line)}\n")
+        sys.stderr.flush()
 
     began_s = time.monotonic()
     material = read_calibration_data(model, request.precision, request.calibrate, request.labels, progress)
@@ -334,14 +151,14 @@ def compile_variant(request: CompileRequest, out: TextIO | None = None, tell: Te
         only=request.recipe,
         thorough=request.thorough,
     )
-    out.write(format_variants(made))
+    sys.stdout.write(format_variants(made))
     if made.refusal is not None:
         raise VisionedgeError(
-            f"{request.model}: {request.precision} is refused: {made.refusal}; nothing was kept."
-            " Give more and better pictures, or a wider --tolerance"
+            f"{request.model}: {request.precision} is refused: {made.refusal}; nothing was stored."
+            " Use more or better pictures, or a wider --tolerance"
         )
     report = _report(made, material, tolerance, time.monotonic() - began_s)
-    progress(f"kept as {_store_variant(request, model, made, report)}; {_advice(made, request.precision)}")
+    progress(f"stored as {_store_variant(request, model, made, report)}; {_advice(made, request.precision)}")
     if request.output is not None:
         folder = None if request.into is not None else request.data
         variant = require_variant(model, request.precision, folder, request.into)
@@ -352,22 +169,22 @@ def compile_variant(request: CompileRequest, out: TextIO | None = None, tell: Te
 def _advice(made: QuantizationResult, precision: Precision) -> str:
     times = made.chosen.pace.speedup
     if precision == "fp16":
-        return "a GPU that is faster with it will use it"
+        return "used automatically on a GPU where it is faster"
     if times < 1.1:
-        return f"at {times:.2f} times the speed of fp32 it is no gain on this machine, and not used here"
-    return f"{times:.2f} times as fast as fp32 here: used automatically where that holds"
+        return f"{times:.2f} times as fast as fp32 here: not used on this machine"
+    return f"{times:.2f} times as fast as fp32 here: used automatically on machines where it is faster"
 
 
-# --- where it goes ------------------------------------------------------------------------------------------
+# --- storing a variant --------------------------------------------------------------------------------------
 
 
 def _candidate_paths(request: CompileRequest, model: Model) -> list[Path]:
-    """The places to try, the best first."""
+    """The paths to try, the preferred one first."""
     if request.into is not None:
         return [make_variant_path(model, request.precision, request.into).absolute()]
     in_data = make_variant_path(model, request.precision, data=request.data).absolute()
     if model.path.resolve() == find_bundled_model().resolve() and request.calibrate is None:
-        return [in_data]  # what comes along is not overwritten by a run with nothing but the clip
+        return [in_data]  # a run on the bundled clip alone must not overwrite a shipped variant
     return [make_variant_path(model, request.precision).absolute(), in_data]
 
 
@@ -434,7 +251,7 @@ def _line(tried: CandidateResult) -> dict[str, Any]:
 
 
 def format_variants(made: QuantizationResult) -> str:
-    """What was tried, for people, the chosen one marked; `here` is with the kernels of this machine."""
+    """The candidates as a table, the chosen one marked; `here`: with the int8 kernels of this machine."""
     rows = [("fp32", f"{made.fp32_ms:.1f}", "1.00", "", "", "", "", "")]
     for tried in made.tried:
         mark = "" if tried is not made.chosen else ("<- chosen" if tried.refusal is None else "<- refused")
@@ -467,3 +284,159 @@ def _format_agreement(tried: CandidateResult) -> tuple[str, str, str, str]:
         loss,
         "" if with_integer_kernels is None else f"{with_integer_kernels.matched:.1%}",
     )
+
+
+# --- the pictures of a variant ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _CalibrationImage:
+    """A picture at the model's input size, its original size, and its id in the annotations, if any."""
+
+    sample: CalibrationSample
+    width_px: int
+    height_px: int
+    number: int | None = None
+
+
+def read_calibration_data(
+    model: Model,
+    precision: Precision,
+    folder: Path | None,
+    labels: Path | None,
+    progress: Callable[[str], None],
+) -> CalibrationData:
+    """Read the pictures of a folder or a video (None: the bundled clip); every second one is for the check.
+
+    Raises:
+        ConfigError: a folder is needed, or the labels are of other pictures or classes.
+        SourceError: the folder or video cannot be read, or has too few pictures.
+        UnavailableError: labels are given and pycocotools is not installed.
+    """
+    annotations = None
+    if labels is not None:
+        require_pycocotools()
+        annotations = read_annotations(labels)
+        match_categories(model.labels, annotations)
+    source = _source(model, precision, folder, progress)
+    photos = _photos(source, model, annotations, progress)
+    if len(photos) < MIN_PICTURES:
+        raise SourceError(
+            f"{source}: has {len(photos)} different pictures; calibration needs at least {MIN_PICTURES},"
+            " better some dozens"
+        )
+    # fp16 has no ranges to calibrate, so all pictures check it.
+    validation = photos[1::2] if precision == "int8" else photos
+    labelled = [photo for photo in validation if photo.number is not None]
+    if annotations is not None and not labelled:
+        raise ConfigError([f"--labels {labels}: none, or almost none, of its pictures is in {source}"])
+    unlabelled = [photo for photo in validation if photo.number is None]
+    calibration = _sample_evenly(photos[::2], MAX_CALIBRATION_PICTURES)
+    return CalibrationData(
+        tuple(photo.sample for photo in calibration),
+        tuple(photo.sample for photo in (*labelled, *_sample_evenly(unlabelled, MAX_VALIDATION_PICTURES))),
+        None if annotations is None else _make_ap_measure(annotations, labelled, model),
+        len(labelled),
+        tuple(make_sample_pictures(model.input)),
+    )
+
+
+def _source(model: Model, precision: Precision, folder: Path | None, progress: Callable[[str], None]) -> Path:
+    if folder is not None:
+        return folder
+    if precision == "int8" and model.path.resolve() != find_bundled_model().resolve():
+        raise ConfigError(
+            [
+                "--calibrate DIR: int8 needs some dozens of pictures like those of the cameras,"
+                " to calibrate the ranges of its values"
+            ]
+        )
+    progress("no --calibrate: using pictures of the bundled clip")
+    return find_bundled_file("media/demo.mp4")
+
+
+def _sample_evenly(photos: Sequence[_CalibrationImage], most: int) -> list[_CalibrationImage]:
+    """At most `most` of them, at equal distances."""
+    if len(photos) <= most:
+        return list(photos)
+    return [photos[index * len(photos) // most] for index in range(most)]
+
+
+def _photos(
+    source: Path, model: Model, annotations: Annotations | None, progress: Callable[[str], None]
+) -> list[_CalibrationImage]:
+    """Each different picture once, in the order of the names."""
+    if source.is_dir():
+        numbers = {Path(p.file).name: p.number for p in annotations.photos} if annotations else {}
+        pictures = _read_folder(source, numbers, progress)
+    else:
+        pictures = ((picture, None) for picture in _read_video(source))
+    seen: set[bytes] = set()
+    photos = []
+    for picture, number in pictures:
+        sample = CalibrationSample(*fit_to_input(picture, model.input))
+        digest = hashlib.sha256(sample.image.tobytes()).digest()
+        if digest not in seen:
+            seen.add(digest)
+            photos.append(_CalibrationImage(sample, picture.shape[1], picture.shape[0], number))
+    return photos
+
+
+def _read_folder(
+    folder: Path, numbers: dict[str, int], progress: Callable[[str], None]
+) -> Iterator[tuple[Picture, int | None]]:
+    """Pictures with their id in the annotations; an unreadable one is reported and left out."""
+    try:
+        entries = [entry for entry in folder.iterdir() if entry.suffix.lower() in PICTURE_SUFFIXES]
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be listed: {error.strerror}") from None
+    files = sorted(entries, key=lambda entry: natural_sort_key(entry.name))
+    if not numbers and len(files) > _MAX_FILES:
+        files = [files[index * len(files) // _MAX_FILES] for index in range(_MAX_FILES)]
+    for file in files:
+        try:
+            yield read_picture(file), numbers.get(file.name)
+        except SourceError as error:
+            progress(str(error))
+
+
+def _read_video(path: Path) -> list[Picture]:
+    """At most `_MAX_VIDEO_FRAMES` pictures at equal distances, and at least half as many of a long video.
+
+    Raises:
+        SourceError: the video cannot be opened or decoded.
+    """
+    if not path.exists():
+        raise SourceError(f"{path}: there is no such folder or video")
+    source, every, count = open_source(CameraUri("file", str(path))), 1, 0
+    kept: list[Picture] = []
+    try:
+        while (decoded := source.read()) is not None:
+            if count % every == 0:
+                kept.append(decoded.picture())
+            count += 1
+            if len(kept) > _MAX_VIDEO_FRAMES:
+                # The length is unknown in advance: keep every second picture, and halve the sampling rate.
+                kept, every = kept[::2], every * 2
+    finally:
+        source.close()
+    return kept
+
+
+def _make_ap_measure(
+    annotations: Annotations, labelled: Sequence[_CalibrationImage], model: Model
+) -> MeasureAp:
+    """A function that computes AP and AP50 from the detections; the labelled pictures are the first ones."""
+    categories = match_categories(model.labels, annotations)
+    numbers = [photo.number for photo in labelled if photo.number is not None]
+
+    def measured(seen: Sequence[Detections]) -> tuple[float, float]:
+        found = [
+            one
+            for photo, detections in zip(labelled, seen, strict=False)
+            for one in to_coco(photo.number or 0, photo.width_px, photo.height_px, detections, categories)
+        ]
+        figures = compute_average_precision(annotations, numbers, found)
+        return figures["ap"] or 0.0, figures["ap50"] or 0.0
+
+    return measured

@@ -1,4 +1,8 @@
-"""`visionedge model eval`: how well a model sees, by COCO's average precision, through the very pipeline."""
+"""`visionedge model eval`: the average precision of a model on annotated pictures, as COCO computes it.
+
+The pictures go through the same preprocessing, engine and postprocessing as those of a camera; pycocotools
+computes the figures.
+"""
 
 import contextlib
 import io
@@ -7,9 +11,7 @@ import logging
 import re
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +22,17 @@ from visionedge.config.schema import InferenceConfig
 from visionedge.engine.lanes import infer_frames, make_frame
 from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.errors import ConfigError, SourceError, UnavailableError
-from visionedge.frames.types import FrameResult
+from visionedge.frames.types import Detections, FrameResult
 from visionedge.model.model import load_model
 from visionedge.model.postprocess import Selection
+from visionedge.ops.detect import map_ahead
 from visionedge.runtime.installation import build_install_command
 from visionedge.runtime.redaction import redact
 
-# Annotations as COCO writes them, a model's labels among their categories, and average precision.
+SCORE_FLOOR = 0.01
+"""Average precision covers the whole curve; detections below this score do not change it."""
 
-
-# The words of older data sets and of Darknet for COCO's own.
+# The labels of older data sets and of Darknet for COCO's categories.
 _LABEL_SYNONYMS = {
     "aeroplane": "airplane",
     "motorbike": "motorcycle",
@@ -53,7 +56,7 @@ _FIGURES = {
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedImage:
-    """A picture of the annotations: its number there and the name of its file."""
+    """A picture of the annotations: its id and its file name."""
 
     number: int
     file: str
@@ -61,7 +64,7 @@ class AnnotatedImage:
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """Pictures with boxes that people drew; `categories` are the names by their numbers."""
+    """Annotated pictures; `categories` are the names by category id."""
 
     document: Mapping[str, Any]
     photos: tuple[AnnotatedImage, ...]
@@ -70,7 +73,7 @@ class Annotations:
 
 @dataclass(frozen=True, slots=True)
 class CocoDetection:
-    """One detection, in pixels of its picture: left, top, width, height."""
+    """One detection; `box` is left, top, width, height in pixels of the picture."""
 
     photo: int
     category: int
@@ -78,18 +81,187 @@ class CocoDetection:
     score: float
 
 
+@dataclass(frozen=True, slots=True)
+class EvaluationRequest:
+    """The arguments of `model eval`. `limit`: only the first pictures. Precision `auto` means fp32."""
+
+    model: Path
+    coco: Path
+    images: Path
+    inference: InferenceConfig
+    data: Path | None = None
+    limit: int | None = None
+
+
+@dataclass(slots=True)
+class _EvaluationState:
+    """The results so far: detections, ids of the processed pictures, and errors."""
+
+    found: list[CocoDetection]
+    done: list[int]
+    failed: list[str]
+
+
+def evaluate(request: EvaluationRequest, log: TextIO | None = None) -> dict[str, Any]:
+    """The figures of a model as a document; progress and unreadable pictures go to `log` (stderr).
+
+    Raises:
+        ConfigError: the annotations are not valid, or no label of the model matches a category.
+        ModelError, DeviceError, UnavailableError: the model cannot run.
+        SourceError: none of the pictures exists.
+    """
+    log = log or sys.stderr
+    require_pycocotools()
+    annotations = read_annotations(request.coco)
+    model = load_model(request.model)
+    categories = match_categories(model.labels, annotations)
+    photos = _present(annotations, request, log)
+    selection = Selection.of(model, SCORE_FLOOR, request.inference.iou)
+    # The result must not depend on the variant that this machine chose before.
+    plain = {"precision": "fp32"} if request.inference.precision == "auto" else {}
+    inference = request.inference.model_copy(update=plain)
+    with closing(
+        open_engine(model, inference, data=request.data, measuring=False, level=logging.DEBUG)
+    ) as engine:
+        info, began_ns = engine.info(), time.monotonic_ns()
+        detect_image = _make_detector(request.images, engine, selection)
+        state = _evaluate_images(
+            photos, detect_image, info.plan.lanes, categories, _ProgressBar(len(photos), log)
+        )
+        took_s = (time.monotonic_ns() - began_ns) / 1e9
+        device, precision = info.device.effective, info.precision.precision
+    for error in state.failed:
+        log.write(f"visionedge: {redact(error)}\n")
+    return {
+        "model": model.name,
+        "sha256": model.sha256,
+        "device": device,
+        "precision": precision,
+        "pictures": len(state.done),
+        "missing": _requested_count(annotations, request) - len(state.done),
+        "classes": len(model.labels),
+        "classesWithCategory": len(categories),
+        "detections": len(state.found),
+        "scoreFloor": SCORE_FLOOR,
+        "picturesPerSecond": round(len(state.done) / took_s, 2) if took_s else None,
+        **compute_average_precision(annotations, state.done, state.found),
+    }
+
+
+def _requested_count(annotations: Annotations, request: EvaluationRequest) -> int:
+    return min(len(annotations.photos), request.limit or len(annotations.photos))
+
+
+def _present(annotations: Annotations, request: EvaluationRequest, log: TextIO) -> list[AnnotatedImage]:
+    """The pictures that exist; one line on stderr for the missing ones.
+
+    Raises:
+        SourceError: none exists.
+    """
+    photos = annotations.photos[: request.limit]
+    present = [photo for photo in photos if (request.images / photo.file).is_file()]
+    missing = [photo.file for photo in photos if not (request.images / photo.file).is_file()]
+    if not present:
+        raise SourceError(
+            f"{request.images}: none of the {len(photos)} pictures exists, such as {missing[0]}"
+        )
+    if missing:
+        log.write(
+            redact(
+                f"visionedge: {request.images}: {len(missing)} of {len(photos)} pictures are missing,"
+                f" such as {missing[0]}\n"
+            )
+        )
+    return present
+
+
+def _make_detector(
+    folder: Path, engine: LocalEngine, selection: Selection
+) -> Callable[[AnnotatedImage], FrameResult | SourceError]:
+    def detect_image(photo: AnnotatedImage) -> FrameResult | SourceError:
+        try:
+            picture = read_picture(folder / photo.file)
+        except SourceError as error:
+            return error
+        return infer_frames([make_frame(picture, engine)], engine, selection)[0]
+
+    return detect_image
+
+
+def _evaluate_images(
+    photos: Sequence[AnnotatedImage],
+    detect_image: Callable[[AnnotatedImage], FrameResult | SourceError],
+    lanes: int,
+    categories: dict[int, int],
+    progress_bar: "_ProgressBar",
+) -> _EvaluationState:
+    state = _EvaluationState([], [], [])
+    with closing(progress_bar):
+        for photo, result in map_ahead(detect_image, photos, lanes):
+            progress_bar.step()
+            if isinstance(result, SourceError):
+                state.failed.append(str(result))
+                continue
+            state.done.append(photo.number)
+            frame = result.frame
+            state.found += to_coco(
+                photo.number, frame.width_px, frame.height_px, result.detections, categories
+            )
+    return state
+
+
+def to_coco(
+    number: int, width_px: int, height_px: int, detections: Detections, categories: Mapping[int, int]
+) -> Iterator[CocoDetection]:
+    """The detections of one picture whose class has a category; `number` is that of the picture."""
+    rows = zip(
+        detections.boxes.tolist(), detections.scores.tolist(), detections.class_ids.tolist(), strict=True
+    )
+    for (left, top, right, bottom), score, class_id in rows:
+        if class_id in categories:
+            size = ((right - left) * width_px, (bottom - top) * height_px)
+            yield CocoDetection(
+                number, categories[class_id], (left * width_px, top * height_px, *size), score
+            )
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The figures as text, in COCO's order."""
+    rows = [
+        ("AP", "ap", "IoU 0.50-0.95"),
+        ("AP50", "ap50", "IoU 0.50"),
+        ("AP75", "ap75", "IoU 0.75"),
+        ("AP small", "apSmall", "less than 32 x 32"),
+        ("AP medium", "apMedium", "up to 96 x 96"),
+        ("AP large", "apLarge", "larger"),
+        ("AR 100", "ar100", "recall with 100 boxes per picture"),
+    ]
+    head = (
+        f"{report['model']} in {report['precision']} on {report['device']}: {report['pictures']} pictures,"
+        f" {report['detections']} detections with a score of at least {report['scoreFloor']},"
+        f" {report['classesWithCategory']} of {report['classes']} classes have a category\n"
+    )
+    return head + "".join(
+        f"  {name:<10} {'-' if report[key] is None else format(report[key], '.3f'):>6}   {note}\n"
+        for name, key, note in rows
+    )
+
+
+# --- annotations, categories and average precision ----------------------------------------------------------
+
+
 def read_annotations(path: Path) -> Annotations:
     """Read a file such as ``instances_val2017.json``.
 
     Raises:
-        ConfigError: it cannot be read, or is no such file.
+        ConfigError: the file cannot be read, or is not in COCO's format.
     """
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:
         raise ConfigError([f"--coco {path}: cannot be read: {error.strerror}"]) from None
     except (ValueError, RecursionError):
-        raise ConfigError([f"--coco {path}: is no JSON file"]) from None
+        raise ConfigError([f"--coco {path}: is not a JSON file"]) from None
     try:
         photos = tuple(
             AnnotatedImage(int(image["id"]), str(image["file_name"])) for image in document["images"]
@@ -98,16 +270,16 @@ def read_annotations(path: Path) -> Annotations:
         boxes = [_box(entry, number) for number, entry in enumerate(document["annotations"], start=1)]
     except (KeyError, TypeError, ValueError):
         raise ConfigError(
-            [f"--coco {path}: is no file of COCO's kind, with images, categories and annotations with boxes"]
+            [f"--coco {path}: is not in COCO's format (images, categories, annotations with bbox)"]
         ) from None
     if not photos or not categories:
-        raise ConfigError([f"--coco {path}: has no pictures, or no categories"])
+        raise ConfigError([f"--coco {path}: has no images or no categories"])
     whole = {"info": {}, "images": document["images"], "categories": document["categories"]}
     return Annotations(whole | {"annotations": boxes}, photos, categories)
 
 
 def _box(entry: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """An annotation as pycocotools wants it, without its outline."""
+    """An annotation as pycocotools needs it, without its outline."""
     left, top, width, height = (float(value) for value in entry["bbox"])
     return {
         "id": number,
@@ -121,10 +293,10 @@ def _box(entry: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def match_categories(labels: Sequence[str], annotations: Annotations) -> dict[int, int]:
-    """The category of each class of a model that has one: by name, or by order where it has no names.
+    """The category of each class of a model: by name, or by order if the model has no names.
 
     Raises:
-        ConfigError: no label is the name of a category.
+        ConfigError: no label matches a category.
     """
     numbers = {_normalize_label(name): number for number, name in annotations.categories.items()}
     matched = {
@@ -139,7 +311,7 @@ def match_categories(labels: Sequence[str], annotations: Annotations) -> dict[in
         [
             f"none of the model's {len(labels)} labels ({_some(labels)}) is among the"
             f" {len(annotations.categories)} categories ({_some(list(annotations.categories.values()))});"
-            " put the right ones into MODEL.labels.txt beside the model"
+            " put the correct labels into MODEL.labels.txt beside the model"
         ]
     )
 
@@ -154,7 +326,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def require_pycocotools() -> None:
-    """Find out at once, not after minutes of computing.
+    """Check for pycocotools before minutes of computing.
 
     Raises:
         UnavailableError: it is not installed.
@@ -171,14 +343,14 @@ def require_pycocotools() -> None:
 def compute_average_precision(
     annotations: Annotations, photos: Sequence[int], found: Sequence[CocoDetection]
 ) -> dict[str, float | None]:
-    """COCO's figures over some of the pictures; None where there is nothing to measure by."""
+    """COCO's figures over these pictures; None for a figure without annotations."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     truth, seen = COCO(), COCO()
     truth.dataset = dict(annotations.document)
     seen.dataset = {**annotations.document, "annotations": [_entry(f, i) for i, f in enumerate(found, 1)]}
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress to nobody in particular
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth.createIndex()
         seen.createIndex()
         judge = COCOeval(truth, seen, "bbox")
@@ -202,174 +374,11 @@ def _entry(found: CocoDetection, number: int) -> dict[str, Any]:
     }
 
 
-SCORE_FLOOR = 0.01
-"""Average precision is over the whole curve; what is less sure than this changes nothing any more."""
-
-
-_Outcome = FrameResult | SourceError
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationRequest:
-    """What `visionedge model eval` was asked for. `limit` takes only the first pictures; `auto` is fp32."""
-
-    model: Path
-    coco: Path
-    images: Path
-    inference: InferenceConfig
-    data: Path | None = None
-    limit: int | None = None
-
-
-@dataclass(slots=True)
-class _EvaluationState:
-    """What came of the pictures so far."""
-
-    found: list[CocoDetection]
-    done: list[int]
-    failed: list[str]
-
-
-def evaluate(request: EvaluationRequest, log: TextIO | None = None) -> dict[str, Any]:
-    """The figures of a model as a document; progress and what could not be read goes to `tell` (stderr).
-
-    Raises:
-        ConfigError: the annotations are none, or the model's labels are not among their categories.
-        ModelError, DeviceError, UnavailableError: nothing can be computed.
-        SourceError: not one of the pictures is there.
-    """
-    log = log or sys.stderr
-    require_pycocotools()
-    annotations = read_annotations(request.coco)
-    model = load_model(request.model)
-    categories = match_categories(model.labels, annotations)
-    photos = _present(annotations, request, log)
-    selection = Selection.of(model, SCORE_FLOOR, request.inference.iou)
-    # What is measured must not depend on what this machine happened to choose before.
-    plain = {"precision": "fp32"} if request.inference.precision == "auto" else {}
-    inference = request.inference.model_copy(update=plain)
-    with closing(
-        open_engine(model, inference, data=request.data, measuring=False, level=logging.DEBUG)
-    ) as engine:
-        info, began_ns = engine.info(), time.monotonic_ns()
-        detect_image = _make_detector(request.images, engine, selection)
-        state = _evaluate_images(
-            photos, detect_image, info.plan.lanes, categories, _ProgressBar(len(photos), log)
-        )
-        took_s = (time.monotonic_ns() - began_ns) / 1e9
-        device, precision = info.device.effective, info.precision.precision
-    for words in state.failed:
-        log.write(f"visionedge: {redact(words)}\n")
-    return {
-        "model": model.name,
-        "sha256": model.sha256,
-        "device": device,
-        "precision": precision,
-        "pictures": len(state.done),
-        "missing": _requested_count(annotations, request) - len(state.done),
-        "classes": len(model.labels),
-        "classesWithCategory": len(categories),
-        "detections": len(state.found),
-        "scoreFloor": SCORE_FLOOR,
-        "picturesPerSecond": round(len(state.done) / took_s, 2) if took_s else None,
-        **compute_average_precision(annotations, state.done, state.found),
-    }
-
-
-def _requested_count(annotations: Annotations, request: EvaluationRequest) -> int:
-    return min(len(annotations.photos), request.limit or len(annotations.photos))
-
-
-def _present(annotations: Annotations, request: EvaluationRequest, log: TextIO) -> list[AnnotatedImage]:
-    """The pictures that are there; one line for all that are not.
-
-    Raises:
-        SourceError: none is.
-    """
-    photos = annotations.photos[: request.limit]
-    present = [photo for photo in photos if (request.images / photo.file).is_file()]
-    missing = [photo.file for photo in photos if not (request.images / photo.file).is_file()]
-    if not present:
-        raise SourceError(
-            f"{request.images}: none of the {len(photos)} pictures is there, such as {missing[0]}"
-        )
-    if missing:
-        log.write(
-            redact(
-                f"visionedge: {request.images}: {len(missing)} of {len(photos)} pictures are not there,"
-                f" such as {missing[0]}\n"
-            )
-        )
-    return present
-
-
-def _make_detector(
-    folder: Path, engine: LocalEngine, selection: Selection
-) -> Callable[[AnnotatedImage], _Outcome]:
-    def detect_image(photo: AnnotatedImage) -> _Outcome:
-        try:
-            picture = read_picture(folder / photo.file)
-        except SourceError as error:
-            return error
-        return infer_frames([make_frame(picture, engine)], engine, selection)[0]
-
-    return detect_image
-
-
-def _evaluate_images(
-    photos: Sequence[AnnotatedImage],
-    detect_image: Callable[[AnnotatedImage], _Outcome],
-    lanes: int,
-    categories: dict[int, int],
-    progress_bar: "_ProgressBar",
-) -> _EvaluationState:
-    state = _EvaluationState([], [], [])
-    with closing(progress_bar):
-        for photo, result in _in_order(photos, detect_image, lanes):
-            progress_bar.step()
-            if isinstance(result, SourceError):
-                state.failed.append(str(result))
-                continue
-            state.done.append(photo.number)
-            state.found += _to_coco(photo, result, categories)
-    return state
-
-
-def _in_order(
-    photos: Sequence[AnnotatedImage], detect_image: Callable[[AnnotatedImage], _Outcome], lanes: int
-) -> Iterator[tuple[AnnotatedImage, _Outcome]]:
-    """Each picture with what came of it, while the next ones are computed."""
-    waiting: deque[tuple[AnnotatedImage, Future[_Outcome]]] = deque()
-    with ThreadPoolExecutor(lanes, thread_name_prefix="lane") as pool:
-        for photo in photos:
-            waiting.append((photo, pool.submit(detect_image, photo)))
-            if len(waiting) > lanes + 1:
-                first, result = waiting.popleft()
-                yield first, result.result()
-        while waiting:
-            first, result = waiting.popleft()
-            yield first, result.result()
-
-
-def _to_coco(
-    photo: AnnotatedImage, result: FrameResult, categories: dict[int, int]
-) -> Iterator[CocoDetection]:
-    width_px, height_px = result.frame.width_px, result.frame.height_px
-    columns = result.detections
-    for box, score, class_id in zip(
-        columns.boxes.tolist(), columns.scores.tolist(), columns.class_ids.tolist(), strict=True
-    ):
-        if class_id in categories:
-            left, top, right, bottom = box
-            place = (
-                *(left * width_px, top * height_px),
-                *((right - left) * width_px, (bottom - top) * height_px),
-            )
-            yield CocoDetection(photo.number, categories[class_id], place, score)
+# --- progress -----------------------------------------------------------------------------------------------
 
 
 class _ProgressBar:
-    """Progress on a terminal as a line that grows, elsewhere as a line now and then."""
+    """Progress: a bar on a terminal, else ten lines."""
 
     WIDTH = 30
     LINES = 10
@@ -381,14 +390,14 @@ class _ProgressBar:
         self._live = out.isatty()
 
     def step(self) -> None:
-        """One more is done."""
+        """Count one more picture."""
         before, self._done = self._done, self._done + 1
         if self._live or before * self.LINES // self._total < self._done * self.LINES // self._total:
             self._out.write(self._line())
             self._out.flush()
 
     def close(self) -> None:
-        """Leave the line."""
+        """End the line of the bar."""
         if self._live and self._done:
             self._out.write("\n")
 
@@ -396,30 +405,8 @@ class _ProgressBar:
         spent_s = max(self._clock() - self._began_s, 1e-9)
         speed = self._done / spent_s
         left_s = (self._total - self._done) / speed
-        words = f"{self._done}/{self._total} pictures, {speed:.1f} a second, {left_s:.0f} s left"
+        text = f"{self._done}/{self._total} pictures, {speed:.1f} per second, {left_s:.0f} s left"
         if not self._live:
-            return f"{words}\n"
+            return f"{text}\n"
         full = self.WIDTH * self._done // self._total
-        return f"\r[{'#' * full}{'.' * (self.WIDTH - full)}] {words}   "
-
-
-def format_report(report: dict[str, Any]) -> str:
-    """The figures for people, in the order that COCO has them."""
-    rows = [
-        ("AP", "ap", "IoU 0.50-0.95"),
-        ("AP50", "ap50", "IoU 0.50"),
-        ("AP75", "ap75", "IoU 0.75"),
-        ("AP small", "apSmall", "less than 32 x 32"),
-        ("AP medium", "apMedium", "up to 96 x 96"),
-        ("AP large", "apLarge", "more"),
-        ("AR 100", "ar100", "recall with 100 boxes a picture"),
-    ]
-    head = (
-        f"{report['model']} in {report['precision']} on {report['device']}: {report['pictures']} pictures,"
-        f" {report['detections']} detections of {report['scoreFloor']} and more,"
-        f" {report['classesWithCategory']} of {report['classes']} classes among the categories\n"
-    )
-    return head + "".join(
-        f"  {name:<10} {'-' if report[key] is None else format(report[key], '.3f'):>6}   {note}\n"
-        for name, key, note in rows
-    )
+        return f"\r[{'#' * full}{'.' * (self.WIDTH - full)}] {text}   "

@@ -1,4 +1,7 @@
-"""`visionedge model inspect`: what a model is, why it is taken for that, and what will become of it where."""
+"""`visionedge model inspect`: what a model is, how it was recognised, and how it compiles and runs.
+
+`inspect_model` returns the facts as a JSON document; `format_report` makes text of it.
+"""
 
 import json
 import math
@@ -27,9 +30,6 @@ from visionedge.model.onnx_file import ModelFile, iterate_tensors, read_model_fi
 from visionedge.model.sidecar import read_sidecar
 from visionedge.runtime.child_process import start_child
 
-# How much there is in a network: its weights, and the multiplications it takes to look at one picture.
-
-
 _WEIGHTS = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
     | {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4}
@@ -40,9 +40,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class ModelCost:
-    """`parameters`: values of weights. `macs`: multiply-and-adds for one picture, of the `counted` nodes.
+    """`parameters`: the number of weights. `macs`: multiply-adds per picture of the `counted` nodes.
 
-    `uncounted` nodes multiply too, but their shapes are known only when they run.
+    `uncounted` nodes multiply too, but their shapes are only known at run time.
     """
 
     parameters: int
@@ -52,7 +52,7 @@ class ModelCost:
 
 
 def compute_cost(network: onnx.ModelProto, shapes: Shapes) -> ModelCost:
-    """Count a network whose shapes are those for one picture."""
+    """The cost of a network whose shapes are those for one picture."""
     known, total, missing = 0, 0, 0
     for node in network.graph.node:
         count = _MAC_COUNTERS.get(node.op_type)
@@ -68,7 +68,7 @@ def compute_cost(network: onnx.ModelProto, shapes: Shapes) -> ModelCost:
 
 
 def count_operators(network: onnx.ModelProto) -> Counter[str]:
-    """How many nodes there are of each operator; those of other domains with theirs in front."""
+    """The number of nodes of each operator; custom operators with their domain."""
     return Counter(
         node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
         for node in network.graph.node
@@ -80,13 +80,13 @@ def _shape(node: onnx.NodeProto, index: int, shapes: Shapes) -> tuple[int, ...] 
 
 
 def _convolution(node: onnx.NodeProto, shapes: Shapes, weight: int = 1) -> int | None:
-    """Each value that comes out took one kernel: its weights are for its own group of channels."""
+    """Each output value takes one kernel of its own group of channels."""
     kernel, out = _shape(node, weight, shapes), shapes.get(node.output[0])
     return None if kernel is None or out is None else math.prod(out) * math.prod(kernel[1:])
 
 
 def _transposed(node: onnx.NodeProto, shapes: Shapes) -> int | None:
-    """Each value that goes in is spread by one kernel."""
+    """Each input value is multiplied by one kernel."""
     kernel, before = _shape(node, 1, shapes), _shape(node, 0, shapes)
     return None if kernel is None or before is None else math.prod(before) * math.prod(kernel[1:])
 
@@ -127,9 +127,9 @@ _PLACED_WITHIN_S = 120
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """All that was found, as a document, and the words of the refusal if it was refused.
+    """The facts as a document, and the reason if the model is refused.
 
-    `state` are the lines of `MODEL.yaml` that would help then; None where that is open.
+    `state`: the lines of `MODEL.yaml` that would make it acceptable; None if they are not known.
     """
 
     document: Document
@@ -138,12 +138,12 @@ class Inspection:
 
 
 def inspect_model(path: Path, data: Path, device: str | None = None) -> Inspection:
-    """Look into a model, compile it and run it once; `data` is the folder where compiled models are kept.
+    """Read a model, compile it and run it once; `data` is the folder of compiled models.
 
-    `device` ("cuda", "cpu"): also open it there, and tell where its nodes really lie.
+    `device` ("cuda", "cpu"): also open it on that device, and report where its nodes run.
 
     Raises:
-        ModelError: the file cannot even be read.
+        ModelError: the file cannot be read.
         UnavailableError: onnxruntime cannot be used.
     """
     file = read_model_file(path)
@@ -166,7 +166,7 @@ def _head_names() -> list[str]:
 
 
 def _file_facts(file: ModelFile, path: Path) -> Document:
-    """What can be said of any ONNX file."""
+    """The facts of any ONNX file."""
     model = file.proto
     with wrap_model_errors(path):
         signature = read_signature(
@@ -198,14 +198,14 @@ def _tensor(tensor: TensorInfo) -> Document:
 
 
 def _shapes(types: Mapping[str, onnx.TypeProto]) -> dict[str, tuple[int, ...]]:
-    """The shapes that are known to the last side."""
+    """The completely known shapes."""
     sides = {name: [d.dim_value for d in kind.tensor_type.shape.dim] for name, kind in types.items()}
     return {name: tuple(dims) for name, dims in sides.items() if all(side > 0 for side in dims)}
 
 
 def _interpretation_facts(model: Model, file: ModelFile) -> Document:
-    """What recognition made of it."""
-    way, spec, sidecar = model.interpretation.preprocess, model.input, read_sidecar(model.path)
+    """How the model was recognised."""
+    preprocess, spec, sidecar = model.interpretation.preprocess, model.input, read_sidecar(model.path)
     metadata = {entry.key: entry.value for entry in file.proto.metadata_props} | dict(sidecar.metadata)
     label_source = sidecar.name if "names" in sidecar.metadata else "its metadata"
     _, origin = choose_labels(
@@ -232,16 +232,16 @@ def _interpretation_facts(model: Model, file: ModelFile) -> Document:
             "pad": spec.pad,
             "resample": spec.resample,
             "rounding": spec.rounding,
-            "color": way.color,
-            "scale": way.scale,
-            "mean": list(way.mean),
-            "std": list(way.std),
+            "color": preprocess.color,
+            "scale": preprocess.scale,
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
         },
     }
 
 
 def _compiled_facts(model: Model, graph: onnx.ModelProto) -> Document:
-    """What the compiler makes of it, and which of its nodes CUDA has no kernel for."""
+    """The compiled graph, and its nodes without a CUDA kernel."""
     types = infer_types(graph).node_by_node
     compiled_metadata = require_compiled_metadata(graph)
     ours = [node for node in graph.graph.node if node.name.lstrip("_").startswith("visionedge.")]
@@ -270,7 +270,7 @@ def _model_of(nodes: Iterable[onnx.NodeProto]) -> onnx.ModelProto:
 
 
 def _without_kernel(graph: onnx.ModelProto, types: Mapping[str, onnx.TypeProto]) -> list[Document]:
-    """The nodes that would be computed on the CPU, by operator and reason."""
+    """The nodes that CUDA would leave to the CPU, by operator and reason."""
     opsets = read_opsets(graph)
     kinds = {name: kind.tensor_type.elem_type for name, kind in types.items()}
     found: dict[tuple[str, str], list[str]] = {}
@@ -282,64 +282,64 @@ def _without_kernel(graph: onnx.ModelProto, types: Mapping[str, onnx.TypeProto])
 
 
 def _probe_placement(path: Path, device: str) -> Document:
-    """What a session on the device says of itself; it is opened in another process, which may be lost."""
+    """The placement of a session on the device, opened in another process, because that may crash."""
     asked = json.dumps({"device": device, "model": str(path.resolve())})
     with start_child("visionedge.engine.placement", "placement", asked) as child:
         try:
             stdout, _ = child.communicate(timeout=_PLACED_WITHIN_S)
         except subprocess.TimeoutExpired:
-            return {"error": f"its session did not start within {_PLACED_WITHIN_S} s"}
+            return {"error": f"the session did not start within {_PLACED_WITHIN_S} s"}
         finally:
             child.kill()
     try:
         placement = json.loads(stdout.splitlines()[-1])
     except (ValueError, IndexError):
-        return {"error": f"its session ended with code {child.returncode} and no answer"}
+        return {"error": f"the session ended with exit code {child.returncode} and no result"}
     return {key: placement[key] for key in ("device", "onDevice", "onCpu", "error") if key in placement}
 
 
-# --- words --------------------------------------------------------------------------------------------------
+# --- text ---------------------------------------------------------------------------------------------------
 
 
 def format_report(inspection: Inspection) -> str:
-    """The document for people."""
+    """The document as text."""
     facts = inspection.document
     lines = [facts["path"]]
     if "name" in facts:
-        lines += _about_the_file(facts)
+        lines += _format_file(facts)
     if "head" in facts:
-        lines += ["", *_about_the_head(facts)]
+        lines += ["", *_format_head(facts)]
     if "compiled" in facts:
-        lines += ["", *_about_the_graph(facts)]
+        lines += ["", *_format_graph(facts)]
     if inspection.refused is not None:
-        lines += ["", *_about_the_refusal(facts, inspection.state)]
+        lines += ["", *_format_refusal(facts, inspection.state)]
     return "\n".join(_plain(line) for line in lines) + "\n"
 
 
 def _plain(line: str) -> str:
-    """Names come out of the file: nothing of theirs may drive a terminal."""
+    """A line without control characters: names come from an untrusted file."""
     return "".join(c if c.isprintable() else "?" for c in line)
 
 
-def _about_the_file(facts: Document) -> list[str]:
+def _format_file(facts: Document) -> list[str]:
     megabytes = facts["bytes"] / 1e6
     opset = ", ".join(f"{domain or 'ONNX'} {version}" for domain, version in facts["opset"].items())
     uncounted = facts["macsUncountedNodes"]
-    more = f" (and those of {uncounted} nodes whose shapes only a run tells)" if uncounted else ""
+    more = f" (without {uncounted} nodes of unknown shape)" if uncounted else ""
     some = [f"{count} {name}" for name, count in list(facts["operators"].items())[:8]]
     rest = len(facts["operators"]) - len(some)
     return [
         f"  file     {megabytes:.1f} MB, sha256 {facts['sha256'][:16]}…, opset {opset},"
-        f" made by {facts['producer'] or 'nobody it names'}",
-        *(f"  takes    {_words_of_tensor(tensor)}" for tensor in facts["inputs"]),
-        *(f"  gives    {_words_of_tensor(tensor)}" for tensor in facts["outputs"]),
+        f" producer {facts['producer'] or 'unknown'}",
+        *(f"  inputs   {_describe_tensor(tensor)}" for tensor in facts["inputs"]),
+        *(f"  outputs  {_describe_tensor(tensor)}" for tensor in facts["outputs"]),
         f"  weights  {_count(facts['parameters'])}",
-        f"  work     {_count(facts['macsPerPicture'])} multiply-adds for one picture{more}",
+        f"  work     {_count(facts['macsPerPicture'])} multiply-adds per picture{more}",
         f"  nodes    {facts['nodes']}: {', '.join(some)}{f' and {rest} other operators' if rest > 0 else ''}",
     ]
 
 
-def _words_of_tensor(tensor: Document) -> str:
+def _describe_tensor(tensor: Document) -> str:
     dims = "?" if tensor["shape"] is None else ",".join(str(d or "?") for d in tensor["shape"])
     return f"{tensor['name'][:80]} {tensor['type']}[{dims}]"
 
@@ -351,33 +351,33 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def _about_the_head(facts: Document) -> list[str]:
+def _format_head(facts: Document) -> list[str]:
     labels = facts["labels"]
     shown = ", ".join(label[:40] for label in labels[:6]) + (" …" if len(labels) > 6 else "")
     many = facts["classes"] or "an unknown number of"
-    origin = f"named by {facts['labelsFrom']}" if facts["labelsFrom"] != "nothing" else "nothing names them"
-    after = "Overlapping boxes are suppressed afterwards."
+    origin = f"labels from {facts['labelsFrom']}" if facts["labelsFrom"] != "nothing" else "no labels"
+    after = "Overlapping boxes are suppressed afterwards (NMS)."
     return [
-        f"It is read as {facts['head']}, because",
+        f"Recognised as {facts['head']}, because",
         *(f"  - {clause}" for clause in facts["evidence"]),
-        f"It knows {many} classes ({origin}): {shown or 'none'}",
-        f"Its picture: {_words_of_picture(facts['picture'])}",
-        after if facts["suppression"] else "Its boxes need no suppression.",
+        f"Classes: {many} ({origin}): {shown or 'none'}",
+        f"Input picture: {_describe_picture(facts['picture'])}",
+        after if facts["suppression"] else "The boxes need no suppression (NMS).",
     ]
 
 
-def _words_of_picture(picture: Document) -> str:
+def _describe_picture(picture: Document) -> str:
     size = f"{picture['width']} x {picture['height']}"
     if picture["fit"] == "stretch":
         how = f"stretched to {size}"
     else:
         where = "in the middle" if picture["anchor"] == "center" else "at the top left"
-        how = f"letterboxed to {size}, {where}, the rest grey {picture['pad']}"
+        how = f"letterboxed to {size}, {where}, padded with grey {picture['pad']}"
     how += ", with antialiasing" if picture["resample"] == "antialias" else ""
-    way = Preprocess(scale=picture["scale"], mean=tuple(picture["mean"]), std=tuple(picture["std"]))
-    steps = "pixels of 0-255" if way.scale == 1 else f"pixels x {way.scale:.6g}"
-    steps += f", less {_three(way.mean)}" if any(way.mean) else ""
-    steps += f", by {_three(way.std)}" if set(way.std) != {1.0} else ""
+    preprocess = Preprocess(scale=picture["scale"], mean=tuple(picture["mean"]), std=tuple(picture["std"]))
+    steps = "pixels of 0-255" if preprocess.scale == 1 else f"pixels x {preprocess.scale:.6g}"
+    steps += f", minus {_three(preprocess.mean)}" if any(preprocess.mean) else ""
+    steps += f", divided by {_three(preprocess.std)}" if set(preprocess.std) != {1.0} else ""
     return f"{how}; {picture['color'].upper()}, {steps}"
 
 
@@ -385,20 +385,20 @@ def _three(values: tuple[float, float, float]) -> str:
     return "/".join(f"{value:.5g}" for value in values)
 
 
-def _about_the_graph(facts: Document) -> list[str]:
+def _format_graph(facts: Document) -> list[str]:
     compiled, cuda = facts["compiled"], facts["cuda"]
     added = ", ".join(f"{count} {name}" for name, count in compiled["added"].items())
     lines = [
-        f"Compiled it is one graph, {compiled['takes']} -> {compiled['gives']}, a row being left, top, right,"
-        " bottom, score, class.",
+        f"Compiled graph: {compiled['takes']} -> {compiled['gives']}; a row is left, top, right, bottom,"
+        " score, class.",
         f"  added    {sum(compiled['added'].values())} nodes: {added}",
         f"  batch    {facts['batch']['why']}",
     ]
-    lines += [_words_of_placement(facts["placed"])] if "placed" in facts else []
+    lines += [_describe_placement(facts["placed"])] if "placed" in facts else []
     if not cuda["withoutKernel"]:
-        return [*lines, f"  on CUDA  each of its {cuda['nodes']} nodes has a kernel"]
+        return [*lines, f"  on CUDA  all {cuda['nodes']} nodes have a kernel"]
     on_cpu_count = sum(len(entry["nodes"]) for entry in cuda["withoutKernel"])
-    lines.append(f"  on CUDA  {on_cpu_count} of its {cuda['nodes']} nodes would be computed on the CPU:")
+    lines.append(f"  on CUDA  {on_cpu_count} of {cuda['nodes']} nodes would run on the CPU:")
     for entry in cuda["withoutKernel"]:
         names = ", ".join(name[:60] for name in entry["nodes"][:3])
         more = " …" if len(entry["nodes"]) > 3 else ""
@@ -406,31 +406,30 @@ def _about_the_graph(facts: Document) -> list[str]:
     return lines
 
 
-def _words_of_placement(placed: Document) -> str:
+def _describe_placement(placed: Document) -> str:
     if "error" in placed:
         return f"  placed   not on {placed['asked']}: {placed['error']}"
-    words = (
-        f"  placed   asked for {placed['asked']}, came up on {placed['device']}: {placed['onDevice']} nodes"
-    )
+    words = f"  placed   requested {placed['asked']}, runs on {placed['device']}: {placed['onDevice']} nodes"
     names = ", ".join(placed["onCpu"][:6]) + (" …" if len(placed["onCpu"]) > 6 else "")
     return f"{words}, {len(placed['onCpu'])} more on the CPU: {names}" if names else words
 
 
-def _about_the_refusal(facts: Document, state: tuple[str, ...] | None) -> list[str]:
+def _format_refusal(facts: Document, state: tuple[str, ...] | None) -> list[str]:
     name = Path(facts["path"]).stem
     if state == ():
-        return ["It is refused: a model is never guessed at."]
+        return ["The model is refused."]
     if state is not None:
         return [
-            f"It is refused: a model is never guessed at. State what is missing in {name}.yaml beside it:",
+            "The model is refused, because its form is not certain. Add the missing facts to"
+            f" {name}.yaml beside it:",
             *(f"  {line}" for line in state),
         ]
     return [
-        "It is refused: a model is never guessed at. If you know what it is, say so in a file"
-        f" {name}.yaml beside it; leave out what it says itself:",
-        "  head: FAMILY              # one of those below, if it is one",
+        "The model is refused, because its form is not certain. If you know it, describe it in"
+        f" {name}.yaml beside it; leave out what the file states itself:",
+        "  head: FAMILY              # one of the families below, if it belongs to one",
         "  input: {color: rgb, scale: 0.00392156863, fit: letterbox, anchor: center, pad: 114}",
         "  labels: [person, car]     # by class number",
-        "  nms: true                 # whether overlapping boxes are still to be suppressed",
+        "  nms: true                 # whether overlapping boxes must be suppressed",
         f"Families: {', '.join(facts['heads'])}",
     ]
