@@ -227,9 +227,9 @@ def test_ranges_that_suit_only_the_pictures_they_were_set_by_are_refused(model: 
             1,
             "has 1 different pictures; calibration needs at least 8",
         ),
-        (["--calibrate", "one", "-o", "x.onnx"], 2, "--calibrate: goes with --precision int8 or fp16"),
-        (["--precision", "fp16", "--recipe", "everything"], 2, "--recipe: goes with --precision int8"),
-        (["--precision", "fp16", "--thorough"], 2, "--thorough: goes with --precision int8"),
+        (["--calibrate", "one", "-o", "x.onnx"], 2, "--calibrate: needs --precision int8 or fp16"),
+        (["--precision", "fp16", "--recipe", "everything"], 2, "--recipe: needs --precision int8"),
+        (["--precision", "fp16", "--thorough"], 2, "--thorough: needs --precision int8"),
     ],
 )
 def test_what_cannot_be_is_one_line(
