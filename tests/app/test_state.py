@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from visionedge.app.service import RunOptions, Service
 from visionedge.app.state import AppState
-from visionedge.config.applied import SECTIONS, Applied, SectionOutcome
 from visionedge.config.load import parse_config
-from visionedge.config.schema import Config
+from visionedge.config.schema import SECTIONS, Applied, Config, SectionOutcome
 from visionedge.iothub.desired_properties import ConfigurationSources
 
 OTHER: dict[str, Any] = {

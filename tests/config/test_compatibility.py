@@ -15,14 +15,15 @@ from visionedge.camera.registry import SequenceStore
 from visionedge.config.documents import read_configuration
 from visionedge.config.load import parse_config
 from visionedge.config.schema import Config
-from visionedge.engine.plan_cache import PlanCache, PlanKey
+from visionedge.engine.plan import PlanCache, PlanKey
 from visionedge.engine.precision_choice import PRECISION_FOLDER
 from visionedge.errors import ConfigError
-from visionedge.iothub.desired_document import overlay_desired, read_desired_document
 from visionedge.iothub.desired_properties import (
     DESIRED_FILE_NAME,
     ConfigurationSources,
     LastGoodFile,
+    overlay_desired,
+    read_desired_document,
 )
 from visionedge.model.download import make_model_path
 from visionedge.model.quantization.variants import VARIANTS_FOLDER

@@ -10,6 +10,7 @@ from functools import partial
 
 from visionedge.engine.device.devices import DeviceVerdict, EffectiveDevice, ReasonCode, RequestedDevice
 from visionedge.engine.device.faults import FATAL_FAULTS, Fault
+from visionedge.engine.interface import FallbackPolicy
 from visionedge.engine.process.recovery_policy import (
     CandidateCompared,
     CandidateFailed,
@@ -33,7 +34,6 @@ from visionedge.engine.process.recovery_policy import (
     SwitchToCandidate,
     TimePassed,
 )
-from visionedge.engine.settings import FallbackPolicy
 
 OK = DeviceVerdict(ReasonCode.OK, "usable")
 ABSENT = DeviceVerdict(ReasonCode.NO_DEVICE, "CUDA failure 100: no CUDA-capable device is detected")

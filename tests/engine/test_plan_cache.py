@@ -10,8 +10,7 @@ import pytest
 
 from machines import Machine, accelerator
 from visionedge.engine.autotune import AutotuneRequest, search_plan
-from visionedge.engine.plan import AutotuneResult
-from visionedge.engine.plan_cache import PlanCache, PlanKey
+from visionedge.engine.plan import AutotuneResult, PlanCache, PlanKey
 
 KEY = PlanKey.of(
     b"a graph", device="cuda", cores=8, max_batch=8, latency_budget_ms=None, hardware="a machine"

@@ -7,11 +7,14 @@ from typing import Any, Literal
 
 import pytest
 
-from visionedge.config.applied import SECTIONS, Applied, SectionOutcome
-from visionedge.config.schema import Config
+from visionedge.config.schema import SECTIONS, Applied, Config, SectionOutcome
 from visionedge.iothub import desired_properties
-from visionedge.iothub.desired_document import DesiredDocument
-from visionedge.iothub.desired_properties import ConfigurationSources, DesiredProperties, LastGoodFile
+from visionedge.iothub.desired_properties import (
+    ConfigurationSources,
+    DesiredDocument,
+    DesiredProperties,
+    LastGoodFile,
+)
 
 LOCAL: dict[str, Any] = {"telemetry": {"intervalSeconds": 5}, "model": {"path": "local.onnx"}}
 

@@ -9,16 +9,16 @@ import pytest
 from edge_runtime.twin import check_reported
 from visionedge.config.load import parse_config
 from visionedge.errors import ConfigError
-from visionedge.iothub.desired_document import (
+from visionedge.iothub.desired_properties import (
     MAX_ACKNOWLEDGEMENT_BYTES,
     DesiredDocument,
+    LastGoodFile,
     build_acknowledgement,
     compute_effective_document,
     group_problems_by_section,
     overlay_desired,
     read_desired_document,
 )
-from visionedge.iothub.desired_properties import LastGoodFile
 
 
 def rejected(document: dict[str, Any], before: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.twin import Twin
 from visionedge.app.hub_bridge import MAX_CAMERAS_BYTES, fit_camera_states
-from visionedge.iothub.desired_document import DesiredDocument, build_acknowledgement
+from visionedge.iothub.desired_properties import DesiredDocument, build_acknowledgement
 from visionedge.iothub.reported_properties import (
     MAX_PATCH_BYTES,
     PATCH_BURST,

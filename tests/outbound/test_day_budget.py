@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from visionedge.outbound.day_budget import DayBudget
+from visionedge.outbound.metering import DayBudget
 
 
 class Clocks:

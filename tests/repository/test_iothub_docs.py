@@ -14,7 +14,7 @@ from visionedge.app.overload_controller import OverloadEventCode as OverloadCode
 from visionedge.camera.camera import CameraState
 from visionedge.config.load import parse_config
 from visionedge.iothub.client import EXIT_STUCK, Deadlines, HubFault
-from visionedge.iothub.desired_document import MAX_ACKNOWLEDGEMENT_BYTES
+from visionedge.iothub.desired_properties import MAX_ACKNOWLEDGEMENT_BYTES
 from visionedge.iothub.desired_properties import ConfigEventCode as ConfigCode
 from visionedge.iothub.direct_methods import MAX_RESULT_BYTES, DirectMethod
 from visionedge.iothub.image_requests import ImageDropReason

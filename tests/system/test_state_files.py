@@ -14,10 +14,15 @@ import pytest
 
 from visionedge.camera.registry import MAX_CAMERA_NAMES, RETENTION_S, SequencePosition, SequenceStore
 from visionedge.config.load import parse_config
-from visionedge.engine.plan import AutotuneResult, LatencyFit, MeasuredPoint, OperatingPoint
-from visionedge.engine.plan_cache import PlanCache, PlanKey
-from visionedge.iothub.desired_document import DesiredDocument
-from visionedge.iothub.desired_properties import ConfigurationSources, LastGoodFile
+from visionedge.engine.plan import (
+    AutotuneResult,
+    LatencyFit,
+    MeasuredPoint,
+    OperatingPoint,
+    PlanCache,
+    PlanKey,
+)
+from visionedge.iothub.desired_properties import ConfigurationSources, DesiredDocument, LastGoodFile
 from visionedge.model.download import ModelStore
 from visionedge.outbound.messages import Message
 from visionedge.outbound.spool import Spool, SpoolOptions

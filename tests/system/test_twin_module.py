@@ -25,8 +25,7 @@ from model_server import ModelServer, content
 from module_process import ModuleProcess
 from tiny_models import TinyDetector
 from visionedge.camera.sources.images import read_picture_size
-from visionedge.iothub.desired_document import DesiredDocument
-from visionedge.iothub.desired_properties import DESIRED_FILE_NAME, LastGoodFile
+from visionedge.iothub.desired_properties import DESIRED_FILE_NAME, DesiredDocument, LastGoodFile
 from visionedge.iothub.identity import Identity
 
 LOCAL = """

@@ -17,7 +17,7 @@ from visionedge.cli.arguments import (
     positive_number,
 )
 from visionedge.config.load import parse_config
-from visionedge.ops.bench.system_load import OTHER_PROCESSES_KEY, OtherProcessesLoad, describe_other_load
+from visionedge.ops.bench.machine import OTHER_PROCESSES_KEY, OtherProcessesLoad, describe_other_load
 from visionedge.runtime.process_limits import configure_malloc
 
 

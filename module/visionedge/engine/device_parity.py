@@ -12,8 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.engine.device.backend import RunnableSession
-from visionedge.engine.device.session import PictureBatch
+from visionedge.engine.device.session import PictureBatch, RunnableSession
 from visionedge.frames.types import Detections, InputSpec, Placement
 from visionedge.model.compiler.trial_run import compute_matching_share
 from visionedge.model.model import Model

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from visionedge.engine.autotune import autotune_plan
-from visionedge.engine.device.backend import ORT_BACKEND, DeviceBackend, DeviceSession, RunnableSession
 from visionedge.engine.device.devices import (
     PROVIDERS,
     REMEDIES,
@@ -37,22 +36,33 @@ from visionedge.engine.device.faults import (
     describe_error,
     shorten_error_text,
 )
-from visionedge.engine.device.session import PictureBatch
+from visionedge.engine.device.session import (
+    ORT_BACKEND,
+    DeviceBackend,
+    DeviceSession,
+    PictureBatch,
+    RunnableSession,
+)
 from visionedge.engine.device_parity import DeviceCheck, check_against_cpu
-from visionedge.engine.interface import EngineInfo, Inference
-from visionedge.engine.plan import OperatingPoint, Plan, list_batch_sizes, make_default_plan
-from visionedge.engine.plan_cache import PlanCache, PlanKey
+from visionedge.engine.interface import EngineInfo, EngineSettings, Inference
+from visionedge.engine.plan import (
+    OperatingPoint,
+    Plan,
+    PlanCache,
+    PlanKey,
+    list_batch_sizes,
+    make_default_plan,
+)
 from visionedge.engine.precision_choice import (
     PrecisionCandidate,
     PrecisionTrials,
     VariantAgreement,
     check_agreement,
     choose_fp32,
+    make_sample_pictures,
     measure_output_distance,
     pick_precision,
 )
-from visionedge.engine.sample_pictures import make_sample_pictures
-from visionedge.engine.settings import EngineSettings
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames.types import Detections, InputSpec, utc_now
 from visionedge.model.compiler.build import load_or_compile_with_batch

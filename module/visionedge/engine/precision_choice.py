@@ -9,26 +9,68 @@ cached beside the plans.
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import onnx
 
-from visionedge.engine.plan_cache import PlanKey, load_cached, read_int8_cpu_flags
-from visionedge.errors import ModelError
-from visionedge.frames.types import Detections
+from visionedge.engine.plan import PlanKey, load_cached, read_int8_cpu_flags
+from visionedge.errors import ModelError, SourceError, UnavailableError
+from visionedge.frames.letterbox import fit_to_input
+from visionedge.frames.types import Detections, InputSpec, Picture, Placement
 from visionedge.model.compiler.build import load_or_compile_with_batch
 from visionedge.model.compiler.compile import read_unchanged_network
+from visionedge.model.compiler.trial_run import make_test_pictures
 from visionedge.model.model import Model
 from visionedge.model.parity import MIN_BOXES, SMALL_BOX_MATCH_IOU, Tolerance, compare_detections
 from visionedge.model.quantization.int8 import make_distance, run_network
 from visionedge.model.quantization.search import CalibrationSample, is_quantized
 from visionedge.model.quantization.variants import Variant, find_variants, is_usable
 from visionedge.runtime.files import write_json
+from visionedge.runtime.installation import find_bundled_file
 from visionedge.runtime.measurement import PrecisionChoice, choose_fastest
 
 log = logging.getLogger(__name__)
+
+_CLIP = "media/demo.mp4"
+_CLIP_PICTURES = 9
+_CLIP_STEP = 10
+
+
+def make_sample_pictures(spec: InputSpec) -> list[CalibrationSample]:
+    """Nine pictures of the bundled clip at a model's input size, and some synthetic ones."""
+    whole = Placement(0.0, 0.0, float(spec.width_px), float(spec.height_px))
+    synthetic = [
+        CalibrationSample(image, whole) for image in make_test_pictures(spec.height_px, spec.width_px)
+    ]
+    return [
+        *(CalibrationSample(*fit_to_input(picture, spec)) for picture in _read_clip_pictures()),
+        *synthetic,
+    ]
+
+
+def _read_clip_pictures() -> list[Picture]:
+    """Pictures a second apart, from its beginning; none if it cannot be read."""
+    from visionedge.camera.sources.open import open_source  # takes 50 ms that other processes do not need
+    from visionedge.config.addresses import CameraUri
+
+    found: list[Picture] = []
+    try:
+        with closing(open_source(CameraUri("file", str(find_bundled_file(_CLIP))))) as source:
+            for count in range(_CLIP_PICTURES * _CLIP_STEP):
+                decoded = source.read()
+                if decoded is None:
+                    break
+                if count % _CLIP_STEP == 0:
+                    found.append(decoded.picture())
+    except (SourceError, UnavailableError) as error:
+        log.info(
+            "the bundled clip cannot be read (%s): precisions are compared on synthetic pictures only", error
+        )
+    return found
+
 
 PRECISION_FOLDER = "precision"
 _SCHEMA = "visionedge/precision/2"

@@ -16,7 +16,6 @@ from typing import Any, Literal
 from visionedge.config.schema import TelemetryConfig
 from visionedge.frames.types import FrameResult, build_frame_document, utc_now
 from visionedge.iothub.change_filter import ChangeFilter
-from visionedge.outbound.day_budget import DayBudget
 from visionedge.outbound.messages import (
     CORRELATION_ID,
     DETECTIONS,
@@ -39,6 +38,7 @@ from visionedge.outbound.metering import (
     MAX_PER_DAY,
     S1,
     UNIT_BLOCKS_PER_DAY,
+    DayBudget,
     MeteredUsage,
     QuotaForecast,
     UsageMeter,

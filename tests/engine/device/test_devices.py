@@ -17,11 +17,7 @@ from visionedge.engine.device.devices import (
     probe_device,
     run_probe,
 )
-from visionedge.engine.device.provider_options import (
-    KNOWN_OPTIONS,
-    check_provider_options,
-    list_provider_configs,
-)
+from visionedge.engine.device.session import KNOWN_OPTIONS, check_provider_options, list_provider_configs
 
 # What onnxruntime-gpu 1.26.0 really wrote, on machines without a GPU and with a scripted driver.
 NO_CUBLAS = (

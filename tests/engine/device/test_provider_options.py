@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stub_driver import Script, script, stub_folder
-from visionedge.engine.device.provider_options import CUDA_GRAPH_OPTIONS, CUDA_MINIMAL_OPTIONS, CUDA_OPTIONS
+from visionedge.engine.device.session import CUDA_GRAPH_OPTIONS, CUDA_MINIMAL_OPTIONS, CUDA_OPTIONS
 
 __all__ = ["script", "stub_folder"]
 

@@ -10,18 +10,20 @@ import pytest
 from onnx import TensorProto, helper
 
 from tiny_models import TinyDetector, pictures
-from visionedge.engine.device import provider_options as providers
+from visionedge.engine.device import session as providers
 from visionedge.engine.device.devices import PROVIDERS
 from visionedge.engine.device.faults import EngineError
-from visionedge.engine.device.provider_options import (
+from visionedge.engine.device.session import (
     CUDA_GRAPH_OPTIONS,
     CUDA_MINIMAL_OPTIONS,
     CUDA_OPTIONS,
     KNOWN_OPTIONS,
+    NodePlacement,
+    Session,
     list_provider_configs,
     make_tensorrt_options,
+    open_session,
 )
-from visionedge.engine.device.session import NodePlacement, Session, open_session
 from visionedge.model.compiler.compile import compile_model
 from visionedge.model.model import load_model
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from visionedge.engine.process.adaptive_timeout import MIN_LIMIT_S, AdaptiveTimeout, wait_for_reply
+from visionedge.engine.process.worker import MIN_LIMIT_S, AdaptiveTimeout, wait_for_reply
 
 
 def test_the_limit_is_ten_times_the_usual_within_bounds() -> None:

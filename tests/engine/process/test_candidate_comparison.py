@@ -11,7 +11,7 @@ from visionedge.engine.device.devices import ReasonCode
 from visionedge.engine.device.faults import EngineError, EngineUnavailableError, Fault
 from visionedge.engine.device.session import PictureBatch
 from visionedge.engine.local_engine import LocalEngine, open_engine
-from visionedge.engine.process.candidate_comparison import RecentPictures, compare_candidate, is_model_fault
+from visionedge.engine.process.worker_pool import RecentPictures, compare_candidate, is_model_fault
 from visionedge.model.model import load_model
 from visionedge.model.postprocess import Rows
 

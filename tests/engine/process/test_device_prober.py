@@ -5,7 +5,7 @@ import queue
 import pytest
 
 from visionedge.engine.device.devices import DeviceVerdict, EffectiveDevice, ReasonCode
-from visionedge.engine.process.device_prober import DeviceProber
+from visionedge.engine.process.worker_pool import DeviceProber
 from visionedge.runtime.threads import ThreadGroup
 
 

@@ -20,13 +20,12 @@ import pytest
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.device.faults import EngineError, EngineUnavailableError
-from visionedge.engine.interface import EngineEvent, ProcessStatus
+from visionedge.engine.interface import EngineEvent, EngineSettings, ProcessStatus
 from visionedge.engine.local_engine import open_engine
 from visionedge.engine.process.client import EngineClient
 from visionedge.engine.process.protocol import StartRequest
 from visionedge.engine.process.shared_memory import SharedFramePool
 from visionedge.engine.process.worker import WorkerLimits
-from visionedge.engine.settings import EngineSettings
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames.types import Picture
 from visionedge.model.model import Model, load_model

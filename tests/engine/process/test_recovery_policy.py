@@ -7,6 +7,7 @@ import pytest
 from failing_worlds import ABSENT, GPU_STATES, LOST, OK, WORDS, World
 from visionedge.engine.device.devices import DeviceVerdict, ReasonCode, RequestedDevice, device_preference
 from visionedge.engine.device.faults import Fault
+from visionedge.engine.interface import FallbackPolicy
 from visionedge.engine.process.recovery_policy import (
     CandidateCompared,
     CandidateReady,
@@ -31,7 +32,6 @@ from visionedge.engine.process.recovery_policy import (
     SwitchToCandidate,
     TimePassed,
 )
-from visionedge.engine.settings import FallbackPolicy
 
 PLAIN = RecoveryTiming(first_wait_s=5, max_wait_s=40, min_interval_s=30, healthy_s=100, jitter=0)
 

@@ -17,17 +17,15 @@ from visionedge.frames.types import Detections, Frame, FrameResult, InputSpec, P
 from visionedge.ops.bench.pipeline_run import (
     ResultRecord,
     RunCost,
+    StampedFrame,
+    SyntheticSource,
+    SyntheticSpec,
+    VirtualCamera,
     _quiet_cameras,
     compute_ages_ns,
     fairness,
     make_record,
     summarize_run,
-)
-from visionedge.ops.bench.virtual_cameras import (
-    StampedFrame,
-    SyntheticSource,
-    SyntheticSpec,
-    VirtualCamera,
 )
 
 MS = 1_000_000

@@ -9,7 +9,7 @@ import pytest
 
 from command_line import CommandLine
 from tiny_models import TinyDetector
-from visionedge.ops.bench.system_load import OTHER_PROCESSES_KEY, OtherProcessesLoad, describe_other_load
+from visionedge.ops.bench.machine import OTHER_PROCESSES_KEY, OtherProcessesLoad, describe_other_load
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

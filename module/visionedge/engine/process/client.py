@@ -14,15 +14,13 @@ from pathlib import Path
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.device.faults import FATAL_FAULTS, EngineError, EngineUnavailableError, Fault
 from visionedge.engine.device.session import PictureBatch
-from visionedge.engine.interface import EngineEvent, EngineInfo, Inference
+from visionedge.engine.interface import EngineEvent, EngineInfo, EngineSettings, FallbackPolicy, Inference
 from visionedge.engine.local_engine import check_pictures
-from visionedge.engine.process.active_worker import ActiveWorker
 from visionedge.engine.process.protocol import StartRequest
 from visionedge.engine.process.recovery_policy import RecoveryPolicy
 from visionedge.engine.process.shared_memory import SharedFramePool
-from visionedge.engine.process.supervisor import SupervisionTuning, Supervisor
+from visionedge.engine.process.supervisor import ActiveWorker, SupervisionTuning, Supervisor
 from visionedge.engine.process.worker import WorkerDrainedError, WorkerLimits
-from visionedge.engine.settings import EngineSettings, FallbackPolicy
 from visionedge.model.model import Model
 from visionedge.runtime.threads import ThreadGroup
 

@@ -25,7 +25,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from visionedge.config.documents import read_document
-from visionedge.engine.device.backend import DeviceBackend, DeviceSession
 from visionedge.engine.device.devices import (
     DeviceVerdict,
     EffectiveDevice,
@@ -33,7 +32,13 @@ from visionedge.engine.device.devices import (
     classify_provider_error,
 )
 from visionedge.engine.device.faults import FATAL_FAULTS, classify_fault
-from visionedge.engine.device.session import NodePlacement, PictureBatch, open_session
+from visionedge.engine.device.session import (
+    DeviceBackend,
+    DeviceSession,
+    NodePlacement,
+    PictureBatch,
+    open_session,
+)
 from visionedge.engine.process.recovery_policy import RecoveryTiming
 from visionedge.engine.process.supervisor import SupervisionTuning
 from visionedge.engine.process.worker import WorkerLimits

@@ -27,9 +27,8 @@ from visionedge.engine.device.devices import DeviceAssignment, DeviceState, Reas
 from visionedge.engine.device.faults import EngineError, Fault
 from visionedge.engine.device.session import NodePlacement
 from visionedge.engine.device_parity import DeviceCheck, ParityResult, SpeedCheck
-from visionedge.engine.interface import EngineInfo
+from visionedge.engine.interface import EngineInfo, EngineSettings
 from visionedge.engine.plan import AutotuneResult, Plan
-from visionedge.engine.settings import EngineSettings
 from visionedge.errors import DeviceError, ModelError, UnavailableError, VisionedgeError
 from visionedge.frames.types import Picture
 from visionedge.model.model import Model

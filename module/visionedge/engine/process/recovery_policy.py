@@ -22,8 +22,7 @@ from visionedge.engine.device.devices import (
     device_preference,
 )
 from visionedge.engine.device.faults import Fault
-from visionedge.engine.interface import EngineEventCode, RecoveryStage, RecoveryState
-from visionedge.engine.settings import FallbackPolicy
+from visionedge.engine.interface import EngineEventCode, FallbackPolicy, RecoveryStage, RecoveryState
 
 
 @dataclass(frozen=True, slots=True)

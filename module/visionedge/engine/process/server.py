@@ -16,8 +16,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from visionedge.engine.device.backend import ORT_BACKEND, DeviceBackend
 from visionedge.engine.device.faults import EngineError
+from visionedge.engine.device.session import ORT_BACKEND, DeviceBackend
 from visionedge.engine.interface import Engine
 from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.process import protocol

@@ -16,12 +16,13 @@ from onnx import helper
 from visionedge.errors import ModelError
 from visionedge.model.analysis.float_view import make_float_view
 from visionedge.model.analysis.input_ops import InputOps, read_input_ops
-from visionedge.model.analysis.output_ops import OutputOps, read_output_ops
-from visionedge.model.analysis.output_sources import (
+from visionedge.model.analysis.output_ops import (
     ClassCounts,
+    OutputOps,
     OutputSource,
     count_classes,
     list_operators,
+    read_output_ops,
     read_output_sources,
 )
 from visionedge.model.analysis.shape_inference import infer_types, read_shape

@@ -32,6 +32,7 @@ from visionedge.ops.bench.pipeline_run import (
     PipelineRun,
     ResultRecord,
     RunCost,
+    SyntheticSpec,
     cpu_s,
     open_engine_setup,
     rss_mib,
@@ -39,7 +40,6 @@ from visionedge.ops.bench.pipeline_run import (
     sum_dropped,
     summarize_run,
 )
-from visionedge.ops.bench.virtual_cameras import SyntheticSpec
 from visionedge.runtime.measurement import median_ratio, run_in_rounds
 
 _TITLES = {"pipeline": "pipeline", "baseline": "plain loop"}
