@@ -74,10 +74,11 @@ from visionedge.model.quantization.variants import require_variant
 from visionedge.runtime.measurement import PrecisionChoice
 from visionedge.runtime.process_limits import usable_cores
 
+log = logging.getLogger(__name__)
+
+
 if TYPE_CHECKING:
     from visionedge.config.schema import InferenceConfig
-
-log = logging.getLogger(__name__)
 
 
 class LocalEngine:

@@ -19,6 +19,9 @@ from visionedge import __version__
 from visionedge.runtime.files import DamagedStateFileError, read_json, set_aside_damaged, write_json
 from visionedge.runtime.process_limits import MAX_LANES
 
+log = logging.getLogger(__name__)
+
+
 _MAX_BATCH = 4096
 
 
@@ -206,8 +209,6 @@ def list_batch_sizes(max_batch: int) -> tuple[int, ...]:
     powers = [1 << i for i in range(max_batch.bit_length()) if 1 << i < max_batch]
     return (*powers, max_batch)
 
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 

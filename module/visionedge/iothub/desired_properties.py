@@ -27,6 +27,9 @@ from visionedge.errors import ConfigError
 from visionedge.runtime.files import DamagedStateFileError, parse_count, read_json, set_aside, write_json
 from visionedge.runtime.redaction import find_secrets, redact, register_secrets
 
+log = logging.getLogger(__name__)
+
+
 MAX_ACKNOWLEDGEMENT_BYTES = 10_000
 """A third of the limit of a twin. Reasons that do not fit are in the event `config-rejected`."""
 
@@ -167,8 +170,6 @@ def _shortened(reason: str) -> str:
     text = "".join(c if c.isprintable() else " " for c in redact(reason))
     return text if len(text) <= _MAX_REASON_CHARACTERS else f"{text[:_MAX_REASON_CHARACTERS]}…"
 
-
-log = logging.getLogger(__name__)
 
 DESIRED_FILE_NAME = "desired.json"
 

@@ -31,6 +31,9 @@ from visionedge.model.graph import (
     sort_nodes,
 )
 
+log = logging.getLogger(__name__)
+
+
 # The domains of onnxruntime's own operators. Any other one needs a library, and no library is loaded.
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 
@@ -126,8 +129,6 @@ def _check_graph(graph: onnx.GraphProto) -> None:
         if value.name not in known:
             raise ModelError(f"is damaged: no node computes its output '{value.name}'")
 
-
-log = logging.getLogger(__name__)
 
 # Protocol buffers end at 2 GB, and the compiled graph is one.
 _MAX_BYTES = (1 << 31) - (1 << 20)

@@ -1,1 +1,1 @@
-"""Tools that look at the module from outside: the load script."""
+"""Tools for an operator: bench, doctor, manifest, model tools, detect. The module needs none of them."""

@@ -30,6 +30,9 @@ from visionedge.frames.types import Picture
 from visionedge.model.postprocess import Rows
 from visionedge.runtime.ort import import_onnxruntime, load_cuda_libraries
 
+log = logging.getLogger(__name__)
+
+
 KNOWN_OPTIONS: Mapping[str, frozenset[str]] = {
     "TensorrtExecutionProvider": frozenset(
         {"device_id", "trt_engine_cache_enable", "trt_engine_cache_path", "trt_engine_cache_prefix"}
@@ -134,8 +137,6 @@ def check_provider_options(provider: str, options: Mapping[str, str]) -> tuple[s
         raise ValueError(f"{provider} has no option {unknown[0]}")
     return provider, dict(options)
 
-
-log = logging.getLogger(__name__)
 
 _SCORE_TOLERANCE = 0.01
 """Two runs on one device may pick different algorithms; scores that differ by more are an error."""

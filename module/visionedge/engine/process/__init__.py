@@ -1,10 +1,9 @@
 """The engine in a process of its own. In reading order:
 
-- `client`: the `Engine` that the module uses. `active_worker` knows which worker serves.
-- `supervisor`: takes events, asks `recovery_policy` (pure), carries out the steps. `device_prober` and
-  `candidate_comparison` do two of them on other threads.
-- `worker_pool`, `worker`: processes that are started, followed, asked and ended; `adaptive_timeout` limits a
-  batch.
+- `client`: the `Engine` that the module uses.
+- `supervisor`: takes events, asks `recovery_policy` (pure), carries out the steps; knows which worker serves.
+- `worker_pool`: the worker processes, the probe of a device, and the comparison of a candidate with the CPU.
+- `worker`: one process, started, followed, asked and ended, with a timeout for each batch.
 - `server`: what runs in the process. `protocol` and `shared_memory` connect the two.
 - `fault_injection`: faults by script, for tests; not in the images.
 """

@@ -80,6 +80,8 @@ from visionedge.engine.process.worker_pool import (
 from visionedge.errors import DeviceError, ModelError, UnavailableError
 from visionedge.runtime.threads import ThreadGroup
 
+log = logging.getLogger(__name__)
+
 
 class ActiveWorker:
     """The supervisor's thread changes it; any thread may call `mark_lost`, `wait`, `info` and `down`.
@@ -223,8 +225,6 @@ class ActiveWorker:
             recovery=self._recovery,
         )
 
-
-log = logging.getLogger(__name__)
 
 MAX_REFUSED_BATCHES = 8
 """When so many batches in a row are refused, and none between them is computed, the device counts as lost."""

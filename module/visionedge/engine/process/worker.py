@@ -31,6 +31,9 @@ from visionedge.runtime.child_process import start_child
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.threads import ThreadGroup
 
+log = logging.getLogger(__name__)
+
+
 MIN_LIMIT_S = 2.0
 """A busy machine may keep a healthy process from its work for this long."""
 
@@ -99,8 +102,6 @@ def _readable(channel: socket.socket, timeout_s: float) -> bool:
     poll.register(channel, select.POLLIN)
     return bool(poll.poll(timeout_s * 1000))
 
-
-log = logging.getLogger(__name__)
 
 _SPARE_CHANNELS = 3
 """Reply channels beside those of the lanes: for one more lane, and for pictures that come over HTTP."""

@@ -36,6 +36,9 @@ from visionedge.model.model import Model
 from visionedge.model.postprocess import Rows
 from visionedge.runtime.threads import ThreadGroup
 
+log = logging.getLogger(__name__)
+
+
 NOT_NEEDED = "is not needed any more"
 
 
@@ -156,9 +159,6 @@ class WorkerPool:
         self._on_event(WorkerReady(worker, info))
         reason = worker.wait_until_exit(lambda plan: self._on_event(PlanReduced(worker, plan)))
         self._on_event(WorkerExited(worker, reason))
-
-
-log = logging.getLogger(__name__)
 
 
 class DeviceProber:
