@@ -129,16 +129,6 @@ class EngineInfo:
     process: ProcessStatus | None = None
     recovery: RecoveryStatistics | None = None
 
-    @property
-    def concurrency(self) -> int:
-        """How many threads keep the engine busy: the plan's lanes, and one more for a process on the CPU.
-
-        While a batch is on its way to the process or back, a core is idle unless another batch is there: one
-        more thread gave up to 25 % more frames/s on two cores. The plan for a GPU has such a lane already.
-        """
-        hides_transfer = self.process is not None and self.device.effective == "cpu"
-        return self.plan.lanes + (1 if hides_transfer else 0)
-
     def as_substitute_for(self, requested: "EngineInfo") -> "EngineInfo":
         """This engine, shown while it computes in place of the requested one, which stays open.
 

@@ -98,6 +98,7 @@ class LocalEngine:
         precision: PrecisionChoice | None = None,
     ) -> None:
         self.checks_finite = device.effective != "cpu"
+        self._input = model.input
         self.on_plan_reduced: Callable[[Plan], None] = lambda _plan: None
         self._session: RunnableSession | None = session
         self._warm: set[int] = set()
@@ -127,7 +128,7 @@ class LocalEngine:
             EngineError: the pictures have another shape, the engine is closed, or the device failed.
         """
         info = self._info
-        check_pictures(pictures, info.model.input, info.model.name)
+        check_pictures(pictures, self._input, info.model.name)
         parts: list[Rows] = []
         start = 0
         while start < len(pictures):

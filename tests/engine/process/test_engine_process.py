@@ -21,6 +21,7 @@ from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.device.faults import EngineError, EngineUnavailableError
 from visionedge.engine.interface import EngineEvent, EngineSettings, ProcessStatus
+from visionedge.engine.lanes import count_lanes
 from visionedge.engine.local_engine import open_engine
 from visionedge.engine.process.client import EngineClient
 from visionedge.engine.process.protocol import StartRequest
@@ -154,8 +155,8 @@ def test_it_tells_what_an_engine_tells(opened: Opened, model: Model) -> None:
 def test_one_more_lane_than_compute_hides_the_way_to_the_child(opened: Opened, model: Model) -> None:
     """And the child has a line for it, beside those for pictures that come over HTTP."""
     here, there = open_engine(model, CPU).info(), opened.engine.info()
-    assert here.concurrency == here.plan.lanes
-    assert there.concurrency == there.plan.lanes + 1
+    assert count_lanes(here) == here.plan.lanes
+    assert count_lanes(there) == there.plan.lanes + 1
 
 
 def test_many_lanes_at_once_get_each_their_own(

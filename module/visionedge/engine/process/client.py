@@ -49,7 +49,7 @@ class EngineClient:
         wait_for_device: bool = True,
         inject: Path | None = None,
     ) -> None:
-        self._model = model
+        self._model, self._input = model, model.input
         self._thread_group = thread_group or ThreadGroup(lambda _name, _error: None)
         tuning = (
             SupervisionTuning(limits or WorkerLimits()) if inject is None else _read_scripted_tuning(inject)
@@ -102,7 +102,7 @@ class EngineClient:
             EngineError: the batch failed in the worker.
             EngineUnavailableError: the worker is lost; the supervisor reports it.
         """
-        check_pictures(pictures, self._model.input, self._model.name)
+        check_pictures(pictures, self._input, self._model.name)
         while True:
             worker = self._active.wait(self._limits.worker_wait_s)
             try:
