@@ -2,8 +2,8 @@
 
 The module runs on a video inside the stand-in for IoT Edge. Each process records which of its files run,
 thread by thread, from 2 s after its first batch, for 8 s: what happens once at the start or the end does not
-count. Of the main thread only what handles a result counts; what camera, lane, spool and hub threads do counts
-whole, and so does the engine's process.
+count. Of the main thread only what handles a result counts; what camera, lane, spool and hub threads do
+counts whole, and so does the engine's process.
 """
 
 import json

@@ -12,6 +12,8 @@ from scripted_faults import Faults
 from tiny_models import TinyDetector
 from visionedge.engine.batcher import DropReason
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -22,6 +22,8 @@ from visionedge.iothub.delivery import Delivery
 from visionedge.model.download import MODELS_FOLDER, DownloadRetryPolicy, DownloadTimeouts
 from visionedge.runtime.threads import ThreadGroup
 
+pytestmark = pytest.mark.system
+
 IMPATIENT = DownloadRetryPolicy(DownloadTimeouts(connect_s=10, read_s=0.3, total_s=20), 0.0, 0.0, 0.0, 0.0)
 CAMERAS = ("dock", "gate", "yard")
 

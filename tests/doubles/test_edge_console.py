@@ -9,6 +9,8 @@ from edge_runtime.__main__ import listen, with_demo
 from edge_runtime.console import HELP, obey
 from edge_runtime.runtime import EdgeRuntime
 
+pytestmark = pytest.mark.system
+
 
 def test_desired_properties_are_changed_and_shown(edge_runtime: EdgeRuntime) -> None:
     """Patch by patch, as the cloud does it."""

@@ -14,6 +14,8 @@ from edge_runtime import packets
 from edge_runtime.broker import MAX_PUBLISH_BYTES, PORT
 from edge_runtime.runtime import EdgeRuntime
 
+pytestmark = pytest.mark.system
+
 
 class Client:
     """A bare MQTT client over TLS, that can also do what no SDK would."""

@@ -17,6 +17,8 @@ from edge_runtime.session import matches
 from edge_runtime.twin import RefusedError, Twin
 from test_edge_runtime import Client, topic
 
+pytestmark = pytest.mark.system
+
 EVERYTHING = (
     "$iothub/twin/res/#",
     "$iothub/twin/PATCH/properties/desired/#",

@@ -16,6 +16,8 @@ from visionedge.engine.batcher import DropReason
 from visionedge.engine.precision_choice import PRECISION_FOLDER as CHOICES
 from visionedge.model.quantization.variants import VARIANTS_FOLDER
 
+pytestmark = pytest.mark.system
+
 ROUNDS = 2
 
 

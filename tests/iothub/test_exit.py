@@ -4,9 +4,13 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from visionedge.app.service import RunOptions, Service
 from visionedge.iothub.client import EXIT_STUCK
 from visionedge.iothub.desired_properties import ConfigurationSources
+
+pytestmark = pytest.mark.system
 
 
 class StuckService(Service):

@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from edge_runtime.fixtures import Drive, Driven
 from edge_runtime.runtime import EdgeRuntime
 from waiting import at_least
+
+pytestmark = pytest.mark.system
 
 
 def heard(module: Driven, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:

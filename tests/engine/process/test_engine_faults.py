@@ -23,6 +23,8 @@ from visionedge.engine.process.fault_injection import (
 from visionedge.errors import ConfigError, ModelError
 from visionedge.model.model import Model, load_model
 
+pytestmark = pytest.mark.system
+
 Act = Callable[[int], np.ndarray]
 
 

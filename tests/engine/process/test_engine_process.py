@@ -33,6 +33,8 @@ from visionedge.model.model import Model, load_model
 from visionedge.runtime import child_process
 from visionedge.runtime.threads import ThreadGroup
 
+pytestmark = pytest.mark.system
+
 CPU = InferenceConfig(device="cpu")
 SHM = Path("/dev/shm")  # noqa: S108 - looked at only
 

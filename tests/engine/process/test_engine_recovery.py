@@ -25,6 +25,8 @@ from visionedge.engine.process.shared_memory import SharedFramePool
 from visionedge.errors import DeviceError
 from visionedge.model.model import Model, load_model
 
+pytestmark = pytest.mark.system
+
 IMAGES = pictures(4)
 _PACE_S = 0.02  # so that lanes leave some of the machine to children that open
 

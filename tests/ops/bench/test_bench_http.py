@@ -16,6 +16,8 @@ from visionedge.errors import VisionedgeError
 from visionedge.ops.bench.http import HttpLoad, format_caution, format_report, measure_module
 from visionedge.ops.bench.http_clients import ClientLoad, ClientResults, LoadClients, read_response
 
+pytestmark = pytest.mark.system
+
 LOAD = HttpLoad(clients=4, rate=100.0, seconds=0.3, rounds=2)
 
 

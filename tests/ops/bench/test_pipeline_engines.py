@@ -11,6 +11,8 @@ from visionedge.model.model import load_model
 from visionedge.ops.bench.pipeline import bench_pipeline
 from visionedge.ops.bench.pipeline_run import PipelineLoad, cpu_s, open_engine_setup
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture
 def load(tmp_path: Path) -> PipelineLoad:

@@ -28,6 +28,8 @@ from visionedge.ops.bench.pipeline_run import (
     summarize_run,
 )
 
+pytestmark = pytest.mark.system
+
 MS = 1_000_000
 IMAGE = np.zeros((2, 2, 3), np.uint8)
 
