@@ -110,7 +110,9 @@ def test_damaged_state_files_are_reported_and_the_module_runs(tmp_path: Path, da
     data = tmp_path / "data"
     data.mkdir()
     (data / "sequences.json").write_text(damage)
-    (data / "half.new").touch()
+    leftovers = [data / "half.new", data / ".half.json.0f0f0f0f.part"]
+    for leftover in leftovers:
+        leftover.touch()
     events = tmp_path / "events.jsonl"
     arguments = ("--config", str(_write(tmp_path)), "--messages", str(events))
     with ModuleProcess(data, *arguments) as module:
@@ -120,7 +122,7 @@ def test_damaged_state_files_are_reported_and_the_module_runs(tmp_path: Path, da
     lost = [each for each in told if each.get("code") == "state-lost"]
     assert [each["details"]["file"] for each in lost] == ["sequences.json"]
     assert (data / "sequences.json.aside").read_text() == damage
-    assert not (data / "half.new").exists()
+    assert not [leftover for leftover in leftovers if leftover.exists()]
     assert "Traceback" not in module.log
 
 

@@ -112,9 +112,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Delete the partial files that a killed process left in `folder`; blocks, raises nothing."""
+    """Delete the partial files that a killed process left in `folder`; blocks, raises nothing.
+
+    Version 0.1 called them `NAME.new`.
+    """
     with contextlib.suppress(OSError):
-        for part in folder.glob(f".*{_PART_SUFFIX}"):
+        for part in (*folder.glob(f".*{_PART_SUFFIX}"), *folder.glob("*.new")):
             with contextlib.suppress(OSError):
                 part.unlink()
 
