@@ -18,7 +18,6 @@ import onnx
 
 from visionedge.engine.plan import PlanKey, load_cached, read_int8_cpu_flags
 from visionedge.errors import ModelError, SourceError, UnavailableError
-from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import Detections, InputSpec, Picture, Placement
 from visionedge.model.compiler.build import load_or_compile_with_batch
 from visionedge.model.compiler.compile import read_unchanged_network
@@ -41,6 +40,8 @@ _CLIP_STEP = 10
 
 def make_sample_pictures(spec: InputSpec) -> list[CalibrationSample]:
     """Nine pictures of the bundled clip at a model's input size, and some synthetic ones."""
+    from visionedge.frames.letterbox import fit_to_input  # OpenCV, 8 MiB; not for the engine's process
+
     whole = Placement(0.0, 0.0, float(spec.width_px), float(spec.height_px))
     synthetic = [
         CalibrationSample(image, whole) for image in make_test_pictures(spec.height_px, spec.width_px)
