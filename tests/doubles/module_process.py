@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -131,14 +132,20 @@ class ModuleProcess:
         """The camera objects by name."""
         return {camera["name"]: camera for camera in self.get("/api/v1/cameras")["cameras"]}
 
-    def until(self, condition: Callable[[dict[str, dict[str, Any]]], bool], tries: int = 60) -> None:
+    def until(self, condition: Callable[[dict[str, dict[str, Any]]], bool], timeout_s: float = 60) -> None:
         """Ask for the cameras, again at each new frame of any of them, until the condition holds."""
-        for _ in range(tries):
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
             cameras = self.cameras()
             if condition(cameras):
                 return
             moving = max(cameras.values(), key=lambda camera: camera["fps"])
-            self.get(f"/api/v1/cameras/{moving['name']}/frame?after={moving['sequence'] or 0}&timeout=1")
+            frame = self.get(
+                f"/api/v1/cameras/{moving['name']}/frame?after={moving['sequence'] or 0}&timeout=1"
+            )
+            if frame is not None and "error" in frame:  # there is no frame at all: nothing was waited for
+                with self._news:
+                    self._news.wait(0.2)
         raise AssertionError(f"never: {self.cameras()}\n{self.log}")
 
     def stop(self, timeout_s: float = 5, number: signal.Signals = signal.SIGTERM) -> int:
