@@ -1,8 +1,9 @@
 """A runtime in the terminal that prints the messages of a module.
 
-PYTHONPATH=tests/doubles python -m edge_runtime                     prints the environment for any module
-PYTHONPATH=tests/doubles python -m edge_runtime run --duration 30   starts `visionedge run --duration 30` in
-it
+    PYTHONPATH=tests/doubles python -m edge_runtime
+        prints the environment for any module
+    PYTHONPATH=tests/doubles python -m edge_runtime run --duration 30
+        starts `visionedge run --duration 30` in it
 
 The module shows the bundled clip unless the command names cameras or a configuration. Commands of the cloud
 can be typed while the module runs: type `help`.
