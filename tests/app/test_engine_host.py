@@ -59,9 +59,7 @@ def test_another_model_takes_over_and_no_frame_is_lost(
         assert {each.frame.image.shape[1] for each in theirs if each.model == "large"} == {96}
 
 
-def test_a_model_that_cannot_be_had_leaves_the_old_one_at_work(
-    tmp_path: Path, clip: Path, models: Path
-) -> None:
+def test_an_unavailable_model_leaves_the_old_one_running(tmp_path: Path, clip: Path, models: Path) -> None:
     async def story(module: Module) -> None:
         for name, words in (
             ("gone", "no such model file"),
@@ -80,9 +78,7 @@ def test_a_model_that_cannot_be_had_leaves_the_old_one_at_work(
     assert all(c.dropped[DropReason.FAILED] == 0 for c in module.state.batcher.statistics().cameras.values())
 
 
-def test_what_counts_as_a_detection_changes_without_another_engine(
-    tmp_path: Path, clip: Path, models: Path
-) -> None:
+def test_detection_thresholds_change_without_another_engine(tmp_path: Path, clip: Path, models: Path) -> None:
     start = document(clip, models, process=False)
 
     async def story(module: Module) -> None:
@@ -98,7 +94,7 @@ def test_what_counts_as_a_detection_changes_without_another_engine(
     assert any(len(each.detections) for each in module.results[:3])
 
 
-def test_classes_that_the_model_does_not_know_are_a_problem_of_inference(
+def test_unknown_classes_are_a_problem_of_the_inference_section(
     tmp_path: Path, clip: Path, models: Path
 ) -> None:
     start = document(clip, models, process=False)
@@ -126,7 +122,7 @@ async def _until_held(module: Module) -> None:
     module.state.set_waiting_reason("the device is not there")  # as the service notes it
 
 
-def test_what_waits_for_the_first_engine_is_not_in_force(
+def test_a_section_that_waits_for_the_first_engine_is_not_in_force(
     tmp_path: Path, clip: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is said so for both sections, and becomes true when the policy lets the CPU take over."""
@@ -155,9 +151,7 @@ def test_what_waits_for_the_first_engine_is_not_in_force(
     play(story, start, tmp_path, begun=False, inject=faults.path)
 
 
-def test_another_device_takes_the_place_of_one_that_is_waited_for(
-    tmp_path: Path, clip: Path, models: Path
-) -> None:
+def test_a_new_device_replaces_a_pending_one(tmp_path: Path, clip: Path, models: Path) -> None:
     """And one that cannot be had changes nothing: the first is waited for as before."""
     faults = Faults(tmp_path, first_s=60.0)
     faults.begin("absent")
@@ -176,7 +170,7 @@ def test_another_device_takes_the_place_of_one_that_is_waited_for(
     play(story, start, tmp_path, begun=False, inject=faults.path)
 
 
-def test_the_policy_of_a_running_engine_changes_without_another_one(
+def test_the_fallback_policy_of_a_running_engine_changes_without_another_engine(
     tmp_path: Path, clip: Path, models: Path
 ) -> None:
     async def story(module: Module) -> None:

@@ -99,7 +99,7 @@ def bad(folder: Path) -> dict[str, tuple[Answer, bytes, str]]:
     }
 
 
-def test_a_model_that_cannot_be_had_changes_nothing_and_the_right_one_takes_over(
+def test_an_unavailable_model_changes_nothing_and_a_valid_one_takes_over(
     tmp_path: Path, clip: Path, server: ModelServer
 ) -> None:
     """Ten ways to fail, each told with its reason, while frames go on; then one that goes well."""
@@ -170,7 +170,7 @@ def test_a_newer_change_does_not_wait_for_an_older_one(
     play(story, document(clip, tmp_path, process=False), tmp_path / "data")
 
 
-def test_a_first_model_that_never_comes_may_be_replaced(
+def test_a_first_model_that_never_arrives_can_be_replaced(
     tmp_path: Path, clip: Path, server: ModelServer
 ) -> None:
     """A wrong address in the local file is mended from outside while the module waits for it."""

@@ -101,7 +101,7 @@ def test_every_camera_gets_the_same_share_under_threefold_overload(played: Playe
     assert min(shares) >= 0.9 * max(shares)
 
 
-def test_the_engine_is_never_idle_and_nothing_is_computed_for_the_bin(played: Played) -> None:
+def test_the_engine_is_never_idle_and_every_computed_frame_is_delivered(played: Played) -> None:
     world, seen = played
     analysed = sum(camera.analysed for camera in seen.cameras.values())
     offered = sum(camera.offered for camera in seen.cameras.values())

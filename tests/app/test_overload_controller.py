@@ -181,7 +181,7 @@ def device(stage: Stage, state: DeviceState) -> None:
     stage.state.set_engine(cast("Engine", Seen(state)))
 
 
-def test_a_device_that_was_lost_makes_the_cameras_slower_and_says_so(tmp_path: Path) -> None:
+def test_a_lost_device_lowers_the_camera_rates_and_is_reported(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         await stage.read(10, carries=20)
 
@@ -206,7 +206,7 @@ def test_a_device_that_was_lost_makes_the_cameras_slower_and_says_so(tmp_path: P
     }
 
 
-def test_a_cpu_that_was_always_the_device_lowers_nothing_by_itself(tmp_path: Path) -> None:
+def test_a_requested_cpu_lowers_nothing_by_default(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         device(stage, replace(FINE, effective="cpu", code=ReasonCode.CPU_REQUESTED))
         await stage.read(20, carries=15)
@@ -222,7 +222,7 @@ def test_a_cpu_that_was_always_the_device_lowers_nothing_by_itself(tmp_path: Pat
     }
 
 
-def test_it_does_where_it_is_told_to(tmp_path: Path) -> None:
+def test_a_requested_cpu_lowers_rates_if_configured(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         device(stage, FINE)
         await stage.read(5, carries=15)
@@ -230,14 +230,14 @@ def test_it_does_where_it_is_told_to(tmp_path: Path) -> None:
     assert play(story, tmp_path, when="always", levels=["fps"]).codes[:1] == [("overload-taken", "fps")]
 
 
-def test_an_empty_ladder_gives_nothing_up(tmp_path: Path) -> None:
+def test_without_levels_nothing_is_degraded(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         await stage.read(20, carries=1)
 
     assert play(story, tmp_path, levels=[], when="always").told == []
 
 
-def test_all_is_returned_at_once_when_the_device_is_back(tmp_path: Path) -> None:
+def test_all_levels_end_at_once_when_the_device_is_back(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         await stage.read(10, carries=15)
         stage.told.clear()
@@ -251,7 +251,7 @@ def test_all_is_returned_at_once_when_the_device_is_back(tmp_path: Path) -> None
     assert stage.state.snapshot().overload_status.taken_levels == ()
 
 
-def test_while_nothing_is_computed_nothing_is_concluded_and_nothing_returned(tmp_path: Path) -> None:
+def test_without_inference_no_level_starts_or_ends(tmp_path: Path) -> None:
     """An engine that restarts delivers nothing, and which device comes next is not known."""
 
     async def story(stage: Stage) -> None:
@@ -265,7 +265,7 @@ def test_while_nothing_is_computed_nothing_is_concluded_and_nothing_returned(tmp
     assert "gate" in {each.level for each in stage.state.snapshot().overload_status.taken_levels}
 
 
-def test_cameras_of_a_high_priority_keep_their_rate(tmp_path: Path) -> None:
+def test_high_priority_cameras_keep_their_rate(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         cameras = {
             name: {"uri": "demo:", "priority": 9 if name == "dock" else 0}
@@ -280,7 +280,7 @@ def test_cameras_of_a_high_priority_keep_their_rate(tmp_path: Path) -> None:
     assert throttles["gate"].fps == pytest.approx(3.5)
 
 
-def test_a_camera_that_comes_later_is_held_like_the_others(tmp_path: Path) -> None:
+def test_a_camera_added_later_is_limited_like_the_others(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         cameras = {name: {"uri": "demo:"} for name in ("dock", "gate", "yard", "roof")}
         stage.state.restart_with(parse_config({"cameras": cameras, "overload": {**FAST, "levels": ["fps"]}}))
@@ -294,7 +294,7 @@ def test_a_camera_that_comes_later_is_held_like_the_others(tmp_path: Path) -> No
     assert len(set(throttles.values())) == 1
 
 
-def test_a_gate_is_left_alone_where_the_configuration_has_a_word_on_it(tmp_path: Path) -> None:
+def test_a_configured_gate_is_not_changed(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         gates = {"dock": {"enabled": False}, "gate": {"sensitivity": 0.9}}
         cameras = {
@@ -311,7 +311,7 @@ def test_a_gate_is_left_alone_where_the_configuration_has_a_word_on_it(tmp_path:
     assert sentence == "15.0 of 60.0 frames/s: too much for the CPU even with a motion gate on yard"
 
 
-def test_limits_do_not_follow_the_noise_of_what_is_asked_for(tmp_path: Path) -> None:
+def test_limits_do_not_follow_noise_in_the_requested_rate(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         await stage.read(4, carries=30)
         eased = stage.camera_registry.eased
@@ -322,7 +322,7 @@ def test_limits_do_not_follow_the_noise_of_what_is_asked_for(tmp_path: Path) -> 
     play(story, tmp_path, levels=["fps"])
 
 
-def test_the_faster_variant_is_told_when_it_computes_and_not_before(tmp_path: Path) -> None:
+def test_the_faster_variant_is_reported_once_it_computes(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         stage.engines.has_variant = True
         await stage.read(4, carries=15)
@@ -342,7 +342,7 @@ def test_the_faster_variant_is_told_when_it_computes_and_not_before(tmp_path: Pa
     assert stage.told[0][1] == "too much for the CPU (15.0 of 60.0 frames/s): int8"
 
 
-def test_a_variant_that_cannot_be_opened_makes_way_for_the_next_rung(tmp_path: Path) -> None:
+def test_a_variant_that_cannot_be_opened_is_skipped_for_the_next_level(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         stage.engines.has_variant, stage.engines.error = True, ModelError("damaged")
         stage.engines.gate.set()
@@ -353,7 +353,7 @@ def test_a_variant_that_cannot_be_opened_makes_way_for_the_next_rung(tmp_path: P
     assert stage.codes[:2] == [("overload-taken", "gate"), ("overload-taken", "fps")]
 
 
-def test_a_stand_in_that_another_engine_has_replaced_is_told_to_be_gone(tmp_path: Path) -> None:
+def test_a_replaced_substitute_engine_is_reported_as_ended(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         stage.engines.has_variant = True
         stage.engines.gate.set()
@@ -369,7 +369,7 @@ def test_a_stand_in_that_another_engine_has_replaced_is_told_to_be_gone(tmp_path
     assert stage.state.snapshot().overload_status.steps["variant", "returned"] == 1
 
 
-def test_one_reading_is_looked_at_once(tmp_path: Path) -> None:
+def test_each_load_snapshot_is_evaluated_once(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         await stage.read(2, carries=15)
         for _ in range(50):
@@ -379,7 +379,7 @@ def test_one_reading_is_looked_at_once(tmp_path: Path) -> None:
     assert play(story, tmp_path).told == []
 
 
-def test_the_metrics_show_what_is_given_up(tmp_path: Path) -> None:
+def test_the_metrics_show_the_levels(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         await stage.read(10, carries=20)
 

@@ -51,7 +51,7 @@ class Played:
         return [step for _, step in self.steps[before:]]
 
 
-def test_rungs_are_taken_one_by_one_in_the_declared_order() -> None:
+def test_levels_start_one_by_one_in_the_declared_order() -> None:
     assert Played().show(OVER, 60) == [TakeLevel("variant"), TakeLevel("gate"), TakeLevel("fps", 10.0)]
     order: tuple[DegradationLevel, ...] = ("fps", "gate")
     taken = Played().show(OVER, 65, replace(POLICY, levels=order))
@@ -65,22 +65,22 @@ def test_a_short_overload_changes_nothing() -> None:
         assert played.show(FINE, 5) == []
 
 
-def test_what_would_change_nothing_is_left_out() -> None:
+def test_a_level_without_effect_is_skipped() -> None:
     bare = replace(OVER, available_levels=frozenset[DegradationLevel]({"fps"}))
     assert Played().show(bare, 20) == [TakeLevel("fps", 10.0)]
 
 
-def test_the_budget_of_fps_is_what_was_delivered_less_a_tenth() -> None:
+def test_the_fps_budget_is_the_delivered_rate_minus_a_tenth() -> None:
     bare = replace(OVER, delivered=20, available_levels=frozenset[DegradationLevel]({"fps"}))
     assert Played().show(bare, 20) == [TakeLevel("fps", 18.0)]
 
 
-def test_one_short_stall_does_not_lower_a_camera_to_the_least() -> None:
+def test_one_short_stall_does_not_lower_a_camera_to_the_minimum() -> None:
     stalled = replace(OVER, delivered=0, available_levels=frozenset[DegradationLevel]({"fps"}))
     assert Played().show(stalled, 20) == [TakeLevel("fps", 10.0)]
 
 
-def test_the_end_is_told_once_and_again_only_after_all_was_well() -> None:
+def test_the_exhaustion_is_reported_once_until_the_load_was_normal() -> None:
     played = Played()
     only = replace(OVER, available_levels=frozenset[DegradationLevel]({"gate"}))
     assert played.show(only, 200) == [TakeLevel("gate"), Exhausted()]
@@ -92,7 +92,7 @@ def test_the_end_is_told_once_and_again_only_after_all_was_well() -> None:
     assert played.show(only, 200) == [TakeLevel("gate"), Exhausted()]
 
 
-def test_rungs_come_back_in_reverse_order_and_fps_in_steps() -> None:
+def test_levels_end_in_reverse_order_and_fps_in_steps() -> None:
     played = Played()
     played.show(OVER, 60)
     assert played.show(FINE, 400) == [
@@ -104,7 +104,7 @@ def test_rungs_come_back_in_reverse_order_and_fps_in_steps() -> None:
     assert played.degradation.active == {}
 
 
-def test_limits_that_hold_nobody_back_are_returned_even_from_a_busy_processor() -> None:
+def test_limits_without_effect_end_even_on_a_busy_processor() -> None:
     played = Played()
     busy = replace(OVER, headroom=False, available_levels=frozenset[DegradationLevel]({"fps"}))
     played.show(busy, 20)
@@ -112,7 +112,7 @@ def test_limits_that_hold_nobody_back_are_returned_even_from_a_busy_processor() 
     assert played.show(replace(busy, load="fine", demanded=8), 70) == [ReturnLevel("fps")]
 
 
-def test_a_rung_that_is_needed_again_soon_is_kept_twice_as_long_each_time() -> None:
+def test_a_level_that_is_needed_again_soon_is_kept_twice_as_long_each_time() -> None:
     played = Played()
     only = replace(OVER, available_levels=frozenset[DegradationLevel]({"gate"}))
     kept_s = []
@@ -125,7 +125,7 @@ def test_a_rung_that_is_needed_again_soon_is_kept_twice_as_long_each_time() -> N
     assert kept_s == [60, 120, 240, 480, 960, 1920, 1920]
 
 
-def test_a_rung_that_is_needed_again_much_later_is_returned_as_soon_as_the_first_time() -> None:
+def test_a_level_that_is_needed_again_much_later_ends_as_early_as_the_first_time() -> None:
     played = Played()
     only = replace(OVER, available_levels=frozenset[DegradationLevel]({"gate"}))
     for _ in range(3):
@@ -136,14 +136,14 @@ def test_a_rung_that_is_needed_again_much_later_is_returned_as_soon_as_the_first
     assert played.degradation.return_delay_s(POLICY, "gate") == 60
 
 
-def test_nothing_is_concluded_from_before_a_time_of_which_nothing_is_known() -> None:
+def test_measurements_before_a_gap_are_discarded() -> None:
     played = Played()
     for _ in range(20):
         assert played.show(OVER, 15) == []
         assert played.show(None, 5) == []
 
 
-def test_without_a_say_all_is_returned_at_once_and_the_past_forgotten() -> None:
+def test_an_inactive_policy_ends_all_levels_and_forgets_the_past() -> None:
     played = Played()
     played.show(OVER, 60)
     assert played.degradation.return_all(played.now_s) == (
@@ -156,13 +156,13 @@ def test_without_a_say_all_is_returned_at_once_and_the_past_forgotten() -> None:
     assert played.degradation.return_delay_s(POLICY, "fps") == 60
 
 
-def test_a_rung_that_is_no_longer_in_the_configuration_is_returned() -> None:
+def test_a_level_that_is_no_longer_configured_ends() -> None:
     played = Played()
     played.show(OVER, 60)
     assert played.show(OVER, 5, replace(POLICY, levels=("variant", "fps"))) == [ReturnLevel("gate")]
 
 
-def test_what_could_not_be_taken_is_not_held() -> None:
+def test_a_level_that_could_not_start_is_not_active() -> None:
     played = Played()
     assert played.show(OVER, 20) == [TakeLevel("variant")]
     played.degradation.drop_level("variant")
@@ -288,7 +288,7 @@ def prove_hysteresis(world: World) -> None:
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_a_load_that_changes_as_it_likes_never_makes_the_ladder_flap(seed: int) -> None:
+def test_a_random_load_never_makes_the_levels_flap(seed: int) -> None:
     """It settles whenever the load does, and it comes back when the load goes."""
     world = World(seed)
     for _ in range(world.dice.randint(1, 5)):

@@ -19,7 +19,7 @@ def admitted(wishes: dict[str, RateRequest], lowered: dict[str, float]) -> dict[
     return {name: min(wish.asked_per_s, lowered.get(name, 1e9)) for name, wish in wishes.items()}
 
 
-def test_equals_are_lowered_to_the_same_rate_and_who_asks_for_less_keeps_it() -> None:
+def test_equal_cameras_get_the_same_rate_and_smaller_requests_are_kept() -> None:
     wishes = {"dock": RateRequest(25), "gate": RateRequest(25), "yard": RateRequest(2)}
     assert allocate_rates(wishes, 12, 0.5) == {"dock": 5, "gate": 5, "yard": 5}
 
@@ -30,7 +30,7 @@ def test_a_camera_of_a_higher_priority_is_lowered_last() -> None:
     assert allocate_rates(wishes, 5, 0.5) == {"till": 4, "dock": 0.5, "gate": 0.5}
 
 
-def test_a_camera_that_gives_nothing_just_now_is_held_like_its_equals_when_it_returns() -> None:
+def test_a_silent_camera_is_limited_like_its_equals_when_it_returns() -> None:
     assert allocate_rates({"dock": RateRequest(20), "gate": RateRequest(0)}, 8, 0.5) == {"dock": 8, "gate": 8}
 
 
@@ -45,7 +45,7 @@ def test_rates_are_rounded_down_to_two_digits() -> None:
 
 
 @given(WISHES, RATES, LEAST)
-def test_the_budget_is_kept_unless_the_least_of_all_is_more(
+def test_the_budget_is_kept_unless_the_minimum_rates_exceed_it(
     wishes: dict[str, RateRequest], budget: float, least_per_s: float
 ) -> None:
     lowered = allocate_rates(wishes, budget, least_per_s)
@@ -55,7 +55,7 @@ def test_the_budget_is_kept_unless_the_least_of_all_is_more(
 
 
 @given(WISHES, RATES, LEAST)
-def test_little_of_the_budget_is_left_over_while_somebody_is_lowered(
+def test_little_of_the_budget_is_unused_while_a_camera_is_lowered(
     wishes: dict[str, RateRequest], budget: float, least_per_s: float
 ) -> None:
     rates = admitted(wishes, allocate_rates(wishes, budget, least_per_s))
@@ -65,7 +65,7 @@ def test_little_of_the_budget_is_left_over_while_somebody_is_lowered(
 
 
 @given(WISHES, RATES, LEAST)
-def test_nobody_is_lowered_while_a_lower_priority_has_more_than_the_least(
+def test_no_camera_is_lowered_while_a_lower_priority_is_above_the_minimum(
     wishes: dict[str, RateRequest], budget: float, least_per_s: float
 ) -> None:
     rates = admitted(wishes, allocate_rates(wishes, budget, least_per_s))
@@ -76,11 +76,13 @@ def test_nobody_is_lowered_while_a_lower_priority_has_more_than_the_least(
 
 
 @given(WISHES, LEAST)
-def test_with_enough_for_all_nobody_is_lowered(wishes: dict[str, RateRequest], least_per_s: float) -> None:
+def test_with_enough_capacity_no_camera_is_lowered(
+    wishes: dict[str, RateRequest], least_per_s: float
+) -> None:
     total = sum(wish.asked_per_s for wish in wishes.values())
     assert allocate_rates(wishes, total * 1.001 + least_per_s * len(wishes), least_per_s) == {}
 
 
-def test_without_cameras_there_is_nothing_to_share() -> None:
+def test_without_cameras_the_allocation_is_empty() -> None:
     assert allocate_rates({}, 10, 0.5) == {}
     assert sum_of_minimums({}, 0.5) == pytest.approx(0.0)

@@ -136,7 +136,7 @@ def test_an_outcome_for_each_section_is_required() -> None:
         Applied({"http": SectionOutcome("applied")})
 
 
-def test_a_snapshot_stays_as_it_was() -> None:
+def test_a_snapshot_does_not_change() -> None:
     state = state_of()
     writer = Writer(state, "adopt", "http")
     before = state.snapshot()

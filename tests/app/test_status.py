@@ -306,7 +306,7 @@ def undescribed(document: object) -> list[str]:
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_every_key_of_status_and_its_place_is_the_golden_one(name: str, tmp_path: Path) -> None:
+def test_the_keys_of_status_equal_the_golden_file(name: str, tmp_path: Path) -> None:
     """The order of the keys as well: people read the document as it is."""
     state = STATES[name](tmp_path)
     documents = {

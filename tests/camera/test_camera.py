@@ -86,7 +86,7 @@ def test_frames_carry_sequence_epoch_time_and_both_pictures() -> None:
     assert camera.status().state == "ended"
 
 
-def test_a_lost_source_comes_back_with_the_next_epoch_and_the_sequence_goes_on() -> None:
+def test_a_lost_source_returns_with_the_next_epoch_and_continues_the_sequence() -> None:
     stage = Stage(live(0.1, 0.1, LOST), LOST, live(0.1))
     camera = stage.play(first_sequence=41)
     assert sequences(stage.basket.frames) == [(1, 41), (1, 42), (2, 43)]
@@ -94,7 +94,7 @@ def test_a_lost_source_comes_back_with_the_next_epoch_and_the_sequence_goes_on()
     assert camera.next_sequence == 44
 
 
-def test_waits_grow_and_begin_short_again_after_a_minute_of_health() -> None:
+def test_waits_grow_and_start_short_again_after_a_healthy_minute() -> None:
     stage = Stage()
     short = [live(0.1, LOST, clock=stage.clock) for _ in range(3)]
     long = live(0.1, 61.0, LOST, clock=stage.clock)
@@ -103,7 +103,7 @@ def test_waits_grow_and_begin_short_again_after_a_minute_of_health() -> None:
     assert stage.clock.waits_s == [1, 2, 4, 1, 2]
 
 
-def test_a_camera_never_reached_is_failed_and_tried_for_ever() -> None:
+def test_a_camera_that_was_never_reached_is_failed_and_retried() -> None:
     stage = Stage(*[LOST] * 50)
     stage.clock.stop_after_waits = 50
     stage.play()
@@ -114,7 +114,7 @@ def test_a_camera_never_reached_is_failed_and_tried_for_ever() -> None:
     assert stage.changes.heard[0].epoch == 0
 
 
-def test_a_lost_camera_tells_when_the_next_try_begins_only_while_it_waits_for_it() -> None:
+def test_a_lost_camera_has_the_time_of_the_next_attempt_only_while_it_waits() -> None:
     """In s from now; None while it tries, and once it has ended."""
     clock, trying, waiting = JumpClock(), [], []
     sources = Opener(LOST, LOST, live(0.1))
@@ -143,7 +143,7 @@ def test_a_lost_camera_tells_when_the_next_try_begins_only_while_it_waits_for_it
     assert (camera.status().state, camera.status().next_try_s) == ("ended", None)
 
 
-def test_an_opened_source_without_a_picture_is_no_epoch() -> None:
+def test_an_opened_source_without_a_picture_starts_no_epoch() -> None:
     stage = Stage(live(LOST), live(LOST), live(0.1))
     stage.play()
     assert sequences(stage.basket.frames) == [(1, 1)]
@@ -183,7 +183,7 @@ def test_errors_status_and_log_never_show_a_secret(caplog: pytest.LogCaptureFixt
     assert camera.status().uri == "rtsp://***@192.0.2.1/x?token=***"
 
 
-def test_a_change_is_logged_once_and_tries_are_not(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_change_is_logged_once_and_retries_are_not(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     stage = Stage(live(0.1, LOST), *[LOST] * 9, live(0.1))
     stage.play()
@@ -194,7 +194,7 @@ def test_a_change_is_logged_once_and_tries_are_not(caplog: pytest.LogCaptureFixt
     assert "live again after 181.0 s, 160 x 120 px" in lines[2]
 
 
-def test_a_uri_that_cannot_be_understood_fails_with_the_reason() -> None:
+def test_an_invalid_uri_fails_with_the_reason() -> None:
     stage = Stage(uri="gopher://192.0.2.1")
     stage.clock.stop_after_waits = 2
     camera = stage.play()
@@ -202,7 +202,7 @@ def test_a_uri_that_cannot_be_understood_fails_with_the_reason() -> None:
     assert stage.changes.states == ["failed", "stopped"]
 
 
-def test_a_listener_that_raises_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_of_a_listener_does_no_harm(caplog: pytest.LogCaptureFixture) -> None:
     def listener(_status: object) -> None:
         raise ValueError("not my day")
 
@@ -230,9 +230,7 @@ class _Unshown(ScriptedSource):
 
 
 @pytest.mark.parametrize("is_live", [False, True])
-def test_a_camera_of_which_no_picture_can_be_shown_is_never_live_and_keeps_its_reason(
-    *, is_live: bool
-) -> None:
+def test_a_camera_without_convertible_pictures_is_never_live_and_keeps_its_reason(*, is_live: bool) -> None:
     """A file says so at its end, a stream after some time; neither flaps."""
     stage = Stage()
     sources = [_Unshown([1.0] * 20, live=is_live, clock=stage.clock) for _ in range(3)]
@@ -244,14 +242,14 @@ def test_a_camera_of_which_no_picture_can_be_shown_is_never_live_and_keeps_its_r
     assert camera.status().epoch == 1
 
 
-def test_files_play_at_their_own_rate_and_lateness_does_not_add_up() -> None:
+def test_files_play_at_their_own_rate_and_delays_do_not_accumulate() -> None:
     stage = Stage(ScriptedSource([n * 0.1 for n in range(50)]))
     stage.play()
     times_ns = [f.captured_ns for f in stage.basket.frames]
     assert times_ns == [1_000_000_000 + n * 100_000_000 for n in range(50)]
 
 
-def test_with_a_lower_rate_only_pictures_that_are_due_are_converted() -> None:
+def test_with_a_lower_rate_only_due_pictures_are_converted() -> None:
     source = ScriptedSource([n * 0.1 for n in range(20)])
     stage = Stage(source)
     camera = stage.play(fps=5)
@@ -268,7 +266,7 @@ def test_a_live_camera_is_thinned_by_the_clock() -> None:
     assert [number_of(f.full_picture()) for f in stage.basket.frames] == list(range(0, 20, 2))
 
 
-def test_flat_out_a_file_waits_for_the_sink_and_not_for_the_clock() -> None:
+def test_a_flat_out_file_waits_for_the_sink_and_not_for_the_clock() -> None:
     stage = Stage(ScriptedSource([n * 0.1 for n in range(5)]))
     answers = iter([False, False, True, True, True, True, True])
     stage.basket = Basket(lambda _camera: next(answers))
@@ -278,13 +276,13 @@ def test_flat_out_a_file_waits_for_the_sink_and_not_for_the_clock() -> None:
     assert len(stage.basket.frames) == 5
 
 
-def test_flat_out_a_live_camera_is_not_held_up() -> None:
+def test_a_flat_out_live_camera_is_not_delayed() -> None:
     stage = Stage(live(0.1, 0.1))
     stage.play(paced=False)
     assert stage.basket.asked == 0
 
 
-def test_status_tells_rate_age_size_and_decoder() -> None:
+def test_status_has_rate_age_size_and_decoder() -> None:
     stage = Stage(ScriptedSource([n * 0.1 for n in range(30)]))
     camera = stage.camera()
     before = camera.status()
@@ -299,12 +297,12 @@ def test_status_tells_rate_age_size_and_decoder() -> None:
     assert status.since_ns == 1_000_000_000 + 2_900_000_000
 
 
-def test_repr_is_one_line_of_state() -> None:
+def test_repr_shows_the_state_in_one_line() -> None:
     camera = Stage(live(0.1)).play()
     assert repr(camera) == "<Camera dock ended epoch=1 read=1 next=2 error=None>"
 
 
-def test_a_camera_that_takes_over_goes_on_counting() -> None:
+def test_a_replacing_camera_continues_the_counts() -> None:
     stage = Stage(live(0.1))
     dependencies = CameraDependencies(opener=stage.opener)
     Camera("dock", URI, SPEC, stage.basket, first_sequence=7, last_epoch=3, dependencies=dependencies).run()
@@ -349,7 +347,7 @@ def test_stop_ends_flat_out_playing_while_the_sink_takes_nothing(tmp_path: Path)
     assert camera.status().state == "stopped"
 
 
-def test_stop_does_not_wait_for_an_opening_that_hangs() -> None:
+def test_stop_does_not_wait_for_a_hanging_open() -> None:
     """What opens after all is closed again, and nothing of it is handed on."""
     hanging, opening = threading.Event(), threading.Event()
     source = live(0.1)
@@ -370,7 +368,7 @@ def test_stop_does_not_wait_for_an_opening_that_hangs() -> None:
     assert basket.frames == []
 
 
-def test_a_camera_that_is_slow_to_open_gets_more_time_each_try() -> None:
+def test_a_camera_that_opens_slowly_gets_more_time_each_attempt() -> None:
     stage = Stage()
     given_s: list[float] = []
 
@@ -445,7 +443,7 @@ def test_a_file_that_appears_later_is_played(tmp_path: Path) -> None:
         changes.wait_for("ended")
 
 
-def test_the_demo_clip_goes_on_over_its_end_in_the_same_epoch() -> None:
+def test_the_demo_clip_continues_over_its_end_in_the_same_epoch() -> None:
     """Played without waiting, so that the end of the clip comes within the test."""
     basket = Basket()
     with running(Camera("demo", "demo:", SPEC, basket, paced=False)) as camera:

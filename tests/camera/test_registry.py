@@ -99,7 +99,7 @@ def test_cameras_are_added_changed_disabled_and_removed_without_touching_the_oth
         assert {x.epoch for x in _of(frames, "dock")} == {1}
 
 
-def test_numbers_and_epochs_go_on_over_changes_and_absence(clip: Path) -> None:
+def test_sequence_numbers_and_epochs_continue_over_changes_and_absence(clip: Path) -> None:
     slots = Slots()
     with running(slots, Changes()) as camera_registry:
         for fps in (10, 20, 30):
@@ -114,7 +114,7 @@ def test_numbers_and_epochs_go_on_over_changes_and_absence(clip: Path) -> None:
     assert [frame.epoch for frame in slots.frames] == sorted(frame.epoch for frame in slots.frames)
 
 
-def test_the_end_of_a_camera_that_has_a_successor_is_not_told(clip: Path) -> None:
+def test_the_end_of_a_replaced_camera_is_not_reported(clip: Path) -> None:
     """The removal is an event; the camera itself reports none."""
     slots, changes = Slots(), Changes()
     with running(slots, changes) as camera_registry:
@@ -127,7 +127,7 @@ def test_the_end_of_a_camera_that_has_a_successor_is_not_told(clip: Path) -> Non
         changes.wait_for("stopped")
 
 
-def test_a_gate_of_the_configuration_holds_still_pictures_back(tmp_path: Path) -> None:
+def test_a_configured_gate_skips_still_pictures(tmp_path: Path) -> None:
     still = make_clip(tmp_path / "still.mp4", pictures=80, fps=20, still=True)
     slots, changes = Slots(), Changes()
     with running(slots, changes) as camera_registry:
@@ -137,7 +137,7 @@ def test_a_gate_of_the_configuration_holds_still_pictures_back(tmp_path: Path) -
     assert len(slots.frames) + slots.gated == 80
 
 
-def test_a_camera_that_is_restarted_begins_another_epoch_and_its_numbers_go_on(clip: Path) -> None:
+def test_a_restarted_camera_begins_a_new_epoch_and_continues_its_numbers(clip: Path) -> None:
     slots = Slots()
     with running(slots, Changes()) as camera_registry:
         camera_registry.apply(_config({"dock": {"uri": str(clip)}, "yard": {"uri": str(clip)}}).cameras)
@@ -154,7 +154,7 @@ def test_a_camera_that_is_restarted_begins_another_epoch_and_its_numbers_go_on(c
             camera_registry.restart("attic")
 
 
-def test_a_throttle_holds_over_the_same_settings_and_over_a_camera_that_is_opened_again(clip: Path) -> None:
+def test_a_throttle_survives_unchanged_settings_and_a_reopened_camera(clip: Path) -> None:
     slots = Slots()
     cameras: dict[str, object] = {"dock": {"uri": str(clip)}, "yard": {"uri": str(clip)}}
     with running(slots, Changes()) as camera_registry:
@@ -178,7 +178,7 @@ def test_a_throttle_holds_over_the_same_settings_and_over_a_camera_that_is_opene
         slots.wait_for(lambda f: len([x for x in _of(f, "dock") if x.epoch == 2]) > 20)
 
 
-def test_another_priority_opens_no_camera_again(clip: Path) -> None:
+def test_a_new_priority_does_not_reopen_the_camera(clip: Path) -> None:
     slots = Slots()
     with running(slots, Changes()) as camera_registry:
         camera_registry.apply(_config({"dock": {"uri": str(clip)}}).cameras)
@@ -190,7 +190,7 @@ def test_another_priority_opens_no_camera_again(clip: Path) -> None:
         assert camera_registry.by_name["dock"] is not camera
 
 
-def test_a_file_waits_until_frames_can_be_analysed_and_then_plays_from_its_beginning(tmp_path: Path) -> None:
+def test_a_file_waits_for_the_engine_and_then_plays_from_its_beginning(tmp_path: Path) -> None:
     """Also one that is added meanwhile; one that is added later plays at once."""
     short = str(make_clip(tmp_path / "short.mp4", pictures=10, fps=20))
     slots, changes = Slots(), Changes()
@@ -209,7 +209,7 @@ def test_a_file_waits_until_frames_can_be_analysed_and_then_plays_from_its_begin
     assert changes.states.count("waiting") == 2
 
 
-def test_a_file_that_waits_can_be_taken_away(clip: Path) -> None:
+def test_a_waiting_file_can_be_removed(clip: Path) -> None:
     slots, changes = Slots(), Changes()
     with running(slots, changes, start_paused=True) as camera_registry:
         camera_registry.apply(_config({"a": {"uri": str(clip)}}).cameras)
@@ -219,7 +219,7 @@ def test_a_file_that_waits_can_be_taken_away(clip: Path) -> None:
     assert slots.frames == []
 
 
-def test_a_looped_file_goes_on_in_the_same_epoch(tmp_path: Path) -> None:
+def test_a_looped_file_continues_in_the_same_epoch(tmp_path: Path) -> None:
     """Its numbers continue, and its end is not reported."""
     short = str(make_clip(tmp_path / "short.mp4", pictures=5, fps=25))
     slots, changes = Slots(), Changes()
@@ -231,7 +231,7 @@ def test_a_looped_file_goes_on_in_the_same_epoch(tmp_path: Path) -> None:
     assert changes.states == ["live", "stopped"]
 
 
-def test_a_camera_that_left_the_configuration_is_forgotten_after_an_hour(clip: Path) -> None:
+def test_a_removed_camera_is_forgotten_after_an_hour(clip: Path) -> None:
     """One that is only disabled keeps its counters; one that comes back goes on where the disk says."""
     slots, now_ns = Slots(), 0
     with running(slots, Changes(), clock=lambda: now_ns, last_epoch=7) as camera_registry:

@@ -36,7 +36,7 @@ def test_every_setting_has_a_description_or_a_section_of_its_own() -> None:
         told(section["properties"])
 
 
-def test_the_names_of_cameras_and_the_places_of_models_are_told() -> None:
+def test_the_schema_describes_camera_names_and_model_locations() -> None:
     """What validation knows beyond the types of keys."""
     schema = json_schema()
     assert schema["properties"]["cameras"]["propertyNames"] == {"pattern": "^[a-z0-9_-]{1,64}$"}

@@ -20,7 +20,7 @@ def test_desired_properties_are_changed_and_shown(edge_runtime: EdgeRuntime) -> 
     assert twin["desired"] == {"telemetry": {"mode": "all"}, "$version": 3}
 
 
-def test_a_method_that_nobody_hears_is_404(edge_runtime: EdgeRuntime) -> None:
+def test_a_method_without_a_subscriber_is_404(edge_runtime: EdgeRuntime) -> None:
     """No module is connected here."""
     assert obey(edge_runtime, "call ping") == "404 null"
     assert obey(edge_runtime, 'call snapshot {"camera": "dock"}') == "404 null"
@@ -42,13 +42,13 @@ def test_a_file_waits_for_the_module_at_its_input(edge_runtime: EdgeRuntime, tmp
         ("send frames /none", "No such file"),
     ],
 )
-def test_a_slip_is_told(edge_runtime: EdgeRuntime, line: str, words: str) -> None:
+def test_a_wrong_command_is_reported(edge_runtime: EdgeRuntime, line: str, words: str) -> None:
     """In a line, and the module runs on."""
     assert words in obey(edge_runtime, line)
 
 
 @pytest.mark.parametrize("line", ["", "help", "what"])
-def test_anything_else_shows_what_can_be_typed(edge_runtime: EdgeRuntime, line: str) -> None:
+def test_any_other_input_shows_the_help(edge_runtime: EdgeRuntime, line: str) -> None:
     """Also an empty line."""
     assert obey(edge_runtime, line) == HELP
 
@@ -69,7 +69,7 @@ def test_the_demo_camera_stays_unless_cameras_are_given(command: list[str], adde
     assert with_demo(command, {}) == [*command, *(["--camera", "demo=demo:"] if added else [])]
 
 
-def test_a_configuration_in_the_environment_keeps_the_demo_away() -> None:
+def test_a_configuration_in_the_environment_disables_the_demo_camera() -> None:
     assert with_demo(["run"], {"VISIONEDGE_CONFIG": "vision.yaml"}) == ["run"]
 
 

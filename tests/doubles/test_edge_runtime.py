@@ -101,7 +101,7 @@ def topic(runtime: EdgeRuntime) -> str:
     return f"devices/{runtime.account.device}/modules/{runtime.account.module}/messages/events/"
 
 
-def test_a_rightly_signed_token_is_let_in(client: Client) -> None:
+def test_a_correctly_signed_token_is_accepted(client: Client) -> None:
     """The other refusals mean something only because this works."""
     assert client.connect() == b"\x00\x00"
 
@@ -183,7 +183,7 @@ def test_the_twin_answers_those_who_subscribed(edge_runtime: EdgeRuntime, client
     assert twin == {"desired": {"$version": 1}, "reported": {"a": {"b": 1}, "$version": 2}}
 
 
-def test_two_runtimes_stand_side_by_side(edge_runtime: EdgeRuntime) -> None:
+def test_two_runtimes_run_side_by_side(edge_runtime: EdgeRuntime) -> None:
     """The port is fixed, so each has an address of its own."""
     with EdgeRuntime(device="another") as other:
         assert other.address != edge_runtime.address

@@ -186,7 +186,7 @@ TestRiver = River.TestCase
 TestRiver.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-def test_a_newer_frame_replaces_one_that_waits() -> None:
+def test_a_newer_frame_replaces_a_waiting_one() -> None:
     made = batcher("dock")
     for sequence in (1, 2, 3):
         made.put(frame("dock", sequence))
@@ -194,7 +194,7 @@ def test_a_newer_frame_replaces_one_that_waits() -> None:
     assert made.statistics().cameras["dock"].dropped[DropReason.REPLACED] == 2
 
 
-def test_a_frame_that_grew_old_is_dropped_when_its_turn_comes() -> None:
+def test_a_frame_that_is_too_old_is_dropped_at_its_turn() -> None:
     clock = Clock()
     made = batcher("dock", clock=clock)
     made.put(frame("dock"))
@@ -203,7 +203,7 @@ def test_a_frame_that_grew_old_is_dropped_when_its_turn_comes() -> None:
     assert made.statistics().cameras["dock"].dropped[DropReason.STALE] == 1
 
 
-def test_the_camera_just_served_goes_last() -> None:
+def test_the_camera_served_last_is_last_in_the_queue() -> None:
     """With room for one at a time, three cameras that always have a frame take turns."""
     made = batcher("dock", "gate", "hall", max_batch=1)
     order = []
@@ -216,7 +216,7 @@ def test_the_camera_just_served_goes_last() -> None:
     assert order == ["dock", "gate", "hall"] * 2
 
 
-def test_a_lane_takes_no_more_than_it_asks_for() -> None:
+def test_a_lane_gets_at_most_the_frames_it_asked_for() -> None:
     """A lane on the CPU takes one and leaves the rest to the other lanes."""
     made = batcher("dock", "gate", "hall")
     for camera in ("dock", "gate", "hall"):
@@ -275,7 +275,7 @@ def test_a_put_wakes_a_lane_that_waits_and_close_ends_it() -> None:
     assert [batch if batch is None else names(batch) for batch in got] == [["dock"], None]
 
 
-def test_a_flat_out_camera_waits_until_its_frame_is_taken_and_close_lets_it_go() -> None:
+def test_a_flat_out_camera_waits_until_its_frame_is_taken_or_the_batcher_is_closed() -> None:
     """Every decoded frame is analysed: nothing is replaced, whatever the lanes do."""
     made = Batcher(1, 10**12)
     made.open("dock")
@@ -302,13 +302,13 @@ def test_a_flat_out_camera_waits_until_its_frame_is_taken_and_close_lets_it_go()
     assert made.wait_taken("dock", 0)
 
 
-def test_waiting_for_a_frame_that_nobody_takes_ends_with_false() -> None:
+def test_waiting_for_a_frame_that_no_lane_takes_returns_false() -> None:
     made = batcher("dock")
     made.put(frame("dock"))
     assert not made.wait_taken("dock", 0.01)
 
 
-def test_many_cameras_and_lanes_keep_the_law_and_the_order() -> None:
+def test_many_cameras_and_lanes_keep_the_invariants_and_the_order() -> None:
     made = Batcher(3, 10**12)
     delivered: dict[str, list[int]] = {camera: [] for camera in CAMERAS}
 

@@ -125,7 +125,7 @@ def elsewhere(work: Callable[[], None]) -> Iterator[threading.Thread]:
         assert not thread.is_alive()
 
 
-def test_frames_prepared_for_the_model_before_are_computed_by_it(
+def test_frames_prepared_for_the_previous_model_are_computed_by_it(
     stage: Stage, small: Model, large: Model
 ) -> None:
     """Also when frames of both wait side by side, and would be one batch."""
@@ -143,7 +143,7 @@ def test_frames_prepared_for_the_model_before_are_computed_by_it(
     assert all(not any(c.dropped.values()) for c in stage.batcher.statistics().cameras.values())
 
 
-def test_the_engine_before_is_let_go_only_when_no_frame_needs_it(
+def test_the_previous_engine_is_closed_once_no_frame_needs_it(
     stage: Stage, small: Model, large: Model
 ) -> None:
     old = FakeEngine(small)
@@ -160,7 +160,7 @@ def test_the_engine_before_is_let_go_only_when_no_frame_needs_it(
     assert "previous=None" in repr(stage.lineup)
 
 
-def test_what_still_comes_for_a_model_that_is_gone_fails_and_is_counted(
+def test_late_frames_for_a_closed_model_fail_and_are_counted(
     stage: Stage, small: Model, large: Model
 ) -> None:
     stage.lineup.swap_engine(FakeEngine(small), SURE)
@@ -175,7 +175,7 @@ def test_what_still_comes_for_a_model_that_is_gone_fails_and_is_counted(
     assert stage.batcher.statistics().cameras["dock"].dropped[DropReason.FAILED] == 1
 
 
-def test_somebody_who_computes_beside_the_lanes_keeps_the_engine_open(stage: Stage, small: Model) -> None:
+def test_a_caller_beside_the_lanes_keeps_the_engine_open(stage: Stage, small: Model) -> None:
     stage.lineup.swap_engine(FakeEngine(small), SURE)
     with stage.lineup.use() as running:
         stage.lineup.swap_engine(FakeEngine(small), SURE)
@@ -185,9 +185,7 @@ def test_somebody_who_computes_beside_the_lanes_keeps_the_engine_open(stage: Sta
         assert running.model is small
 
 
-def test_lanes_come_with_a_plan_that_wants_more_and_rest_with_one_that_wants_fewer(
-    stage: Stage, small: Model
-) -> None:
+def test_lanes_are_added_and_paused_according_to_the_plan(stage: Stage, small: Model) -> None:
     stage.lineup.swap_engine(FakeEngine(small, lanes=2, process=ProcessStatus(1, 0, None)), SURE)
     assert sorted(stage.thread_group.alive()) == ["lane:0", "lane:1", "lane:2"]
     slow = FakeEngine(small, lanes=1)
@@ -217,6 +215,6 @@ def test_another_selection_counts_from_the_next_batch_on(stage: Stage, small: Mo
     assert [len(each.detections) for each in stage.delivered.results] == [1, 0]
 
 
-def test_without_an_engine_nobody_computes(stage: Stage) -> None:
+def test_without_an_engine_nothing_is_computed(stage: Stage) -> None:
     with pytest.raises(EngineError, match="warming up"), stage.lineup.use():
         pass

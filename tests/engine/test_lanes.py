@@ -121,7 +121,7 @@ def test_a_frame_becomes_a_result_with_its_detections_and_names(engine: FakeEngi
     assert river.batcher.statistics().cameras["dock"].analysed == 1
 
 
-def test_times_are_the_wait_the_engine_and_the_whole(engine: FakeEngine) -> None:
+def test_the_timing_has_wait_inference_and_total(engine: FakeEngine) -> None:
     """Captured at 0; the clock steps by 10: taken at 10, the engine from 20 to 30, handed on at 40 and 50."""
     river = River(engine, frame("dock"), frame("gate"), clock=Clock())
     river.run()
@@ -141,7 +141,7 @@ def fail(_count: int) -> Rows:
     raise EngineError("the device is gone")
 
 
-def test_a_batch_that_fails_is_counted_and_the_lane_goes_on(
+def test_a_failed_batch_is_counted_and_the_lane_continues(
     engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine.plan = Plan(1, (1,), "one picture")
@@ -160,7 +160,7 @@ def away(_count: int) -> Rows:
     raise EngineUnavailableError("its process died")
 
 
-def test_a_batch_without_an_engine_is_counted_and_not_told_again(
+def test_a_batch_without_an_engine_is_counted_and_not_logged_again(
     engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whoever watches over the engine has told it; every lane would only repeat that."""
@@ -171,7 +171,7 @@ def test_a_batch_without_an_engine_is_counted_and_not_told_again(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_pictures_of_different_sizes_fail_their_batch_and_not_the_lane(engine: FakeEngine) -> None:
+def test_pictures_of_different_sizes_fail_only_their_batch(engine: FakeEngine) -> None:
     """As for a moment when a model was exchanged."""
     river = River(engine, frame("dock"), frame("gate", width_px=32))
     river.run()
@@ -204,7 +204,7 @@ def test_a_new_selection_counts_from_the_next_batch_on(engine: FakeEngine) -> No
     assert engine.least_scores == [0.4, 0.05]
 
 
-def test_an_error_that_nobody_expected_ends_the_lane_and_gives_the_batch_back(engine: FakeEngine) -> None:
+def test_an_unexpected_error_ends_the_lane_and_returns_the_batch(engine: FakeEngine) -> None:
     """Its thread is vital: the module stops, rather than going on without a lane."""
     river = River(engine, frame("dock"))
 
@@ -218,7 +218,7 @@ def test_an_error_that_nobody_expected_ends_the_lane_and_gives_the_batch_back(en
     assert (dock.in_flight, dock.dropped[DropReason.FAILED]) == (0, 1)
 
 
-def test_complaints_are_told_once_a_second_with_their_number(caplog: pytest.LogCaptureFixture) -> None:
+def test_errors_are_logged_once_a_second_with_their_number(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock(250_000_000)
     errors = BatchErrorLog(clock)
     for number in range(9):

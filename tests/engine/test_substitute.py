@@ -67,7 +67,7 @@ async def some_more(module: Module) -> None:
     await module.until(lambda r: all(len(of(r, name)) >= count + 3 for name, count in counts.items()))
 
 
-def test_without_a_variant_there_is_nobody_to_call(data: Path, clip: Path, models: Path) -> None:
+def test_without_a_variant_there_is_no_substitute(data: Path, clip: Path, models: Path) -> None:
     async def story(module: Module) -> None:
         await some_more(module)
         engine = module.state.snapshot().engine
@@ -79,7 +79,7 @@ def test_without_a_variant_there_is_nobody_to_call(data: Path, clip: Path, model
     play(story, document(clip, models, process=False), data)
 
 
-def test_a_precision_that_was_asked_for_outright_is_kept(data: Path, clip: Path, models: Path) -> None:
+def test_an_explicitly_requested_precision_is_kept(data: Path, clip: Path, models: Path) -> None:
     async def story(module: Module) -> None:
         await some_more(module)
         store(module, data)
@@ -90,7 +90,7 @@ def test_a_precision_that_was_asked_for_outright_is_kept(data: Path, clip: Path,
     play(story, start, data)
 
 
-def test_it_computes_until_it_is_dismissed_and_a_change_of_the_model_does_that_too(
+def test_a_substitute_computes_until_it_is_ended_or_the_model_changes(
     data: Path, clip: Path, models: Path
 ) -> None:
     """What counts as a detection may change meanwhile. No frame is lost over any of it."""
@@ -134,7 +134,7 @@ def test_it_computes_until_it_is_dismissed_and_a_change_of_the_model_does_that_t
     assert all(c.dropped[DropReason.FAILED] == 0 for c in module.state.batcher.statistics().cameras.values())
 
 
-def test_a_lost_device_comes_back_behind_the_stand_in(
+def test_a_lost_device_returns_behind_the_substitute(
     data: Path, tmp_path: Path, clip: Path, models: Path
 ) -> None:
     """The engine that is stood in for goes on looking for its device, and the stand-in knows how that is."""

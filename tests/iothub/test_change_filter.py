@@ -72,7 +72,7 @@ def walker(at_s: float, *, speed: float = 0.1) -> Box:
 
 
 @pytest.mark.parametrize("interval_s", INTERVALS_S)
-def test_each_object_is_sent_once_when_it_appears_and_disappears_at_any_rate(interval_s: float) -> None:
+def test_each_appearance_and_disappearance_is_sent_once_at_any_rate(interval_s: float) -> None:
     """After `changeSeconds`, and at most two frames; the rest are heartbeats."""
     play = Play()
     play.run(interval_s, 120, lambda at: [(0, MAN)] if 20 <= at < 80 else [])
@@ -83,9 +83,7 @@ def test_each_object_is_sent_once_when_it_appears_and_disappears_at_any_rate(int
 
 @pytest.mark.parametrize("interval_s", INTERVALS_S)
 @pytest.mark.parametrize("pattern", [(1, 0), (1, 0, 0), (1, 1, 0), (1, 0, 0, 0, 0, 0, 0)])
-def test_a_box_that_flickers_is_no_change_whatever_the_rate(
-    interval_s: float, pattern: tuple[int, ...]
-) -> None:
+def test_a_flickering_box_is_no_change_at_any_rate(interval_s: float, pattern: tuple[int, ...]) -> None:
     """Ten minutes of it beside one that stays: heartbeats, and a frame after each that shows it by chance."""
     play = Play()
     for number in range(round(600 / interval_s)):
@@ -95,7 +93,7 @@ def test_a_box_that_flickers_is_no_change_whatever_the_rate(
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_score_about_the_threshold_costs_next_to_nothing(seed: int) -> None:
+def test_a_score_near_the_threshold_sends_almost_nothing(seed: int) -> None:
     """A weak box that is seen in every second frame, by chance, of a camera with 10 frames a second."""
     play, chance = Play(), random.Random(seed)  # noqa: S311 - a scene, no secret
     for _ in range(6000):
@@ -104,7 +102,7 @@ def test_a_score_about_the_threshold_costs_next_to_nothing(seed: int) -> None:
 
 
 @pytest.mark.parametrize("interval_s", [1 / 30, 0.1])
-def test_a_box_with_dropouts_appears_all_the_same(interval_s: float) -> None:
+def test_a_box_with_dropouts_is_sent_as_appeared(interval_s: float) -> None:
     """Nine of ten frames show it: that is no flicker, and takes little longer than all ten would."""
     play, chance = Play(), random.Random(7)  # noqa: S311 - as above
     play.frame()
@@ -112,7 +110,7 @@ def test_a_box_with_dropouts_appears_all_the_same(interval_s: float) -> None:
     assert play.when(1, 0) <= 3
 
 
-def test_a_person_who_is_hidden_for_a_moment_has_not_gone() -> None:
+def test_a_briefly_hidden_person_is_not_sent_as_gone() -> None:
     """0.8 s behind a pillar, again and again."""
     play = Play()
     play.run(0.1, 50, lambda at: [] if at > 5 and at % 4 < 0.8 else [(0, MAN)])
@@ -120,7 +118,7 @@ def test_a_person_who_is_hidden_for_a_moment_has_not_gone() -> None:
 
 
 @pytest.mark.parametrize("interval_s", INTERVALS_S)
-def test_a_class_that_wavers_on_one_box_is_no_change(interval_s: float) -> None:
+def test_a_wavering_class_of_one_box_is_no_change(interval_s: float) -> None:
     """Person, car, person, car is one object. Heartbeats are sent, and frames that correct them."""
     play = Play()
     for number in range(round(300 / interval_s)):
@@ -129,7 +127,7 @@ def test_a_class_that_wavers_on_one_box_is_no_change(interval_s: float) -> None:
 
 
 @pytest.mark.parametrize("interval_s", INTERVALS_S)
-def test_a_class_that_changes_and_stays_is_a_change(interval_s: float) -> None:
+def test_a_lasting_change_of_class_is_a_change(interval_s: float) -> None:
     """What was taken for a car turns out to be a person."""
     play = Play(heartbeat_s=1000)
     play.run(interval_s, 60, lambda at: [(1 if at < 20 else 0, MAN)])
@@ -137,7 +135,7 @@ def test_a_class_that_changes_and_stays_is_a_change(interval_s: float) -> None:
     assert play.sent[-1][0] <= 21 + 2 * interval_s
 
 
-def test_a_label_is_its_word_whatever_number_a_model_gives_it() -> None:
+def test_labels_are_compared_by_text_and_not_by_class_id() -> None:
     """Two classes of one name are one label, and another model may number them otherwise."""
     play = Play()
     play.run(0.1, 5, lambda at: [(0 if at < 3 else 2, MAN)])
@@ -148,14 +146,14 @@ def test_a_label_is_its_word_whatever_number_a_model_gives_it() -> None:
     assert len(play.sent) == 1
 
 
-def test_without_a_time_to_hold_each_appearance_counts_at_once() -> None:
+def test_without_a_hold_time_each_appearance_counts_at_once() -> None:
     """`changeSeconds: 0`."""
     play = Play(change_s=0)
     sent = [play.frame(seen, after_s=0.1) for seen in ([], [(0, MAN)], [(0, MAN)], [(1, MAN)], [], [])]
     assert sent == [True, True, False, True, True, False]
 
 
-def test_a_longer_time_to_hold_takes_longer() -> None:
+def test_a_longer_hold_time_delays_the_change() -> None:
     """`changeSeconds: 5`: who passes within four seconds is not sent."""
     play = Play(change_s=5)
     play.run(0.1, 40, lambda at: [(0, MAN)] if 10 <= at < 14 or at >= 20 else [])
@@ -167,7 +165,7 @@ def test_a_longer_time_to_hold_takes_longer() -> None:
 
 
 @pytest.mark.parametrize("interval_s", INTERVALS_S)
-def test_a_person_who_walks_is_sent_once_in_change_seconds(interval_s: float) -> None:
+def test_a_walking_person_is_sent_at_most_once_per_change_seconds(interval_s: float) -> None:
     """And is seen at all by a slow camera, in each of whose pictures she is elsewhere."""
     play = Play()
     play.run(interval_s, 20, lambda _at: [])
@@ -178,7 +176,7 @@ def test_a_person_who_walks_is_sent_once_in_change_seconds(interval_s: float) ->
     assert len(moments) >= 60 / max(2.0, interval_s) / 2
 
 
-def test_scores_order_and_small_movements_are_no_change() -> None:
+def test_scores_order_and_small_movements_do_not_count_as_a_change() -> None:
     """Sorting by score shuffles the boxes of a scene; that is no movement either."""
     play = Play()
     near: Box = (0.14, 0.1, 0.34, 0.9)
@@ -195,7 +193,7 @@ def test_small_steps_add_up() -> None:
     assert len(play.sent) in (4, 5)
 
 
-def test_cameras_are_compared_with_themselves() -> None:
+def test_each_camera_is_compared_only_with_itself() -> None:
     """A scene of one camera is new on another."""
     play = Play()
     play.frame([(0, MAN)])
@@ -239,7 +237,7 @@ def test_a_reconnect_to_the_same_scene_is_no_change() -> None:
     assert len(play.sent) == 1
 
 
-def test_nothing_holds_while_a_camera_is_away() -> None:
+def test_hold_times_do_not_run_while_a_camera_is_away() -> None:
     """Two weak boxes, right before an outage and right after it, are two weak boxes."""
     play = Play()
     play.run(0.1, 5, lambda _at: [])
@@ -251,7 +249,7 @@ def test_nothing_holds_while_a_camera_is_away() -> None:
     assert [len(sent.detections) for _, sent in play.sent] == [0, 1]
 
 
-def test_who_left_during_an_outage_is_sent_as_gone_after_it() -> None:
+def test_an_object_that_left_during_an_outage_is_sent_as_gone_after_it() -> None:
     """Within `changeSeconds` of the first picture."""
     play = Play()
     play.run(0.1, 5, lambda _at: [(0, MAN)])
@@ -280,7 +278,7 @@ SCENES = st.lists(
 
 @given(SCENES, st.sampled_from([0.0, 0.5, 1.0, 4.0]), st.sampled_from(INTERVALS_S))
 @settings(max_examples=150, deadline=None)
-def test_what_was_sent_as_there_is_sent_as_gone(
+def test_every_object_sent_as_present_is_later_sent_as_gone(
     scene: list[tuple[float, list[tuple[int, Box]]]], change_s: float, interval_s: float
 ) -> None:
     """However it flickered before: once all is empty, the last frame that is sent shows nothing."""
@@ -297,7 +295,7 @@ def test_what_was_sent_as_there_is_sent_as_gone(
     st.sampled_from([0.5, 1.0, 3.0]),
 )
 @settings(max_examples=100, deadline=None)
-def test_movement_alone_sends_at_most_one_frame_in_change_seconds(
+def test_movement_alone_sends_at_most_one_frame_per_change_seconds(
     steps: list[tuple[float, float]], change_s: float
 ) -> None:
     """For any path, rate and threshold: one object that every frame shows."""
@@ -311,7 +309,9 @@ def test_movement_alone_sends_at_most_one_frame_in_change_seconds(
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.2, 5.0]), st.sampled_from(INTERVALS_S))
 @settings(max_examples=15, deadline=None)
-def test_memory_is_bounded_by_what_frames_show(seed: int, change_s: float, interval_s: float) -> None:
+def test_memory_is_bounded_by_the_objects_in_the_frames(
+    seed: int, change_s: float, interval_s: float
+) -> None:
     """Boxes anywhere in each frame: what is followed stays within a few frames' worth."""
     play, chance = Play(change_s=change_s), np.random.default_rng(seed)
     for _ in range(100):
@@ -322,7 +322,7 @@ def test_memory_is_bounded_by_what_frames_show(seed: int, change_s: float, inter
         assert len(play.changes) <= 5 * 20
 
 
-def test_a_camera_that_was_taken_away_is_forgotten() -> None:
+def test_a_removed_camera_is_forgotten() -> None:
     """An hour after its last frame, when another one comes."""
     play = Play()
     for number in range(100):

@@ -20,7 +20,7 @@ from visionedge.runtime.threads import ThreadGroup
 # --- the client -------------------------------------------------------------------------------------------
 
 
-def test_messages_go_in_order_and_states_follow_the_connection(bench: Bench) -> None:
+def test_messages_are_sent_in_order_and_the_state_follows_the_connection(bench: Bench) -> None:
     """Messages sent before and after the start arrive in order; the states are recorded."""
     client = bench.client()
     client.send(message(1))
@@ -36,7 +36,7 @@ def test_messages_go_in_order_and_states_follow_the_connection(bench: Bench) -> 
     assert client.status() == HubStatus("closed", False, 3, 0, 0, {}, None, 0, 0, 0, {})
 
 
-def test_closing_sends_what_still_waits(bench: Bench) -> None:
+def test_closing_sends_the_waiting_messages(bench: Bench) -> None:
     """A client that has hardly begun flushes before it ends."""
     client = bench.client()
     client.start()
@@ -77,7 +77,7 @@ def test_a_message_is_sent_again_until_it_is_acknowledged(bench: Bench) -> None:
     assert client.status().rebuilds >= 2
 
 
-def test_a_message_that_can_never_be_sent_is_given_up(bench: Bench) -> None:
+def test_a_message_that_can_never_be_sent_is_dropped(bench: Bench) -> None:
     """One poisoned message must not stop all others; it is counted, the link stays."""
     client = bench.client()
     client.start()
@@ -92,7 +92,7 @@ def test_a_message_that_can_never_be_sent_is_given_up(bench: Bench) -> None:
     assert client.status().rebuilds == 0
 
 
-def test_a_lost_link_is_replaced_without_anything_to_send(bench: Bench) -> None:
+def test_a_lost_link_is_replaced_even_if_no_message_waits(bench: Bench) -> None:
     """The link says that it is lost; the next one is made and the old one closed."""
     client = bench.client()
     client.start()
@@ -122,7 +122,7 @@ def test_a_token_that_cannot_be_renewed_keeps_its_connection(bench: Bench) -> No
     assert client.status().last_error is None
 
 
-def test_a_call_that_never_returns_costs_a_thread_and_no_message(bench: Bench) -> None:
+def test_a_call_that_never_returns_loses_a_thread_and_no_message(bench: Bench) -> None:
     """After the deadline another thread sends the message over another link."""
     held = bench.hub.hold["send"] = threading.Event()
     client = bench.client(quick(send_s=0.05))
@@ -138,7 +138,7 @@ def test_a_call_that_never_returns_costs_a_thread_and_no_message(bench: Bench) -
     held.set()
 
 
-def test_too_many_lost_threads_are_reported_as_stuck_and_end_with_them(bench: Bench) -> None:
+def test_too_many_lost_threads_are_reported_as_stuck_until_they_return(bench: Bench) -> None:
     """The client starts no more threads than its limit, and recovers when they return."""
     bench.hub.hold["build"] = threading.Event()
     client = bench.client(quick(build_s=0.02))
@@ -154,7 +154,7 @@ def test_too_many_lost_threads_are_reported_as_stuck_and_end_with_them(bench: Be
 
 
 @pytest.mark.parametrize("where", ["build", "connect", "send", "close"])
-def test_close_keeps_its_deadline_wherever_the_sdk_hangs(bench: Bench, where: str) -> None:
+def test_close_keeps_its_deadline_in_every_hang_of_the_sdk(bench: Bench, where: str) -> None:
     """`close` returns, and says that the process must not wait for threads."""
     bench.hub.hold[where] = threading.Event()
     client = bench.client(quick(disconnect_s=5))
@@ -179,7 +179,7 @@ def test_a_client_that_never_started_closes_at_once(bench: Bench) -> None:
     assert (client.status().queued, client.status().dropped) == (1, {})
 
 
-def test_closing_tries_a_dead_hub_once_and_no_more(bench: Bench) -> None:
+def test_closing_tries_a_dead_hub_only_once(bench: Bench) -> None:
     """Messages stay in the spool, and closing does not wait for the whole deadline."""
     bench.hub.errors = [LinkError("refused")] * 100_000
     client = bench.client()
@@ -230,7 +230,7 @@ def test_the_twin_is_read_at_once_and_then_regularly(bench: Bench) -> None:
     assert client.status().faults == {}
 
 
-def test_a_silent_twin_costs_the_connection_although_messages_are_taken(bench: Bench) -> None:
+def test_a_silent_twin_ends_the_connection_although_messages_are_accepted(bench: Bench) -> None:
     """A session that the hub has lost still acknowledges messages."""
     bench.hub.hold["twin"] = threading.Event()
     client = bench.client(quick(request_s=0.05))
@@ -258,7 +258,7 @@ def test_a_hub_that_never_answers_the_twin_still_gets_its_messages(bench: Bench)
     assert client.status().faults["silent"] >= 1
 
 
-def test_a_message_that_costs_every_connection_is_given_up(bench: Bench) -> None:
+def test_a_message_that_ends_every_connection_is_dropped(bench: Bench) -> None:
     """A poison message must not block all others for ever; others that fail now and then are not lost."""
     bench.hub.errors = [LinkError("send")]
     client = bench.client(quick(poison_tries=3, poison_pause_s=0.05))
@@ -275,7 +275,7 @@ def test_a_message_that_costs_every_connection_is_given_up(bench: Bench) -> None
     assert client.status().faults["poison"] == 1
 
 
-def test_a_hub_that_drops_connections_by_itself_poisons_nothing(bench: Bench) -> None:
+def test_a_hub_that_drops_connections_by_itself_blames_no_message(bench: Bench) -> None:
     """A connection that does not last without the message is no proof against it."""
     bench.hub.errors = [LinkError("reset")] * 4
     bench.hub.flapping = 6
@@ -287,7 +287,7 @@ def test_a_hub_that_drops_connections_by_itself_poisons_nothing(bench: Bench) ->
     assert client.status().dropped == {}
 
 
-def test_a_hub_that_is_away_poisons_nothing(bench: Bench) -> None:
+def test_an_unreachable_hub_blames_no_message(bench: Bench) -> None:
     """Only connections that were lost while this message was sent count."""
     bench.hub.errors = [LinkError("refused")] * 30
     client = bench.client(quick(poison_tries=2))
@@ -297,7 +297,7 @@ def test_a_hub_that_is_away_poisons_nothing(bench: Bench) -> None:
     assert client.status().dropped == {}
 
 
-def test_a_client_that_stays_stuck_asks_for_another_process(bench: Bench) -> None:
+def test_a_client_that_stays_stuck_requests_a_restart_of_the_process(bench: Bench) -> None:
     """If no thread returns for a while, `on_stuck` is called; threads that return prevent it."""
     bench.hub.hold["build"] = threading.Event()
     client = bench.client(quick(build_s=0.01, stuck_s=0.05))
@@ -345,7 +345,7 @@ def test_a_message_that_fails_in_an_unknown_way_is_dropped_alone(bench: Bench) -
     assert bench.hub.opened == 1
 
 
-def test_a_connection_that_fails_in_an_unknown_way_is_made_anew(bench: Bench) -> None:
+def test_a_connection_that_fails_in_an_unknown_way_is_opened_again(bench: Bench) -> None:
     bench.hub.errors = [TypeError("no such thing")]
     client = bench.client()
     client.start()
@@ -354,7 +354,7 @@ def test_a_connection_that_fails_in_an_unknown_way_is_made_anew(bench: Bench) ->
     assert bench.hub.opened == 2
 
 
-def test_a_client_that_fails_again_and_again_ends_the_module(tmp_path: Path) -> None:
+def test_a_client_that_fails_repeatedly_ends_the_module(tmp_path: Path) -> None:
     """The error of its thread reaches the thread group."""
     deaths: queue.SimpleQueue[str] = queue.SimpleQueue()
     bench = Bench(tmp_path)

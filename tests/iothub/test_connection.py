@@ -44,7 +44,7 @@ def test_subscriptions_come_before_the_twin_on_every_link(bench: Bench) -> None:
     assert len(bench.hub.link_listener) == 2
 
 
-def test_a_patch_makes_the_whole_twin_be_read_again(bench: Bench) -> None:
+def test_a_patch_triggers_a_read_of_the_whole_twin(bench: Bench) -> None:
     """At once, and not only once a minute; a patch during a read counts, too."""
     client = bench.client()
     client.start()
@@ -56,7 +56,7 @@ def test_a_patch_makes_the_whole_twin_be_read_again(bench: Bench) -> None:
     bench.hub.wait(lambda: len(bench.twins) >= 2)
 
 
-def test_calls_and_inputs_are_passed_on_with_their_connection(bench: Bench) -> None:
+def test_calls_and_inputs_are_passed_on_with_their_connection_number(bench: Bench) -> None:
     """An answer goes over the connection of its call, ahead of the messages."""
     client = bench.client()
     client.start()
@@ -80,7 +80,7 @@ def test_calls_and_inputs_are_passed_on_with_their_connection(bench: Bench) -> N
     assert bench.hub.answers == [("r1", 200, {"ok": True})]
 
 
-def test_tasks_are_done_in_order_and_each_outcome_is_reported(bench: Bench) -> None:
+def test_tasks_run_in_order_and_each_outcome_is_reported(bench: Bench) -> None:
     """A refusal costs no connection."""
     outcomes = Outcomes(bench)
     client = bench.client()
@@ -120,7 +120,7 @@ def test_a_task_is_lost_with_its_connection(bench: Bench) -> None:
     outcomes.wait("lost", "lost", "taken", "lost", "lost")
 
 
-def test_too_many_tasks_are_lost(bench: Bench) -> None:
+def test_tasks_beyond_the_limit_are_lost(bench: Bench) -> None:
     """The callers of the methods would not wait for so long."""
     outcomes = Outcomes(bench)
     client = bench.client()
@@ -135,7 +135,7 @@ def test_too_many_tasks_are_lost(bench: Bench) -> None:
     assert outcomes.got.count("taken") >= 2_100
 
 
-def test_a_subscription_that_never_comes_is_a_silent_hub_and_costs_no_message(bench: Bench) -> None:
+def test_an_unanswered_subscription_counts_as_a_silent_hub_and_loses_no_message(bench: Bench) -> None:
     """As with the twin: another connection, messages first, and longer intervals."""
     bench.hub.hold["subscribe"] = threading.Event()
     client = bench.client(quick(request_s=0.05, probe_s=0.02, max_hung_threads=1000))
@@ -147,7 +147,7 @@ def test_a_subscription_that_never_comes_is_a_silent_hub_and_costs_no_message(be
     assert bench.twins == []
 
 
-def test_a_task_that_hangs_costs_the_connection_and_not_the_module(bench: Bench) -> None:
+def test_a_hanging_task_ends_its_connection_and_not_the_module(bench: Bench) -> None:
     """Its deadline is that of the client, not of the SDK."""
     outcomes = Outcomes(bench)
     client = bench.client(quick(request_s=0.05))

@@ -175,7 +175,7 @@ def test_a_wrong_document_changes_nothing_and_the_event_has_every_problem(tmp_pa
     assert module.kept == DesiredDocument(4, {"telemetry": {"mode": "all"}})
 
 
-def test_the_same_twin_read_again_is_no_news(tmp_path: Path) -> None:
+def test_an_unchanged_twin_is_not_applied_again(tmp_path: Path) -> None:
     """It is read once a minute, right or wrong."""
     module = Module(tmp_path)
 
@@ -191,7 +191,7 @@ def test_the_same_twin_read_again_is_no_news(tmp_path: Path) -> None:
     assert [code for code, _, _ in module.events] == ["config-applied", "config-rejected"]
 
 
-def test_a_section_that_cannot_be_applied_is_rejected_alone(tmp_path: Path) -> None:
+def test_only_the_section_that_cannot_be_applied_is_rejected(tmp_path: Path) -> None:
     """The others are in force; the document on disk is the one in force, so a restart uses the same."""
     module = Module(tmp_path)
     module.refuse = {"model": "new.onnx does not exist"}
@@ -231,7 +231,9 @@ def test_a_change_that_fails_is_rejected_and_the_next_one_is_processed(tmp_path:
     assert module.kept == DesiredDocument(4, {"telemetry": {}})
 
 
-def test_of_many_documents_while_one_is_applied_the_newest_is_next(tmp_path: Path) -> None:
+def test_of_documents_that_arrive_during_an_application_only_the_newest_is_applied_next(
+    tmp_path: Path,
+) -> None:
     """Those between would be undone at once."""
     module = Module(tmp_path)
 
@@ -250,7 +252,7 @@ def test_of_many_documents_while_one_is_applied_the_newest_is_next(tmp_path: Pat
     assert [config.telemetry.interval_seconds for config in module.applied] == [2, 5]
 
 
-def test_a_start_without_a_hub_uses_what_was_in_force(tmp_path: Path) -> None:
+def test_a_start_without_a_hub_uses_the_last_document_in_force(tmp_path: Path) -> None:
     """And acknowledges it; when the hub says the same, nothing is applied a second time."""
     Module(tmp_path).talk(lambda desired: _wish(desired, 7, telemetry={"mode": "all"}))
     module = Module(tmp_path)
@@ -267,7 +269,7 @@ def test_a_start_without_a_hub_uses_what_was_in_force(tmp_path: Path) -> None:
     assert module.events == []
 
 
-def test_what_the_start_has_not_put_in_force_yet_has_no_acknowledgement(tmp_path: Path) -> None:
+def test_a_section_that_is_not_in_force_yet_at_the_start_has_no_acknowledgement(tmp_path: Path) -> None:
     """Sections that wait for the first engine are acknowledged when it is there, without any event."""
     wished: dict[str, Any] = {"telemetry": {"mode": "all"}, "inference": {"confidence": 0.9}}
     Module(tmp_path).talk(lambda desired: _wish(desired, 7, **wished))
@@ -295,7 +297,7 @@ async def _wish(desired: DesiredProperties, version: int, **document: Any) -> No
     await acknowledged(desired, version)
 
 
-def test_what_was_in_force_and_fits_no_more_is_left_aside(
+def test_a_saved_document_that_is_no_longer_valid_is_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The module starts with its local document, says so, and waits for the hub."""
@@ -306,7 +308,7 @@ def test_what_was_in_force_and_fits_no_more_is_left_aside(
     assert "are not valid any more" in caplog.text
 
 
-def test_only_the_local_file_may_allow_what_is_insecure(tmp_path: Path) -> None:
+def test_only_the_local_file_may_allow_insecure_settings(tmp_path: Path) -> None:
     """The acknowledgement has the path of the key, beside all other problems."""
     module = Module(tmp_path, {})
     model = {"url": "http://h/m.onnx", "sha256": "0" * 64, "allowInsecure": True}
@@ -321,7 +323,7 @@ def test_only_the_local_file_may_allow_what_is_insecure(tmp_path: Path) -> None:
     assert module.applied == []
 
 
-def test_a_document_that_came_too_late_for_this_start_is_kept_for_the_next(tmp_path: Path) -> None:
+def test_a_document_that_arrives_too_late_for_this_start_is_kept_for_the_next(tmp_path: Path) -> None:
     """If the engine cannot be opened with the last good document, the twin must be able to correct it."""
     module = Module(tmp_path)
 
@@ -364,7 +366,7 @@ def test_a_rejected_section_is_tried_again_and_reported_once(tmp_path: Path) -> 
     assert module.kept == DesiredDocument(2, {"model": {"path": "new.onnx"}, "telemetry": {"mode": "all"}})
 
 
-def test_a_model_that_is_still_fetched_gives_way_to_another(tmp_path: Path) -> None:
+def test_a_newer_model_replaces_a_pending_download(tmp_path: Path) -> None:
     """And to nothing else: other sections wait their turn."""
     module = Module(tmp_path)
 
@@ -395,7 +397,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def test_a_document_that_a_full_disk_rejects_is_acknowledged_as_not_kept_and_written_later(
+def test_a_document_that_a_full_disk_rejects_is_acknowledged_as_not_saved_and_saved_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill after that brings back nothing that was switched off."""
@@ -417,7 +419,7 @@ def test_a_document_that_a_full_disk_rejects_is_acknowledged_as_not_kept_and_wri
     assert module.config_sources().start.config.telemetry.mode == "none"
 
 
-def test_a_section_that_waits_for_the_engine_is_applied_when_that_is_there(tmp_path: Path) -> None:
+def test_a_section_that_waits_for_the_engine_is_applied_once_it_is_open(tmp_path: Path) -> None:
     """Until then it is not acknowledged as applied, and what is not desired gets no answer at all."""
     module = Module(tmp_path)
     module.refuse = dict.fromkeys(("model", "inference"), "not in use yet: the engine is warming up")
@@ -444,7 +446,7 @@ def test_a_section_that_waits_for_the_engine_is_applied_when_that_is_there(tmp_p
     assert [config.inference.confidence for config in module.applied] == [0.9, 0.9]
 
 
-def test_a_refusal_is_no_reason_to_believe_that_the_rest_runs(tmp_path: Path) -> None:
+def test_a_rejected_section_does_not_mark_pending_sections_as_applied(tmp_path: Path) -> None:
     """A document that equals what ran before the refusal is applied all the same."""
     module = Module(tmp_path)
 
@@ -460,7 +462,7 @@ def test_a_refusal_is_no_reason_to_believe_that_the_rest_runs(tmp_path: Path) ->
     assert [config.inference.confidence for config in module.applied] == [0.9, 0.3]
 
 
-def test_the_local_document_can_be_read_again_and_the_twin_stays_on_top(
+def test_a_reloaded_local_document_stays_below_the_twin(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A document that is not valid, alone or with the twin, is logged with every problem and not used."""
@@ -483,7 +485,7 @@ def test_the_local_document_can_be_read_again_and_the_twin_stays_on_top(
     assert "telemetry.x" in caplog.text
 
 
-def test_a_section_of_the_file_that_cannot_be_had_stays_as_it_was(
+def test_a_section_of_the_file_that_cannot_be_applied_stays_unchanged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The others are applied; read once more the file is tried again."""

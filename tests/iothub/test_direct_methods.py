@@ -71,12 +71,12 @@ def code(answer: MethodResult) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("payload", [None, {}, ""])
-def test_no_payload_is_an_empty_one(payload: Any) -> None:
+def test_a_missing_payload_counts_as_an_empty_one(payload: Any) -> None:
     """IoT Hub sends null where none was given."""
     assert call("echo", payload) == MethodResult(200, {})
 
 
-def test_a_right_payload_reaches_the_method() -> None:
+def test_a_valid_payload_reaches_the_method() -> None:
     """As it was given."""
     given = {"camera": "dock", "annotate": True}
     assert call("echo", given) == MethodResult(200, given)
@@ -87,7 +87,7 @@ def test_a_right_payload_reaches_the_method() -> None:
     "payload",
     [[], "text", 5, True, {"camera": 5}, {"annotate": "yes"}, {"camera": None}, {"colour": 1}, {"": 1}],
 )
-def test_a_wrong_payload_is_answered_with_400(payload: Any) -> None:
+def test_an_invalid_payload_is_answered_with_400(payload: Any) -> None:
     """The message names the key."""
     assert code(call("echo", payload)) == (400, "bad_payload")
 
@@ -110,7 +110,7 @@ def test_an_unknown_method_is_answered_with_404(name: str) -> None:
         ("else", (500, "internal")),
     ],
 )
-def test_whatever_a_method_does_is_an_answer_without_secrets(how: str, expected: tuple[int, str]) -> None:
+def test_every_outcome_of_a_method_is_an_answer_without_secrets(how: str, expected: tuple[int, str]) -> None:
     """Nothing is raised, and nothing of what was raised is shown that is not meant for people."""
     answer = call("fail", {"camera": how})
     assert code(answer) == expected
@@ -122,7 +122,7 @@ def test_a_method_that_hangs_ends_at_its_deadline() -> None:
     assert code(call("hang")) == (504, "timeout")
 
 
-def test_only_so_many_run_at_once() -> None:
+def test_the_number_of_concurrent_methods_is_limited() -> None:
     """The ninth gets `busy`; calls are counted by name and status, unknown names together."""
 
     async def story() -> None:
@@ -151,7 +151,7 @@ def camera(number: int) -> dict[str, Any]:
     }
 
 
-def test_the_status_of_very_many_cameras_is_cut_to_the_size_of_an_answer() -> None:
+def test_the_status_of_very_many_cameras_is_cut_to_the_maximum_answer_size() -> None:
     """First to what matters of each, then to as many as fit; how many are left out is said."""
     few = {"version": "1", "cameras": [camera(1)], "capacity": {}}
     assert fit_status(few) == few
@@ -168,7 +168,7 @@ def test_the_status_of_very_many_cameras_is_cut_to_the_size_of_an_answer() -> No
         assert cut["cameras"][0] == {"name": camera(0)["name"], "state": "reconnecting"}
 
 
-def test_the_status_leaves_out_the_tables_behind_the_plan_and_most_of_the_nodes() -> None:
+def test_the_status_omits_the_measurements_of_the_plan_and_most_nodes() -> None:
     """What is used and why is an answer; how each pair of lanes and batch did is for `/api/v1/status`."""
     plan = {"lanes": 2, "buckets": [1], "reason": "measured", "measured": {"table": [1] * 1000}}
     status: dict[str, Any] = {
@@ -203,7 +203,7 @@ class View:
         return {"firstBroken": "passthrough", "chain": [{"found": "rtsp://me:hunter2@h"}]}
 
 
-def test_the_status_has_the_doctors_report_if_that_is_asked_for() -> None:
+def test_the_status_contains_the_doctor_report_on_request() -> None:
     """Without secrets, and made only when it is asked for."""
 
     async def story() -> tuple[MethodResult, MethodResult]:
@@ -225,7 +225,7 @@ def test_the_status_has_the_doctors_report_if_that_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(("width_px", "height_px"), [(2400, 1800), (90, 6000), (64, 48)])
-def test_a_picture_is_made_smaller_until_it_fits(width_px: int, height_px: int) -> None:
+def test_a_picture_is_reduced_until_it_fits(width_px: int, height_px: int) -> None:
     """Noise, which no JPEG packs well; its shape stays, and what fits at once is not touched."""
     noise = np.random.default_rng(1).integers(0, 256, (height_px, width_px, 3), np.uint8)
     frame = replace(

@@ -85,7 +85,7 @@ def picture(camera: str | None = None, body: bytes = b"", **ids: str) -> InputMe
     return InputMessage("frames", body, {} if camera is None else {"camera": camera}, **ids)
 
 
-def test_a_picture_is_answered_with_the_id_of_its_question() -> None:
+def test_the_answer_to_a_picture_has_the_id_of_its_request() -> None:
     """The correlation id that was given, else the message's own."""
     module = Module()
     module.talk(picture(message_id="m1"), picture(message_id="m2", correlation_id="c2"), picture())
@@ -110,7 +110,7 @@ def test_the_name_of_the_camera_comes_from_the_message(given: str | None, expect
     assert module.answers[0][0].frame.camera == expected
 
 
-def test_a_real_camera_may_be_called_frames() -> None:
+def test_a_camera_may_be_named_frames() -> None:
     """Then these frames are called otherwise."""
     module = Module()
     module.cameras = {"frames", "frames-in"}
@@ -118,7 +118,7 @@ def test_a_real_camera_may_be_called_frames() -> None:
     assert module.answers[0][0].frame.camera == "frames-in-in"
 
 
-def test_numbers_rise_over_all_names_and_keep_up_with_the_time() -> None:
+def test_sequence_numbers_rise_over_all_names_and_follow_the_clock() -> None:
     """So that they never repeat for a name, also when it was a real camera's before."""
     module = Module()
     questions = module.talk(*(picture(name) for name in "aba"))
@@ -128,7 +128,7 @@ def test_numbers_rise_over_all_names_and_keep_up_with_the_time() -> None:
     assert module.answers[-1][0].frame.sequence == 1_000_003
 
 
-def test_what_gets_no_answer_is_counted_by_its_reason() -> None:
+def test_pictures_without_an_answer_are_counted_by_reason() -> None:
     """And none of it keeps the next one from its answer."""
     module = Module()
     questions = module.talk(
@@ -152,7 +152,7 @@ def test_dropped_images_are_reported_once_a_minute() -> None:
     assert module.refusals == [("bad-picture", "a")]
 
 
-def test_too_many_push_out_the_oldest_and_two_are_computed_at_once() -> None:
+def test_excess_pictures_drop_the_oldest_and_two_are_computed_at_once() -> None:
     """What waits is bounded."""
 
     async def story() -> None:

@@ -60,7 +60,7 @@ def test_only_differences_are_reported_and_removed_keys_are_deleted() -> None:
     assert hub.twin.reported == {"cameras": {"dock": "live", "gate": "live"}}
 
 
-def test_three_patches_go_at_once_and_then_one_every_five_seconds() -> None:
+def test_three_patches_are_sent_at_once_and_then_one_every_five_seconds() -> None:
     """Changes between two patches go together; a value that changed back does not go at all."""
     hub = Hub()
     sent_ns = []
@@ -79,7 +79,7 @@ def test_three_patches_go_at_once_and_then_one_every_five_seconds() -> None:
     assert hub.later().step({"n": 1}) == {"n": 1}
 
 
-def test_an_acknowledgement_right_after_the_first_report_goes_at_once() -> None:
+def test_an_acknowledgement_right_after_the_first_report_is_sent_at_once() -> None:
     """The start reports everything; the first desired properties are answered without a wait."""
     hub = Hub()
     assert hub.step({"engine": "warming-up"}) is not None
@@ -89,7 +89,7 @@ def test_an_acknowledgement_right_after_the_first_report_goes_at_once() -> None:
     assert hub.later().step({"engine": "ok", "config": 8}) == {"config": 8}
 
 
-def test_a_quiet_time_allows_a_burst_of_three_and_no_more() -> None:
+def test_a_quiet_period_allows_a_burst_of_three_at_most() -> None:
     """One token comes back every 5 s, up to three."""
     now = [0]
     limit = PatchRateLimit(lambda: now[0])
@@ -115,7 +115,7 @@ def test_a_quiet_time_allows_a_burst_of_three_and_no_more() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 3 * PATCH_INTERVAL_NS), max_size=40))
-def test_no_time_has_more_patches_than_a_burst_and_its_share(pauses_ns: list[int]) -> None:
+def test_no_period_has_more_patches_than_a_burst_and_its_share(pauses_ns: list[int]) -> None:
     """In a time of `n` intervals at most `n + 3` patches, however the requests fall."""
     now = [0]
     limit = PatchRateLimit(lambda: now[0])
@@ -130,7 +130,7 @@ def test_no_time_has_more_patches_than_a_burst_and_its_share(pauses_ns: list[int
             assert count <= PATCH_BURST + (end_ns - begin_ns) // PATCH_INTERVAL_NS
 
 
-def test_over_a_new_connection_everything_is_reported_again() -> None:
+def test_a_new_connection_reports_everything_again() -> None:
     """Keys of an older version of the module are removed from the twin."""
     hub = Hub()
     hub.step({"a": {"b": 1}, "c": 2})
@@ -140,7 +140,7 @@ def test_over_a_new_connection_everything_is_reported_again() -> None:
     assert hub.step({"a": {"b": 1}, "c": 2}) == {"a": {"b": 1, "old": None}, "c": 2, "older": None}
 
 
-def test_a_patch_that_was_refused_is_tried_again_at_growing_intervals() -> None:
+def test_a_rejected_patch_is_retried_at_growing_intervals() -> None:
     """Up to five minutes; a hub that accepts it again gets it."""
     hub = Hub()
     waits = []
@@ -166,7 +166,7 @@ def test_a_patch_whose_connection_was_lost_is_sent_again_over_the_next_one() -> 
     assert hub.step({"a": 1}) == {"a": 1}
 
 
-def test_many_long_names_replaced_by_others_go_in_parts_that_edgehub_takes() -> None:
+def test_a_patch_that_is_too_large_is_split_into_parts_that_edgehub_accepts() -> None:
     """Deletions first, so that the twin never becomes too large."""
     hub = Hub()
     first = {"cameras": {f"{n:03}" + "a" * 61: "reconnecting" for n in range(200)}}
@@ -180,7 +180,7 @@ def test_many_long_names_replaced_by_others_go_in_parts_that_edgehub_takes() -> 
 
 @settings(max_examples=200, deadline=None)
 @given(DOCUMENTS, DOCUMENTS)
-def test_a_difference_makes_one_document_into_the_other(
+def test_a_difference_applied_to_one_document_gives_the_other(
     before: dict[str, Any], after: dict[str, Any]
 ) -> None:
     """For any documents, merged by the rules of edgeHub."""
@@ -191,7 +191,7 @@ def test_a_difference_makes_one_document_into_the_other(
     assert limit_patch_size(compute_merge_patch(before, after)) == compute_merge_patch(before, after)
 
 
-def test_all_together_stays_below_what_a_twin_holds() -> None:
+def test_all_reported_properties_together_fit_into_the_twin() -> None:
     """As many cameras as fit with the longest names, and a configuration that is as wrong as can be."""
     states = {f"{n:03}" + "c" * 61: "reconnecting" for n in range(300)}
     desired = DesiredDocument(2**31, {f"section-{n}": {} for n in range(100)})

@@ -52,7 +52,7 @@ def test_reported_properties_are_taken_or_refused(edge_runtime: EdgeRuntime, dri
     assert module.close()["hub"]["rebuilds"] == 0
 
 
-def test_a_session_that_the_hub_lost_is_noticed_and_everything_works_again(
+def test_a_session_lost_by_the_hub_is_detected_and_everything_works_again(
     edge_runtime: EdgeRuntime, drive: Drive
 ) -> None:
     """Messages go on all the time; the twin's silence means another link, which subscribes anew."""
@@ -82,7 +82,9 @@ def test_a_hub_that_confirms_no_subscription_still_gets_its_messages(
     assert edge_runtime.invoke("echo").status == 200
 
 
-def test_what_is_desired_or_asked_while_the_module_is_away(edge_runtime: EdgeRuntime, drive: Drive) -> None:
+def test_desired_properties_and_inputs_of_an_absence_arrive_after_it(
+    edge_runtime: EdgeRuntime, drive: Drive
+) -> None:
     """Patches are found in the twin, inputs wait, methods do not."""
     module = drive(edge_runtime.environ, listen=True)
     heard(module, lambda told: len(told["twins"]) == 1)

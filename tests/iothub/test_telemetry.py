@@ -9,7 +9,7 @@ from visionedge.outbound.messages import Message
 # --- when -------------------------------------------------------------------------------------------------
 
 
-def test_frames_wait_for_the_interval_and_go_together() -> None:
+def test_frames_wait_for_the_interval_and_are_sent_together() -> None:
     """Nothing before the interval is over; then one document with all frames in order; then nothing."""
     world = World()
     telemetry = world.telemetry(mode="all", intervalSeconds=1)
@@ -33,7 +33,7 @@ def test_frames_that_fill_a_message_do_not_wait() -> None:
     assert all(150_000 < message.size_bytes <= 200_000 for message in messages[:1])
 
 
-def test_an_event_is_made_at_once_and_numbered_on_its_own() -> None:
+def test_an_event_is_made_at_once_with_its_own_number() -> None:
     """Events do not wait for an interval; each output counts from 1."""
     world = World()
     telemetry = world.telemetry(mode="all", intervalSeconds=1)
@@ -90,7 +90,7 @@ def test_a_heartbeat_is_sent_each_minute() -> None:
 # --- how many ---------------------------------------------------------------------------------------------
 
 
-def test_a_spent_budget_stops_detections_and_one_event_says_so() -> None:
+def test_a_spent_budget_stops_detections_and_one_event_reports_it() -> None:
     """Detections are sent again on the next UTC day; events are always sent."""
     world = World()
     telemetry = world.telemetry(mode="all", intervalSeconds=1, maxPerDay=2)
@@ -109,7 +109,7 @@ def test_a_spent_budget_stops_detections_and_one_event_says_so() -> None:
     assert (message.output, message.sequence_number) == ("detections", 3)
 
 
-def test_the_event_names_the_setting_and_comes_once_a_day() -> None:
+def test_the_budget_event_names_the_setting_and_is_sent_once_a_day() -> None:
     """People learn which key to change."""
     world = World()
     telemetry = world.telemetry(mode="all", maxPerDay=0)
@@ -138,7 +138,7 @@ def test_a_change_that_the_budget_dropped_is_sent_the_next_day() -> None:
     assert [m.output for m in telemetry.flush()] == ["events", "detections"]
 
 
-def test_a_frame_that_fits_into_no_message_is_counted_and_reported_once() -> None:
+def test_a_frame_too_large_for_a_message_is_counted_and_reported_once() -> None:
     """Per camera one event, however many such frames come."""
     world = World()
     telemetry = world.telemetry(mode="all")
@@ -159,7 +159,7 @@ def test_a_frame_with_nan_is_counted_and_reported() -> None:
     assert telemetry.statistics().dropped == {"invalid": 1}
 
 
-def test_when_nobody_asks_the_oldest_frames_go() -> None:
+def test_if_messages_are_not_taken_the_oldest_frames_are_dropped() -> None:
     """What waits is bounded by bytes."""
     world = World()
     telemetry = world.telemetry(mode="all", intervalSeconds=86400)

@@ -20,7 +20,7 @@ def policy(**settings: Any) -> TelemetryConfig:
     return TelemetryConfig.model_validate({"fillSeconds": 0, **settings})
 
 
-def test_another_interval_counts_for_what_waits_already() -> None:
+def test_a_new_interval_applies_to_waiting_frames() -> None:
     """Frames that would have waited for a day go now."""
     clock = World()
     telemetry = clock.telemetry(mode="all", intervalSeconds=86400)
@@ -30,7 +30,7 @@ def test_another_interval_counts_for_what_waits_already() -> None:
     assert len(telemetry.due(clock.now_ns)) == 1
 
 
-def test_another_mode_keeps_waiting_frames_and_the_last_frame_sent() -> None:
+def test_a_new_mode_keeps_waiting_frames_and_the_last_sent_frame() -> None:
     """Nothing is lost, nothing is sent twice, and the numbers continue."""
     clock = World()
     telemetry = clock.telemetry(mode="changes")
@@ -48,7 +48,7 @@ def test_another_mode_keeps_waiting_frames_and_the_last_frame_sent() -> None:
     assert (counts.offered, counts.published, counts.muted, counts.unchanged) == (4, 2, 1, 1)
 
 
-def test_other_thresholds_compare_with_the_last_frame_sent() -> None:
+def test_new_thresholds_are_compared_with_the_last_sent_frame() -> None:
     """A box that moved a little is news from now on, and one that holds for less is there."""
     clock = World()
     telemetry = clock.telemetry(mode="changes", moveThreshold=0.5)
@@ -65,7 +65,7 @@ def test_other_thresholds_compare_with_the_last_frame_sent() -> None:
     assert telemetry.statistics().waiting == 3
 
 
-def test_a_larger_budget_continues_the_day_and_its_end_is_reported_again() -> None:
+def test_a_larger_budget_continues_the_day_and_its_exhaustion_is_reported_again() -> None:
     """What was spent today stays spent."""
     clock = World()
     telemetry = clock.telemetry(mode="all", maxPerDay=1)
@@ -80,7 +80,7 @@ def test_a_larger_budget_continues_the_day_and_its_end_is_reported_again() -> No
     assert sum("frames" in document for document in spent) == 3
 
 
-def test_smaller_bounds_of_the_spool_let_the_oldest_go(world: SpoolWorld) -> None:
+def test_smaller_spool_limits_drop_the_oldest_messages(world: SpoolWorld) -> None:
     """At once, counted as for a full one; larger ones keep more from now on."""
     spool = world.spool(limit_bytes=100_000)
     for sequence_number in range(10):
@@ -142,7 +142,7 @@ def test_the_budget_counts_blocks_of_4_kb_not_messages() -> None:
     assert telemetry.statistics().left_today == 0
 
 
-def test_what_a_message_lacks_in_blocks_ends_the_day() -> None:
+def test_a_message_that_needs_more_blocks_than_are_left_ends_the_day() -> None:
     """The first message that does not fit is dropped, counted and reported; smaller ones do not slip past."""
     clock = World()
     telemetry = clock.telemetry(mode="all", maxPerDay=1)
@@ -154,7 +154,7 @@ def test_what_a_message_lacks_in_blocks_ends_the_day() -> None:
     assert telemetry.statistics().offered == 2
 
 
-def test_an_answer_takes_as_many_blocks_as_it_has() -> None:
+def test_an_answer_uses_its_own_number_of_blocks() -> None:
     """An answer to a picture of another module is billed like any message."""
     clock = World()
     telemetry = clock.telemetry(maxPerDay=3)
@@ -164,7 +164,7 @@ def test_an_answer_takes_as_many_blocks_as_it_has() -> None:
     assert telemetry.answer(clock.result([MAN] * 60), "") is None
 
 
-def test_a_restart_remembers_blocks(world: SpoolWorld) -> None:
+def test_a_restart_keeps_the_count_of_blocks(world: SpoolWorld) -> None:
     """What the spool keeps of the day is what the budget is counted in."""
     clock, spool = World(), world.spool()
     telemetry = clock.telemetry(maxPerDay=10)
@@ -188,7 +188,7 @@ def rate(clock: World, telemetry: Telemetry, per_minute: int, minutes: int) -> l
     return [document for document in documents(made) if document["schema"] == "visionedge/event/1"]
 
 
-def test_a_day_that_will_pass_the_budget_is_reported_before_it_does(
+def test_a_day_that_will_exceed_the_budget_is_reported_in_advance(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """One warning in the log and one event, after some minutes; not again while nothing changes."""
@@ -203,7 +203,7 @@ def test_a_day_that_will_pass_the_budget_is_reported_before_it_does(
     assert ["telemetry.maxPerDay is 14,400" in record.getMessage() for record in warned] == [True]
 
 
-def test_a_projection_that_falls_again_is_reported_once() -> None:
+def test_a_projection_that_falls_below_the_budget_is_reported_once() -> None:
     """And one that hovers about the limit is not reported again and again."""
     clock = World()
     telemetry = clock.telemetry(mode="all", maxPerDay=14_400)
@@ -216,7 +216,7 @@ def test_a_projection_that_falls_again_is_reported_once() -> None:
     assert event["details"]["exceeded"] == []
 
 
-def test_the_warning_comes_once_a_day_while_it_lasts() -> None:
+def test_the_warning_is_sent_once_a_day_while_its_cause_lasts() -> None:
     """Also on the days after the budget was spent, when nothing was sent for hours."""
     clock = World()
     telemetry = clock.telemetry(mode="all", maxPerDay=1_440)
@@ -227,7 +227,7 @@ def test_the_warning_comes_once_a_day_while_it_lasts() -> None:
     assert days == ["2026-11-22", "2026-11-23", "2026-11-24", "2026-11-25"]
 
 
-def test_a_day_beyond_a_unit_is_reported_where_the_budget_allows_it() -> None:
+def test_a_day_beyond_one_iot_hub_unit_is_reported_if_the_budget_allows_more() -> None:
     """`maxPerDay` above what one S1 unit takes: 400,000 blocks."""
     clock = World()
     telemetry = clock.telemetry(mode="all", maxPerDay=10**9)
@@ -236,7 +236,7 @@ def test_a_day_beyond_a_unit_is_reported_where_the_budget_allows_it() -> None:
     assert "400,000" in event["message"]
 
 
-def test_no_budget_at_all_is_no_risk() -> None:
+def test_without_a_budget_nothing_is_projected() -> None:
     """`maxPerDay: 0` is a way to say: events only."""
     clock = World()
     telemetry = clock.telemetry(mode="all", maxPerDay=0)

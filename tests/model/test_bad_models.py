@@ -337,7 +337,9 @@ BAD: dict[str, tuple[Maker, str]] = {
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_model_is_one_line_and_exit_2(visionedge: CommandLine, tmp_path: Path, name: str) -> None:
+def test_a_bad_model_gives_a_one_line_error_and_exit_code_2(
+    visionedge: CommandLine, tmp_path: Path, name: str
+) -> None:
     """Named by its path, without a traceback, a hang or the end of the process."""
     make, expected = BAD[name]
     path = tmp_path / "bad.onnx"
@@ -356,7 +358,7 @@ def test_a_bad_model_is_one_line_and_exit_2(visionedge: CommandLine, tmp_path: P
     "name", ["a classifier", "outputs that are no numbers", "names that paint the screen"]
 )
 @pytest.mark.parametrize("deed", ["inspect", "compile"])
-def test_the_other_verbs_refuse_it_as_well(
+def test_the_other_commands_refuse_a_bad_model_too(
     visionedge: CommandLine, tmp_path: Path, name: str, deed: str
 ) -> None:
     """inspect teaches on stdout, but ends with the same line and code; compile writes nothing."""
@@ -372,7 +374,7 @@ def test_the_other_verbs_refuse_it_as_well(
 
 
 @pytest.mark.timeout(60)
-def test_a_model_that_never_ends_is_told_in_time(
+def test_a_model_that_never_finishes_is_reported_in_time(
     visionedge: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its first run is in a process of its own, which is ended."""
@@ -385,7 +387,7 @@ def test_a_model_that_never_ends_is_told_in_time(
     assert "does not finish a picture within 2 s" in line
 
 
-def test_a_file_of_more_than_2_gb_is_not_even_read(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_a_file_of_more_than_2_gb_is_not_read(visionedge: CommandLine, tmp_path: Path) -> None:
     path = tmp_path / "sparse.onnx"
     with path.open("wb") as file:
         file.truncate(3 << 30)
@@ -394,7 +396,7 @@ def test_a_file_of_more_than_2_gb_is_not_even_read(visionedge: CommandLine, tmp_
     assert "larger than 2 GB" in outcome.complaints[0]
 
 
-def test_a_file_that_may_not_be_read(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_refused(visionedge: CommandLine, tmp_path: Path) -> None:
     """Root may read everything, so for the moment of the command this process is somebody else."""
     path = DETECTOR.save(tmp_path / "secret.onnx")
     assert visionedge("model", "inspect", path).code == 0  # imports what somebody else may not read
@@ -409,7 +411,7 @@ def test_a_file_that_may_not_be_read(visionedge: CommandLine, tmp_path: Path) ->
     assert "cannot be read: Permission denied" in outcome.complaints[0]
 
 
-def test_a_file_below_a_file(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_a_path_below_a_file_is_refused(visionedge: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     outcome = visionedge("model", "inspect", tmp_path / "file" / "m.onnx")
     assert outcome.code == 2
@@ -417,7 +419,7 @@ def test_a_file_below_a_file(visionedge: CommandLine, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(110)
-def test_threescore_damaged_models_are_each_refused_or_run(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_sixty_damaged_models_are_each_refused_or_run(visionedge: CommandLine, tmp_path: Path) -> None:
     """Single bytes changed anywhere: whatever becomes of it, it is 0, 1 or 2, and one line if it is not 0."""
     dice = random.Random(7)  # noqa: S311 - damage, not a secret
     path = tmp_path / "damaged.onnx"

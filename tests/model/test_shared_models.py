@@ -182,7 +182,7 @@ def ap(rows: dict[int, Array], labelled: Labelled, categories: dict[int, int]) -
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_compiled_graph_sees_as_well_as_the_models_own_recipe(
+def test_the_compiled_graph_is_as_accurate_as_the_reference_code_of_the_model(
     shared_data: Path, labelled: Labelled, name: str
 ) -> None:
     """COCO AP within 0.005, on pictures that are not easy: AP is between 0.2 and 0.7."""

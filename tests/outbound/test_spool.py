@@ -47,7 +47,7 @@ def test_a_message_is_handed_out_only_when_it_is_on_disk(world: SpoolWorld) -> N
     assert first.message_id == "detections-1"
 
 
-def test_what_was_not_acknowledged_comes_again_after_a_kill_the_same(world: SpoolWorld) -> None:
+def test_unacknowledged_messages_are_sent_again_unchanged_after_a_kill(world: SpoolWorld) -> None:
     """Body, id, properties and order stay; what was acknowledged and written off does not come again."""
     spool = world.spool()
     before = [message(1), message(1, "events"), message(2), message(3)]
@@ -78,7 +78,7 @@ def test_an_acknowledgement_that_was_not_written_means_a_duplicate(world: SpoolW
     assert ids(drain(world.spool())) == ["detections-1"]
 
 
-def test_numbers_of_messages_that_never_reached_the_disk_are_given_again(world: SpoolWorld) -> None:
+def test_numbers_of_messages_that_never_reached_the_disk_are_reused(world: SpoolWorld) -> None:
     """They were not sent either: so there is no gap."""
     spool = world.spool()
     spool.put(message(1))
@@ -88,7 +88,7 @@ def test_numbers_of_messages_that_never_reached_the_disk_are_given_again(world: 
     assert dict(world.spool().last_numbers) == {"detections": 1}
 
 
-def test_more_than_the_memory_holds_is_read_back_in_order(world: SpoolWorld) -> None:
+def test_messages_beyond_the_memory_limit_are_read_back_in_order(world: SpoolWorld) -> None:
     """Only a window of the messages on disk is in memory; the others follow in order."""
     spool = world.spool()
     for sequence_number in range(1, 2001):
@@ -111,7 +111,7 @@ def test_large_messages_are_not_all_kept_in_memory(world: SpoolWorld) -> None:
     assert len(drain(spool)) == 60
 
 
-def test_what_was_spent_of_the_day_is_kept_with_the_messages(world: SpoolWorld) -> None:
+def test_the_spent_budget_of_the_day_is_saved_with_the_messages(world: SpoolWorld) -> None:
     """A restart does not begin a new budget; counts of other dates are removed."""
     spool = world.spool()
     spent = {"2026-11-22": 2}
@@ -128,7 +128,7 @@ def test_what_was_spent_of_the_day_is_kept_with_the_messages(world: SpoolWorld) 
     assert dict(world.spool().spent) == {"2026-11-23": 1}
 
 
-def test_closing_writes_what_waits(world: SpoolWorld) -> None:
+def test_closing_writes_the_waiting_messages(world: SpoolWorld) -> None:
     """With its thread; nothing is left behind."""
     spool = world.spool()
     spool.start()
@@ -142,7 +142,7 @@ def test_closing_writes_what_waits(world: SpoolWorld) -> None:
 # --- bounds -----------------------------------------------------------------------------------------------
 
 
-def test_the_oldest_telemetry_goes_first_and_events_last(world: SpoolWorld) -> None:
+def test_the_oldest_telemetry_is_dropped_first_and_events_last(world: SpoolWorld) -> None:
     """The oldest messages are dropped and reported as ranges."""
     size = message(1).size_bytes
     spool = world.spool(limit_bytes=6 * size)
@@ -160,7 +160,7 @@ def test_the_oldest_telemetry_goes_first_and_events_last(world: SpoolWorld) -> N
     assert ids(drain(spool)) == ["events-1", *(f"detections-{n}" for n in range(4, 9))]
 
 
-def test_events_go_when_nothing_else_is_left(world: SpoolWorld) -> None:
+def test_events_are_dropped_if_nothing_else_is_left(world: SpoolWorld) -> None:
     """The bound holds in any case."""
     size = message(1, "events").size_bytes
     spool = world.spool(limit_bytes=3 * size)
@@ -171,7 +171,7 @@ def test_events_go_when_nothing_else_is_left(world: SpoolWorld) -> None:
     assert ids(drain(spool)) == ["events-3", "events-4", "events-5"]
 
 
-def test_the_message_that_the_hub_has_in_hand_is_not_dropped(world: SpoolWorld) -> None:
+def test_the_message_being_sent_is_not_dropped(world: SpoolWorld) -> None:
     """It may have arrived: a loss that is none would be a lie."""
     spool = world.spool(limit_bytes=2 * message(1).size_bytes)
     spool.put(message(1))
@@ -202,7 +202,7 @@ def test_a_message_that_the_hub_has_is_never_reported_as_lost(world: SpoolWorld)
     assert [m.sequence_number for m in drain(spool)] == [5, 6, 7, 8]
 
 
-def test_the_bound_holds_after_each_round_whatever_came_while_it_was_written(world: SpoolWorld) -> None:
+def test_the_limit_holds_after_each_round_for_any_concurrent_messages(world: SpoolWorld) -> None:
     """A burst faster than the disk: the excess is dropped at once, not with the next message."""
     size = message(40).size_bytes
     spool = world.spool(limit_bytes=4 * size)
@@ -223,7 +223,7 @@ def test_the_bound_holds_after_each_round_whatever_came_while_it_was_written(wor
     assert [m.sequence_number for m in drain(spool)] == [37, 38, 39, 40]
 
 
-def test_messages_that_are_too_old_are_dropped_also_with_free_space(world: SpoolWorld) -> None:
+def test_messages_that_are_too_old_are_dropped_even_with_free_space(world: SpoolWorld) -> None:
     """Age counts the time that the module ran: neither a wrong wall clock nor a holiday makes it old."""
     spool = world.spool(max_age_s=3600)
     spool.put(message(1))
@@ -269,7 +269,7 @@ def test_a_loss_is_reported_until_the_hub_has_the_message_that_reports_it(world:
     assert [(loss.first, loss.last) for loss in spool.take_lost_ranges()] == [(4, 4)]
 
 
-def test_a_message_that_the_sdk_refuses_is_a_loss_too(world: SpoolWorld) -> None:
+def test_a_message_that_the_sdk_refuses_is_counted_as_lost(world: SpoolWorld) -> None:
     """Its number is reported like any other."""
     spool = world.spool()
     for sequence_number in (1, 2):
@@ -336,7 +336,7 @@ def test_in_memory_a_message_larger_than_the_limit_is_dropped_alone(world: Spool
 # --- disks ------------------------------------------------------------------------------------------------
 
 
-def test_a_disk_that_takes_nothing_means_memory_with_an_event_and_back(world: SpoolWorld) -> None:
+def test_a_failing_disk_switches_to_memory_and_back_with_events(world: SpoolWorld) -> None:
     """Order stays, nothing is lost, and each change is reported once."""
     spool = world.spool()
     spool.put(message(1))
@@ -369,7 +369,7 @@ def test_a_disk_that_takes_nothing_means_memory_with_an_event_and_back(world: Sp
     assert [m.sequence_number for m in drain(world.spool())] == [2, 3]
 
 
-def test_a_full_disk_is_no_end(world: SpoolWorld) -> None:
+def test_a_full_disk_does_not_stop_the_spool(world: SpoolWorld) -> None:
     """SQLite says `full`: memory takes over, and what is on disk already keeps its place in the order."""
     spool = world.spool(memory_bytes=10_000_000)
     for sequence_number in range(1, 601):
@@ -386,7 +386,7 @@ def test_a_full_disk_is_no_end(world: SpoolWorld) -> None:
     assert [m.sequence_number for m in drain(spool)] == list(range(1, 651))
 
 
-def test_a_flapping_disk_is_not_a_stream_of_events(world: SpoolWorld) -> None:
+def test_a_flapping_disk_does_not_flood_events(world: SpoolWorld) -> None:
     """The same event comes at most once in five minutes; the status shows each change."""
     spool = world.spool()
     for sequence_number in range(1, 11):
@@ -398,7 +398,7 @@ def test_a_flapping_disk_is_not_a_stream_of_events(world: SpoolWorld) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
-def test_a_file_that_is_no_database_is_set_aside(world: SpoolWorld, content: bytes) -> None:
+def test_a_file_that_is_not_a_database_is_set_aside(world: SpoolWorld, content: bytes) -> None:
     """The spool begins anew on disk and says so; an empty file is simply filled."""
     world.path.parent.mkdir()
     world.path.write_bytes(content)
@@ -411,7 +411,7 @@ def test_a_file_that_is_no_database_is_set_aside(world: SpoolWorld, content: byt
     assert ids(drain(spool)) == ["detections-1"]
 
 
-def test_a_damaged_file_is_set_aside_at_the_start_and_numbers_go_on(world: SpoolWorld) -> None:
+def test_a_damaged_file_is_set_aside_at_the_start_and_numbers_continue(world: SpoolWorld) -> None:
     """The event says up to which numbers messages may be lost, as far as that can still be read."""
     spool = world.spool(memory_bytes=10_000_000)
     for sequence_number in range(1, 1501):
@@ -430,7 +430,7 @@ def test_a_damaged_file_is_set_aside_at_the_start_and_numbers_go_on(world: Spool
     assert [m.sequence_number for m in drain(again)] == [1501]
 
 
-def test_a_file_that_is_damaged_while_it_is_used_is_replaced_and_its_numbers_are_reported(
+def test_a_file_that_is_damaged_in_use_is_replaced_and_its_numbers_are_reported(
     world: SpoolWorld,
 ) -> None:
     """Messages that were only in it are reported as lost; messages in memory and the numbers continue."""
@@ -464,7 +464,7 @@ def damage(path: Path) -> None:
         file.write(b"\xaa" * (size // 2))
 
 
-def test_a_folder_that_cannot_be_made_means_memory(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_means_a_spool_in_memory(tmp_path: Path) -> None:
     """The module starts all the same, and tries again."""
     (tmp_path / "data").write_text("a file where the folder should be")
     world = SpoolWorld(tmp_path)
@@ -514,7 +514,7 @@ def test_the_messages_of_another_module_are_set_aside(world: SpoolWorld) -> None
 # --- speed ------------------------------------------------------------------------------------------------
 
 
-def test_two_thousand_messages_a_second_go_through_the_disk(tmp_path: Path) -> None:
+def test_two_thousand_messages_a_second_are_stored_and_read(tmp_path: Path) -> None:
     """Each on disk before it is handed out, with real commits, for half a millisecond of CPU at most."""
     thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
     spool = Spool(tmp_path / "spool.db", "me", thread_group)

@@ -51,7 +51,7 @@ class Driver:
         (Driver(capabilities=((5, 2),)), False, "found: 5.2"),
     ],
 )
-def test_a_device_is_usable_when_driver_and_device_are_new_enough(
+def test_a_device_is_usable_if_driver_and_device_are_new_enough(
     driver: Driver | None, usable: bool, reason: str
 ) -> None:
     answer, said = gpu_present.judge(driver)
@@ -59,7 +59,7 @@ def test_a_device_is_usable_when_driver_and_device_are_new_enough(
     assert reason in said
 
 
-def test_a_driver_that_does_not_answer_counts_as_none() -> None:
+def test_a_driver_that_does_not_answer_counts_as_missing() -> None:
     assert gpu_present.usable_device(time_limit_s=0.0)[0] is False
 
 
@@ -71,13 +71,13 @@ def test_the_named_extra_wins_and_a_wrong_name_is_an_error(monkeypatch: pytest.M
         prepare.chosen_extra()
 
 
-def test_what_only_the_other_extra_brings_is_its_onnxruntime_and_its_libraries() -> None:
+def test_packages_of_only_the_other_extra_are_its_onnxruntime_and_libraries() -> None:
     cpu, gpu = prepare.locked_names("cpu"), prepare.locked_names("gpu")
     assert cpu - gpu == {"onnxruntime"}
     assert all(name == "onnxruntime-gpu" or name.startswith("nvidia-") for name in gpu - cpu)
 
 
-def test_a_changed_lock_or_extra_or_kind_is_another_set_up() -> None:
+def test_a_changed_lock_extra_or_kind_requires_a_new_set_up() -> None:
     digests = {
         prepare.digest(kind, extra, with_av=with_av)
         for kind in prepare.KINDS
@@ -121,7 +121,7 @@ def set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
 
 
 @pytest.mark.parametrize("before", [[], ["dev"], ["run"]])
-def test_run_decodes_with_pyav_whatever_was_installed_before(set_up: SetUp, before: list[str]) -> None:
+def test_run_installs_pyav_in_every_existing_environment(set_up: SetUp, before: list[str]) -> None:
     """As the images do; the second time nothing is to be done."""
     for kind in before:
         prepare.prepare(kind)
@@ -133,7 +133,7 @@ def test_run_decodes_with_pyav_whatever_was_installed_before(set_up: SetUp, befo
 
 
 @pytest.mark.parametrize("variable", ["VISIONEDGE_WITH_AV", "WITH_PYAV"])
-def test_pyav_can_be_left_out_and_is_taken_out(
+def test_pyav_can_be_excluded_and_is_then_removed(
     set_up: SetUp, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     """Its wheel carries GPL code. `make test` needs it again and gets it."""
@@ -145,14 +145,14 @@ def test_pyav_can_be_left_out_and_is_taken_out(
     assert set_up.installed == {"av"}
 
 
-def test_a_wrong_word_about_pyav_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_value_for_pyav_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISIONEDGE_WITH_AV", "no")
     with pytest.raises(prepare.SetupError, match="make it 0"):
         prepare.av_is_wanted()
 
 
 @pytest.mark.usefixtures("set_up")
-def test_run_says_where_the_command_is(
+def test_run_prints_the_path_of_the_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each time, on stderr: docs call it `visionedge`."""
@@ -185,7 +185,7 @@ def test_an_environment_without_its_interpreter_does_not_count(
     assert prepare.working()
 
 
-def test_pip_sees_the_users_mirror_but_not_what_would_mislead_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_gets_the_users_mirror_and_no_conflicting_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_CERT", "/etc/ssl/own.pem")
     monkeypatch.setenv("PIP_TARGET", "/elsewhere")
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
@@ -194,7 +194,7 @@ def test_pip_sees_the_users_mirror_but_not_what_would_mislead_it(monkeypatch: py
     assert not {"PIP_TARGET", "PYTHONPATH"} & environment.keys()
 
 
-def test_only_large_downloads_get_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_large_downloads_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     prepare.show("  Downloading onnxruntime_gpu-1.26.0-cp311-cp311-manylinux_2_28_x86_64.whl (290.1 MB)\n")
     prepare.show("  Downloading yarl-1.25.1-cp311-cp311-manylinux_2_28_x86_64.whl (0.1 MB)\n")
     prepare.show("Collecting yarl==1.25.1\n")
@@ -203,7 +203,7 @@ def test_only_large_downloads_get_a_line(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("verb", ["run", "test"])
-def test_a_python_too_old_is_one_line_with_the_remedy(verb: str) -> None:
+def test_a_python_that_is_too_old_gives_a_one_line_error_with_the_remedy(verb: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     ended = subprocess.run(
         ["make", verb, "PYTHON=false"],

@@ -135,7 +135,7 @@ KINDS = [_engine, _probe, _first_run, _questions, _inspection, _load, _module]
 
 
 @pytest.mark.parametrize("start", KINDS, ids=lambda kind: kind.__name__.strip("_"))
-def test_a_child_gets_no_secret_and_imports_nothing_from_where_it_stands(
+def test_a_child_gets_no_secret_and_imports_nothing_from_its_working_directory(
     witness: Witness, tmp_path: Path, start: Callable[[Path], None]
 ) -> None:
     """For every kind of child, and each process that is really started."""
@@ -151,7 +151,7 @@ def test_a_child_gets_no_secret_and_imports_nothing_from_where_it_stands(
         assert BAIT not in " ".join(words)
 
 
-def test_there_is_no_other_way_to_start_a_process() -> None:
+def test_processes_are_started_only_by_this_module() -> None:
     """A child that is started elsewhere would have the whole environment."""
     ways = {"Popen", "run", "call", "check_call", "check_output", "system", "popen", "fork", "posix_spawn"}
     found = []
@@ -168,7 +168,7 @@ def test_there_is_no_other_way_to_start_a_process() -> None:
     assert set(found) == {"child_process.py"}
 
 
-def test_the_environment_of_a_child_is_made_from_a_list() -> None:
+def test_a_child_gets_only_listed_environment_variables() -> None:
     """What libraries and the locale need is passed on; a variable that is named like a secret is not."""
     needed = {
         "PATH": "/bin",

@@ -430,7 +430,9 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
-def test_under_attack_other_clients_are_answered_and_messages_go_on(target: Target, attack: Attack) -> None:
+def test_under_attack_other_clients_are_answered_and_messages_are_sent(
+    target: Target, attack: Attack
+) -> None:
     """No attack costs much memory or writes a traceback."""
     with attacked(target, attack) as other:
         pass

@@ -62,7 +62,7 @@ def prove_that_frames_add_up(seen: dict[str, float]) -> None:
         assert offered == seen[f"frames_analysed_total{label}}}"] + seen[f"frames_waiting{label}}}"] + let_go
 
 
-def test_the_ladder_goes_down_under_load_and_comes_back_after_it(tmp_path: Path) -> None:
+def test_levels_start_under_load_and_end_after_it(tmp_path: Path) -> None:
     """Each step once in log, events and metrics; no camera is opened again, and no frame unaccounted for."""
     config, out = tmp_path / "vision.yaml", tmp_path / "out.jsonl"
     # At most a third of the 120 frames a second that are asked for, whatever the processor.

@@ -145,7 +145,7 @@ def texts(selector: str) -> str:
     return f"[...document.querySelectorAll('{selector}')].filter(n => n.offsetParent).map(n => n.textContent)"
 
 
-def test_every_state_has_its_words_and_the_order_is_that_of_the_configuration() -> None:
+def test_every_state_has_a_text_and_cameras_are_in_configuration_order() -> None:
     """Also after cameras came, went and changed places; a camera that is switched off waits for nothing."""
 
     async def drive() -> None:
@@ -170,7 +170,7 @@ def test_every_state_has_its_words_and_the_order_is_that_of_the_configuration() 
     asyncio.run(drive())
 
 
-def test_chips_take_one_line_however_many_labels_there_are() -> None:
+def test_label_chips_take_one_line_for_any_number_of_labels() -> None:
     """Those that do not fit are counted, and the tile keeps its height."""
 
     async def drive() -> None:
@@ -193,7 +193,7 @@ def test_chips_take_one_line_however_many_labels_there_are() -> None:
     asyncio.run(drive())
 
 
-def test_no_tile_says_live_when_the_module_does_not_answer() -> None:
+def test_no_tile_shows_live_if_the_module_does_not_answer() -> None:
     """The picture is an old one then, and each tile says so."""
 
     async def drive() -> None:
@@ -242,7 +242,7 @@ def test_seven_windows_of_a_browser_share_one_stream() -> None:
     asyncio.run(drive())
 
 
-def test_the_note_about_the_cpu_is_in_plain_words_and_can_be_hidden() -> None:
+def test_the_note_about_the_cpu_is_readable_and_can_be_hidden() -> None:
     """It is there on every machine without a GPU; hidden once it stays hidden."""
 
     async def drive() -> None:
@@ -258,7 +258,7 @@ def test_the_note_about_the_cpu_is_in_plain_words_and_can_be_hidden() -> None:
     asyncio.run(drive())
 
 
-def test_captions_are_read_well_on_the_colour_of_every_class() -> None:
+def test_captions_are_readable_on_every_class_colour() -> None:
     """Contrast 4.5 or more (WCAG), whichever of black and white is taken."""
 
     async def drive() -> None:
@@ -284,7 +284,7 @@ def test_captions_are_read_well_on_the_colour_of_every_class() -> None:
     asyncio.run(drive())
 
 
-def test_a_camera_that_is_lost_says_when_the_next_try_begins() -> None:
+def test_a_lost_camera_shows_the_time_of_the_next_attempt() -> None:
     """In place of its rate; while a try is under way it says so, and a camera that is live says neither."""
 
     async def drive() -> None:
@@ -305,7 +305,7 @@ def test_a_camera_that_is_lost_says_when_the_next_try_begins() -> None:
     asyncio.run(drive())
 
 
-def test_the_head_never_says_that_more_was_analysed_than_was_asked_for() -> None:
+def test_the_header_never_shows_more_analysed_than_requested_frames() -> None:
     """Both numbers are of one window of time; where nothing limits there is only the rate of now."""
 
     async def drive() -> None:
@@ -322,7 +322,7 @@ def test_the_head_never_says_that_more_was_analysed_than_was_asked_for() -> None
     asyncio.run(drive())
 
 
-def test_the_name_of_a_camera_is_read_in_full_on_a_wall_of_sixteen() -> None:
+def test_camera_names_are_fully_visible_with_sixteen_tiles() -> None:
     """Its rate and its age stand on a line of their own, and are in full sight, too."""
 
     async def drive() -> None:
@@ -339,7 +339,7 @@ def test_the_name_of_a_camera_is_read_in_full_on_a_wall_of_sixteen() -> None:
     asyncio.run(drive())
 
 
-def test_captions_hide_neither_each_other_nor_run_out_of_the_picture() -> None:
+def test_captions_do_not_overlap_and_stay_within_the_picture() -> None:
     """Also of boxes that are equal, of a crowd in a corner, and of a name that is longer than its box."""
 
     async def drive() -> None:
@@ -397,7 +397,7 @@ def test_a_tall_picture_gets_a_tall_tile_and_is_large_in_it() -> None:
     asyncio.run(drive())
 
 
-def test_only_tiles_in_sight_or_about_to_be_fetch_pictures() -> None:
+def test_only_tiles_in_or_near_the_viewport_fetch_pictures() -> None:
     """Those just below the edge have their picture already; those far below ask for none until then."""
 
     async def drive() -> None:
@@ -422,7 +422,7 @@ def test_only_tiles_in_sight_or_about_to_be_fetch_pictures() -> None:
     asyncio.run(drive())
 
 
-def test_the_page_does_not_jump_while_what_is_found_and_what_cameras_do_changes() -> None:
+def test_the_page_layout_is_stable_while_detections_and_states_change() -> None:
     """The score of layout shifts (CLS), as the browser counts them, stays below 0.1 from the start on."""
 
     async def drive() -> None:

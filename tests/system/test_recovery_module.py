@@ -104,7 +104,7 @@ def until_back(module: ModuleProcess, count: int) -> dict[str, Any]:
 
 @pytest.mark.timeout(600)  # a dozen processes start, one after the other
 @pytest.mark.parametrize("names", [("sticky", "gone", "nan", "crashed"), ("hang", "no-memory", "refused")])
-def test_a_device_is_lost_in_every_way_and_comes_back_while_the_module_runs(
+def test_a_device_lost_by_any_fault_returns_while_the_module_runs(
     tmp_path: Path, names: tuple[str, ...]
 ) -> None:
     """Each loss is told once in log, events and metrics; no camera reconnects, HTTP answers, all adds up."""

@@ -52,7 +52,7 @@ def _write(folder: Path, **sections: Any) -> Path:
     return path
 
 
-def test_a_port_in_use_is_told_in_one_line_before_anything_slow(tmp_path: Path) -> None:
+def test_a_port_in_use_gives_a_one_line_error_before_slow_steps(tmp_path: Path) -> None:
     """Nothing was started, so nothing is said to have stopped."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -64,7 +64,7 @@ def test_a_port_in_use_is_told_in_one_line_before_anything_slow(tmp_path: Path) 
     assert f"cannot listen on 127.0.0.1:{port}: the port is in use" in lines[0]
 
 
-def test_the_duration_ends_a_module_whose_model_never_comes(tmp_path: Path) -> None:
+def test_the_duration_ends_a_module_whose_model_never_arrives(tmp_path: Path) -> None:
     """Counted from when it began to wait."""
     with ModelServer(tmp_path) as server:
         server.answers["/never.onnx"] = status(503)
@@ -75,7 +75,7 @@ def test_the_duration_ends_a_module_whose_model_never_comes(tmp_path: Path) -> N
     assert "the duration is over, and the module was not ready" in module.log
 
 
-def test_a_hang_up_reads_the_file_again_and_a_wrong_one_changes_nothing(tmp_path: Path) -> None:
+def test_sighup_reloads_the_file_and_a_wrong_one_changes_nothing(tmp_path: Path) -> None:
     path = _write(tmp_path)
     with ModuleProcess(tmp_path / "data", "--config", str(path)) as module:
         module.ready()
@@ -94,7 +94,7 @@ def test_a_hang_up_reads_the_file_again_and_a_wrong_one_changes_nothing(tmp_path
         assert module.stop(10) == 0
 
 
-def test_a_hang_up_without_a_file_is_only_logged(tmp_path: Path) -> None:
+def test_sighup_without_a_file_is_only_logged(tmp_path: Path) -> None:
     TinyDetector().save(tmp_path / "small.onnx")
     arguments = ("--camera", "demo=demo:", "--model", str(tmp_path / "small.onnx"), "--device", "cpu")
     with ModuleProcess(tmp_path / "data", *arguments, environ={"VISIONEDGE_CONFIG": ""}) as module:
@@ -152,7 +152,7 @@ HANGING = """
 
 
 @pytest.mark.parametrize("what", ["executor", "thread"])
-def test_the_stop_waits_for_nothing_that_hangs(tmp_path: Path, what: str) -> None:
+def test_a_stop_does_not_wait_for_hanging_parts(tmp_path: Path, what: str) -> None:
     """It ends by itself, with the code that it would have had."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(HANGING), str(tmp_path), what],
@@ -164,7 +164,7 @@ def test_the_stop_waits_for_nothing_that_hangs(tmp_path: Path, what: str) -> Non
     assert STOP_TIMEOUT_S == 10
 
 
-def test_a_thousand_calls_at_once_are_all_answered(tmp_path: Path) -> None:
+def test_a_thousand_concurrent_calls_are_all_answered(tmp_path: Path) -> None:
     """Those beyond a bound are told at once to come again; none is lost."""
     statuses: list[int] = []
 
@@ -213,7 +213,7 @@ def test_a_thousand_calls_at_once_are_all_answered(tmp_path: Path) -> None:
     assert 200 in statuses
 
 
-def test_the_series_of_a_camera_that_is_gone_end() -> None:
+def test_the_metric_series_of_a_removed_camera_end() -> None:
     """What was observed of it goes; of one that was never seen there is nothing to go."""
     world = World()
     metrics = Metrics(lambda: ())
@@ -226,7 +226,7 @@ def test_the_series_of_a_camera_that_is_gone_end() -> None:
     assert 'camera="dock"' not in text
 
 
-def test_one_result_that_cannot_be_handled_costs_none_behind_it(
+def test_a_result_that_cannot_be_handled_does_not_stop_later_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And an error that comes again and again ends the module."""

@@ -135,7 +135,7 @@ def test_the_module_reports_itself(deployed: Deployed) -> None:
     assert reported["module"].keys() == {"version", "started"}
 
 
-def test_the_precision_stands_in_twin_status_and_metrics(deployed: Deployed) -> None:
+def test_the_precision_is_in_twin_status_and_metrics(deployed: Deployed) -> None:
     """`precision: auto` decides on each machine, so a fleet has to see what it became."""
     deployed.runtime.wait_until(lambda: "precision" in deployed.reported.get("engine", {}), 30)
     assert deployed.reported["engine"]["precision"] == "fp32"
@@ -144,7 +144,7 @@ def test_the_precision_stands_in_twin_status_and_metrics(deployed: Deployed) -> 
     assert row in deployed.module.raw("/metrics").splitlines()
 
 
-def test_forty_wrong_things_are_all_told_and_the_old_configuration_runs_on(deployed: Deployed) -> None:
+def test_forty_problems_are_all_reported_and_the_old_configuration_stays_in_force(deployed: Deployed) -> None:
     """In the twin, in an event and in status; no camera is opened anew and no frame is missed."""
     wrong: dict[str, Any] = {
         "cameras": {f"c{n}": {"uri": "gopher://h", "fps": 0, "decoder": "x", "colour": 1} for n in range(8)},
@@ -167,7 +167,7 @@ def test_forty_wrong_things_are_all_told_and_the_old_configuration_runs_on(deplo
     deployed.desire({**dict.fromkeys(wrong), "telemetry": {"mode": "all", "maxPerDay": None}})
 
 
-def test_a_right_patch_takes_effect_and_a_key_that_goes_means_the_local_value(deployed: Deployed) -> None:
+def test_a_valid_patch_takes_effect_and_a_removed_key_restores_the_local_value(deployed: Deployed) -> None:
     """One camera more and another rule for telemetry, while the first camera runs on."""
     version = deployed.runtime.broker.twin.desired_version + 1
     told = deployed.desire({"cameras": {"yard": {"uri": "demo:", "fps": 2}}, "telemetry": {"mode": "none"}})
@@ -188,7 +188,7 @@ def test_a_right_patch_takes_effect_and_a_key_that_goes_means_the_local_value(de
     assert len(deployed.events("config-applied")) >= 3
 
 
-def test_http_moves_where_the_twin_says_and_stays_where_that_cannot_be(deployed: Deployed) -> None:
+def test_http_moves_to_the_address_of_the_twin_and_stays_if_it_is_unusable(deployed: Deployed) -> None:
     """A port that cannot be had rejects that section alone."""
     told = deployed.desire({"http": {"host": "192.0.2.1"}, "telemetry": {"maxPerDay": 40000}})
     assert told["http"]["status"] == "rejected"
@@ -201,7 +201,7 @@ def test_http_moves_where_the_twin_says_and_stays_where_that_cannot_be(deployed:
 
 
 @pytest.mark.parametrize("forget", [False, True])
-def test_after_a_lost_connection_everything_is_heard_again(deployed: Deployed, forget: bool) -> None:
+def test_after_a_lost_connection_everything_is_received_again(deployed: Deployed, forget: bool) -> None:
     """With a session that the hub has lost, too; and what is reported is told again."""
     runtime = deployed.runtime
     patches, connects = len(runtime.broker.twin.patches), runtime.broker.connects
@@ -261,7 +261,7 @@ def test_a_snapshot_is_a_jpeg_that_fits(deployed: Deployed, payload: dict[str, A
         ("reboot", None, 404, "unknown_method"),
     ],
 )
-def test_what_cannot_be_answered_is_an_error_in_one_shape(
+def test_unanswerable_calls_get_an_error_document(
     deployed: Deployed, name: str, payload: Any, status: int, code: str
 ) -> None:
     """As over HTTP."""
@@ -270,7 +270,7 @@ def test_what_cannot_be_answered_is_an_error_in_one_shape(
     assert answer.payload["error"]["message"]
 
 
-def test_a_configuration_is_validated_and_nothing_is_changed(deployed: Deployed) -> None:
+def test_a_configuration_is_validated_without_changes(deployed: Deployed) -> None:
     """As if it were desired: with the local document below it."""
     before = deployed.module.cameras().keys()
     right = deployed.runtime.invoke(
@@ -310,7 +310,7 @@ def test_a_picture_is_answered_on_detections(deployed: Deployed, tmp_path: Path,
     assert (frame["width"], frame["height"]) == read_picture_size(path.read_bytes())
 
 
-def test_what_is_no_picture_is_counted_and_told(deployed: Deployed, tmp_path: Path) -> None:
+def test_an_input_that_is_not_a_picture_is_counted_and_reported(deployed: Deployed, tmp_path: Path) -> None:
     """Neither it nor many at once keep the next one from its answer."""
     deployed.runtime.input("frames", b"\xff\xd8\xff but no JPEG", {"$.mid": "junk"})
     deployed.runtime.input("frames", b"", {"$.mid": "nothing"})
@@ -389,7 +389,7 @@ def test_a_start_without_a_hub_uses_the_last_good_configuration(
         assert module.stop(10) == 0
 
 
-def test_a_model_that_is_gone_at_a_start_does_not_keep_the_twin_from_mending_it(
+def test_the_twin_can_replace_a_model_that_is_missing_at_the_start(
     edge_runtime: EdgeRuntime, tmp_path: Path
 ) -> None:
     """The module starts with its local document, hears the twin, and says what it cannot do."""

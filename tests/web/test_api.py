@@ -34,7 +34,7 @@ def test_health_and_readiness_answer_200_or_503_with_every_reason() -> None:
     talk(module, conversation)
 
 
-def test_readiness_is_not_silent_about_the_device() -> None:
+def test_readiness_names_the_device() -> None:
     module = FakeModule()
     module.engine |= {"requested": "cuda", "degraded": True}
 
@@ -46,7 +46,7 @@ def test_readiness_is_not_silent_about_the_device() -> None:
     talk(module, conversation)
 
 
-def test_the_examination_of_the_way_to_the_gpu_is_given_with_secrets_masked() -> None:
+def test_the_doctor_report_is_returned_with_secrets_masked() -> None:
     module = FakeModule()
     remedy = {"instruction": "ask rtsp://me:secret@192.0.2.5/", "lines": []}
     link = {"name": "passthrough", "title": "GPU", "state": "broken", "found": "none", "remedies": [remedy]}
@@ -80,7 +80,7 @@ def test_metrics_are_prometheus_text() -> None:
     talk(FakeModule(), conversation)
 
 
-def test_status_and_cameras_are_given_as_the_module_has_them() -> None:
+def test_status_and_cameras_are_returned_unchanged() -> None:
     module = FakeModule("dock", "yard")
 
     async def conversation(client: Client) -> None:
@@ -99,7 +99,7 @@ def test_status_and_cameras_are_given_as_the_module_has_them() -> None:
     talk(module, conversation)
 
 
-def test_no_secret_leaves_in_a_document_even_when_the_module_forgot_to_mask_it() -> None:
+def test_secrets_in_documents_are_masked_even_if_the_module_did_not() -> None:
     module = FakeModule("dock")
     module.last_error = "rtsp://admin:hunter2@192.0.2.5/s?token=abc cannot be opened"
 
@@ -131,7 +131,7 @@ def test_the_latest_frame_is_its_frame_object() -> None:
     talk(module, conversation)
 
 
-def test_before_the_first_frame_the_answer_is_503_and_when_to_come_again() -> None:
+def test_before_the_first_frame_the_answer_is_503_with_retry_after() -> None:
     async def conversation(client: Client) -> None:
         for leaf in ("frame", "snapshot.jpg", "frame?timeout=0.01"):
             async with client.get(f"/api/v1/cameras/dock/{leaf}") as answer:
@@ -201,7 +201,7 @@ def test_a_long_poll_on_a_camera_that_is_removed_meanwhile_ends_with_404() -> No
         "timeout=1e3",
     ],
 )
-def test_numbers_that_are_none_are_refused(query: str) -> None:
+def test_invalid_numbers_are_refused(query: str) -> None:
     module = FakeModule("dock")
     module.latest_results.publish(result("dock", 5))
 
@@ -214,7 +214,7 @@ def test_numbers_that_are_none_are_refused(query: str) -> None:
     talk(module, conversation)
 
 
-def test_a_snapshot_is_the_very_picture_of_the_latest_frame() -> None:
+def test_a_snapshot_is_the_picture_of_the_latest_frame() -> None:
     module = FakeModule("dock")
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[:, 32:] = (200, 120, 40)
@@ -250,7 +250,7 @@ def test_a_snapshot_is_scaled_down_on_demand_and_never_up() -> None:
 
 
 @pytest.mark.parametrize("query", ["annotate=maybe", "annotate=2", "width=0", "width=wide", "width=99999"])
-def test_snapshot_options_that_mean_nothing_are_refused(query: str) -> None:
+def test_invalid_snapshot_options_are_refused(query: str) -> None:
     module = FakeModule("dock")
     module.latest_results.publish(result())
 
@@ -261,7 +261,7 @@ def test_snapshot_options_that_mean_nothing_are_refused(query: str) -> None:
     talk(module, conversation)
 
 
-def test_a_picture_that_cannot_be_had_any_more_is_told_and_is_no_crash() -> None:
+def test_an_unavailable_picture_is_an_error_and_no_crash() -> None:
     def gone() -> Picture:
         raise SourceError("the decoded picture of dock was let go")
 
@@ -275,7 +275,7 @@ def test_a_picture_that_cannot_be_had_any_more_is_told_and_is_no_crash() -> None
     talk(module, conversation)
 
 
-def test_paths_and_methods_that_do_not_exist_are_errors_in_the_one_shape() -> None:
+def test_unknown_paths_and_methods_get_an_error_document() -> None:
     async def conversation(client: Client) -> None:
         async with client.get("/api/v1/nothing") as answer:
             assert (await error_of(answer))[:2] == (404, "not_found")
@@ -288,7 +288,7 @@ def test_paths_and_methods_that_do_not_exist_are_errors_in_the_one_shape() -> No
     talk(FakeModule(), conversation)
 
 
-def test_a_fault_of_ours_is_a_500_that_tells_nothing_of_the_inside(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_internal_error_is_a_500_without_details(caplog: pytest.LogCaptureFixture) -> None:
     module = FakeModule()
     module.error = ZeroDivisionError("token=secret")
 
@@ -302,7 +302,7 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing_of_the_inside(caplog: pytes
     assert any(record.exc_info for record in caplog.records)
 
 
-def test_an_error_meant_for_people_keeps_its_sentence() -> None:
+def test_an_error_for_users_keeps_its_message() -> None:
     module = FakeModule()
     module.error = ModelError("the model gave NaN")
 
@@ -313,7 +313,7 @@ def test_an_error_meant_for_people_keeps_its_sentence() -> None:
     talk(module, conversation)
 
 
-def test_the_newest_frame_costs_no_object_of_its_camera() -> None:
+def test_a_frame_request_does_not_build_the_camera_document() -> None:
     """With sixteen cameras those objects cost ten times what the rest of the answer does."""
 
     class Module(FakeModule):
@@ -331,7 +331,7 @@ def test_the_newest_frame_costs_no_object_of_its_camera() -> None:
     talk(module, conversation)
 
 
-def test_a_document_that_takes_long_to_make_is_shared_by_those_who_ask_at_once() -> None:
+def test_concurrent_requests_share_an_expensive_document() -> None:
     now_s, made = 100.0, 0
 
     def make(took_s: float) -> dict[str, int]:

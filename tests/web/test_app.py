@@ -35,7 +35,7 @@ def route_set() -> set[tuple[str, str]]:
     return found
 
 
-def test_with_a_token_everything_but_the_health_checks_asks_for_it() -> None:
+def test_with_a_token_only_health_checks_are_open() -> None:
     module = FakeModule("dock")
     module.latest_results.publish(result())
     routes = sorted(route_set())
@@ -76,7 +76,7 @@ def test_a_wrong_token_is_refused(header: str) -> None:
     talk(FakeModule(), conversation, token=TOKEN)
 
 
-def test_the_right_token_opens_everything() -> None:
+def test_the_correct_token_opens_everything() -> None:
     async def conversation(client: Client) -> None:
         for kind in ("Bearer", "bearer"):
             async with client.get("/api/v1/status", headers={"Authorization": f"{kind} {TOKEN}"}) as answer:
@@ -85,7 +85,7 @@ def test_the_right_token_opens_everything() -> None:
     talk(FakeModule(), conversation, token=TOKEN)
 
 
-def test_a_browser_without_a_token_gets_the_page_that_asks_for_it() -> None:
+def test_a_browser_without_a_token_gets_the_login_page() -> None:
     async def conversation(client: Client) -> None:
         async with client.get("/", headers={"Accept": "text/html,*/*"}) as answer:
             assert answer.status == 401
@@ -115,7 +115,7 @@ def test_the_page_is_one_document_that_needs_no_other_host() -> None:
     talk(FakeModule(), conversation)
 
 
-def test_every_answer_forbids_guessing_its_type_and_keeping_it() -> None:
+def test_every_answer_forbids_type_sniffing_and_caching() -> None:
     async def conversation(client: Client) -> None:
         for path in ("/healthz", "/metrics", "/nothing", "/api/v1/cameras"):
             async with client.get(path) as answer:
@@ -150,7 +150,7 @@ def references(value: Any) -> list[str]:
     return []
 
 
-def test_the_description_holds_every_shape_it_refers_to() -> None:
+def test_the_description_contains_every_referenced_shape() -> None:
     document = build_openapi()
     for reference in references(document):
         assert reference.removeprefix("#/components/schemas/") in document["components"]["schemas"]
@@ -201,7 +201,7 @@ def described(name: str) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def test_what_is_answered_has_the_described_shapes() -> None:
+def test_answers_have_the_described_shapes() -> None:
     module = FakeModule("dock")
     module.latest_results.publish(result())
     module.unready = ["the engine warms up"]
@@ -239,7 +239,7 @@ def test_a_frame_object_has_exactly_the_described_keys(source: str | None) -> No
         FrameDocument.model_validate(more)
 
 
-def test_every_key_of_the_description_says_what_it_is_or_has_a_name_that_does() -> None:
+def test_every_key_of_the_description_has_a_description_or_a_clear_name() -> None:
     """No name of a Python field and no title that repeats a key gets into the description."""
     for name, schema in build_schemas().items():
         assert not name.endswith("Document")
@@ -259,7 +259,7 @@ def test_the_description_is_served() -> None:
     talk(FakeModule(), conversation)
 
 
-def test_a_port_in_use_is_one_line_with_the_remedy() -> None:
+def test_a_port_in_use_gives_a_one_line_error_with_the_remedy() -> None:
     async def story(port: int) -> None:
         with pytest.raises(UnavailableError, match=rf"127\.0\.0\.1:{port}: the port is in use.*--http"):
             await HttpServer.start(FakeModule(), HttpConfig(port=port))
@@ -270,7 +270,7 @@ def test_a_port_in_use_is_one_line_with_the_remedy() -> None:
         asyncio.run(story(taken.getsockname()[1]))
 
 
-def test_an_address_of_another_machine_is_one_line_with_the_remedy() -> None:
+def test_an_address_of_another_machine_gives_a_one_line_error_with_the_remedy() -> None:
     with pytest.raises(UnavailableError, match=r"192\.0\.2\.1:\d+: .*--http"):
         asyncio.run(HttpServer.start(FakeModule(), HttpConfig(host="192.0.2.1", port=0)))
 
@@ -307,7 +307,7 @@ async def answered(url: str, token: str | None = None) -> int:
         return 0
 
 
-def test_another_address_is_listened_on_while_viewers_stay_connected() -> None:
+def test_the_address_can_change_while_viewers_stay_connected() -> None:
     """The old one answers no more, but a stream that was opened there goes on."""
 
     async def story() -> None:
@@ -330,7 +330,7 @@ def test_another_address_is_listened_on_while_viewers_stay_connected() -> None:
     asyncio.run(story())
 
 
-def test_the_same_port_at_all_addresses_takes_over_from_one() -> None:
+def test_the_same_port_can_change_from_one_to_all_addresses() -> None:
     """The two overlap, so one must go before the other can come; and back again."""
 
     async def story() -> None:
@@ -345,7 +345,7 @@ def test_the_same_port_at_all_addresses_takes_over_from_one() -> None:
 
 
 @pytest.mark.parametrize("other_port", [True, False])
-def test_an_address_that_cannot_be_listened_on_leaves_everything_as_it_was(other_port: bool) -> None:
+def test_an_unusable_new_address_changes_nothing(other_port: bool) -> None:
     """The token included."""
 
     async def story() -> None:
@@ -359,7 +359,7 @@ def test_an_address_that_cannot_be_listened_on_leaves_everything_as_it_was(other
     asyncio.run(story())
 
 
-def test_another_token_is_asked_for_at_once() -> None:
+def test_a_new_token_is_required_at_once() -> None:
     """And none, if none is configured any more."""
 
     async def story() -> None:
@@ -374,5 +374,5 @@ def test_another_token_is_asked_for_at_once() -> None:
     asyncio.run(story())
 
 
-def test_the_fake_speaks_of_known_labels_only() -> None:
+def test_the_fake_backend_uses_only_known_labels() -> None:
     assert {found["label"] for found in build_frame_document(result())["detections"]} <= set(LABELS)

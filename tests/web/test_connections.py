@@ -81,7 +81,7 @@ async def is_alive(stream: Stream) -> bool:
 
 
 @pytest.mark.parametrize("beginning", [b"", b"GET /healthz HTTP/1.1\r\nHo"])
-def test_a_client_that_sends_no_whole_head_is_let_go(
+def test_a_client_with_an_incomplete_head_is_disconnected(
     beginning: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "HEAD_LIMIT_S", 0.02)
@@ -108,7 +108,7 @@ def test_a_head_that_begins_on_a_kept_connection_has_the_same_limit(monkeypatch:
     serve(story)
 
 
-def test_a_kept_connection_that_asks_nothing_more_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_kept_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "IDLE_LIMIT_S", 0.02)
     monkeypatch.setattr(connections, "SWEEP_S", 0.01)
 
@@ -120,7 +120,7 @@ def test_a_kept_connection_that_asks_nothing_more_is_let_go(monkeypatch: pytest.
     serve(story)
 
 
-def test_who_waits_for_an_answer_is_not_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_waits_for_an_answer_is_not_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HEAD_LIMIT_S", "IDLE_LIMIT_S", "SWEEP_S"):
         monkeypatch.setattr(connections, name, 0.01)
 
@@ -132,7 +132,7 @@ def test_who_waits_for_an_answer_is_not_let_go(monkeypatch: pytest.MonkeyPatch) 
     serve(story)
 
 
-def test_a_client_that_takes_nothing_of_its_answers_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_does_not_read_its_answers_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would hold them in memory, and its place."""
     monkeypatch.setattr(connections, "IDLE_LIMIT_S", 0.05)
     monkeypatch.setattr(connections, "HEAD_LIMIT_S", 0.05)
@@ -154,7 +154,9 @@ def test_a_client_that_takes_nothing_of_its_answers_is_let_go(monkeypatch: pytes
 # --- how many -----------------------------------------------------------------------------------------------
 
 
-def test_when_all_places_are_taken_the_longest_idle_one_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_all_places_are_taken_the_longest_idle_connection_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(connections, "CONNECTIONS_AT_ONCE", 3)
 
     async def story(server: HttpServer, _module: FakeModule) -> None:
@@ -199,7 +201,7 @@ def descriptors_left(count: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_more_connections_than_descriptors_leave_the_server_answering(
+def test_the_server_still_answers_with_more_connections_than_descriptors(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """And a stream goes on. The clients, in this process, get their descriptors before the limit falls."""
@@ -235,7 +237,7 @@ def opened_sockets(count: int) -> Iterator[list[socket.socket]]:
             each.close()
 
 
-def test_a_burst_of_connections_is_kept_by_the_system_until_it_is_accepted() -> None:
+def test_a_burst_of_connections_waits_in_the_system_backlog() -> None:
     """They connect while the loop is busy; with a full queue they would wait for a second and more."""
 
     async def story(server: HttpServer, _module: FakeModule) -> None:
@@ -263,7 +265,7 @@ def has_ipv6() -> bool:
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 @pytest.mark.parametrize("host", ["::", "[::]"])
-def test_all_addresses_of_ipv6_mean_those_of_ipv4_too(host: str) -> None:
+def test_all_ipv6_addresses_include_ipv4(host: str) -> None:
     async def story(server: HttpServer, _module: FakeModule) -> None:
         assert server.url == f"http://[::1]:{server.port}/"
         for address in ("127.0.0.1", "::1"):
@@ -318,7 +320,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("sent", MALFORMED)
-def test_what_is_no_request_is_answered_in_the_one_shape_and_logged_in_a_line(
+def test_a_malformed_request_gets_an_error_document_and_one_log_line(
     sent: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Sent five times, it costs one line of the log, without any of the client's bytes."""
@@ -344,7 +346,7 @@ def test_what_is_no_request_is_answered_in_the_one_shape_and_logged_in_a_line(
     assert not any("a://" in record.getMessage() for record in lines)
 
 
-def test_the_line_about_malformed_requests_counts_those_it_stands_for(
+def test_the_log_line_about_malformed_requests_has_their_count(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     now_s = 100.0
@@ -369,7 +371,7 @@ def test_a_malformed_request_of_the_inference_protocol_is_answered_in_its_shape(
     serve(story)
 
 
-def test_chunks_that_go_wrong_later_end_the_request_at_once() -> None:
+def test_a_wrong_later_chunk_ends_the_request_at_once() -> None:
     """The handler waits for the body then, and would until its time is up."""
 
     async def story(server: HttpServer, _module: FakeModule) -> None:
@@ -391,7 +393,7 @@ def test_chunks_that_go_wrong_later_end_the_request_at_once() -> None:
 # --- the plain handler of the newest frame ------------------------------------------------------------------
 
 
-def test_requests_that_come_at_once_are_answered_in_order() -> None:
+def test_pipelined_requests_are_answered_in_order() -> None:
     async def story(server: HttpServer, _module: FakeModule) -> None:
         async with connected(server) as (reader, writer):
             writer.write(asks(FRAME) + asks("/healthz") + asks("/api/v1/cameras/attic/frame"))
@@ -400,7 +402,7 @@ def test_requests_that_come_at_once_are_answered_in_order() -> None:
     serve(story)
 
 
-def test_a_newer_frame_is_answered_with_itself_and_a_removed_camera_not_from_memory() -> None:
+def test_the_newest_frame_is_answered_and_a_removed_camera_is_not() -> None:
     async def story(server: HttpServer, module: FakeModule) -> None:
         async with connected(server) as (reader, writer):
             for sequence in (7, 7, 8):
@@ -416,7 +418,7 @@ def test_a_newer_frame_is_answered_with_itself_and_a_removed_camera_not_from_mem
     serve(story)
 
 
-def test_a_connection_that_is_to_be_closed_is_closed() -> None:
+def test_a_request_to_close_the_connection_is_followed() -> None:
     async def story(server: HttpServer, _module: FakeModule) -> None:
         async with connected(server) as (reader, writer):
             writer.write(asks(FRAME, "Connection: close"))
@@ -476,7 +478,7 @@ async def time_of(server: HttpServer, requests: list[bytes]) -> list[float]:
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
-def test_twice_the_text_of_a_client_takes_twice_the_time_at_most(piece: str) -> None:
+def test_parsing_time_grows_linearly_with_the_request(piece: str) -> None:
     """Through every answer and the log. A quadratic step anywhere would take seconds for these texts."""
     size = 20_000
     noise_s = 0.02

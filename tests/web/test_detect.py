@@ -19,7 +19,7 @@ from web_module import Client, FakeModule, error_of, grey, jpeg, talk, until
 
 
 @pytest.mark.parametrize("kind", [".jpg", ".png", ".webp"])
-def test_an_uploaded_picture_is_analysed_as_it_is(kind: str) -> None:
+def test_an_uploaded_picture_is_analysed_unchanged(kind: str) -> None:
     module = FakeModule()
 
     async def conversation(client: Client) -> None:
@@ -53,7 +53,7 @@ def test_a_picture_may_come_in_a_form() -> None:
     ("body", "status"),
     [(b"", 400), (b"hello", 415), (b"GIF89a" + bytes(50), 415), (b"\xff\xd8\xff" + bytes(50), 400)],
 )
-def test_a_body_that_is_no_picture_is_refused(body: bytes, status: int) -> None:
+def test_a_body_that_is_not_a_picture_is_refused(body: bytes, status: int) -> None:
     module = FakeModule()
 
     async def conversation(client: Client) -> None:
@@ -73,7 +73,7 @@ def test_a_broken_form_is_refused() -> None:
     talk(FakeModule(), conversation)
 
 
-def test_a_body_above_the_limit_is_refused_whether_or_not_it_says_its_length(
+def test_a_body_above_the_limit_is_refused_with_or_without_a_length(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(request_body, "UPLOAD_LIMIT_BYTES", 1000)
@@ -94,7 +94,7 @@ def test_a_body_above_the_limit_is_refused_whether_or_not_it_says_its_length(
     talk(FakeModule(), conversation)
 
 
-def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_does_not_arrive_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_body, "UPLOAD_LIMIT_S", 0.05)
 
     async def conversation(client: Client) -> None:
@@ -110,7 +110,7 @@ def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch
     talk(FakeModule(), conversation)
 
 
-def test_more_uploads_than_there_are_permits_are_told_to_come_again() -> None:
+def test_uploads_beyond_the_permits_get_retry_after() -> None:
     module = FakeModule()
 
     async def conversation(client: Client) -> None:
@@ -132,7 +132,7 @@ def test_more_uploads_than_there_are_permits_are_told_to_come_again() -> None:
     talk(module, conversation)
 
 
-def test_a_busy_engine_says_when_to_come_again() -> None:
+def test_a_busy_engine_sends_retry_after() -> None:
     module = FakeModule()
     module.busy = True
 
@@ -144,7 +144,7 @@ def test_a_busy_engine_says_when_to_come_again() -> None:
     talk(module, conversation)
 
 
-def test_a_real_photo_is_taken_up_to_the_detector(shared_data: Path) -> None:
+def test_a_real_photo_reaches_the_detector(shared_data: Path) -> None:
     module = FakeModule()
 
     async def conversation(client: Client) -> None:
@@ -167,7 +167,7 @@ def png_of(width_px: int, height_px: int, *more: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-def test_too_many_pixels_are_refused_before_anything_is_decoded() -> None:
+def test_too_many_pixels_are_refused_before_decoding() -> None:
     module = FakeModule()
 
     async def conversation(client: Client) -> None:
@@ -182,7 +182,7 @@ def test_too_many_pixels_are_refused_before_anything_is_decoded() -> None:
     talk(module, conversation)
 
 
-def test_pictures_whose_decoding_takes_too_much_memory_at_once_wait_for_each_other() -> None:
+def test_pictures_that_need_too_much_memory_together_are_decoded_in_turn() -> None:
     async def story() -> None:
         budget = MemoryBudget(100, 10.0, "too large")
         order: list[str] = []
@@ -207,7 +207,7 @@ def test_pictures_whose_decoding_takes_too_much_memory_at_once_wait_for_each_oth
     asyncio.run(story())
 
 
-def test_a_picture_that_gets_no_memory_in_time_is_told_to_come_again() -> None:
+def test_a_picture_that_gets_no_memory_in_time_gets_retry_after() -> None:
     async def story() -> None:
         budget = MemoryBudget(100, 0.01, "too many large pictures")
         async with budget.hold(100):
@@ -219,7 +219,7 @@ def test_a_picture_that_gets_no_memory_in_time_is_told_to_come_again() -> None:
     asyncio.run(story())
 
 
-def test_a_permit_goes_back_when_the_work_ends_and_not_when_its_client_leaves() -> None:
+def test_a_permit_is_released_at_the_end_of_the_work_and_not_when_its_client_leaves() -> None:
     module = FakeModule()
 
     async def conversation(client: Client) -> None:
@@ -267,7 +267,7 @@ def test_a_permit_goes_back_when_the_work_ends_and_not_when_its_client_leaves() 
     ],
 )
 @pytest.mark.parametrize("path", ["/api/v1/detect", "/v2/models/nano/infer"])
-def test_a_body_is_unpacked_or_refused_in_the_shape_of_its_path(
+def test_a_body_is_decompressed_or_refused_in_the_format_of_its_path(
     path: str, coding: str, body: bytes, status: int
 ) -> None:
     async def conversation(client: Client) -> None:
@@ -284,7 +284,7 @@ def test_a_body_is_unpacked_or_refused_in_the_shape_of_its_path(
     talk(FakeModule(), conversation)
 
 
-def test_a_packed_form_and_a_form_with_a_broken_head_are_refused() -> None:
+def test_a_compressed_form_and_a_form_with_a_broken_head_are_refused() -> None:
     heads = (
         b"Content",
         b"\x00\xff nonsense\r\n\r\nabc",
@@ -307,7 +307,7 @@ def test_a_packed_form_and_a_form_with_a_broken_head_are_refused() -> None:
     talk(FakeModule(), conversation)
 
 
-def test_what_an_uploader_wrote_beside_the_picture_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_metadata_of_an_uploaded_picture_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
     """libpng quotes the profile's name on stderr where the profile is broken."""
     packed = jpeg(grey(8, 8), ".png")
     profile = b"iCCPwords of an uploader\x00\x00broken"

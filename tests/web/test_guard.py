@@ -40,7 +40,7 @@ async def status_with(client: Client, path: str, headers: dict[str, str], method
         *("edge-7", "vision:8080", "EDGE_7."),  # machines and containers of the local network
     ],
 )
-def test_without_a_token_addresses_and_known_names_are_answered(host: str) -> None:
+def test_without_a_token_ip_addresses_and_known_host_names_are_answered(host: str) -> None:
     async def conversation(client: Client) -> None:
         assert await status_with(client, "/api/v1/status", {"Host": host}) == 200
 
@@ -72,7 +72,7 @@ def test_without_a_token_addresses_and_known_names_are_answered(host: str) -> No
         ),
     ],
 )
-def test_without_a_token_any_other_name_is_refused_with_the_remedy(host: str) -> None:
+def test_without_a_token_any_other_host_name_is_refused_with_the_remedy(host: str) -> None:
     """A page can make its own name lead here, and would read pictures under it."""
 
     async def conversation(client: Client) -> None:
@@ -86,7 +86,7 @@ def test_without_a_token_any_other_name_is_refused_with_the_remedy(host: str) ->
     talk(FakeModule(), conversation, http=OPEN)
 
 
-def test_with_a_token_any_name_will_do() -> None:
+def test_with_a_token_any_host_name_is_accepted() -> None:
     """No page of another site has the token."""
 
     async def conversation(client: Client) -> None:
@@ -96,7 +96,7 @@ def test_with_a_token_any_name_will_do() -> None:
     talk(FakeModule(), conversation, token=TOKEN)
 
 
-def test_inside_iot_edge_the_module_goes_by_its_id_and_the_gateways_name() -> None:
+def test_inside_iot_edge_module_id_and_gateway_name_are_accepted() -> None:
     environ = {"IOTEDGE_MODULEID": "vision", "IOTEDGE_GATEWAYHOSTNAME": "Edge-7.local", "OTHER": "x"}
 
     async def story() -> None:
@@ -135,7 +135,9 @@ COSTLY: Sequence[tuple[str, str]] = (
     ],
 )
 @pytest.mark.parametrize("token", [None, TOKEN])
-def test_a_page_of_another_site_cannot_ask_what_costs(headers: dict[str, str], token: str | None) -> None:
+def test_a_page_of_another_site_cannot_send_expensive_requests(
+    headers: dict[str, str], token: str | None
+) -> None:
     shown = headers if token is None else {**headers, "Authorization": f"Bearer {token}"}
 
     async def conversation(client: Client) -> None:
@@ -147,7 +149,7 @@ def test_a_page_of_another_site_cannot_ask_what_costs(headers: dict[str, str], t
     talk(FakeModule("dock"), conversation, http=OPEN.model_copy(update={"token": token}))
 
 
-def test_our_own_page_and_programs_may_ask_what_costs() -> None:
+def test_the_modules_page_and_programs_may_send_expensive_requests() -> None:
     async def conversation(client: Client) -> None:
         base = str(client._base_url).rstrip("/")
         for headers in (
@@ -165,7 +167,7 @@ def test_our_own_page_and_programs_may_ask_what_costs() -> None:
     talk(FakeModule(), conversation, http=OPEN)
 
 
-def test_every_answer_says_that_other_sites_must_not_show_it() -> None:
+def test_every_answer_forbids_embedding_by_other_sites() -> None:
     module = FakeModule("dock")
     module.latest_results.publish(result())
 
@@ -184,7 +186,7 @@ def test_every_answer_says_that_other_sites_must_not_show_it() -> None:
     talk(module, conversation)
 
 
-def test_what_is_missing_without_the_token_can_be_read() -> None:
+def test_the_error_without_the_token_is_readable() -> None:
     async def conversation(client: Client) -> None:
         async with client.get("/api/v1/status") as answer:
             assert "***" not in (await error_of(answer))[2]

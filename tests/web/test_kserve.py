@@ -64,7 +64,7 @@ def test_the_server_and_its_model_describe_themselves() -> None:
     talk(FakeModule(), conversation)
 
 
-def test_health_is_told_by_the_status_alone() -> None:
+def test_health_is_the_status_code_alone() -> None:
     module = FakeModule()
     paths = ("/v2/health/live", "/v2/health/ready", "/v2/models/nano/ready")
 
@@ -96,7 +96,7 @@ def test_a_tensor_in_json_is_answered_in_json() -> None:
 
 
 @pytest.mark.parametrize("by_output", [True, False])
-def test_a_binary_tensor_is_answered_in_binary_when_that_is_asked(by_output: bool) -> None:
+def test_a_binary_tensor_is_answered_in_binary_on_request(by_output: bool) -> None:
     document = request_of(data=None, parameters={"binary_data_size": IMAGES.size})
     if by_output:
         document["outputs"] = [{"name": "detections", "parameters": {"binary_data": True}}]
@@ -117,7 +117,7 @@ def test_a_binary_tensor_is_answered_in_binary_when_that_is_asked(by_output: boo
     talk(FakeModule(), conversation)
 
 
-def test_a_compressed_request_is_understood() -> None:
+def test_a_compressed_request_is_accepted() -> None:
     document = request_of(data=None, parameters={"binary_data_size": IMAGES.size})
     body, headers = binary(document, IMAGES.tobytes())
 
@@ -188,7 +188,7 @@ def test_a_request_of_another_shape_is_refused(document: object) -> None:
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "99999999", "", "9" * 5000, "0" * 5000])
-def test_a_header_length_that_cannot_be_is_refused(length: str) -> None:
+def test_an_impossible_header_length_is_refused(length: str) -> None:
     async def conversation(client: Client) -> None:
         headers = {"Inference-Header-Content-Length": length}
         async with client.post(INFER, data=b"{}", headers=headers) as answer:
@@ -198,7 +198,7 @@ def test_a_header_length_that_cannot_be_is_refused(length: str) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"no json", b"[" * 100_000, b"\xff\xfe"])
-def test_a_body_that_is_no_json_is_refused(body: bytes) -> None:
+def test_a_body_that_is_not_json_is_refused(body: bytes) -> None:
     async def conversation(client: Client) -> None:
         async with client.post(INFER, data=body) as answer:
             assert (await refused(answer))[0] == 400
@@ -206,7 +206,7 @@ def test_a_body_that_is_no_json_is_refused(body: bytes) -> None:
     talk(FakeModule(), conversation)
 
 
-def test_bytes_that_nobody_announced_are_refused() -> None:
+def test_unannounced_bytes_are_refused() -> None:
     body, headers = binary(request_of(), b"more")
 
     async def conversation(client: Client) -> None:
@@ -216,7 +216,7 @@ def test_bytes_that_nobody_announced_are_refused() -> None:
     talk(FakeModule(), conversation)
 
 
-def test_a_body_larger_than_any_batch_is_refused_even_when_it_comes_compressed() -> None:
+def test_a_body_larger_than_any_batch_is_refused_even_if_compressed() -> None:
     async def conversation(client: Client) -> None:
         async with client.post(INFER, data=io.BytesIO(bytes(4 * 2**20))) as answer:
             assert (await refused(answer))[0] == 413
@@ -227,7 +227,7 @@ def test_a_body_larger_than_any_batch_is_refused_even_when_it_comes_compressed()
     talk(FakeModule(), conversation)
 
 
-def test_unknown_models_paths_methods_and_a_busy_engine_speak_the_protocol_too() -> None:
+def test_unknown_models_paths_methods_and_a_busy_engine_are_errors_of_the_protocol() -> None:
     module = FakeModule()
 
     async def conversation(client: Client) -> None:
@@ -288,7 +288,7 @@ def test_a_wrong_datatype_is_named_even_where_the_body_is_too_large_because_of_i
     talk(FakeModule(), conversation)
 
 
-def test_the_limit_of_a_batch_is_told_by_the_metadata_and_taken() -> None:
+def test_the_batch_limit_is_in_the_metadata_and_accepted() -> None:
     images = np.zeros((4, SPEC.height_px, SPEC.width_px, 3), np.uint8)
 
     async def conversation(client: Client) -> None:
@@ -317,7 +317,7 @@ def test_the_limit_of_a_batch_is_told_by_the_metadata_and_taken() -> None:
         [[[[[1]]]]] * 768,
     ],
 )
-def test_values_that_are_no_bytes_are_refused(data: object) -> None:
+def test_values_that_are_not_bytes_are_refused(data: object) -> None:
     async def conversation(client: Client) -> None:
         async with client.post(INFER, json=request_of(data=data)) as answer:
             status, text = await refused(answer)
@@ -341,7 +341,7 @@ def test_a_wrong_size_is_refused_without_quoting_it(value: object) -> None:
     talk(FakeModule(), conversation)
 
 
-def test_a_wait_for_a_tensor_that_does_not_come_holds_no_other_client_up() -> None:
+def test_a_wait_for_a_missing_tensor_delays_no_other_client() -> None:
     async def conversation(client: Client) -> None:
         never = asyncio.Event()
         document = request_of(data=None, parameters={"binary_data_size": IMAGES.size})

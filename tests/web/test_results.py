@@ -58,7 +58,7 @@ def test_a_wait_ends_with_the_first_newer_result_of_its_own_camera() -> None:
     asyncio.run(story())
 
 
-def test_a_newer_result_that_is_there_already_is_given_at_once() -> None:
+def test_an_existing_newer_result_is_returned_at_once() -> None:
     async def story() -> None:
         latest_results = LatestResults()
         latest_results.publish(result("dock", 4))
@@ -70,7 +70,7 @@ def test_a_newer_result_that_is_there_already_is_given_at_once() -> None:
     asyncio.run(story())
 
 
-def test_a_wait_gives_none_when_its_time_is_up_the_camera_goes_or_the_board_closes() -> None:
+def test_a_wait_returns_none_at_its_timeout_or_when_camera_or_results_close() -> None:
     async def story() -> None:
         latest_results = LatestResults()
         assert await latest_results.wait_for_newer("dock", None, 0.01) is None
@@ -122,7 +122,7 @@ def test_a_slow_viewer_holds_no_pictures_in_memory() -> None:
     asyncio.run(story())
 
 
-def test_a_subscription_hears_only_its_camera_and_ends_when_that_is_forgotten() -> None:
+def test_a_subscription_gets_only_its_camera_and_ends_with_it() -> None:
     async def story() -> None:
         latest_results = LatestResults()
         async with latest_results.subscribe("dock") as dock:
@@ -137,7 +137,7 @@ def test_a_subscription_hears_only_its_camera_and_ends_when_that_is_forgotten() 
     asyncio.run(story())
 
 
-def test_closing_the_board_ends_a_viewer_that_waits() -> None:
+def test_closing_the_results_ends_a_waiting_viewer() -> None:
     async def story() -> None:
         latest_results = LatestResults()
         async with latest_results.subscribe(None) as viewer:
@@ -167,7 +167,7 @@ def test_too_many_viewers_and_waits_are_refused_and_counted() -> None:
     asyncio.run(story())
 
 
-def test_the_rate_is_that_of_the_last_seconds_and_falls_when_a_camera_is_silent() -> None:
+def test_the_rate_covers_the_last_seconds_and_falls_if_a_camera_is_silent() -> None:
     clock = Clock()
     latest_results = LatestResults(clock=clock)
     for sequence in range(1, 52):
@@ -182,7 +182,7 @@ def test_the_rate_is_that_of_the_last_seconds_and_falls_when_a_camera_is_silent(
     assert latest_results.statistics().cameras["dock"].fps == 0
 
 
-def test_its_state_can_be_read_in_one_line() -> None:
+def test_repr_shows_the_state_in_one_line() -> None:
     latest_results = LatestResults()
     latest_results.publish(result())
     assert repr(latest_results) == "<LatestResults cameras=1 viewers=0 waiting=0>"

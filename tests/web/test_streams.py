@@ -42,7 +42,7 @@ async def part(answer: aiohttp.ClientResponse) -> tuple[int, Picture]:
     return int(headers["X-Visionedge-Sequence"]), unpacked(data)
 
 
-def test_every_frame_object_comes_as_an_event_of_its_own() -> None:
+def test_every_frame_object_is_its_own_event() -> None:
     module = FakeModule("dock", "yard")
 
     async def conversation(client: Client) -> None:
@@ -57,7 +57,7 @@ def test_every_frame_object_comes_as_an_event_of_its_own() -> None:
     talk(module, conversation)
 
 
-def test_events_can_be_those_of_one_camera() -> None:
+def test_events_can_be_limited_to_one_camera() -> None:
     module = FakeModule("dock", "yard")
 
     async def conversation(client: Client) -> None:
@@ -73,7 +73,7 @@ def test_events_can_be_those_of_one_camera() -> None:
     talk(module, conversation)
 
 
-def test_a_viewer_that_leaves_frees_its_place() -> None:
+def test_a_viewer_that_disconnects_frees_its_place() -> None:
     module = FakeModule("dock", latest_results=LatestResults(max_viewers=1))
 
     async def conversation(client: Client) -> None:
@@ -87,7 +87,7 @@ def test_a_viewer_that_leaves_frees_its_place() -> None:
     talk(module, conversation)
 
 
-def test_the_picture_stream_shows_annotated_pictures_as_they_come() -> None:
+def test_the_picture_stream_sends_each_new_annotated_picture() -> None:
     module = FakeModule("dock")
     module.latest_results.publish(result("dock", 1, picture=grey(320, 240)))
 
@@ -118,7 +118,7 @@ def test_the_picture_stream_ends_when_its_camera_is_removed() -> None:
     talk(module, conversation)
 
 
-def test_there_are_only_so_many_picture_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_picture_streams_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handlers, "PICTURE_STREAMS_AT_ONCE", 1)
     module = FakeModule("dock")
     module.latest_results.publish(result("dock", 1))
@@ -155,7 +155,7 @@ def test_all_streams_and_waits_end_when_the_server_closes() -> None:
     asyncio.run(story())
 
 
-def test_a_picture_is_packed_once_for_all_its_viewers() -> None:
+def test_a_picture_is_encoded_once_for_all_viewers() -> None:
     calls: list[int] = []
 
     def counted() -> Picture:
@@ -177,7 +177,7 @@ def test_a_picture_is_packed_once_for_all_its_viewers() -> None:
     asyncio.run(story())
 
 
-def test_kept_pictures_are_bounded() -> None:
+def test_cached_pictures_are_bounded() -> None:
     async def story() -> None:
         executor = BoundedExecutor()
         pictures = JpegCache(executor, limit=3)
@@ -189,7 +189,7 @@ def test_kept_pictures_are_bounded() -> None:
     asyncio.run(story())
 
 
-def test_an_executor_takes_only_so_many_jobs() -> None:
+def test_an_executor_limits_its_jobs() -> None:
     async def story() -> None:
         executor = BoundedExecutor(threads=1, limit=0)
         with pytest.raises(BusyError):
@@ -199,7 +199,7 @@ def test_an_executor_takes_only_so_many_jobs() -> None:
     asyncio.run(story())
 
 
-def test_a_frame_object_is_written_once_for_all_its_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frame_object_is_serialised_once_for_all_readers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handlers, "_MAX_CACHED_RESPONSES", 2)
     api = handlers.ApiHandlers(FakeModule(), AccessControl(HttpConfig()))
     made = result("dock", 1)
@@ -222,7 +222,7 @@ def test_a_frame_object_is_the_same_bytes_for_all_viewers() -> None:
     asyncio.run(story())
 
 
-def test_a_silent_stream_says_that_it_lives() -> None:
+def test_a_silent_stream_sends_keep_alives() -> None:
     async def story() -> None:
         latest_results, stop_signal = LatestResults(), StopSignal()
         async with (
@@ -259,7 +259,7 @@ def test_a_slow_viewer_of_pictures_holds_none_in_memory() -> None:
     asyncio.run(story())
 
 
-def test_a_slow_viewer_of_pictures_skips_to_the_newest_and_a_still_one_is_shown_again() -> None:
+def test_a_slow_viewer_of_pictures_skips_to_the_newest_and_an_unchanged_one_is_sent_again() -> None:
     async def story() -> None:
         module = FakeModule("dock")
 

@@ -124,7 +124,9 @@ def count(frames: list[Frame], camera: str) -> int:
     return sum(f.camera == camera for f in frames)
 
 
-def test_a_killed_server_comes_back_with_the_next_epoch_while_the_others_never_pause(clips: Path) -> None:
+def test_after_a_killed_server_a_camera_returns_with_the_next_epoch_and_others_never_pause(
+    clips: Path,
+) -> None:
     """Two RTSP cameras and a file at once; the server of one is killed and started again."""
     basket, changes = Basket(), Changes()
     with RtspServer(clips) as dock, RtspServer(clips) as yard:
@@ -151,7 +153,7 @@ def test_a_killed_server_comes_back_with_the_next_epoch_while_the_others_never_p
         assert numbers == list(range(1, len(numbers) + 1))
 
 
-def test_a_halted_server_is_a_loss_within_the_read_limit_and_stop_is_prompt(clips: Path) -> None:
+def test_a_halted_server_is_lost_within_the_read_limit_and_stop_is_prompt(clips: Path) -> None:
     basket, changes = Basket(), Changes()
     limits = SourceLimits(open_timeout_s=1.0, read_timeout_s=1.0)
     with RtspServer(clips) as server:
@@ -191,7 +193,7 @@ def test_an_rtsp_stream_with_b_pictures_gives_its_last_pictures_and_is_opened_ag
     assert number_of(first[-1].full_picture()) == 29 % 24
 
 
-def test_an_rtsp_path_that_is_not_there_is_named(clips: Path) -> None:
+def test_a_missing_rtsp_path_is_reported(clips: Path) -> None:
     with RtspServer(clips) as server, pytest.raises(SourceError, match=r"none\.mp4.*: not found .*404"):
         open_source(parse_camera_uri(server.uri("none.mp4")))
 
@@ -208,7 +210,7 @@ def test_an_mjpeg_camera_with_a_login_is_live(tmp_path: Path, path: str) -> None
     assert shown == [(shown[0] + n) % 24 for n in range(10)]
 
 
-def test_an_mjpeg_camera_that_falls_silent_or_goes_away_is_lost_and_comes_back(tmp_path: Path) -> None:
+def test_a_silent_or_closed_mjpeg_camera_is_lost_and_returns(tmp_path: Path) -> None:
     basket, changes = Basket(), Changes()
     limits = SourceLimits(silence_s=0.6)
     port = free_port()
@@ -245,21 +247,23 @@ def test_a_file_over_http_is_played_to_its_end(tmp_path: Path) -> None:
         ("files/notes.txt", "", r"the answer is text \(text/plain\), not a picture or video"),
     ],
 )
-def test_the_reason_of_an_http_refusal_is_told(tmp_path: Path, path: str, login: str, reason: str) -> None:
+def test_the_reason_of_an_http_refusal_is_reported(
+    tmp_path: Path, path: str, login: str, reason: str
+) -> None:
     (tmp_path / "notes.txt").write_text("no video")
     with serving(tmp_path) as server, pytest.raises(SourceError, match=reason) as caught:
         open_source(parse_camera_uri(f"http://{login}127.0.0.1:{server.port}/{path}"))
     assert "wrong" not in str(caught.value)
 
 
-def test_a_port_where_nobody_listens_and_a_name_nobody_knows_are_told_apart() -> None:
+def test_a_closed_port_and_an_unknown_host_are_distinguished() -> None:
     with pytest.raises(SourceError, match=r"connection refused by .* \(camera off, or another port\?\)"):
         open_source(parse_camera_uri(f"rtsp://127.0.0.1:{free_port()}/x"))
     with pytest.raises(SourceError, match=r"unknown host name no-such-host\.invalid"):
         open_source(parse_camera_uri("http://no-such-host.invalid/x"))
 
 
-def test_a_server_that_never_answers_costs_no_more_than_the_open_limit(clips: Path) -> None:
+def test_a_server_that_never_answers_takes_at_most_the_open_limit(clips: Path) -> None:
     with RtspServer(clips) as server:
         server.halt()
         began_s = time.monotonic()

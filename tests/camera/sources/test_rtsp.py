@@ -29,7 +29,7 @@ SOON = CameraDependencies(wait=lambda event, timeout_s: event.wait(min(timeout_s
         ("mjpeg", "udp", "mjpeg"),
     ],
 )
-def test_every_codec_comes_over_either_transport(codec: str, transport: RtspTransport, name: str) -> None:
+def test_every_codec_works_over_both_transports(codec: str, transport: RtspTransport, name: str) -> None:
     basket = Basket()
     with RtspStandIn(codec) as server:
         camera = Camera("dock", server.uri(), SPEC, basket, limits=SourceLimits(transport=transport))
@@ -41,7 +41,7 @@ def test_every_codec_comes_over_either_transport(codec: str, transport: RtspTran
     assert shown == [(shown[0] + n) % 24 for n in range(10)]
 
 
-def test_auto_goes_over_udp_where_the_server_refuses_tcp() -> None:
+def test_auto_uses_udp_if_the_server_refuses_tcp() -> None:
     with RtspStandIn(udp_only=True) as server:
         source = open_source(parse_camera_uri(server.uri()), SourceLimits(transport="auto"))
         assert source.read() is not None
@@ -50,7 +50,7 @@ def test_auto_goes_over_udp_where_the_server_refuses_tcp() -> None:
 
 
 @pytest.mark.parametrize("library", ["pyav", "opencv"])
-def test_a_digest_login_is_shown_when_it_is_asked_for(library: DecoderLibrary) -> None:
+def test_a_digest_login_is_sent_on_request(library: DecoderLibrary) -> None:
     with RtspStandIn(login=LOGIN) as server:
         source = open_source(parse_camera_uri(server.uri(SHOWN)), SourceLimits(library=library))
         decoded = source.read()
@@ -66,13 +66,13 @@ def test_a_digest_login_is_shown_when_it_is_asked_for(library: DecoderLibrary) -
         ("user:wrong@", r"login refused \(401\); check user name and password"),
     ],
 )
-def test_without_the_right_login_the_reason_is_told_and_nothing_secret(login: str, reason: str) -> None:
+def test_a_wrong_login_is_reported_without_secrets(login: str, reason: str) -> None:
     with RtspStandIn(login=LOGIN) as server, pytest.raises(SourceError, match=reason) as caught:
         open_source(parse_camera_uri(server.uri(login)))
     assert "wrong" not in str(caught.value)
 
 
-def test_a_camera_that_sends_but_shows_nothing_is_lost_and_comes_back() -> None:
+def test_a_camera_with_undecodable_data_is_lost_and_returns() -> None:
     """Its packets come as ever, so no limit of silence would notice."""
     basket, changes = Basket(), Changes()
     limits = SourceLimits(picture_timeout_s=0.5)

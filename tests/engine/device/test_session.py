@@ -39,7 +39,7 @@ def raw_session(graph: bytes) -> Any:
     return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
 
 
-def test_bound_runs_give_what_a_plain_run_gives_bit_for_bit(graph: bytes) -> None:
+def test_bound_runs_equal_plain_runs_bit_for_bit(graph: bytes) -> None:
     session, images = open_session(graph, "cpu", max_batch=4), pictures(4)
     (plain,) = raw_session(graph).run(None, {"visionedge.pictures": images})
     for size in (4, 1, 2, 4):
@@ -64,7 +64,7 @@ def test_padding_changes_nothing(graph: bytes) -> None:
     np.testing.assert_array_equal(session.run(images[:1], 4), alone)
 
 
-def test_threads_have_buffers_of_their_own(graph: bytes) -> None:
+def test_threads_have_their_own_buffers(graph: bytes) -> None:
     session, images = open_session(graph, "cpu", max_batch=1), pictures(6)
     expected = [session.run(images[i : i + 1], 1) for i in range(6)]
     wrong: list[int] = []
@@ -81,7 +81,7 @@ def test_threads_have_buffers_of_their_own(graph: bytes) -> None:
     assert wrong == []
 
 
-def test_pictures_that_are_views_are_taken_as_they_look(graph: bytes) -> None:
+def test_picture_views_are_read_in_their_logical_order(graph: bytes) -> None:
     session, images = open_session(graph, "cpu", max_batch=2), pictures(2)
     flipped = [picture[::-1, ::-1] for picture in images]
     assert not flipped[0].flags.c_contiguous
@@ -89,7 +89,7 @@ def test_pictures_that_are_views_are_taken_as_they_look(graph: bytes) -> None:
     np.testing.assert_array_equal(session.run(flipped, 2), expected)
 
 
-def test_pictures_are_only_read_wherever_they_lie(graph: bytes) -> None:
+def test_pictures_in_any_memory_are_only_read(graph: bytes) -> None:
     """In one piece, one by one, and with room behind them; those of the engine's child cannot be written."""
     session, images = open_session(graph, "cpu", max_batch=2), pictures(2)
     expected = session.run(images, 2)
@@ -102,7 +102,7 @@ def test_pictures_are_only_read_wherever_they_lie(graph: bytes) -> None:
     np.testing.assert_array_equal(images, before)
 
 
-def test_a_closed_session_says_so(graph: bytes) -> None:
+def test_a_closed_session_raises_an_error(graph: bytes) -> None:
     session = open_session(graph, "cpu", max_batch=1)
     session.close()
     assert "closed" in repr(session)
@@ -165,13 +165,13 @@ class Node:
         self.op_type, self.name = op_type, name
 
 
-def test_on_the_cpu_every_node_is_in_its_place(graph: bytes) -> None:
+def test_on_the_cpu_every_node_is_placed_as_requested(graph: bytes) -> None:
     node_placement = open_session(graph, "cpu", max_batch=1).node_placement
     assert node_placement.on_cpu == ()
     assert node_placement.on_device > 10, "onnxruntime recorded them"
 
 
-def test_nodes_that_fell_to_the_cpu_are_counted_and_named(graph: bytes) -> None:
+def test_nodes_on_the_cpu_are_counted_and_named(graph: bytes) -> None:
     from visionedge.engine.device.session import _read_node_placement
 
     dealt = Dealt(
@@ -186,7 +186,7 @@ def test_nodes_that_fell_to_the_cpu_are_counted_and_named(graph: bytes) -> None:
 # --- options ------------------------------------------------------------------------------------------------
 
 
-def test_a_choice_that_a_session_refuses_is_dropped_with_its_words(
+def test_options_that_a_session_refuses_are_dropped_with_its_error(
     graph: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As CUDA graphs are for a model with nodes on the CPU: the next choice is taken, and the reason kept."""
@@ -200,7 +200,7 @@ def test_a_choice_that_a_session_refuses_is_dropped_with_its_words(
     assert session.run(pictures(1), 1).shape[0] == 1
 
 
-def test_when_the_last_choice_is_refused_too_that_is_the_error(
+def test_if_the_last_options_are_refused_their_error_is_raised(
     graph: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = providers.ProviderConfig("odd options", {"cpu": {"no_such_option": "1"}})
@@ -211,7 +211,7 @@ def test_when_the_last_choice_is_refused_too_that_is_the_error(
         open_session(graph, "cpu", max_batch=1)
 
 
-def test_captured_runs_all_happen_on_one_thread(graph: bytes) -> None:
+def test_captured_runs_use_one_thread(graph: bytes) -> None:
     """A CUDA graph belongs to the thread that captured it; lanes come and go."""
     seen: set[str] = set()
 
@@ -232,7 +232,7 @@ def test_captured_runs_all_happen_on_one_thread(graph: bytes) -> None:
     assert threading.current_thread().name not in seen
 
 
-def test_a_replay_that_gives_other_rows_is_refused(graph: bytes) -> None:
+def test_a_graph_replay_with_other_rows_is_refused(graph: bytes) -> None:
     """Then the session is opened again without it."""
 
     class Wrong(Dealt):
@@ -251,7 +251,7 @@ def test_cuda_is_tried_with_graphs_first_and_plain_last() -> None:
     assert "enable_cuda_graph" not in CUDA_OPTIONS
 
 
-def test_tensorrt_gets_one_profile_for_all_batches_and_keeps_what_it_built(
+def test_tensorrt_gets_one_profile_for_all_batches_and_caches_its_engines(
     graph: bytes, tmp_path: Path
 ) -> None:
     options = make_tensorrt_options(graph, 8, tmp_path / "data")
@@ -263,7 +263,7 @@ def test_tensorrt_gets_one_profile_for_all_batches_and_keeps_what_it_built(
     assert all(isinstance(value, str) for value in options.values())
 
 
-def test_tensorrt_needs_no_profile_where_the_batch_is_fixed(tmp_path: Path) -> None:
+def test_tensorrt_needs_no_profile_for_a_fixed_batch(tmp_path: Path) -> None:
     fixed = compile_model(load_model(TinyDetector(batch=2).save(tmp_path / "pair.onnx")))
     assert onnx.ModelProto.FromString(fixed).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
     assert make_tensorrt_options(fixed, 8, None) == {"device_id": "0"}

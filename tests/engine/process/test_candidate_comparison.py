@@ -64,7 +64,9 @@ def test_a_candidate_and_the_cpu_compute_the_same_pictures(engine: LocalEngine, 
     assert seen.parity_result.refusal is not None
 
 
-def test_without_frames_or_a_cpu_that_answers_its_opening_counts(engine: LocalEngine, expected: Rows) -> None:
+def test_without_frames_or_a_cpu_answer_a_successful_open_is_enough(
+    engine: LocalEngine, expected: Rows
+) -> None:
     """So it is never waited for in vain."""
     same, gone = Child(expected), Child(EngineUnavailableError("the engine is restarting"))
     for serving, images in ((None, Frames(*IMAGES)), (same, Frames()), (gone, Frames(*IMAGES))):
@@ -73,14 +75,14 @@ def test_without_frames_or_a_cpu_that_answers_its_opening_counts(engine: LocalEn
         assert seen.message
 
 
-def test_a_candidate_that_fails_over_them_is_lost(engine: LocalEngine, expected: Rows) -> None:
+def test_a_candidate_that_fails_the_comparison_is_lost(engine: LocalEngine, expected: Rows) -> None:
     failing = Child(EngineError("CUDA failure 700: an illegal memory access was encountered", Fault.STICKY))
     seen = compare_candidate(engine.info().model, Child(expected), failing, Frames(*IMAGES))
     assert seen.loss is not None
     assert seen.loss.code is ReasonCode.CUDA_ERROR
 
 
-def test_whatever_happens_there_is_an_answer(
+def test_every_comparison_ends_with_an_answer(
     engine: LocalEngine, expected: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rows of another shape, say: that is told, and the candidate is not used."""
@@ -90,7 +92,7 @@ def test_whatever_happens_there_is_an_answer(
     assert "could not be compared" in caplog.text
 
 
-def test_rows_that_are_no_numbers_on_the_cpu_either_are_the_models_doing(expected: Rows) -> None:
+def test_nan_rows_on_the_cpu_too_are_blamed_on_the_model(expected: Rows) -> None:
     suspect_pictures = [IMAGES[0]]
     assert is_model_fault(Child(np.full_like(expected, np.nan)), suspect_pictures)
     assert not is_model_fault(Child(expected), suspect_pictures)
@@ -99,7 +101,7 @@ def test_rows_that_are_no_numbers_on_the_cpu_either_are_the_models_doing(expecte
     assert not is_model_fault(Child(np.full_like(expected, np.nan)), [])
 
 
-def test_pictures_are_kept_only_while_somebody_wants_them() -> None:
+def test_pictures_are_kept_only_while_they_are_requested() -> None:
     """As copies: what they lie in is written again."""
     recent, got = RecentPictures(3), threading.Event()
     recent.offer(IMAGES)
@@ -122,7 +124,7 @@ def test_pictures_are_kept_only_while_somebody_wants_them() -> None:
     assert len(recent.suspect_pictures) == 3
 
 
-def test_nobody_waits_for_pictures_of_a_module_that_ends() -> None:
+def test_a_stopping_module_ends_the_wait_for_pictures() -> None:
     recent = RecentPictures()
     thread = threading.Thread(target=recent.gather, args=(60,))
     thread.start()

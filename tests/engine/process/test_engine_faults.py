@@ -80,7 +80,7 @@ def engine_on(model: Model, session: Session, device: EffectiveDevice = "cuda") 
     return LocalEngine(model, session, state, Plan(2, (1, 2, 4, 8), "test"))
 
 
-def test_too_little_memory_makes_batches_smaller_for_good_and_loses_no_picture(model: Model) -> None:
+def test_too_little_memory_lowers_the_batch_size_permanently_and_loses_no_picture(model: Model) -> None:
     session = Session()
     engine, plans = engine_on(model, session), list[Plan]()
     engine.on_plan_reduced = plans.append
@@ -95,7 +95,7 @@ def test_too_little_memory_makes_batches_smaller_for_good_and_loses_no_picture(m
     assert engine.info().unplanned_shapes == 0
 
 
-def test_when_not_one_picture_fits_the_batch_fails_for_that_reason(model: Model) -> None:
+def test_if_not_even_one_picture_fits_the_batch_fails_with_that_reason(model: Model) -> None:
     session = Session()
     engine = engine_on(model, session)
     session.act = raising(NO_MEMORY)
@@ -113,7 +113,7 @@ def test_when_not_one_picture_fits_the_batch_fails_for_that_reason(model: Model)
         (REFUSED, Fault.REFUSED, "9 : NOT_IMPLEMENTED : no kernel for this node"),
     ],
 )
-def test_what_a_session_raises_has_its_kind_and_only_its_telling_words(
+def test_an_error_of_a_session_is_classified_and_shortened(
     model: Model, text: str, fault: Fault, words: str
 ) -> None:
     session = Session()
@@ -124,7 +124,7 @@ def test_what_a_session_raises_has_its_kind_and_only_its_telling_words(
     assert (caught.value.fault, str(caught.value)) == (fault, f"tiny failed on cuda: {words}")
 
 
-def test_rows_that_are_no_numbers_are_the_devices_fault_but_never_the_cpus(model: Model) -> None:
+def test_nan_rows_are_a_fault_of_a_device_and_never_of_the_cpu(model: Model) -> None:
     """On the CPU they are the model's, and left out where detections are made of rows."""
     session = Session()
     engine = engine_on(model, session)
@@ -140,7 +140,7 @@ def test_rows_that_are_no_numbers_are_the_devices_fault_but_never_the_cpus(model
     assert engine.infer(pictures(1)).rows.shape == (1, 9, 6)
 
 
-def test_a_device_that_fails_while_it_warms_up_is_not_taken_for_one_with_smaller_batches(
+def test_a_device_that_fails_in_warm_up_does_not_lower_the_batch_size(
     model: Model,
 ) -> None:
     """Its process is spoiled; a size that is refused, or does not fit into memory, is only left out."""
@@ -161,7 +161,7 @@ def test_a_device_that_fails_while_it_warms_up_is_not_taken_for_one_with_smaller
 # --- scripts of faults --------------------------------------------------------------------------------------
 
 
-def test_a_fault_happens_when_all_that_is_said_holds(tmp_path: Path) -> None:
+def test_a_fault_happens_if_all_its_conditions_hold(tmp_path: Path) -> None:
     here = tmp_path / "now"
     cases = [
         (FaultCondition(), (1, 0.0, 1), True),
@@ -180,7 +180,7 @@ def test_a_fault_happens_when_all_that_is_said_holds(tmp_path: Path) -> None:
     assert cases[-1][0].is_met(1, 0.0, 1)
 
 
-def test_a_script_is_read_and_what_makes_no_sense_is_named(tmp_path: Path) -> None:
+def test_a_script_is_read_and_invalid_parts_are_named(tmp_path: Path) -> None:
     path = tmp_path / "faults.yaml"
     path.write_text(
         f"device: tensorrt\ntiming: {{firstSeconds: 0.5}}\nfaults: [{{at: probe, raise: '{GONE}'}}]\n"

@@ -150,7 +150,7 @@ LOSSES = {
 }
 
 
-def test_a_fault_loses_the_device_the_cpu_takes_over_and_the_device_comes_back(
+def test_after_a_fault_the_cpu_takes_over_until_the_device_returns(
     model: Model,
     frame_pool: SharedFramePool,
     expected: np.ndarray,
@@ -194,7 +194,7 @@ def test_a_fault_loses_the_device_the_cpu_takes_over_and_the_device_comes_back(
     assert "hostname" not in caplog.text
 
 
-def test_a_batch_for_which_memory_does_not_suffice_is_computed_in_smaller_ones(
+def test_a_batch_that_runs_out_of_memory_is_computed_in_smaller_ones(
     model: Model, frame_pool: SharedFramePool, expected: np.ndarray, tmp_path: Path
 ) -> None:
     """The process lives on, the plan says so, nothing fails; when not even one fits, the device is lost."""
@@ -221,7 +221,7 @@ def test_a_batch_for_which_memory_does_not_suffice_is_computed_in_smaller_ones(
         assert opened.engine.info().unplanned_shapes == 0
 
 
-def test_a_candidate_that_computes_otherwise_than_the_cpu_stays_out_until_it_does_not(
+def test_a_candidate_that_disagrees_with_the_cpu_is_rejected_until_it_agrees(
     model: Model, frame_pool: SharedFramePool, expected: np.ndarray, tmp_path: Path
 ) -> None:
     """Told once, however often it is tried. That a candidate cannot be opened is no news."""
@@ -250,7 +250,7 @@ def test_a_candidate_that_computes_otherwise_than_the_cpu_stays_out_until_it_doe
     ("parity", "state"),
     [("refuse", ("cpu", "parity-refused")), ("warn", ("cuda", "ok")), ("off", ("cuda", "ok"))],
 )
-def test_at_the_start_a_device_is_held_against_the_cpu(
+def test_at_the_start_a_device_is_compared_with_the_cpu(
     model: Model, frame_pool: SharedFramePool, tmp_path: Path, parity: str, state: tuple[str, str]
 ) -> None:
     """`inference.parity` says what becomes of one that computes something else."""
@@ -266,7 +266,7 @@ def test_at_the_start_a_device_is_held_against_the_cpu(
         assert ("of its strongest rows match the CPU's" in notes) is (parity == "warn")
 
 
-def test_hold_computes_nothing_until_the_device_is_there(
+def test_hold_computes_nothing_until_the_device_is_available(
     model: Model, frame_pool: SharedFramePool, expected: np.ndarray, tmp_path: Path
 ) -> None:
     """At the start and after a loss; why nothing is computed is said."""
@@ -306,7 +306,7 @@ def test_exit_ends_with_3_when_the_device_is_lost(
         assert "died of signal 11 (SIGSEGV)" in lost.message
 
 
-def test_a_device_that_crashes_its_process_at_the_start_leaves_the_cpu(
+def test_a_device_that_crashes_its_process_at_the_start_falls_back_to_the_cpu(
     model: Model, frame_pool: SharedFramePool, expected: np.ndarray, tmp_path: Path
 ) -> None:
     """The module starts all the same, degraded, and goes on looking for the device."""

@@ -58,7 +58,7 @@ def back(recovery_policy: RecoveryPolicy, now_s: float) -> None:
 # --- one thing at a time ------------------------------------------------------------------------------------
 
 
-def test_a_lost_device_is_told_and_the_cpu_serves_at_once_for_that_reason() -> None:
+def test_a_lost_device_is_reported_and_the_cpu_serves_at_once_with_the_reason() -> None:
     recovery_policy = on_the_gpu()
     stop, tell, serve = recovery_policy.handle(EngineFailed(Fault.STICKY, WORDS), 10)
     assert stop == StopEngine(WORDS)
@@ -78,12 +78,12 @@ def test_a_lost_device_is_told_and_the_cpu_serves_at_once_for_that_reason() -> N
         (Fault.REFUSED, ReasonCode.DEVICE_FAILED),
     ],
 )
-def test_each_fault_gives_the_cpu_its_reason_code(fault: Fault, code: ReasonCode) -> None:
+def test_each_fault_has_its_reason_code_on_the_cpu(fault: Fault, code: ReasonCode) -> None:
     *_, serve = on_the_gpu().handle(EngineFailed(fault, "because"), 10)
     assert serve == StartEngine("cpu", DeviceVerdict(code, "because"))
 
 
-def test_the_way_back_is_probe_candidate_comparison_and_then_one_change_over() -> None:
+def test_recovery_is_probe_candidate_comparison_and_one_switch() -> None:
     recovery_policy = on_the_gpu()
     recovery_policy.handle(EngineExited(Fault.DIED, WORDS), 10)
     recovery_policy.handle(EngineReady("cpu", LOST), 12)
@@ -106,7 +106,7 @@ def test_the_way_back_is_probe_candidate_comparison_and_then_one_change_over() -
     )
 
 
-def test_a_vain_try_doubles_the_wait_up_to_a_limit() -> None:
+def test_a_failed_attempt_doubles_the_wait_up_to_a_limit() -> None:
     recovery_policy = on_the_gpu()
     recovery_policy.handle(EngineFailed(Fault.GONE, WORDS), 0)
     waits, now_s = [], 0.0
@@ -124,7 +124,7 @@ def test_a_vain_try_doubles_the_wait_up_to_a_limit() -> None:
     ) == (5, ABSENT)
 
 
-def test_waits_vary_so_that_modules_do_not_ask_in_step() -> None:
+def test_waits_have_jitter() -> None:
     chances = iter((0.0, 0.5, 1.0))
     for due_s in (4.0, 5.0, 6.0):
         recovery_policy = RecoveryPolicy(
@@ -135,7 +135,7 @@ def test_waits_vary_so_that_modules_do_not_ask_in_step() -> None:
         assert recovery_policy.due_s() == pytest.approx(due_s)
 
 
-def test_change_overs_lie_a_window_apart_and_a_device_that_flaps_waits_ever_longer() -> None:
+def test_switches_are_a_window_apart_and_a_flapping_device_waits_longer_each_time() -> None:
     """After a long time without a loss all is forgiven."""
     recovery_policy = on_the_gpu()
     starts = []
@@ -152,7 +152,7 @@ def test_change_overs_lie_a_window_apart_and_a_device_that_flaps_waits_ever_long
     assert recovery_policy.due_s() == now_s + 105
 
 
-def test_a_candidate_that_answers_otherwise_than_the_cpu_stays_out_and_that_is_told_once() -> None:
+def test_a_candidate_that_disagrees_with_the_cpu_is_rejected_and_reported_once() -> None:
     recovery_policy = on_the_gpu()
     recovery_policy.handle(EngineFailed(Fault.STICKY, WORDS), 0)
     tellings = []
@@ -169,7 +169,7 @@ def test_a_candidate_that_answers_otherwise_than_the_cpu_stays_out_and_that_is_t
     )
 
 
-def test_a_device_that_was_absent_at_the_start_is_looked_for() -> None:
+def test_a_device_that_was_absent_at_the_start_is_probed() -> None:
     """But not where the CPU was asked for, nor where this build cannot use any."""
     for code, looked_for in (
         (ReasonCode.DRIVER_MISSING, True),
@@ -192,7 +192,7 @@ def test_tensorrt_is_probed_before_cuda() -> None:
     assert recovery_policy.handle(DeviceProbed("cuda", OK), 7) == [StartCandidate("cuda")]
 
 
-def test_on_the_cpu_a_process_that_died_is_started_again_at_once_and_then_ever_later() -> None:
+def test_on_the_cpu_a_dead_process_restarts_at_once_and_then_with_growing_waits() -> None:
     recovery_policy = RecoveryPolicy("cpu", "degrade", PLAIN)
     reason = DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was asked for")
     recovery_policy.handle(Start(), 0)
@@ -215,7 +215,7 @@ def test_on_the_cpu_a_process_that_died_is_started_again_at_once_and_then_ever_l
     )
 
 
-def test_a_cpu_that_was_to_be_started_again_is_not_when_the_device_is_back_first() -> None:
+def test_a_pending_cpu_restart_is_cancelled_if_the_device_returns_first() -> None:
     recovery_policy = on_the_gpu()
     recovery_policy.handle(EngineFailed(Fault.STICKY, WORDS), 0)
     assert recovery_policy.handle(EngineStartFailed("no memory", died=True), 1) == []
@@ -238,7 +238,7 @@ def test_hold_computes_nothing_on_the_cpu() -> None:
     assert recovery_policy.serving == "cuda"
 
 
-def test_another_policy_counts_at_once_for_a_device_that_is_lost() -> None:
+def test_a_new_policy_applies_at_once_to_a_lost_device() -> None:
     """From hold to degrade the CPU takes over, and the device is looked for as before; and the other way."""
     recovery_policy = on_the_gpu("hold", "cuda")
     recovery_policy.handle(EngineExited(Fault.DIED, WORDS), 10)
@@ -256,7 +256,7 @@ def test_another_policy_counts_at_once_for_a_device_that_is_lost() -> None:
     back(recovery_policy, 15)
 
 
-def test_another_policy_lets_a_first_engine_begin_that_waits_for_its_device() -> None:
+def test_a_new_policy_starts_a_first_engine_that_waits_for_its_device() -> None:
     recovery_policy = RecoveryPolicy("cuda", "hold", PLAIN)
     recovery_policy.handle(Start(), 0)
     assert told(
@@ -266,7 +266,7 @@ def test_another_policy_lets_a_first_engine_begin_that_waits_for_its_device() ->
     assert recovery_policy.handle(FallbackChanged("degrade"), 0) == []
 
 
-def test_another_policy_changes_nothing_while_the_device_computes() -> None:
+def test_a_new_policy_changes_nothing_while_the_device_computes() -> None:
     recovery_policy = on_the_gpu("degrade")
     assert recovery_policy.handle(FallbackChanged("exit"), 0) == []
     assert [
@@ -276,7 +276,7 @@ def test_another_policy_changes_nothing_while_the_device_computes() -> None:
     ] == [True]
 
 
-def test_a_first_process_that_was_killed_gets_one_more_try() -> None:
+def test_a_killed_first_process_is_started_once_more() -> None:
     """A signal from outside says nothing of the model: what it is opened for stays the same, once."""
     recovery_policy = RecoveryPolicy("cpu", "degrade", PLAIN)
     first = recovery_policy.handle(Start(), 0)
@@ -287,7 +287,7 @@ def test_a_first_process_that_was_killed_gets_one_more_try() -> None:
     assert isinstance(other.handle(EngineStartFailed(WORDS, died=True), 0)[0], GiveUp)
 
 
-def test_hold_waits_for_a_demanded_device_from_the_start_on() -> None:
+def test_hold_waits_for_a_demanded_device_from_the_start() -> None:
     recovery_policy = RecoveryPolicy("cuda", "hold", PLAIN)
     recovery_policy.handle(Start(), 0)
     assert told(
@@ -308,7 +308,7 @@ def test_exit_ends_the_module_with_the_reason_when_a_device_is_lost() -> None:
 
 
 @pytest.mark.parametrize("requested", ["auto", "cuda"])
-def test_a_first_process_that_dies_over_a_device_leaves_the_cpu(requested: RequestedDevice) -> None:
+def test_a_first_process_that_a_device_kills_falls_back_to_the_cpu(requested: RequestedDevice) -> None:
     """And when that one dies too, it is the model's fault."""
     recovery_policy = RecoveryPolicy(requested, "degrade", PLAIN)
     recovery_policy.handle(Start(), 0)
@@ -319,7 +319,7 @@ def test_a_first_process_that_dies_over_a_device_leaves_the_cpu(requested: Reque
     assert recovery_policy.handle(EngineStartFailed("died of signal 11", died=True), 2) == [GiveUp(None)]
 
 
-def test_what_cannot_be_opened_at_all_is_given_up() -> None:
+def test_a_model_that_cannot_be_opened_at_all_ends_the_attempts() -> None:
     """A model that is refused, with any device; a device that was demanded, with `exit`."""
     recovery_policy = RecoveryPolicy("auto", "degrade", PLAIN)
     recovery_policy.handle(Start(), 0)
@@ -334,7 +334,7 @@ def test_what_cannot_be_opened_at_all_is_given_up() -> None:
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_whatever_fails_it_is_never_stuck_never_silent_and_never_hasty(seed: int) -> None:
+def test_random_faults_never_leave_the_policy_stuck_silent_or_hasty(seed: int) -> None:
     world = World(seed)
     world.gpu = world.random.choice(GPU_STATES)
     world.weather(3600)
@@ -364,7 +364,7 @@ def test_whatever_fails_it_is_never_stuck_never_silent_and_never_hasty(seed: int
     assert all(gap_s >= world.timing.first_wait_s * (1 - world.timing.jitter) for gap_s in tries_s)
 
 
-def test_with_degrade_the_cpu_serves_as_soon_as_it_can_be_opened() -> None:
+def test_with_degrade_the_cpu_serves_once_it_can_be_opened() -> None:
     """With CPU children that live, nothing is dark for longer than one of them takes to open."""
     for seed in range(50):
         world = World(seed)

@@ -98,7 +98,7 @@ def child(frame_pool: SharedFramePool, tmp_path: Path) -> Iterator[Child]:
         yield Child(frame_pool, stack, info)
 
 
-def test_each_line_gets_its_own_answer_and_no_more_are_computed_at_a_time_than_lanes(
+def test_each_channel_gets_its_own_answer_and_concurrency_is_the_number_of_lanes(
     frame_pool: SharedFramePool, child: Child
 ) -> None:
     """Six ask at once; two compute."""
@@ -117,7 +117,7 @@ def test_each_line_gets_its_own_answer_and_no_more_are_computed_at_a_time_than_l
     assert child.engine.most <= LANES
 
 
-def test_pictures_that_lie_in_no_block_follow_on_the_line(child: Child) -> None:
+def test_pictures_outside_the_pool_are_sent_over_the_channel(child: Child) -> None:
     """As those that come over HTTP do."""
     child.engine.go_on.set()
     loose = pictures(2)
@@ -126,7 +126,7 @@ def test_pictures_that_lie_in_no_block_follow_on_the_line(child: Child) -> None:
     assert child.answer(3, 2)[:, 0, :3].tolist() == [image[0, 0].tolist() for image in loose]
 
 
-def test_a_failure_is_told_on_its_line_and_the_lane_goes_on(child: Child) -> None:
+def test_a_failure_is_reported_on_its_channel_and_the_lane_continues(child: Child) -> None:
     """With the words of the engine."""
     child.engine.go_on.set()
     bright = np.full((SPEC.height_px, SPEC.width_px, 3), 255, np.uint8)
@@ -137,6 +137,6 @@ def test_a_failure_is_told_on_its_line_and_the_lane_goes_on(child: Child) -> Non
             child.answer(0)
 
 
-def test_lanes_end_when_the_module_hangs_up(child: Child) -> None:
+def test_lanes_end_when_the_module_disconnects(child: Child) -> None:
     """`serve` returns: the fixture joins its threads."""
     child.queue.shutdown(socket.SHUT_RDWR)

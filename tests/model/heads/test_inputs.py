@@ -99,7 +99,7 @@ def in_form(path: Path, form: Form, *, divided: bool) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_gives_the_same_whatever_the_form_of_its_picture(
+def test_a_family_gives_the_same_detections_in_every_input_format(
     tmp_path: Path, family: str, form: str
 ) -> None:
     """Scores to what the type allows, boxes of the best rows to a pixel."""

@@ -27,7 +27,7 @@ from visionedge.runtime.process_limits import usable_cores
 MS = 1_000_000
 
 
-def test_the_ceiling_is_what_all_cores_could_do_at_the_price_of_the_bare_parts() -> None:
+def test_the_ceiling_is_the_rate_of_all_cores_at_the_cost_of_the_bare_parts() -> None:
     alone, at_once = CeilingMeasurement(1, 2, 8, 99), CeilingMeasurement(2, 3, 9, 160)
     assert alone.ceiling_per_s == pytest.approx(usable_cores() * 100)
     rows = [ResultRecord("a", at_ms * MS, at_ms * MS + MS, MS, 1) for at_ms in range(0, 1000, 10)]
@@ -57,7 +57,7 @@ class Askew(PlainLoop):
 
 
 @pytest.mark.parametrize(("kind", "least", "most"), [(PlainLoop, 0.85, 1.0), (Askew, 0.0, 0.2)])
-def test_what_both_see_is_counted(kind: type[PlainLoop], least: float, most: float) -> None:
+def test_boxes_that_both_find_are_counted(kind: type[PlainLoop], least: float, most: float) -> None:
     """The ways to the model's size differ a little; what the bundled model sees hardly does."""
     model = load_model(find_bundled_model())
     selection = Selection.of(model, 0.4, 0.6)

@@ -36,7 +36,7 @@ def visiting(story: Callable[[Examiner, CachedReport], Awaitable[None]]) -> None
     asyncio.run(whole())
 
 
-def test_those_who_ask_at_once_share_one_examination() -> None:
+def test_concurrent_requests_share_one_examination() -> None:
     async def story(examiner: Examiner, visits: CachedReport) -> None:
         asked = [asyncio.create_task(visits.report()) for _ in range(5)]
         await asyncio.sleep(0)
@@ -59,7 +59,7 @@ def test_a_report_is_fresh_for_a_minute() -> None:
     visiting(story)
 
 
-def test_one_who_leaves_takes_nothing_from_the_others() -> None:
+def test_a_cancelled_request_does_not_cancel_the_others() -> None:
     async def story(examiner: Examiner, visits: CachedReport) -> None:
         leaving, staying = (asyncio.create_task(visits.report()) for _ in range(2))
         await asyncio.sleep(0)
@@ -73,7 +73,7 @@ def test_one_who_leaves_takes_nothing_from_the_others() -> None:
     visiting(story)
 
 
-def test_an_examination_that_failed_is_not_kept() -> None:
+def test_a_failed_examination_is_not_cached() -> None:
     async def story(examiner: Examiner, visits: CachedReport) -> None:
         examiner.go.set()
         examiner.fails = True

@@ -63,14 +63,14 @@ def found(report: DoctorReport, name: str) -> str:
     return next(finding.found for finding in report.chain if finding.name == name)
 
 
-def test_every_library_is_loaded_and_tells_its_version(report: Examine, script: Script) -> None:
+def test_every_library_is_loaded_and_its_version_read(report: Examine, script: Script) -> None:
     script(init=100)
     libraries = found(report(), "libraries")
     assert len(VERSION.findall(libraries)) == 6
     assert "libcudnn 9." in libraries
 
 
-def test_without_a_driver_it_is_the_driver_that_is_missing(report: Examine) -> None:
+def test_without_a_driver_the_missing_driver_is_reported(report: Examine) -> None:
     """Though CUDA itself speaks of one that is too old."""
     told = report()
     assert told.code is ReasonCode.DRIVER_MISSING
@@ -120,11 +120,11 @@ def test_a_driver_that_starts_and_cannot_compute_breaks_the_session(report: Exam
     assert told.first_broken.name == "session"
 
 
-def test_a_driver_that_crashes_takes_the_probe_and_not_us(script: Script) -> None:
+def test_a_crashing_driver_ends_only_the_probe(script: Script) -> None:
     script(does="crash")
     assert probe_device("cuda").code is ReasonCode.PROBE_CRASHED
 
 
-def test_a_driver_that_hangs_costs_the_probe_its_time(script: Script) -> None:
+def test_a_hanging_driver_ends_at_the_time_limit_of_the_probe(script: Script) -> None:
     script(does="hang")
     assert probe_device("cuda", timeout_s=3).code is ReasonCode.PROBE_TIMEOUT

@@ -11,7 +11,7 @@ __all__ = ["forgetful"]
 
 
 @pytest.mark.parametrize("gpu", ["dda", "gpu-pv", "gpu-pv-by-hand"])
-def test_a_gpu_that_is_handed_in_fits_its_image(gpu: str) -> None:
+def test_gpu_options_must_fit_the_image(gpu: str) -> None:
     """It is told what it fits; beside a CPU image it is a warning, and so is none beside a GPU image."""
     manifest = sound(gpu)
     report = judge(manifest)
@@ -57,16 +57,14 @@ def test_a_gpu_that_is_handed_in_fits_its_image(gpu: str) -> None:
         ),
     ],
 )
-def test_a_gpu_that_is_handed_in_by_halves_is_told(
-    gpu: str, path: str, value: Any, place: str, word: str
-) -> None:
+def test_incomplete_gpu_options_are_reported(gpu: str, path: str, value: Any, place: str, word: str) -> None:
     """Every one of these starts, or not, in its own puzzling way."""
     report = judge(change(sound(gpu), (*HOST, path), value))
     found = [f for f in report.findings if f.path == f"{IN_OPTIONS}.HostConfig.{place}"]
     assert any(word in finding.line() for finding in found), [f.line() for f in report.findings]
 
 
-def test_a_loader_that_does_not_look_for_gpu_pv_is_told() -> None:
+def test_a_missing_library_path_for_gpu_pv_is_reported() -> None:
     """LD_LIBRARY_PATH of the deployment wins over that of the image."""
     manifest = sound("gpu-pv-by-hand")
     at(manifest, MODULE)["env"] = {"LD_LIBRARY_PATH": {"value": "/usr/local/lib"}}
@@ -86,7 +84,7 @@ def test_a_loader_that_does_not_look_for_gpu_pv_is_told() -> None:
         ("", ""),
     ],
 )
-def test_an_image_says_by_its_name_what_it_is_for(image: str, kind: str) -> None:
+def test_the_kind_of_an_image_is_recognised_by_its_name(image: str, kind: str) -> None:
     """In its own name, tag or platform; not in that of the registry."""
     assert classify_image(image) == kind
 
@@ -99,7 +97,7 @@ def test_an_image_says_by_its_name_what_it_is_for(image: str, kind: str) -> None
         ("NVIDIA_DRIVER_CAPABILITIES", "utility"),
     ],
 )
-def test_a_gpu_that_the_variables_take_away_again_is_told(name: str, value: str) -> None:
+def test_variables_that_hide_the_gpu_are_reported(name: str, value: str) -> None:
     """Wherever they are set, and whatever the image says."""
     manifest = change(sound("dda"), (*MODULE, "env"), {name: {"value": value}})
     assert told(judge(manifest)) == {("warning", f"{IN_MODULE}.env.{name}.value")}
@@ -109,7 +107,7 @@ def test_a_gpu_that_the_variables_take_away_again_is_told(name: str, value: str)
 
 @pytest.mark.parametrize("key", ["DeviceRequests", "Devices", "Mounts", "Binds"])
 @pytest.mark.parametrize("value", ["gpu", {"Count": -1}, [5], 1])
-def test_lists_for_docker_are_lists(key: str, value: Any) -> None:
+def test_docker_lists_must_be_lists(key: str, value: Any) -> None:
     """Docker refuses anything else, when the module is created."""
     report = judge(change(sound("dda"), (*HOST, key), value))
     place = f"{IN_OPTIONS}.HostConfig.{key}" + ("[0]" if isinstance(value, list) else "")

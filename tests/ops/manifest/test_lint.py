@@ -42,7 +42,7 @@ def visionedge(capsys: pytest.CaptureFixture[str]) -> CommandLine:
 
 
 @pytest.mark.parametrize("name", ["deployment.template.json", "deployment.cpu.template.json"])
-def test_nothing_is_wrong_with_the_shipped_templates(visionedge: CommandLine, name: str) -> None:
+def test_the_shipped_templates_have_no_findings(visionedge: CommandLine, name: str) -> None:
     """Neither an error nor a warning."""
     outcome = visionedge("manifest", "lint", REPOSITORY / name)
     assert outcome.code == 0
@@ -52,7 +52,7 @@ def test_nothing_is_wrong_with_the_shipped_templates(visionedge: CommandLine, na
 @pytest.mark.parametrize(
     ("path", "value", "severity", "place", "word"), [c[1:] for c in FAULTS], ids=[c[0] for c in FAULTS]
 )
-def test_a_fault_is_told_at_its_place_with_a_remedy(
+def test_a_problem_is_reported_at_its_path_with_a_remedy(
     path: tuple[Any, ...], value: Any, severity: str, place: str, word: str
 ) -> None:
     """With the severity that it has, and a word that helps."""
@@ -112,7 +112,7 @@ def test_a_route_is_read_as_edge_hub_reads_it(route: str, problem: str | None, a
         (None, "routes.a"),
     ],
 )
-def test_what_surrounds_a_route_has_bounds(route: Any, place: str) -> None:
+def test_the_number_and_length_of_routes_are_limited(route: Any, place: str) -> None:
     """Priority 0 to 9, a time of 32 bits, and a text in any case."""
     manifest = change(sound(), (*HUB, "routes", "a"), route)
     assert told(judge(manifest)) == {("error", f"{IN_HUB}.{place}")}
@@ -126,14 +126,14 @@ def test_an_object_route_needs_schema_1_1() -> None:
     }
 
 
-def test_a_module_that_only_tells_events_needs_no_route_for_detections() -> None:
+def test_a_module_that_sends_only_events_needs_no_route_for_detections() -> None:
     """With telemetry.mode none."""
     manifest = change(sound(), (*VISION, "telemetry", "mode"), "none")
     del at(manifest, HUB)["routes"]["visionDetections"]
     assert judge(manifest).findings == ()
 
 
-def test_create_options_may_come_in_pieces_that_follow_one_another() -> None:
+def test_create_options_may_be_split_into_consecutive_parts() -> None:
     """createOptions, createOptions01, …; a gap is an error, a piece above 512 characters a warning."""
     manifest = sound()
     settings_ = at(manifest, (*MODULE, "settings"))
@@ -152,7 +152,7 @@ def test_create_options_may_come_in_pieces_that_follow_one_another() -> None:
     assert told(judge(manifest)) == {("warning", IN_OPTIONS)}
 
 
-def test_an_object_for_create_options_is_for_templates() -> None:
+def test_create_options_may_be_an_object_only_in_templates() -> None:
     """A deployment has a text there; a template may have either."""
     manifest = sound()
     data = json.dumps(manifest).encode()
@@ -175,7 +175,7 @@ def test_an_object_for_create_options_is_for_templates() -> None:
         ([[[[[[[[[[1]]]]]]]]]], "10 levels"),
     ],
 )
-def test_a_twin_has_limits(value: Any, word: str) -> None:
+def test_the_limits_of_a_twin_are_checked(value: Any, word: str) -> None:
     """They are those of IoT Hub and edgeHub, for every module's."""
     manifest = sound()
     at(manifest, AGENT)["modules"]["other"] = at(manifest, MODULE) | {
@@ -187,13 +187,13 @@ def test_a_twin_has_limits(value: Any, word: str) -> None:
     assert any(word in finding.line() for finding in report.findings)
 
 
-def test_numbers_that_nothing_can_hold_are_told() -> None:
+def test_numbers_that_cannot_be_stored_are_reported() -> None:
     """JSON has them, and Python makes an infinity of them."""
     text = json.dumps(sound()).replace('"fps": 5', '"fps": 1e999')
     assert "infinite number" in lint_manifest(text.encode(), "m.template.json").to_text()
 
 
-def test_a_key_that_is_given_twice_is_told() -> None:
+def test_a_duplicate_key_is_reported() -> None:
     """Tools disagree on which one wins."""
     text = json.dumps(sound()).replace(
         '"restartPolicy": "always"', '"restartPolicy": "always", "restartPolicy": "never"'
@@ -201,7 +201,7 @@ def test_a_key_that_is_given_twice_is_told() -> None:
     assert ("error", f"{IN_MODULE}.restartPolicy") in told(lint_manifest(text.encode(), "m.template.json"))
 
 
-def test_a_layered_deployment_is_judged_without_what_lies_below_it() -> None:
+def test_a_layered_deployment_is_checked_without_its_base() -> None:
     """Nothing is missing that the base may have; what is there is judged at its own key."""
     layer = json.loads(
         generate_manifest(ManifestRequest(image="r.example.com/visionedge:1.0-cpu", form="layered"), {}).text
@@ -222,14 +222,14 @@ def test_a_layered_deployment_is_judged_without_what_lies_below_it() -> None:
     }
 
 
-def test_a_layer_may_change_the_configuration_alone() -> None:
+def test_a_layer_may_change_only_the_configuration() -> None:
     """Of a module that the deployment below runs."""
     layer = {"modulesContent": {"vision": {"properties.desired.telemetry": {"mode": "some"}}}}
     (finding,) = judge(layer).findings
     assert finding.path == '$.modulesContent.vision["properties.desired.telemetry"].mode'
 
 
-def test_cameras_may_stand_in_a_file_on_the_device() -> None:
+def test_cameras_may_be_in_a_file_on_the_device() -> None:
     """With VISIONEDGE_CONFIG the twin may leave them out, or say something more of them."""
     manifest = change(sound(), (*VISION, "cameras"), {"dock": {"fps": 3}})
     assert judge(manifest).errors == 1
@@ -239,7 +239,7 @@ def test_cameras_may_stand_in_a_file_on_the_device() -> None:
     assert judge(manifest).findings == ()
 
 
-def test_secrets_are_never_shown_and_a_template_should_hold_none() -> None:
+def test_secrets_are_never_shown_and_are_reported_in_a_template() -> None:
     """A manifest has to hold them; what it is made of is kept and shared."""
     manifest = change(
         sound(), (*VISION, "cameras", "dock"), {"uri": "rtsp://me:hunter2@192.0.2.5/", "fps": "hunter2"}
@@ -257,7 +257,7 @@ def test_secrets_are_never_shown_and_a_template_should_hold_none() -> None:
         assert (f"{IN_VISION}.cameras.dock.uri" in warned) == name.endswith(".template.json")
 
 
-def test_placeholders_are_at_home_in_templates() -> None:
+def test_placeholders_are_allowed_only_in_templates() -> None:
     """Whatever key they stand for."""
     manifest = sound()
     at(manifest, VISION)["inference"]["device"] = "${DEVICE}"
@@ -269,7 +269,7 @@ def test_placeholders_are_at_home_in_templates() -> None:
     assert "$CONTAINER_REGISTRY_ADDRESS" in report.to_text()
 
 
-def test_a_module_is_known_by_its_id_its_image_or_by_name() -> None:
+def test_a_module_is_recognised_by_its_id_its_image_or_an_argument() -> None:
     """Without any, lint says so."""
     manifest = sound(module="dock-camera")
     assert list(judge(manifest).modules) == ["dock-camera"]
@@ -282,9 +282,7 @@ def test_a_module_is_known_by_its_id_its_image_or_by_name() -> None:
         judge(manifest, modules=("yard",))
 
 
-def test_lint_ends_with_2_if_something_is_wrong_and_tells_it_line_by_line(
-    visionedge: CommandLine, tmp_path: Path
-) -> None:
+def test_lint_exits_with_2_and_prints_a_line_per_problem(visionedge: CommandLine, tmp_path: Path) -> None:
     """A warning alone ends with 0; `--json` is one document."""
     path = tmp_path / "deployment.json"
     path.write_text(json.dumps(change(sound(), (*MODULE, "type"), "podman")))
@@ -363,7 +361,7 @@ def test_two_modules_do_not_share_a_data_folder() -> None:
         ("${MODULES.visionary.amd64.cpu}", False),
     ],
 )
-def test_the_name_of_an_image_tells_whose_it_is(image: str, ours: bool) -> None:
+def test_the_publisher_of_an_image_is_recognised_by_its_name(image: str, ours: bool) -> None:
     """That of its registry does not."""
     manifest = sound(module="camera")
     at(manifest, (*AGENT, "modules", "camera"))["settings"]["image"] = image

@@ -38,7 +38,9 @@ HOSTILE: list[tuple[bytes, str]] = [
 
 
 @pytest.mark.parametrize(("data", "word"), HOSTILE, ids=[word for _, word in HOSTILE])
-def test_what_is_no_json_is_one_line(visionedge: CommandLine, tmp_path: Path, data: bytes, word: str) -> None:
+def test_a_file_that_is_not_json_gives_a_one_line_error(
+    visionedge: CommandLine, tmp_path: Path, data: bytes, word: str
+) -> None:
     """With the line and the column where there is one; exit 2."""
     path = tmp_path / "deployment.json"
     path.write_bytes(data)
@@ -50,7 +52,9 @@ def test_what_is_no_json_is_one_line(visionedge: CommandLine, tmp_path: Path, da
 
 
 @pytest.mark.parametrize("name", ["absent.json", "folder", "x" * 300, "a\0b"])
-def test_a_file_that_cannot_be_read_is_one_line(visionedge: CommandLine, tmp_path: Path, name: str) -> None:
+def test_an_unreadable_file_gives_a_one_line_error(
+    visionedge: CommandLine, tmp_path: Path, name: str
+) -> None:
     """Exit 2."""
     (tmp_path / "folder").mkdir()
     outcome = visionedge("manifest", "lint", f"{tmp_path}/{name}")
@@ -118,7 +122,7 @@ DOCUMENTS = st.recursive(
 
 @settings(max_examples=60, deadline=None)
 @given(DOCUMENTS, st.sampled_from(["a.json", "a.template.json"]))
-def test_no_document_is_too_strange(document: Any, name: str) -> None:
+def test_any_json_document_is_linted_without_a_crash(document: Any, name: str) -> None:
     """Whatever JSON holds, lint tells what it thinks of it, in lines that can be printed."""
     report = lint_manifest(json.dumps(document).encode(), name)
     assert all(line.isprintable() for line in report.to_text().splitlines())
@@ -152,7 +156,7 @@ PLACES = places(json.loads(GPU_PV))
 
 @settings(max_examples=100, deadline=None)
 @given(st.data())
-def test_a_sound_manifest_with_anything_anywhere_is_judged(data: st.DataObject) -> None:
+def test_a_valid_manifest_with_a_random_change_is_linted(data: st.DataObject) -> None:
     """A value of any type in any place is told or taken, never a traceback."""
     manifest = json.loads(GPU_PV)
     change(manifest, data.draw(st.sampled_from(PLACES)), data.draw(DOCUMENTS))
