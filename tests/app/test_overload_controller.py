@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from camera_doubles import SPEC, Basket
+from camera_doubles import SPEC, FrameRecorder
 from visionedge.app import status as report
 from visionedge.app.load_meter import CameraLoad, LoadMeasurement
 from visionedge.app.metrics import collect_samples
@@ -30,7 +30,7 @@ LOST = DeviceState("auto", "cpu", ReasonCode.CUDA_ERROR, "CUDA failure 700", utc
 FINE = DeviceState("auto", "cuda", ReasonCode.OK, "usable", utc_now())
 
 
-class Still(CameraRegistry):
+class StubCameraRegistry(CameraRegistry):
     """Cameras that do nothing but remember how they are throttled."""
 
     def __init__(self) -> None:
@@ -50,10 +50,10 @@ class Still(CameraRegistry):
 
     def run(self, *names: str) -> None:
         """Let these cameras be there."""
-        self.by_name = {name: Camera(name, "demo:", SPEC, Basket()) for name in names}
+        self.by_name = {name: Camera(name, "demo:", SPEC, FrameRecorder()) for name in names}
 
 
-class _NoSlots(Basket):
+class _NoSlots(FrameRecorder):
     def open(self, camera: str) -> None:
         raise AssertionError(camera)
 
@@ -65,7 +65,7 @@ class _NoSlots(Basket):
 
 
 @dataclass
-class Engines:
+class StubEngineHost:
     """An engine room that has a faster variant, or fails to have one."""
 
     has_variant: bool = False
@@ -92,16 +92,16 @@ class Engines:
 
 
 @dataclass
-class Stage:
+class ControllerHarness:
     """A keeper whose readings a test makes up, five seconds apart."""
 
     state: AppState
-    engines: Engines
+    engines: StubEngineHost
     told: list[tuple[str, str, Mapping[str, Any]]]
     now_ns: int = 0
 
     def __post_init__(self) -> None:
-        self.camera_registry = Still()
+        self.camera_registry = StubCameraRegistry()
         self.camera_registry.run(*self.state.snapshot().config.cameras)
         self.state.set_camera_registry(self.camera_registry)
         self.controller = OverloadController(
@@ -144,48 +144,50 @@ class Stage:
 
 
 @dataclass
-class Seen:
+class StubEngine:
     """An engine of which only the device and the process are looked at."""
 
     device: DeviceState = LOST
     process: ProcessStatus | None = None
 
-    def info(self) -> "Seen":
+    def info(self) -> "StubEngine":
         return self
 
 
-def play(story: Callable[[Stage], Awaitable[None]], tmp_path: Path, **overload: Any) -> Stage:
-    async def told() -> Stage:
+def play(
+    scenario: Callable[[ControllerHarness], Awaitable[None]], tmp_path: Path, **overload: Any
+) -> ControllerHarness:
+    async def told() -> ControllerHarness:
         document = {
             "cameras": {name: {"uri": "demo:"} for name in ("dock", "gate", "yard")},
             "overload": {**FAST, **overload},
         }
         state = AppState.of(parse_config(document), tmp_path, {}, lambda: None)
-        state.set_engine(cast("Engine", Seen()))
-        stage = Stage(state, Engines(), [])
-        await story(stage)
+        state.set_engine(cast("Engine", StubEngine()))
+        stage = ControllerHarness(state, StubEngineHost(), [])
+        await scenario(stage)
         await stage.controller.close()
         return stage
 
     return asyncio.run(told())
 
 
-def told_of(stage: Stage) -> dict[str, Any]:
+def told_of(stage: ControllerHarness) -> dict[str, Any]:
     """The object `capacity` of status."""
     document = report.build_capacity(stage.state.snapshot())
     assert document is not None
     return document
 
 
-def device(stage: Stage, state: DeviceState) -> None:
-    stage.state.set_engine(cast("Engine", Seen(state)))
+def device(stage: ControllerHarness, state: DeviceState) -> None:
+    stage.state.set_engine(cast("Engine", StubEngine(state)))
 
 
 def test_a_lost_device_lowers_the_camera_rates_and_is_reported(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
+    async def scenario(stage: ControllerHarness) -> None:
         await stage.read(10, carries=20)
 
-    stage = play(story, tmp_path)
+    stage = play(scenario, tmp_path)
     assert stage.codes[:2] == [("overload-taken", "gate"), ("overload-taken", "fps")]
     assert stage.camera_registry.throttles["dock"] == Throttle(6.0, GateSettings())
     status = told_of(stage)
@@ -207,11 +209,11 @@ def test_a_lost_device_lowers_the_camera_rates_and_is_reported(tmp_path: Path) -
 
 
 def test_a_requested_cpu_lowers_nothing_by_default(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
+    async def scenario(stage: ControllerHarness) -> None:
         device(stage, replace(FINE, effective="cpu", code=ReasonCode.CPU_REQUESTED))
         await stage.read(20, carries=15)
 
-    stage = play(story, tmp_path)
+    stage = play(scenario, tmp_path)
     assert stage.told == []
     assert stage.camera_registry.eased == 0
     assert told_of(stage)["overload"] == {
@@ -223,28 +225,28 @@ def test_a_requested_cpu_lowers_nothing_by_default(tmp_path: Path) -> None:
 
 
 def test_a_requested_cpu_lowers_rates_if_configured(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
+    async def scenario(stage: ControllerHarness) -> None:
         device(stage, FINE)
         await stage.read(5, carries=15)
 
-    assert play(story, tmp_path, when="always", levels=["fps"]).codes[:1] == [("overload-taken", "fps")]
+    assert play(scenario, tmp_path, when="always", levels=["fps"]).codes[:1] == [("overload-taken", "fps")]
 
 
 def test_without_levels_nothing_is_degraded(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
+    async def scenario(stage: ControllerHarness) -> None:
         await stage.read(20, carries=1)
 
-    assert play(story, tmp_path, levels=[], when="always").told == []
+    assert play(scenario, tmp_path, levels=[], when="always").told == []
 
 
 def test_all_levels_end_at_once_when_the_device_is_back(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
+    async def scenario(stage: ControllerHarness) -> None:
         await stage.read(10, carries=15)
         stage.told.clear()
         device(stage, FINE)
         await stage.read(3, carries=1000)
 
-    stage = play(story, tmp_path)
+    stage = play(scenario, tmp_path)
     assert stage.codes == [("overload-returned", "fps"), ("overload-returned", "gate")]
     assert stage.told[0][1] == "the requested device is in use: all cameras at their configured rates"
     assert stage.camera_registry.throttles == {}
@@ -254,19 +256,21 @@ def test_all_levels_end_at_once_when_the_device_is_back(tmp_path: Path) -> None:
 def test_without_inference_no_level_starts_or_ends(tmp_path: Path) -> None:
     """An engine that restarts delivers nothing, and which device comes next is not known."""
 
-    async def story(stage: Stage) -> None:
+    async def scenario(stage: ControllerHarness) -> None:
         await stage.read(6, carries=15)
         before = list(stage.told)
-        stage.state.set_engine(cast("Engine", Seen(LOST, ProcessStatus(None, 0, "the engine is restarting"))))
+        stage.state.set_engine(
+            cast("Engine", StubEngine(LOST, ProcessStatus(None, 0, "the engine is restarting")))
+        )
         await stage.read(20, carries=0)
         assert stage.told == before
 
-    stage = play(story, tmp_path)
+    stage = play(scenario, tmp_path)
     assert "gate" in {each.level for each in stage.state.snapshot().overload_status.taken_levels}
 
 
 def test_high_priority_cameras_keep_their_rate(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
+    async def scenario(stage: ControllerHarness) -> None:
         cameras = {
             name: {"uri": "demo:", "priority": 9 if name == "dock" else 0}
             for name in stage.camera_registry.by_name
@@ -275,13 +279,13 @@ def test_high_priority_cameras_keep_their_rate(tmp_path: Path) -> None:
         stage.state.restart_with(config)
         await stage.read(4, carries=30)
 
-    throttles = play(story, tmp_path).camera_registry.throttles
+    throttles = play(scenario, tmp_path).camera_registry.throttles
     assert set(throttles) == {"gate", "yard"}
     assert throttles["gate"].fps == pytest.approx(3.5)
 
 
 def test_a_camera_added_later_is_limited_like_the_others(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
+    async def scenario(stage: ControllerHarness) -> None:
         cameras = {name: {"uri": "demo:"} for name in ("dock", "gate", "yard", "roof")}
         stage.state.restart_with(parse_config({"cameras": cameras, "overload": {**FAST, "levels": ["fps"]}}))
         await stage.read(4, carries=30)
@@ -289,13 +293,13 @@ def test_a_camera_added_later_is_limited_like_the_others(tmp_path: Path) -> None
         stage.camera_registry.run(*cameras)
         await stage.read(3, carries=30)
 
-    throttles = play(story, tmp_path).camera_registry.throttles
+    throttles = play(scenario, tmp_path).camera_registry.throttles
     assert set(throttles) == {"dock", "gate", "yard", "roof"}
     assert len(set(throttles.values())) == 1
 
 
 def test_a_configured_gate_is_not_changed(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
+    async def scenario(stage: ControllerHarness) -> None:
         gates = {"dock": {"enabled": False}, "gate": {"sensitivity": 0.9}}
         cameras = {
             name: {"uri": "demo:"} | ({"gate": gates[name]} if name in gates else {})
@@ -304,7 +308,7 @@ def test_a_configured_gate_is_not_changed(tmp_path: Path) -> None:
         stage.state.restart_with(parse_config({"cameras": cameras, "overload": {**FAST, "levels": ["gate"]}}))
         await stage.read(8, carries=15)
 
-    stage = play(story, tmp_path)
+    stage = play(scenario, tmp_path)
     assert set(stage.camera_registry.throttles) == {"yard"}
     assert stage.codes == [("overload-taken", "gate"), ("overload-exhausted", "")]
     sentence = told_of(stage)["sentence"]
@@ -312,18 +316,18 @@ def test_a_configured_gate_is_not_changed(tmp_path: Path) -> None:
 
 
 def test_limits_do_not_follow_noise_in_the_requested_rate(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
+    async def scenario(stage: ControllerHarness) -> None:
         await stage.read(4, carries=30)
         eased = stage.camera_registry.eased
         for asks in (20.5, 19.5, 20.2, 19.8):
             await stage.read(1, carries=30, asks=asks)
         assert stage.camera_registry.eased == eased
 
-    play(story, tmp_path, levels=["fps"])
+    play(scenario, tmp_path, levels=["fps"])
 
 
 def test_the_faster_variant_is_reported_once_it_computes(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
+    async def scenario(stage: ControllerHarness) -> None:
         stage.engines.has_variant = True
         await stage.read(4, carries=15)
         assert stage.engines.calls == ["call"]
@@ -336,25 +340,25 @@ def test_the_faster_variant_is_reported_once_it_computes(tmp_path: Path) -> None
         await stage.read(10, carries=100, used_cores=0.5)
         await asyncio.sleep(0)
 
-    stage = play(story, tmp_path)
+    stage = play(scenario, tmp_path)
     assert stage.engines.calls == ["call", "dismiss"]
     assert stage.codes == [("overload-taken", "variant"), ("overload-returned", "variant")]
     assert stage.told[0][1] == "too much for the CPU (15.0 of 60.0 frames/s): int8"
 
 
 def test_a_variant_that_cannot_be_opened_is_skipped_for_the_next_level(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
+    async def scenario(stage: ControllerHarness) -> None:
         stage.engines.has_variant, stage.engines.error = True, ModelError("damaged")
         stage.engines.gate.set()
         await stage.read(12, carries=15)
 
-    stage = play(story, tmp_path)
+    stage = play(scenario, tmp_path)
     assert stage.engines.calls == ["call"]
     assert stage.codes[:2] == [("overload-taken", "gate"), ("overload-taken", "fps")]
 
 
 def test_a_replaced_substitute_engine_is_reported_as_ended(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
+    async def scenario(stage: ControllerHarness) -> None:
         stage.engines.has_variant = True
         stage.engines.gate.set()
         await stage.read(4, carries=15)
@@ -363,27 +367,27 @@ def test_a_replaced_substitute_engine_is_reported_as_ended(tmp_path: Path) -> No
         stage.engines.has_variant = False
         await stage.read(2, carries=100)
 
-    stage = play(story, tmp_path, levels=["variant"])
+    stage = play(scenario, tmp_path, levels=["variant"])
     assert stage.codes == [("overload-taken", "variant"), ("overload-returned", "variant")]
     assert stage.told[1][1] == "another engine is in use: the model in its configured precision"
     assert stage.state.snapshot().overload_status.steps["variant", "returned"] == 1
 
 
 def test_each_load_snapshot_is_evaluated_once(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
+    async def scenario(stage: ControllerHarness) -> None:
         await stage.read(2, carries=15)
         for _ in range(50):
             stage.now_ns += 5_000_000_000
             await stage.controller.step()
 
-    assert play(story, tmp_path).told == []
+    assert play(scenario, tmp_path).told == []
 
 
 def test_the_metrics_show_the_levels(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
+    async def scenario(stage: ControllerHarness) -> None:
         await stage.read(10, carries=20)
 
-    stage = play(story, tmp_path)
+    stage = play(scenario, tmp_path)
     stage.state.set_engine(None)
     samples = {(name, labels): value for name, labels, value in collect_samples(stage.state.snapshot())}
     assert samples["overload_level", ("gate",)] == 1

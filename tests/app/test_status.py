@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 from pydantic import BaseModel
 
+from fake_backend import result
 from visionedge.app.load_meter import CameraLoad, LoadMeasurement
 from visionedge.app.overload_policy import OverloadStatus, TakenLevel
 from visionedge.app.state import AppState, InboundStatistics, StateSnapshot
@@ -39,7 +40,6 @@ from visionedge.outbound.spool import SpoolStatus
 from visionedge.runtime.measurement import PrecisionChoice
 from visionedge.web.documents import EngineEventDocument, StatusDocument
 from visionedge.web.latest_results import LatestResults
-from web_module import result
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "status"
 SINCE = datetime(2026, 11, 22, 10, 0, 0, 123_000, UTC)

@@ -11,11 +11,11 @@ import pytest
 
 from camera_doubles import (
     SPEC,
-    Basket,
-    Changes,
-    JumpClock,
-    Opener,
+    FakeClock,
+    FrameRecorder,
+    ScriptedOpener,
     ScriptedSource,
+    StatusRecorder,
     running,
 )
 from clips import make_clip, make_picture, number_of, numbered_picture
@@ -30,14 +30,14 @@ URI = "rtsp://user:geheim@192.0.2.1/x?token=geheim"
 LOST = SourceError("the server closed the connection")
 
 
-class Stage:
+class CameraHarness:
     """A camera on scripted sources, run in this thread until its end or so many waits."""
 
     def __init__(self, *sources: ScriptedSource | Exception, uri: str = URI) -> None:
-        self.clock = JumpClock()
-        self.basket = Basket()
-        self.changes = Changes()
-        self.opener = Opener(*sources)
+        self.clock = FakeClock()
+        self.basket = FrameRecorder()
+        self.changes = StatusRecorder()
+        self.opener = ScriptedOpener(*sources)
         self.uri = uri
 
     def camera(self, **options: float | bool | None) -> Camera:
@@ -65,7 +65,7 @@ class Stage:
         return camera
 
 
-def live(*steps: float | Exception, clock: JumpClock | None = None) -> ScriptedSource:
+def live(*steps: float | Exception, clock: FakeClock | None = None) -> ScriptedSource:
     return ScriptedSource(steps, live=True, clock=clock)
 
 
@@ -74,7 +74,7 @@ def sequences(frames: list[Frame]) -> list[tuple[int, int]]:
 
 
 def test_frames_carry_sequence_epoch_time_and_both_pictures() -> None:
-    stage = Stage(ScriptedSource([0.0, 0.5]))
+    stage = CameraHarness(ScriptedSource([0.0, 0.5]))
     camera = stage.play()
     frame = stage.basket.frames[1]
     assert (frame.camera, frame.sequence, frame.epoch) == ("dock", 2, 1)
@@ -87,7 +87,7 @@ def test_frames_carry_sequence_epoch_time_and_both_pictures() -> None:
 
 
 def test_a_lost_source_returns_with_the_next_epoch_and_continues_the_sequence() -> None:
-    stage = Stage(live(0.1, 0.1, LOST), LOST, live(0.1))
+    stage = CameraHarness(live(0.1, 0.1, LOST), LOST, live(0.1))
     camera = stage.play(first_sequence=41)
     assert sequences(stage.basket.frames) == [(1, 41), (1, 42), (2, 43)]
     assert stage.changes.states == ["live", "reconnecting", "live", "ended"]
@@ -95,29 +95,29 @@ def test_a_lost_source_returns_with_the_next_epoch_and_continues_the_sequence() 
 
 
 def test_waits_grow_and_start_short_again_after_a_healthy_minute() -> None:
-    stage = Stage()
+    stage = CameraHarness()
     short = [live(0.1, LOST, clock=stage.clock) for _ in range(3)]
     long = live(0.1, 61.0, LOST, clock=stage.clock)
-    stage.opener = Opener(*short, long, LOST, live())
+    stage.opener = ScriptedOpener(*short, long, LOST, live())
     stage.play()
     assert stage.clock.waits_s == [1, 2, 4, 1, 2]
 
 
 def test_a_camera_that_was_never_reached_is_failed_and_retried() -> None:
-    stage = Stage(*[LOST] * 50)
+    stage = CameraHarness(*[LOST] * 50)
     stage.clock.stop_after_waits = 50
     stage.play()
     assert stage.opener.opened == 50
     assert stage.clock.waits_s[:6] == [1, 2, 4, 8, 16, 30]
     assert stage.changes.states == ["failed", "stopped"]
-    assert stage.changes.heard[0].last_error == "the server closed the connection"
-    assert stage.changes.heard[0].epoch == 0
+    assert stage.changes.statuses[0].last_error == "the server closed the connection"
+    assert stage.changes.statuses[0].epoch == 0
 
 
 def test_a_lost_camera_has_the_time_of_the_next_attempt_only_while_it_waits() -> None:
     """In s from now; None while it tries, and once it has ended."""
-    clock, trying, waiting = JumpClock(), [], []
-    sources = Opener(LOST, LOST, live(0.1))
+    clock, trying, waiting = FakeClock(), [], []
+    sources = ScriptedOpener(LOST, LOST, live(0.1))
 
     def opened(uri: CameraUri, limits: SourceLimits) -> ScriptedSource:
         trying.append(camera.status().next_try_s)
@@ -133,7 +133,7 @@ def test_a_lost_camera_has_the_time_of_the_next_attempt_only_while_it_waits() ->
         "dock",
         URI,
         SPEC,
-        Basket(),
+        FrameRecorder(),
         clock=clock,
         dependencies=CameraDependencies(opener=opened, wait=wait, random_fraction=lambda: 0.0),
     )
@@ -144,14 +144,14 @@ def test_a_lost_camera_has_the_time_of_the_next_attempt_only_while_it_waits() ->
 
 
 def test_an_opened_source_without_a_picture_starts_no_epoch() -> None:
-    stage = Stage(live(LOST), live(LOST), live(0.1))
+    stage = CameraHarness(live(LOST), live(LOST), live(0.1))
     stage.play()
     assert sequences(stage.basket.frames) == [(1, 1)]
     assert stage.changes.states == ["failed", "live", "ended"]
 
 
 def test_success_clears_the_last_error() -> None:
-    stage = Stage(LOST, live(0.1))
+    stage = CameraHarness(LOST, live(0.1))
     assert stage.play().status().last_error is None
 
 
@@ -159,33 +159,33 @@ def test_success_clears_the_last_error() -> None:
     "error", [MemoryError(), RuntimeError("bug"), np.exceptions.AxisError("x"), OSError(5, "io")]
 )
 def test_any_error_is_a_lost_source_and_never_a_dead_thread(error: Exception) -> None:
-    stage = Stage(live(0.1, error), live(0.1))
+    stage = CameraHarness(live(0.1, error), live(0.1))
     stage.play()
     assert sequences(stage.basket.frames) == [(1, 1), (2, 2)]
-    assert (stage.changes.heard[1].last_error or "").startswith(type(error).__name__)
+    assert (stage.changes.statuses[1].last_error or "").startswith(type(error).__name__)
 
 
 def test_sources_are_always_closed() -> None:
     sources = [live(0.1, LOST), live(LOST), live(0.1)]
-    stage = Stage(*sources)
+    stage = CameraHarness(*sources)
     stage.play()
     assert [s.closed for s in sources] == [True] * 3
 
 
 def test_errors_status_and_log_never_show_a_secret(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    stage = Stage(RuntimeError(f"line one of {URI}\nline two"), live(0.1))
+    stage = CameraHarness(RuntimeError(f"line one of {URI}\nline two"), live(0.1))
     camera = stage.play()
-    heard = repr(stage.changes.heard)
-    assert "geheim" not in heard + repr(camera) + caplog.text
-    assert "user" not in heard
-    assert "\n" not in (stage.changes.heard[0].last_error or "")
+    statuses = repr(stage.changes.statuses)
+    assert "geheim" not in statuses + repr(camera) + caplog.text
+    assert "user" not in statuses
+    assert "\n" not in (stage.changes.statuses[0].last_error or "")
     assert camera.status().uri == "rtsp://***@192.0.2.1/x?token=***"
 
 
 def test_a_change_is_logged_once_and_retries_are_not(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    stage = Stage(live(0.1, LOST), *[LOST] * 9, live(0.1))
+    stage = CameraHarness(live(0.1, LOST), *[LOST] * 9, live(0.1))
     stage.play()
     lines = [r.message for r in caplog.records]
     assert len(lines) == 4
@@ -195,7 +195,7 @@ def test_a_change_is_logged_once_and_retries_are_not(caplog: pytest.LogCaptureFi
 
 
 def test_an_invalid_uri_fails_with_the_reason() -> None:
-    stage = Stage(uri="gopher://192.0.2.1")
+    stage = CameraHarness(uri="gopher://192.0.2.1")
     stage.clock.stop_after_waits = 2
     camera = stage.play()
     assert "unknown scheme 'gopher:'" in (camera.status().last_error or "")
@@ -206,7 +206,7 @@ def test_an_error_of_a_listener_does_no_harm(caplog: pytest.LogCaptureFixture) -
     def listener(_status: object) -> None:
         raise ValueError("not my day")
 
-    stage = Stage(live(0.1))
+    stage = CameraHarness(live(0.1))
     dependencies = CameraDependencies(opener=stage.opener, wait=stage.clock.wait)
     Camera(
         "dock", URI, SPEC, stage.basket, clock=stage.clock, on_change=listener, dependencies=dependencies
@@ -215,7 +215,7 @@ def test_an_error_of_a_listener_does_no_harm(caplog: pytest.LogCaptureFixture) -
     assert "camera dock: reporting the state live failed" in caplog.text
 
 
-class _Unshown(ScriptedSource):
+class _UnconvertibleSource(ScriptedSource):
     """Its pictures come, and none of them can be converted."""
 
     def read(self) -> DecodedPicture | None:
@@ -232,18 +232,18 @@ class _Unshown(ScriptedSource):
 @pytest.mark.parametrize("is_live", [False, True])
 def test_a_camera_without_convertible_pictures_is_never_live_and_keeps_its_reason(*, is_live: bool) -> None:
     """A file says so at its end, a stream after some time; neither flaps."""
-    stage = Stage()
-    sources = [_Unshown([1.0] * 20, live=is_live, clock=stage.clock) for _ in range(3)]
-    stage.opener = Opener(*sources, live(0.1))
+    stage = CameraHarness()
+    sources = [_UnconvertibleSource([1.0] * 20, live=is_live, clock=stage.clock) for _ in range(3)]
+    stage.opener = ScriptedOpener(*sources, live(0.1))
     camera = stage.play(paced=False)
     assert stage.changes.states == ["failed", "live", "ended"]
-    assert stage.changes.heard[0].last_error == "its pictures cannot be converted"
-    assert stage.changes.heard[0].epoch == 0
+    assert stage.changes.statuses[0].last_error == "its pictures cannot be converted"
+    assert stage.changes.statuses[0].epoch == 0
     assert camera.status().epoch == 1
 
 
 def test_files_play_at_their_own_rate_and_delays_do_not_accumulate() -> None:
-    stage = Stage(ScriptedSource([n * 0.1 for n in range(50)]))
+    stage = CameraHarness(ScriptedSource([n * 0.1 for n in range(50)]))
     stage.play()
     times_ns = [f.captured_ns for f in stage.basket.frames]
     assert times_ns == [1_000_000_000 + n * 100_000_000 for n in range(50)]
@@ -251,7 +251,7 @@ def test_files_play_at_their_own_rate_and_delays_do_not_accumulate() -> None:
 
 def test_with_a_lower_rate_only_due_pictures_are_converted() -> None:
     source = ScriptedSource([n * 0.1 for n in range(20)])
-    stage = Stage(source)
+    stage = CameraHarness(source)
     camera = stage.play(fps=5)
     assert [number_of(f.full_picture()) for f in stage.basket.frames] == list(range(0, 20, 2))
     assert [f.sequence for f in stage.basket.frames] == list(range(1, 11))
@@ -260,16 +260,16 @@ def test_with_a_lower_rate_only_due_pictures_are_converted() -> None:
 
 
 def test_a_live_camera_is_thinned_by_the_clock() -> None:
-    stage = Stage()
-    stage.opener = Opener(live(*[0.1] * 20, clock=stage.clock))
+    stage = CameraHarness()
+    stage.opener = ScriptedOpener(live(*[0.1] * 20, clock=stage.clock))
     stage.play(fps=5)
     assert [number_of(f.full_picture()) for f in stage.basket.frames] == list(range(0, 20, 2))
 
 
 def test_a_flat_out_file_waits_for_the_sink_and_not_for_the_clock() -> None:
-    stage = Stage(ScriptedSource([n * 0.1 for n in range(5)]))
+    stage = CameraHarness(ScriptedSource([n * 0.1 for n in range(5)]))
     answers = iter([False, False, True, True, True, True, True])
-    stage.basket = Basket(lambda _camera: next(answers))
+    stage.basket = FrameRecorder(lambda _camera: next(answers))
     stage.play(paced=False)
     assert stage.basket.asked == 7
     assert stage.clock.waits_s == []
@@ -277,13 +277,13 @@ def test_a_flat_out_file_waits_for_the_sink_and_not_for_the_clock() -> None:
 
 
 def test_a_flat_out_live_camera_is_not_delayed() -> None:
-    stage = Stage(live(0.1, 0.1))
+    stage = CameraHarness(live(0.1, 0.1))
     stage.play(paced=False)
     assert stage.basket.asked == 0
 
 
 def test_status_has_rate_age_size_and_decoder() -> None:
-    stage = Stage(ScriptedSource([n * 0.1 for n in range(30)]))
+    stage = CameraHarness(ScriptedSource([n * 0.1 for n in range(30)]))
     camera = stage.camera()
     before = camera.status()
     assert (before.state, before.fps, before.age_ms, before.epoch) == ("connecting", 0.0, None, 0)
@@ -298,25 +298,25 @@ def test_status_has_rate_age_size_and_decoder() -> None:
 
 
 def test_repr_shows_the_state_in_one_line() -> None:
-    camera = Stage(live(0.1)).play()
+    camera = CameraHarness(live(0.1)).play()
     assert repr(camera) == "<Camera dock ended epoch=1 read=1 next=2 error=None>"
 
 
 def test_a_replacing_camera_continues_the_counts() -> None:
-    stage = Stage(live(0.1))
+    stage = CameraHarness(live(0.1))
     dependencies = CameraDependencies(opener=stage.opener)
     Camera("dock", URI, SPEC, stage.basket, first_sequence=7, last_epoch=3, dependencies=dependencies).run()
     assert sequences(stage.basket.frames) == [(4, 7)]
 
 
 def test_stop_ends_a_long_wait_at_once() -> None:
-    changes = Changes()
-    opener = Opener(*[LOST] * 9)
+    changes = StatusRecorder()
+    opener = ScriptedOpener(*[LOST] * 9)
     camera = Camera(
         "dock",
         URI,
         SPEC,
-        Basket(),
+        FrameRecorder(),
         on_change=changes,
         dependencies=CameraDependencies(opener=opener, random_fraction=lambda: 0.0),
     )
@@ -330,7 +330,7 @@ def test_stop_ends_a_long_wait_at_once() -> None:
 def test_stop_ends_a_file_between_two_pictures_at_once(tmp_path: Path) -> None:
     for number in range(3):
         make_picture(tmp_path / f"{number}.png", number)
-    basket = Basket()
+    basket = FrameRecorder()
     camera = Camera("dock", str(tmp_path), SPEC, basket, fps=0.01)
     with running(camera):
         basket.wait_for(lambda frames: len(frames) == 1)
@@ -340,7 +340,7 @@ def test_stop_ends_a_file_between_two_pictures_at_once(tmp_path: Path) -> None:
 
 
 def test_stop_ends_flat_out_playing_while_the_sink_takes_nothing(tmp_path: Path) -> None:
-    basket = Basket(lambda _camera: threading.Event().wait(0.01))
+    basket = FrameRecorder(lambda _camera: threading.Event().wait(0.01))
     camera = Camera("dock", str(make_clip(tmp_path / "c.mp4")), SPEC, basket, paced=False)
     with running(camera, end_limit_s=1.0):
         basket.wait_for(lambda frames: len(frames) == 1)
@@ -357,7 +357,7 @@ def test_stop_does_not_wait_for_a_hanging_open() -> None:
         assert hanging.wait(10)
         return source
 
-    basket, closed = Basket(), threading.Event()
+    basket, closed = FrameRecorder(), threading.Event()
     source.close = closed.set  # type: ignore[method-assign]  # to hear of it
     camera = Camera("dock", URI, SPEC, basket, dependencies=CameraDependencies(opener=opener))
     with running(camera, end_limit_s=0.5):
@@ -369,7 +369,7 @@ def test_stop_does_not_wait_for_a_hanging_open() -> None:
 
 
 def test_a_camera_that_opens_slowly_gets_more_time_each_attempt() -> None:
-    stage = Stage()
+    stage = CameraHarness()
     given_s: list[float] = []
 
     def opener(_uri: object, limits: SourceLimits) -> ScriptedSource:
@@ -384,7 +384,7 @@ def test_a_camera_that_opens_slowly_gets_more_time_each_attempt() -> None:
 
 
 def test_stop_before_run_opens_nothing() -> None:
-    stage = Stage(live(0.1))
+    stage = CameraHarness(live(0.1))
     camera = stage.camera()
     camera.stop()
     camera.run()
@@ -393,8 +393,8 @@ def test_stop_before_run_opens_nothing() -> None:
 
 
 def test_a_real_file_plays_to_its_end_at_its_own_rate(tmp_path: Path) -> None:
-    changes = Changes()
-    basket = Basket()
+    changes = StatusRecorder()
+    basket = FrameRecorder()
     clip = make_clip(tmp_path / "c.mp4", pictures=12, fps=20)
     with running(Camera("dock", str(clip), SPEC, basket, on_change=changes)) as camera:
         changes.wait_for("ended")
@@ -408,7 +408,7 @@ def test_a_real_file_plays_to_its_end_at_its_own_rate(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fps", [None, 5.0])
 def test_a_file_with_b_pictures_ends_without_an_error(tmp_path: Path, fps: float | None) -> None:
     """Its last pictures come out of the decoder together, and are played at their own times."""
-    changes, basket = Changes(), Basket()
+    changes, basket = StatusRecorder(), FrameRecorder()
     options = {"bf": "3", "g": "12", "x264-params": "b-adapt=0"}
     clip = make_clip(tmp_path / "b.mp4", pictures=20, fps=20, options=options)
     with running(Camera("dock", str(clip), SPEC, basket, fps=fps, on_change=changes)) as camera:
@@ -425,7 +425,7 @@ def test_a_file_with_b_pictures_ends_without_an_error(tmp_path: Path, fps: float
 
 
 def test_a_file_that_appears_later_is_played(tmp_path: Path) -> None:
-    changes = Changes()
+    changes = StatusRecorder()
     clip = tmp_path / "late.mp4"
     tries = threading.Semaphore(0)
 
@@ -434,7 +434,12 @@ def test_a_file_that_appears_later_is_played(tmp_path: Path) -> None:
         return event.wait(min(timeout_s, 0.05))
 
     camera = Camera(
-        "dock", str(clip), SPEC, Basket(), on_change=changes, dependencies=CameraDependencies(wait=wait)
+        "dock",
+        str(clip),
+        SPEC,
+        FrameRecorder(),
+        on_change=changes,
+        dependencies=CameraDependencies(wait=wait),
     )
     with running(camera):
         assert "does not exist" in (changes.wait_for("failed").last_error or "")
@@ -445,7 +450,7 @@ def test_a_file_that_appears_later_is_played(tmp_path: Path) -> None:
 
 def test_the_demo_clip_continues_over_its_end_in_the_same_epoch() -> None:
     """Played without waiting, so that the end of the clip comes within the test."""
-    basket = Basket()
+    basket = FrameRecorder()
     with running(Camera("demo", "demo:", SPEC, basket, paced=False)) as camera:
         frames = basket.wait_for(lambda frames: len(frames) > 420)
         assert camera.status().state == "live"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camera_doubles import SPEC, Basket, JumpClock, Opener, ScriptedSource, running
+from camera_doubles import SPEC, FakeClock, FrameRecorder, ScriptedOpener, ScriptedSource, running
 from clips import make_clip, number_of, numbered_picture
 from visionedge.camera.camera import Camera, CameraDependencies
 from visionedge.camera.motion_gate import GateSettings
@@ -127,7 +127,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_throttle_starts_and_ends_without_reopening_the_camera(clip: Path) -> None:
-    basket = Basket()
+    basket = FrameRecorder()
     with running(Camera("dock", str(clip), SPEC, basket)) as camera:
         basket.wait_for(lambda frames: len(frames) >= 10)
         camera.throttle(Throttle(fps=4))
@@ -149,7 +149,7 @@ def test_a_throttle_starts_and_ends_without_reopening_the_camera(clip: Path) -> 
 def test_a_gate_can_be_added_to_and_removed_from_a_running_camera(tmp_path: Path) -> None:
     """What it holds back is counted as gated, and the counters add up."""
     source = make_clip(tmp_path / "still.mp4", pictures=200, fps=40, still=True)
-    basket = Basket()
+    basket = FrameRecorder()
     camera = Camera("dock", str(source), SPEC, basket)
     with running(camera):
         basket.wait_for(lambda frames: len(frames) >= 10)
@@ -163,7 +163,7 @@ def test_a_gate_can_be_added_to_and_removed_from_a_running_camera(tmp_path: Path
 
 
 def test_the_source_gets_the_wanted_rate_only_when_it_changes() -> None:
-    clock, basket = JumpClock(), Basket()
+    clock, basket = FakeClock(), FrameRecorder()
     source = ScriptedSource([n / 10 for n in range(40)])
     camera = Camera(
         "dock",
@@ -173,7 +173,7 @@ def test_the_source_gets_the_wanted_rate_only_when_it_changes() -> None:
         fps=5,
         clock=clock,
         throttle=Throttle(fps=2),
-        dependencies=CameraDependencies(Opener(source), clock.wait),
+        dependencies=CameraDependencies(ScriptedOpener(source), clock.wait),
     )
     camera.run()
     assert source.wanted == [2]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from camera_doubles import SPEC, Basket, Changes
+from camera_doubles import SPEC, FrameRecorder, StatusRecorder
 from clips import make_clip
 from visionedge.camera.camera import CameraStatus, InputResizer
 from visionedge.camera.registry import FORGET_AFTER_NS, CameraRegistry
@@ -18,7 +18,7 @@ from visionedge.frames.types import Frame
 from visionedge.runtime.threads import ThreadGroup
 
 
-class Slots(Basket):
+class SlotRecorder(FrameRecorder):
     """A basket that knows which cameras are open."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def running(
-    slots: Slots,
+    slots: SlotRecorder,
     on_change: Callable[[CameraStatus], None],
     clock: Callable[[], int] = time.monotonic_ns,
     last_epoch: int = 0,
@@ -78,7 +78,7 @@ def _of(frames: list[Frame], camera: str) -> list[Frame]:
 
 
 def test_cameras_are_added_changed_disabled_and_removed_without_touching_the_others(clip: Path) -> None:
-    slots, changes = Slots(), Changes()
+    slots, changes = SlotRecorder(), StatusRecorder()
     dock = {"uri": str(clip)}
     with running(slots, changes) as camera_registry:
         camera_registry.apply(_config({"dock": dock, "yard": dock}).cameras)
@@ -100,8 +100,8 @@ def test_cameras_are_added_changed_disabled_and_removed_without_touching_the_oth
 
 
 def test_sequence_numbers_and_epochs_continue_over_changes_and_absence(clip: Path) -> None:
-    slots = Slots()
-    with running(slots, Changes()) as camera_registry:
+    slots = SlotRecorder()
+    with running(slots, StatusRecorder()) as camera_registry:
         for fps in (10, 20, 30):
             camera_registry.apply(_config({"dock": {"uri": str(clip), "fps": fps}}).cameras)
             epoch = {10: 1, 20: 2, 30: 3}[fps]
@@ -116,7 +116,7 @@ def test_sequence_numbers_and_epochs_continue_over_changes_and_absence(clip: Pat
 
 def test_the_end_of_a_replaced_camera_is_not_reported(clip: Path) -> None:
     """The removal is an event; the camera itself reports none."""
-    slots, changes = Slots(), Changes()
+    slots, changes = SlotRecorder(), StatusRecorder()
     with running(slots, changes) as camera_registry:
         camera_registry.apply(_config({"dock": {"uri": str(clip)}}).cameras)
         changes.wait_for("live")
@@ -129,7 +129,7 @@ def test_the_end_of_a_replaced_camera_is_not_reported(clip: Path) -> None:
 
 def test_a_configured_gate_skips_still_pictures(tmp_path: Path) -> None:
     still = make_clip(tmp_path / "still.mp4", pictures=80, fps=20, still=True)
-    slots, changes = Slots(), Changes()
+    slots, changes = SlotRecorder(), StatusRecorder()
     with running(slots, changes) as camera_registry:
         camera_registry.apply(_config({"dock": {"uri": str(still), "gate": {"everySeconds": 1}}}).cameras)
         changes.wait_for("ended")
@@ -138,8 +138,8 @@ def test_a_configured_gate_skips_still_pictures(tmp_path: Path) -> None:
 
 
 def test_a_restarted_camera_begins_a_new_epoch_and_continues_its_numbers(clip: Path) -> None:
-    slots = Slots()
-    with running(slots, Changes()) as camera_registry:
+    slots = SlotRecorder()
+    with running(slots, StatusRecorder()) as camera_registry:
         camera_registry.apply(_config({"dock": {"uri": str(clip)}, "yard": {"uri": str(clip)}}).cameras)
         slots.wait_for(lambda f: len(_of(f, "dock")) > 3)
         untouched = camera_registry.by_name["yard"]
@@ -155,9 +155,9 @@ def test_a_restarted_camera_begins_a_new_epoch_and_continues_its_numbers(clip: P
 
 
 def test_a_throttle_survives_unchanged_settings_and_a_reopened_camera(clip: Path) -> None:
-    slots = Slots()
+    slots = SlotRecorder()
     cameras: dict[str, object] = {"dock": {"uri": str(clip)}, "yard": {"uri": str(clip)}}
-    with running(slots, Changes()) as camera_registry:
+    with running(slots, StatusRecorder()) as camera_registry:
         camera_registry.apply(_config(cameras).cameras)
         camera_registry.throttle({"dock": Throttle(fps=2)})
         slots.wait_for(lambda f: len(_of(f, "yard")) > 10)
@@ -179,8 +179,8 @@ def test_a_throttle_survives_unchanged_settings_and_a_reopened_camera(clip: Path
 
 
 def test_a_new_priority_does_not_reopen_the_camera(clip: Path) -> None:
-    slots = Slots()
-    with running(slots, Changes()) as camera_registry:
+    slots = SlotRecorder()
+    with running(slots, StatusRecorder()) as camera_registry:
         camera_registry.apply(_config({"dock": {"uri": str(clip)}}).cameras)
         slots.wait_for(lambda f: len(f) > 3)
         camera = camera_registry.by_name["dock"]
@@ -193,7 +193,7 @@ def test_a_new_priority_does_not_reopen_the_camera(clip: Path) -> None:
 def test_a_file_waits_for_the_engine_and_then_plays_from_its_beginning(tmp_path: Path) -> None:
     """Also one that is added meanwhile; one that is added later plays at once."""
     short = str(make_clip(tmp_path / "short.mp4", pictures=10, fps=20))
-    slots, changes = Slots(), Changes()
+    slots, changes = SlotRecorder(), StatusRecorder()
     with running(slots, changes, start_paused=True) as camera_registry:
         camera_registry.apply(_config({"a": {"uri": short}}).cameras)
         camera_registry.apply(_config({"a": {"uri": short}, "b": {"uri": short}}).cameras)
@@ -210,7 +210,7 @@ def test_a_file_waits_for_the_engine_and_then_plays_from_its_beginning(tmp_path:
 
 
 def test_a_waiting_file_can_be_removed(clip: Path) -> None:
-    slots, changes = Slots(), Changes()
+    slots, changes = SlotRecorder(), StatusRecorder()
     with running(slots, changes, start_paused=True) as camera_registry:
         camera_registry.apply(_config({"a": {"uri": str(clip)}}).cameras)
         changes.wait_for("waiting")
@@ -222,7 +222,7 @@ def test_a_waiting_file_can_be_removed(clip: Path) -> None:
 def test_a_looped_file_continues_in_the_same_epoch(tmp_path: Path) -> None:
     """Its numbers continue, and its end is not reported."""
     short = str(make_clip(tmp_path / "short.mp4", pictures=5, fps=25))
-    slots, changes = Slots(), Changes()
+    slots, changes = SlotRecorder(), StatusRecorder()
     with running(slots, changes) as camera_registry:
         camera_registry.apply(_config({"a": {"uri": short, "loop": True}}).cameras)
         frames = slots.wait_for(lambda f: len(f) > 12)
@@ -233,8 +233,8 @@ def test_a_looped_file_continues_in_the_same_epoch(tmp_path: Path) -> None:
 
 def test_a_removed_camera_is_forgotten_after_an_hour(clip: Path) -> None:
     """One that is only disabled keeps its counters; one that comes back goes on where the disk says."""
-    slots, now_ns = Slots(), 0
-    with running(slots, Changes(), clock=lambda: now_ns, last_epoch=7) as camera_registry:
+    slots, now_ns = SlotRecorder(), 0
+    with running(slots, StatusRecorder(), clock=lambda: now_ns, last_epoch=7) as camera_registry:
         dock, off = {"uri": str(clip)}, {"uri": str(clip), "enabled": False}
         camera_registry.apply(_config({"dock": dock, "yard": dock}).cameras)
         slots.wait_for(lambda f: bool(_of(f, "dock")))

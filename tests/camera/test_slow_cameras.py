@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from camera_doubles import SPEC, Basket, Changes, JumpClock, running
+from camera_doubles import SPEC, FakeClock, FrameRecorder, StatusRecorder, running
 from clips import numbered_picture
 from visionedge.camera.camera import Camera, CameraDependencies, CameraProgress
 from visionedge.camera.sources.base import DecodedPicture, SourceLimits, WholePicture
@@ -59,13 +59,13 @@ def test_a_new_connection_is_measured_again() -> None:
     assert not progress.is_stale(now_ns + 99 * S, FIRST)
 
 
-class _Halting:
+class _HaltingSource:
     """A live source that gives so many pictures, 40 ms apart, and then blocks until it is released."""
 
     live = True
     decoder = "scripted"
 
-    def __init__(self, clock: JumpClock, pictures: int) -> None:
+    def __init__(self, clock: FakeClock, pictures: int) -> None:
         self.waiting_since_s: float | None = None
         self.waits, self.released, self.closed = (threading.Event() for _ in range(3))
         self._clock, self._left = clock, pictures
@@ -93,13 +93,13 @@ class _Halting:
 @pytest.mark.parametrize(("pictures", "patience_s"), [(0, 20.0), (1, 20.0), (12, 4.0)])
 def test_a_silent_source_is_abandoned_at_its_limit_and_not_before(pictures: int, patience_s: float) -> None:
     """A picture that comes too late becomes no frame, and the source is closed."""
-    clock, basket, changes = JumpClock(), Basket(), Changes()
-    halting = _Halting(clock, pictures)
+    clock, basket, changes = FakeClock(), FrameRecorder(), StatusRecorder()
+    halting = _HaltingSource(clock, pictures)
     again = threading.Event()
 
-    def opener(_uri: CameraUri, _limits: SourceLimits) -> _Halting:
+    def opener(_uri: CameraUri, _limits: SourceLimits) -> _HaltingSource:
         if again.is_set():
-            return _Halting(clock, 0)
+            return _HaltingSource(clock, 0)
         again.set()
         return halting
 
@@ -125,13 +125,13 @@ def test_a_silent_source_is_abandoned_at_its_limit_and_not_before(pictures: int,
 
 
 def test_stop_does_not_wait_for_a_silent_source() -> None:
-    clock = JumpClock()
-    halting = _Halting(clock, 1)
+    clock = FakeClock()
+    halting = _HaltingSource(clock, 1)
     camera = Camera(
         "dock",
         "rtsp://h/x",
         SPEC,
-        Basket(),
+        FrameRecorder(),
         clock=clock,
         dependencies=CameraDependencies(lambda _u, _l: halting),
     )

@@ -18,8 +18,8 @@ import pytest
 from clips import make_clip, make_picture
 from command_line import CommandLine
 from repository_paths import REPOSITORY
+from slow_models import save_with_variant
 from tiny_models import classifier
-from tiny_slow import save_with_variant
 from visionedge.__main__ import build_parser
 from visionedge.camera.sources.pyav import PyavPicture
 from visionedge.cli.run import build_run_document, private_files

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from command_line import CommandLine
-from tiny_deep import deep_detector, save_deep
+from deep_models import deep_detector, save_deep
 from tiny_models import MEAN, TinyDetector
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.local_engine import open_engine

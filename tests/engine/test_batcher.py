@@ -27,7 +27,7 @@ MAX_AGE_NS = 100
 PICTURE = np.zeros((2, 2, 3), np.uint8)
 
 
-class Clock:
+class FakeClock:
     """Time that moves when it is told to."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ def frame(camera: str, sequence: int = 1, captured_ns: int = 1_000) -> Frame:
 def batcher(
     *cameras: str, max_batch: int = 8, window_ns: int = 0, clock: Callable[[], int] | None = None
 ) -> Batcher:
-    made = Batcher(max_batch, MAX_AGE_NS, clock or Clock(), window_ns)
+    made = Batcher(max_batch, MAX_AGE_NS, clock or FakeClock(), window_ns)
     for camera in cameras:
         made.open(camera)
     return made
@@ -66,14 +66,14 @@ def balance(one: CameraStatistics) -> int:
     return one.analysed + sum(one.dropped.values()) + one.waiting + one.in_flight
 
 
-class River(RuleBasedStateMachine):
+class BatcherStateMachine(RuleBasedStateMachine):
     """Everything that cameras and lanes can do, in any order, against the law."""
 
     batches: Bundle[Batch] = Bundle("batches")
 
     @initialize(max_batch=st.integers(1, 5))
     def begin(self, max_batch: int) -> None:
-        self.clock = Clock()
+        self.clock = FakeClock()
         self.max_batch = max_batch
         self.batcher = Batcher(max_batch, MAX_AGE_NS, self.clock)
         self.offered = dict.fromkeys(CAMERAS, 0)
@@ -167,7 +167,7 @@ class River(RuleBasedStateMachine):
         self.waiting.clear()
 
     @invariant()
-    def nothing_is_lost_or_invented(self) -> None:
+    def counts_are_balanced(self) -> None:
         statistics = self.batcher.statistics()
         assert set(statistics.cameras) == self.known
         for camera, one in statistics.cameras.items():
@@ -176,13 +176,13 @@ class River(RuleBasedStateMachine):
             assert one.in_flight == (camera in self.in_flight)
 
     @invariant()
-    def the_repr_counts_the_same(self) -> None:
+    def repr_shows_the_counts(self) -> None:
         text = repr(self.batcher)
         assert f" waiting={len(self.waiting)} in_flight={len(self.in_flight)} " in text
         assert ("closed" in text) == self.closed
 
 
-TestRiver = River.TestCase
+TestRiver = BatcherStateMachine.TestCase
 TestRiver.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
@@ -195,7 +195,7 @@ def test_a_newer_frame_replaces_a_waiting_one() -> None:
 
 
 def test_a_frame_that_is_too_old_is_dropped_at_its_turn() -> None:
-    clock = Clock()
+    clock = FakeClock()
     made = batcher("dock", clock=clock)
     made.put(frame("dock"))
     clock.now_ns += MAX_AGE_NS + 1
@@ -226,7 +226,7 @@ def test_a_lane_gets_at_most_the_frames_it_asked_for() -> None:
 
 
 def test_a_window_holds_a_batch_back_until_it_is_full_or_the_oldest_waited_long_enough() -> None:
-    clock = Clock()
+    clock = FakeClock()
     made = batcher("dock", "gate", max_batch=2, window_ns=50, clock=clock)
     made.put(frame("dock", 1, clock.now_ns))
     assert made.take(timeout_s=0) is None, "gate may still come"

@@ -55,7 +55,7 @@ class FakeEngine:
         """Nothing is open."""
 
 
-class Delivered:
+class ResultCollector:
     """The results, and a way to wait for so many."""
 
     def __init__(self) -> None:
@@ -76,14 +76,14 @@ class Delivered:
         return [(each.frame.camera, each.frame.sequence, each.model) for each in self.results]
 
 
-class Stage:
+class LanePoolHarness:
     """A lane pool on real threads."""
 
     def __init__(self) -> None:
         self.deaths: list[str] = []
         self.thread_group = ThreadGroup(lambda name, _error: self.deaths.append(name))
         self.batcher = Batcher(8, 10**11, clock=lambda: 0)
-        self.delivered = Delivered()
+        self.delivered = ResultCollector()
         self.lineup = LanePool(self.batcher, self.thread_group, self.delivered)
 
     def put(self, camera: str, sequence: int, spec: InputSpec) -> None:
@@ -94,8 +94,8 @@ class Stage:
 
 
 @pytest.fixture
-def stage() -> Iterator[Stage]:
-    made = Stage()
+def stage() -> Iterator[LanePoolHarness]:
+    made = LanePoolHarness()
     yield made
     made.lineup.close()
     made.batcher.close()
@@ -126,7 +126,7 @@ def elsewhere(work: Callable[[], None]) -> Iterator[threading.Thread]:
 
 
 def test_frames_prepared_for_the_previous_model_are_computed_by_it(
-    stage: Stage, small: Model, large: Model
+    stage: LanePoolHarness, small: Model, large: Model
 ) -> None:
     """Also when frames of both wait side by side, and would be one batch."""
     old, new = FakeEngine(small), FakeEngine(large)
@@ -144,7 +144,7 @@ def test_frames_prepared_for_the_previous_model_are_computed_by_it(
 
 
 def test_the_previous_engine_is_closed_once_no_frame_needs_it(
-    stage: Stage, small: Model, large: Model
+    stage: LanePoolHarness, small: Model, large: Model
 ) -> None:
     old = FakeEngine(small)
     old.hold = threading.Event()
@@ -161,7 +161,7 @@ def test_the_previous_engine_is_closed_once_no_frame_needs_it(
 
 
 def test_late_frames_for_a_closed_model_fail_and_are_counted(
-    stage: Stage, small: Model, large: Model
+    stage: LanePoolHarness, small: Model, large: Model
 ) -> None:
     stage.lineup.swap_engine(FakeEngine(small), SURE)
     stage.lineup.swap_engine(FakeEngine(large), SURE)
@@ -175,7 +175,7 @@ def test_late_frames_for_a_closed_model_fail_and_are_counted(
     assert stage.batcher.statistics().cameras["dock"].dropped[DropReason.FAILED] == 1
 
 
-def test_a_caller_beside_the_lanes_keeps_the_engine_open(stage: Stage, small: Model) -> None:
+def test_a_caller_beside_the_lanes_keeps_the_engine_open(stage: LanePoolHarness, small: Model) -> None:
     stage.lineup.swap_engine(FakeEngine(small), SURE)
     with stage.lineup.use() as running:
         stage.lineup.swap_engine(FakeEngine(small), SURE)
@@ -185,7 +185,7 @@ def test_a_caller_beside_the_lanes_keeps_the_engine_open(stage: Stage, small: Mo
         assert running.model is small
 
 
-def test_lanes_are_added_and_paused_according_to_the_plan(stage: Stage, small: Model) -> None:
+def test_lanes_are_added_and_paused_according_to_the_plan(stage: LanePoolHarness, small: Model) -> None:
     stage.lineup.swap_engine(FakeEngine(small, lanes=2, process=ProcessStatus(1, 0, None)), SURE)
     assert sorted(stage.thread_group.alive()) == ["lane:0", "lane:1", "lane:2"]
     slow = FakeEngine(small, lanes=1)
@@ -205,7 +205,7 @@ def test_lanes_are_added_and_paused_according_to_the_plan(stage: Stage, small: M
     assert sorted(stage.thread_group.alive()) == ["lane:0", "lane:1", "lane:2"]
 
 
-def test_another_selection_counts_from_the_next_batch_on(stage: Stage, small: Model) -> None:
+def test_another_selection_counts_from_the_next_batch_on(stage: LanePoolHarness, small: Model) -> None:
     stage.lineup.swap_engine(FakeEngine(small), SURE)
     stage.put("dock", 1, small.input)
     stage.delivered.wait_for(1)
@@ -215,6 +215,6 @@ def test_another_selection_counts_from_the_next_batch_on(stage: Stage, small: Mo
     assert [len(each.detections) for each in stage.delivered.results] == [1, 0]
 
 
-def test_without_an_engine_nothing_is_computed(stage: Stage) -> None:
+def test_without_an_engine_nothing_is_computed(stage: LanePoolHarness) -> None:
     with pytest.raises(EngineError, match="warming up"), stage.lineup.use():
         pass

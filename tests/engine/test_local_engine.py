@@ -33,7 +33,7 @@ def opened(model: Model, config: InferenceConfig = CPU, **options: int) -> Local
     return open_engine(model, config, **options)  # type: ignore[arg-type]  # cores only
 
 
-class Prober:
+class StubProber:
     """Answers with one verdict and remembers who was asked for."""
 
     def __init__(self, code: ReasonCode) -> None:
@@ -264,7 +264,7 @@ def test_without_variants_the_precision_is_that_of_the_model_with_the_reason(
 
 
 def test_on_the_cpu_no_device_is_probed(model: Model) -> None:
-    prober = Prober(ReasonCode.OK)
+    prober = StubProber(ReasonCode.OK)
     engine = open_engine(model, CPU, prober=prober)
     assert (engine.info().device.effective, engine.info().device.code, prober.asked) == (
         "cpu",
@@ -289,7 +289,7 @@ def test_an_unusable_gpu_is_reported_and_the_cpu_computes(
 ) -> None:
     """One loud line; requested, effective and reason in it."""
     config = InferenceConfig(device=requested)  # type: ignore[arg-type]  # of the two words
-    engine = open_engine(model, config, prober=Prober(ReasonCode.DRIVER_MISSING))
+    engine = open_engine(model, config, prober=StubProber(ReasonCode.DRIVER_MISSING))
     assert (
         engine.info().device.describe() == f"requested {requested}, effective cpu: because (driver-missing)"
     )
@@ -305,7 +305,7 @@ def test_a_demanded_device_without_fallback_is_an_error_with_reason_and_remedy(
 ) -> None:
     config = InferenceConfig(device=requested, fallback="exit")  # type: ignore[arg-type]  # of the two words
     with pytest.raises(DeviceError) as caught:
-        open_engine(model, config, prober=Prober(ReasonCode.LIBRARY_MISSING))
+        open_engine(model, config, prober=StubProber(ReasonCode.LIBRARY_MISSING))
     assert (caught.value.exit_code, caught.value.code) == (3, "library-missing")
     message = str(caught.value)
     assert message.startswith(f"device {requested} was demanded")
@@ -315,12 +315,14 @@ def test_a_demanded_device_without_fallback_is_an_error_with_reason_and_remedy(
 @pytest.mark.usefixtures("gpu_build")
 def test_auto_without_fallback_uses_the_cpu_if_there_is_no_gpu(model: Model) -> None:
     config = InferenceConfig(device="auto", fallback="exit")
-    assert open_engine(model, config, prober=Prober(ReasonCode.NO_DEVICE)).info().device.effective == "cpu"
+    assert (
+        open_engine(model, config, prober=StubProber(ReasonCode.NO_DEVICE)).info().device.effective == "cpu"
+    )
 
 
 @pytest.mark.usefixtures("gpu_build")
 def test_tensorrt_falls_back_to_cuda_before_the_cpu(model: Model) -> None:
-    prober = Prober(ReasonCode.LIBRARY_MISSING)
+    prober = StubProber(ReasonCode.LIBRARY_MISSING)
     open_engine(model, InferenceConfig(device="tensorrt"), prober=prober)
     assert prober.asked == ["tensorrt", "cuda"]
 
@@ -331,7 +333,7 @@ def test_tensorrt_falls_back_to_cuda_before_the_cpu(model: Model) -> None:
 )  # the CPU wheel's own, on being asked for CUDA
 def test_a_session_that_opens_on_the_cpu_is_not_reported_as_gpu(model: Model) -> None:
     """The probe was fine and the session is not: what counts is the session."""
-    engine = open_engine(model, InferenceConfig(device="cuda"), prober=Prober(ReasonCode.OK))
+    engine = open_engine(model, InferenceConfig(device="cuda"), prober=StubProber(ReasonCode.OK))
     if engine.info().device.effective == "cuda":
         pytest.skip("this machine has a GPU")
     assert engine.info().device.code not in (ReasonCode.OK, ReasonCode.CPU_REQUESTED)
@@ -344,14 +346,14 @@ def test_a_broken_model_on_a_good_device_is_blamed_on_the_model(tmp_path: Path) 
     """Also with fallback off: exit 2 for the model, not 3 for the device."""
     model = broken(tmp_path / "broken.onnx", unknown_operator)
     with pytest.raises(ModelError, match="cannot be run"):
-        open_engine(model, InferenceConfig(device="cuda", fallback="exit"), prober=Prober(ReasonCode.OK))
+        open_engine(model, InferenceConfig(device="cuda", fallback="exit"), prober=StubProber(ReasonCode.OK))
 
 
 def test_a_build_without_cuda_is_reported_without_a_probe(model: Model) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this is the GPU wheel")
-    prober = Prober(ReasonCode.OK)
+    prober = StubProber(ReasonCode.OK)
     engine = open_engine(model, InferenceConfig(), prober=prober)
     assert (engine.info().device.code, prober.asked) == (ReasonCode.NO_GPU_BUILD, [])
     assert not engine.info().device.degraded
@@ -389,7 +391,7 @@ def test_the_line_says_why_no_gpu_computes_and_warns_only_where_one_was_expected
 ) -> None:
     """A machine without a GPU is no fault."""
     caplog.set_level(logging.INFO)
-    engine = open_engine(model, config, cores=1, prober=Prober(code))
+    engine = open_engine(model, config, cores=1, prober=StubProber(code))
     (line,) = (r for r in caplog.records if r.getMessage().startswith("engine ready: "))
     assert line.getMessage().endswith(end)
     assert line.levelno == (logging.WARNING if engine.info().device.degraded else logging.INFO)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from machines import Machine, accelerator
+from simulated_machines import SimulatedMachine, gpu
 from visionedge.engine.autotune import AutotuneRequest, search_plan
 from visionedge.engine.plan import AutotuneResult, PlanCache, PlanKey
 
@@ -19,7 +19,7 @@ KEY = PlanKey.of(
 
 @pytest.fixture
 def measured() -> AutotuneResult:
-    machine = Machine(accelerator)
+    machine = SimulatedMachine(gpu)
     return search_plan(machine.trial, AutotuneRequest("cuda", 8, None, 8), clock=machine.clock)
 
 

@@ -78,7 +78,7 @@ def test_a_model_that_fixes_its_batch_is_measured_with_that_one(tmp_path: Path) 
     assert engine.info().plan.buckets == (2,)
 
 
-class Session:
+class StubSession:
     """A session that cannot compute four at once, and remembers what it was told to keep."""
 
     rows = 9
@@ -102,7 +102,7 @@ class Session:
 
 def test_the_memory_of_other_batch_sizes_is_released(model: Model) -> None:
     state = open_engine(model, CPU).info().device
-    session = Session()
+    session = StubSession()
     engine = LocalEngine(model, session, state, Plan(1, (1, 2, 4), ""))
     assert engine.info().plan.buckets == (1, 2)
     engine.set_plan(Plan(2, (1,), "measured"))

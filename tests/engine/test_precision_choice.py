@@ -35,7 +35,7 @@ GOOD = Parity(pictures=8, boxes=100, matched=0.97, score_shift=0.01, max_score_s
 FASTER = PrecisionChoice("int8", "measured 2.00 times as fast as fp32 here (fp32 20.0 ms, int8 10.0 ms)", {})
 
 
-class Clock:
+class FakeClock:
     """Time that only runs when somebody works."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ def always(ms: float) -> Iterator[float]:
 )
 def test_a_clearly_faster_variant_wins(int8_ms: float, precision: str, words: str) -> None:
     """By a tenth at least; else fp32 stays, and the reason has the figures."""
-    clock = Clock()
+    clock = FakeClock()
     runs = {"fp32": clock.takes(always(20.0)), "int8": clock.takes(always(int8_ms))}
     choice = choose_fastest(runs, clock=clock)
     assert choice.precision == precision
@@ -86,7 +86,7 @@ def test_a_temporarily_slow_machine_does_not_change_the_choice() -> None:
         while True:
             yield from [ms, ms * 9, ms, ms * 4, ms * 9]
 
-    clock = Clock()
+    clock = FakeClock()
     choice = choose_fastest(
         {"fp32": clock.takes(moods(20.0)), "int8": clock.takes(moods(10.0))}, clock=clock, budget_s=9
     )
@@ -177,7 +177,7 @@ class FakeSession:
         self.closed = True
 
 
-class Scene:
+class ChoiceHarness:
     """A model with an int8 variant beside it; how it is timed and judged is said here."""
 
     def __init__(
@@ -256,7 +256,7 @@ AGREES, DIFFERS = VariantAgreement("all agree"), VariantAgreement("", "only 10.0
 
 
 def test_a_variant_that_is_faster_and_agrees_is_used(tmp_path: Path, compiled: Path) -> None:
-    scene = Scene(tmp_path, AGREES, compiled=compiled)
+    scene = ChoiceHarness(tmp_path, AGREES, compiled=compiled)
     scene.keep_variant()
     chosen, choice = scene.picked()
     assert choice.precision == "int8"
@@ -266,7 +266,7 @@ def test_a_variant_that_is_faster_and_agrees_is_used(tmp_path: Path, compiled: P
 
 def test_a_disagreeing_variant_is_not_used_at_any_speed(tmp_path: Path, compiled: Path) -> None:
     """Its report says that it is good, and may be right on the machine that it was written on."""
-    scene = Scene(tmp_path, DIFFERS, compiled=compiled)
+    scene = ChoiceHarness(tmp_path, DIFFERS, compiled=compiled)
     scene.keep_variant()
     _, choice = scene.picked()
     assert choice.precision == "fp32"
@@ -278,7 +278,7 @@ def test_a_disagreeing_variant_is_not_used_at_any_speed(tmp_path: Path, compiled
 def test_a_choice_is_saved_and_not_measured_again(
     tmp_path: Path, compiled: Path, agreed: VariantAgreement
 ) -> None:
-    scene = Scene(tmp_path, agreed, compiled=compiled)
+    scene = ChoiceHarness(tmp_path, agreed, compiled=compiled)
     scene.keep_variant()
     first = scene.picked()[1]
     timed = len(scene.timed)
@@ -289,7 +289,7 @@ def test_a_choice_is_saved_and_not_measured_again(
 
 def test_without_measurement_a_saved_choice_is_used(tmp_path: Path, compiled: Path) -> None:
     """And fp32 where nothing was, without as much as opening a variant."""
-    scene = Scene(tmp_path, AGREES, compiled=compiled)
+    scene = ChoiceHarness(tmp_path, AGREES, compiled=compiled)
     scene.keep_variant()
     assert scene.picked(measuring=False)[1] == PrecisionChoice("fp32", "nothing was measured", {})
     assert scene.opened == []
@@ -301,7 +301,7 @@ def test_without_measurement_a_saved_choice_is_used(tmp_path: Path, compiled: Pa
 
 def test_another_variant_is_judged_again(tmp_path: Path, compiled: Path) -> None:
     """The choice belongs to exactly these graphs."""
-    scene = Scene(tmp_path, AGREES, compiled=compiled)
+    scene = ChoiceHarness(tmp_path, AGREES, compiled=compiled)
     scene.keep_variant(seed=1)
     scene.picked()
     scene.keep_variant(seed=2)
@@ -310,7 +310,7 @@ def test_another_variant_is_judged_again(tmp_path: Path, compiled: Path) -> None
 
 
 def test_a_choice_from_before_the_comparison_is_ignored(tmp_path: Path, compiled: Path) -> None:
-    scene = Scene(tmp_path, DIFFERS, compiled=compiled)
+    scene = ChoiceHarness(tmp_path, DIFFERS, compiled=compiled)
     scene.keep_variant()
     scene.picked()
     (entry,) = (scene.data / PRECISION_FOLDER).iterdir()
@@ -323,7 +323,7 @@ def test_a_choice_from_before_the_comparison_is_ignored(tmp_path: Path, compiled
 
 
 def test_a_variant_refused_by_its_report_is_excluded(tmp_path: Path, compiled: Path) -> None:
-    scene = Scene(tmp_path, AGREES, compiled=compiled)
+    scene = ChoiceHarness(tmp_path, AGREES, compiled=compiled)
     scene.keep_variant(Parity(pictures=8, boxes=100, matched=0.5, score_shift=0.01, max_score_shift=0.1))
     _, choice = scene.picked()
     assert (choice.precision, scene.opened, scene.judged) == ("fp32", [], 0)
@@ -334,7 +334,7 @@ def test_a_variant_refused_by_its_report_is_excluded(tmp_path: Path, compiled: P
 
 def test_int8_is_used_only_on_cpus(tmp_path: Path, compiled: Path) -> None:
     """On a GPU they are not even opened."""
-    scene = Scene(tmp_path, AGREES, compiled=compiled)
+    scene = ChoiceHarness(tmp_path, AGREES, compiled=compiled)
     scene.keep_variant()
     _, choice = scene.picked("cuda")
     assert choice.reason == "the model file is used as it is: its int8 variant is not used on cuda"
@@ -342,7 +342,7 @@ def test_int8_is_used_only_on_cpus(tmp_path: Path, compiled: Path) -> None:
 
 
 def test_a_variant_that_cannot_be_opened_is_excluded(tmp_path: Path, compiled: Path) -> None:
-    scene = Scene(tmp_path, AGREES, compiled=compiled, unusable=True)
+    scene = ChoiceHarness(tmp_path, AGREES, compiled=compiled, unusable=True)
     scene.keep_variant()
     _, choice = scene.picked()
     assert choice.precision == "fp32"
@@ -371,7 +371,7 @@ def test_the_reason_for_an_int8_model_file_names_it(tmp_path: Path) -> None:
 
 
 def kept(folder: Path) -> tuple[Model, Path]:
-    scene = Scene(folder, AGREES)
+    scene = ChoiceHarness(folder, AGREES)
     scene.keep_variant()
     return scene.model, make_variant_path(scene.model, "int8")
 

@@ -5,9 +5,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from fake_backend import grey, result
 from visionedge.frames.drawing import class_colour, draw_detections, to_ascii
 from visionedge.frames.types import Detections, FrameResult, Picture
-from web_module import grey, result
 
 
 def painted(before: Picture, after: Picture) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slow_resizing import slow_fit
+from reference_letterbox import reference_letterbox
 from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import InputSpec, Picture
 
@@ -33,7 +33,7 @@ def test_the_letterbox_equals_a_slow_bilinear_reference(
     picture = _noise(width_px, height_px)
     image, _ = fit_to_input(picture, spec)
     # OpenCV interpolates with 11-bit weights: one grey level, seldom two.
-    assert np.abs(image.astype(int) - slow_fit(picture, spec).astype(int)).max() <= 2
+    assert np.abs(image.astype(int) - reference_letterbox(picture, spec).astype(int)).max() <= 2
 
 
 @settings(deadline=None, max_examples=150)

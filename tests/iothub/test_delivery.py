@@ -115,7 +115,7 @@ def test_a_data_folder_gets_a_spool_that_continues_numbers_and_budget(tmp_path: 
     assert thread_group.join(5) == []
 
 
-class TakingHub:
+class DrainedHub:
     """A hub client that is connected and lets the test take messages."""
 
     connected = True
@@ -129,7 +129,7 @@ def test_dropped_messages_become_one_event_with_their_ranges(tmp_path: Path) -> 
     delivery = Delivery(
         TelemetryConfig.model_validate({"mode": "all"}),
         IDENTITY,
-        hub=cast("HubClient", TakingHub()),
+        hub=cast("HubClient", DrainedHub()),
         spool=spool,
         clock=lambda: now[0],
     )
@@ -168,7 +168,7 @@ def test_changes_of_the_disk_state_become_events(tmp_path: Path) -> None:
     (tmp_path / "spool.db").write_bytes(b"no database at all" * 100)
     thread_group = ThreadGroup(lambda _name, _error: None)
     spool = Spool(tmp_path / "spool.db", "me", thread_group)
-    delivery = Delivery(TelemetryConfig(), IDENTITY, spool=spool, hub=cast("HubClient", SendingHub(spool)))
+    delivery = Delivery(TelemetryConfig(), IDENTITY, spool=spool, hub=cast("HubClient", SpoolingHub(spool)))
     delivery.tick()
     spool._write_and_refill()
     [event] = [json.loads(m.body) for m in taken(spool)]
@@ -176,7 +176,7 @@ def test_changes_of_the_disk_state_become_events(tmp_path: Path) -> None:
     assert spool.close(5)
 
 
-class SendingHub:
+class SpoolingHub:
     """A hub client that hands messages to a spool."""
 
     connected = False

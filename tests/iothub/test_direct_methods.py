@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from telemetry_world import MAN, World
+from telemetry_harness import PERSON_BOX, TelemetryHarness
 from visionedge.app.direct_methods import MAX_JPEG_BYTES, DirectMethods, fit_problems, fit_status
 from visionedge.app.http_backend import HttpBackend
 from visionedge.camera.sources.images import read_picture_size
@@ -125,7 +125,7 @@ def test_a_method_that_hangs_ends_at_its_deadline() -> None:
 def test_the_number_of_concurrent_methods_is_limited() -> None:
     """The ninth gets `busy`; calls are counted by name and status, unknown names together."""
 
-    async def story() -> None:
+    async def scenario() -> None:
         methods = MethodDispatcher({"hang": DirectMethod(hang, 5)})
         waiting = [asyncio.create_task(methods.answer("hang", None)) for _ in range(8)]
         await asyncio.sleep(0)
@@ -137,7 +137,7 @@ def test_the_number_of_concurrent_methods_is_limited() -> None:
             await methods.answer(name, None)
         assert methods.counts == {("hang", 503): 1, ("unknown", 404): 2}
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def camera(number: int) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def test_very_many_problems_are_cut_and_counted() -> None:
     assert fit_problems([]) == {"valid": True, "count": 0, "problems": []}
 
 
-class View:
+class StubBackend:
     """What `status` asks of HTTP's view of the module."""
 
     def __init__(self) -> None:
@@ -206,7 +206,7 @@ class View:
 def test_the_status_contains_the_doctor_report_on_request() -> None:
     """Without secrets, and made only when it is asked for."""
 
-    async def story() -> tuple[MethodResult, MethodResult]:
+    async def scenario() -> tuple[MethodResult, MethodResult]:
         nothing: Any = None
         executor = BoundedExecutor()
         methods = MethodDispatcher(
@@ -216,8 +216,8 @@ def test_the_status_contains_the_doctor_report_on_request() -> None:
         executor.close()
         return plain, asked
 
-    backend = View()
-    plain, asked = asyncio.run(story())
+    backend = StubBackend()
+    plain, asked = asyncio.run(scenario())
     assert plain.document == backend.status()
     assert asked.document["doctor"]["firstBroken"] == "passthrough"
     assert "hunter2" not in str(asked.document)
@@ -229,9 +229,12 @@ def test_a_picture_is_reduced_until_it_fits(width_px: int, height_px: int) -> No
     """Noise, which no JPEG packs well; its shape stays, and what fits at once is not touched."""
     noise = np.random.default_rng(1).integers(0, 256, (height_px, width_px, 3), np.uint8)
     frame = replace(
-        World().result([MAN]).frame, width_px=width_px, height_px=height_px, full_picture=lambda: noise
+        TelemetryHarness().result([PERSON_BOX]).frame,
+        width_px=width_px,
+        height_px=height_px,
+        full_picture=lambda: noise,
     )
-    result = replace(World().result([MAN]), frame=frame)
+    result = replace(TelemetryHarness().result([PERSON_BOX]), frame=frame)
     jpeg = encode_jpeg_within(result, MAX_JPEG_BYTES, annotated=True)
     assert len(jpeg) <= MAX_JPEG_BYTES
     size = read_picture_size(jpeg)

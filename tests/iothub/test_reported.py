@@ -27,7 +27,7 @@ VALUES = st.recursive(
 DOCUMENTS = st.dictionaries(st.text("pqr", min_size=1, max_size=2), VALUES, max_size=4)
 
 
-class Hub:
+class FakeEdgeHub:
     """The rules of edgeHub behind a connection that can be lost."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Hub:
             self.reported.settle("taken")
         return patch
 
-    def later(self, nanoseconds: int = PATCH_INTERVAL_NS) -> "Hub":
+    def later(self, nanoseconds: int = PATCH_INTERVAL_NS) -> "FakeEdgeHub":
         """Time goes by."""
         self.now_ns += nanoseconds
         return self
@@ -52,7 +52,7 @@ class Hub:
 
 def test_only_differences_are_reported_and_removed_keys_are_deleted() -> None:
     """Null removes a key; unchanged keys are not repeated."""
-    hub = Hub()
+    hub = FakeEdgeHub()
     assert hub.step({"cameras": {"dock": "live", "yard": "failed"}, "x": 1}) is not None
     patch = hub.later().step({"cameras": {"dock": "live", "gate": "live"}})
     assert patch == {"cameras": {"yard": None, "gate": "live"}, "x": None}
@@ -62,7 +62,7 @@ def test_only_differences_are_reported_and_removed_keys_are_deleted() -> None:
 
 def test_three_patches_are_sent_at_once_and_then_one_every_five_seconds() -> None:
     """Changes between two patches go together; a value that changed back does not go at all."""
-    hub = Hub()
+    hub = FakeEdgeHub()
     sent_ns = []
     for number in range(500):
         if hub.step({"n": number}):
@@ -81,7 +81,7 @@ def test_three_patches_are_sent_at_once_and_then_one_every_five_seconds() -> Non
 
 def test_an_acknowledgement_right_after_the_first_report_is_sent_at_once() -> None:
     """The start reports everything; the first desired properties are answered without a wait."""
-    hub = Hub()
+    hub = FakeEdgeHub()
     assert hub.step({"engine": "warming-up"}) is not None
     assert hub.step({"engine": "warming-up", "config": 7}) == {"config": 7}
     assert hub.step({"engine": "ok", "config": 7}) == {"engine": "ok"}
@@ -132,7 +132,7 @@ def test_no_period_has_more_patches_than_a_burst_and_its_share(pauses_ns: list[i
 
 def test_a_new_connection_reports_everything_again() -> None:
     """Keys of an older version of the module are removed from the twin."""
-    hub = Hub()
+    hub = FakeEdgeHub()
     hub.step({"a": {"b": 1}, "c": 2})
     hub.reported.lost()
     assert hub.later().step({"a": {"b": 1}, "c": 2}) is None
@@ -142,7 +142,7 @@ def test_a_new_connection_reports_everything_again() -> None:
 
 def test_a_rejected_patch_is_retried_at_growing_intervals() -> None:
     """Up to five minutes; a hub that accepts it again gets it."""
-    hub = Hub()
+    hub = FakeEdgeHub()
     waits = []
     for _ in range(12):
         began_ns = hub.now_ns
@@ -158,7 +158,7 @@ def test_a_rejected_patch_is_retried_at_growing_intervals() -> None:
 
 def test_a_patch_whose_connection_was_lost_is_sent_again_over_the_next_one() -> None:
     """The patch may have arrived or not."""
-    hub = Hub()
+    hub = FakeEdgeHub()
     assert hub.reported.next_patch({"a": 1}) == {"a": 1}
     hub.reported.settle("lost")
     assert hub.later().step({"a": 1}) is None
@@ -168,7 +168,7 @@ def test_a_patch_whose_connection_was_lost_is_sent_again_over_the_next_one() -> 
 
 def test_a_patch_that_is_too_large_is_split_into_parts_that_edgehub_accepts() -> None:
     """Deletions first, so that the twin never becomes too large."""
-    hub = Hub()
+    hub = FakeEdgeHub()
     first = {"cameras": {f"{n:03}" + "a" * 61: "reconnecting" for n in range(200)}}
     second = {"cameras": {f"{n:03}" + "b" * 61: "reconnecting" for n in range(200)}}
     hub.step(first)
@@ -197,7 +197,7 @@ def test_all_reported_properties_together_fit_into_the_twin() -> None:
     desired = DesiredDocument(2**31, {f"section-{n}": {} for n in range(100)})
     problems = {key: [f"{key}.{n}: " + "ü" * 200 for n in range(50)] for key in desired.document}
     wanted = {"config": build_acknowledgement(desired, problems, {}), "cameras": fit_camera_states(states)}
-    hub = Hub()
+    hub = FakeEdgeHub()
     hub.step(wanted)
     assert hub.twin.reported == wanted
     assert len(json.dumps(wanted)) < MAX_PATCH_BYTES - 500

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from edge_runtime.fixtures import Drive, Driven
+from edge_runtime.fixtures import Drive, DrivenModule
 from edge_runtime.runtime import EdgeRuntime
-from waiting import at_least
+from wait_conditions import at_least
 
 pytestmark = pytest.mark.system
 
 
-def heard(module: Driven, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+def heard(module: DrivenModule, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Ask the module at each change until its listener meets the condition."""
     told = module.do("heard")
     for _ in range(60):

@@ -14,8 +14,8 @@ import tenacity
 
 from model_server import (
     Answer,
+    ConnectProxy,
     ModelServer,
-    Proxy,
     content,
     cut,
     endless,
@@ -125,7 +125,7 @@ def test_a_proxy_of_the_environment_is_used(
     tmp_path: Path, server: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """HTTPS_PROXY and NO_PROXY, as other modules of a device have them."""
-    with Proxy() as proxy:
+    with ConnectProxy() as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         assert fetch(tmp_path, server.url("/m.onnx")) is not None
         assert proxy.asked == [f"127.0.0.1:{server.port}"]
@@ -331,7 +331,7 @@ def test_a_partial_file_that_is_too_long_is_downloaded_again(tmp_path: Path, ser
     assert fetch(tmp_path, server.url("/m.onnx"), tries=2) is not None
 
 
-class Words(logging.Handler):
+class LogWaiter(logging.Handler):
     """Waits for a line of the log."""
 
     def __init__(self, wanted: str) -> None:
@@ -360,7 +360,7 @@ def test_a_download_can_be_stopped_at_any_moment(
         ModelStore(tmp_path / "data"),
         retry_policy=DownloadRetryPolicy(progress_interval_s=0.02),
     )
-    listener, results = Words(said), list[Path | None]()
+    listener, results = LogWaiter(said), list[Path | None]()
     logging.getLogger("visionedge").addHandler(listener)
     thread = threading.Thread(target=lambda: results.append(download.run()))
     thread.start()

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from fake_backend import result
 from visionedge.app.status import shorten
 from visionedge.frames.types import build_frame_document
 from visionedge.outbound.messages import (
@@ -29,7 +30,6 @@ from visionedge.outbound.messages import (
     escape_property_value,
 )
 from visionedge.web.documents import BatchDocument, EventDocument
-from web_module import result
 
 SENDER = Sender("press-7", "vision", "a1b2c3")
 NOON = datetime(2026, 11, 22, 12, 0, 0, 123_456, tzinfo=UTC)

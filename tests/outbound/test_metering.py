@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from command_line import CommandLine
-from telemetry_world import MAN, World, documents
+from telemetry_harness import PERSON_BOX, TelemetryHarness, documents
 from visionedge.app import status
 from visionedge.config.schema import TelemetryConfig
 from visionedge.iothub.telemetry import Telemetry
@@ -123,23 +123,23 @@ def test_a_message_of_the_maximum_size_is_sent_for_any_use_of_its_blocks() -> No
 
 def test_after_the_interval_frames_wait_for_their_block_to_fill_but_not_for_ever() -> None:
     """`fillSeconds` later the last ones go, full or not."""
-    world = World()
-    telemetry = world.telemetry(mode="all", intervalSeconds=1, fillSeconds=4)
-    telemetry.offer(world.result([MAN]))
-    assert telemetry.due(world.pass_s(4.9)) == []
-    telemetry.offer(world.result([MAN]))
-    [document] = documents(telemetry.due(world.pass_s(0.1)))
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode="all", intervalSeconds=1, fillSeconds=4)
+    telemetry.offer(harness.result([PERSON_BOX]))
+    assert telemetry.due(harness.advance_s(4.9)) == []
+    telemetry.offer(harness.result([PERSON_BOX]))
+    [document] = documents(telemetry.due(harness.advance_s(0.1)))
     assert len(document["frames"]) == 2
 
 
 def test_full_blocks_are_sent_at_the_end_of_the_interval_and_the_rest_waits() -> None:
     """Whole blocks now, the begun one with the next."""
-    world = World()
-    telemetry = world.telemetry(mode="all", intervalSeconds=1, fillSeconds=60)
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode="all", intervalSeconds=1, fillSeconds=60)
     for _ in range(20):
-        telemetry.offer(world.result([MAN] * 2))
-        world.pass_s(0.05)
-    [message] = telemetry.due(world.now_ns)
+        telemetry.offer(harness.result([PERSON_BOX] * 2))
+        harness.advance_s(0.05)
+    [message] = telemetry.due(harness.now_ns)
     assert 0 < telemetry.statistics().waiting < 20
     assert message.size_bytes >= MIN_FILL_RATIO * BLOCK_BYTES * count_blocks(message.size_bytes)
     assert telemetry.statistics().usage.blocks == {"detections": count_blocks(message.size_bytes)}
@@ -147,12 +147,12 @@ def test_full_blocks_are_sent_at_the_end_of_the_interval_and_the_rest_waits() ->
 
 def test_in_a_steady_stream_hardly_any_block_is_wasted() -> None:
     """Four cameras at five frames a second, for two minutes."""
-    world = World()
-    telemetry = world.telemetry(mode="all", intervalSeconds=1, fillSeconds=4)
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode="all", intervalSeconds=1, fillSeconds=4)
     for _ in range(600):
         for camera in ("dock", "gate", "hall", "yard"):
-            telemetry.offer(world.result([MAN] * 3, camera=camera))
-        telemetry.due(world.pass_s(0.2))
+            telemetry.offer(harness.result([PERSON_BOX] * 3, camera=camera))
+        telemetry.due(harness.advance_s(0.2))
     usage = telemetry.statistics().usage
     assert usage.fill_ratio > 0.9
     assert usage.messages["detections"] < 125
@@ -163,12 +163,12 @@ def test_in_a_steady_stream_hardly_any_block_is_wasted() -> None:
 
 def recorded(seconds: float, interval_s: float, *, boxes: int = 3, events: int = 0, **policy: Any) -> bytes:
     """What `run --messages` writes of a camera, and `events` an hour beside."""
-    world = World()
-    telemetry = world.telemetry(**{"mode": "all", "intervalSeconds": 0.1, "maxPerDay": 10**9, **policy})
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(**{"mode": "all", "intervalSeconds": 0.1, "maxPerDay": 10**9, **policy})
     made = [telemetry.event("engine", "ok", "computing"), telemetry.event("camera", "live", "camera dock")]
     for sequence_number in range(round(seconds / interval_s)):
-        telemetry.offer(world.result([MAN] * boxes))
-        made += telemetry.due(world.pass_s(interval_s))
+        telemetry.offer(harness.result([PERSON_BOX] * boxes))
+        made += telemetry.due(harness.advance_s(interval_s))
         if events and sequence_number % round(3600 / events / interval_s) == 0:
             made.append(telemetry.event("camera", "stale", "camera dock is stale"))
     return b"".join(message.body + b"\n" for message in made + telemetry.flush())
@@ -221,7 +221,7 @@ def test_the_estimate_scales_what_the_file_holds_to_a_day(tmp_path: Path, comman
     Start and end happen once, so their events are no rate.
     """
     ended = build_event_message(
-        Sender("press-7", "vision", "run"), 3, Event("camera", "stopped", "ended", World().utc)
+        Sender("press-7", "vision", "run"), 3, Event("camera", "stopped", "ended", TelemetryHarness().utc)
     )
     document = estimated(recorded(600, 1.0) + ended.body + b"\n", tmp_path, command_line)
     assert document["measuredSeconds"] == 599
@@ -249,11 +249,11 @@ def test_the_estimate_agrees_with_an_independent_count(
 @settings(max_examples=60, deadline=None)
 def test_the_size_of_a_message_follows_from_its_body(frames: list[tuple[str, int]]) -> None:
     """Nothing of a message is missing in the file but its id, whose length is known."""
-    world, labels = World(), ("person", "größe, 50 %", "car")
+    harness, labels = TelemetryHarness(), ("person", "größe, 50 %", "car")
     telemetry = Telemetry(TelemetryConfig(mode="all"), Sender("edge-ö", "vision", "a1b2c3a1b2c3"))
     for camera, boxes in frames:
         ids = [sequence_number % 3 for sequence_number in range(boxes)]
-        telemetry.offer(world.result([MAN] * boxes, ids=ids, camera=camera, labels=labels))
+        telemetry.offer(harness.result([PERSON_BOX] * boxes, ids=ids, camera=camera, labels=labels))
     event = telemetry.event("camera", "live", "camera dock is live")
     for message in [*telemetry.flush(), event]:
         again = parse_message(message.body)
@@ -276,16 +276,16 @@ def test_a_messages_file_has_the_counted_blocks_within_the_budget(
     frames: list[tuple[float, int]], mode: str, max_per_day: int
 ) -> None:
     """Frames, messages and blocks, counted again from the lines alone."""
-    world, sent = World(), list[Message]()
+    harness, sent = TelemetryHarness(), list[Message]()
     telemetry = Telemetry(
         TelemetryConfig.model_validate({"mode": mode, "maxPerDay": max_per_day}),
         Sender("press-7", "vision", "a1b2c3a1b2c3"),
-        clock=lambda: world.now_ns,
-        utc=lambda: world.utc,
+        clock=lambda: harness.now_ns,
+        utc=lambda: harness.utc,
     )
     for after_s, boxes in frames:
-        telemetry.offer(world.result([MAN] * boxes))
-        sent += telemetry.due(world.pass_s(after_s))
+        telemetry.offer(harness.result([PERSON_BOX] * boxes))
+        sent += telemetry.due(harness.advance_s(after_s))
     sent += telemetry.flush()
     messages, blocks_counted, published = count_again(b"\n".join(message.body for message in sent))
     counted = telemetry.statistics()

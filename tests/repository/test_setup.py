@@ -16,7 +16,7 @@ from repository_paths import REPOSITORY
 
 
 @dataclass
-class Driver:
+class FakeCudaDriver:
     """A stand-in for libcuda: what it answers is given."""
 
     initialised: int = 0
@@ -42,17 +42,17 @@ class Driver:
 @pytest.mark.parametrize(
     ("driver", "usable", "reason"),
     [
-        (Driver(), True, "1 NVIDIA device(s) found"),
-        (Driver(capabilities=((5, 2), (8, 6))), True, "2 NVIDIA device(s) found"),
+        (FakeCudaDriver(), True, "1 NVIDIA device(s) found"),
+        (FakeCudaDriver(capabilities=((5, 2), (8, 6))), True, "2 NVIDIA device(s) found"),
         (None, False, "no NVIDIA driver here"),
-        (Driver(initialised=100), False, "cuInit answered 100"),
-        (Driver(version=11040), False, "speaks CUDA 11.4"),
-        (Driver(capabilities=()), False, "found: none"),
-        (Driver(capabilities=((5, 2),)), False, "found: 5.2"),
+        (FakeCudaDriver(initialised=100), False, "cuInit answered 100"),
+        (FakeCudaDriver(version=11040), False, "speaks CUDA 11.4"),
+        (FakeCudaDriver(capabilities=()), False, "found: none"),
+        (FakeCudaDriver(capabilities=((5, 2),)), False, "found: 5.2"),
     ],
 )
 def test_a_device_is_usable_if_driver_and_device_are_new_enough(
-    driver: Driver | None, usable: bool, reason: str
+    driver: FakeCudaDriver | None, usable: bool, reason: str
 ) -> None:
     answer, said = gpu_present.judge(driver)
     assert answer is usable
@@ -88,7 +88,7 @@ def test_a_changed_lock_extra_or_kind_requires_a_new_set_up() -> None:
 
 
 @dataclass
-class SetUp:
+class FakeSetUp:
     """A set-up without pip: what would be installed and removed is noted."""
 
     installed: set[str] = field(default_factory=set)
@@ -105,8 +105,8 @@ class SetUp:
 
 
 @pytest.fixture
-def set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
-    noted = SetUp()
+def set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSetUp:
+    noted = FakeSetUp()
     monkeypatch.setattr(prepare, "VENV", tmp_path)
     monkeypatch.setattr(prepare, "RECORD", tmp_path / "record.json")
     monkeypatch.setattr(prepare, "working", lambda: True)
@@ -121,7 +121,7 @@ def set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
 
 
 @pytest.mark.parametrize("before", [[], ["dev"], ["run"]])
-def test_run_installs_pyav_in_every_existing_environment(set_up: SetUp, before: list[str]) -> None:
+def test_run_installs_pyav_in_every_existing_environment(set_up: FakeSetUp, before: list[str]) -> None:
     """As the images do; the second time nothing is to be done."""
     for kind in before:
         prepare.prepare(kind)
@@ -134,7 +134,7 @@ def test_run_installs_pyav_in_every_existing_environment(set_up: SetUp, before: 
 
 @pytest.mark.parametrize("variable", ["VISIONEDGE_WITH_AV", "WITH_PYAV"])
 def test_pyav_can_be_excluded_and_is_then_removed(
-    set_up: SetUp, monkeypatch: pytest.MonkeyPatch, variable: str
+    set_up: FakeSetUp, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     """Its wheel carries GPL code. `make test` needs it again and gets it."""
     prepare.prepare("dev")

@@ -203,7 +203,7 @@ def detect(session: ort.InferenceSession, path: Path) -> Found:
     return kept
 
 
-class Sight(NamedTuple):
+class ExpectedObject(NamedTuple):
     """A thing that is to be found in a photograph: looked at, and measured off the picture."""
 
     photo: str
@@ -217,16 +217,16 @@ class Sight(NamedTuple):
 @pytest.mark.parametrize(
     "sight",
     [
-        Sight("astronaut.png", "person", 0.93, (11, 20, 369, 507)),
-        Sight("coffee.png", "cup", 0.90, (162, 16, 421, 295)),
-        Sight("darknet_dog.jpg", "dog", 0.86, (133, 207, 326, 543)),
-        Sight("darknet_dog.jpg", "bicycle", 0.80, (52, 137, 572, 424)),
-        Sight("darknet_dog.jpg", "car", 0.80, (466, 78, 692, 171)),
-        Sight("darknet_person.jpg", "horse", 0.88, (403, 138, 603, 344)),
+        ExpectedObject("astronaut.png", "person", 0.93, (11, 20, 369, 507)),
+        ExpectedObject("coffee.png", "cup", 0.90, (162, 16, 421, 295)),
+        ExpectedObject("darknet_dog.jpg", "dog", 0.86, (133, 207, 326, 543)),
+        ExpectedObject("darknet_dog.jpg", "bicycle", 0.80, (52, 137, 572, 424)),
+        ExpectedObject("darknet_dog.jpg", "car", 0.80, (466, 78, 692, 171)),
+        ExpectedObject("darknet_person.jpg", "horse", 0.88, (403, 138, 603, 344)),
     ],
 )
 def test_the_bundled_model_finds_the_objects_of_a_photograph(
-    session: ort.InferenceSession, sight: Sight
+    session: ort.InferenceSession, sight: ExpectedObject
 ) -> None:
     """Label, score and box of the plain things in a photograph are the known ones."""
     rows = detect(session, PHOTOS / sight.photo)

@@ -4,36 +4,36 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.account import Received
+from edge_runtime.account import ReceivedMessage
 from edge_runtime.contract import check_messages
-from edge_runtime.fixtures import Drive, Driven
+from edge_runtime.fixtures import Drive, DrivenModule
 from edge_runtime.runtime import EdgeRuntime
 from visionedge.iothub.client import EXIT_STUCK
 
 BRIEF = {"send_s": 0.4, "request_s": 0.4, "connect_s": 2.0, "disconnect_s": 0.4, "build_s": 2.0}
 
 
-def numbers(messages: list[Received], output: str = "detections") -> list[int]:
+def numbers(messages: list[ReceivedMessage], output: str = "detections") -> list[int]:
     """The `messageSequence` of each different message of an output, in the order of arrival."""
     once = {m.message_id: m.json()["messageSequence"] for m in messages if m.output == output}
     return list(once.values())
 
 
-def arrived(count: int, output: str = "detections") -> "Arrived":
+def arrived(count: int, output: str = "detections") -> "MessageCount":
     """A condition: the numbers 1 to `count` are there."""
-    return Arrived(count, output)
+    return MessageCount(count, output)
 
 
-class Arrived:
+class MessageCount:
     def __init__(self, count: int, output: str) -> None:
         self._wanted = list(range(1, count + 1))
         self._output = output
 
-    def __call__(self, messages: list[Received]) -> bool:
+    def __call__(self, messages: list[ReceivedMessage]) -> bool:
         return numbers(messages, self._output) == self._wanted
 
 
-def send(module: Driven, count: int = 1) -> None:
+def send(module: DrivenModule, count: int = 1) -> None:
     """Frames of two cameras, each in a message of its own."""
     for index in range(count):
         module.do("frames", camera=("dock", "gate")[index % 2], count=1)
@@ -106,7 +106,7 @@ def test_the_messages_of_an_hour_without_a_hub_arrive_in_order(
     assert module.close()["clean"]
 
 
-def told_as_dropped(messages: list[Received]) -> list[int]:
+def reported_as_dropped(messages: list[ReceivedMessage]) -> list[int]:
     """The numbers of telemetry that the events name as dropped, each event once."""
     events = {m.message_id: m.json() for m in messages if m.properties.get("code") == "spool-dropped"}
     ranges = [r for event in events.values() for r in event["details"]["ranges"] if r["output"] != "events"]
@@ -124,7 +124,7 @@ def test_a_bounded_spool_reports_the_dropped_messages(
     edge_runtime.hub_up()
     module.wait_for_log("connected to IoT Hub")
     module.do("tick")
-    edge_runtime.wait_for(lambda got: bool(told_as_dropped(got)))
+    edge_runtime.wait_for(lambda got: bool(reported_as_dropped(got)))
     edge_runtime.wait_for(lambda got: numbers(got)[-1:] == [40])
     missing = sorted(set(range(1, 41)) - set(numbers(edge_runtime.messages)))
     assert len(missing) > 20
@@ -134,7 +134,7 @@ def test_a_bounded_spool_reports_the_dropped_messages(
     module = drive(edge_runtime.environ, data=str(tmp_path))
     module.wait_for_log("connected to IoT Hub")
     module.do("tick")
-    edge_runtime.wait_for(lambda got: sorted(told_as_dropped(got)) == missing)
+    edge_runtime.wait_for(lambda got: sorted(reported_as_dropped(got)) == missing)
     assert module.close()["clean"]
 
 

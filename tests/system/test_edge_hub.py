@@ -10,7 +10,7 @@ from edge_runtime.contract import check_messages
 from edge_runtime.fixtures import Drive
 from edge_runtime.packets import NOT_AUTHORIZED
 from edge_runtime.runtime import EdgeRuntime
-from waiting import at_least
+from wait_conditions import at_least
 
 SOON_S = 2.5
 """What a deadline of one second may take on a busy machine; without it the SDK takes a minute or for ever."""

@@ -55,12 +55,12 @@ def test_a_repeated_housekeeping_error_is_logged_rarely_and_the_module_runs_on(
     service = Service(RunOptions(ConfigurationSources.read({}, None), tmp_path, environ={}))
     delivery = FailingDelivery(error)
 
-    async def story() -> None:
+    async def scenario() -> None:
         for _ in range(30):
             await service.housekeeping.tick(cast("Delivery", delivery))
 
     with caplog.at_level(logging.WARNING):
-        asyncio.run(story())
+        asyncio.run(scenario())
     assert delivery.ticks == 30
     assert len(caplog.records) == 1
     assert "the delivery failed" in caplog.text
@@ -114,7 +114,7 @@ def test_request_work_keeps_its_permit_until_it_ends_and_uses_separate_threads(
     backend = HttpBackend(state.snapshot, lanes, Metrics(lambda: ()))
     release = threading.Event()
 
-    async def story() -> None:
+    async def scenario() -> None:
         clients = [asyncio.create_task(backend._executor.run(release.wait)) for _ in range(40)]
         await asyncio.sleep(0)
         for client in clients:
@@ -126,7 +126,7 @@ def test_request_work_keeps_its_permit_until_it_ends_and_uses_separate_threads(
         release.set()
         assert backend.close() == []
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 class OneAtATime:

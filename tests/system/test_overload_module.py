@@ -8,7 +8,7 @@ from typing import Any
 
 from mjpeg_server import MjpegServer
 from module_process import ModuleProcess
-from tiny_slow import rounds_for, save_slow
+from slow_models import rounds_for, save_slow
 
 CONFIG = """
 cameras:

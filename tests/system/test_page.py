@@ -50,7 +50,7 @@ def _jpeg(width: int, height: int) -> bytes:
     return cv2.imencode(".jpg", np.full((height, width, 3), 90, np.uint8))[1].tobytes()
 
 
-class Module:
+class FakePageBackend:
     """What the page asks for, below a path.
 
     `streams` counts the open streams of frames, `snapshots` the pictures that were asked for, by camera.
@@ -121,7 +121,7 @@ class Module:
 
 
 @asynccontextmanager
-async def served(module: Module, below: str = "") -> AsyncIterator[tuple[str, web.AppRunner]]:
+async def served(module: FakePageBackend, below: str = "") -> AsyncIterator[tuple[str, web.AppRunner]]:
     """The module at an address."""
     runner = web.AppRunner(
         module.application(below), access_log=None, shutdown_timeout=0.1, handler_cancellation=True
@@ -149,7 +149,7 @@ def test_every_state_has_a_text_and_cameras_are_in_configuration_order() -> None
     """Also after cameras came, went and changed places; a camera that is switched off waits for nothing."""
 
     async def drive() -> None:
-        module = Module([camera("b"), camera("a", "disabled", ageMs=None), camera("c", "frozen")])
+        module = FakePageBackend([camera("b"), camera("a", "disabled", ageMs=None), camera("c", "frozen")])
         async with browser() as chromium, served(module) as (url, _):
             tab = await chromium.open(url)
             await tab.until(BADGES, [["b", "live"], ["a", "disabled"], ["c", "frozen"]])
@@ -174,7 +174,7 @@ def test_label_chips_take_one_line_for_any_number_of_labels() -> None:
     """Those that do not fit are counted, and the tile keeps its height."""
 
     async def drive() -> None:
-        module = Module([camera("dock"), camera("yard"), camera("gate")])
+        module = FakePageBackend([camera("dock"), camera("yard"), camera("gate")])
         async with browser() as chromium, served(module) as (url, _):
             tab = await chromium.open(url)
             await tab.until(f"{texts('.found li')}.length", 3)
@@ -197,7 +197,7 @@ def test_no_tile_shows_live_if_the_module_does_not_answer() -> None:
     """The picture is an old one then, and each tile says so."""
 
     async def drive() -> None:
-        module = Module([camera("dock"), camera("yard")])
+        module = FakePageBackend([camera("dock"), camera("yard")])
         async with browser() as chromium, served(module) as (url, runner):
             tab = await chromium.open(url)
             await tab.until("tiles.get('dock') && tiles.get('dock').shown > 0", True)
@@ -212,7 +212,10 @@ def test_the_page_works_below_the_path_of_a_reverse_proxy() -> None:
     """All that it asks for, and its links, lie below the same path."""
 
     async def drive() -> None:
-        async with browser() as chromium, served(Module([camera("dock")]), "/site/vision") as (url, _):
+        async with (
+            browser() as chromium,
+            served(FakePageBackend([camera("dock")]), "/site/vision") as (url, _),
+        ):
             tab = await chromium.open(url)
             await tab.until("tiles.get('dock') && tiles.get('dock').shown > 0", True)
             links = await tab.evaluate("[...document.querySelectorAll('footer a')].map(a => a.pathname)")
@@ -225,7 +228,7 @@ def test_seven_windows_of_a_browser_share_one_stream() -> None:
     """A browser opens six connections to a host; with a stream each, the seventh window would not load."""
 
     async def drive() -> None:
-        module = Module([camera("dock")])
+        module = FakePageBackend([camera("dock")])
         async with browser() as chromium, served(module) as (url, _):
             tabs = [await chromium.open(url) for _ in range(7)]
             for tab in tabs:
@@ -246,7 +249,7 @@ def test_the_note_about_the_cpu_is_readable_and_can_be_hidden() -> None:
     """It is there on every machine without a GPU; hidden once it stays hidden."""
 
     async def drive() -> None:
-        async with browser() as chromium, served(Module([camera("dock")])) as (url, _):
+        async with browser() as chromium, served(FakePageBackend([camera("dock")])) as (url, _):
             tab = await chromium.open(url)
             await tab.until(texts(".banner span"), ["This installation has no GPU support."])
             await tab.evaluate("document.querySelector('.banner .hide').click() || null")
@@ -276,7 +279,7 @@ def test_captions_are_readable_on_every_class_colour() -> None:
             return (a + 0.05) / (b + 0.05);
           }));
         })()"""
-        async with browser() as chromium, served(Module([camera("dock")])) as (url, _):
+        async with browser() as chromium, served(FakePageBackend([camera("dock")])) as (url, _):
             tab = await chromium.open(url)
             await tab.until("typeof textColourOf", "function")
             assert await tab.evaluate(contrast) >= 4.5
@@ -288,7 +291,7 @@ def test_a_lost_camera_shows_the_time_of_the_next_attempt() -> None:
     """In place of its rate; while a try is under way it says so, and a camera that is live says neither."""
 
     async def drive() -> None:
-        module = Module(
+        module = FakePageBackend(
             [
                 camera("gate", "failed", ageMs=None, nextTrySeconds=11.3),
                 camera("yard", "reconnecting", nextTrySeconds=None),
@@ -309,7 +312,7 @@ def test_the_header_never_shows_more_analysed_than_requested_frames() -> None:
     """Both numbers are of one window of time; where nothing limits there is only the rate of now."""
 
     async def drive() -> None:
-        module = Module([camera("dock", fps=11.5), camera("yard", fps=4.0)])
+        module = FakePageBackend([camera("dock", fps=11.5), camera("yard", fps=4.0)])
         seen = {"deliveredPerSecond": 11.2, "demandedPerSecond": 15.0, "sentence": "x"}
         async with browser() as chromium, served(module) as (url, _):
             tab = await chromium.open(url)
@@ -327,7 +330,9 @@ def test_camera_names_are_fully_visible_with_sixteen_tiles() -> None:
 
     async def drive() -> None:
         names = [f"assembly-north-{number:02}" for number in range(16)]
-        module = Module([camera(name, "reconnecting", nextTrySeconds=29.5, ageMs=3.6e6) for name in names])
+        module = FakePageBackend(
+            [camera(name, "reconnecting", nextTrySeconds=29.5, ageMs=3.6e6) for name in names]
+        )
         async with browser() as chromium, served(module) as (url, _):
             tab = await chromium.open(url)
             await tab.until("document.querySelectorAll('.tile').length", 16)
@@ -363,7 +368,7 @@ def test_captions_do_not_overlap_and_stay_within_the_picture() -> None:
           for (const found of {json.dumps(found)}) tile.placeCaption(pen, place, found, 1, captions);
           return captions.map(({{ left, top, w, tall }}) => [left, top, left + w, top + tall]);
         }})()"""
-        async with browser() as chromium, served(Module([camera("dock")])) as (url, _):
+        async with browser() as chromium, served(FakePageBackend([camera("dock")])) as (url, _):
             tab = await chromium.open(url)
             await tab.until(BADGES, [["dock", "live"]])
             captions = await tab.evaluate(placed)
@@ -381,7 +386,9 @@ def test_a_tall_picture_gets_a_tall_tile_and_is_large_in_it() -> None:
     """As tall as two others, so that the rows stay in line."""
 
     async def drive() -> None:
-        module = Module([camera("door", width=480, height=848), *map(camera, ("a", "b", "c", "d", "e"))])
+        module = FakePageBackend(
+            [camera("door", width=480, height=848), *map(camera, ("a", "b", "c", "d", "e"))]
+        )
         async with browser() as chromium, served(module) as (url, _):
             tab = await chromium.open(url)
             await tab.until("tiles.get('door') && tiles.get('door').shown > 0", True)
@@ -402,7 +409,7 @@ def test_only_tiles_in_or_near_the_viewport_fetch_pictures() -> None:
 
     async def drive() -> None:
         names = [f"camera-{number:02}" for number in range(40)]
-        module = Module([camera(name) for name in names])
+        module = FakePageBackend([camera(name) for name in names])
         async with browser() as chromium, served(module) as (url, _):
             tab = await chromium.open(url)
             await tab.until("tiles.size", 40)
@@ -427,7 +434,7 @@ def test_the_page_layout_is_stable_while_detections_and_states_change() -> None:
 
     async def drive() -> None:
         names = [f"camera-{number:02}" for number in range(16)]
-        module = Module([camera(name) for name in names])
+        module = FakePageBackend([camera(name) for name in names])
         module.answers.clear()  # the page is there before the first answer is
         watch = """(() => {
           window.shifts = [];

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from camera_doubles import SPEC, Basket
+from camera_doubles import SPEC, FrameRecorder
 from model_server import ModelServer, status
 from module_process import ModuleProcess
-from telemetry_world import MAN, World
+from telemetry_harness import PERSON_BOX, TelemetryHarness
 from tiny_models import TinyDetector
 from visionedge.app.http_backend import HttpBackend
 from visionedge.app.hub_bridge import HubBridge
@@ -168,16 +168,16 @@ def test_a_thousand_concurrent_calls_are_all_answered(tmp_path: Path) -> None:
     """Those beyond a bound are told at once to come again; none is lost."""
     statuses: list[int] = []
 
-    class Answers:
+    class StubLink:
         def answer(self, _request: str, status_code: int, _document: Any) -> None:
             statuses.append(status_code)
 
-    class Sends(HubBridge):
+    class StubHubBridge(HubBridge):
         def _submit_link_task(self, link_task: LinkTask) -> None:
-            link_task.do(Answers())  # type: ignore[arg-type]  # the half of a link that answers
+            link_task.do(StubLink())  # type: ignore[arg-type]  # the half of a link that answers
             link_task.done("taken")
 
-    async def story() -> None:
+    async def scenario() -> None:
         loop = asyncio.get_running_loop()
         state = AppState.of(parse_config({}), tmp_path, {}, lambda: None)
         lanes = LanePool(state.batcher, ThreadGroup(lambda *_: None), lambda _item: None)
@@ -185,7 +185,7 @@ def test_a_thousand_concurrent_calls_are_all_answered(tmp_path: Path) -> None:
         def call_soon(work: Callable[[], None]) -> None:
             loop.call_soon_threadsafe(work)
 
-        remote = Sends(
+        remote = StubHubBridge(
             state,
             HttpBackend(state.snapshot, lanes, Metrics(lambda: ())),
             call_soon,
@@ -207,7 +207,7 @@ def test_a_thousand_concurrent_calls_are_all_answered(tmp_path: Path) -> None:
         assert remote.statistics().calls_dropped == 0
         await remote.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert len(statuses) == 1000
     assert set(statuses) <= {200, 503}
     assert 200 in statuses
@@ -215,10 +215,10 @@ def test_a_thousand_concurrent_calls_are_all_answered(tmp_path: Path) -> None:
 
 def test_the_metric_series_of_a_removed_camera_end() -> None:
     """What was observed of it goes; of one that was never seen there is nothing to go."""
-    world = World()
+    harness = TelemetryHarness()
     metrics = Metrics(lambda: ())
     for name in ("dock", "yard"):
-        metrics.observe(world.result([MAN], camera=name))
+        metrics.observe(harness.result([PERSON_BOX], camera=name))
     metrics.forget("dock")
     metrics.forget("never")
     text = metrics.render().decode()
@@ -231,7 +231,7 @@ def test_a_result_that_cannot_be_handled_does_not_stop_later_ones(
 ) -> None:
     """And an error that comes again and again ends the module."""
 
-    class Picky:
+    class FailingMetrics:
         def __init__(self) -> None:
             self.taken: list[str] = []
 
@@ -243,7 +243,7 @@ def test_a_result_that_cannot_be_handled_does_not_stop_later_ones(
     document = {"inference": {"process": False, "device": "cpu"}, "http": {"port": 0}}
     service = Service(RunOptions(ConfigurationSources.read(document), tmp_path, environ={}))
     monkeypatch.setattr(service, "_call_soon", lambda _call: None)  # there is no loop
-    delivery = Picky()
+    delivery = FailingMetrics()
     service.state.set_delivery(delivery)  # type: ignore[arg-type]  # the half that is used
     for state in ("live", "stale", "frozen"):
         service.state.loop_queue.put(_status(state))
@@ -257,5 +257,5 @@ def test_a_result_that_cannot_be_handled_does_not_stop_later_ones(
 
 
 def _status(state: CameraState) -> CameraStatus:
-    camera = Camera("dock", "demo:", SPEC, Basket())
+    camera = Camera("dock", "demo:", SPEC, FrameRecorder())
     return replace(camera.status(), state=state)

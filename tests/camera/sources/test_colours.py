@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from colour_clips import MATRICES, RANGES, frame_of, scene, turn, write_clip
-from slow_resizing import slow_fit
+from reference_letterbox import reference_letterbox
 from visionedge.camera.sources.base import DecodedPicture, DecoderLibrary, FrameSource, SourceLimits
 from visionedge.camera.sources.open import open_source
 from visionedge.camera.sources.opencv_setup import configure_opencv, limit_ffmpeg, reports_error
@@ -72,7 +72,7 @@ def test_every_pixel_format_gives_the_original_colours(
     image, placement = decoded.fit_to_input(SPEC, SLOT)
     assert image is SLOT
     assert placement == SPEC.place(160, 90)
-    assert _error(image, slow_fit(picture, SPEC)) < 1
+    assert _error(image, reference_letterbox(picture, SPEC)) < 1
     assert _error(decoded.picture(), picture) < 1
 
 
@@ -85,7 +85,7 @@ def test_reduced_pictures_keep_their_colours(
     """Colour may be half as fine as brightness then, as it is in most video; to odd sizes, too."""
     picture = scene(*size_px)
     clip = write_clip(tmp_path / "c.mkv", [frame_of(picture, pix_fmt, matrix, span)])
-    assert _error(_first(clip).fit_to_input(SPEC)[0], slow_fit(picture, SPEC)) < 2
+    assert _error(_first(clip).fit_to_input(SPEC)[0], reference_letterbox(picture, SPEC)) < 2
 
 
 @pytest.mark.parametrize("pix_fmt", ["nv12", "p010le"])
@@ -134,7 +134,7 @@ def test_an_unknown_matrix_is_derived_from_the_primaries(number: int) -> None:
         frame.colorspace, frame.color_primaries = number, primaries
         shown = PyavPicture(partial(_itself, frame), YuvConverter(), (160, 90), None, 1)
         assert _error(shown.picture(), picture) < 1
-        assert _error(shown.fit_to_input(SPEC)[0], slow_fit(picture, SPEC)) < 1
+        assert _error(shown.fit_to_input(SPEC)[0], reference_letterbox(picture, SPEC)) < 1
 
 
 @pytest.mark.parametrize("number", [8, 11, 12, 14])
@@ -238,7 +238,7 @@ def test_formats_without_luma_and_chroma_are_converted_by_ffmpeg(tmp_path: Path,
     picture = scene(160, 90)
     frame = av.VideoFrame.from_ndarray(picture, format="bgr24").reformat(format=pix_fmt)
     decoded = _first(write_clip(tmp_path / "c.mkv", [frame]))
-    assert _error(decoded.fit_to_input(SPEC)[0], slow_fit(picture, SPEC)) < 1
+    assert _error(decoded.fit_to_input(SPEC)[0], reference_letterbox(picture, SPEC)) < 1
     assert _error(decoded.picture(), picture) < 1
 
 
@@ -249,7 +249,7 @@ def test_odd_sizes_are_converted_correctly(tmp_path: Path, size_px: tuple[int, i
     decoded = _first(clip)
     assert (decoded.width_px, decoded.height_px) == size_px
     # Chroma reaches up to a pixel over an odd edge.
-    assert _error(decoded.fit_to_input(SPEC)[0], slow_fit(picture, SPEC)) < 2
+    assert _error(decoded.fit_to_input(SPEC)[0], reference_letterbox(picture, SPEC)) < 2
     assert _error(decoded.picture(), picture) < 2
 
 
@@ -274,7 +274,7 @@ def test_a_rotated_picture_is_turned_upright(
     upright = np.ascontiguousarray(np.rot90(picture, -degrees // 90))
     decoded = _first(clip, library)
     assert _error(decoded.picture(), upright) < 2
-    assert _error(decoded.fit_to_input(SPEC)[0], slow_fit(upright, SPEC)) < 2
+    assert _error(decoded.fit_to_input(SPEC)[0], reference_letterbox(upright, SPEC)) < 2
     assert (decoded.width_px, decoded.height_px) == (upright.shape[1], upright.shape[0])
 
 
@@ -316,7 +316,7 @@ def test_a_change_of_size_in_mid_stream_is_followed(tmp_path: Path) -> None:
         image, placement = decoded.fit_to_input(SPEC)
         assert placement == SPEC.place(*size_px)
         assert (decoded.width_px, decoded.height_px) == size_px
-        assert _error(image, slow_fit(scene(*size_px), SPEC)) < 2
+        assert _error(image, reference_letterbox(scene(*size_px), SPEC)) < 2
     assert source.read() is None
     source.close()
 

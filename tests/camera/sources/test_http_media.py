@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from camera_doubles import SPEC, Basket, running
+from camera_doubles import SPEC, FrameRecorder, running
 from clips import make_clip, number_of, numbered_picture
 from scripted_http import ScriptedServer, always, answer
 from visionedge.camera.camera import Camera
@@ -166,7 +166,7 @@ def ranged(data: bytes, head: str) -> bytes:
     return answer(data[start:], "video/mp4", status="206 Partial Content", more=span)
 
 
-class Live:
+class LivePlaylist:
     """A live playlist: of `segments` of one second, each request names one more."""
 
     def __init__(self, folder: Path, base: str = "") -> None:
@@ -204,9 +204,9 @@ def _segments(folder: Path) -> list[bytes]:
 @pytest.mark.parametrize("library", ["auto", "opencv"])
 def test_a_live_playlist_is_limited_by_its_own_time(tmp_path: Path, library: DecoderLibrary) -> None:
     """Its pictures come a segment at a time; five a second are five of each second, evenly."""
-    basket = Basket()
+    basket = FrameRecorder()
     limits = SourceLimits(library=library)
-    with ScriptedServer(Live(tmp_path)) as server:
+    with ScriptedServer(LivePlaylist(tmp_path)) as server:
         camera = Camera("dock", server.url("/live.m3u8"), SPEC, basket, fps=5, limits=limits)
         with running(camera):
             frames = basket.wait_for(lambda f: len(f) >= 11, timeout_s=20)
@@ -216,8 +216,8 @@ def test_a_live_playlist_is_limited_by_its_own_time(tmp_path: Path, library: Dec
 
 
 def test_a_playlist_that_points_to_another_host_is_not_followed_and_is_reported(tmp_path: Path) -> None:
-    with ScriptedServer(Live(tmp_path), host="127.0.0.2") as other:
-        live = Live(tmp_path, other.url("/"))
+    with ScriptedServer(LivePlaylist(tmp_path), host="127.0.0.2") as other:
+        live = LivePlaylist(tmp_path, other.url("/"))
         with ScriptedServer(live) as server:
             with pytest.raises(SourceError, match=r"points to another host, 127\.0\.0\.2"):
                 open_source(parse_camera_uri(server.url("/live.m3u8")))
@@ -228,7 +228,7 @@ def test_a_playlist_that_points_to_another_host_is_not_followed_and_is_reported(
 
 
 def test_a_playlist_without_new_segments_does_not_hang(tmp_path: Path) -> None:
-    live = Live(tmp_path)
+    live = LivePlaylist(tmp_path)
     live.segments = live.segments[:3]
     began_s = time.monotonic()
     with ScriptedServer(live) as server:

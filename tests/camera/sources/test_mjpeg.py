@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camera_doubles import SPEC, Basket, Changes, running
+from camera_doubles import SPEC, FrameRecorder, StatusRecorder, running
 from clips import number_of, numbered_picture
 from scripted_http import ScriptedServer, Serve
 from visionedge.camera.camera import Camera
@@ -134,7 +134,7 @@ def test_only_a_damaged_picture_is_skipped() -> None:
         size = 0 if number % 4 else len(PICTURES[0]) // 2
         return part(number, data=lambda jpeg: jpeg[:-size] if size else jpeg, length=None)
 
-    basket = Basket()
+    basket = FrameRecorder()
     with ScriptedServer(stream(cut)) as server, running(Camera("dock", server.url(), SPEC, basket)):
         frames = basket.wait_for(lambda f: len(f) >= 9)
     assert [number_of(f.full_picture()) for f in frames[:9]] == [1, 2, 3, 5, 6, 7, 9, 10, 11]
@@ -188,7 +188,7 @@ def test_a_stream_that_the_camera_closes_is_lost_and_opened_again() -> None:
         connection.sendall(b"".join(part(number) for number in range(5)))
         socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
-    basket, changes = Basket(), Changes()
+    basket, changes = FrameRecorder(), StatusRecorder()
     with (
         ScriptedServer(serve) as server,
         running(Camera("dock", server.url(), SPEC, basket, on_change=changes)),

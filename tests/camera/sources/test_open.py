@@ -236,7 +236,7 @@ def test_a_loop_over_a_missing_file_is_reported_like_any_missing_file(tmp_path: 
         _open(tmp_path / "none.mp4", SourceLimits(loop=True))
 
 
-class _Empty:
+class _EmptySource:
     """A source that ends before its first picture."""
 
     live = False
@@ -256,7 +256,7 @@ class _Empty:
 
 
 def test_a_loop_over_an_empty_source_ends_instead_of_spinning() -> None:
-    assert LoopedSource(_Empty).read() is None
+    assert LoopedSource(_EmptySource).read() is None
 
 
 def test_demo_opens_the_bundled_clip() -> None:

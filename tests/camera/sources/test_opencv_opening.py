@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from camera_doubles import SPEC, Basket, Changes, running
+from camera_doubles import SPEC, FrameRecorder, StatusRecorder, running
 from clips import make_clip
 from rtsp_server import RtspServer
 from visionedge.camera.camera import Camera
@@ -123,7 +123,7 @@ def test_a_good_camera_opens_beside_many_unresponsive_ones(tmp_path: Path) -> No
     """They are given no chance to hold OpenCV's lock: it is live before the first of them is given up."""
     make_clip(tmp_path / "cam.mp4", pictures=50, fps=25)
     limits = SourceLimits(library="opencv", open_timeout_s=30)
-    basket, changes = Basket(), Changes()
+    basket, changes = FrameRecorder(), StatusRecorder()
     with ExitStack() as stack:
         for number in range(4):
             uri = f"rtsp://{stack.enter_context(listening(None))}/x"

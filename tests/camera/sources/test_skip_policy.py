@@ -21,7 +21,7 @@ SPEC = InputSpec(32, 32)
 PLAIN = {"bf": "0", "g": "10", "sc_threshold": "0"}
 
 
-class Stream:
+class SimulatedStream:
     """Plays a stream of so many pictures per second to a `SkipPolicy`, as a decoder would."""
 
     def __init__(
@@ -50,32 +50,32 @@ class Stream:
 
 
 def test_all_pictures_are_decoded_if_all_are_wanted() -> None:
-    stream = Stream(None)
+    stream = SimulatedStream(None)
     assert stream.play(10) == {DecodeLevel.ALL: 300}
 
 
 def test_non_reference_pictures_are_skipped_if_the_rest_is_enough() -> None:
-    stream = Stream(5)  # one in four is referred to: 7.5 per second
+    stream = SimulatedStream(5)  # one in four is referred to: 7.5 per second
     assert stream.play(20) == {DecodeLevel.REFERENCES: 600}
     assert len(stream.decoded) == 150
 
 
 def test_everything_is_decoded_if_reference_pictures_are_too_few() -> None:
-    stream = Stream(10)
+    stream = SimulatedStream(10)
     levels = stream.play(20)
     assert levels[DecodeLevel.REFERENCES] < 15  # it took two pictures to see
     assert levels[DecodeLevel.ALL] > 585
 
 
 def test_an_insufficient_level_is_retried_at_growing_intervals() -> None:
-    stream = Stream(10)
+    stream = SimulatedStream(10)
     stream.play(30)
     tried = [stream.play(60)[DecodeLevel.REFERENCES] > 0 for _ in range(8)]
     assert 1 <= sum(tried) <= 3
 
 
 def test_only_key_pictures_are_decoded_if_they_are_frequent_enough() -> None:
-    stream = Stream(0.5)
+    stream = SimulatedStream(0.5)
     stream.play(10)
     assert stream.play(20) == {DecodeLevel.KEYS: 600}
     assert len(stream.decoded) < 100
@@ -83,7 +83,7 @@ def test_only_key_pictures_are_decoded_if_they_are_frequent_enough() -> None:
 
 def test_a_stream_with_rarer_key_pictures_decodes_more_again() -> None:
     """Cameras stretch the distance when nothing moves; a hole of one distance cannot be helped."""
-    stream = Stream(0.5)
+    stream = SimulatedStream(0.5)
     stream.play(20)
     assert stream.skip_policy.level is DecodeLevel.KEYS
     stream.play(12, key_every=180)
@@ -151,7 +151,7 @@ def test_a_new_stream_clock_is_measured_again() -> None:
         assert skip_policy.level is not DecodeLevel.KEYS
 
 
-class _Camera:
+class _DriftingContainer:
     """A container whose pictures come 25 per second, and whose time stamps run at another rate."""
 
     duration = None
@@ -174,7 +174,7 @@ class _Camera:
         self._container.close()
 
 
-def _times_until_closed(source: FrameSource, camera: _Camera) -> Iterator[float]:
+def _times_until_closed(source: FrameSource, camera: _DriftingContainer) -> Iterator[float]:
     with contextlib.suppress(SourceError):  # a live stream does not end, it is lost
         while source.read() is not None:
             yield camera.now_s
@@ -187,7 +187,7 @@ def test_a_live_stream_with_a_wrong_clock_gives_the_wanted_rate(tmp_path: Path, 
     from visionedge.camera.sources.pyav import PyavSource
 
     container = av.open(str(make_clip(tmp_path / "c.mkv", pictures=1000, fps=25, options=PLAIN)))
-    camera, stream = _Camera(container, rate), container.streams.video[0]
+    camera, stream = _DriftingContainer(container, rate), container.streams.video[0]
     limits = SourceLimits(library="pyav", pictures_per_s=5.0)
     source = PyavSource(cast("Any", camera), stream, "a camera", live=True, limits=limits, clock=camera.clock)
     times_s = list(_times_until_closed(source, camera))
@@ -250,7 +250,7 @@ def test_mjpeg_pictures_are_decoded_on_demand(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pattern", ["P", "Pbbb"])
 def test_a_new_wanted_rate_is_followed_while_a_stream_plays(pattern: str) -> None:
     """Behind key pictures alone everything waits for the next one; else nothing could be decoded."""
-    stream = Stream(None, pattern=pattern)
+    stream = SimulatedStream(None, pattern=pattern)
     stream.play(10.5)
     stream.skip_policy.set_wanted_rate(0.5)
     stream.play(10)

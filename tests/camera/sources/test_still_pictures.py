@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import trustme
 
-from camera_doubles import SPEC, Basket, Changes, running
+from camera_doubles import SPEC, FrameRecorder, StatusRecorder, running
 from clips import number_of, numbered_picture
 from scripted_http import ScriptedServer, Serve, always, answer, in_turn
 from visionedge.camera.camera import Camera
@@ -81,7 +81,7 @@ def test_a_still_is_fetched_repeatedly(camera: str, library: DecoderLibrary) -> 
 
 
 def test_a_still_picture_camera_is_live_in_one_epoch() -> None:
-    basket, changes = Basket(), Changes()
+    basket, changes = FrameRecorder(), StatusRecorder()
     with ScriptedServer(counting()) as server:
         camera = Camera("dock", server.url("/a.jpg"), SPEC, basket, fps=50, on_change=changes)
         with running(camera, end_limit_s=1.0):
@@ -95,7 +95,7 @@ def test_an_unchanged_picture_is_neither_a_frame_nor_a_loss() -> None:
     unchanged = answer(b"", "", status="304 Not Modified", more='ETag: "b"\r\n')
     first = answer(jpeg(1), more='ETag: "a"\r\nLast-Modified: Sun, 29 Nov 2026 10:00:00 GMT\r\n')
     second = answer(jpeg(2), more='ETag: "b"\r\n')
-    basket = Basket()
+    basket = FrameRecorder()
     with ScriptedServer(in_turn(first, unchanged, unchanged, second, unchanged)) as server:
         camera = Camera("dock", server.url("/a.jpg"), SPEC, basket, fps=200)
         with running(camera):

@@ -137,30 +137,30 @@ def answering(shape: tuple[Any, ...]) -> bytes:
 # --- where nodes lie ----------------------------------------------------------------------------------------
 
 
-class Dealt:
+class StubAssignedSession:
     """A session as onnxruntime describes one: its nodes, dealt out to providers."""
 
     def __init__(self, raw: Any, **parts: list[tuple[str, str]]) -> None:
         self._raw = raw
-        self._parts = [Part(PROVIDERS[device], nodes) for device, nodes in parts.items()]
+        self._parts = [StubSubgraph(PROVIDERS[device], nodes) for device, nodes in parts.items()]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._raw, name)
 
-    def get_provider_graph_assignment_info(self) -> list["Part"]:
+    def get_provider_graph_assignment_info(self) -> list["StubSubgraph"]:
         return self._parts
 
 
-class Part:
+class StubSubgraph:
     def __init__(self, provider: str, nodes: list[tuple[str, str]]) -> None:
         self.ep_name = provider
-        self._nodes = [Node(*node) for node in nodes]
+        self._nodes = [StubNode(*node) for node in nodes]
 
-    def get_nodes(self) -> list["Node"]:
+    def get_nodes(self) -> list["StubNode"]:
         return self._nodes
 
 
-class Node:
+class StubNode:
     def __init__(self, op_type: str, name: str) -> None:
         self.op_type, self.name = op_type, name
 
@@ -174,7 +174,7 @@ def test_on_the_cpu_every_node_is_placed_as_requested(graph: bytes) -> None:
 def test_nodes_on_the_cpu_are_counted_and_named(graph: bytes) -> None:
     from visionedge.engine.device.session import _read_node_placement
 
-    dealt = Dealt(
+    dealt = StubAssignedSession(
         raw_session(graph),
         cuda=[("Conv", "backbone/0"), ("TopK", "visionedge.TopK.30")],
         cpu=[("NonMaxSuppression", "nms"), ("Shape", "")],
@@ -215,12 +215,12 @@ def test_captured_runs_use_one_thread(graph: bytes) -> None:
     """A CUDA graph belongs to the thread that captured it; lanes come and go."""
     seen: set[str] = set()
 
-    class Watched(Dealt):
+    class RecordingSession(StubAssignedSession):
         def run_with_iobinding(self, binding: Any, options: Any) -> None:
             seen.add(threading.current_thread().name)
             self._raw.run_with_iobinding(binding, options)
 
-    session = Session(Watched(raw_session(graph)), "cpu", cuda_graphs=True)
+    session = Session(RecordingSession(raw_session(graph)), "cpu", cuda_graphs=True)
     images = pictures(3)
     lanes = [threading.Thread(target=session.run, args=(images[i : i + 1], 1)) for i in range(3)]
     for lane in lanes:
@@ -235,12 +235,12 @@ def test_captured_runs_use_one_thread(graph: bytes) -> None:
 def test_a_graph_replay_with_other_rows_is_refused(graph: bytes) -> None:
     """Then the session is opened again without it."""
 
-    class Wrong(Dealt):
+    class WrongSession(StubAssignedSession):
         def run_with_iobinding(self, binding: Any, options: Any) -> None:
             """Leaves the output as it was."""
 
     with pytest.raises(EngineError, match="different scores"):
-        Session(Wrong(raw_session(graph)), "cpu")
+        Session(WrongSession(raw_session(graph)), "cpu")
 
 
 def test_cuda_is_tried_with_graphs_first_and_plain_last() -> None:

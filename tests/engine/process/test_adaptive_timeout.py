@@ -37,7 +37,7 @@ def test_a_configured_limit_below_the_minimum_is_kept() -> None:
     assert usual.limit_s == 0.5
 
 
-class Time:
+class FakeWaits:
     """Slices of a wait: each takes as long as is said, and nothing arrives until they are over."""
 
     def __init__(self, slices_s: list[float]) -> None:
@@ -62,7 +62,7 @@ def line() -> Iterator[socket.socket]:
 
 
 def test_a_missing_reply_times_out_at_the_limit(line: socket.socket) -> None:
-    time = Time([0.0] * 100)
+    time = FakeWaits([0.0] * 100)
     with pytest.raises(TimeoutError):
         wait_for_reply(line, 2.0, clock=time.clock, readable=time.readable)
     assert time.now_s == pytest.approx(2.0)
@@ -70,7 +70,7 @@ def test_a_missing_reply_times_out_at_the_limit(line: socket.socket) -> None:
 
 def test_time_in_which_the_module_did_not_run_is_not_counted(line: socket.socket) -> None:
     """Everything is stopped for two minutes and goes on: a healthy child then answers."""
-    time = Time([0.0, 120.0, 0.0])
+    time = FakeWaits([0.0, 120.0, 0.0])
     wait_for_reply(line, 2.0, clock=time.clock, readable=time.readable)
     assert time.now_s > 120
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripted_faults import GONE, NO_MEMORY, REFUSED, STICKY
+from fault_script import GONE, NO_MEMORY, REFUSED, STICKY
 from tiny_models import TinyDetector, pictures
 from visionedge.engine.device.devices import DeviceState, EffectiveDevice, ReasonCode
 from visionedge.engine.device.faults import EngineError, Fault
@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load_model(TinyDetector().save(tmp_path_factory.mktemp("model") / "tiny.onnx"))
 
 
-class Session:
+class ScriptedSession:
     """A session that does as it is told, from `act` on; before that it is well."""
 
     rows = 9
@@ -75,13 +75,13 @@ def no_numbers(size: int) -> np.ndarray:
     return rows
 
 
-def engine_on(model: Model, session: Session, device: EffectiveDevice = "cuda") -> LocalEngine:
+def engine_on(model: Model, session: ScriptedSession, device: EffectiveDevice = "cuda") -> LocalEngine:
     state = DeviceState("auto", device, ReasonCode.OK, "usable", datetime(2026, 11, 27, tzinfo=UTC))
     return LocalEngine(model, session, state, Plan(2, (1, 2, 4, 8), "test"))
 
 
 def test_too_little_memory_lowers_the_batch_size_permanently_and_loses_no_picture(model: Model) -> None:
-    session = Session()
+    session = ScriptedSession()
     engine, plans = engine_on(model, session), list[Plan]()
     engine.on_plan_reduced = plans.append
     session.act = raising(NO_MEMORY, from_size=4)
@@ -96,7 +96,7 @@ def test_too_little_memory_lowers_the_batch_size_permanently_and_loses_no_pictur
 
 
 def test_if_not_even_one_picture_fits_the_batch_fails_with_that_reason(model: Model) -> None:
-    session = Session()
+    session = ScriptedSession()
     engine = engine_on(model, session)
     session.act = raising(NO_MEMORY)
     with pytest.raises(EngineError, match="CUDA failure 2: out of memory") as caught:
@@ -116,7 +116,7 @@ def test_if_not_even_one_picture_fits_the_batch_fails_with_that_reason(model: Mo
 def test_an_error_of_a_session_is_classified_and_shortened(
     model: Model, text: str, fault: Fault, words: str
 ) -> None:
-    session = Session()
+    session = ScriptedSession()
     engine = engine_on(model, session)
     session.act = raising(text)
     with pytest.raises(EngineError) as caught:
@@ -126,7 +126,7 @@ def test_an_error_of_a_session_is_classified_and_shortened(
 
 def test_nan_rows_are_a_fault_of_a_device_and_never_of_the_cpu(model: Model) -> None:
     """On the CPU they are the model's, and left out where detections are made of rows."""
-    session = Session()
+    session = ScriptedSession()
     engine = engine_on(model, session)
     session.act = no_numbers
     with pytest.raises(EngineError) as caught:
@@ -134,7 +134,7 @@ def test_nan_rows_are_a_fault_of_a_device_and_never_of_the_cpu(model: Model) -> 
     assert caught.value.fault is Fault.INVALID_OUTPUT
     engine.checks_finite = False
     assert engine.infer(pictures(1)).rows.shape == (1, 9, 6)
-    session = Session()
+    session = ScriptedSession()
     engine = engine_on(model, session, "cpu")
     session.act = no_numbers
     assert engine.infer(pictures(1)).rows.shape == (1, 9, 6)
@@ -145,10 +145,10 @@ def test_a_device_that_fails_in_warm_up_does_not_lower_the_batch_size(
 ) -> None:
     """Its process is spoiled; a size that is refused, or does not fit into memory, is only left out."""
     for text in (NO_MEMORY, REFUSED):
-        session = Session()
+        session = ScriptedSession()
         session.act = raising(text, from_size=4)
         assert engine_on(model, session).info().plan.buckets == (1, 2)
-    session = Session()
+    session = ScriptedSession()
     session.act = raising(STICKY, from_size=4)
     with pytest.raises(EngineError) as caught:
         engine_on(model, session)

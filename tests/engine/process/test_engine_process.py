@@ -51,7 +51,7 @@ def frame_pool(model: Model) -> Iterator[SharedFramePool]:
     made.close()
 
 
-class Opened:
+class EngineHarness:
     """An engine process and what it tells; closed when a test leaves it."""
 
     def __init__(
@@ -62,7 +62,7 @@ class Opened:
             model, inference, frame_pool, limits=WorkerLimits(**limits), on_change=self.news.put
         )
 
-    def __enter__(self) -> "Opened":
+    def __enter__(self) -> "EngineHarness":
         self.engine.open()
         return self
 
@@ -87,8 +87,8 @@ class Opened:
 
 
 @pytest.fixture
-def opened(model: Model, frame_pool: SharedFramePool) -> Iterator[Opened]:
-    with Opened(model, frame_pool) as made:
+def opened(model: Model, frame_pool: SharedFramePool) -> Iterator[EngineHarness]:
+    with EngineHarness(model, frame_pool) as made:
         yield made
 
 
@@ -115,7 +115,7 @@ def alive(pid: int) -> bool:
 
 
 def test_rows_equal_those_of_this_process_bit_for_bit(
-    opened: Opened, model: Model, frame_pool: SharedFramePool
+    opened: EngineHarness, model: Model, frame_pool: SharedFramePool
 ) -> None:
     """From shared memory, from anywhere else, mixed, one array, none; and with a least score."""
     here, images = open_engine(model, CPU), pictures(5)
@@ -132,7 +132,7 @@ def test_rows_equal_those_of_this_process_bit_for_bit(
     assert opened.engine.infer(shared, 2.0).rows.shape == (5, 0, 6)
 
 
-def test_rows_at_the_minimum_score_are_included(opened: Opened, frame_pool: SharedFramePool) -> None:
+def test_rows_at_the_minimum_score_are_included(opened: EngineHarness, frame_pool: SharedFramePool) -> None:
     shared = placed(frame_pool, pictures(4))
     whole = opened.engine.infer(shared).rows
     for score in (0.0, 0.2, 0.5, 0.9):
@@ -140,7 +140,7 @@ def test_rows_at_the_minimum_score_are_included(opened: Opened, frame_pool: Shar
         np.testing.assert_array_equal(few[few[..., 4] >= score], whole[whole[..., 4] >= score])
 
 
-def test_an_engine_process_reports_like_an_engine(opened: Opened, model: Model) -> None:
+def test_an_engine_process_reports_like_an_engine(opened: EngineHarness, model: Model) -> None:
     here, there = open_engine(model, CPU).info(), opened.engine.info()
     assert (there.max_rows, there.plan, there.node_placement) == (
         here.max_rows,
@@ -154,7 +154,7 @@ def test_an_engine_process_reports_like_an_engine(opened: Opened, model: Model) 
     assert "tiny ready" in repr(opened.engine)
 
 
-def test_one_extra_lane_hides_the_transfer_to_the_child(opened: Opened, model: Model) -> None:
+def test_one_extra_lane_hides_the_transfer_to_the_child(opened: EngineHarness, model: Model) -> None:
     """And the child has a line for it, beside those for pictures that come over HTTP."""
     here, there = open_engine(model, CPU).info(), opened.engine.info()
     assert count_lanes(here) == here.plan.lanes
@@ -162,7 +162,7 @@ def test_one_extra_lane_hides_the_transfer_to_the_child(opened: Opened, model: M
 
 
 def test_concurrent_lanes_get_their_own_rows(
-    opened: Opened, model: Model, frame_pool: SharedFramePool
+    opened: EngineHarness, model: Model, frame_pool: SharedFramePool
 ) -> None:
     """More threads than there are lines."""
     images = pictures(8)
@@ -181,7 +181,7 @@ def test_concurrent_lanes_get_their_own_rows(
     assert wrong == []
 
 
-def test_pictures_of_another_shape_never_reach_the_child(opened: Opened) -> None:
+def test_pictures_of_another_shape_never_reach_the_child(opened: EngineHarness) -> None:
     with pytest.raises(EngineError, match="takes uint8 pictures of 64 x 48"):
         opened.engine.infer(pictures(1, 32, 32))
     assert opened.engine.infer(pictures(1)).rows.shape[0] == 1
@@ -192,7 +192,7 @@ def test_the_log_of_the_child_appears_in_the_log_of_the_module(
 ) -> None:
     """With its level, and once."""
     caplog.set_level(logging.INFO)
-    with Opened(model, frame_pool):
+    with EngineHarness(model, frame_pool):
         pass
     lines = [r for r in caplog.records if r.getMessage().startswith("engine ready: tiny on cpu")]
     assert [record.levelno for record in lines] == [logging.INFO]
@@ -216,7 +216,7 @@ def test_the_child_gets_the_needed_environment_and_no_secret() -> None:
     assert theirs["PYTHONPATH"].endswith(":/more")
 
 
-def test_the_child_inherits_only_its_own_socket(opened: Opened) -> None:
+def test_the_child_inherits_only_its_own_socket(opened: EngineHarness) -> None:
     """A listening socket in a child would hold the port when the module is gone."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         os.kill(opened.pid, signal.SIGKILL)  # the next child is started while it listens
@@ -245,7 +245,10 @@ assert not {"pydantic", "cv2"} & set(sys.modules)
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_child_that_dies_is_replaced_at_once(
-    opened: Opened, frame_pool: SharedFramePool, number: signal.Signals, caplog: pytest.LogCaptureFixture
+    opened: EngineHarness,
+    frame_pool: SharedFramePool,
+    number: signal.Signals,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Said once, with the reason; the next one gives the same rows from the same memory."""
     shared = placed(frame_pool, pictures(2))
@@ -266,7 +269,7 @@ def test_batches_in_progress_fail_and_those_after_wait_for_the_next_child(
     model: Model, frame_pool: SharedFramePool
 ) -> None:
     shared = placed(frame_pool, pictures(1))
-    with Opened(model, frame_pool, worker_wait_s=30.0) as opened:
+    with EngineHarness(model, frame_pool, worker_wait_s=30.0) as opened:
         failed, stop = [0], threading.Event()
 
         def lane() -> None:
@@ -291,7 +294,7 @@ def test_batches_in_progress_fail_and_those_after_wait_for_the_next_child(
 
 def test_a_hanging_child_is_killed_and_replaced(model: Model, frame_pool: SharedFramePool) -> None:
     """Stopped in the middle, it answers no more: that is found out by the time a batch takes."""
-    with Opened(model, frame_pool, run_s=0.5) as opened:
+    with EngineHarness(model, frame_pool, run_s=0.5) as opened:
         first = opened.pid
         os.kill(first, signal.SIGSTOP)
         with pytest.raises(EngineError, match=f"process {first} was lost"):
@@ -307,7 +310,7 @@ def test_without_a_child_a_batch_fails_soon_with_the_reason(
 ) -> None:
     """The model's file is gone, so no child can open it again; when it is back, so is the engine."""
     path = tmp_path / "tiny.onnx"
-    with Opened(model, frame_pool, worker_wait_s=0.1) as opened:
+    with EngineHarness(model, frame_pool, worker_wait_s=0.1) as opened:
         content = path.read_bytes()
         path.unlink()
         os.kill(opened.pid, signal.SIGKILL)
@@ -326,7 +329,7 @@ def test_a_hanging_child_is_detected_long_before_the_maximum_batch_time(
     model: Model, frame_pool: SharedFramePool
 ) -> None:
     """By what its batches took before."""
-    with Opened(model, frame_pool) as opened:
+    with EngineHarness(model, frame_pool) as opened:
         for _ in range(10):
             opened.engine.infer(pictures(1))
         stopped = os.pidfd_open(opened.pid)
@@ -342,7 +345,7 @@ def test_a_hanging_child_is_detected_long_before_the_maximum_batch_time(
 
 def test_close_ends_child_threads_and_waiting_batches(model: Model, frame_pool: SharedFramePool) -> None:
     """A closed engine says so."""
-    with Opened(model, frame_pool) as opened:
+    with EngineHarness(model, frame_pool) as opened:
         pid = opened.pid
     assert not alive(pid)
     with pytest.raises(EngineError, match="closed"):
@@ -350,7 +353,7 @@ def test_close_ends_child_threads_and_waiting_batches(model: Model, frame_pool: 
     assert opened.news.empty(), "an end that was asked for is no news"
 
 
-class Interrupting(ThreadGroup):
+class InterruptingThreadGroup(ThreadGroup):
     """Does something to the child as soon as it is there."""
 
     def __init__(self, act: Callable[[int], None]) -> None:
@@ -374,7 +377,7 @@ def test_close_during_the_opening_ends_at_once(model: Model, frame_pool: SharedF
         os.kill(pid, signal.SIGSTOP)  # it will not be ready by chance
         closing.start()
 
-    engine = EngineClient(model, CPU, frame_pool, thread_group=Interrupting(stop))
+    engine = EngineClient(model, CPU, frame_pool, thread_group=InterruptingThreadGroup(stop))
     closing = threading.Thread(target=engine.close)
     with pytest.raises(EngineError):
         engine.open()
@@ -391,7 +394,7 @@ def test_a_killed_first_child_is_started_once_more(model: Model, frame_pool: Sha
         if len(seen) == 1:
             os.kill(pid, signal.SIGKILL)
 
-    engine = EngineClient(model, CPU, frame_pool, thread_group=Interrupting(kill))
+    engine = EngineClient(model, CPU, frame_pool, thread_group=InterruptingThreadGroup(kill))
     engine.open()
     assert len(seen) == 2
     process = engine.info().process
@@ -432,7 +435,7 @@ def test_a_missing_demanded_device_gives_the_error_of_a_local_engine(
 
 def test_a_child_that_a_model_kills_blames_the_model(model: Model, frame_pool: SharedFramePool) -> None:
     """When nothing was ever opened, there is nothing to try again."""
-    thread_group = Interrupting(lambda pid: os.kill(pid, signal.SIGSEGV))
+    thread_group = InterruptingThreadGroup(lambda pid: os.kill(pid, signal.SIGSEGV))
     with pytest.raises(ModelError, match=r"tiny\.onnx: the engine's process died of signal 11 \(SIGSEGV\)"):
         EngineClient(model, CPU, frame_pool, thread_group=thread_group).open()
 
@@ -481,7 +484,9 @@ def test_a_killed_module_leaves_no_child(model: Model, stopped: bool) -> None:
     os.close(handle)
 
 
-def test_shared_memory_has_no_name_that_could_remain(opened: Opened, frame_pool: SharedFramePool) -> None:
+def test_shared_memory_has_no_name_that_could_remain(
+    opened: EngineHarness, frame_pool: SharedFramePool
+) -> None:
     before = set(SHM.iterdir())
     placed(frame_pool, pictures(3))
     assert set(SHM.iterdir()) == before

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from slow_models import save_with_variant
 from tiny_graphs import Graph
 from tiny_models import TinyDetector
-from tiny_slow import save_with_variant
 from visionedge.__main__ import main
 from visionedge.config.schema import InferenceConfig
 from visionedge.ops.bench.engine import EngineLoad, bench_engine, format_caution, format_report

@@ -32,7 +32,7 @@ class FakeModule:
         self.asked: list[str] = []
         self.began_s = time.monotonic()
 
-    async def tell(self, _request: web.Request) -> web.Response:
+    async def answer_status(self, _request: web.Request) -> web.Response:
         analysed = int((time.monotonic() - self.began_s) * 100)
         camera = {"framesAnalysed": analysed, "dropped": {"replaced": analysed * self.replaced}}
         document = {"engine": {"effective": "cpu"}, "model": {"name": "tiny"}}
@@ -52,7 +52,7 @@ class FakeModule:
 def measured(module: FakeModule, load: HttpLoad = LOAD) -> dict[str, Any]:
     async def scenario() -> dict[str, Any]:
         app = web.Application()
-        app.router.add_get("/api/v1/status", module.tell)
+        app.router.add_get("/api/v1/status", module.answer_status)
         app.router.add_get("/api/v1/cameras/{name}/frame", module.frame)
         runner = web.AppRunner(app)
         await runner.setup()

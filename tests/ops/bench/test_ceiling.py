@@ -48,7 +48,7 @@ def test_the_ceiling_is_measured_on_as_many_threads_as_wanted(tmp_path: Path) ->
     assert min(found.decode_ms, found.run_ms, found.frames_per_s) > 0
 
 
-class Askew(PlainLoop):
+class ShiftedPlainLoop(PlainLoop):
     """A plain loop that sees everything a little too far to the right."""
 
     def detect(self, picture: Picture, selection: Selection) -> Detections:
@@ -56,7 +56,7 @@ class Askew(PlainLoop):
         return replace(found, boxes=found.boxes + np.array([0.2, 0, 0.2, 0], np.float32))
 
 
-@pytest.mark.parametrize(("kind", "least", "most"), [(PlainLoop, 0.85, 1.0), (Askew, 0.0, 0.2)])
+@pytest.mark.parametrize(("kind", "least", "most"), [(PlainLoop, 0.85, 1.0), (ShiftedPlainLoop, 0.0, 0.2)])
 def test_boxes_that_both_find_are_counted(kind: type[PlainLoop], least: float, most: float) -> None:
     """The ways to the model's size differ a little; what the bundled model sees hardly does."""
     model = load_model(find_bundled_model())

@@ -38,7 +38,7 @@ IMAGE = np.zeros((2, 2, 3), np.uint8)
 
 
 @dataclass
-class Stage:
+class PipelineHarness:
     """A clock that only waiting and decoding move, and what reached the batcher."""
 
     decode_ms: int = 0
@@ -87,7 +87,7 @@ def frame(captured_ns: int, sequence: int = 1) -> Frame:
 
 
 def test_frames_have_the_time_at_which_they_were_due() -> None:
-    frames = Stage(decode_ms=10).wrap_source(5, fps=20)
+    frames = PipelineHarness(decode_ms=10).wrap_source(5, fps=20)
     assert [each.captured_ns // MS for each in frames] == [0, 50, 100, 150, 200]
     assert {each.decode_ns // MS for each in frames} == {10}
     assert {(each.put_ns - each.captured_ns) // MS for each in frames} == {10}
@@ -95,7 +95,7 @@ def test_frames_have_the_time_at_which_they_were_due() -> None:
 
 def test_the_delay_of_a_slow_camera_counts_in_its_latency() -> None:
     """No coordinated omission: pictures are due at their rate, however late they are decoded."""
-    frames = Stage(decode_ms=80).wrap_source(5, fps=20)
+    frames = PipelineHarness(decode_ms=80).wrap_source(5, fps=20)
     assert [each.captured_ns // MS for each in frames] == [0, 50, 100, 150, 200]
     assert [(each.put_ns - each.captured_ns) // MS for each in frames] == [80, 110, 140, 170, 200]
 

@@ -135,7 +135,7 @@ PAGES = [
 ]
 
 
-class Reader(HTMLParser):
+class PageParser(HTMLParser):
     """Follows the tags of a page, and gathers its text and its addresses."""
 
     VOID = frozenset({"meta", "link", "br"})
@@ -173,14 +173,14 @@ class Reader(HTMLParser):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_well_formed_and_its_ids_are_its_own(page: str) -> None:
-    reader = Reader(page)
+    reader = PageParser(page)
     assert (reader.open, reader.wrong) == ([], [])
     assert len(reader.ids) == len(set(reader.ids))
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_fetches_nothing_and_runs_nothing(page: str) -> None:
-    reader = Reader(page)
+    reader = PageParser(page)
     assert all(address.startswith("#") and address[1:] in reader.ids for address in reader.addresses)
     assert set(re.findall(r"url\(([^)]*)\)", page)) <= {f"#{name}" for name in reader.ids}
     assert not re.search(r"<script|<link|<img|@import|javascript:", page)
@@ -207,14 +207,14 @@ def _schemes(page: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_names_machine_and_time_of_the_measurement(page: str) -> None:
-    text = "".join(Reader(page).words)
+    text = "".join(PageParser(page).words)
     assert "A <fast> processor & more, 2 of 4 cores usable, load average 0.25" in text
     assert "2026-11-22 10:00:00 UTC" in text
     assert "onnxruntime 1.31.1" in text
 
 
 def text_of(report: dict[str, Any], cautions: tuple[str, ...] = ()) -> str:
-    return " ".join(Reader(render_page(report, cautions)).words)
+    return " ".join(PageParser(render_page(report, cautions)).words)
 
 
 def test_the_page_of_the_engine_has_its_figures() -> None:

@@ -14,7 +14,7 @@ from visionedge.ops.bench.machine import OTHER_PROCESSES_KEY, OtherProcessesLoad
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-class Machine:
+class FakeProc:
     """A /proc of cores and processes whose times a test sets, in seconds, and a clock."""
 
     def __init__(self, folder: Path) -> None:
@@ -41,18 +41,18 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    made = Machine(tmp_path)
+def machine(tmp_path: Path) -> FakeProc:
+    made = FakeProc(tmp_path)
     made.cores({}, {})
     made.process(os.getpid(), 1)
     return made
 
 
-def watch(machine: Machine, cores: tuple[int, ...] = (0, 1)) -> OtherProcessesLoad:
+def watch(machine: FakeProc, cores: tuple[int, ...] = (0, 1)) -> OtherProcessesLoad:
     return OtherProcessesLoad(machine.proc, cores, machine.clock)
 
 
-def test_the_use_of_this_process_does_not_count_as_others(machine: Machine) -> None:
+def test_the_use_of_this_process_does_not_count_as_others(machine: FakeProc) -> None:
     """Nor what its children and theirs use, whether they live or have ended."""
     machine.process(7, os.getpid())
     watched = watch(machine)
@@ -64,7 +64,7 @@ def test_the_use_of_this_process_does_not_count_as_others(machine: Machine) -> N
     assert watched.share() == 0
 
 
-def test_the_use_of_other_processes_is_a_share_of_the_cores(machine: Machine) -> None:
+def test_the_use_of_other_processes_is_a_share_of_the_cores(machine: FakeProc) -> None:
     """Time that a hypervisor takes away counts, waiting for a disk does not."""
     machine.process(9, 1)
     watched = watch(machine)
@@ -75,7 +75,7 @@ def test_the_use_of_other_processes_is_a_share_of_the_cores(machine: Machine) ->
     assert watched.share() == 0.25
 
 
-def test_only_the_cores_that_may_be_used_count(machine: Machine) -> None:
+def test_only_the_cores_that_may_be_used_count(machine: FakeProc) -> None:
     """A process that keeps another core busy takes nothing away."""
     watched = watch(machine, cores=(1,))
     machine.now_s += 10

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doctor_machines import DATA, Machine, linux
+from doctor_hosts import DATA, HostBuilder, linux
 from visionedge.config.load import parse_config
 from visionedge.config.schema import Config
 from visionedge.errors import VisionedgeError
@@ -39,7 +39,7 @@ def spellings(secret: str) -> set[str]:
     return {secret, quote(secret), quote(secret, safe="")} | escaped
 
 
-class Careless(BaseHTTPRequestHandler):
+class UnmaskedModule(BaseHTTPRequestHandler):
     """A module that masks nothing."""
 
     def do_GET(self) -> None:
@@ -57,7 +57,7 @@ class Careless(BaseHTTPRequestHandler):
 @contextmanager
 def careless_module() -> Iterator[int]:
     """It, running; its port."""
-    server = HTTPServer(("127.0.0.1", 0), Careless)
+    server = HTTPServer(("127.0.0.1", 0), UnmaskedModule)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -68,7 +68,7 @@ def careless_module() -> Iterator[int]:
         server.server_close()
 
 
-def secretive(root: Path) -> Machine:
+def secretive(root: Path) -> HostBuilder:
     """A machine whose environment is full of secrets."""
     machine = linux(root).container().cpu_wheel()
     machine.environ |= {

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from doctor_machines import DATA, linux
+from doctor_hosts import DATA, linux
 from stub_driver import Script, script, stub_folder
 from visionedge.config.load import parse_config
 from visionedge.engine.device.devices import ReasonCode, probe_device, run_probe

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from doctor_machines import DATA, Machine, linux
+from doctor_hosts import DATA, HostBuilder, linux
 from module_process import ModuleProcess
 from visionedge.__main__ import main
 from visionedge.cli.arguments import supports_colours
@@ -143,7 +143,7 @@ def test_a_plan_is_text_or_json_and_an_unsupported_one_gives_exit_code_3(
     assert json.loads(capsys.readouterr().out)["supported"] is False
 
 
-def whole(root: Path) -> Machine:
+def whole(root: Path) -> HostBuilder:
     """A machine whose chain is whole."""
     machine = linux(root).nvidia_nodes().kernel_driver().on_pci()
     return machine.driver("NVIDIA GeForce RTX 3060", 86).gpu_wheel().session_works()

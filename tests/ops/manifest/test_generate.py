@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from command_line import CommandLine
-from manifests import forgetful
+from manifests import fresh_known_secrets
 from repository_paths import REPOSITORY
 from visionedge.config.load import parse_config
 from visionedge.ops.manifest.lint import lint_manifest
 
-__all__ = ["forgetful"]
+__all__ = ["fresh_known_secrets"]
 
 IMAGE = "registry.example.com/visionedge:1.0"
 SECRETS = {

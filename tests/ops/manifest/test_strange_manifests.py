@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from command_line import CommandLine
-from manifests import change, forgetful, judge, sound
+from manifests import change, fresh_known_secrets, lint, valid_manifest
 from repository_paths import REPOSITORY
 from visionedge.ops.manifest.lint import lint_manifest
 
-__all__ = ["forgetful"]
+__all__ = ["fresh_known_secrets"]
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 GPU_PV = json.dumps(
-    sound(
+    valid_manifest(
         "gpu-pv-by-hand",
         published=("0.0.0.0", 80),
         document={"http": {"token": "t"}, "cameras": {"usb": {"uri": "v4l2:///dev/video0"}}},
@@ -161,7 +161,7 @@ def test_a_valid_manifest_with_a_random_change_is_linted(data: st.DataObject) ->
     manifest = json.loads(GPU_PV)
     change(manifest, data.draw(st.sampled_from(PLACES)), data.draw(DOCUMENTS))
     for name in ("a.json", "a.template.json"):
-        assert judge(manifest, name).to_text()
+        assert lint(manifest, name).to_text()
 
 
 def test_lint_leaves_no_file_behind(visionedge: CommandLine, tmp_path: Path) -> None:

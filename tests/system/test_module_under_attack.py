@@ -193,11 +193,11 @@ class OtherClient:
         assert took_s < ANSWER_WITHIN_S, (path, took_s)
 
 
-Attack = Callable[["Siege"], None]
+Attack = Callable[["AttackContext"], None]
 """Goes on for as long as the other client asks, or leaves connections open that are held meanwhile."""
 
 
-class Siege:
+class AttackContext:
     """What an attack uses: the target, the other client, and what stays open until that has asked enough."""
 
     def __init__(self, target: Target, other: OtherClient, held: ExitStack) -> None:
@@ -218,7 +218,7 @@ def _send(connection: socket.socket, data: bytes) -> bytes:
     return b""
 
 
-def texts_that_are_slow_to_mask(siege: Siege) -> None:
+def texts_that_are_slow_to_mask(siege: AttackContext) -> None:
     """Before the token, in each part of a head, on kept connections."""
     places = (
         b"%b / HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -238,14 +238,14 @@ def texts_that_are_slow_to_mask(siege: Siege) -> None:
                     assert reply == b"" or reply.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), reply[:80]
 
 
-def a_thousand_silent_connections(siege: Siege) -> None:
+def a_thousand_silent_connections(siege: AttackContext) -> None:
     """More than there are places; as many as the descriptors of the test allow."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     for _ in range(min(1_100, soft - 200)):
         siege.hold(siege.target.connect())
 
 
-def silent_connections_until_descriptors_run_out(siege: Siege) -> None:
+def silent_connections_until_descriptors_run_out(siege: AttackContext) -> None:
     """The limit falls below what the module has read at its start, so it meets EMFILE in all its threads."""
     limits = resource.prlimit(siege.target.module.pid, resource.RLIMIT_NOFILE)
     siege.held.callback(resource.prlimit, siege.target.module.pid, resource.RLIMIT_NOFILE, limits)
@@ -254,7 +254,7 @@ def silent_connections_until_descriptors_run_out(siege: Siege) -> None:
         siege.hold(siege.target.connect())
 
 
-def heads_without_an_end(siege: Siege) -> None:
+def heads_without_an_end(siege: AttackContext) -> None:
     """A few hundred at once, each a byte longer from time to time."""
     connections = [siege.hold(siege.target.connect()) for _ in range(300)]
     for connection in connections:
@@ -265,7 +265,7 @@ def heads_without_an_end(siege: Siege) -> None:
                 connection.sendall(b"a")
 
 
-def readers_that_take_nothing(siege: Siege) -> None:
+def readers_that_take_nothing(siege: AttackContext) -> None:
     """Event streams and live pictures, as many as are given places, and the refused ones."""
     for number in range(60):
         connection = siege.hold(siege.target.connect(receive_bytes=4096))
@@ -274,7 +274,7 @@ def readers_that_take_nothing(siege: Siege) -> None:
         connection.sendall(request.encode())
 
 
-def large_uploads(siege: Siege) -> None:
+def large_uploads(siege: AttackContext) -> None:
     """Small files of large pictures, four at once, and a body that is too large."""
     done, packed = cv2.imencode(".png", np.zeros((6000, 6000, 3), np.uint8))
     assert done
@@ -297,7 +297,7 @@ def _posted(target: Target, path: str, body: bytes) -> int:
         return _HUNG_UP
 
 
-def pictures_that_claim_to_be_huge(siege: Siege) -> None:
+def pictures_that_claim_to_be_huge(siege: AttackContext) -> None:
     """30,000 x 30,000 pixels by their heads, with next to nothing behind."""
     side = 30_000
     png_head = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
@@ -317,7 +317,7 @@ def pictures_that_claim_to_be_huge(siege: Siege) -> None:
             assert status == 413, body
 
 
-def tensors_in_json(siege: Siege) -> None:
+def tensors_in_json(siege: AttackContext) -> None:
     """Lists without number, nesting without end, a long text where a number stands: four at once."""
     begin = b'{"inputs":[{"name":"images","datatype":"UINT8","shape":[1,48,64,3],'
     bodies = (
@@ -334,7 +334,7 @@ def tensors_in_json(siege: Siege) -> None:
             assert answers & {400, 413}
 
 
-def heads_that_are_wrong(siege: Siege) -> None:
+def heads_that_are_wrong(siege: AttackContext) -> None:
     """No Host, two of them, an Expect that is no text: as fast as one client can send them."""
     heads = (
         b"GET /healthz HTTP/1.1\r\n\r\n",
@@ -349,7 +349,7 @@ def heads_that_are_wrong(siege: Siege) -> None:
         count += 1
 
 
-def bodies_without_an_end(siege: Siege) -> None:
+def bodies_without_an_end(siege: AttackContext) -> None:
     """In chunks, to paths that want a body and to one that wants none; plain, and as gzip that swells."""
     packed = zlib.compressobj(wbits=31)
     first, again = (packed.compress(bytes(2**20)) + packed.flush(zlib.Z_SYNC_FLUSH) for _ in range(2))
@@ -366,7 +366,7 @@ def bodies_without_an_end(siege: Siege) -> None:
 class EndlessBody:
     """A request whose body has no end; begun anew whenever the module closes the connection."""
 
-    def __init__(self, siege: Siege, path: str, coding: str, first: bytes, again: bytes) -> None:
+    def __init__(self, siege: AttackContext, path: str, coding: str, first: bytes, again: bytes) -> None:
         self._siege = siege
         head = (
             f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
@@ -415,7 +415,7 @@ ATTACKS: tuple[Attack, ...] = (
 def attacked(target: Target, attack: Attack) -> Iterator[OtherClient]:
     """The attack is on, and the other client has asked often enough."""
     with OtherClient(target) as other, ExitStack() as held:
-        attack(Siege(target, other, held))
+        attack(AttackContext(target, other, held))
         other.wait()
         yield other
 
@@ -454,8 +454,8 @@ def test_a_module_under_attack_ends_in_time(tmp_path: Path) -> None:
             for _ in range(50):
                 held.enter_context(target.connect())
             with OtherClient(target) as other:
-                readers_that_take_nothing(Siege(target, other, held))
-                bodies_without_an_end(Siege(target, other, held))
+                readers_that_take_nothing(AttackContext(target, other, held))
+                bodies_without_an_end(AttackContext(target, other, held))
             assert module.stop(15) == 0
         # HTTP itself ended the requests that were under way, and was not given up.
         assert "left behind" not in module.log
