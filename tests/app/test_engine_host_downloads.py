@@ -113,15 +113,15 @@ def test_an_unavailable_model_changes_nothing_and_a_valid_one_takes_over(
         delivery = Delivery.build(parse_config({}).telemetry, None, events, threads, data=tmp_path)
         delivery.start()
         module.state.set_delivery(delivery)
-        for path, (answer, promised, words) in cases.items():
+        for path, (answer, expected, words) in cases.items():
             server.answers[path] = answer
             before = len(module.results)
-            applied = await module.apply(wanted(server, path, promised))
+            applied = await module.apply(wanted(server, path, expected))
             assert applied.unapplied.keys() == applied.rejected.keys() == {"model"}, path
             assert words in applied.rejected["model"]
             assert server.url(path) in applied.rejected["model"]
             if path == "/gone":  # tried again, it is refused again, and told once
-                assert await module.apply(wanted(server, path, promised)) == applied
+                assert await module.apply(wanted(server, path, expected)) == applied
             await module.until(lambda r, before=before: len(r) > before)  # type: ignore[misc]
         server.answers["/forklift-v3.onnx"] = content(right)
         assert (await module.apply(wanted(server, "/forklift-v3.onnx", right))).is_complete
@@ -138,10 +138,14 @@ def test_an_unavailable_model_changes_nothing_and_a_valid_one_takes_over(
         assert all(before < after for before, after in pairwise(numbers))
         names = [each.model for each in results_of(module.results, camera)]
         assert names == sorted(names, reverse=True)  # small, and from some frame on forklift-v3
-    told = [json.loads(line) for line in events.read_text().splitlines()]
-    assert [each["code"] for each in told] == ["model-refused"] * len(cases) + ["model-changed"]
-    assert told[-1]["details"]["running"]["name"] == "forklift-v3"
-    assert told[-1]["details"]["before"]["name"] == told[0]["details"]["running"]["name"] == "small"
+    event_documents = [json.loads(line) for line in events.read_text().splitlines()]
+    assert [each["code"] for each in event_documents] == ["model-refused"] * len(cases) + ["model-changed"]
+    assert event_documents[-1]["details"]["running"]["name"] == "forklift-v3"
+    assert (
+        event_documents[-1]["details"]["before"]["name"]
+        == event_documents[0]["details"]["running"]["name"]
+        == "small"
+    )
     assert "s3cret" not in events.read_text()
     kept = {path.name for path in (data / MODELS_FOLDER).iterdir() if path.stat().st_size}
     assert f"{hashlib.sha256(right).hexdigest()}.onnx" in kept
@@ -179,11 +183,11 @@ def test_a_first_model_that_never_arrives_can_be_replaced(
     start = document(clip, tmp_path, process=False) | wanted(server, "/wrong", right)
 
     async def scenario(module: EngineHostHarness) -> None:
-        told = EventRecorder()
-        module.state.set_delivery(told)  # type: ignore[arg-type]  # as much of it as is used
-        await asyncio.wait_for(told.first.wait(), 20)
-        assert told.events[0][:2] == ("model", "model-waiting")
-        assert "the server answers 404 Not Found" in told.events[0][2]
+        event_documents = EventRecorder()
+        module.state.set_delivery(event_documents)  # type: ignore[arg-type]  # as much of it as is used
+        await asyncio.wait_for(event_documents.first.wait(), 20)
+        assert event_documents.events[0][:2] == ("model", "model-waiting")
+        assert "the server answers 404 Not Found" in event_documents.events[0][2]
         (reason,) = module.state.snapshot().readiness()
         assert reason.startswith("cannot download the model, retrying: ")
         assert module.state.snapshot().running_cameras == {}

@@ -192,7 +192,7 @@ class RandomLoad:
             f"camera-{number}": RateRequest(dice.choice([1.0, 5.0, 10.0, 25.0]), dice.choice([0, 0, 1, 5]))
             for number in range(dice.randint(1, 12))
         }
-        self.demanded = sum(wish.asked_per_s for wish in self.requests.values())
+        self.demanded = sum(request.asked_per_s for request in self.requests.values())
         self.gain = dice.uniform(1.0, 2.5)
         self.noise = dice.choice([0.0, 0.02, 0.05])
         self.knows_its_room = dice.random() < 0.7
@@ -233,8 +233,8 @@ class RandomLoad:
             assert budget is not None
             limits = allocate_rates(self.requests, budget, self.least_per_s)
             rates = [
-                min(wish.asked_per_s, limits.get(name, wish.asked_per_s))
-                for name, wish in self.requests.items()
+                min(request.asked_per_s, limits.get(name, request.asked_per_s))
+                for name, request in self.requests.items()
             ]
             self.admitted[budget] = sum(rates)
         return self.admitted[budget] * (self.moving if "gate" in active else 1.0)
@@ -254,7 +254,7 @@ class RandomLoad:
         return LoadSnapshot(load, self.demanded, delivered, lowest, headroom)
 
 
-def told(random_load: RandomLoad) -> Iterator[tuple[float, str]]:
+def level_changes(random_load: RandomLoad) -> Iterator[tuple[float, str]]:
     """When steps were taken and which way, each proven to be a change that nothing told before."""
     budgets: dict[DegradationLevel, float | None] = {}
     ended_s: float | None = None
@@ -281,7 +281,7 @@ def told(random_load: RandomLoad) -> Iterator[tuple[float, str]]:
 
 def check_hysteresis(random_load: RandomLoad) -> None:
     """Steps keep their distance, but where the ladder lost its say; the way up keeps its patience."""
-    for (before_s, _), (at_s, way) in pairwise(told(random_load)):
+    for (before_s, _), (at_s, way) in pairwise(level_changes(random_load)):
         if at_s not in random_load.releases_s:
             least_s = (
                 max(random_load.settings.after_s, random_load.settings.back_after_s) if way == "up" else 0.0

@@ -74,9 +74,9 @@ def sequences(frames: list[Frame]) -> list[tuple[int, int]]:
 
 
 def test_frames_carry_sequence_epoch_time_and_both_pictures() -> None:
-    stage = CameraHarness(ScriptedSource([0.0, 0.5]))
-    camera = stage.play()
-    frame = stage.basket.frames[1]
+    harness = CameraHarness(ScriptedSource([0.0, 0.5]))
+    camera = harness.play()
+    frame = harness.basket.frames[1]
     assert (frame.camera, frame.sequence, frame.epoch) == ("dock", 2, 1)
     assert frame.captured_ns == 1_500_000_000
     assert (frame.width_px, frame.height_px) == (160, 120)
@@ -87,31 +87,31 @@ def test_frames_carry_sequence_epoch_time_and_both_pictures() -> None:
 
 
 def test_a_lost_source_returns_with_the_next_epoch_and_continues_the_sequence() -> None:
-    stage = CameraHarness(live(0.1, 0.1, LOST), LOST, live(0.1))
-    camera = stage.play(first_sequence=41)
-    assert sequences(stage.basket.frames) == [(1, 41), (1, 42), (2, 43)]
-    assert stage.changes.states == ["live", "reconnecting", "live", "ended"]
+    harness = CameraHarness(live(0.1, 0.1, LOST), LOST, live(0.1))
+    camera = harness.play(first_sequence=41)
+    assert sequences(harness.basket.frames) == [(1, 41), (1, 42), (2, 43)]
+    assert harness.changes.states == ["live", "reconnecting", "live", "ended"]
     assert camera.next_sequence == 44
 
 
 def test_waits_grow_and_start_short_again_after_a_healthy_minute() -> None:
-    stage = CameraHarness()
-    short = [live(0.1, LOST, clock=stage.clock) for _ in range(3)]
-    long = live(0.1, 61.0, LOST, clock=stage.clock)
-    stage.opener = ScriptedOpener(*short, long, LOST, live())
-    stage.play()
-    assert stage.clock.waits_s == [1, 2, 4, 1, 2]
+    harness = CameraHarness()
+    short = [live(0.1, LOST, clock=harness.clock) for _ in range(3)]
+    long = live(0.1, 61.0, LOST, clock=harness.clock)
+    harness.opener = ScriptedOpener(*short, long, LOST, live())
+    harness.play()
+    assert harness.clock.waits_s == [1, 2, 4, 1, 2]
 
 
 def test_a_camera_that_was_never_reached_is_failed_and_retried() -> None:
-    stage = CameraHarness(*[LOST] * 50)
-    stage.clock.stop_after_waits = 50
-    stage.play()
-    assert stage.opener.opened == 50
-    assert stage.clock.waits_s[:6] == [1, 2, 4, 8, 16, 30]
-    assert stage.changes.states == ["failed", "stopped"]
-    assert stage.changes.statuses[0].last_error == "the server closed the connection"
-    assert stage.changes.statuses[0].epoch == 0
+    harness = CameraHarness(*[LOST] * 50)
+    harness.clock.stop_after_waits = 50
+    harness.play()
+    assert harness.opener.opened == 50
+    assert harness.clock.waits_s[:6] == [1, 2, 4, 8, 16, 30]
+    assert harness.changes.states == ["failed", "stopped"]
+    assert harness.changes.statuses[0].last_error == "the server closed the connection"
+    assert harness.changes.statuses[0].epoch == 0
 
 
 def test_a_lost_camera_has_the_time_of_the_next_attempt_only_while_it_waits() -> None:
@@ -144,49 +144,49 @@ def test_a_lost_camera_has_the_time_of_the_next_attempt_only_while_it_waits() ->
 
 
 def test_an_opened_source_without_a_picture_starts_no_epoch() -> None:
-    stage = CameraHarness(live(LOST), live(LOST), live(0.1))
-    stage.play()
-    assert sequences(stage.basket.frames) == [(1, 1)]
-    assert stage.changes.states == ["failed", "live", "ended"]
+    harness = CameraHarness(live(LOST), live(LOST), live(0.1))
+    harness.play()
+    assert sequences(harness.basket.frames) == [(1, 1)]
+    assert harness.changes.states == ["failed", "live", "ended"]
 
 
 def test_success_clears_the_last_error() -> None:
-    stage = CameraHarness(LOST, live(0.1))
-    assert stage.play().status().last_error is None
+    harness = CameraHarness(LOST, live(0.1))
+    assert harness.play().status().last_error is None
 
 
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("bug"), np.exceptions.AxisError("x"), OSError(5, "io")]
 )
 def test_any_error_is_a_lost_source_and_never_a_dead_thread(error: Exception) -> None:
-    stage = CameraHarness(live(0.1, error), live(0.1))
-    stage.play()
-    assert sequences(stage.basket.frames) == [(1, 1), (2, 2)]
-    assert (stage.changes.statuses[1].last_error or "").startswith(type(error).__name__)
+    harness = CameraHarness(live(0.1, error), live(0.1))
+    harness.play()
+    assert sequences(harness.basket.frames) == [(1, 1), (2, 2)]
+    assert (harness.changes.statuses[1].last_error or "").startswith(type(error).__name__)
 
 
 def test_sources_are_always_closed() -> None:
     sources = [live(0.1, LOST), live(LOST), live(0.1)]
-    stage = CameraHarness(*sources)
-    stage.play()
+    harness = CameraHarness(*sources)
+    harness.play()
     assert [s.closed for s in sources] == [True] * 3
 
 
 def test_errors_status_and_log_never_show_a_secret(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    stage = CameraHarness(RuntimeError(f"line one of {URI}\nline two"), live(0.1))
-    camera = stage.play()
-    statuses = repr(stage.changes.statuses)
+    harness = CameraHarness(RuntimeError(f"line one of {URI}\nline two"), live(0.1))
+    camera = harness.play()
+    statuses = repr(harness.changes.statuses)
     assert "geheim" not in statuses + repr(camera) + caplog.text
     assert "user" not in statuses
-    assert "\n" not in (stage.changes.statuses[0].last_error or "")
+    assert "\n" not in (harness.changes.statuses[0].last_error or "")
     assert camera.status().uri == "rtsp://***@192.0.2.1/x?token=***"
 
 
 def test_a_change_is_logged_once_and_retries_are_not(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    stage = CameraHarness(live(0.1, LOST), *[LOST] * 9, live(0.1))
-    stage.play()
+    harness = CameraHarness(live(0.1, LOST), *[LOST] * 9, live(0.1))
+    harness.play()
     lines = [r.message for r in caplog.records]
     assert len(lines) == 4
     assert "camera dock: the server closed the connection; retrying in 1 s" in lines[1]
@@ -195,23 +195,23 @@ def test_a_change_is_logged_once_and_retries_are_not(caplog: pytest.LogCaptureFi
 
 
 def test_an_invalid_uri_fails_with_the_reason() -> None:
-    stage = CameraHarness(uri="gopher://192.0.2.1")
-    stage.clock.stop_after_waits = 2
-    camera = stage.play()
+    harness = CameraHarness(uri="gopher://192.0.2.1")
+    harness.clock.stop_after_waits = 2
+    camera = harness.play()
     assert "unknown scheme 'gopher:'" in (camera.status().last_error or "")
-    assert stage.changes.states == ["failed", "stopped"]
+    assert harness.changes.states == ["failed", "stopped"]
 
 
 def test_an_error_of_a_listener_does_no_harm(caplog: pytest.LogCaptureFixture) -> None:
     def listener(_status: object) -> None:
         raise ValueError("not my day")
 
-    stage = CameraHarness(live(0.1))
-    dependencies = CameraDependencies(opener=stage.opener, wait=stage.clock.wait)
+    harness = CameraHarness(live(0.1))
+    dependencies = CameraDependencies(opener=harness.opener, wait=harness.clock.wait)
     Camera(
-        "dock", URI, SPEC, stage.basket, clock=stage.clock, on_change=listener, dependencies=dependencies
+        "dock", URI, SPEC, harness.basket, clock=harness.clock, on_change=listener, dependencies=dependencies
     ).run()
-    assert len(stage.basket.frames) == 1
+    assert len(harness.basket.frames) == 1
     assert "camera dock: reporting the state live failed" in caplog.text
 
 
@@ -232,63 +232,63 @@ class _UnconvertibleSource(ScriptedSource):
 @pytest.mark.parametrize("is_live", [False, True])
 def test_a_camera_without_convertible_pictures_is_never_live_and_keeps_its_reason(*, is_live: bool) -> None:
     """A file says so at its end, a stream after some time; neither flaps."""
-    stage = CameraHarness()
-    sources = [_UnconvertibleSource([1.0] * 20, live=is_live, clock=stage.clock) for _ in range(3)]
-    stage.opener = ScriptedOpener(*sources, live(0.1))
-    camera = stage.play(paced=False)
-    assert stage.changes.states == ["failed", "live", "ended"]
-    assert stage.changes.statuses[0].last_error == "its pictures cannot be converted"
-    assert stage.changes.statuses[0].epoch == 0
+    harness = CameraHarness()
+    sources = [_UnconvertibleSource([1.0] * 20, live=is_live, clock=harness.clock) for _ in range(3)]
+    harness.opener = ScriptedOpener(*sources, live(0.1))
+    camera = harness.play(paced=False)
+    assert harness.changes.states == ["failed", "live", "ended"]
+    assert harness.changes.statuses[0].last_error == "its pictures cannot be converted"
+    assert harness.changes.statuses[0].epoch == 0
     assert camera.status().epoch == 1
 
 
 def test_files_play_at_their_own_rate_and_delays_do_not_accumulate() -> None:
-    stage = CameraHarness(ScriptedSource([n * 0.1 for n in range(50)]))
-    stage.play()
-    times_ns = [f.captured_ns for f in stage.basket.frames]
+    harness = CameraHarness(ScriptedSource([n * 0.1 for n in range(50)]))
+    harness.play()
+    times_ns = [f.captured_ns for f in harness.basket.frames]
     assert times_ns == [1_000_000_000 + n * 100_000_000 for n in range(50)]
 
 
 def test_with_a_lower_rate_only_due_pictures_are_converted() -> None:
     source = ScriptedSource([n * 0.1 for n in range(20)])
-    stage = CameraHarness(source)
-    camera = stage.play(fps=5)
-    assert [number_of(f.full_picture()) for f in stage.basket.frames] == list(range(0, 20, 2))
-    assert [f.sequence for f in stage.basket.frames] == list(range(1, 11))
+    harness = CameraHarness(source)
+    camera = harness.play(fps=5)
+    assert [number_of(f.full_picture()) for f in harness.basket.frames] == list(range(0, 20, 2))
+    assert [f.sequence for f in harness.basket.frames] == list(range(1, 11))
     assert source.converted == 10
     assert camera.status().frames_read == 20
 
 
 def test_a_live_camera_is_thinned_by_the_clock() -> None:
-    stage = CameraHarness()
-    stage.opener = ScriptedOpener(live(*[0.1] * 20, clock=stage.clock))
-    stage.play(fps=5)
-    assert [number_of(f.full_picture()) for f in stage.basket.frames] == list(range(0, 20, 2))
+    harness = CameraHarness()
+    harness.opener = ScriptedOpener(live(*[0.1] * 20, clock=harness.clock))
+    harness.play(fps=5)
+    assert [number_of(f.full_picture()) for f in harness.basket.frames] == list(range(0, 20, 2))
 
 
 def test_a_flat_out_file_waits_for_the_sink_and_not_for_the_clock() -> None:
-    stage = CameraHarness(ScriptedSource([n * 0.1 for n in range(5)]))
+    harness = CameraHarness(ScriptedSource([n * 0.1 for n in range(5)]))
     answers = iter([False, False, True, True, True, True, True])
-    stage.basket = FrameRecorder(lambda _camera: next(answers))
-    stage.play(paced=False)
-    assert stage.basket.asked == 7
-    assert stage.clock.waits_s == []
-    assert len(stage.basket.frames) == 5
+    harness.basket = FrameRecorder(lambda _camera: next(answers))
+    harness.play(paced=False)
+    assert harness.basket.asked == 7
+    assert harness.clock.waits_s == []
+    assert len(harness.basket.frames) == 5
 
 
 def test_a_flat_out_live_camera_is_not_delayed() -> None:
-    stage = CameraHarness(live(0.1, 0.1))
-    stage.play(paced=False)
-    assert stage.basket.asked == 0
+    harness = CameraHarness(live(0.1, 0.1))
+    harness.play(paced=False)
+    assert harness.basket.asked == 0
 
 
 def test_status_has_rate_age_size_and_decoder() -> None:
-    stage = CameraHarness(ScriptedSource([n * 0.1 for n in range(30)]))
-    camera = stage.camera()
+    harness = CameraHarness(ScriptedSource([n * 0.1 for n in range(30)]))
+    camera = harness.camera()
     before = camera.status()
     assert (before.state, before.fps, before.age_ms, before.epoch) == ("connecting", 0.0, None, 0)
     camera.run()
-    stage.clock.now_ns += 50_000_000
+    harness.clock.now_ns += 50_000_000
     status = camera.status()
     assert status.fps == pytest.approx(10)
     assert status.age_ms == pytest.approx(50)
@@ -303,10 +303,10 @@ def test_repr_shows_the_state_in_one_line() -> None:
 
 
 def test_a_replacing_camera_continues_the_counts() -> None:
-    stage = CameraHarness(live(0.1))
-    dependencies = CameraDependencies(opener=stage.opener)
-    Camera("dock", URI, SPEC, stage.basket, first_sequence=7, last_epoch=3, dependencies=dependencies).run()
-    assert sequences(stage.basket.frames) == [(4, 7)]
+    harness = CameraHarness(live(0.1))
+    dependencies = CameraDependencies(opener=harness.opener)
+    Camera("dock", URI, SPEC, harness.basket, first_sequence=7, last_epoch=3, dependencies=dependencies).run()
+    assert sequences(harness.basket.frames) == [(4, 7)]
 
 
 def test_stop_ends_a_long_wait_at_once() -> None:
@@ -369,27 +369,27 @@ def test_stop_does_not_wait_for_a_hanging_open() -> None:
 
 
 def test_a_camera_that_opens_slowly_gets_more_time_each_attempt() -> None:
-    stage = CameraHarness()
+    harness = CameraHarness()
     given_s: list[float] = []
 
     def opener(_uri: object, limits: SourceLimits) -> ScriptedSource:
         given_s.append(limits.open_timeout_s)
-        stage.clock.now_ns += round(limits.open_timeout_s * 1e9)
+        harness.clock.now_ns += round(limits.open_timeout_s * 1e9)
         raise LOST
 
-    stage.clock.stop_after_waits = 5
-    dependencies = CameraDependencies(opener=opener, wait=stage.clock.wait)
-    Camera("dock", URI, SPEC, stage.basket, clock=stage.clock, dependencies=dependencies).run()
+    harness.clock.stop_after_waits = 5
+    dependencies = CameraDependencies(opener=opener, wait=harness.clock.wait)
+    Camera("dock", URI, SPEC, harness.basket, clock=harness.clock, dependencies=dependencies).run()
     assert given_s == [4, 20, 20, 20, 20]
 
 
 def test_stop_before_run_opens_nothing() -> None:
-    stage = CameraHarness(live(0.1))
-    camera = stage.camera()
+    harness = CameraHarness(live(0.1))
+    camera = harness.camera()
     camera.stop()
     camera.run()
-    assert stage.opener.opened == 0
-    assert stage.changes.states == ["stopped"]
+    assert harness.opener.opened == 0
+    assert harness.changes.states == ["stopped"]
 
 
 def test_a_real_file_plays_to_its_end_at_its_own_rate(tmp_path: Path) -> None:

@@ -412,8 +412,8 @@ def test_detect_analyses_only_every_nth_frame_of_a_video(visionedge: CommandLine
     drawn = cv2.VideoCapture(str(out / "q.mp4"))
     assert (int(drawn.get(cv2.CAP_PROP_FRAME_COUNT)), drawn.get(cv2.CAP_PROP_FPS)) == (3, 2.5)
     drawn.release()
-    told = visionedge("detect", folder / "q.mp4", "--vid-stride", "4").out.splitlines()
-    heads = [line.partition(": ")[0] for line in told if not line.startswith("  ")]
+    lines = visionedge("detect", folder / "q.mp4", "--vid-stride", "4").out.splitlines()
+    heads = [line.partition(": ")[0] for line in lines if not line.startswith("  ")]
     assert [head.rpartition("#")[2] for head in heads] == ["1 at 0.00 s", "5 at 0.40 s", "9 at 0.80 s"]
     assert visionedge("detect", folder, "--vid-stride", "0").code == 2
 

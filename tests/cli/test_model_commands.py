@@ -41,14 +41,14 @@ def test_help_has_examples_and_exit_codes(visionedge: CommandLine, arguments: tu
 
 def test_the_help_of_compile_describes_inputs_and_outputs(visionedge: CommandLine) -> None:
     """Whoever gets such a file has only this and its metadata."""
-    told = visionedge("model", "compile", "--help").out
+    frames = visionedge("model", "compile", "--help").out
     for part in (
         "uint8 [N, H, W, 3]",
         "float32 [N, K, 6]",
         "left, top, right, bottom",
         "visionedge.compiled",
     ):
-        assert part in told
+        assert part in frames
 
 
 @pytest.mark.parametrize(
@@ -90,12 +90,12 @@ def test_a_compiled_file_can_be_used_as_a_model(visionedge: CommandLine, tmp_pat
     picture = make_picture(tmp_path / "a.png")
     path, out = TINY.save(tmp_path / "tiny.onnx"), tmp_path / "fast.onnx"
     assert visionedge("model", "compile", path, "-o", out).code == 0
-    told = [
+    frames = [
         json.loads(visionedge("detect", picture, "--json", "--confidence", "0.01", "--model", model).out)
         for model in (path, out)
     ]
-    assert told[0]["detections"] == told[1]["detections"] != []
-    assert told[1]["model"] == "fast"
+    assert frames[0]["detections"] == frames[1]["detections"] != []
+    assert frames[1]["model"] == "fast"
     facts = json.loads(visionedge("model", "inspect", out, "--json").out)
     assert (facts["head"], facts["compiled"]["rows"]) == ("nanodet", 320)
     assert facts["evidence"][0].startswith("was compiled by visionedge")

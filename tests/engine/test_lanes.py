@@ -112,28 +112,28 @@ class PreloadedBatcher:
 
 
 def test_a_frame_becomes_a_result_with_its_detections_and_names(engine: FakeEngine) -> None:
-    river = PreloadedBatcher(engine, frame("dock", 7))
-    river.run()
-    (result,) = river.delivered
+    preloaded = PreloadedBatcher(engine, frame("dock", 7))
+    preloaded.run()
+    (result,) = preloaded.delivered
     assert (result.frame.sequence, result.model, result.device) == (7, "tiny", "cpu")
     np.testing.assert_allclose(result.detections.boxes, [[0, 0, 0.5, 0.5]])
     assert result.labels[result.detections.class_ids[0]] == "class-2"
-    assert river.batcher.statistics().cameras["dock"].analysed == 1
+    assert preloaded.batcher.statistics().cameras["dock"].analysed == 1
 
 
 def test_the_timing_has_wait_inference_and_total(engine: FakeEngine) -> None:
     """Captured at 0; the clock steps by 10: taken at 10, the engine from 20 to 30, handed on at 40 and 50."""
-    river = PreloadedBatcher(engine, frame("dock"), frame("gate"), clock=SteppingClock())
-    river.run()
-    times = [(r.timing.wait_ns, r.timing.infer_ns, r.timing.total_ns) for r in river.delivered]
+    preloaded = PreloadedBatcher(engine, frame("dock"), frame("gate"), clock=SteppingClock())
+    preloaded.run()
+    times = [(r.timing.wait_ns, r.timing.infer_ns, r.timing.total_ns) for r in preloaded.delivered]
     assert times == [(10, 10, 40), (10, 10, 50)]
-    assert {r.timing.batch_size for r in river.delivered} == {2}
+    assert {r.timing.batch_size for r in preloaded.delivered} == {2}
 
 
 def test_a_lane_takes_what_the_plan_allows(engine: FakeEngine) -> None:
     engine.plan = Plan(1, (1,), "one picture")
-    river = PreloadedBatcher(engine, frame("dock"), frame("gate"), frame("hall"))
-    river.run()
+    preloaded = PreloadedBatcher(engine, frame("dock"), frame("gate"), frame("hall"))
+    preloaded.run()
     assert engine.sizes == [1, 1, 1]
 
 
@@ -148,11 +148,11 @@ def test_a_failed_batch_is_counted_and_the_lane_continues(
     failing = iter([True, False])
     works = engine.act
     engine.act = lambda count: fail(count) if next(failing) else works(count)
-    river = PreloadedBatcher(engine, frame("dock"), frame("gate"))
-    river.run()
-    cameras = river.batcher.statistics().cameras
+    preloaded = PreloadedBatcher(engine, frame("dock"), frame("gate"))
+    preloaded.run()
+    cameras = preloaded.batcher.statistics().cameras
     assert (cameras["dock"].dropped[DropReason.FAILED], cameras["gate"].analysed) == (1, 1)
-    assert [r.frame.camera for r in river.delivered] == ["gate"]
+    assert [r.frame.camera for r in preloaded.delivered] == ["gate"]
     assert "a batch failed: the device is gone" in caplog.text
 
 
@@ -165,17 +165,17 @@ def test_a_batch_without_an_engine_is_counted_and_not_logged_again(
 ) -> None:
     """Whoever watches over the engine has told it; every lane would only repeat that."""
     engine.act = away
-    river = PreloadedBatcher(engine, frame("dock"))
-    river.run()
-    assert river.batcher.statistics().cameras["dock"].dropped[DropReason.FAILED] == 1
+    preloaded = PreloadedBatcher(engine, frame("dock"))
+    preloaded.run()
+    assert preloaded.batcher.statistics().cameras["dock"].dropped[DropReason.FAILED] == 1
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_pictures_of_different_sizes_fail_only_their_batch(engine: FakeEngine) -> None:
     """As for a moment when a model was exchanged."""
-    river = PreloadedBatcher(engine, frame("dock"), frame("gate", width_px=32))
-    river.run()
-    failed = [one.dropped[DropReason.FAILED] for one in river.batcher.statistics().cameras.values()]
+    preloaded = PreloadedBatcher(engine, frame("dock"), frame("gate", width_px=32))
+    preloaded.run()
+    failed = [one.dropped[DropReason.FAILED] for one in preloaded.batcher.statistics().cameras.values()]
     assert failed == [1, 1]
 
 
@@ -183,38 +183,41 @@ def test_an_engine_that_gives_too_few_results_fails_the_batch(engine: FakeEngine
     engine.act = lambda count: (
         np.stack([ONE_BOX] * (count - 1)) if count > 1 else np.zeros((0, 2, 6), np.float32)
     )
-    river = PreloadedBatcher(engine, frame("dock"), frame("gate"))
-    river.run()
-    assert river.delivered == []
-    assert [one.dropped[DropReason.FAILED] for one in river.batcher.statistics().cameras.values()] == [1, 1]
+    preloaded = PreloadedBatcher(engine, frame("dock"), frame("gate"))
+    preloaded.run()
+    assert preloaded.delivered == []
+    assert [one.dropped[DropReason.FAILED] for one in preloaded.batcher.statistics().cameras.values()] == [
+        1,
+        1,
+    ]
 
 
 def test_a_new_selection_counts_from_the_next_batch_on(engine: FakeEngine) -> None:
     engine.plan = Plan(1, (1,), "one picture")
-    river = PreloadedBatcher(engine, frame("dock"), frame("gate"))
+    preloaded = PreloadedBatcher(engine, frame("dock"), frame("gate"))
     works = engine.act
 
     def act(count: int) -> Rows:
-        river.pool.select(Selection(0.05, None))  # while the first is computed
+        preloaded.pool.select(Selection(0.05, None))  # while the first is computed
         return works(count)
 
     engine.act = act
-    river.run()
-    assert [len(r.detections) for r in river.delivered] == [1, 2]
+    preloaded.run()
+    assert [len(r.detections) for r in preloaded.delivered] == [1, 2]
     assert engine.least_scores == [0.4, 0.05]
 
 
 def test_an_unexpected_error_ends_the_lane_and_returns_the_batch(engine: FakeEngine) -> None:
     """Its thread is vital: the module stops, rather than going on without a lane."""
-    river = PreloadedBatcher(engine, frame("dock"))
+    preloaded = PreloadedBatcher(engine, frame("dock"))
 
     def deliver(_result: FrameResult) -> None:
         raise LookupError("a bug")
 
-    lane = Lane(river.batcher, river.pool, deliver)
+    lane = Lane(preloaded.batcher, preloaded.pool, deliver)
     with pytest.raises(LookupError):
         lane.run()
-    dock = river.batcher.statistics().cameras["dock"]
+    dock = preloaded.batcher.statistics().cameras["dock"]
     assert (dock.in_flight, dock.dropped[DropReason.FAILED]) == (0, 1)
 
 

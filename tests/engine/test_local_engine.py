@@ -404,8 +404,8 @@ def test_a_slow_step_is_logged_before_it_begins_and_only_if_it_runs(
     caplog.set_level(logging.INFO)
     single = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 1})
     open_engine(model, single, data=tmp_path / "data", cores=1)
-    told = [r.getMessage().split()[0] for r in caplog.records if r.levelname == "INFO"]
-    assert told == ["compiling", "measuring", "engine"]
+    steps = [r.getMessage().split()[0] for r in caplog.records if r.levelname == "INFO"]
+    assert steps == ["compiling", "measuring", "engine"]
     caplog.clear()
     open_engine(model, single, data=tmp_path / "data", cores=1)
     assert [r.getMessage().split()[0] for r in caplog.records if r.levelname == "INFO"] == ["engine"]

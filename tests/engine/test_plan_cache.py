@@ -62,7 +62,7 @@ def test_a_plan_for_anything_else_is_not_used(
     assert PlanCache(tmp_path).load(dataclasses.replace(KEY, **change)) is None
 
 
-def spoilt(document: dict[str, Any], *path: str, value: object) -> str:
+def with_changed_value(document: dict[str, Any], *path: str, value: object) -> str:
     """The document with one value changed, as text."""
     inner: Any = document
     for key in path[:-1]:
@@ -97,7 +97,7 @@ def test_a_plan_that_was_tampered_with_is_measured_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     file = stored(tmp_path, measured)
-    file.write_text(spoilt(json.loads(file.read_text()), *path, value=value))
+    file.write_text(with_changed_value(json.loads(file.read_text()), *path, value=value))
     assert PlanCache(tmp_path).load(KEY) is None
     assert "measuring the plan again" in caplog.text
 

@@ -82,13 +82,15 @@ def test_a_clearly_faster_variant_wins(int8_ms: float, precision: str, words: st
 def test_a_temporarily_slow_machine_does_not_change_the_choice() -> None:
     """Both are slow in the same rounds: they are held against each other round by round."""
 
-    def moods(ms: float) -> Iterator[float]:
+    def slow_phases(ms: float) -> Iterator[float]:
         while True:
             yield from [ms, ms * 9, ms, ms * 4, ms * 9]
 
     clock = FakeClock()
     choice = choose_fastest(
-        {"fp32": clock.takes(moods(20.0)), "int8": clock.takes(moods(10.0))}, clock=clock, budget_s=9
+        {"fp32": clock.takes(slow_phases(20.0)), "int8": clock.takes(slow_phases(10.0))},
+        clock=clock,
+        budget_s=9,
     )
     assert choice.precision == "int8"
     assert "2.00 times" in choice.reason

@@ -139,8 +139,8 @@ def test_dropped_messages_become_one_event_with_their_ranges(tmp_path: Path) -> 
     now[0] += 1
     delivery.tick()
     spool._write_and_refill()
-    told = [m for m in taken(spool) if m.output == "events"]
-    [event] = [json.loads(m.body) for m in told]
+    event_messages = [m for m in taken(spool) if m.output == "events"]
+    [event] = [json.loads(m.body) for m in event_messages]
     assert (event["kind"], event["code"]) == ("storage", "spool-dropped")
     [lost] = event["details"]["ranges"]
     assert lost["output"] == "detections"

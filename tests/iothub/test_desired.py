@@ -114,7 +114,7 @@ def twin(version: int, **desired: Any) -> dict[str, Any]:
     return {"desired": {**desired, "$version": version, "$metadata": {}}, "reported": {"$version": 1}}
 
 
-def told(desired: DesiredProperties, version: int) -> bool:
+def is_acknowledged(desired: DesiredProperties, version: int) -> bool:
     """Whether the acknowledgement answers this version."""
     entries = desired.acknowledgement.values()
     return bool(entries) and all(entry["version"] == version for entry in entries)
@@ -124,7 +124,7 @@ async def acknowledged(desired: DesiredProperties, version: int) -> dict[str, An
     """Wait for the acknowledgement of a version."""
     async with asyncio.timeout(10):
         # It changes on the loop; there is no event for it, as nobody but the next look needs one.
-        while not told(desired, version):  # noqa: ASYNC110 - see above
+        while not is_acknowledged(desired, version):  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.001)
     return desired.acknowledgement
 
@@ -135,8 +135,8 @@ def test_a_valid_document_is_applied_acknowledged_reported_and_kept(tmp_path: Pa
 
     async def scenario(desired: DesiredProperties) -> None:
         desired.on_twin(twin(2, telemetry={"intervalSeconds": 1, "mode": "all"}, http={"port": 0}))
-        told = await acknowledged(desired, 2)
-        assert {key: entry["status"] for key, entry in told.items()} == {
+        answer = await acknowledged(desired, 2)
+        assert {key: entry["status"] for key, entry in answer.items()} == {
             "http": "applied",
             "telemetry": "applied",
         }
@@ -162,8 +162,8 @@ def test_a_wrong_document_changes_nothing_and_the_event_has_every_problem(tmp_pa
         desired.on_twin(twin(2, telemetry={"mode": "all"}))
         await acknowledged(desired, 2)
         desired.on_twin(twin(3, telemetry={"mode": "some", "x": 1}, http={"port": -1}))
-        told = await acknowledged(desired, 3)
-        assert {entry["status"] for entry in told.values()} == {"rejected"}
+        answer = await acknowledged(desired, 3)
+        assert {entry["status"] for entry in answer.values()} == {"rejected"}
         desired.on_twin(twin(4, telemetry={"mode": "all"}))
         await acknowledged(desired, 4)
 
@@ -198,9 +198,9 @@ def test_only_the_section_that_cannot_be_applied_is_rejected(tmp_path: Path) -> 
 
     async def scenario(desired: DesiredProperties) -> None:
         desired.on_twin(twin(2, model={"path": "new.onnx"}, telemetry={"mode": "all"}))
-        told = await acknowledged(desired, 2)
-        assert told["model"]["reasons"] == ["model: new.onnx does not exist"]
-        assert told["telemetry"]["status"] == "applied"
+        answer = await acknowledged(desired, 2)
+        assert answer["model"]["reasons"] == ["model: new.onnx does not exist"]
+        assert answer["telemetry"]["status"] == "applied"
         module.refuse = {}
         desired.on_twin(twin(3, model={"path": "newer.onnx"}, telemetry={"mode": "all"}))
         await acknowledged(desired, 3)
@@ -218,8 +218,8 @@ def test_a_change_that_fails_is_rejected_and_the_next_one_is_processed(tmp_path:
 
     async def scenario(desired: DesiredProperties) -> None:
         desired.on_twin(twin(2, telemetry={"mode": "all"}))
-        told = await acknowledged(desired, 2)
-        assert told["telemetry"]["reasons"] == ["applying failed: rtsp://***@h broke"]
+        answer = await acknowledged(desired, 2)
+        assert answer["telemetry"]["reasons"] == ["applying failed: rtsp://***@h broke"]
         module.error = None
         desired.on_twin(twin(3))
         desired.on_twin(twin(4, telemetry={}))
@@ -254,7 +254,7 @@ def test_of_documents_that_arrive_during_an_application_only_the_newest_is_appli
 
 def test_a_start_without_a_hub_uses_the_last_document_in_force(tmp_path: Path) -> None:
     """And acknowledges it; when the hub says the same, nothing is applied a second time."""
-    FakeConfigTarget(tmp_path).run_scenario(lambda desired: _wish(desired, 7, telemetry={"mode": "all"}))
+    FakeConfigTarget(tmp_path).run_scenario(lambda desired: _desire(desired, 7, telemetry={"mode": "all"}))
     module = FakeConfigTarget(tmp_path)
     assert module.config_sources().start.config.telemetry.mode == "all"
 
@@ -272,7 +272,7 @@ def test_a_start_without_a_hub_uses_the_last_document_in_force(tmp_path: Path) -
 def test_a_section_that_is_not_in_force_yet_at_the_start_has_no_acknowledgement(tmp_path: Path) -> None:
     """Sections that wait for the first engine are acknowledged when it is there, without any event."""
     wished: dict[str, Any] = {"telemetry": {"mode": "all"}, "inference": {"confidence": 0.9}}
-    FakeConfigTarget(tmp_path).run_scenario(lambda desired: _wish(desired, 7, **wished))
+    FakeConfigTarget(tmp_path).run_scenario(lambda desired: _desire(desired, 7, **wished))
     module = FakeConfigTarget(tmp_path)
     module.refuse = dict.fromkeys(("model", "inference"), "not in use yet: the engine is warming up")
     module.status = "pending"
@@ -292,7 +292,7 @@ def test_a_section_that_is_not_in_force_yet_at_the_start_has_no_acknowledgement(
     assert module.events == []
 
 
-async def _wish(desired: DesiredProperties, version: int, **document: Any) -> None:
+async def _desire(desired: DesiredProperties, version: int, **document: Any) -> None:
     desired.on_twin(twin(version, **document))
     await acknowledged(desired, version)
 
@@ -315,9 +315,9 @@ def test_only_the_local_file_may_allow_insecure_settings(tmp_path: Path) -> None
 
     async def scenario(desired: DesiredProperties) -> None:
         desired.on_twin(twin(2, model=model, http={"port": -1}))
-        told = await acknowledged(desired, 2)
-        assert any(reason.startswith("model.allowInsecure:") for reason in told["model"]["reasons"])
-        assert told["http"]["status"] == "rejected"
+        answer = await acknowledged(desired, 2)
+        assert any(reason.startswith("model.allowInsecure:") for reason in answer["model"]["reasons"])
+        assert answer["http"]["status"] == "rejected"
 
     module.run_scenario(scenario)
     assert module.applied == []
@@ -407,8 +407,8 @@ def test_a_document_that_a_full_disk_rejects_is_acknowledged_as_not_saved_and_sa
 
     async def scenario(desired: DesiredProperties) -> None:
         desired.on_twin(twin(2, telemetry={"mode": "none"}))
-        told = await acknowledged(desired, 2)
-        assert told == {"telemetry": {"status": "applied", "version": 2, "kept": False}}
+        answer = await acknowledged(desired, 2)
+        assert answer == {"telemetry": {"status": "applied", "version": 2, "kept": False}}
         assert module.kept is None
         module.fill_disk(full=False)
         await until(lambda: module.kept is not None)
@@ -426,8 +426,8 @@ def test_a_section_that_waits_for_the_engine_is_applied_once_it_is_open(tmp_path
 
     async def scenario(desired: DesiredProperties) -> None:
         desired.on_twin(twin(2, telemetry={"mode": "all"}, inference={"confidence": 0.9}))
-        told = await acknowledged(desired, 2)
-        assert {key: entry["status"] for key, entry in told.items()} == {
+        answer = await acknowledged(desired, 2)
+        assert {key: entry["status"] for key, entry in answer.items()} == {
             "telemetry": "applied",
             "inference": "rejected",
         }
@@ -480,8 +480,8 @@ def test_a_reloaded_local_document_stays_below_the_twin(
         await acknowledged(desired, 3)
 
     module.run_scenario(scenario)
-    told = [(each.telemetry.interval_seconds, each.telemetry.mode) for each in module.applied]
-    assert told == [(5, "all"), (7, "all"), (7, "none")]
+    answer = [(each.telemetry.interval_seconds, each.telemetry.mode) for each in module.applied]
+    assert answer == [(5, "all"), (7, "all"), (7, "none")]
     assert "telemetry.x" in caplog.text
 
 

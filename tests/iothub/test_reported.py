@@ -208,7 +208,7 @@ def test_the_states_of_two_hundred_cameras_with_the_longest_names_fit() -> None:
     states = {f"{n:03}" + "c" * 61: "reconnecting" for n in range(200)}
     assert fit_camera_states(states) == states
     many = {**{f"{n:04}" + "c" * 60: "live" for n in range(400)}, "zzz": "failed"}
-    told = fit_camera_states(many)
-    assert told["zzz"] == "failed"
-    assert told["_more"] == f"{401 - (len(told) - 1)} cameras more"
-    assert len(json.dumps(told)) < MAX_CAMERAS_BYTES + 100
+    cameras = fit_camera_states(many)
+    assert cameras["zzz"] == "failed"
+    assert cameras["_more"] == f"{401 - (len(cameras) - 1)} cameras more"
+    assert len(json.dumps(cameras)) < MAX_CAMERAS_BYTES + 100

@@ -90,7 +90,7 @@ def link_out(path: Path) -> None:
     external("w.bin")(path)
 
 
-def promise(proto: onnx.ModelProto) -> None:
+def huge_dimensions(proto: onnx.ModelProto) -> None:
     """Two gigabytes of weights, of which not one byte is there."""
     weight = proto.graph.initializer[0]
     weight.ClearField("raw_data")
@@ -98,7 +98,7 @@ def promise(proto: onnx.ModelProto) -> None:
     weight.dims.extend([1 << 15, 1 << 14])
 
 
-def external_promise(path: Path) -> None:
+def huge_external_data(path: Path) -> None:
     """The same, in a file beside it that is short."""
 
     def change(proto: onnx.ModelProto) -> None:
@@ -298,8 +298,8 @@ BAD: dict[str, tuple[Maker, str]] = {
     "external data behind a link": (link_out, "outside"),
     "external data in memory": (external("*/_ORT_MEM_ADDR_/*"), "is missing"),
     "external data of a sparse tensor": (changed(external_sparse), "external data"),
-    "2 GB promised in it": (changed(promise), "is not complete"),
-    "2 GB promised beside it": (external_promise, "ends at 5 bytes"),
+    "2 GB promised in it": (changed(huge_dimensions), "is not complete"),
+    "2 GB promised beside it": (huge_external_data, "ends at 5 bytes"),
     "an opset from the future": (changed(opset(99)), "opset 99"),
     "an opset of long ago": (changed(opset(5)), "opset 5 is too old"),
     "a form from the future": (changed(future_form), "IR version 99"),
@@ -359,13 +359,13 @@ def test_a_bad_model_gives_a_one_line_error_and_exit_code_2(
 )
 @pytest.mark.parametrize("deed", ["inspect", "compile"])
 def test_the_other_commands_refuse_a_bad_model_too(
-    visionedge: CommandLine, tmp_path: Path, name: str, deed: str
+    visionedge: CommandLine, tmp_path: Path, name: str, command: str
 ) -> None:
     """inspect teaches on stdout, but ends with the same line and code; compile writes nothing."""
     path = tmp_path / "bad.onnx"
     BAD[name][0](path)
-    output = ("-o", tmp_path / "out.onnx") if deed == "compile" else ()
-    outcome = visionedge("model", deed, path, *output)
+    output = ("-o", tmp_path / "out.onnx") if command == "compile" else ()
+    outcome = visionedge("model", command, path, *output)
     assert outcome.code == 2
     (line,) = outcome.complaints
     assert BAD[name][1] in line

@@ -209,9 +209,9 @@ def test_temporary_errors_are_retried(
     """Told once, however often it happens, and forgotten when the model is there."""
     server.answers["/m.onnx"] = in_turn(answer, answer, content(DATA))
     assert fetch(tmp_path, server.url("/m.onnx"), tries=3, retry_policy=IMPATIENT) is not None
-    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(told) == 1
-    assert message in told[0]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert message in warnings[0]
     assert len(server.seen) == 3
 
 

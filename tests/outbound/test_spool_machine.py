@@ -101,7 +101,7 @@ class SpoolMachine(RuleBasedStateMachine):
             self.refused.add(message.message_id)
 
     @rule()
-    def tell(self) -> None:
+    def report_losses(self) -> None:
         """Losses become an event, as the delivery does it."""
         if lost_ranges := tuple(self.spool.take_lost_ranges()):
             self.put_one("events", lost_ranges)
@@ -134,8 +134,8 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def acknowledged_messages_are_not_reported_as_lost(self) -> None:
-        told = {(s.output, n) for s in self.spool._losses for n in range(s.first, s.last + 1)}
-        assert not told & self.acknowledged
+        lost = {(s.output, n) for s in self.spool._losses for n in range(s.first, s.last + 1)}
+        assert not lost & self.acknowledged
 
     @invariant()
     def outputs_stay_in_order(self) -> None:
@@ -160,7 +160,7 @@ class SpoolMachine(RuleBasedStateMachine):
         for _ in range(300):
             self.turn()
             self.send(50, acknowledged=True)
-            self.tell()
+            self.report_losses()
             self.now_ns += 11_000_000_000
             if done() and not self.spool._losses and not self.spool._queue.has_deferred_changes:
                 return

@@ -158,9 +158,9 @@ def test_run_prints_the_path_of_the_command(
     """Each time, on stderr: docs call it `visionedge`."""
     monkeypatch.setattr(prepare, "VENV", prepare.ROOT / ".venv")
     assert prepare.main(["run"]) == 0
-    told = capsys.readouterr()
-    assert ".venv/bin/visionedge; `source .venv/bin/activate` makes it `visionedge`" in told.err
-    assert told.out == ""
+    output = capsys.readouterr()
+    assert ".venv/bin/visionedge; `source .venv/bin/activate` makes it `visionedge`" in output.err
+    assert output.out == ""
 
 
 def test_installed_packages_are_read_from_the_environment(

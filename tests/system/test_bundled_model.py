@@ -226,14 +226,14 @@ class ExpectedObject(NamedTuple):
     ],
 )
 def test_the_bundled_model_finds_the_objects_of_a_photograph(
-    session: ort.InferenceSession, sight: ExpectedObject
+    session: ort.InferenceSession, expected: ExpectedObject
 ) -> None:
     """Label, score and box of the plain things in a photograph are the known ones."""
-    rows = detect(session, PHOTOS / sight.photo)
-    found = [row for row in rows if row[0] == sight.label]
-    assert found, f"no {sight.label}"
-    assert found[0][1] == pytest.approx(sight.score, abs=0.02)
-    assert iou(found[0][2], np.array(sight.box, np.float64)) > 0.95
+    rows = detect(session, PHOTOS / expected.photo)
+    found = [row for row in rows if row[0] == expected.label]
+    assert found, f"no {expected.label}"
+    assert found[0][1] == pytest.approx(expected.score, abs=0.02)
+    assert iou(found[0][2], np.array(expected.box, np.float64)) > 0.95
 
 
 def clip_pictures(every: int) -> Iterator[Picture]:

@@ -100,6 +100,6 @@ def test_levels_start_under_load_and_end_after_it(tmp_path: Path) -> None:
     assert steps[-2:] == [("overload-returned", "fps"), ("overload-returned", "gate")]
     for level in ("gate", "fps"):
         for direction in ("taken", "returned"):
-            told = steps.count((f"overload-{direction}", level))
-            assert seen[f'overload_steps_total{{direction="{direction}",level="{level}"}}'] == told
+            count = steps.count((f"overload-{direction}", level))
+            assert seen[f'overload_steps_total{{direction="{direction}",level="{level}"}}'] == count
     assert len(re.findall(" overload: ", module.log)) == len(steps)

@@ -99,7 +99,7 @@ REFUSED = [f"rtsp://viewer-user:{{}}{character}{{}}@127.0.0.1:9/cam" for charact
 BAITS: list[str] = []
 
 
-def baited(template: str) -> str:
+def with_secret(template: str) -> str:
     """The address with new baits in it."""
     while "{}" in template:
         BAITS.append(f"b41t-{len(BAITS):03}")
@@ -125,7 +125,7 @@ def configuration(folder: Path) -> Path:
             "gate": {"uri": f"rtsp://viewer-user:{quote(RTSP, safe='')}@127.0.0.1:9/live?token={QUERY}"},
             "yard": {"uri": f"http://viewer-user:{HTTP}@127.0.0.1:9/x.mjpg?pwd={QUERY}"},
             "lost": {"uri": f"{folder}/no-such-file?password={LATE}"},
-            **{name: {"uri": baited(template)} for name, template in HUNTED.items()},
+            **{name: {"uri": with_secret(template)} for name, template in HUNTED.items()},
             **{name: {"uri": f"rtsp://{login}@127.0.0.1:9/s"} for login, name in WORDS.items()},
         },
         "telemetry": {"mode": "all", "intervalSeconds": 0.2, "fillSeconds": 0},
@@ -171,7 +171,7 @@ def cloud(runtime: EdgeRuntime) -> Iterator[tuple[str, bytes]]:
     wrong = {"cameras": {"lost": {"uri": bad}}, "http": {"token": {"password": WRONG}, "port": bad}}
     url = f"https://viewer-user:{quote(FETCHED)}@127.0.0.1:9/m.onnx?x={FETCHED}"
     fetched = {"model": {"url": url, "sha256": "ab" * 32}, "cameras": {"lost": None}}
-    raw = {"cameras": {f"raw-{number}": {"uri": baited(uri)} for number, uri in enumerate(REFUSED)}}
+    raw = {"cameras": {f"raw-{number}": {"uri": with_secret(uri)} for number, uri in enumerate(REFUSED)}}
     for patch in (right, wrong, {**raw, "http": None}, {"cameras": dict.fromkeys(raw["cameras"]), **fetched}):
         version = runtime.desire(patch)
         runtime.wait_until(lambda wanted=version: _acknowledged(runtime, wanted), 60)  # type: ignore[misc]
@@ -238,8 +238,8 @@ def ask_json(url: str) -> bytes:
 
 
 def _acknowledged(runtime: EdgeRuntime, version: int) -> bool:
-    told = runtime.broker.twin.reported.get("config", {})
-    return bool(told) and all(entry["version"] == version for entry in told.values())
+    acknowledged = runtime.broker.twin.reported.get("config", {})
+    return bool(acknowledged) and all(entry["version"] == version for entry in acknowledged.values())
 
 
 def test_no_output_contains_a_secret(tmp_path: Path, edge_runtime: EdgeRuntime) -> None:

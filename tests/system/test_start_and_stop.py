@@ -118,8 +118,8 @@ def test_damaged_state_files_are_reported_and_the_module_runs(tmp_path: Path, da
     with ModuleProcess(data, *arguments) as module:
         module.ready()
         assert module.stop(10) == 0
-    told = [json.loads(line) for line in events.read_text().splitlines()]
-    lost = [each for each in told if each.get("code") == "state-lost"]
+    event_documents = [json.loads(line) for line in events.read_text().splitlines()]
+    lost = [each for each in event_documents if each.get("code") == "state-lost"]
     assert [each["details"]["file"] for each in lost] == ["sequences.json"]
     assert (data / "sequences.json.aside").read_text() == damage
     assert not [leftover for leftover in leftovers if leftover.exists()]

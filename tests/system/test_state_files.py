@@ -180,8 +180,8 @@ def test_an_invalid_message_on_disk_is_dropped_alone(tmp_path: Path, change: str
             got.append(message.sequence_number)
             spool.settle(message)
     assert got == [3]
-    told = [(loss.first, loss.last, loss.reason) for loss in spool.take_lost_ranges()]
-    assert told == [(1, 1, "refused"), (2, 2, "unreadable")]
+    losses = [(loss.first, loss.last, loss.reason) for loss in spool.take_lost_ranges()]
+    assert losses == [(1, 1, "refused"), (2, 2, "unreadable")]
     assert len(spool) == 0
     spool._close_store()
 

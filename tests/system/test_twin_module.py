@@ -61,8 +61,8 @@ class DeployedModule:
         version = self.runtime.desire(patch)
         self.runtime.wait_until(lambda: version in self._answered(), 60)
         check_reported(self.reported)
-        told: dict[str, Any] = self.reported["config"]
-        return told
+        acknowledgement: dict[str, Any] = self.reported["config"]
+        return acknowledgement
 
     def _answered(self) -> set[int]:
         return {entry["version"] for entry in self.reported.get("config", {}).values()}
@@ -154,15 +154,15 @@ def test_forty_problems_are_all_reported_and_the_old_configuration_stays_in_forc
         "telemetry": {"mode": "some", "maxPerDay": -1},
         "http": {"port": 70000, "host": ""},
     }
-    told = deployed.desire(wrong)
-    assert told.keys() == wrong.keys()
-    reasons = [reason for entry in told.values() for reason in entry["reasons"]]
+    acknowledgement = deployed.desire(wrong)
+    assert acknowledgement.keys() == wrong.keys()
+    reasons = [reason for entry in acknowledgement.values() for reason in entry["reasons"]]
     assert len(reasons) == 40
-    assert {entry["status"] for entry in told.values()} == {"rejected"}
+    assert {entry["status"] for entry in acknowledgement.values()} == {"rejected"}
     (event,) = deployed.events("config-rejected")
     assert sorted(event["details"]["problems"]) == sorted(reasons)
     status = deployed.module.get("/api/v1/status")
-    assert status["hub"]["config"] == told
+    assert status["hub"]["config"] == acknowledgement
     (dock,) = status["cameras"]
     assert (dock["name"], dock["epoch"]) == ("dock", 1)
     assert_no_frame_missed(deployed, dock)
@@ -174,8 +174,10 @@ def test_a_valid_patch_takes_effect_and_a_removed_key_restores_the_local_value(
 ) -> None:
     """One camera more and another rule for telemetry, while the first camera runs on."""
     version = deployed.runtime.broker.twin.desired_version + 1
-    told = deployed.desire({"cameras": {"yard": {"uri": "demo:", "fps": 2}}, "telemetry": {"mode": "none"}})
-    assert told == {
+    acknowledgement = deployed.desire(
+        {"cameras": {"yard": {"uri": "demo:", "fps": 2}}, "telemetry": {"mode": "none"}}
+    )
+    assert acknowledgement == {
         "cameras": {"status": "applied", "version": version},
         "telemetry": {"status": "applied", "version": version},
     }
@@ -194,13 +196,13 @@ def test_a_valid_patch_takes_effect_and_a_removed_key_restores_the_local_value(
 
 def test_http_moves_to_the_address_of_the_twin_and_stays_if_it_is_unusable(deployed: DeployedModule) -> None:
     """A port that cannot be had rejects that section alone."""
-    told = deployed.desire({"http": {"host": "192.0.2.1"}, "telemetry": {"maxPerDay": 40000}})
-    assert told["http"]["status"] == "rejected"
-    assert "cannot listen on 192.0.2.1" in told["http"]["reasons"][0]
-    assert told["telemetry"]["status"] == "applied"
+    acknowledgement = deployed.desire({"http": {"host": "192.0.2.1"}, "telemetry": {"maxPerDay": 40000}})
+    assert acknowledgement["http"]["status"] == "rejected"
+    assert "cannot listen on 192.0.2.1" in acknowledgement["http"]["reasons"][0]
+    assert acknowledgement["telemetry"]["status"] == "applied"
     assert deployed.module.cameras()
-    told = deployed.desire({"http": {"host": "127.0.0.1"}})
-    assert told["http"]["status"] == "applied"
+    acknowledgement = deployed.desire({"http": {"host": "127.0.0.1"}})
+    assert acknowledgement["http"]["status"] == "applied"
     deployed.desire({"http": None})
 
 
@@ -218,8 +220,8 @@ def test_after_a_lost_connection_everything_is_received_again(deployed: Deployed
     assert again.keys() >= {"engine", "cameras", "model", "module"}
     runtime.faults.end()
     assert runtime.invoke("ping").status == 200
-    told = deployed.desire({"telemetry": {"maxPerDay": 30000 + connects}})
-    assert told["telemetry"]["status"] == "applied"
+    acknowledgement = deployed.desire({"telemetry": {"maxPerDay": 30000 + connects}})
+    assert acknowledgement["telemetry"]["status"] == "applied"
 
 
 # --- direct methods ---------------------------------------------------------------------------------------
@@ -356,11 +358,11 @@ def test_a_model_by_address_takes_over_and_a_wrong_one_is_rejected(
         with ModuleProcess(tmp_path / "data", *arguments, environ=environ) as module:
             deployed = DeployedModule(edge_runtime, module)
             deployed.wait_for_frame("dock")
-            told = deployed.desire({"model": {"url": address, "sha256": "0" * 64}})
-            assert told["model"]["status"] == "rejected"
+            acknowledgement = deployed.desire({"model": {"url": address, "sha256": "0" * 64}})
+            assert acknowledgement["model"]["status"] == "rejected"
             assert module.get("/api/v1/status")["model"]["name"] == "tiny"
-            told = deployed.desire({"model": {"sha256": sha256}})
-            assert told["model"]["status"] == "applied"
+            acknowledgement = deployed.desire({"model": {"sha256": sha256}})
+            assert acknowledgement["model"]["status"] == "applied"
             edge_runtime.wait_until(lambda: deployed.reported["model"]["sha256"] == sha256, 30)
             deployed.wait_for_frame("dock", deployed.frames("dock")[-1]["sequence"])
             dock = module.cameras()["dock"]
@@ -411,6 +413,8 @@ def test_the_twin_can_replace_a_model_that_is_missing_at_the_start(
         assert "starting without the last good desired properties" in module.log
         edge_runtime.wait_until(lambda: "model" in deployed.reported.get("config", {}), 60)
         assert deployed.reported["config"]["model"]["status"] == "rejected"
-        told = deployed.desire({"model": None, "telemetry": {"maxPerDay": 5}})
-        assert told == {"telemetry": {"status": "applied", "version": told["telemetry"]["version"]}}
+        acknowledgement = deployed.desire({"model": None, "telemetry": {"maxPerDay": 5}})
+        assert acknowledgement == {
+            "telemetry": {"status": "applied", "version": acknowledgement["telemetry"]["version"]}
+        }
         assert module.stop(10) == 0

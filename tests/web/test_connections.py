@@ -288,9 +288,9 @@ def test_an_open_module_warns_once_with_the_remedy(
         return
 
     serve(scenario, HttpConfig(host=host, port=0, token=token))
-    told = [record.getMessage() for record in caplog.records if "without a token" in record.getMessage()]
-    assert len(told) == warns
-    assert all(host in text and "http.token" in text for text in told)
+    warnings = [record.getMessage() for record in caplog.records if "without a token" in record.getMessage()]
+    assert len(warnings) == warns
+    assert all(host in text and "http.token" in text for text in warnings)
 
 
 # --- what is no request -------------------------------------------------------------------------------------

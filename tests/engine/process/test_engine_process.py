@@ -81,7 +81,7 @@ class EngineHarness:
         assert pid is not None
         return pid
 
-    def told(self) -> EngineEvent:
+    def next_event(self) -> EngineEvent:
         """The next piece of news, waited for."""
         return self.news.get(timeout=30)
 
@@ -220,7 +220,7 @@ def test_the_child_inherits_only_its_own_socket(opened: EngineHarness) -> None:
     """A listening socket in a child would hold the port when the module is gone."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         os.kill(opened.pid, signal.SIGKILL)  # the next child is started while it listens
-        assert [opened.told().code, opened.told().code] == ["engine-lost", "engine-back"]
+        assert [opened.next_event().code, opened.next_event().code] == ["engine-lost", "engine-back"]
         ours = Path(f"/proc/self/fd/{listening.fileno()}").readlink()
         theirs = [entry.readlink() for entry in Path(f"/proc/{opened.pid}/fd").iterdir()]
     assert any(str(link).startswith("socket:") for link in theirs)
@@ -254,7 +254,7 @@ def test_a_child_that_dies_is_replaced_at_once(
     shared = placed(frame_pool, pictures(2))
     before, first = opened.engine.infer(shared).rows, opened.pid
     os.kill(first, number)
-    lost, back = opened.told(), opened.told()
+    lost, back = opened.next_event(), opened.next_event()
     assert (lost.code, back.code) == ("engine-lost", "engine-back")
     assert f"process {first} died of signal {int(number)} ({number.name})" in lost.message
     assert opened.pid != first
@@ -283,8 +283,8 @@ def test_batches_in_progress_fail_and_those_after_wait_for_the_next_child(
         for thread in lanes:
             thread.start()
         os.kill(opened.pid, signal.SIGKILL)
-        assert opened.told().code == "engine-lost"
-        assert opened.told().code == "engine-back"
+        assert opened.next_event().code == "engine-lost"
+        assert opened.next_event().code == "engine-back"
         stop.set()
         for thread in lanes:
             thread.join()
@@ -299,8 +299,8 @@ def test_a_hanging_child_is_killed_and_replaced(model: Model, frame_pool: Shared
         os.kill(first, signal.SIGSTOP)
         with pytest.raises(EngineError, match=f"process {first} was lost"):
             opened.engine.infer(pictures(1))
-        assert "gave no answer within 0.5 s" in opened.told().message
-        assert opened.told().code == "engine-back"
+        assert "gave no answer within 0.5 s" in opened.next_event().message
+        assert opened.next_event().code == "engine-back"
         assert not alive(first)
         assert opened.engine.infer(pictures(1)).rows.shape[0] == 1
 
@@ -314,14 +314,14 @@ def test_without_a_child_a_batch_fails_soon_with_the_reason(
         content = path.read_bytes()
         path.unlink()
         os.kill(opened.pid, signal.SIGKILL)
-        assert opened.told().code == "engine-lost"
+        assert opened.next_event().code == "engine-lost"
         with pytest.raises(EngineError, match=r"restarting: its process died of signal 9"):
             opened.engine.infer(pictures(1))
         down = opened.process.down
         assert down is not None
         assert "restarting" in down
         path.write_bytes(content)
-        assert opened.told().code == "engine-back"
+        assert opened.next_event().code == "engine-back"
         assert opened.process.down is None
 
 
@@ -338,7 +338,7 @@ def test_a_hanging_child_is_detected_long_before_the_maximum_batch_time(
         os.close(stopped)
         with pytest.raises(EngineUnavailableError):
             opened.engine.infer(pictures(1))
-        found = re.search(r"gave no answer within ([\d.]+) s", opened.told().message)
+        found = re.search(r"gave no answer within ([\d.]+) s", opened.next_event().message)
         assert found is not None
         assert float(found[1]) < WorkerLimits().run_s / 2
 

@@ -69,7 +69,7 @@ class EngineHarness:
     def __exit__(self, *_error: object) -> None:
         self.engine.close()
 
-    def told(self, code: str) -> EngineEvent:
+    def next_event(self, code: str) -> EngineEvent:
         """The next piece of news, waited for, which must be this."""
         news = self.news.get(timeout=60)
         assert news.code == code, news
@@ -168,16 +168,16 @@ def test_after_a_fault_the_cpu_takes_over_until_the_device_returns(
                 assert opened.spare is not None
                 os.kill(opened.spare, signal.SIGKILL)  # which costs time, no more
             faults.begin(name, "absent")
-            lost = opened.told("device-lost")
+            lost = opened.next_event("device-lost")
             assert words in lost.message
             assert lost.message.endswith("; the CPU takes over")
-            back = opened.told("engine-back")
+            back = opened.next_event("engine-back")
             assert f"effective cpu: {opened.engine.info().device.reason} ({code})" in back.message
             assert opened.state == ("cpu", code)
             lanes.more()
             failed = lanes.failed
             faults.end(name, "absent")
-            opened.told("device-back")
+            opened.next_event("device-back")
             lanes.more()
             assert opened.state == ("cuda", "ok")
             assert lanes.failed == failed, "no batch is lost on the way back"
@@ -203,7 +203,7 @@ def test_a_batch_that_runs_out_of_memory_is_computed_in_smaller_ones(
         pid = opened.process.pid
         faults.begin("memory")
         np.testing.assert_array_equal(opened.engine.infer(IMAGES).rows, expected)
-        assert "batch size limited to 2" in opened.told("plan-narrowed").message
+        assert "batch size limited to 2" in opened.next_event("plan-narrowed").message
         assert opened.engine.info().plan.buckets == (1, 2)
         assert "did not fit into memory" in opened.engine.info().plan.reason
         np.testing.assert_array_equal(opened.engine.infer(IMAGES).rows, expected)
@@ -214,8 +214,8 @@ def test_a_batch_that_runs_out_of_memory_is_computed_in_smaller_ones(
         faults.begin("no-memory", "absent")
         with pytest.raises(EngineError):
             opened.engine.infer(IMAGES[:1])
-        assert "out of memory" in opened.told("device-lost").message
-        opened.told("engine-back")
+        assert "out of memory" in opened.next_event("device-lost").message
+        opened.next_event("engine-back")
         assert (opened.process.pid, opened.spare) == (spare, None), "it was started before"
         assert opened.state == ("cpu", "out-of-memory")
         assert opened.engine.info().unplanned_shapes == 0
@@ -235,11 +235,11 @@ def test_a_candidate_that_disagrees_with_the_cpu_is_rejected_until_it_agrees(
         assert opened.news.empty()
         faults.begin("wrong")
         faults.end("absent-session")
-        assert "of its strongest rows match the CPU's" in opened.told("parity-refused").message
+        assert "of its strongest rows match the CPU's" in opened.next_event("parity-refused").message
         tries = opened.recovery.recovery_state.failed_attempts
         _until(lambda: opened.recovery.recovery_state.failed_attempts > tries)
         faults.end("wrong")
-        opened.told("device-back")
+        opened.next_event("device-back")
         lanes.more()
         assert opened.state == ("cuda", "ok")
         assert lanes.failed == 0
@@ -275,17 +275,17 @@ def test_hold_computes_nothing_until_the_device_is_available(
     opened = EngineHarness(model, frame_pool, faults, device="cuda", fallback="hold")
     opening = threading.Thread(target=opened.engine.open)
     opening.start()
-    assert "waiting for it (inference.fallback: hold)" in opened.told("device-held").message
+    assert "waiting for it (inference.fallback: hold)" in opened.next_event("device-held").message
     with pytest.raises(EngineUnavailableError, match="no CUDA-capable device is detected"):
         opened.engine.info()
     faults.end("absent")
-    opened.told("device-back")
+    opened.next_event("device-back")
     opening.join()
     np.testing.assert_array_equal(opened.engine.infer(IMAGES).rows, expected)
     faults.begin("sticky", "absent")
     with pytest.raises(EngineError):
         opened.engine.infer(IMAGES)
-    assert "waiting for it" in opened.told("device-lost").message
+    assert "waiting for it" in opened.next_event("device-lost").message
     with pytest.raises(EngineUnavailableError, match="cuda is lost: CUDA failure 700"):
         opened.engine.infer(IMAGES)
     assert opened.process.pid is None
@@ -301,7 +301,7 @@ def test_exit_ends_with_3_when_the_device_is_lost(
         faults.begin("crashed")
         with pytest.raises(EngineUnavailableError):
             opened.engine.infer(IMAGES)
-        lost = opened.told("device-lost")
+        lost = opened.next_event("device-lost")
         assert lost.exit_code == 3
         assert "died of signal 11 (SIGSEGV)" in lost.message
 

@@ -60,9 +60,9 @@ def back(recovery_policy: RecoveryPolicy, now_s: float) -> None:
 
 def test_a_lost_device_is_reported_and_the_cpu_serves_at_once_with_the_reason() -> None:
     recovery_policy = on_the_gpu()
-    stop, tell, serve = recovery_policy.handle(EngineFailed(Fault.STICKY, LOST_TEXT), 10)
+    stop, publish, serve = recovery_policy.handle(EngineFailed(Fault.STICKY, LOST_TEXT), 10)
     assert stop == StopEngine(LOST_TEXT)
-    assert tell == PublishEvent("device-lost", f"cuda is lost: {LOST_TEXT}; the CPU takes over")
+    assert publish == PublishEvent("device-lost", f"cuda is lost: {LOST_TEXT}; the CPU takes over")
     assert serve == StartEngine("cpu", LOST)
     assert recovery_policy.handle(EngineReady("cpu", LOST), 12) == [PublishEvent("engine-back", "")]
     assert recovery_policy.recovery_state().reason == LOST
@@ -94,8 +94,8 @@ def test_recovery_is_probe_candidate_comparison_and_one_switch() -> None:
     assert recovery_policy.handle(DeviceProbed("cuda", OK), 17) == [StartCandidate("cuda")]
     assert recovery_policy.handle(CandidateReady(), 25) == [CompareCandidate()]
     assert recovery_policy.serving == "cpu"
-    over, tell = recovery_policy.handle(CandidateCompared(None, "12 rows are alike"), 26)
-    assert (over, tell) == (
+    over, publish = recovery_policy.handle(CandidateCompared(None, "12 rows are alike"), 26)
+    assert (over, publish) == (
         SwitchToCandidate(),
         PublishEvent("device-back", "cuda is back: 12 rows are alike"),
     )
@@ -230,10 +230,10 @@ def test_a_pending_cpu_restart_is_cancelled_if_the_device_returns_first() -> Non
 
 def test_hold_computes_nothing_on_the_cpu() -> None:
     recovery_policy = on_the_gpu("hold")
-    stop, tell = recovery_policy.handle(EngineFailed(Fault.STICKY, LOST_TEXT), 10)
+    stop, publish = recovery_policy.handle(EngineFailed(Fault.STICKY, LOST_TEXT), 10)
     assert stop == StopEngine(LOST_TEXT)
-    assert isinstance(tell, PublishEvent)
-    assert "waiting for it (inference.fallback: hold)" in tell.message
+    assert isinstance(publish, PublishEvent)
+    assert "waiting for it (inference.fallback: hold)" in publish.message
     back(recovery_policy, 15)
     assert recovery_policy.serving == "cuda"
 
@@ -249,10 +249,10 @@ def test_a_new_policy_applies_at_once_to_a_lost_device() -> None:
     assert steps[-1].device == "cpu"
     recovery_policy.handle(EngineReady("cpu", LOST), 12)
     assert recovery_policy.recovery_state().stage == "waiting"
-    stop, tell = recovery_policy.handle(FallbackChanged("hold"), 0)
+    stop, publish = recovery_policy.handle(FallbackChanged("hold"), 0)
     assert isinstance(stop, StopEngine)
-    assert isinstance(tell, PublishEvent)
-    assert (tell.code, recovery_policy.serving) == ("device-held", None)
+    assert isinstance(publish, PublishEvent)
+    assert (publish.code, recovery_policy.serving) == ("device-held", None)
     back(recovery_policy, 15)
 
 

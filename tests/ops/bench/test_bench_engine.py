@@ -19,9 +19,9 @@ CPU = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 4})
 
 
 def measured(path: Path, **load: Any) -> tuple[dict[str, Any], list[str]]:
-    told: list[str] = []
+    progress: list[str] = []
     short = {"seconds": 0.005, "rounds": 3, "inference": CPU, **load}
-    return bench_engine(EngineLoad(path, **short), told.append), told
+    return bench_engine(EngineLoad(path, **short), progress.append), progress
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +109,8 @@ def test_a_model_without_variants_reports_none(report: dict[str, Any]) -> None:
 
 
 def test_progress_is_reported_per_round(tmp_path: Path) -> None:
-    _, told = measured(TinyDetector().save(tmp_path / "tiny.onnx"), lanes=(1,), batches=(1,), rounds=2)
-    assert [line.split(":")[0] for line in told if line.startswith("round")] == ["round 1/2", "round 2/2"]
+    _, progress = measured(TinyDetector().save(tmp_path / "tiny.onnx"), lanes=(1,), batches=(1,), rounds=2)
+    assert [line.split(":")[0] for line in progress if line.startswith("round")] == ["round 1/2", "round 2/2"]
 
 
 def test_figures_of_a_busy_machine_have_a_warning(report: dict[str, Any]) -> None:

@@ -115,10 +115,10 @@ def test_clients_without_a_module_do_the_same_work() -> None:
         finally:
             await clients.close()
 
-    told = asyncio.run(scenario())
-    assert told.statuses == {"200": 40}
-    assert len(told.latencies_ms) == 40
-    assert told.cpu_s > 0
+    results = asyncio.run(scenario())
+    assert results.statuses == {"200": 40}
+    assert len(results.latencies_ms) == 40
+    assert results.cpu_s > 0
 
 
 def test_a_connection_that_breaks_is_counted_and_opened_again() -> None:

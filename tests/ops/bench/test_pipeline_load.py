@@ -133,7 +133,7 @@ def test_the_stages_of_a_result_add_up_to_its_latency() -> None:
     nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
     row = make_record(FrameResult(stamped, nothing, timing, "cpu", "tiny", ()), 180 * MS)
     stages = (row.late_ns, row.decode_ns, row.wait_ns, row.infer_ns, row.deliver_ns)
-    assert [stage // MS for stage in stages] == [20, 10, 20, 20, 10]
+    assert [harness // MS for harness in stages] == [20, 10, 20, 20, 10]
     assert sum(stages) == row.total_ns == 80 * MS
 
 
@@ -175,12 +175,12 @@ def test_a_load_at_a_rate_reports_ages_goodput_stages_and_memory(
     arguments += ["--slo-ms", "60000"]
     short = ["--seconds", "1", "--rounds", "1", "--device", "cpu", "--json", str(report)]
     assert main(["bench", "pipeline", *arguments, *short]) == 0
-    told, err = capsys.readouterr()
+    out, err = capsys.readouterr()
     assert [line for line in err.splitlines() if "camera bench-" in line] == []
     assert logging.getLogger(Camera.__module__).level == logging.NOTSET
-    assert ", 2 cameras of " in told
-    assert "goodput" in told
-    assert "two batches and a frame's interval are" in told
+    assert ", 2 cameras of " in out
+    assert "goodput" in out
+    assert "two batches and a frame's interval are" in out
     ours = json.loads(report.read_text())["pipeline"]
     assert 0 < ours["goodputPerSecond"] <= ours["framesPerSecond"] <= 13
     assert ours["ageMs"]["p50"] > ours["latencyMs"]["p50"]

@@ -127,10 +127,10 @@ def test_the_bundle_has_report_configuration_versions_and_module_state(tmp_path:
     assert json.loads(texts["config.json"])["cameras"]["dock"]["uri"].startswith("rtsp://***@192.0.2.5/")
     assert json.loads(texts["versions.json"])["packages"]["onnxruntime"] == "1.31.1"
     assert json.loads(texts["environment.json"]) == {"NVIDIA_VISIBLE_DEVICES": "all"}
-    told = {
+    requested = {
         json.loads(texts[f"module/{name}"])["path"] for name in ("status.json", "ready.json", "metrics.txt")
     }
-    assert told == {"/api/v1/status", "/readyz", "/metrics"}
+    assert requested == {"/api/v1/status", "/readyz", "/metrics"}
 
 
 def test_without_a_running_module_the_bundle_says_so(tmp_path: Path) -> None:

@@ -72,10 +72,13 @@ def test_every_library_is_loaded_and_its_version_read(report: Examine, script: S
 
 def test_without_a_driver_the_missing_driver_is_reported(report: Examine) -> None:
     """Though CUDA itself speaks of one that is too old."""
-    told = report()
-    assert told.code is ReasonCode.DRIVER_MISSING
-    assert told.first_broken is not None
-    assert (told.first_broken.name, told.first_broken.found) == ("libcuda", "libcuda.so.1 is missing")
+    doctor_report = report()
+    assert doctor_report.code is ReasonCode.DRIVER_MISSING
+    assert doctor_report.first_broken is not None
+    assert (doctor_report.first_broken.name, doctor_report.first_broken.found) == (
+        "libcuda",
+        "libcuda.so.1 is missing",
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,29 +98,29 @@ def test_a_driver_that_fails_to_start_is_named_by_chain_and_session(
 ) -> None:
     """The genuine text of the provider becomes the reason, and the chain breaks at the same place."""
     script(init=init)
-    told = report()
-    assert told.code is code
-    assert told.reason.startswith(f"CUDA failure {init}: ")
-    assert told.first_broken is not None
-    assert told.first_broken.name == "cuda-init"
-    assert f"cuInit answers {init} " in told.first_broken.found
+    doctor_report = report()
+    assert doctor_report.code is code
+    assert doctor_report.reason.startswith(f"CUDA failure {init}: ")
+    assert doctor_report.first_broken is not None
+    assert doctor_report.first_broken.name == "cuda-init"
+    assert f"cuInit answers {init} " in doctor_report.first_broken.found
 
 
 def test_a_driver_that_is_too_old_is_named_by_chain_and_session(report: Examine, script: Script) -> None:
     script(init=0, version=11000)
-    told = report()
-    assert told.code is ReasonCode.DRIVER_TOO_OLD
-    assert told.first_broken is not None
-    assert told.first_broken.name == "driver-version"
+    doctor_report = report()
+    assert doctor_report.code is ReasonCode.DRIVER_TOO_OLD
+    assert doctor_report.first_broken is not None
+    assert doctor_report.first_broken.name == "driver-version"
 
 
 def test_a_driver_that_starts_and_cannot_compute_breaks_the_session(report: Examine, script: Script) -> None:
     """Nothing before it shows a fault, and still no GPU is claimed."""
     script(init=0)
-    told = report()
-    assert told.effective == "cpu"
-    assert told.first_broken is not None
-    assert told.first_broken.name == "session"
+    doctor_report = report()
+    assert doctor_report.effective == "cpu"
+    assert doctor_report.first_broken is not None
+    assert doctor_report.first_broken.name == "session"
 
 
 def test_a_crashing_driver_ends_only_the_probe(script: Script) -> None:

@@ -331,7 +331,7 @@ def test_help_has_examples_and_exit_codes(visionedge: CommandLine, arguments: tu
 def test_every_option_is_documented(visionedge: CommandLine) -> None:
     """docs/iot-edge.md names those of generate and of lint."""
     text = (REPOSITORY / "docs" / "iot-edge.md").read_text()
-    told = "".join(visionedge("manifest", deed, "--help").out for deed in ("generate", "lint"))
+    told = "".join(visionedge("manifest", subcommand, "--help").out for subcommand in ("generate", "lint"))
     options = set(re.findall(r"^  (?:-\w \w+, )?(--[a-z-]+)", told, re.MULTILINE)) - {"--log-level"}
     assert {"--image", "--gpu", "--module", "--json"} <= options
     assert [option for option in sorted(options) if option not in text] == ["--output"]

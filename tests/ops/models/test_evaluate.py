@@ -260,7 +260,7 @@ def test_unnamed_classes_match_categories_by_order() -> None:
 # --- the figures --------------------------------------------------------------------------------------------
 
 
-def truth(boxes: list[tuple[int, int, list[float]]], tmp_path: Path) -> Annotations:
+def perfect_annotations(boxes: list[tuple[int, int, list[float]]], tmp_path: Path) -> Annotations:
     """Annotations with (picture, category, box)."""
     return read_annotations(
         written(
@@ -281,7 +281,7 @@ BOX = [10.0, 10.0, 50.0, 40.0]
 
 
 def test_perfect_boxes_give_1_and_no_boxes_give_0(tmp_path: Path) -> None:
-    annotations = truth([(1, 3, BOX), (2, 8, BOX)], tmp_path)
+    annotations = perfect_annotations([(1, 3, BOX), (2, 8, BOX)], tmp_path)
     place = (10.0, 10.0, 50.0, 40.0)
     perfect = [CocoDetection(1, 3, place, 0.9), CocoDetection(2, 8, place, 0.4)]
     assert compute_average_precision(annotations, [1, 2], perfect)["ap"] == pytest.approx(1)
@@ -290,14 +290,14 @@ def test_perfect_boxes_give_1_and_no_boxes_give_0(tmp_path: Path) -> None:
 
 
 def test_a_box_of_the_wrong_class_or_picture_does_not_count(tmp_path: Path) -> None:
-    annotations = truth([(1, 3, BOX)], tmp_path)
+    annotations = perfect_annotations([(1, 3, BOX)], tmp_path)
     place = (10.0, 10.0, 50.0, 40.0)
     assert compute_average_precision(annotations, [1, 2], [CocoDetection(1, 8, place, 0.9)])["ap"] == 0
     assert compute_average_precision(annotations, [1, 2], [CocoDetection(2, 3, place, 0.9)])["ap"] == 0
 
 
 def test_pictures_that_were_not_evaluated_do_not_count(tmp_path: Path) -> None:
-    annotations = truth([(1, 3, BOX), (2, 3, BOX)], tmp_path)
+    annotations = perfect_annotations([(1, 3, BOX), (2, 3, BOX)], tmp_path)
     found = [CocoDetection(1, 3, (10.0, 10.0, 50.0, 40.0), 0.9)]
     assert compute_average_precision(annotations, [1], found)["ap"] == pytest.approx(1)
     assert compute_average_precision(annotations, [1, 2], found)["ar100"] == pytest.approx(0.5)

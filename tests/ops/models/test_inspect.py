@@ -149,8 +149,8 @@ def test_the_operations_of_an_open_model_are_those_of_the_used_size(
     sized = yolos.yolov8(tmp_path / "sized.onnx")
     opened = yolos.yolov8(tmp_path / "opened.onnx", size=("height", "width"))
     state(opened, input={"width": yolos.WIDTH_PX, "height": yolos.HEIGHT_PX})
-    told = [json.loads(visionedge("model", "inspect", path, "--json").out) for path in (sized, opened)]
-    assert told[0]["macsPerPicture"] == told[1]["macsPerPicture"] > 0
+    documents = [json.loads(visionedge("model", "inspect", path, "--json").out) for path in (sized, opened)]
+    assert documents[0]["macsPerPicture"] == documents[1]["macsPerPicture"] > 0
 
 
 def test_a_refusal_suggests_the_missing_statements(visionedge: CommandLine, tmp_path: Path) -> None:
