@@ -1,4 +1,4 @@
-"""Stand-ins around the camera: a sink that remembers, a scripted source, a clock that jumps."""
+"""Doubles for camera tests: a frame recorder, a status recorder, a scripted source and a fake clock."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ SPEC = InputSpec(64, 64)
 
 
 class FrameRecorder:
-    """A sink that keeps every frame; `taken` answers `wait_taken`."""
+    """A sink that records every frame; `taken` is the answer of `wait_taken`."""
 
     def __init__(self, taken: Callable[[str], bool] = lambda _camera: True) -> None:
         self.frames: list[Frame] = []
@@ -39,16 +39,16 @@ class FrameRecorder:
         return self._taken(camera)
 
     def wait_for(self, wanted: Callable[[list[Frame]], bool], timeout_s: float = 15.0) -> list[Frame]:
-        """The frames, as soon as they are as wanted."""
+        """Wait until the frames meet a condition; returns them."""
         with self._changed:
             assert self._changed.wait_for(lambda: wanted(self.frames), timeout_s), (
-                f"not so within {timeout_s} s: {len(self.frames)} frames"
+                f"the condition was not met within {timeout_s} s: {len(self.frames)} frames"
             )
             return list(self.frames)
 
 
 class StatusRecorder:
-    """An `on_change` that keeps what it hears."""
+    """An `on_change` callback that records every status."""
 
     def __init__(self) -> None:
         self.statuses: list[CameraStatus] = []
@@ -64,14 +64,14 @@ class StatusRecorder:
         return [status.state for status in self.statuses]
 
     def wait_for(self, state: str, timeout_s: float = 15.0) -> CameraStatus:
-        """The first status of this state, as soon as it is heard."""
+        """Wait for the first status with this state."""
         with self._changed:
             assert self._changed.wait_for(lambda: state in self.states, timeout_s), self.states
             return next(status for status in self.statuses if status.state == state)
 
 
 class FakeClock:
-    """Monotonic ns that pass only when somebody waits; every wait is kept in `waits_s`."""
+    """A monotonic clock in ns that only `wait` advances; `waits_s` records every wait."""
 
     def __init__(self) -> None:
         self.now_ns = 1_000_000_000
@@ -82,7 +82,7 @@ class FakeClock:
         return self.now_ns
 
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
-        """Let the time pass at once; after so many waits the event is set, to end what runs."""
+        """Advance the clock at once; sets the event after `stop_after_waits` waits."""
         self.waits_s.append(timeout_s)
         self.now_ns += round(timeout_s * 1e9)
         if self.stop_after_waits is not None and len(self.waits_s) >= self.stop_after_waits:
@@ -91,11 +91,11 @@ class FakeClock:
 
 
 Step = float | None | Exception
-"""What a scripted source does: a picture of this media time (live: after so many s), its end, or a loss."""
+"""A step of a scripted source: a picture of this media time (live: after so many s), its end, or a loss."""
 
 
 class ScriptedSource:
-    """Plays steps; after the last it ends cleanly."""
+    """A source that plays steps and then ends."""
 
     decoder = "scripted"
 
@@ -135,7 +135,7 @@ class ScriptedSource:
 
 
 class ScriptedOpener:
-    """Opens prepared sources in turn; an exception in their place is raised."""
+    """Returns prepared sources in turn; raises those that are exceptions."""
 
     def __init__(self, *sources: ScriptedSource | Exception) -> None:
         self.opened = 0
@@ -151,7 +151,7 @@ class ScriptedOpener:
 
 @contextmanager
 def running(camera: Camera, end_limit_s: float = 5.0) -> Iterator[Camera]:
-    """The camera in a thread of its own; it must end within the limit after `stop`."""
+    """Run the camera in its own thread; it must end within the limit after `stop`."""
     thread = threading.Thread(target=camera.run, name=f"camera:{camera.name}", daemon=True)
     thread.start()
     try:

@@ -1,12 +1,12 @@
-"""Chaos: the whole module against the stand-in runtime, with everything going wrong, and the laws checked.
+"""Chaos test: the whole module in the stand-in runtime with random faults; checks invariants.
 
     make chaos SECONDS=600 SEED=1
 
 Broker stops, hangs, resets in mid-publish, swallowed PUBACKs, half-open connections, lost sessions, failing
-signatures, refused connections, and `kill -9` of the module, in an order that the seed decides. Afterwards:
+signatures, refused connections, and `kill -9` of the module, in an order that the seed determines. Then:
 every `messageSequence` of both outputs arrived at least once, in order after de-duplication by message id,
 each camera's frames in order, no gap between arrivals above a minute, and memory flat. One JSON document on
-stdout; exit code 1 if a law was broken.
+stdout; exit code 1 if an invariant was violated.
 """
 
 import argparse
@@ -42,7 +42,7 @@ CONFIG = {
     "inference": {"device": "cpu"},
 }
 
-# Faults that are switched on for some seconds, and those that happen in a moment.
+# Faults that last for some seconds, and faults of a moment.
 LASTING = (
     *("swallow", "swallow_pubacks", "swallow_connacks", "swallow_subacks", "silent_twin", "forget_sessions"),
     *("fail_signing", "drop_signing", "wrong_signing", "hang_signing", "fail_trust_bundle"),
@@ -53,13 +53,13 @@ SLOW = (*QUICK, *LASTING, "hang", "slow")
 
 @dataclass(slots=True)
 class ModuleRun:
-    """One start of the module: how its memory went, in MB, against the seconds since it was ready."""
+    """One run of the module: its memory in MB by seconds since it was ready."""
 
     rss_mb: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def warm(self) -> list[float]:
-        """Without the first seconds, in which models and buffers are still made."""
+        """Without the first seconds, in which models are loaded and buffers allocated."""
         return [mb for at_s, mb in self.rss_mb if at_s >= _WARM_S]
 
 
@@ -78,7 +78,7 @@ class Chaos:
         self.kills = 0
 
     def run(self) -> dict[str, Any]:
-        """Run it all; the figures, with `broken` laws by name."""
+        """Run it; returns the figures, with violated invariants in `broken`."""
         with tempfile.TemporaryDirectory() as name, self._runtime:
             folder = Path(name)
             (folder / "vision.json").write_text(json.dumps(CONFIG))
@@ -90,10 +90,10 @@ class Chaos:
             last_numbers, waiting = self._spool(folder / "data" / SPOOL_FILE_NAME)
             return self._check(self._runtime.messages, last_numbers, waiting)
 
-    # --- what happens ---------------------------------------------------------------------------------------
+    # --- the run ------------------------------------------------------------------------------------------
 
     def _run_until_kill(self, folder: Path) -> None:
-        """One life of the module, ended by `kill -9` in the middle of whatever it does."""
+        """Run the module with faults and end it by `kill -9`."""
         run = ModuleRun()
         self.runs.append(run)
         with self._start(folder) as module:
@@ -110,7 +110,7 @@ class Chaos:
         return ModuleProcess(folder / "data", *arguments, environ=self._runtime.environ)
 
     def _inject_one_fault(self, end_s: float) -> None:
-        """A fault for some seconds, then quiet for some."""
+        """A fault for some seconds, then a pause."""
         kind = self._random.choice(self._kinds)
         self.faults[kind] += 1
         end_fault = self._start_fault(kind)
@@ -119,7 +119,7 @@ class Chaos:
         self._wait(self._random.uniform(0.5, 6.0), end_s)
 
     def _start_fault(self, kind: str) -> Callable[[], None]:
-        """Let something go wrong; what mends it."""
+        """Start a fault; returns the function that ends it."""
         runtime, faults = self._runtime, self._runtime.faults
         match kind:
             case "stop":
@@ -141,7 +141,7 @@ class Chaos:
                 faults.puback_delay_s = 0.3
             case _:
                 setattr(faults, kind, True)
-                # Most of them matter only to who connects.
+                # Most of these faults only affect a new connection.
                 if kind not in ("swallow", "swallow_pubacks", "silent_twin"):
                     runtime.cut()
         return self._end_faults
@@ -159,18 +159,18 @@ class Chaos:
             self._runtime.hub_up()
 
     def _drain(self, folder: Path) -> None:
-        """A last life without faults, until the hub has everything; it ends as it should."""
+        """A last run without faults, until the hub has all messages."""
         with self._start(folder) as module:
             module.ready()
             self._runtime.wait_for(lambda _: _is_spool_empty(module), LONGEST_GAP_S)
             code = module.stop(10)
             if code != 0:
-                raise AssertionError(f"the last life ended with {code}:\n{module.log}")
+                raise AssertionError(f"the last run ended with {code}:\n{module.log}")
 
-    # --- what must be so ------------------------------------------------------------------------------------
+    # --- the invariants ------------------------------------------------------------------------------------
 
     def _spool(self, path: Path) -> tuple[dict[str, int], int]:
-        """The last numbers that were given, and how many messages are left."""
+        """The last message numbers and the count of waiting messages."""
         identity = Identity.from_environ(self._runtime.environ)
         assert identity is not None
         store = MessageStore(path, identity.owner, SpoolLimits())
@@ -194,7 +194,7 @@ class Chaos:
         if longest_s > LONGEST_GAP_S:
             broken.append(f"a gap of {longest_s:.1f} s")
         memory = self._memory()
-        if memory["grownInALife"] > _FLAT or memory["grownOverLives"] > _FLAT:
+        if memory["grownInARun"] > _FLAT or memory["grownOverRuns"] > _FLAT:
             broken.append(f"memory: {memory}")
         return {
             "seconds": self._seconds,
@@ -210,7 +210,7 @@ class Chaos:
         }
 
     def _order(self, messages: list[ReceivedMessage]) -> list[str]:
-        """Contract, order of numbers, order of each camera."""
+        """Violations of schemas, order of numbers or order of a camera."""
         try:
             check_messages(messages)
         except AssertionError as error:
@@ -218,28 +218,28 @@ class Chaos:
         return []
 
     def _memory(self) -> dict[str, float]:
-        """MB, and how much the memory grew within a life and from the first to the last."""
+        """The largest memory in MB, and its growth within a run and from the first to the last run."""
         warm = [run.warm for run in self.runs if len(run.warm) >= 4]
         if not warm:
-            return {"largestMb": 0.0, "grownInALife": 1.0, "grownOverLives": 1.0}
+            return {"largestMb": 0.0, "grownInARun": 1.0, "grownOverRuns": 1.0}
         ends = [sum(each[-2:]) / 2 for each in warm]
         return {
             "largestMb": round(max(max(each) for each in warm), 1),
-            "grownInALife": round(
+            "grownInARun": round(
                 max(end / (sum(each[:2]) / 2) for end, each in zip(ends, warm, strict=True)), 3
             ),
-            "grownOverLives": round(ends[-1] / ends[0], 3),
+            "grownOverRuns": round(ends[-1] / ends[0], 3),
         }
 
 
 def _has_all_numbers(messages: list[ReceivedMessage], output: str, last_numbers: dict[str, int]) -> bool:
-    """Whether the numbers 1 to the last that was given have arrived, and no other."""
+    """Whether exactly the numbers from 1 to the last one have arrived."""
     there = {m.json()["messageSequence"] for m in messages if m.output == output}
     return there == set(range(1, last_numbers[output] + 1))
 
 
 def _is_spool_empty(module: ModuleProcess) -> bool:
-    """Whether nothing waits but what has just been made."""
+    """Whether at most the newest message waits."""
     return int(module.get("/api/v1/status")["hub"]["waiting"]) <= 1
 
 
@@ -253,7 +253,7 @@ def rss_mb(pid: int) -> float:
 
 
 def main() -> int:
-    """Run it; 1 if a law was broken."""
+    """Run it; returns 1 if an invariant was violated."""
     parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,4 +1,4 @@
-"""Where the chain to the GPU breaks, link by link, and under GPU-PV."""
+"""Scenarios with a broken link to the GPU, in the order of the links, and under GPU-PV."""
 
 from doctor_hosts import HostBuilder, cuda_failure, missing
 from doctor_scenarios import WSL_CUDA, Scenario, dda, native, pv

@@ -1,4 +1,4 @@
-"""Machines for doctor: a made-up root of files, and children that tell what real ones have told."""
+"""Fake hosts for doctor: a root folder with files, and recorded answers of probes."""
 
 import json
 import os
@@ -46,12 +46,12 @@ EDGE = {
 
 
 def missing(library: str) -> str:
-    """As the loader says it."""
+    """The loader's error for a missing library."""
     return f"{library}: cannot open shared object file: No such file or directory"
 
 
 def cuda_failure(number: int, text: str) -> str:
-    """As the CUDA provider says it."""
+    """The error text of the CUDA provider."""
     return (
         "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:122 onnxruntime::CudaCall "
         f"CUDA failure {number}: {text} ; GPU=0 ; hostname=vm ; expr=cudaSetDevice(device_id_);"
@@ -60,7 +60,7 @@ def cuda_failure(number: int, text: str) -> str:
 
 @dataclass
 class HostBuilder:
-    """A machine under construction; every method adds to it and gives it back."""
+    """Builds a `Host`; every method adds to it and returns it."""
 
     root: Path
     environ: dict[str, str] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class HostBuilder:
     # --- where it is ----------------------------------------------------------------------------------------
 
     def kernel(self, release: str) -> "HostBuilder":
-        """Its kernel."""
+        """The kernel."""
         self.file("/proc/sys/kernel/osrelease", f"{release}\n")
         return self.file("/proc/version", f"Linux version {release} (gcc)\n")
 
@@ -118,7 +118,7 @@ class HostBuilder:
         return self.file("/.dockerenv")
 
     def module(self) -> "HostBuilder":
-        """Inside a container that IoT Edge made."""
+        """Inside a container of IoT Edge."""
         self.environ |= EDGE
         self.network |= {
             "resolve:gateway": {"addresses": ["172.18.0.2"]},
@@ -138,7 +138,7 @@ class HostBuilder:
         return self
 
     def kernel_driver(self, version: str = "550.144.03") -> "HostBuilder":
-        """The kernel's part of the driver, which containers see as well."""
+        """The kernel module of the driver, which containers see too."""
         return self.file("/sys/module/nvidia/version", f"{version}\n")
 
     def on_pci(self, vendor: str = "0x10de") -> "HostBuilder":
@@ -147,7 +147,7 @@ class HostBuilder:
         return self.file(f"{folder}/vendor", f"{vendor}\n").file(f"{folder}/class", "0x030000\n")
 
     def dxg(self, *libraries: str, store: str = "nv_dispi.inf_amd64_1", dmal: bool = True) -> "HostBuilder":
-        """GPU-PV with the libraries that Windows lends; with "-" none are visible."""
+        """GPU-PV with the libraries of Windows; with "-" none are visible."""
         self.file("/dev/dxg").file("/proc/misc", "126 dxg\n")
         if libraries == ("-",):
             return self
@@ -167,7 +167,7 @@ class HostBuilder:
         path: str = "/usr/lib/x86_64-linux-gnu/libcuda.so.550.144.03",
         free_mib: int = 14000,
     ) -> "HostBuilder":
-        """A driver that works, with one device."""
+        """A working driver with one device."""
         total = 15 * _GIB
         self.driver_steps = {
             "library": {"path": path},
@@ -181,14 +181,14 @@ class HostBuilder:
         return self
 
     def init_fails(self, code: int, name: str) -> "HostBuilder":
-        """cuInit answers with an error."""
+        """cuInit returns an error."""
         for step in ("devices", "memory"):
             self.driver_steps.pop(step, None)
         self.driver_steps["init"] = {"code": code, "name": name}
         return self
 
     def driver_ends(self, how: str, words: str, *, after: str = "starting") -> "HostBuilder":
-        """The child that asks the driver hangs ("late") or dies after a step."""
+        """The child that probes the driver hangs ("late") or dies after a step."""
         steps = list(self.driver_steps)
         for step in steps[steps.index(after) + 1 :]:
             del self.driver_steps[step]
@@ -222,29 +222,29 @@ class HostBuilder:
         return self
 
     def without_libraries(self, *libraries: str) -> "HostBuilder":
-        """Libraries that the loader does not find; the session fails at the first."""
+        """The loader does not find these libraries; the session fails at the first one."""
         self.missing_libraries |= {name: missing(name) for name in libraries}
         return self.session_fails(
             f"Failed to load library /x.so with error: {missing(libraries[0])}", silently=True
         )
 
     def session_works(self, *on_cpu: str, nodes: int = 212) -> "HostBuilder":
-        """A first session computes on the GPU, and so do the nodes of the model but for some."""
+        """A first session computes on the GPU, as do all nodes of the model except `on_cpu`."""
         document = {"providers": [PROVIDERS["cuda"], PROVIDERS["cpu"]], "error": ""}
         self.session = ProbeOutput(0, json.dumps(document), "")
         self.placement = {"device": "cuda", "onDevice": nodes, "onCpu": list(on_cpu)}
         return self
 
     def session_fails(self, words: str, *, silently: bool = False) -> "HostBuilder":
-        """A first session fails: with an error, or silently (`silently`) and with words on stderr only."""
+        """A first session fails with an error, or with `silently` only with a text on stderr."""
         document = {"providers": [PROVIDERS["cpu"]] if silently else [], "error": "" if silently else words}
         self.session = ProbeOutput(0, json.dumps(document), words if silently else "")
         return self
 
-    # --- the machine as doctor sees it ----------------------------------------------------------------------
+    # --- the host of doctor ---------------------------------------------------------------------------------
 
     def host(self) -> Host:
-        """It, finished."""
+        """The finished host."""
         return Host(
             root=self.root,
             environ=self.environ,
@@ -263,7 +263,7 @@ class HostBuilder:
 
     def _session(self, provider: str, _limit_s: float) -> ProbeOutput:
         self.asked.append(f"session {provider}")
-        assert self.session is not None, "nobody said what a session would do"
+        assert self.session is not None, "the test defines no session result"
         if provider == PROVIDERS["tensorrt"]:
             return ProbeOutput(
                 0, json.dumps({"providers": [], "error": "Please install TensorRT libraries"}), ""
@@ -308,6 +308,6 @@ class HostBuilder:
 
 
 def linux(root: Path) -> HostBuilder:
-    """A Linux machine with nothing in it but memory."""
+    """A Linux machine without GPU, container and packages."""
     (root / "data").mkdir(parents=True)
     return HostBuilder(root).kernel("6.12.9-amd64").memory()

@@ -1,4 +1,4 @@
-"""What doctor meets: a machine in each of these situations, and what it must say first."""
+"""Scenarios for doctor: hosts with the expected first broken link and reason code."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ NO_CUBLAS = "libcublasLt.so.12"
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A machine, the first broken link, the reason code, and what is asked (`config` as a document)."""
+    """A host, the expected first broken link and reason code, and the request (`config` as a document)."""
 
     name: str
     build: Callable[[HostBuilder], object]
@@ -25,26 +25,26 @@ class Scenario:
     config: dict[str, Any] = field(default_factory=dict)
 
     def machine(self, root: Path) -> HostBuilder:
-        """It, built."""
+        """The host of this scenario."""
         made = linux(root)
         self.build(made)
         return made
 
 
 def dda(m: HostBuilder) -> HostBuilder:
-    """A module in EFLOW that has a T4 by DDA, the GPU image, and a driver that works."""
+    """A module in EFLOW with a T4 by DDA, the GPU image and a working driver."""
     return m.eflow().module().nvidia_nodes().kernel_driver().driver().gpu_wheel().memory(15900, 12000)
 
 
 def pv(m: HostBuilder) -> HostBuilder:
-    """A module in EFLOW that has an RTX by GPU-PV, the GPU image, and a driver on Windows that works."""
+    """A module in EFLOW with an RTX by GPU-PV, the GPU image and a working driver on Windows."""
     return (
         m.eflow().module().dxg().driver("NVIDIA RTX A2000", 86, path=WSL_CUDA, version="573.42").gpu_wheel()
     )
 
 
 def native(m: HostBuilder) -> HostBuilder:
-    """A Linux machine with an RTX 3060 of its own, and the GPU extra."""
+    """A Linux machine with an RTX 3060 and the GPU extra."""
     return m.nvidia_nodes().kernel_driver().on_pci().driver("NVIDIA GeForce RTX 3060", 86).gpu_wheel()
 
 

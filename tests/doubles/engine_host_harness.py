@@ -22,7 +22,7 @@ from visionedge.runtime.threads import ThreadGroup
 
 
 class EngineHostHarness:
-    """Cameras, batcher and engine host, and the results and events that they give."""
+    """Runs cameras, batcher and engine host, and collects results and events."""
 
     def __init__(
         self,
@@ -74,11 +74,11 @@ class EngineHostHarness:
         return await self.state.apply(parse_config({**self.document, **over}))
 
     async def start(self) -> None:
-        """Load or fetch the model, then start cameras and engine."""
+        """Load or download the model, then start cameras and engine."""
         state = self.state
 
         def ignore(_status: CameraStatus) -> None:
-            """States of cameras do not matter here."""
+            """Ignore the states of cameras."""
 
         resizer = self.engine_host.load() or await self.engine_host.fetch()
         registry = CameraRegistry(
@@ -144,7 +144,7 @@ def run_scenario(
     wait_for_start: bool = True,
     inject: Path | None = None,
 ) -> EngineHostHarness:
-    """Run a module through a story; the module as it was at the end."""
+    """Run a scenario in a module; returns the module after its end."""
 
     async def run() -> EngineHostHarness:
         async with running(

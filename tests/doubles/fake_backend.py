@@ -1,4 +1,4 @@
-"""A module for the HTTP tests: a hand-written `Backend` over a real `LatestResults`, told what to answer."""
+"""A fake `Backend` for HTTP tests, with scripted answers over real `LatestResults`."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,19 +24,19 @@ SPEC = InputSpec(16, 8)
 
 
 def grey(width_px: int = 64, height_px: int = 48, level: int = 90) -> Picture:
-    """A plain picture."""
+    """A plain grey picture."""
     return np.full((height_px, width_px, 3), level, np.uint8)
 
 
 def jpeg(picture: Picture | None = None, kind: str = ".jpg") -> bytes:
-    """A picture packed."""
+    """A picture, encoded."""
     done, data = cv2.imencode(kind, grey() if picture is None else picture)
     assert done
     return data.tobytes()
 
 
 def decode(data: bytes) -> Picture:
-    """A packed picture as an array."""
+    """An encoded picture as an array."""
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert picture is not None
     return np.asarray(picture, np.uint8)
@@ -76,7 +76,7 @@ def result(
 
 
 class FakeBackend:
-    """A running module with the cameras it is told of; what it computes can be checked."""
+    """A running module with the given cameras; `seen` has the analysed pictures."""
 
     def __init__(self, *cameras: str, latest_results: LatestResults | None = None) -> None:
         self.latest_results = latest_results or LatestResults()
@@ -222,7 +222,7 @@ class FakeBackend:
             await self.hold.wait()
 
     def remove(self, name: str) -> None:
-        """A camera goes away."""
+        """Remove a camera."""
         self.names.remove(name)
         self.latest_results.forget(name)
 
@@ -252,7 +252,7 @@ def run_scenario(
     token: str | None = None,
     http: HttpConfig | None = None,
 ) -> None:
-    """Serve the module, hold the conversation, and end everything."""
+    """Serve the module, run the scenario with a client, and close everything."""
 
     async def whole() -> None:
         async with serving(module, token, http) as client:
@@ -264,13 +264,13 @@ def run_scenario(
 async def until(condition: Callable[[], bool]) -> None:
     """Let the loop run until the condition holds."""
     async with asyncio.timeout(5):
-        # It may be anything, of the server or of the board: there is no event for it.
+        # The condition may be about anything, so there is no event for it.
         while not condition():  # noqa: ASYNC110 - see above
             await asyncio.sleep(0)
 
 
 async def error_of(answer: aiohttp.ClientResponse) -> tuple[int, str, str]:
-    """Status, code and message of an error, which must have the one shape."""
+    """Status, code and message of an error document."""
     document: Any = await answer.json()
     assert set(document["error"]) == {"code", "message"}
     return answer.status, document["error"]["code"], document["error"]["message"]

@@ -1,4 +1,4 @@
-"""A machine whose GPU fails in every way it can, without any process: time jumps from event to event."""
+"""A simulated machine whose GPU fails in many ways; no process runs, time jumps from event to event."""
 
 import heapq
 import itertools
@@ -45,9 +45,9 @@ GPU_STATES = ("working", "absent", "hangs", "open-fails", "crashes-on-open", "wr
 
 @dataclass
 class GpuFaultSimulation:
-    """A machine whose GPU fails in many ways, and whose CPU workers die; a supervisor for the policy.
+    """A machine with a failing GPU and dying CPU workers, and a supervisor that applies the policy's steps.
 
-    Answers come after a while, from a heap of what will happen; the clock jumps from one to the next.
+    Future events are in a heap; the clock jumps from one to the next.
     """
 
     seed: int
@@ -65,17 +65,17 @@ class GpuFaultSimulation:
     outage_since_s: float | None = 0.0
 
     def __post_init__(self) -> None:
-        self.random = random.Random(self.seed)  # noqa: S311 - the world's, not a secret
+        self.random = random.Random(self.seed)  # noqa: S311 - no secret
         self.numbers = itertools.count(1)
         self.policy: FallbackPolicy = self.random.choice(("degrade", "degrade", "hold"))
         self.requested: RequestedDevice = self.random.choice(("auto", "cuda", "tensorrt"))
         self.timing = RecoveryTiming(jitter=0.2)
         self.recovery_policy = RecoveryPolicy(self.requested, self.policy, self.timing, self.random.random)
 
-    # What the world does by itself.
+    # The machine.
 
     def run_until(self, until_s: float) -> None:
-        """Let time go by; at each moment something is on its way, or nothing is missing."""
+        """Run the events up to a time; something must be pending unless an engine serves."""
         while True:
             due_s = self.recovery_policy.due_s()
             next_s = min(
@@ -91,14 +91,14 @@ class GpuFaultSimulation:
                 heapq.heappop(self.pending)[2]()
             else:
                 steps = self.recovery_policy.handle(TimePassed(), self.now_s)
-                assert steps, "what is due is something to do"
+                assert steps, "a due policy must return a step"
                 self.apply_steps(steps)
 
     def schedule(self, seconds: float, action: Callable[[], None]) -> None:
         heapq.heappush(self.pending, (self.now_s + seconds, next(self.numbers), action))
 
     def schedule_gpu_states(self, until_s: float) -> None:
-        """The GPU's states, one after the other."""
+        """Schedule random states of the GPU."""
         at_s = 0.0
         while (at_s := at_s + self.random.expovariate(1 / 120)) < until_s:
             state = self.random.choice(GPU_STATES)
@@ -115,7 +115,7 @@ class GpuFaultSimulation:
             self._fail_gpu(self.main)
 
     def _fail_gpu(self, child: int) -> None:
-        """The GPU that serves fails, in one way or another."""
+        """The serving GPU fails with a random fault."""
         if child != self.main or self.recovery_policy.serving in (None, "cpu"):
             return
         self.counts["gpu lost"] += 1
@@ -138,7 +138,7 @@ class GpuFaultSimulation:
             self.outages_s.append(self.now_s - self.outage_since_s)
             self.outage_since_s = None
 
-    # What the supervisor does.
+    # The supervisor.
 
     def apply_steps(self, steps: list[Step]) -> None:
         for step in steps:
@@ -172,7 +172,7 @@ class GpuFaultSimulation:
             case PublishEvent(code):
                 self.events[code] += 1
             case GiveUp():
-                raise AssertionError("nothing here is a reason to give up")
+                raise AssertionError("no fault of this simulation is a reason to give up")
 
     def _preferred_device(self) -> EffectiveDevice:
         return "tensorrt" if self.requested == "tensorrt" else "cuda"

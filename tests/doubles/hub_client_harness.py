@@ -68,13 +68,13 @@ class ScriptedHub:
             raise self.errors.pop(0)
 
     def update(self, change: Callable[[], object]) -> None:
-        """Change something that tests wait for."""
+        """Apply a change and wake waiting tests."""
         with self.changed:
             change()
             self.changed.notify_all()
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is so."""
+        """Wait until a condition holds."""
         with self.changed:
             assert self.changed.wait_for(condition, 10), f"arrived: {self.arrived}, opened: {self.opened}"
 
@@ -131,7 +131,7 @@ class ScriptedLink:
 
 
 class RecordedClient(HubClient):
-    """A hub client that records its states; an empty text when it is woken."""
+    """A hub client that records its states, and an empty text at each wake-up."""
 
     def __init__(self, *args: Any, record: Callable[[str], None], **kwargs: Any) -> None:
         self._record = record
@@ -176,7 +176,7 @@ class HubClientHarness:
         self.hub.update(lambda: self.inputs.append(message))
 
     def client(self, deadlines: Deadlines = QUICK_DEADLINES, limits: SpoolLimits | None = None) -> HubClient:
-        """A client that is not started; its spool is."""
+        """A client that is not started, with a running spool."""
         spool = Spool(self._folder / "spool.db", "me", self.thread_group, limits=limits)
         spool.start()
         client = RecordedClient(
@@ -211,7 +211,7 @@ class HubClientHarness:
 
 @pytest.fixture
 def harness(tmp_path: Path) -> Iterator[HubClientHarness]:
-    """A bench whose threads all end."""
+    """A harness whose threads all end with the test."""
     harness = HubClientHarness(tmp_path)
     yield harness
     harness.close()

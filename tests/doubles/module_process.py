@@ -1,4 +1,4 @@
-"""The whole module as people start it: `visionedge run` in a process, watched over HTTP and its log."""
+"""The whole module: `visionedge run` in a process, observed over HTTP and its log."""
 
 import atexit
 import json
@@ -21,13 +21,13 @@ from typing import Any
 _ROOT = Path(__file__).resolve().parents[2]
 _READY = re.compile(r"ready: open (http://\S+/)")
 _LEARNT = tempfile.TemporaryDirectory(prefix="visionedge-tests-")
-"""Compiled graphs and plans of the modules that ran so far, by names that hold for one model each."""
+"""Compiled graphs and plans of earlier runs; each file name belongs to one model."""
 
 atexit.register(_LEARNT.cleanup)
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy what is kept under lasting names and not there yet."""
+    """Copy the compiled graphs and plans that the target lacks."""
     for kept in (*source.glob("compiled/*.graph"), *source.glob("plans/*.json")):
         copy = target / kept.relative_to(source)
         if not copy.exists():
@@ -38,8 +38,8 @@ def _copy(source: Path, target: Path) -> None:
 class ModuleProcess:
     """``with ModuleProcess(data, "--camera", "dock=…") as module: …``; killed if a test leaves it running.
 
-    Without a ``--config`` it computes in fp32: to find the fastest precision would take seconds more. What
-    modules before it have compiled and measured is in its data folder already, unless it starts `cold`.
+    Without a ``--config`` it computes in fp32, as finding the fastest precision takes seconds more. Unless
+    `cold`, its data folder already has the compiled graphs and plans of earlier runs.
     """
 
     def __init__(
@@ -93,15 +93,15 @@ class ModuleProcess:
 
     @property
     def pid(self) -> int:
-        """The process's number."""
+        """The process id."""
         return self._process.pid
 
     def ready(self, timeout_s: float = 60) -> str:
-        """Wait until it is ready; the address of its page."""
+        """Wait until it is ready; returns the address of its page."""
         return self.wait_for_log(_READY, timeout_s)[1]
 
     def wait_for_log(self, pattern: re.Pattern[str], timeout_s: float = 30) -> re.Match[str]:
-        """Wait for a line of the log that fits."""
+        """Wait for a log line that matches."""
         found: list[re.Match[str]] = []
 
         def look() -> bool:
@@ -143,10 +143,10 @@ class ModuleProcess:
             frame = self.get(
                 f"/api/v1/cameras/{moving['name']}/frame?after={moving['sequence'] or 0}&timeout=1"
             )
-            if frame is not None and "error" in frame:  # there is no frame at all: nothing was waited for
+            if frame is not None and "error" in frame:  # there is no frame yet, so the request did not wait
                 with self._news:
                     self._news.wait(0.2)
-        raise AssertionError(f"never: {self.cameras()}\n{self.log}")
+        raise AssertionError(f"the condition never held: {self.cameras()}\n{self.log}")
 
     def stop(self, timeout_s: float = 5, number: signal.Signals = signal.SIGTERM) -> int:
         """Signal it and wait; its exit code. Fails if it takes longer than `timeout_s`."""

@@ -1,4 +1,4 @@
-"""Machines that exist on paper: how long a batch takes on so many lanes, with a clock and noise."""
+"""Simulated machines for autotune: batch times by lanes, with a clock and noise."""
 
 import math
 import random
@@ -9,12 +9,12 @@ from visionedge.engine.autotune import MAX_BATCHES, AutotuneRequest, ThroughputS
 from visionedge.engine.plan import OperatingPoint
 
 BatchMs = Callable[[int, int], float]
-"""(lanes, batch) → ms that one batch takes while all lanes work."""
+"""(lanes, batch) → ms of one batch while all lanes work."""
 
 
 @dataclass
 class SimulatedMachine:
-    """Runs trials in no time and tells how long they took. `noise` is the spread of a whole trial."""
+    """Runs trials in simulated time. `noise` is the spread of a whole trial."""
 
     batch_ms: BatchMs
     noise: float = 0.0
@@ -32,7 +32,7 @@ class SimulatedMachine:
         return int(self.now_s * 1e9)
 
     def trial(self, point: OperatingPoint, limit_s: float) -> ThroughputSample:
-        """As `trial.run_trial`: one batch to settle, then as many as fill the time."""
+        """As the real trial: one batch to warm up, then as many as fill the time."""
         self.trials.append(point)
         if self.broken(point):
             raise MemoryError(f"no room for\n{point.batch} pictures")
@@ -45,17 +45,17 @@ class SimulatedMachine:
         return ThroughputSample(point.lanes * point.batch * 1000 / took_ms, took_ms, real_ms / point.batch)
 
     def frames_per_s(self, point: OperatingPoint) -> float:
-        """The truth about a pair."""
+        """The exact speed of a point."""
         return point.lanes * point.batch * 1000 / self.batch_ms(point.lanes, point.batch)
 
     def share_of_best(self, point: OperatingPoint, wanted: AutotuneRequest) -> float:
-        """The truth about a choice: its speed beside that of the best pair an exhaustive sweep finds."""
+        """The exact speed of a point divided by that of the best point."""
         every = [OperatingPoint(lanes, batch) for lanes in wanted.lanes() for batch in wanted.batches()]
         return self.frames_per_s(point) / max(self.frames_per_s(each) for each in every)
 
 
 def cpu_with_caches(cores: int, picture_ms: float = 12.0) -> BatchMs:
-    """A CPU whose caches like small batches; lanes above its cores share them."""
+    """A CPU whose caches favour small batches; lanes above the number of cores share them."""
 
     def batch_ms(lanes: int, batch: int) -> float:
         contention = 1 + 0.15 * (min(lanes, cores) - 1) / max(1, cores - 1)
@@ -67,12 +67,12 @@ def cpu_with_caches(cores: int, picture_ms: float = 12.0) -> BatchMs:
 
 
 def memory_bound_cpu(lanes: int, batch: int) -> float:
-    """A CPU whose cores wait for memory: what helps is to read the weights once for many pictures."""
+    """A memory-bound CPU: large batches help, because the weights are read once for many pictures."""
     return lanes * (9.0 * batch + 3.0)
 
 
 def gpu(lanes: int, batch: int) -> float:
-    """A GPU: a batch of eight hardly takes longer than one picture, and two lanes hide the host's part."""
+    """A GPU: a batch of eight takes hardly longer than one picture; two lanes hide the work of the host."""
     return max(0.3 * batch + 2.0, lanes * (0.3 * batch + 1.4))
 
 

@@ -13,14 +13,14 @@ from visionedge.runtime.threads import ThreadGroup
 
 
 def message(sequence_number: int, output: str = "detections", size: int = 100) -> Message:
-    """A message with a body of so many bytes."""
+    """A message with a body of `size` bytes."""
     return Message(
         output, b"x" * size, f"{output}-{sequence_number}", {"schema": "s"}, sequence_number, frames=2
     )
 
 
 class SpoolHarness:
-    """A folder, a clock moved by hand, and a disk that fails on command; spools are stepped by hand."""
+    """A folder, a fake clock, and a disk that fails on command; tests run the rounds of a spool."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "data" / "spool.db"
@@ -30,14 +30,14 @@ class SpoolHarness:
         self._actions: list[tuple[str, Callable[[], None]]] = []
 
     def connect(self, path: Path) -> sqlite3.Connection:
-        """The real database, kept so that a test can make it fail."""
+        """Open the real database and keep it, so that a test can make it fail."""
         database = open_database(path)
         database.execute("PRAGMA synchronous=OFF")
         self.databases.append(database)
         return database
 
     def spool(self, *, owner: str = "me", memory_bytes: int = 1_000_000, **limits: float) -> Spool:
-        """A spool that is not started: `run_round` does a round of its thread."""
+        """A spool without its thread; `run_round` does one round."""
         return Spool(
             self.path,
             owner,
@@ -49,7 +49,7 @@ class SpoolHarness:
         )
 
     def crash(self) -> None:
-        """What `kill -9` leaves: what was not committed is gone."""
+        """The state after `kill -9`: uncommitted data is lost."""
         self.databases[-1].close()
 
     def meanwhile(self, statement: str, happens: Callable[[], None]) -> None:
@@ -62,13 +62,13 @@ class SpoolHarness:
             self._actions.pop(0)[1]()
 
     def read_only(self, *, on: bool) -> None:
-        """The disk takes nothing more, or does again."""
+        """Make the disk read-only, or writable again."""
         self.databases[-1].execute(f"PRAGMA query_only={'ON' if on else 'OFF'}")
 
 
 @pytest.fixture
 def harness(tmp_path: Path) -> Iterator[SpoolHarness]:
-    """Closes what tests leave open."""
+    """A harness; closes open databases."""
     harness = SpoolHarness(tmp_path)
     yield harness
     for database in harness.databases:
@@ -81,7 +81,7 @@ def run_round(spool: Spool) -> None:
 
 
 def drain(spool: Spool) -> list[Message]:
-    """Take everything as a hub does that is never away."""
+    """Take all messages, as a connected hub does."""
     got: list[Message] = []
     for _ in range(10_000):
         run_round(spool)

@@ -1,4 +1,4 @@
-"""Telemetry over a scripted clock and made-up detections, for the tests of what is sent and when."""
+"""Telemetry with a fake clock and fake detections."""
 
 import json
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ PERSON_BOX: Box = (0.1, 0.1, 0.3, 0.9)
 
 
 class TelemetryHarness:
-    """Both clocks, moved by hand."""
+    """Both clocks, and results and telemetry that use them."""
 
     def __init__(self) -> None:
         self.now_ns = 0
         self.utc = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
     def advance_s(self, seconds: float) -> int:
-        """Let time go by; the monotonic moment after it."""
+        """Advance both clocks; returns the monotonic time in ns."""
         self.now_ns += round(seconds * SECOND_NS)
         self.utc += timedelta(seconds=seconds)
         return self.now_ns
@@ -62,7 +62,7 @@ class TelemetryHarness:
         return FrameResult(frame, found, Timing(1, 2, 3, 1), "cpu", "tiny", labels)
 
     def telemetry(self, **policy: Any) -> Telemetry:
-        """Telemetry in this world, with the contract's keys as policy; blocks are not waited for."""
+        """Telemetry with this clock and policy; it does not wait to fill blocks."""
         return Telemetry(
             TelemetryConfig.model_validate({"fillSeconds": 0, **policy}),
             Sender("press-7", "vision", "run"),
@@ -72,5 +72,5 @@ class TelemetryHarness:
 
 
 def documents(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Their bodies."""
+    """The bodies of messages, decoded."""
     return [json.loads(message.body) for message in messages]

@@ -1,4 +1,4 @@
-"""`make demo-edge`: what is typed there reaches the module's twin and methods, and slips are told."""
+"""The console of `make demo-edge`: commands reach twin and methods, wrong ones are reported."""
 
 import json
 from pathlib import Path

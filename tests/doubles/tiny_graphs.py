@@ -1,4 +1,4 @@
-"""Networks written down node by node in a test, and what the compiled graph makes of them."""
+"""Networks that tests build node by node, and the rows of their compiled graphs."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Tiny detectors made in the test, with random but fixed weights, and a slow decoder that shares no code."""
+"""Tiny detectors with random but fixed weights, and a slow reference decoder."""
 
 import json
 import math

@@ -1,10 +1,10 @@
-"""Waits of tests."""
+"""Conditions for `EdgeRuntime.wait_for`."""
 
 from edge_runtime.broker import ReceivedMessage
 
 
 def at_least(count: int, output: str = "detections") -> "MessageCount":
-    """A condition for `wait_for`: so many different messages of an output."""
+    """A condition: `count` different messages of an output."""
     return MessageCount(count, output)
 
 

@@ -1,4 +1,4 @@
-"""Commands that are typed while a module runs: the cloud's side of twin, direct methods and inputs."""
+"""The console: commands for twin, direct methods and inputs while a module runs."""
 
 import json
 from pathlib import Path
