@@ -127,7 +127,7 @@ async def _until_held(module: EngineHostHarness) -> None:
 def test_a_section_that_waits_for_the_first_engine_is_not_in_force(
     tmp_path: Path, clip: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is said so for both sections, and becomes true when the policy lets the CPU take over."""
+    """Both sections are acknowledged as pending until the policy lets the CPU take over."""
     faults = FaultScript(tmp_path, first_s=60.0)
     faults.begin("absent")
     start = _held(clip, models)

@@ -78,7 +78,7 @@ def wanted(server: ModelServer, path: str, data: bytes) -> dict[str, Any]:
 
 
 def bad(folder: Path) -> dict[str, tuple[Answer, bytes, str]]:
-    """What may be wrong, each with what was promised and with what is said."""
+    """Wrong models with the expected sha256 and the text of the error."""
     right = of_file(TinyDetector(seed=1).save, folder)
     nonsense = b"no model at all" * 100
     poisoned = of_file(TinyDetector(poison=float("nan")).save, folder)
@@ -102,7 +102,7 @@ def bad(folder: Path) -> dict[str, tuple[Answer, bytes, str]]:
 def test_an_unavailable_model_changes_nothing_and_a_valid_one_takes_over(
     tmp_path: Path, clip: Path, server: ModelServer
 ) -> None:
-    """Ten ways to fail, each told with its reason, while frames go on; then one that goes well."""
+    """Ten failures, each reported with its reason while frames go on; then a valid model."""
     TinyDetector().save(tmp_path / "small.onnx")
     right = of_file(TinyDetector(width_px=96, height_px=64, seed=1).save, tmp_path)
     events = tmp_path / "events.jsonl"
@@ -155,7 +155,7 @@ def test_an_unavailable_model_changes_nothing_and_a_valid_one_takes_over(
 def test_a_newer_change_does_not_wait_for_an_older_one(
     tmp_path: Path, clip: Path, server: ModelServer
 ) -> None:
-    """What was being fetched for it is let go."""
+    """The pending download is cancelled."""
     TinyDetector().save(tmp_path / "small.onnx")
     right = of_file(TinyDetector(seed=1).save, tmp_path)
     server.answers |= {"/slow": hanging, "/b.onnx": content(right)}
@@ -177,7 +177,7 @@ def test_a_newer_change_does_not_wait_for_an_older_one(
 def test_a_first_model_that_never_arrives_can_be_replaced(
     tmp_path: Path, clip: Path, server: ModelServer
 ) -> None:
-    """A wrong address in the local file is mended from outside while the module waits for it."""
+    """The twin corrects a wrong address of the local file while the module waits for the model."""
     right = of_file(TinyDetector().save, tmp_path)
     server.answers |= {"/wrong": status(404), "/a.onnx": content(right)}
     start = document(clip, tmp_path, process=False) | wanted(server, "/wrong", right)

@@ -1,4 +1,4 @@
-"""What holds the module back, and which knob it says to turn; decided on made-up figures."""
+"""The limiting resource and the advice, computed from fake figures."""
 
 import os
 import threading
@@ -22,7 +22,7 @@ from visionedge.engine.batcher import BatcherStatistics, CameraStatistics, DropR
 
 
 def load(demanded: float, delivered: float, decode_cores: float) -> CameraLoad:
-    """A camera that hands on all it is asked for, of which the engine leaves the rest."""
+    """A camera that delivers the requested rate; the engine analyses a part of it."""
     return CameraLoad(demanded, demanded, demanded, delivered, demanded - delivered, decode_cores)
 
 
@@ -163,7 +163,7 @@ def taken(offered: int, analysed: int, **dropped: int) -> BatcherStatistics:
 
 
 def read(*moments: tuple[BatcherStatistics, dict[str, AdmissionCounts]]) -> LoadMeasurement:
-    """What is read at the last of moments that lie two seconds apart."""
+    """The last of several readings, two seconds apart."""
     times_ns = iter(range(0, 1_000_000_000_000, 2_000_000_000))
     meter = LoadMeter(clock=lambda: next(times_ns))
     for frames, asked in moments:

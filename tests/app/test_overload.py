@@ -37,7 +37,7 @@ class OverloadSimulation:
         self.busy: list[tuple[int, Batch]] = []
 
     def play(self) -> BatcherStatistics:
-        """Let it run; at the end nothing is in flight."""
+        """Run the simulation until nothing is in flight."""
         names = [f"camera-{number:02}" for number in range(CAMERAS)]
         for name in names:
             self.batcher.open(name)

@@ -1,4 +1,4 @@
-"""The keeper: what is measured goes to the ladder, what it says is done, and each step is told once."""
+"""The overload controller gives measurements to the policy, applies its steps and reports each once."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -49,7 +49,7 @@ class StubCameraRegistry(CameraRegistry):
         self.eased += 1
 
     def run(self, *names: str) -> None:
-        """Let these cameras be there."""
+        """Add these cameras."""
         self.by_name = {name: Camera(name, "demo:", SPEC, FrameRecorder()) for name in names}
 
 
@@ -93,7 +93,7 @@ class StubEngineHost:
 
 @dataclass
 class ControllerHarness:
-    """A keeper whose readings a test makes up, five seconds apart."""
+    """A controller whose measurements are made by the test, five seconds apart."""
 
     state: AppState
     engines: StubEngineHost
@@ -145,7 +145,7 @@ class ControllerHarness:
 
 @dataclass
 class StubEngine:
-    """An engine of which only the device and the process are looked at."""
+    """An engine of which only the device and the process are used."""
 
     device: DeviceState = LOST
     process: ProcessStatus | None = None

@@ -1,4 +1,4 @@
-"""The overload ladder, decided on made-up sights and played in 200 simulated loads."""
+"""The degradation policy with fake load snapshots and in 200 simulated loads."""
 
 import random
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ FINE = replace(OVER, load="fine")
 
 @dataclass
 class PolicyHarness:
-    """A ladder that is shown a sight every five seconds, and what it did when."""
+    """A policy that gets a load snapshot every five seconds, and its steps with their times."""
 
     degradation: DegradationPolicy = field(default_factory=DegradationPolicy)
     now_s: float = 0.0
@@ -40,7 +40,7 @@ class PolicyHarness:
     def show(
         self, snapshot: LoadSnapshot | None, seconds: float, settings: DegradationSettings = POLICY
     ) -> list[DegradationStep]:
-        """Show a sight for so long; the steps of that time."""
+        """Give the policy a snapshot for some seconds; returns the steps of that time."""
         before = len(self.steps)
         until_s = self.now_s + seconds
         while self.now_s < until_s:
@@ -208,7 +208,7 @@ class RandomLoad:
         self.moving = self.dice.uniform(0.05, 1.0)
 
     def play(self, seconds: float) -> None:
-        """Let it run in circumstances that stay as they are, three looks in the time of an overload."""
+        """Run with a constant load, three snapshots per overload period."""
         until_s = self.now_s + seconds
         while self.now_s < until_s:
             passed_s = self.dice.uniform(0.3, 0.36) * self.settings.after_s
@@ -226,7 +226,7 @@ class RandomLoad:
         self.steps += [(self.now_s, step) for step in steps]
 
     def offered(self) -> float:
-        """What cameras hand on, frames per second."""
+        """The delivered rate of each camera, in frames per second."""
         active = self.degradation.active
         budget = active["fps"].budget_per_s if "fps" in active else None
         if budget not in self.admitted:
@@ -255,7 +255,7 @@ class RandomLoad:
 
 
 def level_changes(random_load: RandomLoad) -> Iterator[tuple[float, str]]:
-    """When steps were taken and which way, each proven to be a change that nothing told before."""
+    """The time and direction of each step, checked to be a real change."""
     budgets: dict[DegradationLevel, float | None] = {}
     ended_s: float | None = None
     for at_s, step in random_load.steps:
@@ -280,7 +280,7 @@ def level_changes(random_load: RandomLoad) -> Iterator[tuple[float, str]]:
 
 
 def check_hysteresis(random_load: RandomLoad) -> None:
-    """Steps keep their distance, but where the ladder lost its say; the way up keeps its patience."""
+    """Steps are apart by the configured times, except after the policy was inactive."""
     for (before_s, _), (at_s, way) in pairwise(level_changes(random_load)):
         if at_s not in random_load.releases_s:
             least_s = (
@@ -291,7 +291,7 @@ def check_hysteresis(random_load: RandomLoad) -> None:
 
 @pytest.mark.parametrize("seed", range(200))
 def test_a_random_load_never_makes_the_levels_flap(seed: int) -> None:
-    """It settles whenever the load does, and it comes back when the load goes."""
+    """It settles when the load settles, and all levels end when the load ends."""
     random_load = RandomLoad(seed)
     for _ in range(random_load.dice.randint(1, 5)):
         random_load.play(random_load.dice.uniform(2, 50) * random_load.settings.after_s)
@@ -303,7 +303,7 @@ def test_a_random_load_never_makes_the_levels_flap(seed: int) -> None:
     random_load.play(4 * longest_s)
     before, over_s = len(random_load.steps), random_load.over_s
     random_load.play(2 * longest_s)
-    # Now and then it is tried whether more can be carried, for each rung once in the longest patience.
+    # From time to time it tests whether more can be computed, once per level in the longest wait.
     assert len(random_load.steps) - before <= 3 * 2 * len(random_load.settings.levels)
     tries_s = 3 * len(random_load.settings.levels) * 3 * random_load.settings.after_s
     assert random_load.degradation.exhausted or random_load.over_s - over_s <= tries_s

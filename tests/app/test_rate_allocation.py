@@ -1,4 +1,4 @@
-"""Who is lowered, and to what: by priority, evenly among equals, never below the least."""
+"""The allocation of rates: by priority, evenly among equals, never below the minimum."""
 
 import pytest
 from hypothesis import given

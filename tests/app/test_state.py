@@ -28,7 +28,7 @@ OTHER: dict[str, Any] = {
 
 
 class StubSectionWriter:
-    """Writes some sections as its behaviour says: adopt, ignore, reject, fail, or adopt and stay pending."""
+    """Writes sections with a scripted behaviour: adopt, ignore, reject, fail, or adopt and stay pending."""
 
     def __init__(self, state: AppState, behaviour: str, *sections: str) -> None:
         self.behaviour, self.names = behaviour, sections
@@ -36,7 +36,7 @@ class StubSectionWriter:
         self.handle = state.register(*sections, apply=self.apply, pending=self.pending_reason)
 
     async def apply(self, wanted: Config) -> Mapping[str, str]:
-        """Do as the behaviour says."""
+        """Apply with the scripted behaviour."""
         if self.behaviour == "fail":
             raise RuntimeError("broken")
         if self.behaviour in ("adopt", "pending"):
@@ -65,7 +65,7 @@ def test_the_sections_of_this_test_are_those_of_the_schema() -> None:
 def test_a_section_is_applied_only_if_it_is_in_force_and_in_use(
     behaviours: dict[str, str], changed: set[str]
 ) -> None:
-    """Whatever its writer does, and whether it is changed or not."""
+    """With any behaviour of its writer, changed or not."""
     state = state_of()
     for name, behaviour in behaviours.items():
         StubSectionWriter(state, behaviour, name)

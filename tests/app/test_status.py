@@ -1,6 +1,6 @@
 """The documents of status: every key, in this order, with this value.
 
-The expected documents are in tests/golden/status; `VISIONEDGE_GOLDEN=write make test` writes them anew.
+The expected documents are in tests/golden/status; `VISIONEDGE_GOLDEN=write make test` rewrites them.
 """
 
 import json
@@ -64,7 +64,7 @@ class StatusEngine:
 
     def info(self) -> EngineInfo:
         recovery = self.recovery
-        if recovery is not None:  # 17.4 s from now, however long the test took so far
+        if recovery is not None:  # 17.4 s from now, for any duration of the test so far
             waiting = replace(recovery.recovery_state, retry_at_s=time.monotonic() + 17.43)
             recovery = replace(recovery, recovery_state=waiting)
         return EngineInfo(
@@ -84,7 +84,7 @@ class StatusEngine:
 
 @dataclass
 class StatusCamera:
-    """A camera that only says what it is doing."""
+    """A camera that only has a status."""
 
     seen: CameraStatus
 
@@ -101,7 +101,7 @@ class StatusRegistry:
 
 @dataclass
 class StatusDelivery:
-    """A delivery that only says what was delivered."""
+    """A delivery that only has a status."""
 
     seen: DeliveryStatus
 
@@ -307,7 +307,7 @@ def undescribed(document: object) -> list[str]:
 
 @pytest.mark.parametrize("name", STATES)
 def test_the_keys_of_status_equal_the_golden_file(name: str, tmp_path: Path) -> None:
-    """The order of the keys as well: people read the document as it is."""
+    """The order of keys too, because people read the document."""
     state = STATES[name](tmp_path)
     documents = {
         "status": fixed(build_status(state)),

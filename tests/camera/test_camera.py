@@ -231,7 +231,7 @@ class _UnconvertibleSource(ScriptedSource):
 
 @pytest.mark.parametrize("is_live", [False, True])
 def test_a_camera_without_convertible_pictures_is_never_live_and_keeps_its_reason(*, is_live: bool) -> None:
-    """A file says so at its end, a stream after some time; neither flaps."""
+    """A file reports it at its end, a stream after some time; neither flaps."""
     harness = CameraHarness()
     sources = [_UnconvertibleSource([1.0] * 20, live=is_live, clock=harness.clock) for _ in range(3)]
     harness.opener = ScriptedOpener(*sources, live(0.1))
@@ -348,7 +348,7 @@ def test_stop_ends_flat_out_playing_while_the_sink_takes_nothing(tmp_path: Path)
 
 
 def test_stop_does_not_wait_for_a_hanging_open() -> None:
-    """What opens after all is closed again, and nothing of it is handed on."""
+    """A source that opens later is closed, and none of its pictures is delivered."""
     hanging, opening = threading.Event(), threading.Event()
     source = live(0.1)
 
@@ -358,7 +358,7 @@ def test_stop_does_not_wait_for_a_hanging_open() -> None:
         return source
 
     basket, closed = FrameRecorder(), threading.Event()
-    source.close = closed.set  # type: ignore[method-assign]  # to hear of it
+    source.close = closed.set  # type: ignore[method-assign]  # to be notified
     camera = Camera("dock", URI, SPEC, basket, dependencies=CameraDependencies(opener=opener))
     with running(camera, end_limit_s=0.5):
         assert opening.wait(5)

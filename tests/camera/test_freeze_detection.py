@@ -58,7 +58,7 @@ def test_rare_key_pictures_are_frozen_after_three_usual_intervals() -> None:
         now_ns = 10**12 + number * 5 * 10**8
         watch.note(now_ns, key=number in (0, 40, 80))
         states.append(watch.inspect(picture, now_ns, key=number in (0, 40, 80)))
-    # Looked at once a second, and still since the third key picture, 40 s in.
+    # Checked once a second, and unchanged since the third key picture at 40 s.
     assert states.index("frozen") == 80 + 120
     assert states[-1] == "frozen"
 
@@ -97,7 +97,7 @@ def test_a_slow_change_is_not_frozen() -> None:
 
 
 def test_a_reused_slot_does_not_look_frozen() -> None:
-    """The picture handed in is one that will be overwritten: what is compared must be a copy."""
+    """The given picture will be overwritten, so the comparison must use a copy."""
     watch, slot = FreezeDetector(), np.empty(SIZE, np.uint8)
     states = []
     for number in range(30):

@@ -33,7 +33,7 @@ def _street(path: Path, most: int = 1000) -> list[Picture]:
 
 @pytest.fixture(scope="module")
 def street() -> list[Picture]:
-    """People who walk through a street, five pictures per second."""
+    """People walk through a street, five pictures per second."""
     return _street(find_bundled_file(DEMO_CLIP))
 
 

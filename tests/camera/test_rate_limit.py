@@ -1,4 +1,4 @@
-"""Cameras are throttled and let go while they run: what is handed on, what is counted, what is decoded."""
+"""Cameras are throttled and released while they run: delivered, counted and decoded pictures."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_a_throttle_above_the_requested_rate_changes_nothing() -> None:
 
 
 def test_undecoded_pictures_count_as_requested() -> None:
-    """A key picture every two seconds of a source of 25 per second, of which 5 are asked for."""
+    """A key picture every two seconds of a source with 25 per second, of which 5 are requested."""
     counts = AdmissionCounts()
     admission = FrameAdmission(5, None, counts)
     admission.admits(0.0, 1)
@@ -184,7 +184,7 @@ def test_the_source_gets_the_wanted_rate_only_when_it_changes() -> None:
 
 
 def test_decoding_follows_the_wanted_rate_while_a_stream_plays(clip: Path) -> None:
-    """Every picture that is given is the right one at its time, and together they stand for all."""
+    """Every picture has its correct time, and together they cover the whole stream."""
     source = open_source(parse_camera_uri(str(clip)), SourceLimits(library="pyav"))
     seen: list[tuple[float, int, int]] = []
 

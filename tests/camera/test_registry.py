@@ -232,7 +232,7 @@ def test_a_looped_file_continues_in_the_same_epoch(tmp_path: Path) -> None:
 
 
 def test_a_removed_camera_is_forgotten_after_an_hour(clip: Path) -> None:
-    """One that is only disabled keeps its counters; one that comes back goes on where the disk says."""
+    """A disabled camera keeps its counters; one that returns continues with the numbers on disk."""
     slots, now_ns = SlotRecorder(), 0
     with running(slots, StatusRecorder(), clock=lambda: now_ns, last_epoch=7) as camera_registry:
         dock, off = {"uri": str(clip)}, {"uri": str(clip), "enabled": False}

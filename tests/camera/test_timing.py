@@ -62,7 +62,7 @@ def test_a_paced_picture_waits_for_its_time_and_a_late_one_does_not() -> None:
 
 
 def test_a_delay_of_more_than_two_seconds_is_not_caught_up() -> None:
-    """After a halted machine goes on, the pictures go on at their own rate, and not all at once."""
+    """After a machine was halted, pictures continue at their own rate and not all at once."""
     pace = PlaybackClock(0.0, 0)
     assert pace.delay_s(1.0, 3_600_000_000_000) == 0
     assert pace.delay_s(1.5, 3_600_000_000_000) == pytest.approx(0.5)

@@ -74,7 +74,7 @@ def test_help_has_examples_and_exit_codes(visionedge: CommandLine, name: str) ->
 
 @pytest.mark.parametrize("command", list(commands()), ids=command_names())
 def test_every_option_has_a_description_and_a_unit(command: argparse.ArgumentParser) -> None:
-    """No option shows its default alone, and a number says what it counts."""
+    """No option shows only its default, and a number has its unit."""
     for action in command._actions:
         if isinstance(action, argparse._SubParsersAction):
             assert action.metavar in ("COMMAND", "BENCHMARK")
@@ -218,7 +218,7 @@ def test_a_classifier_is_refused(visionedge: CommandLine, tmp_path: Path) -> Non
 
 
 def test_a_missing_demanded_device_exits_3(visionedge: CommandLine, tmp_path: Path) -> None:
-    """With fallback off the reason is told, and the remedy."""
+    """With fallback off the error has the reason and the remedy."""
     path = tmp_path / "vision.yaml"
     path.write_text("inference: {device: cuda, fallback: false}\nhttp: {port: 0}\n")
     outcome = visionedge("run", "--config", path, "--duration", "1")
@@ -243,7 +243,7 @@ def test_a_port_in_use_exits_3(visionedge: CommandLine) -> None:
 
 
 def test_detect_prints_one_frame_object_per_picture(visionedge: CommandLine, tmp_path: Path) -> None:
-    """JSON Lines on stdout, in the order given, each naming its source as it was given."""
+    """JSON Lines on stdout, in the given order, each with its source as given."""
     first, second = make_picture(tmp_path / "a.png"), make_picture(tmp_path / "b.jpg", 3)
     outcome = visionedge("detect", second, first, "--json")
     assert outcome.code == 0
@@ -308,7 +308,7 @@ def test_detect_prints_one_line_per_missing_file_and_analyses_the_others(
 def test_detect_reports_a_missing_file_before_it_opens_a_model(
     visionedge: CommandLine, tmp_path: Path
 ) -> None:
-    """The model cannot even be read here, and is not looked at where no picture is left."""
+    """The model is unreadable here, and it is not opened if no picture is left."""
     outcome = visionedge("detect", tmp_path / "nothere.jpg", "--model", tmp_path / "none.onnx")
     assert outcome.code == 1
     (line,) = outcome.complaints
@@ -366,7 +366,7 @@ class _Terminal(io.StringIO):
 
 
 def test_progress_of_a_video_overwrites_one_line_and_its_last_state_stays() -> None:
-    """Pictures have none, and nothing is written where nobody looks."""
+    """Pictures have no progress, and nothing is written without a terminal."""
     terminal, moments_s = _Terminal(), iter(range(100))
     progress = VideoProgress(terminal, owns_terminal=True, clock=lambda: float(next(moments_s)))
     progress.note("a.png", 1, video=False)
@@ -388,7 +388,7 @@ def test_progress_of_a_video_overwrites_one_line_and_its_last_state_stays() -> N
 
 
 def test_progress_of_a_video_counts_skipped_pictures() -> None:
-    """The rate is that of the pictures that were looked at."""
+    """The rate is that of the analysed pictures."""
     terminal, moments_s = _Terminal(), iter(range(100))
     progress = VideoProgress(terminal, owns_terminal=True, clock=lambda: float(next(moments_s)))
     for number in (1, 4, 7):
@@ -419,7 +419,7 @@ def test_detect_analyses_only_every_nth_frame_of_a_video(visionedge: CommandLine
 
 
 def test_detect_prints_boxes_in_pixels() -> None:
-    """A frame object has shares of the picture, which nobody reads without their names."""
+    """A frame object has shares of the picture, which are hard to read without names."""
     box = {"left": 0.067, "top": 0.365, "width": 0.213, "height": 0.468}
     assert _format_box_px(box, 640, 480) == "left 43, top 175, 136x225 px"
 
@@ -516,7 +516,7 @@ def test_the_pipeline_bench_reports_both_sides(visionedge: CommandLine, tmp_path
 def test_the_int8_pipeline_is_compared_with_the_fp32_plain_loop(
     visionedge: CommandLine, tmp_path: Path
 ) -> None:
-    """Of a model with an int8 variant; the ceiling is one of fp32, so there is none."""
+    """For a model with an int8 variant; the ceiling exists only for fp32."""
     model = save_with_variant(tmp_path / "tiny.onnx")
     clip = make_clip(tmp_path / "clip.mp4", pictures=20)
     report = tmp_path / "report.json"
@@ -534,7 +534,7 @@ def test_the_int8_pipeline_is_compared_with_the_fp32_plain_loop(
 
 
 def test_a_benchmark_without_a_source_gives_a_one_line_error(visionedge: CommandLine) -> None:
-    """A source that is not there is told before anything is measured."""
+    """A missing source is reported before anything is measured."""
     outcome = visionedge("bench", "pipeline", "--source", "no-such.mp4")
     assert outcome.code == 1
     assert "no-such.mp4" in outcome.complaints[0]
@@ -583,7 +583,7 @@ def test_the_name_of_a_camera_is_logged_without_its_password(caplog: pytest.LogC
 
 @pytest.mark.parametrize("words", [(), ("--camera", "demo=demo:"), ("--http", "127.0.0.1:0")])
 def test_the_demo_takes_the_confidence_of_the_models_card(words: tuple[str, ...]) -> None:
-    """The first look at the bundled clip shows no bird and no ball where there is none."""
+    """The first frames of the bundled clip contain no bird and no ball."""
     document = document_of(*words)
     assert document["cameras"] == {"demo": {"uri": "demo:"}}
     assert document["inference"] == {"confidence": 0.4}
@@ -597,21 +597,21 @@ def test_a_command_without_the_demo_keeps_the_default_confidence(words: tuple[st
 
 
 def test_a_configuration_of_the_demo_is_used_unchanged(tmp_path: Path) -> None:
-    """What stands in a file, or is left out of it, is what the user wrote."""
+    """Values of a file, and its missing keys, are the user's choice."""
     file = tmp_path / "vision.yaml"
     file.write_text("cameras: {demo: {uri: 'demo:'}}\n")
     assert "inference" not in document_of("--config", str(file))
 
 
 def test_detect_does_not_log_its_engine(visionedge: CommandLine, tmp_path: Path) -> None:
-    """Pictures are what was asked for; --log-level debug has the rest."""
+    """Only the results are printed; --log-level debug shows the rest."""
     picture = make_picture(tmp_path / "one.png", 1)
     assert "engine" not in visionedge("detect", picture).err
     assert "engine ready: yolox-nano-416 on cpu" in visionedge("detect", picture, "--log-level", "debug").err
 
 
 def test_files_written_by_run_are_readable_only_by_their_owner(tmp_path: Path) -> None:
-    """New files, whoever makes them, and state that an earlier version left open; the rest stays as it is."""
+    """New files and state of an earlier version are restricted; other files stay unchanged."""
     old, link, other = tmp_path / "spool.db-wal", tmp_path / "sequences.json", tmp_path / "notes.txt"
     for path in (old, other):
         path.write_text("x")

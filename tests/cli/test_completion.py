@@ -55,7 +55,7 @@ def test_options_of_the_command_are_completed() -> None:
 
 
 def test_choices_are_completed_after_their_option_and_files_elsewhere() -> None:
-    """No word of ours leaves the shell to complete files."""
+    """Without a completion the shell completes files."""
     assert in_bash("visionedge", "run", "--log-level", "w") == {"warning"}
     assert in_bash("visionedge", "run", "--config", "") == set()
 

@@ -40,7 +40,7 @@ def test_help_has_examples_and_exit_codes(visionedge: CommandLine, arguments: tu
 
 
 def test_the_help_of_compile_describes_inputs_and_outputs(visionedge: CommandLine) -> None:
-    """Whoever gets such a file has only this and its metadata."""
+    """A user of such a file has only this help and its metadata."""
     frames = visionedge("model", "compile", "--help").out
     for part in (
         "uint8 [N, H, W, 3]",

@@ -79,7 +79,7 @@ def visionedge(
 
 
 def test_a_long_wait_reports_some_steps_but_not_each() -> None:
-    """A step is told once the last line, of whatever kind, is three seconds old."""
+    """A step is reported if the last line is three seconds old."""
     lines: list[str] = []
     seconds = iter(range(100))
     progress = ProgressReporter(
@@ -98,7 +98,7 @@ def test_every_part_of_the_int8_conversion_reports_progress(
     monkeypatch: pytest.MonkeyPatch,
     recipe: tuple[str, ...],
 ) -> None:
-    """Each picture that is looked at, in whatever part, is a step that may be told."""
+    """Each processed picture, in any part, is a step that may be reported."""
     monkeypatch.setattr("visionedge.model.quantization.calibration.REPORT_INTERVAL_S", 0.0)
     outcome = visionedge("model", "compile", model, "--precision", "int8", "--calibrate", photos, *recipe)
     for part in ("pass 1 of ", "pass 2 of ", "comparing detections", "comparing ranges"):
@@ -148,7 +148,7 @@ def test_an_int8_variant_is_saved_with_its_report_and_used_on_request(
 def test_thorough_tunes_ranges_tensor_by_tensor_and_keeps_the_better_ones(
     visionedge: CommandLine, model: Path, photos: Path
 ) -> None:
-    """Even where one way for all tensors was good enough; how far it got is told meanwhile."""
+    """Even if one method for all tensors was good enough; the progress is reported meanwhile."""
     arguments = ("model", "compile", model, "--precision", "int8", "--calibrate", photos)
     outcome = visionedge(*arguments, "--recipe", "everything", "--thorough")
     assert outcome.code == 0
@@ -175,9 +175,9 @@ def test_an_fp16_variant_needs_no_calibration_but_pictures_to_judge_it(
 def test_ranges_calibrated_on_grey_pictures_are_refused_and_not_saved(
     visionedge: CommandLine, model: Path, tmp_path: Path
 ) -> None:
-    """Every second picture sets ranges, the others judge; the values of real ones are cut off.
+    """Every second picture calibrates, the others judge; the values of real pictures are clipped.
 
-    All recipes are tried, and the one that is most alike says why it is not enough.
+    All recipes are tried, and the best one has the reason of its refusal.
     """
     pictures = [grey(i) if i % 2 == 0 else scene(i) for i in range(24)]
     bad = folder_of(tmp_path / "bad", pictures)
@@ -250,7 +250,7 @@ def test_an_impossible_conversion_gives_a_one_line_error(
 
 
 def test_a_named_recipe_is_used_at_any_speed(visionedge: CommandLine, model: Path, photos: Path) -> None:
-    """The others are timed and told all the same; a name that no recipe has is told with those there are."""
+    """The others are timed and reported too; an unknown recipe is reported with the existing ones."""
     arguments = ("model", "compile", model, "--precision", "int8", "--calibrate", photos, "--recipe")
     assert visionedge(*arguments, "everything, behind the first 2").code == 0
     report = json.loads(model.with_name("deep.int8.json").read_bytes())

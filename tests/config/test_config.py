@@ -18,7 +18,7 @@ def problems(document: object) -> list[str]:
 
 
 def test_an_empty_document_is_all_defaults() -> None:
-    """Nothing needs to be said to have a working configuration."""
+    """An empty document is a working configuration."""
     config = parse_config({})
     assert config.inference.device == "auto"
     assert config.http.host == "127.0.0.1"
@@ -53,7 +53,7 @@ def test_every_problem_is_reported_at_once_with_its_path() -> None:
 
 
 def test_defaults_for_all_cameras_apply_below_the_keys_of_each() -> None:
-    """Mapping by mapping: a gate of a camera keeps what the defaults say of the rest of it."""
+    """Mapping by mapping: a gate of a camera keeps the other keys of the defaults."""
     config = parse_config(
         {
             "cameraDefaults": {"fps": 5, "transport": "auto", "gate": {"everySeconds": 3}},
@@ -69,7 +69,7 @@ def test_defaults_for_all_cameras_apply_below_the_keys_of_each() -> None:
 
 
 def test_a_wrong_default_is_reported_once_at_its_own_path() -> None:
-    """However many cameras it is laid under."""
+    """For any number of cameras that use it."""
     cameras = {name: {"uri": "demo:"} for name in "abc"}
     defaults = {"fpss": 5, "transport": "pigeon", "uri": "demo:", "gate": {"evrySeconds": 1}}
     assert problems({"cameraDefaults": defaults, "cameras": cameras}) == [

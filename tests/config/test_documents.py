@@ -73,7 +73,7 @@ def bomb(item: str) -> str:
     ],
 )
 def test_a_malicious_file_is_refused_in_one_line(tmp_path: Path, name: str, text: str, says: str) -> None:
-    """However it is nested, repeated or written, and before its content is built up in memory."""
+    """For any nesting, repetition or notation, and before its content is built in memory."""
     assert says in refusal(written(tmp_path, name, text))
 
 
@@ -109,7 +109,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
 
 
 def test_a_file_is_read_only_up_to_its_limit(tmp_path: Path) -> None:
-    """Exactly the limit is read; one byte more is refused, and so is a file that is none when it is read."""
+    """Exactly the limit is read; one byte more is refused, also if the file grew meanwhile."""
     path = written(tmp_path, "a", "x" * 100)
     assert read_regular_file(path, max_bytes=100) == b"x" * 100
     with pytest.raises(OSError, match="larger than") as caught:
@@ -118,7 +118,7 @@ def test_a_file_is_read_only_up_to_its_limit(tmp_path: Path) -> None:
 
 
 def test_a_key_is_the_text_as_written(tmp_path: Path) -> None:
-    """YAML takes off for a truth value and 18:00 for 1080; a camera may have such a name all the same."""
+    """YAML reads off as a boolean and 18:00 as 1080; a camera may have such a name."""
     text = "cameras: {off: {uri: 'demo:'}, 1: {uri: 'demo:'}, on: {uri: 'demo:'}}\ninference: {parity: off}\n"
     checked = parse_config(read_document(written(tmp_path, "a.yaml", text)))
     assert list(checked.cameras) == ["off", "1", "on"]
@@ -135,7 +135,7 @@ cameras:
 
 
 def test_keys_that_begin_with_x_dash_may_contain_anchors_and_are_ignored(tmp_path: Path) -> None:
-    """As in compose; a mapping's own keys win over what it merges, wherever `<<` stands."""
+    """As in compose; the keys of a mapping win over merged ones at any position of `<<`."""
     checked = parse_config(read_configuration(written(tmp_path, "a.yaml", ANCHORED), {}))
     hall, yard = checked.cameras["hall"], checked.cameras["yard"]
     assert (hall.fps, yard.fps, yard.decoder) == (2, 10, "opencv")
@@ -166,7 +166,7 @@ def test_a_duplicate_key_beside_a_merge_is_refused(tmp_path: Path) -> None:
 
 
 def test_very_many_problems_are_reported_as_the_first_ones_and_a_number() -> None:
-    """Nobody reads ten thousand lines, and making them takes long."""
+    """Ten thousand lines are unreadable and slow to make."""
     with pytest.raises(ConfigError) as caught:
         parse_config({f"key{n}": 1 for n in range(10_000)})
     assert len(caught.value.problems) == MAX_PROBLEMS + 1
@@ -258,7 +258,7 @@ def test_config_check_names_the_cameras_of_a_valid_file(visionedge: CommandLine,
 
 
 def test_problems_of_arguments_name_no_line_of_the_file(visionedge: CommandLine, tmp_path: Path) -> None:
-    """`doctor` and `run` lay arguments over the file; each problem names the place where it can be mended."""
+    """`doctor` and `run` lay arguments over the file; each problem names the place of its correction."""
     path = written(tmp_path, "a.yaml", "inference:\n  iou: 2\n")
     done = visionedge("doctor", "--config", str(path), "--http", "x:70000")
     assert done.code == 2

@@ -20,7 +20,7 @@ def test_the_published_schema_is_that_of_the_code(capsys: pytest.CaptureFixture[
 
 
 def test_every_setting_has_a_description_or_a_section_of_its_own() -> None:
-    """An editor that knows the schema can say what a key does."""
+    """An editor with the schema can describe each key."""
     schema = json_schema()
 
     def check_descriptions(properties: dict[str, Any]) -> None:

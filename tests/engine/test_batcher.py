@@ -28,7 +28,7 @@ PICTURE = np.zeros((2, 2, 3), np.uint8)
 
 
 class FakeClock:
-    """Time that moves when it is told to."""
+    """A clock that tests advance."""
 
     def __init__(self) -> None:
         self.now_ns = 1_000
@@ -145,7 +145,7 @@ class BatcherStateMachine(RuleBasedStateMachine):
         return batch
 
     def _check_fairness(self, ready: set[str], served: set[str]) -> None:
-        """Nobody is served twice while a camera that could go waits."""
+        """No camera is served twice while another one waits."""
         for camera in ready - served:
             assert not self.passed_over[camera] & served, f"{camera} was passed over twice"
             self.passed_over[camera] |= served
@@ -276,7 +276,7 @@ def test_a_put_wakes_a_lane_that_waits_and_close_ends_it() -> None:
 
 
 def test_a_flat_out_camera_waits_until_its_frame_is_taken_or_the_batcher_is_closed() -> None:
-    """Every decoded frame is analysed: nothing is replaced, whatever the lanes do."""
+    """Every decoded frame is analysed and none replaced, for any behaviour of the lanes."""
     made = Batcher(1, 10**12)
     made.open("dock")
     count = 200

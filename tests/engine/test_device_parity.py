@@ -1,4 +1,4 @@
-"""Whether a device computes what the CPU does: told from rows, with what floats may differ by."""
+"""The comparison of a device with the CPU, by rows and with a tolerance for floats."""
 
 from collections.abc import Callable
 from itertools import count
@@ -110,7 +110,7 @@ def test_a_device_not_faster_than_a_cpu_core_is_reported(
 
 
 def test_an_engine_is_compared_with_the_cpu_and_timed(engine: LocalEngine) -> None:
-    """By a clock that goes on by one millisecond at each look."""
+    """With a clock that advances by one millisecond per reading."""
     ticks = count(step=1_000_000)
     session = engine._session
     assert session is not None

@@ -1,4 +1,4 @@
-"""Lanes: every frame taken is delivered or counted, in order, with its times, whatever the engine does."""
+"""Lanes: every frame is delivered or counted, in order and with its times, for any result of the engine."""
 
 import threading
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class SteppingClock:
 
 
 class FakeEngine:
-    """Finds the same box on every picture, unless told otherwise."""
+    """Finds the same box on every picture by default."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -122,7 +122,7 @@ def test_a_frame_becomes_a_result_with_its_detections_and_names(engine: FakeEngi
 
 
 def test_the_timing_has_wait_inference_and_total(engine: FakeEngine) -> None:
-    """Captured at 0; the clock steps by 10: taken at 10, the engine from 20 to 30, handed on at 40 and 50."""
+    """Captured at 0; the clock steps by 10: taken at 10, the engine from 20 to 30, delivered at 40 and 50."""
     preloaded = PreloadedBatcher(engine, frame("dock"), frame("gate"), clock=SteppingClock())
     preloaded.run()
     times = [(r.timing.wait_ns, r.timing.infer_ns, r.timing.total_ns) for r in preloaded.delivered]
@@ -163,7 +163,7 @@ def away(_count: int) -> Rows:
 def test_a_batch_without_an_engine_is_counted_and_not_logged_again(
     engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever watches over the engine has told it; every lane would only repeat that."""
+    """The supervisor has reported it; each lane would only repeat it."""
     engine.act = away
     preloaded = PreloadedBatcher(engine, frame("dock"))
     preloaded.run()

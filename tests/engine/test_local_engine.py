@@ -1,4 +1,4 @@
-"""The engine: what comes out, what is refused, and which device it says it runs on. CPU only, tiny models."""
+"""The engine: results, refusals, and the reported device. CPU only, tiny models."""
 
 import logging
 import re
@@ -34,7 +34,7 @@ def opened(model: Model, config: InferenceConfig = CPU, **options: int) -> Local
 
 
 class StubProber:
-    """Answers with one verdict and remembers who was asked for."""
+    """Answers with one verdict and records the requested devices."""
 
     def __init__(self, code: ReasonCode) -> None:
         self.code = code
@@ -46,7 +46,7 @@ class StubProber:
 
 
 class FakeSession:
-    """A session that does as it is told."""
+    """A session with scripted results."""
 
     def __init__(self, answer: Callable[[int], np.ndarray]) -> None:
         self.answer = answer
@@ -328,9 +328,7 @@ def test_tensorrt_falls_back_to_cuda_before_the_cpu(model: Model) -> None:
 
 
 @pytest.mark.usefixtures("gpu_build")
-@pytest.mark.filterwarnings(
-    "ignore:Specified provider:UserWarning"
-)  # the CPU wheel's own, on being asked for CUDA
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")  # the CPU wheel's own error for CUDA
 def test_a_session_that_opens_on_the_cpu_is_not_reported_as_gpu(model: Model) -> None:
     """The probe was fine and the session is not: what counts is the session."""
     engine = open_engine(model, InferenceConfig(device="cuda"), prober=StubProber(ReasonCode.OK))

@@ -85,7 +85,7 @@ def test_without_cgroups_the_affinity_counts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cores", [1, 250, 1024])
 def test_the_number_of_lanes_is_bounded(cores: int) -> None:
-    """Each lane has a socket to the engine's process, and one message hands over 253 at most."""
+    """Each lane has a socket to the engine process, and one message can pass at most 253."""
     wanted = AutotuneRequest("cpu", 8, None, cores)
     most = min(cores, MAX_LANES)
     assert make_default_plan("cpu", 8, None, cores).lanes == most

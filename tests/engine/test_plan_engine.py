@@ -1,4 +1,4 @@
-"""The plan in the engine: measured at the first start, from the cache at the next, shown as it is."""
+"""The plan of the engine: measured at the first start, read from the cache at the next, and shown."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_a_model_that_fixes_its_batch_is_measured_with_that_one(tmp_path: Path) 
 
 
 class StubSession:
-    """A session that cannot compute four at once, and remembers what it was told to keep."""
+    """A session that cannot compute four at once, and records the batch sizes to keep."""
 
     rows = 9
     node_placement = NodePlacement(1)
@@ -97,7 +97,7 @@ class StubSession:
         self.kept = set(sizes)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to release."""
 
 
 def test_the_memory_of_other_batch_sizes_is_released(model: Model) -> None:

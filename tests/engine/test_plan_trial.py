@@ -92,7 +92,7 @@ def test_lanes_run_concurrently() -> None:
 
 
 def test_measuring_runs_the_given_batch_on_real_threads() -> None:
-    """Two threads that share nothing are twice as fast as one, whatever the batch: one picture each."""
+    """Two independent threads are twice as fast as one for any batch: one picture each."""
     work = SimulatedWorkload(picture_ms=20)
     measured = autotune_plan(
         work.run, device="cpu", max_batch=4, fixed_batch=None, cores=2, clock=work.clock, spend_s=60

@@ -36,7 +36,7 @@ FASTER = PrecisionChoice("int8", "measured 2.00 times as fast as fp32 here (fp32
 
 
 class FakeClock:
-    """Time that only runs when somebody works."""
+    """A clock that only simulated work advances."""
 
     def __init__(self) -> None:
         self.now_ns = 0
@@ -127,7 +127,7 @@ def test_disagreeing_boxes_reject_the_variant_with_the_figure() -> None:
 
 
 def test_the_tolerance_of_the_variant_counts() -> None:
-    """As it was asked for when it was made."""
+    """As requested when the variant was made."""
     assert check_agreement(seen(20), seen(20, first=4), Tolerance(), unasked).refusal is not None
     assert check_agreement(seen(20), seen(20, first=4), Tolerance(unmatched=0.3), unasked).refusal is None
 
@@ -180,7 +180,7 @@ class FakeSession:
 
 
 class ChoiceHarness:
-    """A model with an int8 variant beside it; how it is timed and judged is said here."""
+    """A model with an int8 variant beside it; times and judgement are scripted."""
 
     def __init__(
         self, folder: Path, agreed: VariantAgreement, *, compiled: Path | None = None, unusable: bool = False
@@ -267,7 +267,7 @@ def test_a_variant_that_is_faster_and_agrees_is_used(tmp_path: Path, compiled: P
 
 
 def test_a_disagreeing_variant_is_not_used_at_any_speed(tmp_path: Path, compiled: Path) -> None:
-    """Its report says that it is good, and may be right on the machine that it was written on."""
+    """Its report accepts it, which may be correct on the machine of the report."""
     scene = ChoiceHarness(tmp_path, DIFFERS, compiled=compiled)
     scene.keep_variant()
     _, choice = scene.picked()
@@ -352,7 +352,7 @@ def test_a_variant_that_cannot_be_opened_is_excluded(tmp_path: Path, compiled: P
 
 
 def test_the_reason_for_an_int8_model_file_names_it(tmp_path: Path) -> None:
-    """Nobody is told that a precision does not fit the device, where no variant was found at all."""
+    """The reason does not mention an unsuitable precision if no variant exists."""
     model, network = load_model(TinyDetector().save(tmp_path / "tiny.onnx")), TinyDetector().proto()
     trials = PrecisionTrials(FakeSession, lambda _: lambda: None, lambda *_: AGREES)
 

@@ -1,4 +1,4 @@
-"""A faster precision stands in for the engine of the configuration and goes again; no frame is lost by it."""
+"""A faster variant replaces the configured engine temporarily; no frame is lost."""
 
 import shutil
 from collections.abc import Iterator
@@ -137,7 +137,7 @@ def test_a_substitute_computes_until_it_is_ended_or_the_model_changes(
 def test_a_lost_device_returns_behind_the_substitute(
     data: Path, tmp_path: Path, clip: Path, models: Path
 ) -> None:
-    """The engine that is stood in for goes on looking for its device, and the stand-in knows how that is."""
+    """The replaced engine still probes its device, and the substitute reports its recovery."""
     faults = FaultScript(tmp_path)
     shutil.rmtree(data / CHOICES, ignore_errors=True)  # a choice that is kept would be taken at once
 

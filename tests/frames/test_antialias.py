@@ -35,7 +35,7 @@ def test_antialiased_pictures_equal_those_of_pillow_in_every_pixel(size: tuple[i
 
 
 def test_planes_of_a_video_are_antialiased_like_a_whole_picture() -> None:
-    """The colours are those of the resized picture to a level or two, far nearer than without."""
+    """The colours equal those of the resized picture within two levels, far nearer than without."""
     small = cv2.GaussianBlur(noise(640, 480), (0, 0), 3)
     sheet = cv2.cvtColor(small, cv2.COLOR_BGR2YUV_I420)
     luma, colours = sheet[:480], sheet[480:].reshape(2, 240, 320)

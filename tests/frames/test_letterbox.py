@@ -52,7 +52,7 @@ def test_a_given_array_is_overwritten_completely(width_px: int, height_px: int, 
 @settings(deadline=None, max_examples=150)
 @given(data=st.data(), spec=specs)
 def test_a_rectangle_is_mapped_back_within_a_pixel(data: st.DataObject, spec: InputSpec) -> None:
-    """A white rectangle of the source, looked for in the input, maps back through the placement."""
+    """The edges of a white rectangle in the input map back to the source through the placement."""
     width_px = data.draw(st.integers(spec.width_px, 4 * spec.width_px), label="width")
     height_px = data.draw(st.integers(spec.height_px, 4 * spec.height_px), label="height")
     left = data.draw(st.integers(0, width_px // 2), label="left")

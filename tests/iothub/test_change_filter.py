@@ -157,7 +157,7 @@ def test_without_a_hold_time_each_appearance_counts_at_once() -> None:
 
 
 def test_a_longer_hold_time_delays_the_change() -> None:
-    """`changeSeconds: 5`: who passes within four seconds is not sent."""
+    """`changeSeconds: 5`: a person who passes within four seconds is not sent."""
     play = FilterHarness(change_s=5)
     play.run(0.1, 40, lambda at: [(0, PERSON_BOX)] if 10 <= at < 14 or at >= 20 else [])
     assert 5 <= play.when(1, 20) <= 5.2
@@ -207,7 +207,7 @@ def test_each_camera_is_compared_only_with_itself() -> None:
 
 
 def test_a_flicker_that_was_sent_by_chance_is_corrected() -> None:
-    """The first frame shows a ghost; one a second later shows that it is none."""
+    """The first frame shows a false detection, one a second later does not."""
     play = FilterHarness()
     assert play.frame([(0, PERSON_BOX), (0, OTHER)])
     play.run(0.1, 30, lambda _at: [(0, PERSON_BOX)])
@@ -216,7 +216,7 @@ def test_a_flicker_that_was_sent_by_chance_is_corrected() -> None:
 
 
 def test_a_dropout_in_the_frame_that_was_sent_is_corrected() -> None:
-    """Somebody comes while another is missed in that very frame."""
+    """A person appears in the frame in which another one is missing."""
     play = FilterHarness()
     third: Box = (0.85, 0.1, 0.95, 0.4)
     play.run(0.1, 5, lambda _at: [(0, PERSON_BOX), (0, OTHER)])
@@ -284,7 +284,7 @@ SCENES = st.lists(
 def test_every_object_sent_as_present_is_later_sent_as_gone(
     scene: list[tuple[float, list[tuple[int, Box]]]], change_s: float, interval_s: float
 ) -> None:
-    """However it flickered before: once all is empty, the last frame that is sent shows nothing."""
+    """For any flicker before: once the scene is empty, the last sent frame is empty."""
     play = FilterHarness(change_s=change_s)
     for after_s, seen in scene:
         play.frame(seen, after_s=after_s)
@@ -371,7 +371,7 @@ def test_the_shipped_clip_sends_at_most_15_percent_of_its_frames(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A street where always somebody walks, all pictures at its own rate, for two minutes.
+    """A street with people at all times, every picture, for two minutes.
 
     At two frames a second the same street costs about as much: one frame a second at most by movement.
     """

@@ -93,7 +93,7 @@ def test_a_message_that_can_never_be_sent_is_dropped(harness: HubClientHarness) 
 
 
 def test_a_lost_link_is_replaced_even_if_no_message_waits(harness: HubClientHarness) -> None:
-    """The link says that it is lost; the next one is made and the old one closed."""
+    """The link reports its loss; a new one is opened and the old one closed."""
     client = harness.client()
     client.start()
     harness.hub.wait(lambda: harness.states == ["connecting", "connected"])
@@ -155,7 +155,7 @@ def test_too_many_lost_threads_are_reported_as_stuck_until_they_return(harness: 
 
 @pytest.mark.parametrize("where", ["build", "connect", "send", "close"])
 def test_close_keeps_its_deadline_in_every_hang_of_the_sdk(harness: HubClientHarness, where: str) -> None:
-    """`close` returns, and says that the process must not wait for threads."""
+    """`close` returns and reports that the process must not wait for threads."""
     harness.hub.hold[where] = threading.Event()
     client = harness.client(quick_deadlines(disconnect_s=5))
     client.start()

@@ -77,7 +77,7 @@ def test_a_late_result_is_passed_to_its_handler() -> None:
 def test_outside_iot_edge_without_a_messages_file_nothing_is_collected(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Locally, frames cost nothing and the log says once why nothing is sent."""
+    """Frames cost nothing, and the log has the reason once."""
     caplog.set_level(logging.INFO, logger="visionedge.iothub")
     thread_group = ThreadGroup(lambda _name, _error: None)
     delivery = Delivery.build(TelemetryConfig(), None, None, thread_group, data=tmp_path)
@@ -116,7 +116,7 @@ def test_a_data_folder_gets_a_spool_that_continues_numbers_and_budget(tmp_path: 
 
 
 class DrainedHub:
-    """A hub client that is connected and lets the test take messages."""
+    """A connected hub client whose messages the test takes."""
 
     connected = True
 

@@ -123,7 +123,7 @@ def is_acknowledged(desired: DesiredProperties, version: int) -> bool:
 async def acknowledged(desired: DesiredProperties, version: int) -> dict[str, Any]:
     """Wait for the acknowledgement of a version."""
     async with asyncio.timeout(10):
-        # It changes on the loop; there is no event for it, as nobody but the next look needs one.
+        # The state changes on the loop, without an event.
         while not is_acknowledged(desired, version):  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.001)
     return desired.acknowledgement
@@ -226,7 +226,7 @@ def test_a_change_that_fails_is_rejected_and_the_next_one_is_processed(tmp_path:
         assert (await acknowledged(desired, 4))["telemetry"]["status"] == "applied"
 
     module.run_scenario(scenario)
-    # Also what ran before is applied again: nobody knows how far the change had come.
+    # The previous document is applied again too, because the state of the failed change is unknown.
     assert [config.telemetry.mode for config in module.applied][:2] == ["all", "changes"]
     assert module.kept == DesiredDocument(4, {"telemetry": {}})
 
@@ -253,7 +253,7 @@ def test_of_documents_that_arrive_during_an_application_only_the_newest_is_appli
 
 
 def test_a_start_without_a_hub_uses_the_last_document_in_force(tmp_path: Path) -> None:
-    """And acknowledges it; when the hub says the same, nothing is applied a second time."""
+    """It is acknowledged; the same document from the hub is not applied a second time."""
     FakeConfigTarget(tmp_path).run_scenario(lambda desired: _desire(desired, 7, telemetry={"mode": "all"}))
     module = FakeConfigTarget(tmp_path)
     assert module.config_sources().start.config.telemetry.mode == "all"
@@ -300,7 +300,7 @@ async def _desire(desired: DesiredProperties, version: int, **document: Any) -> 
 def test_a_saved_document_that_is_no_longer_valid_is_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The module starts with its local document, says so, and waits for the hub."""
+    """The module starts with its local document, reports it, and waits for the hub."""
     LastGoodFile(tmp_path / "desired.json", "me").keep(DesiredDocument(3, {"telemetry": {"gone": 1}}))
     start = FakeConfigTarget(tmp_path).config_sources().start
     assert start.desired is None
@@ -345,7 +345,7 @@ def test_a_document_that_arrives_too_late_for_this_start_is_kept_for_the_next(tm
 
 
 def test_a_rejected_section_is_tried_again_and_reported_once(tmp_path: Path) -> None:
-    """A model server that comes back is found without another word from the cloud."""
+    """A model server that recovers is used without another change of the twin."""
     module = FakeConfigTarget(tmp_path)
     module.refuse = {"model": "the server does not answer"}
     module.retry_s = 0.001
@@ -447,7 +447,7 @@ def test_a_section_that_waits_for_the_engine_is_applied_once_it_is_open(tmp_path
 
 
 def test_a_rejected_section_does_not_mark_pending_sections_as_applied(tmp_path: Path) -> None:
-    """A document that equals what ran before the refusal is applied all the same."""
+    """A document that equals the one before the rejection is applied too."""
     module = FakeConfigTarget(tmp_path)
 
     async def scenario(desired: DesiredProperties) -> None:

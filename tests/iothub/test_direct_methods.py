@@ -77,7 +77,7 @@ def test_a_missing_payload_counts_as_an_empty_one(payload: Any) -> None:
 
 
 def test_a_valid_payload_reaches_the_method() -> None:
-    """As it was given."""
+    """The payload is unchanged."""
     given = {"camera": "dock", "annotate": True}
     assert call("echo", given) == MethodResult(200, given)
     assert call("any", {"whatever": [1]}) == MethodResult(200, {"whatever": [1]})
@@ -152,7 +152,7 @@ def camera(number: int) -> dict[str, Any]:
 
 
 def test_the_status_of_very_many_cameras_is_cut_to_the_maximum_answer_size() -> None:
-    """First to what matters of each, then to as many as fit; how many are left out is said."""
+    """First to the important keys of each camera, then to as many cameras as fit; the rest is counted."""
     few = {"version": "1", "cameras": [camera(1)], "capacity": {}}
     assert fit_status(few) == few
     for count, omitted in ((200, False), (5000, True)):
@@ -204,7 +204,7 @@ class StubBackend:
 
 
 def test_the_status_contains_the_doctor_report_on_request() -> None:
-    """Without secrets, and made only when it is asked for."""
+    """Without secrets, and made only on request."""
 
     async def scenario() -> tuple[MethodResult, MethodResult]:
         nothing: Any = None

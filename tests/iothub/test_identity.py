@@ -76,7 +76,7 @@ def test_the_simulator_counts_as_iot_edge_and_its_key_is_not_kept() -> None:
 
 
 def test_an_incomplete_simulator_environment_is_reported_without_its_key() -> None:
-    """A connection string without the CA file, or with parts missing, says which."""
+    """A connection string without the CA file, or with missing parts, gives an error that names them."""
     string = SIMULATOR["EdgeHubConnectionString"]
     with pytest.raises(ConfigError, match="EdgeModuleCACertificateFile"):
         Identity.from_environ({"EdgeHubConnectionString": string})
@@ -90,7 +90,7 @@ def test_an_incomplete_simulator_environment_is_reported_without_its_key() -> No
 def test_an_unusable_workload_socket_is_reported_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The SDK says no more than 'Permission denied' and names no file."""
+    """The SDK reports only 'Permission denied' without a file name."""
     path = tmp_path / "workload.sock"
     identity = Identity.from_environ({**EDGE, "IOTEDGE_WORKLOADURI": f"unix://{path}"})
     assert identity is not None

@@ -104,7 +104,7 @@ def test_the_answer_to_a_picture_has_the_id_of_its_request() -> None:
     ],
 )
 def test_the_name_of_the_camera_comes_from_the_message(given: str | None, expected: str) -> None:
-    """Unless it is none, or a real camera's, which numbers its own frames."""
+    """Unless the name is missing or that of a real camera, which numbers its own frames."""
     module = FakeDetector()
     module.run_scenario(picture(given))
     assert module.answers[0][0].frame.camera == expected
@@ -129,7 +129,7 @@ def test_sequence_numbers_rise_over_all_names_and_follow_the_clock() -> None:
 
 
 def test_pictures_without_an_answer_are_counted_by_reason() -> None:
-    """And none of it keeps the next one from its answer."""
+    """None of these prevents the next answer."""
     module = FakeDetector()
     questions = module.run_scenario(
         picture(body=b"junk"),

@@ -90,7 +90,7 @@ def test_an_acknowledgement_right_after_the_first_report_is_sent_at_once() -> No
 
 
 def test_a_quiet_period_allows_a_burst_of_three_at_most() -> None:
-    """One token comes back every 5 s, up to three."""
+    """One token returns every 5 s, up to three."""
     now = [0]
     limit = PatchRateLimit(lambda: now[0])
 
@@ -116,7 +116,7 @@ def test_a_quiet_period_allows_a_burst_of_three_at_most() -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 3 * PATCH_INTERVAL_NS), max_size=40))
 def test_no_period_has_more_patches_than_a_burst_and_its_share(pauses_ns: list[int]) -> None:
-    """In a time of `n` intervals at most `n + 3` patches, however the requests fall."""
+    """In `n` intervals at most `n + 3` patches, for any order of requests."""
     now = [0]
     limit = PatchRateLimit(lambda: now[0])
     sent_ns: list[int] = []

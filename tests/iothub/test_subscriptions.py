@@ -55,7 +55,7 @@ def test_reported_properties_are_taken_or_refused(edge_runtime: EdgeRuntime, dri
 def test_a_session_lost_by_the_hub_is_detected_and_everything_works_again(
     edge_runtime: EdgeRuntime, drive: Drive
 ) -> None:
-    """Messages go on all the time; the twin's silence means another link, which subscribes anew."""
+    """Messages continue; the silent twin leads to a new link, which subscribes again."""
     module = drive(edge_runtime.environ, listen=True, deadlines={"probe_s": 0.5, "request_s": 1.0})
     heard(module, lambda received: len(received["twins"]) >= 1)
     edge_runtime.lose_sessions()

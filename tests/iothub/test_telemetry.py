@@ -139,7 +139,7 @@ def test_a_change_that_the_budget_dropped_is_sent_the_next_day() -> None:
 
 
 def test_a_frame_too_large_for_a_message_is_counted_and_reported_once() -> None:
-    """Per camera one event, however many such frames come."""
+    """One event per camera, for any number of such frames."""
     harness = TelemetryHarness()
     telemetry = harness.telemetry(mode="all")
     for _ in range(3):

@@ -49,7 +49,7 @@ def test_a_new_mode_keeps_waiting_frames_and_the_last_sent_frame() -> None:
 
 
 def test_new_thresholds_are_compared_with_the_last_sent_frame() -> None:
-    """A box that moved a little is news from now on, and one that holds for less is there."""
+    """A small movement now counts as a change, and a box needs less time to count as present."""
     clock = TelemetryHarness()
     telemetry = clock.telemetry(mode="changes", moveThreshold=0.5)
     moved: Box = (0.15, 0.15, 0.35, 0.95)
@@ -241,7 +241,7 @@ def test_a_day_beyond_one_iot_hub_unit_is_reported_if_the_budget_allows_more() -
 
 
 def test_without_a_budget_nothing_is_projected() -> None:
-    """`maxPerDay: 0` is a way to say: events only."""
+    """`maxPerDay: 0` means: events only."""
     clock = TelemetryHarness()
     telemetry = clock.telemetry(mode="all", maxPerDay=0)
     assert [each["code"] for each in rate(clock, telemetry, per_minute=20, minutes=30)] == [

@@ -50,7 +50,7 @@ def changed(change: Callable[[onnx.ModelProto], None], **kind: object) -> Maker:
 
 
 def first_node(operator: str, domain: str = "", **attributes: Any) -> Maker:
-    """One more node in front of the tiny detector, whose output nobody needs."""
+    """One more node in front of the tiny detector, whose output is unused."""
 
     def change(proto: onnx.ModelProto) -> None:
         node = helper.make_node(operator, ["image"], ["aside"], domain=domain, **attributes)
@@ -276,7 +276,7 @@ def endless(proto: onnx.ModelProto) -> None:
 
 
 def nothing(_: onnx.ModelProto) -> None:
-    """As it is."""
+    """Unchanged."""
 
 
 NOISE = random.Random(0).randbytes(5000)  # noqa: S311 - noise, not a secret
@@ -397,9 +397,9 @@ def test_a_file_of_more_than_2_gb_is_not_read(visionedge: CommandLine, tmp_path:
 
 
 def test_an_unreadable_file_is_refused(visionedge: CommandLine, tmp_path: Path) -> None:
-    """Root may read everything, so for the moment of the command this process is somebody else."""
+    """Root may read everything, so the process changes its user for the command."""
     path = DETECTOR.save(tmp_path / "secret.onnx")
-    assert visionedge("model", "inspect", path).code == 0  # imports what somebody else may not read
+    assert visionedge("model", "inspect", path).code == 0  # imports files that the other user may not read
     path.chmod(0)
     user = os.geteuid()
     os.seteuid(user or 65534)
@@ -420,7 +420,7 @@ def test_a_path_below_a_file_is_refused(visionedge: CommandLine, tmp_path: Path)
 
 @pytest.mark.timeout(110)
 def test_sixty_damaged_models_are_each_refused_or_run(visionedge: CommandLine, tmp_path: Path) -> None:
-    """Single bytes changed anywhere: whatever becomes of it, it is 0, 1 or 2, and one line if it is not 0."""
+    """Single bytes are changed anywhere: the exit code is 0, 1 or 2, with one line if it is not 0."""
     dice = random.Random(7)  # noqa: S311 - damage, not a secret
     path = tmp_path / "damaged.onnx"
     for _ in range(60):

@@ -37,7 +37,7 @@ def squeezed(picture: Picture) -> Picture:
 
 
 def slow_rows(image: Picture) -> NDArray[np.float64]:
-    """The bare network on the picture as it is, and each cell above the floor decoded one by one."""
+    """The bare network on the picture, and each cell above the floor decoded one by one."""
     session = onnxruntime.InferenceSession(str(find_bundled_model()), providers=["CPUExecutionProvider"])
     tensor = image.astype(np.float32).transpose(2, 0, 1)[None]
     (table,) = session.run(None, {"images": tensor})[0]

@@ -177,7 +177,7 @@ REFUSED: dict[str, tuple[Answer, str]] = {
 def test_permanent_errors_are_refused_at_once(
     tmp_path: Path, server: ModelServer, answer: Answer, message: str
 ) -> None:
-    """In one line that names the address without its secret; nothing is kept, and nobody asks again."""
+    """In one line that names the address without its secret; nothing is kept, and nothing is retried."""
     server.answers["/bad.onnx"] = server.answers["/m.onnx"] = answer
     with pytest.raises(FetchError) as caught:
         fetch(tmp_path, server.url("/bad.onnx?sig=s3cret-s3cret"), tries=5)
@@ -206,7 +206,7 @@ PASSING: dict[str, tuple[Answer, str]] = {
 def test_temporary_errors_are_retried(
     tmp_path: Path, server: ModelServer, answer: Answer, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Told once, however often it happens, and forgotten when the model is there."""
+    """Reported once for any number of failures, and cleared when the model arrives."""
     server.answers["/m.onnx"] = in_turn(answer, answer, content(DATA))
     assert fetch(tmp_path, server.url("/m.onnx"), tries=3, retry_policy=IMPATIENT) is not None
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -237,7 +237,7 @@ def wait_s(retry_policy: DownloadRetryPolicy, attempt: int, *, permanent: bool) 
 
 
 def test_the_pauses_grow_up_to_a_limit() -> None:
-    """Short ones for what may pass, long ones for what a person has to mend."""
+    """Short pauses for temporary errors, long ones for errors that a person has to correct."""
     retry_policy = DownloadRetryPolicy()
     assert [wait_s(retry_policy, n, permanent=False) for n in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
     assert [wait_s(retry_policy, n, permanent=True) for n in (1, 2, 7, 5000)] == [60, 120, 3600, 3600]
@@ -262,7 +262,7 @@ def test_a_certificate_of_another_host_is_refused(tmp_path: Path, monkeypatch: p
 
 
 def test_a_server_without_tls_is_refused(tmp_path: Path) -> None:
-    """Told as what it is, not as a riddle of a library."""
+    """Reported in plain words and not as an error of a library."""
     with (
         ModelServer(tmp_path, tls=False) as server,
         pytest.raises(FetchError, match="no TLS with the server"),
@@ -311,7 +311,7 @@ def test_a_server_without_ranges_sends_the_whole_file_again(tmp_path: Path, serv
 
 
 def test_a_file_that_changed_meanwhile_is_downloaded_again(tmp_path: Path, server: ModelServer) -> None:
-    """Two halves of two files have a wrong sum, which another try mends."""
+    """Two halves of two files have a wrong sum; another attempt corrects it."""
     older = b"\x08\x07" + os.urandom(300_000)
     server.answers["/m.onnx"] = in_turn(cut(older, 100_000), content(DATA))
     assert fetch(tmp_path, server.url("/m.onnx"), tries=3) is not None
@@ -352,7 +352,7 @@ class LogWaiter(logging.Handler):
 def test_a_download_can_be_stopped_at_any_moment(
     tmp_path: Path, server: ModelServer, answer: Answer, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In the middle of a file and in the middle of a pause; meanwhile it says how far it is, or why not."""
+    """During a file and during a pause; meanwhile the progress or the problem is shown."""
     caplog.set_level(logging.INFO)
     server.answers["/m.onnx"] = answer
     download = ModelDownload(

@@ -1,4 +1,4 @@
-"""Models made to harm whoever reads them: crashes, work beyond measure, words for a terminal."""
+"""Malicious models: crashes, excessive work, control characters for a terminal."""
 
 import itertools
 import json
@@ -200,7 +200,7 @@ def test_input_sizes_that_exceed_the_memory_are_refused(
 
 
 def _exploding(depth: int) -> str:
-    """YAML of a few hundred bytes whose aliases stand for 9 to the power of `depth` numbers."""
+    """YAML of a few hundred bytes whose aliases expand to 9 to the power of `depth` numbers."""
     lines = ["a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, depth)]
     return "\n".join([*lines, f"anchors: *a{depth - 1}"])

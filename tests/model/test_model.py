@@ -66,7 +66,7 @@ def test_picodet_is_recognised_by_its_producer(tmp_path: Path) -> None:
 
 
 def test_picodet_without_a_producer_is_recognised_by_paddles_operators(tmp_path: Path) -> None:
-    """As tools leave it that write a model anew."""
+    """As written by tools that rewrite a model."""
     proto = TinyDetector(metadata={}, strides=(8, 16, 32, 64), classes=10, producer="").proto()
     proto.opset_import.add(domain="Paddle", version=1)
     onnx.save(proto, tmp_path / "pico.onnx")
@@ -74,7 +74,7 @@ def test_picodet_without_a_producer_is_recognised_by_paddles_operators(tmp_path:
 
 
 def test_maps_are_paired_by_shape_and_not_by_name(tmp_path: Path) -> None:
-    """The outputs' names are exchanged; a sigmoid still tells which are the scores."""
+    """The names of the outputs are exchanged; a sigmoid still shows the scores."""
     proto = DETECTOR.proto()
     for name in ("8", "16", "32"):
         _rename(proto, f"scores.{name}", "aside")
@@ -189,7 +189,7 @@ def test_stated_bins_that_the_outputs_contradict_are_refused(tmp_path: Path) -> 
 
 
 def external(path: Path, **place: str) -> Path:
-    """A model whose first weight lies at `place`."""
+    """A model whose first weight is at `place`."""
     proto = DETECTOR.proto()
     weight = proto.graph.initializer[0]
     weight.ClearField("raw_data")

@@ -1,4 +1,4 @@
-"""Fetched models on disk, and addresses: bounds, disks that fail, names, what may be asked for."""
+"""Stored models and their addresses: limits, failing disks, names, allowed schemes."""
 
 import errno
 import hashlib
@@ -136,7 +136,7 @@ def test_an_unwritable_folder_is_reported(tmp_path: Path) -> None:
 
 
 def test_no_symbolic_link_is_followed_when_a_part_is_written(tmp_path: Path) -> None:
-    """Whoever can write to the folder cannot have another file overwritten."""
+    """A user with write access to the folder cannot overwrite another file."""
     (tmp_path / MODELS_FOLDER).mkdir()
     (tmp_path / "precious").write_text("precious")
     (tmp_path / MODELS_FOLDER / f"{'a' * 64}.part").symlink_to(tmp_path / "precious")
@@ -203,7 +203,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("url", "words"), WRONG.items())
 def test_an_invalid_address_is_a_configuration_error(url: str, words: str) -> None:
-    """Told with its key before anything is opened."""
+    """Reported with its key before anything is opened."""
     with pytest.raises(ConfigError) as caught:
         parse_config({"model": {"url": url, "sha256": SUM}})
     (problem,) = caught.value.problems
@@ -215,7 +215,7 @@ def test_an_invalid_address_is_a_configuration_error(url: str, words: str) -> No
     "url", ["http://h/m.onnx", "file:///m.onnx", "file://localhost/m.onnx", "https://h/m"]
 )
 def test_the_local_file_may_allow_more(url: str) -> None:
-    """http: and file: for those who know what they do."""
+    """http: and file: only if the local file allows them."""
     assert parse_config({"model": {"url": url, "sha256": SUM, "allowInsecure": True}}).model.url == url
 
 
@@ -227,7 +227,7 @@ def test_insecure_addresses_are_limited_even_if_allowed(url: str) -> None:
 
 
 def test_the_twin_cannot_allow_insecure_addresses() -> None:
-    """The key is refused with its path, whatever it says."""
+    """The key is refused with its path for any value."""
     document = {"model": {"url": "http://h/m.onnx", "sha256": SUM, "allowInsecure": True}}
     assert find_local_only_problems(document) == [
         "model.allowInsecure: can only be set in the local configuration file"

@@ -1,4 +1,4 @@
-"""How alike two precisions are said to be, against a slow count, and what is refused."""
+"""The agreement of two precisions, against a slow reference, and what is refused."""
 
 import dataclasses
 import random
@@ -182,7 +182,7 @@ def test_a_variant_that_agrees_is_not_refused() -> None:
 
 
 def test_small_boxes_have_a_larger_tolerance() -> None:
-    """At an IoU of 0.8 they are one thing for those that ask for 0.75; the report says what was asked for."""
+    """At an IoU of 0.8 they match if 0.75 is requested; the report has the requested value."""
     pair = [detections((0.1, 0.1, 0.2, 0.2, 0.6, 0))], [detections((0.1, 0.1, 0.2, 0.225, 0.6, 0))]
     assert compare_detections(*pair).matched == 0.0
     small = compare_detections(*pair, iou=SMALL_BOX_MATCH_IOU)

@@ -26,7 +26,7 @@ def detect(found: NDArray[np.float32], placement: Placement = WHOLE, iou: float 
 
 
 def test_boxes_are_relative_to_the_picture_within_the_letterbox() -> None:
-    """A 200 x 100 picture in a 100 x 100 letterbox lies 25 px down, half as large."""
+    """A 200 x 100 picture in a 100 x 100 letterbox is 25 px down and half as large."""
     found = detect(rows((10, 35, 60, 65, 0.9, 1)), Placement(0, 25, 100, 50))
     np.testing.assert_allclose(found.boxes, [[0.1, 0.2, 0.6, 0.8]], atol=1e-6)
     assert found.class_ids.tolist() == [1]

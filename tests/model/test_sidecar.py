@@ -16,7 +16,7 @@ QUERIES, CLASSES = 25, 3
 
 
 def _detector(path: Path, metadata: dict[str, str] | None = None, *, twins: bool = False) -> Path:
-    """Queries of three classes; as `twins` with four, so that scores and boxes cannot be told apart."""
+    """Queries of three classes; with `twins` of four, so that scores and boxes are indistinguishable."""
     graph = Graph()
     classes = 4 if twins else CLASSES
     picture = graph.input("pixel_values", "float32", "N", 3, 48, 64)
@@ -57,7 +57,7 @@ def test_the_network_gets_the_stated_input(tmp_path: Path) -> None:
 
 
 def test_the_sidecar_wins_over_the_metadata(tmp_path: Path) -> None:
-    """A model that states NanoDet's input in its metadata is fed as its owner says."""
+    """A model with NanoDet's input in its metadata gets the input of its sidecar."""
     path = TinyDetector().save(tmp_path / "m.onnx")
     assert load_model(path).interpretation.preprocess.color == "bgr"
     state(path, input={"color": "rgb"}, labels=["a", "b", "c", "d", "e"])

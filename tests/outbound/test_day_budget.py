@@ -1,4 +1,4 @@
-"""The budget of a day: one for each day, however the wall clock is set."""
+"""The budget of a day: one per day for any changes of the wall clock."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -103,7 +103,7 @@ def test_the_estimated_size_is_never_below_the_size_of_the_message(frames: list[
 @given(FRAMES)
 @settings(max_examples=150, deadline=None)
 def test_frames_are_sent_only_when_their_blocks_are_well_used(frames: list[EncodedFrame]) -> None:
-    """What is not sent yet would not fill its blocks, however it were cut."""
+    """The unsent frames do not fill their blocks with any split."""
     envelope = envelope_bytes(SENDER, 7)
     count = count_frames_to_fill(frames, envelope)
     if count:
@@ -379,7 +379,7 @@ def test_a_missing_messages_file_is_refused(tmp_path: Path, command_line: Comman
 
 
 def test_nothing_is_estimated_from_an_assumed_scene(command_line: CommandLine) -> None:
-    """One line says how to get real messages."""
+    """One line explains how to get real messages."""
     outcome = command_line("manifest", "estimate")
     [line] = outcome.complaints
     assert (outcome.code, outcome.out) == (2, "")
@@ -451,7 +451,7 @@ def test_the_estimate_reads_the_counters_of_a_running_module(command_line: Comma
 def test_the_token_comes_from_an_option_or_the_environment(
     command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
-    """And is asked for where it is missing; it is never shown."""
+    """A missing token is reported; a token is never shown."""
     with StatusServer(status_of(600), token="hunter2-hunter2") as module:
         refused = command_line("manifest", "estimate", "--url", module.url)
         if by == "environment":

@@ -18,7 +18,7 @@ SECOND_NS = 1_000_000_000
 
 
 def acknowledge(spool: Spool, count: int) -> None:
-    """The hub gets the next messages and says so."""
+    """The hub receives and acknowledges the next messages."""
     for _ in range(count):
         following = spool.peek()
         assert following is not None
@@ -48,7 +48,7 @@ def test_a_message_is_handed_out_only_when_it_is_on_disk(harness: SpoolHarness) 
 
 
 def test_unacknowledged_messages_are_sent_again_unchanged_after_a_kill(harness: SpoolHarness) -> None:
-    """Body, id, properties and order stay; what was acknowledged and written off does not come again."""
+    """Body, id, properties and order stay; acknowledged messages are not sent again."""
     spool = harness.spool()
     before = [message(1), message(1, "events"), message(2), message(3)]
     for each in before:
@@ -172,7 +172,7 @@ def test_events_are_dropped_if_nothing_else_is_left(harness: SpoolHarness) -> No
 
 
 def test_the_message_being_sent_is_not_dropped(harness: SpoolHarness) -> None:
-    """It may have arrived: a loss that is none would be a lie."""
+    """It may have arrived, so it is not a certain loss."""
     spool = harness.spool(limit_bytes=2 * message(1).size_bytes)
     spool.put(message(1))
     run_round(spool)
@@ -370,7 +370,7 @@ def test_a_failing_disk_switches_to_memory_and_back_with_events(harness: SpoolHa
 
 
 def test_a_full_disk_does_not_stop_the_spool(harness: SpoolHarness) -> None:
-    """SQLite says `full`: memory takes over, and what is on disk already keeps its place in the order."""
+    """SQLite reports `full`: memory takes over, and messages on disk keep their place in the order."""
     spool = harness.spool(memory_bytes=10_000_000)
     for sequence_number in range(1, 601):
         spool.put(message(sequence_number, size=2000))
@@ -399,7 +399,7 @@ def test_a_flapping_disk_does_not_flood_events(harness: SpoolHarness) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
 def test_a_file_that_is_not_a_database_is_set_aside(harness: SpoolHarness, content: bytes) -> None:
-    """The spool begins anew on disk and says so; an empty file is simply filled."""
+    """The spool begins again on disk and reports it; an empty file is simply filled."""
     harness.path.parent.mkdir()
     harness.path.write_bytes(content)
     spool = harness.spool()
@@ -412,7 +412,7 @@ def test_a_file_that_is_not_a_database_is_set_aside(harness: SpoolHarness, conte
 
 
 def test_a_damaged_file_is_set_aside_at_the_start_and_numbers_continue(harness: SpoolHarness) -> None:
-    """The event says up to which numbers messages may be lost, as far as that can still be read."""
+    """The event has the last numbers that may be lost, as far as they are readable."""
     spool = harness.spool(memory_bytes=10_000_000)
     for sequence_number in range(1, 1501):
         spool.put(message(sequence_number, size=1000))
@@ -465,7 +465,7 @@ def damage(path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_created_means_a_spool_in_memory(tmp_path: Path) -> None:
-    """The module starts all the same, and tries again."""
+    """The module starts anyway and retries."""
     (tmp_path / "data").write_text("a file where the folder should be")
     harness = SpoolHarness(tmp_path)
     spool = harness.spool()
@@ -515,7 +515,7 @@ def test_the_messages_of_another_module_are_set_aside(harness: SpoolHarness) -> 
 
 
 def test_two_thousand_messages_a_second_are_stored_and_read(tmp_path: Path) -> None:
-    """Each on disk before it is handed out, with real commits, for half a millisecond of CPU at most."""
+    """Each is committed before it is sent, with at most half a millisecond of CPU."""
     thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
     spool = Spool(tmp_path / "spool.db", "me", thread_group)
     ready = threading.Event()

@@ -42,7 +42,7 @@ class SpoolMachine(RuleBasedStateMachine):
         return self.database
 
     def start(self) -> None:
-        """A start of the module: numbers go on where the disk says."""
+        """A start of the module: numbers continue from the disk."""
         self.run += 1
         self.spool = Spool(
             Path(self.folder.name) / "spool.db",
@@ -74,7 +74,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 6), acknowledged=st.booleans())
     def send(self, count: int, acknowledged: bool) -> None:
-        """The hub gets messages; an acknowledgement may be lost, then the message comes again."""
+        """The hub receives messages; if an acknowledgement is lost, the message is sent again."""
         for _ in range(count):
             message = self.spool.peek()
             if message is None:
@@ -123,7 +123,7 @@ class SpoolMachine(RuleBasedStateMachine):
         """Without a disk a kill loses what is in memory: that is documented, and no law."""
         self.database.close()
         self.start()
-        # What the disk had not heard of waits again, and may go with the rest.
+        # Messages without a commit wait again, and may be dropped with the rest.
         self.acknowledged.clear()
 
     @invariant()

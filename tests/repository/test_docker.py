@@ -1,4 +1,4 @@
-"""The two images: what their Dockerfiles promise, and, with an engine, a container that keeps it.
+"""The two Dockerfiles, and, with a Docker engine, a running container.
 
 Building takes minutes and a registry, so it is not done here: `make image`, then
 `VISIONEDGE_TEST_IMAGE=visionedge:cpu make test ARGS="-m docker"`.
@@ -44,7 +44,7 @@ def final_stage(variant: str) -> list[tuple[str, str]]:
 
 
 def environment(variant: str) -> dict[str, str]:
-    """What the final stage sets with ENV."""
+    """The variables that the final stage sets with ENV."""
     words = [word for name, text in final_stage(variant) if name == "ENV" for word in shlex.split(text)]
     return dict(word.split("=", 1) for word in words)
 
@@ -118,7 +118,7 @@ class _Health(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of the base class
-        """Say nothing."""
+        """Log nothing."""
 
 
 class _HealthServer(HTTPServer):
@@ -160,7 +160,7 @@ def docker(*arguments: str) -> str:
 
 
 def answered(address: str) -> int:
-    """The status code of a GET, 0 when nobody answers."""
+    """The status code of a GET, 0 without an answer."""
     try:
         with urllib.request.urlopen(address, timeout=5) as response:  # noqa: S310 - loopback only
             return int(response.status)

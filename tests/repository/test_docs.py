@@ -1,4 +1,4 @@
-"""Docs are a tested contract: settings, metrics, drop reasons, reason codes and exit codes stand in them."""
+"""The docs are a tested contract: settings, metrics, drop reasons, reason codes and exit codes."""
 
 import contextlib
 import itertools
@@ -97,13 +97,13 @@ def test_the_table_of_families_lists_the_known_heads() -> None:
 
 @pytest.mark.parametrize("reason", list(DropReason))
 def test_every_drop_reason_is_documented(reason: DropReason) -> None:
-    """docs/configuration.md says what becomes of frames."""
+    """In docs/configuration.md."""
     assert f"| `{reason}` |" in (DOCS / "configuration.md").read_text()
 
 
 @pytest.mark.parametrize("code", list(ReasonCode))
 def test_every_reason_code_is_documented(code: ReasonCode) -> None:
-    """docs/gpu.md says what it means and what to do."""
+    """In docs/gpu.md, with meaning and remedy."""
     assert f"| `{code}` |" in (DOCS / "gpu.md").read_text()
 
 
@@ -121,7 +121,7 @@ def test_the_files_named_for_contributors_exist() -> None:
 
 
 def test_the_architecture_names_files_and_threads_that_exist() -> None:
-    """A reader who follows it into the code finds these files and threads."""
+    """The files and threads that it names exist in the code."""
     text = (ROOT / "docs/architecture.md").read_text()
     sources = list((ROOT / "module/visionedge").rglob("*.py"))
     paths = {path.relative_to(ROOT / "module/visionedge").as_posix() for path in sources}

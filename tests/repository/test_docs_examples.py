@@ -96,8 +96,8 @@ def test_every_command_of_the_docs_is_valid(
     place: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its verb and its options exist, and their values are of the right kind."""
-    monkeypatch.setenv(FAULT_INJECTION_VARIABLE, "1")  # as the one that needs it says in front of it
-    if arguments[0] != "VERSION,":  # the first words of what doctor says
+    monkeypatch.setenv(FAULT_INJECTION_VARIABLE, "1")  # as stated before the option that needs it
+    if arguments[0] != "VERSION,":  # the first words of doctor's output
         assert build_parser().parse_args(arguments).run, place
 
 

@@ -155,7 +155,7 @@ def test_the_release_steps_name_each_place_of_the_version() -> None:
 
 
 def test_the_security_policy_has_private_reporting_and_a_threat_model() -> None:
-    """With the pages that say it in full, under the headings that they have."""
+    """With the pages that have the details, under existing headings."""
     text = (REPOSITORY / "SECURITY.md").read_text()
     assert "security advisories" in text
     for page, heading in (("http.md", "Who may ask"), ("models.md", "Models from outside")):

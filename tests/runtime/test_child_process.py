@@ -1,4 +1,4 @@
-"""Processes of our own: what they are given, and what not."""
+"""Child processes: their environment and their working directory."""
 
 import ast
 import json
@@ -71,7 +71,7 @@ class RecordingPython:
 
 @pytest.fixture
 def recording_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecordingPython:
-    """Every child is witnessed; this process is full of secrets and stands in a folder full of traps."""
+    """Every child is recorded; this process has many secrets, and its working directory has traps."""
     made = RecordingPython(tmp_path)
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)

@@ -187,7 +187,7 @@ def test_no_secret_is_cut_in_half(before: int) -> None:
 
 
 def test_redaction_time_hardly_depends_on_the_number_of_secrets() -> None:
-    """A fleet's four hundred passwords do not make each line of the log slow."""
+    """Four hundred passwords do not slow down each log line."""
     few, many = KnownSecrets(), KnownSecrets()
     few.add(f"Few-{number:05}-pw" for number in range(2))
     many.add(f"Many{number:05}-pw" for number in range(1_000))
@@ -243,7 +243,7 @@ PIECES = [
 
 @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=24).map("".join))
 def test_redaction_is_idempotent(text: str) -> None:
-    """What was masked once is safe, however many edges it passes."""
+    """Masked text stays the same if it is masked again."""
     register_secrets(["known-one", "cat", "a b:c", "two words"])
     once = redact(text)
     assert redact(once) == once
@@ -324,7 +324,7 @@ def test_an_address_is_shown_without_secrets(uri: str) -> None:
 
 @pytest.mark.parametrize("uri", ADDRESSES)
 def test_the_secrets_of_an_address_are_masked_in_any_sentence(uri: str) -> None:
-    """In the address as it is, and where a library quotes only its password."""
+    """In the whole address, and where a library quotes only its password."""
     register_secrets(find_secrets({"cameras": {"dock": {"uri": uri}}}))
     for sentence in (
         f"cannot open {uri}: refused",
@@ -382,7 +382,7 @@ def test_an_address_is_passed_to_the_decoder_in_its_own_encoding(uri: str, targe
     "uri", ["rtsp://h:70000/", "rtsp://[192.0.2.5]/", "rtsp://[::1/", "rtsp://h/a\nb", "http://:80/"]
 )
 def test_an_invalid_address_is_refused_in_one_line(uri: str) -> None:
-    """With our words, not those of a parser."""
+    """With an error of visionedge and not that of a parser."""
     with pytest.raises(ConfigError) as caught:
         parse_camera_uri(uri)
     assert len(str(caught.value).splitlines()) == 1

@@ -8,7 +8,7 @@ from visionedge.runtime.threads import LoopQueue, ThreadGroup, TimedJoinExecutor
 
 
 def test_the_death_of_a_vital_thread_is_reported_with_its_error(caplog: pytest.LogCaptureFixture) -> None:
-    """The crew hears of it once, with the name and the reason."""
+    """The thread group is notified once, with the name and the error."""
     deaths: list[tuple[str, BaseException | None]] = []
     thread_group = ThreadGroup(lambda name, error: deaths.append((name, error)))
 
@@ -23,7 +23,7 @@ def test_the_death_of_a_vital_thread_is_reported_with_its_error(caplog: pytest.L
 
 
 def test_threads_may_end_while_the_module_stops() -> None:
-    """An ending that was asked for is no death."""
+    """A requested end is not reported."""
     deaths: list[str] = []
     thread_group = ThreadGroup(lambda name, _: deaths.append(name))
     release = threading.Event()

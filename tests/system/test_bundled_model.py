@@ -1,4 +1,4 @@
-"""The files this repository ships for people who have no model and no camera yet: they are what they say."""
+"""The shipped model and clip for users without their own: they match their documents."""
 
 import hashlib
 import re
@@ -40,7 +40,7 @@ Found = list[tuple[str, float, Boxes]]
 
 @pytest.fixture(scope="module")
 def session() -> ort.InferenceSession:
-    """The bundled model, loaded as it is, on the CPU."""
+    """The bundled model on the CPU."""
     return ort.InferenceSession(str(MODEL), providers=["CPUExecutionProvider"])
 
 
@@ -77,7 +77,7 @@ def test_the_bundled_model_is_the_published_file() -> None:
 
 
 def test_every_file_in_the_models_folder_is_described() -> None:
-    """The card lists the model's files; beside them lie the card, the README and the licence only."""
+    """The card lists the model's files; the folder has only these, the card, the README and the licence."""
     listed = {path.name for path, _, _ in listed_files()}
     there = {path.name for path in MODELS.rglob("*") if path.is_file()}
     assert there - listed == {"README.md", CARD.name, "YOLOX-Apache-2.0.txt"}
@@ -109,7 +109,7 @@ def test_the_licences_of_the_shipped_files_exist(path: str, sentence: str) -> No
 
 
 def test_the_bundled_model_has_the_80_labels_of_coco_in_order() -> None:
-    """The file beside the model says what is assumed of any model with 80 classes."""
+    """The label file equals the default labels for 80 classes."""
     assert labels() == list(COCO_80)
     assert list(load_model(MODEL).labels) == labels()
 
@@ -137,7 +137,7 @@ def test_input_and_output_have_the_shapes_of_the_model_card(session: ort.Inferen
 
 
 def test_the_bundled_model_exists_only_in_fp32() -> None:
-    """No variant lies beside it: none is faster on the processors that were tried."""
+    """No variant exists, as none is faster on the tested processors."""
     assert find_variants(load_model(MODEL)) == ()
     assert {tensor.data_type for tensor in onnx.load(MODEL).graph.initializer} <= {
         onnx.TensorProto.FLOAT,
@@ -149,7 +149,7 @@ def test_the_bundled_model_exists_only_in_fp32() -> None:
 
 
 def letterbox(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
-    """The network's input, and the scale to come back from it."""
+    """The input of the network, and the scale back to the picture."""
     height_px, width_px = picture.shape[:2]
     scale = 416 / max(height_px, width_px)
     size = (int(width_px * scale), int(height_px * scale))
@@ -204,7 +204,7 @@ def detect(session: ort.InferenceSession, path: Path) -> Found:
 
 
 class ExpectedObject(NamedTuple):
-    """A thing that is to be found in a photograph: looked at, and measured off the picture."""
+    """An object in a photograph that must be found, with its measured box."""
 
     photo: str
     label: str

@@ -42,7 +42,7 @@ def send(module: DrivenModule, count: int = 1) -> None:
 def test_a_kill_loses_nothing_that_was_on_disk(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path
 ) -> None:
-    """Without a hub, killed twice: every number arrives in order, and the third start goes on counting."""
+    """Without a hub, killed twice: every number arrives in order, and the third start continues the count."""
     edge_runtime.hub_down()
     for _ in range(2):
         module = drive(edge_runtime.environ, data=str(tmp_path))
@@ -63,7 +63,7 @@ def test_a_kill_loses_nothing_that_was_on_disk(
 def test_a_kill_while_sending_repeats_messages_and_loses_none(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path
 ) -> None:
-    """What the hub had and had not acknowledged comes again with the same id and body."""
+    """Messages that the hub had not acknowledged are sent again with the same id and body."""
     edge_runtime.faults.swallow_pubacks = True
     module = drive(edge_runtime.environ, data=str(tmp_path))
     send(module, 3)
@@ -130,7 +130,7 @@ def test_a_bounded_spool_reports_the_dropped_messages(
     assert len(missing) > 20
     assert module.close()["spool"]["dropped"] == {"full": len(missing)}
 
-    # The event took room, too, and may have cost a message: that is told by the next one.
+    # The event used space too, and may have dropped a message: the next event reports it.
     module = drive(edge_runtime.environ, data=str(tmp_path))
     module.wait_for_log("connected to IoT Hub")
     module.do("tick")
@@ -191,7 +191,7 @@ def test_a_reset_in_the_middle_of_a_message_loses_nothing(
 def test_a_session_lost_by_the_hub_is_detected(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path
 ) -> None:
-    """Connected, PUBACKs come, and yet nobody would hear a twin or a method: the probe finds out."""
+    """Connected and with PUBACKs, but without twin and methods: the probe detects it."""
     module = drive(edge_runtime.environ, data=str(tmp_path), deadlines={**BRIEF, "probe_s": 0.2})
     module.wait_for_log("connected to IoT Hub")
     sessions = edge_runtime.broker.sessions
@@ -207,7 +207,7 @@ def test_a_session_lost_by_the_hub_is_detected(
 def test_a_twin_that_answers_with_an_error_counts_as_alive(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path
 ) -> None:
-    """An edgeHub without upstream and without a cached twin says so: that is an answer."""
+    """An edgeHub without upstream and without a cached twin answers with an error, which is an answer."""
     edge_runtime.faults.twin_status = 500
     module = drive(edge_runtime.environ, data=str(tmp_path), deadlines={"probe_s": 0.05})
     for _ in range(5):
@@ -235,7 +235,7 @@ def test_a_failing_workload_api_is_called_again(
 def test_a_workload_api_that_hangs_permanently_ends_the_module(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path
 ) -> None:
-    """The last rung: a distinct exit code for edgeAgent, and what waits is on disk for the next start."""
+    """The last level: a distinct exit code for edgeAgent; waiting messages are on disk for the next start."""
     edge_runtime.faults.hang_signing = True
     deadlines = {"build_s": 0.1, "max_hung_threads": 2, "stuck_s": 0.2}
     module = drive(edge_runtime.environ, data=str(tmp_path), deadlines=deadlines)
@@ -254,7 +254,7 @@ def test_a_workload_api_that_hangs_permanently_ends_the_module(
 def test_a_failing_disk_is_reported_to_the_cloud(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path
 ) -> None:
-    """The module goes on in memory; one event says so."""
+    """The module continues in memory, and one event reports it."""
     (tmp_path / "data").write_text("no folder")
     module = drive(edge_runtime.environ, data=str(tmp_path / "data"))
     module.do("tick")

@@ -104,7 +104,7 @@ def test_a_reset_connection_is_detected_without_sending(edge_runtime: EdgeRuntim
 
 
 def test_a_missing_acknowledgement_times_out(edge_runtime: EdgeRuntime, drive: Drive) -> None:
-    """The SDK would wait for ever; we leave its thread, build anew, and send the message again, same id."""
+    """The SDK would wait for ever; the module abandons its thread and sends the message again, same id."""
     edge_runtime.faults.swallow_pubacks = True
     module = drive(edge_runtime.environ, deadlines={"send_s": 0.3})
     module.do("frames", camera="dock", count=1)
@@ -124,7 +124,7 @@ def test_a_missing_acknowledgement_times_out(edge_runtime: EdgeRuntime, drive: D
 
 
 def test_closing_does_not_wait_for_a_hub_that_hangs(edge_runtime: EdgeRuntime, drive: Drive) -> None:
-    """Without PUBACKs, `close` keeps its deadline and says how many messages wait on disk."""
+    """Without PUBACKs, `close` keeps its deadline and logs the number of messages on disk."""
     edge_runtime.faults.swallow_pubacks = True
     module = drive(edge_runtime.environ)
     module.do("frames", camera="dock", count=1)
@@ -151,7 +151,7 @@ def test_closing_does_not_wait_for_a_hub_without_connack(edge_runtime: EdgeRunti
 
 
 def test_closing_does_not_wait_for_a_dead_tls_handshake(edge_runtime: EdgeRuntime, drive: Drive) -> None:
-    """A peer that accepts and says nothing blocks the SDK's one pipeline thread; the process still ends."""
+    """A peer that accepts and sends nothing blocks the SDK's pipeline thread; the process still ends."""
     edge_runtime.hub_down()
     with socket.create_server((edge_runtime.address, PORT)) as silent:
         module = drive(edge_runtime.environ)

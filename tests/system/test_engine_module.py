@@ -1,4 +1,4 @@
-"""The whole module while its engine dies under load: it says so, starts another, and frames come again."""
+"""The whole module while its engine dies under load: it reports it, starts another, frames continue."""
 
 import json
 import os
@@ -23,7 +23,7 @@ BACK = re.compile(r"INFO .*the engine is back after [\d.]+ s, process (\d+)")
 
 
 def process_of(module: ModuleProcess) -> dict[str, Any]:
-    """What status says of the engine's process."""
+    """The engine process in status."""
     found: dict[str, Any] = module.get("/api/v1/status")["engine"]["process"]
     return found
 

@@ -70,7 +70,7 @@ def test_a_repeated_housekeeping_error_is_logged_rarely_and_the_module_runs_on(
 
 
 def test_without_a_descriptor_for_the_list_of_threads_nothing_is_measured(tmp_path: Path) -> None:
-    """Made-up figures would let the module give up cameras; the caller tries again."""
+    """With invented figures the module could remove cameras; the caller retries."""
     meter = LoadMeter(tmp_path / "nothing")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))

@@ -27,7 +27,7 @@ def made(folder: Path, detector: TinyDetector) -> bytes:
 
 
 def configuration(folder: Path) -> Path:
-    """Two cameras and a small model; every frame is told."""
+    """Two cameras and a small model; every frame is sent."""
     TinyDetector().save(folder / "small.onnx")
     document = {
         "cameras": {name: {"uri": "demo:", "fps": 4} for name in CAMERAS},
@@ -58,7 +58,7 @@ def model_document(server: ModelServer, path: str, data: bytes) -> dict[str, Any
 
 @pytest.mark.timeout(300)
 def test_the_twin_changes_the_model_and_no_frame_is_lost(tmp_path: Path, edge_runtime: EdgeRuntime) -> None:
-    """What cannot be had is refused with its reason while the old one goes on; the right one takes over."""
+    """An unavailable model is rejected with its reason while the old one runs; a valid one takes over."""
     right = made(tmp_path, TinyDetector(width_px=96, height_px=64, seed=1))
     poisoned = made(tmp_path, TinyDetector(poison=float("nan")))
     wrong: dict[str, tuple[Answer, bytes, str]] = {

@@ -67,7 +67,7 @@ class Target:
         return sum(_rss_bytes(pid) for pid in _family(self.module.pid))
 
     def connect(self, receive_bytes: int | None = None) -> socket.socket:
-        """A connection; with a small buffer for what it receives, if asked for."""
+        """A connection, optionally with a small receive buffer."""
         connection = socket.socket()
         if receive_bytes is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
@@ -364,7 +364,7 @@ def bodies_without_an_end(context: AttackContext) -> None:
 
 
 class EndlessBody:
-    """A request whose body has no end; begun anew whenever the module closes the connection."""
+    """A request with an endless body, repeated whenever the module closes the connection."""
 
     def __init__(self, context: AttackContext, path: str, coding: str, first: bytes, again: bytes) -> None:
         self._siege = context
@@ -446,7 +446,7 @@ def test_under_attack_other_clients_are_answered_and_messages_are_sent(
 
 
 def test_a_module_under_attack_ends_in_time(tmp_path: Path) -> None:
-    """Silent connections, streams that nobody reads and bodies without an end do not hold it up."""
+    """Silent connections, unread streams and endless bodies do not delay it."""
     target = Target(tmp_path)
     with target.module as module:
         target.begin()
@@ -465,7 +465,7 @@ def test_a_module_under_attack_ends_in_time(tmp_path: Path) -> None:
 def test_a_module_whose_state_files_are_all_damaged_starts_and_delivers(
     tmp_path: Path, edge_runtime: EdgeRuntime
 ) -> None:
-    """Each is set aside as it was; the cloud is told, and gets frames."""
+    """Each file is set aside unchanged; the cloud is informed and gets frames."""
     damaged = {
         "spool.db": np.random.default_rng(11).bytes(40_000),
         "sequences.json": b'{"schema": "visionedge/sequences/1", "last": {"do',

@@ -1,4 +1,4 @@
-"""The whole module with a model too slow for its cameras: what it gives up, and how that comes back."""
+"""The whole module with a model too slow for its cameras: its levels, and their end."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def samples(module: ModuleProcess) -> dict[str, float]:
 
 
 def prove_that_frames_add_up(seen: dict[str, float]) -> None:
-    """Every frame of every camera was analysed, let go for a reason, or waits."""
+    """Every frame of every camera was analysed, dropped with a reason, or waits."""
     for camera in ("dock", "gate", "till"):
         label = f'{{camera="{camera}"'
         let_go = sum(v for name, v in seen.items() if name.startswith(f"frames_dropped_total{label}"))
@@ -65,7 +65,7 @@ def prove_that_frames_add_up(seen: dict[str, float]) -> None:
 def test_levels_start_under_load_and_end_after_it(tmp_path: Path) -> None:
     """Each step once in log, events and metrics; no camera is opened again, and no frame unaccounted for."""
     config, out = tmp_path / "vision.yaml", tmp_path / "out.jsonl"
-    # At most a third of the 120 frames a second that are asked for, whatever the processor.
+    # At most a third of the 120 requested frames a second, on any processor.
     model = save_slow(tmp_path / "slow.onnx", rounds_for(PICTURE_MS))
     with MjpegServer(40) as server:
         config.write_text(CONFIG.format(url=server.url, model=model))

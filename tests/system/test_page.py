@@ -51,10 +51,10 @@ def _jpeg(width: int, height: int) -> bytes:
 
 
 class FakePageBackend:
-    """What the page asks for, below a path.
+    """The answers that the page needs, below a path.
 
-    `streams` counts the open streams of frames, `snapshots` the pictures that were asked for, by camera.
-    There is no answer about the state while `answers` is not set.
+    `streams` counts the open streams of frames, `snapshots` the requested pictures by camera. The state is
+    not answered while `answers` is not set.
     """
 
     def __init__(self, cameras: list[Document]) -> None:
@@ -194,7 +194,7 @@ def test_label_chips_take_one_line_for_any_number_of_labels() -> None:
 
 
 def test_no_tile_shows_live_if_the_module_does_not_answer() -> None:
-    """The picture is an old one then, and each tile says so."""
+    """The picture is old then, and each tile shows it."""
 
     async def drive() -> None:
         module = FakePageBackend([camera("dock"), camera("yard")])
@@ -209,7 +209,7 @@ def test_no_tile_shows_live_if_the_module_does_not_answer() -> None:
 
 
 def test_the_page_works_below_the_path_of_a_reverse_proxy() -> None:
-    """All that it asks for, and its links, lie below the same path."""
+    """All requests and links of the page are below the same path."""
 
     async def drive() -> None:
         async with (
@@ -288,7 +288,7 @@ def test_captions_are_readable_on_every_class_colour() -> None:
 
 
 def test_a_lost_camera_shows_the_time_of_the_next_attempt() -> None:
-    """In place of its rate; while a try is under way it says so, and a camera that is live says neither."""
+    """In place of its rate; during an attempt the page shows that, and a live camera shows neither."""
 
     async def drive() -> None:
         module = FakePageBackend(
@@ -326,7 +326,7 @@ def test_the_header_never_shows_more_analysed_than_requested_frames() -> None:
 
 
 def test_camera_names_are_fully_visible_with_sixteen_tiles() -> None:
-    """Its rate and its age stand on a line of their own, and are in full sight, too."""
+    """Its rate and its age have their own line and are fully visible, too."""
 
     async def drive() -> None:
         names = [f"assembly-north-{number:02}" for number in range(16)]
@@ -419,7 +419,7 @@ def test_only_tiles_in_or_near_the_viewport_fetch_pictures() -> None:
             reached = await tab.evaluate(f"{above % 1.7}.map(tile => tile.name)")
             assert len(seen) < len(near) <= len(reached) < 40
             await tab.until(f"{above % 1.5}.every(tile => tile.shown > 0)", True)
-            # Whoever waited longest comes first: second pictures come after the first ones of all that ask.
+            # The tile that waited longest comes first: second pictures follow the first ones of all tiles.
             module.frames = {name: frame(name, 2, ("person",)) for name in names}
             await tab.until(f"{above % 1.5}.every(tile => tile.shown === 2)", True)
             assert {name for name in names if module.snapshots[name]} <= set(reached)

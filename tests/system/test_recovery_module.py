@@ -1,6 +1,6 @@
-"""The whole module with four cameras while its device fails in every way: frames flow, and it comes back.
+"""The whole module with four cameras while its device fails in every way: frames continue, it returns.
 
-The device is pretended: a session on the CPU that says it is CUDA and fails as it is told to.
+The device is simulated: a session on the CPU that claims to be CUDA and fails as scripted.
 """
 
 import json
@@ -65,7 +65,7 @@ class HealthPoller:
 
 
 def engine_of(module: ModuleProcess) -> dict[str, Any]:
-    """What status says of the engine."""
+    """The engine in status."""
     engine: dict[str, Any] = module.get("/api/v1/status")["engine"]
     return engine
 
@@ -78,7 +78,7 @@ def metrics_of(module: ModuleProcess) -> dict[str, float]:
 
 
 def assert_every_frame_is_accounted_for(module: ModuleProcess) -> None:
-    """offered = analysed + dropped, for whatever reason + waiting, in one snapshot and for each camera."""
+    """offered = analysed + dropped (all reasons) + waiting, in one snapshot and for each camera."""
     samples = metrics_of(module)
     for camera in module.cameras():
         label = f'camera="{camera}"'
@@ -92,7 +92,7 @@ def assert_every_frame_is_accounted_for(module: ModuleProcess) -> None:
 
 
 def until_back(module: ModuleProcess, count: int) -> dict[str, Any]:
-    """Look at each new frame until the device came back so often; what status says of the engine then."""
+    """Wait, frame by frame, until the device has returned so often; returns the engine in status."""
     for _ in range(400):
         engine = engine_of(module)
         if engine["recovery"]["changeOvers"] == count:
@@ -107,7 +107,7 @@ def until_back(module: ModuleProcess, count: int) -> dict[str, Any]:
 def test_a_device_lost_by_any_fault_returns_while_the_module_runs(
     tmp_path: Path, names: tuple[str, ...]
 ) -> None:
-    """Each loss is told once in log, events and metrics; no camera reconnects, HTTP answers, all adds up."""
+    """Each loss is reported once in log, events and metrics; no camera reconnects, and all counts add up."""
     faults = FaultScript(tmp_path, run_s=5.0)
     (tmp_path / "vision.yaml").write_text(CONFIG)
     model = TinyDetector().save(tmp_path / "tiny.onnx")
@@ -175,7 +175,7 @@ def test_exit_ends_the_module_with_3_when_its_device_is_lost(tmp_path: Path) -> 
 
 
 def test_faults_are_injected_only_where_that_is_allowed(tmp_path: Path) -> None:
-    """Without the variable there is no such argument; a script that makes no sense is told in a line."""
+    """Without the variable the argument does not exist; an invalid script gives a one-line error."""
     with ModuleProcess(tmp_path / "data", "--inject", "x.yaml") as module:
         assert module.wait(60) == 2
     assert "unrecognized arguments: --inject x.yaml" in module.log

@@ -118,7 +118,7 @@ WORDS = {
 
 
 def configuration(folder: Path) -> Path:
-    """Secrets wherever a configuration takes them."""
+    """A configuration with secrets at all possible places."""
     document = {
         "cameras": {
             "dock": {"uri": "demo:", "fps": 5},
@@ -262,7 +262,7 @@ def test_no_output_contains_a_secret(tmp_path: Path, edge_runtime: EdgeRuntime) 
             camera["name"]: camera
             for camera in json.loads(ask_json(f"{module.ready()}api/v1/cameras"))["cameras"]
         }
-        # The hub goes and comes with a wrong signature: the SDK has things to say about tokens.
+        # The hub disappears and returns with a wrong signature, so the SDK logs errors about tokens.
         edge_runtime.faults.refuse_code = 5
         edge_runtime.cut()
         edge_runtime.wait_for_attempts(3)
@@ -277,7 +277,7 @@ def test_no_output_contains_a_secret(tmp_path: Path, edge_runtime: EdgeRuntime) 
         seen[f"message {number}"] = message.topic.encode() + message.body
     seen["twin"] = json.dumps(edge_runtime.broker.twin.patches).encode()
 
-    # The one place where they may lie, as it has to open cameras without a hub; and only those in force.
+    # The only file that may contain them, for cameras without a hub; and only those in force.
     kept = tmp_path / "data" / LAST_GOOD
     assert kept.stat().st_mode & 0o777 == 0o600
     assert quote(TWIN, safe="") in kept.read_text()
@@ -320,7 +320,7 @@ def test_the_command_line_and_its_errors_contain_no_secret(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("password", PASSWORDS)
 def test_no_exception_contains_a_password(password: str) -> None:
-    """Wherever it was written in a configuration, and however wrong that was."""
+    """At any place of a configuration, and with any error in it."""
     escaped = quote(password, safe="")
     for document in (
         {"cameras": {"dock": {"uri": f"foo://me:{escaped}@host/x"}}},
@@ -352,7 +352,7 @@ def test_no_exception_contains_a_password(password: str) -> None:
     ],
 )
 def test_the_error_about_invalid_yaml_quotes_no_secret(tmp_path: Path, text: str) -> None:
-    """What YAML calls an alias or a tag may be a token that somebody forgot to quote."""
+    """An alias or a tag of YAML may be a token that is not quoted."""
     path = tmp_path / "vision.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:

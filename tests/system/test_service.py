@@ -22,7 +22,7 @@ from visionedge.ops.manifest.estimate import measure_messages_file
 
 
 def test_three_kinds_of_cameras_are_analysed_beside_a_failing_one(tmp_path: Path) -> None:
-    """A clip, a folder and the demo advance while a camera that cannot be opened says why."""
+    """A clip, a folder and the demo advance while a camera that cannot be opened has its reason."""
     clip = make_clip(tmp_path / "yard.mp4", pictures=200)
     (tmp_path / "shots").mkdir()
     for number in range(40):
@@ -58,7 +58,7 @@ def test_three_kinds_of_cameras_are_analysed_beside_a_failing_one(tmp_path: Path
 
 
 def test_the_address_is_logged_before_slow_steps(tmp_path: Path) -> None:
-    """A first start compiles and measures; whoever waits is told where to look before that."""
+    """A first start compiles and measures; the user gets the address before that."""
     model = TinyDetector().save(tmp_path / "tiny.onnx")
     with ModuleProcess(tmp_path / "data", "--model", str(model), cold=True) as module:
         address = module.ready()
@@ -71,7 +71,7 @@ def test_the_address_is_logged_before_slow_steps(tmp_path: Path) -> None:
 
 
 def test_a_configuration_without_cameras_is_reported(tmp_path: Path) -> None:
-    """It starts and answers, and the log says why nothing is analysed and what to do."""
+    """It starts and answers, and the log has the reason and the remedy."""
     config = tmp_path / "vision.yaml"
     config.write_text("# nothing yet\n")
     model = TinyDetector().save(tmp_path / "tiny.onnx")
@@ -84,7 +84,7 @@ def test_a_configuration_without_cameras_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_is_the_picture_of_its_frame(tmp_path: Path) -> None:
-    """Snapshot and frame tell the same sequence; the picture has the source's size."""
+    """Snapshot and frame have the same sequence; the picture has the source's size."""
     with ModuleProcess(tmp_path / "data") as module:
         module.until(lambda c: c["demo"]["framesAnalysed"] >= 1)
         frame = module.get("/api/v1/cameras/demo/frame")

@@ -40,7 +40,7 @@ def ask(address: str) -> tuple[int, Any]:
 
 
 def test_the_module_waits_for_its_model_and_keeps_it(tmp_path: Path) -> None:
-    """HTTP answers meanwhile and says what is missing; the next start needs no network."""
+    """HTTP answers meanwhile with the reason; the next start needs no network."""
     TinyDetector().save(tmp_path / "made.onnx")
     data = (tmp_path / "made.onnx").read_bytes()
     arrived = threading.Event()

@@ -53,7 +53,7 @@ def _write(folder: Path, **sections: Any) -> Path:
 
 
 def test_a_port_in_use_gives_a_one_line_error_before_slow_steps(tmp_path: Path) -> None:
-    """Nothing was started, so nothing is said to have stopped."""
+    """Nothing was started, so no stop is logged."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         arguments = ("--config", str(_write(tmp_path)), "--http", f"127.0.0.1:{port}")
@@ -165,7 +165,7 @@ def test_a_stop_does_not_wait_for_hanging_parts(tmp_path: Path, what: str) -> No
 
 
 def test_a_thousand_concurrent_calls_are_all_answered(tmp_path: Path) -> None:
-    """Those beyond a bound are told at once to come again; none is lost."""
+    """Calls beyond the limit are refused at once; none is lost."""
     statuses: list[int] = []
 
     class StubLink:
@@ -229,7 +229,7 @@ def test_the_metric_series_of_a_removed_camera_end() -> None:
 def test_a_result_that_cannot_be_handled_does_not_stop_later_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And an error that comes again and again ends the module."""
+    """A repeated error ends the module."""
 
     class FailingMetrics:
         def __init__(self) -> None:

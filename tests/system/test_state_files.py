@@ -1,4 +1,4 @@
-"""Damaged state files: each is set aside and reported, and the module starts, sends and goes on."""
+"""Damaged state files: each is set aside and reported, and the module starts and sends."""
 
 import contextlib
 import json
@@ -166,7 +166,7 @@ def test_a_file_with_another_schema_is_set_aside_and_not_deleted(tmp_path: Path,
     ["properties = '['", "properties = '{\"a\": 1}'", "body = x'ff00ff'", "id = CAST(x'ff' AS TEXT)"],
 )
 def test_an_invalid_message_on_disk_is_dropped_alone(tmp_path: Path, change: str) -> None:
-    """The next message is sent, and the cloud is told which number it will never get."""
+    """The next message is sent, and the cloud gets the number of the lost one."""
     path = tmp_path / "spool.db"
     _filled(path)
     with sqlite3.connect(path) as database:
@@ -188,7 +188,7 @@ def test_an_invalid_message_on_disk_is_dropped_alone(tmp_path: Path, change: str
 
 @pytest.mark.parametrize("seed", range(60))
 def test_random_bytes_in_the_file_block_no_message(tmp_path: Path, seed: int) -> None:
-    """Whatever was overwritten, new messages go through the disk again."""
+    """For any overwritten bytes, new messages go through the disk again."""
     path = tmp_path / "spool.db"
     _filled(path)
     chance = random.Random(seed)  # noqa: S311 - the same damage in every run
@@ -209,7 +209,7 @@ def test_a_path_that_is_not_a_regular_file_is_set_aside_and_not_opened(tmp_path:
 
 
 def test_a_message_that_the_file_cannot_store_is_dropped_alone(tmp_path: Path) -> None:
-    """It is counted and told as a loss; those before and behind it arrive."""
+    """It is counted and reported as a loss; the messages before and after it arrive."""
     spool = _spool(tmp_path / "spool.db")
     for sequence_number in (1, 2, 3, 4):
         spool.put(_message(sequence_number))
@@ -230,7 +230,7 @@ def test_a_message_that_the_file_cannot_store_is_dropped_alone(tmp_path: Path) -
 
 
 def test_a_failed_spool_thread_ends_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It dies in sight of the crew: ready while nothing is sent for ever is worse than a restart."""
+    """A restart is better than a module that is ready and never sends."""
     deaths: queue.SimpleQueue[str] = queue.SimpleQueue()
     thread_group = ThreadGroup(lambda name, _error: deaths.put(name))
     spool = Spool(tmp_path / "spool.db", OWNER, thread_group)
@@ -246,7 +246,7 @@ def test_a_failed_spool_thread_ends_the_module(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_closed_spool_does_not_count_as_a_dead_thread(tmp_path: Path) -> None:
-    """Its thread is vital, and may end when it is told to."""
+    """Its thread is vital, but may end on request."""
     thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
     spool = Spool(tmp_path / "spool.db", OWNER, thread_group)
     spool.start()
@@ -432,7 +432,7 @@ def test_a_document_that_is_too_deep_is_damage(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_plan_is_set_aside_and_measured_again(tmp_path: Path, content: bytes) -> None:
-    """However many there are, the folder keeps three of them."""
+    """For any number of damaged files, the folder keeps three of them."""
     for cores in range(1, 6):
         key = PlanKey("a" * 64, "cpu", "a processor", ("1",), cores, 8, None)
         path = tmp_path / f"{key.name()}.json"

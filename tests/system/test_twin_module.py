@@ -106,9 +106,9 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeployedModul
 
 
 def assert_no_frame_missed(deployed: DeployedModule, camera: dict[str, Any]) -> None:
-    """Up to the moment of this camera object, every frame was told, or let go and counted.
+    """Up to this camera object every frame was sent, or dropped and counted.
 
-    On a busy machine there may be some of those.
+    On a busy machine some may be dropped.
     """
     deployed.wait_for_frame(camera["name"], camera["sequence"])
     sequences = [f["sequence"] for f in deployed.frames(camera["name"])][: camera["framesAnalysed"]]
@@ -136,7 +136,7 @@ def test_the_module_reports_itself(deployed: DeployedModule) -> None:
 
 
 def test_the_precision_is_in_twin_status_and_metrics(deployed: DeployedModule) -> None:
-    """`precision: auto` decides on each machine, so a fleet has to see what it became."""
+    """`precision: auto` decides on each machine, so the cloud must see the result."""
     deployed.runtime.wait_until(lambda: "precision" in deployed.reported.get("engine", {}), 30)
     assert deployed.reported["engine"]["precision"] == "fp32"
     assert deployed.module.get("/api/v1/status")["engine"]["precision"]["precision"] == "fp32"
@@ -147,7 +147,7 @@ def test_the_precision_is_in_twin_status_and_metrics(deployed: DeployedModule) -
 def test_forty_problems_are_all_reported_and_the_old_configuration_stays_in_force(
     deployed: DeployedModule,
 ) -> None:
-    """In the twin, in an event and in status; no camera is opened anew and no frame is missed."""
+    """In the twin, in an event and in status; no camera is reopened and no frame is missed."""
     wrong: dict[str, Any] = {
         "cameras": {f"c{n}": {"uri": "gopher://h", "fps": 0, "decoder": "x", "colour": 1} for n in range(8)},
         "inference": {"device": "npu", "iou": 2, "maxBatch": 0, "confidance": 1},
@@ -208,7 +208,7 @@ def test_http_moves_to_the_address_of_the_twin_and_stays_if_it_is_unusable(deplo
 
 @pytest.mark.parametrize("forget", [False, True])
 def test_after_a_lost_connection_everything_is_received_again(deployed: DeployedModule, forget: bool) -> None:
-    """With a session that the hub has lost, too; and what is reported is told again."""
+    """With a session that the hub has lost, too; reported properties are sent again."""
     runtime = deployed.runtime
     patches, connects = len(runtime.broker.twin.patches), runtime.broker.connects
     runtime.faults.forget_sessions = forget
@@ -228,7 +228,7 @@ def test_after_a_lost_connection_everything_is_received_again(deployed: Deployed
 
 
 def test_ping_and_status_answer(deployed: DeployedModule) -> None:
-    """With what HTTP says."""
+    """With the answers of HTTP."""
     ping = deployed.runtime.invoke("ping", {"any": "thing"})
     assert ping.status == 200
     assert ping.payload.keys() == {"version", "at", "uptimeSeconds"}
@@ -400,7 +400,7 @@ def test_a_start_without_a_hub_uses_the_last_good_configuration(
 def test_the_twin_can_replace_a_model_that_is_missing_at_the_start(
     edge_runtime: EdgeRuntime, tmp_path: Path
 ) -> None:
-    """The module starts with its local document, hears the twin, and says what it cannot do."""
+    """The module starts with its local document, gets the twin, and reports the missing model."""
     identity = Identity.from_environ(edge_runtime.environ)
     assert identity is not None
     gone: dict[str, Any] = {"model": {"path": str(tmp_path / "gone.onnx")}}

@@ -1,4 +1,4 @@
-"""The JSON API over a real server: what is answered, and how it says no."""
+"""The JSON API over a real server: answers and errors."""
 
 import asyncio
 

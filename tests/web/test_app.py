@@ -295,7 +295,7 @@ async def _until_data(lines: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
 
 
 async def answered(url: str, token: str | None = None) -> int:
-    """The status that a new connection gets; 0 where nobody listens."""
+    """The status of a new connection; 0 if the port is closed."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         async with (
@@ -308,7 +308,7 @@ async def answered(url: str, token: str | None = None) -> int:
 
 
 def test_the_address_can_change_while_viewers_stay_connected() -> None:
-    """The old one answers no more, but a stream that was opened there goes on."""
+    """The old address does not answer any more, but a stream that was opened there continues."""
 
     async def scenario() -> None:
         module = FakeBackend()

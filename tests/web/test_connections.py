@@ -206,7 +206,7 @@ def descriptors_left(count: int) -> Iterator[None]:
 def test_the_server_still_answers_with_more_connections_than_descriptors(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """And a stream goes on. The clients, in this process, get their descriptors before the limit falls."""
+    """A stream continues. The clients, in this process, get their descriptors before the limit is lowered."""
 
     async def scenario(server: HttpServer, module: FakeBackend) -> None:
         async with connected(server) as (reader, writer):

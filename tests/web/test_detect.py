@@ -157,7 +157,7 @@ def test_a_real_photo_reaches_the_detector(shared_data: Path) -> None:
 
 
 def png_of(width_px: int, height_px: int, *more: bytes) -> bytes:
-    """The head of a PNG that says it has this size, with further chunks, and its end."""
+    """A PNG whose header has this size, with further chunks, and its end."""
     head = struct.pack(">IIBBBBB", width_px, height_px, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", head), *((chunk[:4], chunk[4:]) for chunk in more), (b"IDAT", b""), (b"IEND", b"")]
     packed = (

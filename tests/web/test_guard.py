@@ -1,4 +1,4 @@
-"""Who may ask: names, origins, tokens that change, and shares of the places for streams."""
+"""Access control: host names, origins, changing tokens, and shares of the stream places."""
 
 import asyncio
 import contextlib

@@ -14,7 +14,7 @@ from visionedge.web.latest_results import LatestResults
 
 
 class FakeClock:
-    """Nanoseconds that move when told."""
+    """A clock in ns that tests advance."""
 
     def __init__(self) -> None:
         self.now_ns = 0

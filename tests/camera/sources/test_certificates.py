@@ -34,7 +34,7 @@ def server(tmp_path: Path, clip: bytes) -> Iterator[ModelServer]:
 
 
 def opened(server: ModelServer, certificates: Path | None, scheme: str = "https") -> None:
-    """Open it and let it go."""
+    """Open the camera and close it."""
     uri = server.url("/cam.mp4").replace("https://", f"{scheme}://admin:hunter2x@")
     limits = replace(LIMITS, certificates=None if certificates is None else str(certificates))
     open_source(parse_camera_uri(uri), limits).close()

@@ -82,7 +82,7 @@ def test_every_pixel_format_gives_the_original_colours(
 def test_reduced_pictures_keep_their_colours(
     tmp_path: Path, pix_fmt: str, size_px: tuple[int, int], matrix: str, span: str
 ) -> None:
-    """Colour may be half as fine as brightness then, as it is in most video; to odd sizes, too."""
+    """The colour planes may have half the resolution of the luma plane, as in most video; odd sizes too."""
     picture = scene(*size_px)
     clip = write_clip(tmp_path / "c.mkv", [frame_of(picture, pix_fmt, matrix, span)])
     assert _error(_first(clip).fit_to_input(SPEC)[0], reference_letterbox(picture, SPEC)) < 2
@@ -153,7 +153,7 @@ def test_packed_colours_with_an_unknown_matrix_are_converted(number: int) -> Non
 def test_formats_that_opencv_cannot_convert_are_refused_and_never_give_uninitialised_memory(
     tmp_path: Path, options: dict[str, str]
 ) -> None:
-    """It says that the picture was retrieved, and has written none; PyAV gives the picture."""
+    """OpenCV reports that the picture was retrieved, but has written none; PyAV gives the picture."""
     frames = [frame_of(scene(160, 96), "yuv420p", "bt601", "limited") for _ in range(3)]
     clip = write_clip(tmp_path / "c.mp4", frames, "libx264", {"crf": "1", **options})
     for _ in range(2):  # the second time the memory of the first could be had again
@@ -176,7 +176,7 @@ def _raw_h264(folder: Path, *parts: tuple[int, dict[str, str]]) -> Path:
 
 
 def _seen(source: FrameSource) -> int:
-    """How many pictures there are, each looked at."""
+    """The number of pictures, each checked."""
     seen = 0
     try:
         while (decoded := source.read()) is not None:
@@ -195,7 +195,7 @@ def _seen(source: FrameSource) -> int:
 def test_a_stream_that_changes_to_an_unsupported_format_is_refused_then(
     tmp_path: Path, options: dict[str, str], before: int
 ) -> None:
-    """It gives the last good picture again and again, and says that each was retrieved."""
+    """OpenCV repeats the last good picture, and reports each as retrieved."""
     clip = _raw_h264(tmp_path, (before, {}), (25, options))
     with pytest.raises(
         SourceError, match=r"OpenCV cannot convert the pictures .* use 'decoder: pyav'"
@@ -322,7 +322,7 @@ def test_a_change_of_size_in_mid_stream_is_followed(tmp_path: Path) -> None:
 
 
 def test_a_kept_picture_is_available_long_after_its_frame(tmp_path: Path) -> None:
-    """The full picture is made of the kept planes when it is asked for, and then it is still the same."""
+    """The full picture is made from the kept planes on request, and is still the same."""
     levels = [30, 90, 150, 210]
     frames = [frame_of(np.full((90, 160, 3), n, np.uint8), "yuv420p", "bt601", "full") for n in levels]
     source = _open(write_clip(tmp_path / "c.mp4", frames, "libx264", {"crf": "1", "bf": "0"}))

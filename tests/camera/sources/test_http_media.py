@@ -116,7 +116,7 @@ def test_a_redirect_to_another_host_is_followed_only_if_allowed_and_without_the_
 
 @pytest.mark.parametrize("target", ["http://169.254.169.254/latest/meta-data", "http://[fe80::1]/x"])
 def test_a_link_local_address_is_never_contacted(target: str) -> None:
-    """Nothing answers there on a machine without a cloud; what matters is that no picture is looked for."""
+    """No server answers there outside a cloud; the test checks that no picture is requested."""
     with ScriptedServer(always(moved(target))) as server:
         assert "points to another host" in why(server)
         allowed = why(server, SourceLimits(redirects="any", open_timeout_s=0.5))

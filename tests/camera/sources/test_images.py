@@ -1,4 +1,4 @@
-"""Still pictures: read what is one, refuse what is none, before it costs memory."""
+"""Still pictures: valid ones are read, others are refused before they use memory."""
 
 import os
 import struct
@@ -165,7 +165,7 @@ def test_errors_of_files_name_the_file(tmp_path: Path) -> None:
 
 
 def test_a_picture_is_turned_upright(tmp_path: Path) -> None:
-    """Telephones store pictures lying and say so in the EXIF data."""
+    """Phones store pictures rotated and record this in the EXIF data."""
     lying = cv2.imencode(".jpg", numbered_picture(3, 40, 20))[1].tobytes()
     # One IFD entry: orientation (0x0112), SHORT, count 1, value 6 = a quarter turn.
     tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"

@@ -142,7 +142,7 @@ def test_only_a_damaged_picture_is_skipped() -> None:
 
 
 def test_an_endless_part_does_not_fill_the_memory() -> None:
-    """256 MB that call themselves one picture: bounded to a small part of that, and said."""
+    """A picture of 256 MB is refused within a small part of that memory, and reported."""
     limits = SourceLimits(picture_timeout_s=0.5, first_picture_s=0.5)
 
     def serve(server: ScriptedServer, connection: socket.socket, _head: str) -> None:
@@ -199,7 +199,7 @@ def test_a_stream_that_the_camera_closes_is_lost_and_opened_again() -> None:
 
 
 def test_pictures_that_are_too_old_are_skipped_and_counted() -> None:
-    """The newest picture, not the oldest that lies in a buffer."""
+    """The newest picture is used, not the oldest in a buffer."""
     with ScriptedServer(stream(part)) as server:
         source = open_source(parse_camera_uri(server.url()), SourceLimits(late_s=0.0))
         first = source.read()
@@ -229,7 +229,7 @@ def test_pictures_are_found_for_any_chunk_boundaries(numbers: list[int], data: s
 
 @given(st.binary(max_size=3000), st.integers(1, 500))
 def test_random_bytes_do_not_break_the_scanner(noise: bytes, step: int) -> None:
-    """For any bytes it keeps to its bound, and finds the picture after them or takes it for their rest."""
+    """For any bytes it keeps its limit, and finds the picture after them or takes it for their rest."""
     scanner = JpegScanner(4096)
     for at in range(0, len(noise), step):
         scanner.feed(noise[at : at + step])
@@ -241,7 +241,7 @@ def test_random_bytes_do_not_break_the_scanner(noise: bytes, step: int) -> None:
 
 
 def test_a_grey_picture_is_not_damaged() -> None:
-    """What stands in for missing parts is a grey that pictures may have, too."""
+    """Grey is also the colour that decoders use for missing parts."""
     grey = cv2.imencode(".jpg", np.full((64, 64, 3), 128, np.uint8))[1].tobytes()
     with ScriptedServer(stream(lambda n: part(n, data=lambda _jpeg: grey))) as server:
         source = open_source(parse_camera_uri(server.url()))

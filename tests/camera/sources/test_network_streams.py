@@ -82,7 +82,7 @@ class HttpCameraServer:
         return await self._stream(request)
 
     async def _digest(self, request: web.Request) -> web.StreamResponse:
-        """Only those who answer the question of the server as RFC 2617 says get in."""
+        """Accept only clients with a correct digest answer (RFC 2617)."""
         shown = request.headers.get("Authorization", "")
         if not digest_is_valid("GET", shown, "user", "ge@heim"):
             return web.Response(status=401, headers={"WWW-Authenticate": DIGEST_CHALLENGE})

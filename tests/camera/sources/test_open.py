@@ -298,7 +298,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def test_no_library_prints_a_password(clean_environment: dict[str, str], tmp_path: Path) -> None:
-    """FFmpeg and OpenCV name the whole address on stderr if they are let."""
+    """By default FFmpeg and OpenCV print the whole address on stderr."""
     (tmp_path / "bad.mp4").write_bytes(bytes(5000))
     uris = [f"{s}://user:geheim@127.0.0.1:1/x?token=geheim" for s in ("rtsp", "rtsps", "http", "https")]
     done = subprocess.run(

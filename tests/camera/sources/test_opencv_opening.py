@@ -18,7 +18,7 @@ from visionedge.camera.sources.opencv import PriorityLock, answers_http
 
 @contextmanager
 def listening(answer: bytes | None) -> Iterator[str]:
-    """The address (HOST:PORT) of a server that answers so; None: it accepts and says nothing."""
+    """The address (HOST:PORT) of a server with this answer; None: it accepts and sends nothing."""
     over = threading.Event()
     held: list[socket.socket] = []
 

@@ -73,7 +73,7 @@ def test_a_wrong_login_is_reported_without_secrets(login: str, reason: str) -> N
 
 
 def test_a_camera_with_undecodable_data_is_lost_and_returns() -> None:
-    """Its packets come as ever, so no limit of silence would notice."""
+    """Its packets arrive as usual, so the limit of silence does not apply."""
     basket, changes = FrameRecorder(), StatusRecorder()
     limits = SourceLimits(picture_timeout_s=0.5)
     with FakeRtspServer() as server:

@@ -53,7 +53,7 @@ def rtsp(
 
 
 def knows(hashed: str) -> Admits:
-    """Lets in a client that answers with this hash for user:ge@heim."""
+    """Accepts a client that answers with this hash for user:ge@heim."""
 
     def admits(head: str) -> bool:
         shown = head.partition("Authorization: Digest")[2].partition("\r\n")[0]

@@ -233,7 +233,7 @@ def test_a_real_stream_is_thinned_and_the_remaining_pictures_are_correct(with_b_
 
 
 def test_a_real_stream_with_enough_key_pictures_gives_only_these(with_b_pictures: Path) -> None:
-    """Twelve pictures at ten per second are 1.2 s; four of them tell that."""
+    """Twelve pictures at ten per second are 1.2 s; four of them are enough to see the rate."""
     numbers = [number for number, _, _ in _numbers(_open(with_b_pictures, 0.5))]
     assert numbers[-1] == 12
     assert len(numbers) < 25

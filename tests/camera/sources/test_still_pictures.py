@@ -242,7 +242,7 @@ def test_the_strongest_offered_digest_is_used(asked: list[str], hashed: str) -> 
                 assert source.read() is not None
             source.close()
             assert "Authorization" not in server.requests[0]
-            # Nothing is asked for twice: the count of the nonce rises instead.
+            # There is no second challenge: the nonce count rises instead.
             assert len(server.requests) == 4
             assert "nc=00000003" in server.requests[3]
 

@@ -1,4 +1,4 @@
-"""Devices: what a failed provider said becomes one reason, and what is shown is what is so."""
+"""Devices: the error of a provider becomes one reason, and the displayed device is the real one."""
 
 import json
 from datetime import UTC, datetime
@@ -81,7 +81,7 @@ def test_a_failure_of_cuda_becomes_its_reason(number: int, text: str, code: Reas
 
 
 def test_an_insufficient_driver_without_any_driver_is_a_missing_driver() -> None:
-    """CUDA says the same of an old driver and of none."""
+    """CUDA reports the same error for an old driver and for a missing one."""
     text = cuda_failure(35, "CUDA driver version is insufficient for CUDA runtime version")
     assert classify_provider_error(text, driver_present=False).code is ReasonCode.DRIVER_MISSING
 
@@ -140,7 +140,7 @@ def test_one_line_has_requested_effective_and_reason() -> None:
     [
         ("auto", ReasonCode.OK, False),
         ("cpu", ReasonCode.CPU_REQUESTED, False),
-        ("auto", ReasonCode.NO_GPU_BUILD, False),  # a CPU image on a CPU: nobody is missing anything
+        ("auto", ReasonCode.NO_GPU_BUILD, False),  # a CPU image on a CPU: nothing is missing
         ("cuda", ReasonCode.NO_GPU_BUILD, True),
         ("auto", ReasonCode.DRIVER_MISSING, True),
         ("cuda", ReasonCode.NO_DEVICE, True),

@@ -80,7 +80,7 @@ OTHERS = [
 def test_a_failure_of_an_nvidia_library_becomes_its_kind(
     library: str, number: int, words: str, fault: Fault
 ) -> None:
-    """And is told in one line, without the names of hosts and files."""
+    """The message is one line without names of hosts and files."""
     text = raised(library, number, words)
     assert classify_fault(text, on_gpu=True) is fault
     assert shorten_error_text(text) == str(find_cuda_failure(text)) == f"{library} failure {number}: {words}"
@@ -93,7 +93,7 @@ def test_other_error_texts_become_their_kind(text: str, fault: Fault) -> None:
 
 
 def test_on_the_cpu_no_device_is_blamed() -> None:
-    """Whatever the words are, the next batch may be computed; only memory is short there as well."""
+    """With any error text the next batch may be computed; only memory can be short there too."""
     kinds = {
         classify_fault(raised(library, number, words), on_gpu=False) for library, number, words, _ in FAILURES
     }

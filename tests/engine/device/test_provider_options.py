@@ -1,6 +1,6 @@
-"""Our CUDA options before the real provider: it knows every one of them and takes every value.
+"""The CUDA options of the module with the real provider: it accepts all keys and values.
 
-Without a GPU it reads them all and then fails over the device, which is how it can be asked on any machine.
+Without a GPU it reads them all and then fails for lack of a device, so this test runs on any machine.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ except Exception as error:
 
 
 def words_on(options: dict[str, str]) -> str:
-    """What a session says to these options; the device, which is looked for at once, is left out."""
+    """The error of a session with these options, without the missing device."""
 
     given = {name: value for name, value in options.items() if name != "device_id"}
     module = Path(__file__).resolve().parents[3] / "module"

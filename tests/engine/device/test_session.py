@@ -57,7 +57,7 @@ def test_rows_are_not_overwritten_by_the_next_run(graph: bytes) -> None:
 
 
 def test_padding_changes_nothing(graph: bytes) -> None:
-    """Whatever an earlier batch left in the buffer."""
+    """With any content of an earlier batch in the buffer."""
     session, images = open_session(graph, "cpu", max_batch=4), pictures(4)
     alone = session.run(images[:1], 1)
     session.run(images, 4)
@@ -237,7 +237,7 @@ def test_a_graph_replay_with_other_rows_is_refused(graph: bytes) -> None:
 
     class WrongSession(StubAssignedSession):
         def run_with_iobinding(self, binding: Any, options: Any) -> None:
-            """Leaves the output as it was."""
+            """Leave the output unchanged."""
 
     with pytest.raises(EngineError, match="different scores"):
         Session(WrongSession(raw_session(graph)), "cpu")

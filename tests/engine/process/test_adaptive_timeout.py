@@ -38,7 +38,7 @@ def test_a_configured_limit_below_the_minimum_is_kept() -> None:
 
 
 class FakeWaits:
-    """Slices of a wait: each takes as long as is said, and nothing arrives until they are over."""
+    """Slices of a wait: each takes a given time, and nothing arrives until they are over."""
 
     def __init__(self, slices_s: list[float]) -> None:
         self.now_s = 0.0
@@ -69,7 +69,7 @@ def test_a_missing_reply_times_out_at_the_limit(line: socket.socket) -> None:
 
 
 def test_time_in_which_the_module_did_not_run_is_not_counted(line: socket.socket) -> None:
-    """Everything is stopped for two minutes and goes on: a healthy child then answers."""
+    """Everything is stopped for two minutes and resumed; then a healthy child answers."""
     time = FakeWaits([0.0, 120.0, 0.0])
     wait_for_reply(line, 2.0, clock=time.clock, readable=time.readable)
     assert time.now_s > 120

@@ -67,7 +67,7 @@ def test_a_candidate_and_the_cpu_compute_the_same_pictures(engine: LocalEngine, 
 def test_without_frames_or_a_cpu_answer_a_successful_open_is_enough(
     engine: LocalEngine, expected: Rows
 ) -> None:
-    """So it is never waited for in vain."""
+    """So no candidate waits in vain."""
     same, gone = StubWorker(expected), StubWorker(EngineUnavailableError("the engine is restarting"))
     for serving, images in (
         (None, StubRecentPictures(*IMAGES)),
@@ -91,7 +91,7 @@ def test_a_candidate_that_fails_the_comparison_is_lost(engine: LocalEngine, expe
 def test_every_comparison_ends_with_an_answer(
     engine: LocalEngine, expected: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Rows of another shape, say: that is told, and the candidate is not used."""
+    """For example rows of another shape: it is reported, and the candidate is not used."""
     seen = compare_candidate(
         engine.info().model, StubWorker(expected), StubWorker(expected[:1]), StubRecentPictures(*IMAGES)
     )
@@ -110,7 +110,7 @@ def test_nan_rows_on_the_cpu_too_are_blamed_on_the_model(expected: Rows) -> None
 
 
 def test_pictures_are_kept_only_while_they_are_requested() -> None:
-    """As copies: what they lie in is written again."""
+    """As copies, because their buffers are reused."""
     recent, got = RecentPictures(3), threading.Event()
     recent.offer(IMAGES)
     kept: list[np.ndarray] = []

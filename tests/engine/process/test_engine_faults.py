@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 class ScriptedSession:
-    """A session that does as it is told, from `act` on; before that it is well."""
+    """A session that calls `act` for each run once it is set; before that it works."""
 
     rows = 9
     node_placement = NodePlacement(1)

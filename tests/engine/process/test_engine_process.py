@@ -52,7 +52,7 @@ def frame_pool(model: Model) -> Iterator[SharedFramePool]:
 
 
 class EngineHarness:
-    """An engine process and what it tells; closed when a test leaves it."""
+    """An engine process and its events; closed at the end of the test."""
 
     def __init__(
         self, model: Model, frame_pool: SharedFramePool, inference: InferenceConfig = CPU, **limits: float
@@ -82,7 +82,7 @@ class EngineHarness:
         return pid
 
     def next_event(self) -> EngineEvent:
-        """The next piece of news, waited for."""
+        """Wait for the next event."""
         return self.news.get(timeout=30)
 
 
@@ -250,7 +250,7 @@ def test_a_child_that_dies_is_replaced_at_once(
     number: signal.Signals,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Said once, with the reason; the next one gives the same rows from the same memory."""
+    """Reported once, with the reason; the next child gives the same rows from the same memory."""
     shared = placed(frame_pool, pictures(2))
     before, first = opened.engine.infer(shared).rows, opened.pid
     os.kill(first, number)
@@ -344,7 +344,7 @@ def test_a_hanging_child_is_detected_long_before_the_maximum_batch_time(
 
 
 def test_close_ends_child_threads_and_waiting_batches(model: Model, frame_pool: SharedFramePool) -> None:
-    """A closed engine says so."""
+    """A closed engine raises an error."""
     with EngineHarness(model, frame_pool) as opened:
         pid = opened.pid
     assert not alive(pid)
@@ -354,7 +354,7 @@ def test_close_ends_child_threads_and_waiting_batches(model: Model, frame_pool: 
 
 
 class InterruptingThreadGroup(ThreadGroup):
-    """Does something to the child as soon as it is there."""
+    """Calls a function with each new child."""
 
     def __init__(self, act: Callable[[int], None]) -> None:
         super().__init__(lambda _name, _error: None)
@@ -369,7 +369,7 @@ class InterruptingThreadGroup(ThreadGroup):
 
 
 def test_close_during_the_opening_ends_at_once(model: Model, frame_pool: SharedFramePool) -> None:
-    """As when somebody presses Ctrl-C during a long warm-up."""
+    """As Ctrl-C during a long warm-up."""
     seen: list[int] = []
 
     def stop(pid: int) -> None:
@@ -386,7 +386,7 @@ def test_close_during_the_opening_ends_at_once(model: Model, frame_pool: SharedF
 
 
 def test_a_killed_first_child_is_started_once_more(model: Model, frame_pool: SharedFramePool) -> None:
-    """By whoever wanted its memory: the second one opens the same and computes."""
+    """By the kernel for lack of memory, for example: the second child opens the same model and computes."""
     seen: list[int] = []
 
     def kill(pid: int) -> None:

@@ -1,6 +1,6 @@
-"""The engine's process meets every fault a device can have, by script: what is told, and the way back.
+"""The engine process with every scripted fault of a device: its events and the recovery.
 
-The device is pretended: a session on the CPU that says it is CUDA and fails as it is told to.
+The device is simulated: a session on the CPU that claims to be CUDA and fails as scripted.
 """
 
 import logging
@@ -53,7 +53,7 @@ def expected(model: Model) -> np.ndarray:
 
 
 class EngineHarness:
-    """An engine with a pretended device, and what it tells; closed when a test leaves it."""
+    """An engine with a simulated device, and its events; closed at the end of the test."""
 
     def __init__(
         self, model: Model, frame_pool: SharedFramePool, faults: FaultScript, **inference: object
@@ -70,7 +70,7 @@ class EngineHarness:
         self.engine.close()
 
     def next_event(self, code: str) -> EngineEvent:
-        """The next piece of news, waited for, which must be this."""
+        """Wait for the next event, which must have this code."""
         news = self.news.get(timeout=60)
         assert news.code == code, news
         return news
@@ -197,7 +197,7 @@ def test_after_a_fault_the_cpu_takes_over_until_the_device_returns(
 def test_a_batch_that_runs_out_of_memory_is_computed_in_smaller_ones(
     model: Model, frame_pool: SharedFramePool, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    """The process lives on, the plan says so, nothing fails; when not even one fits, the device is lost."""
+    """The process stays, the plan is narrowed, nothing fails; if no picture fits, the device is lost."""
     faults = FaultScript(tmp_path)
     with EngineHarness(model, frame_pool, faults) as opened:
         pid = opened.process.pid
@@ -224,7 +224,7 @@ def test_a_batch_that_runs_out_of_memory_is_computed_in_smaller_ones(
 def test_a_candidate_that_disagrees_with_the_cpu_is_rejected_until_it_agrees(
     model: Model, frame_pool: SharedFramePool, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    """Told once, however often it is tried. That a candidate cannot be opened is no news."""
+    """Reported once for any number of attempts. A candidate that cannot be opened is not reported."""
     faults = FaultScript(tmp_path)
     faults.begin("absent")
     with EngineHarness(model, frame_pool, faults) as opened, LoadThreads(opened.engine, expected) as lanes:
@@ -253,7 +253,7 @@ def test_a_candidate_that_disagrees_with_the_cpu_is_rejected_until_it_agrees(
 def test_at_the_start_a_device_is_compared_with_the_cpu(
     model: Model, frame_pool: SharedFramePool, tmp_path: Path, parity: str, state: tuple[str, str]
 ) -> None:
-    """`inference.parity` says what becomes of one that computes something else."""
+    """`inference.parity` decides about a device with other results."""
     faults = FaultScript(tmp_path, first_s=60.0)
     faults.begin("wrong")
     with EngineHarness(model, frame_pool, faults, parity=parity) as opened:
@@ -269,7 +269,7 @@ def test_at_the_start_a_device_is_compared_with_the_cpu(
 def test_hold_computes_nothing_until_the_device_is_available(
     model: Model, frame_pool: SharedFramePool, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    """At the start and after a loss; why nothing is computed is said."""
+    """At the start and after a loss; the reason is reported."""
     faults = FaultScript(tmp_path)
     faults.begin("absent")
     opened = EngineHarness(model, frame_pool, faults, device="cuda", fallback="hold")
@@ -309,7 +309,7 @@ def test_exit_ends_with_3_when_the_device_is_lost(
 def test_a_device_that_crashes_its_process_at_the_start_falls_back_to_the_cpu(
     model: Model, frame_pool: SharedFramePool, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    """The module starts all the same, degraded, and goes on looking for the device."""
+    """The module starts degraded and probes the device."""
     faults = FaultScript(tmp_path, first_s=60.0)
     faults.begin("crashes-opening")
     with EngineHarness(model, frame_pool, faults) as opened:
@@ -322,7 +322,7 @@ def test_a_device_that_crashes_its_process_at_the_start_falls_back_to_the_cpu(
 
 
 def _until(condition: Callable[[], bool], tries: int = 600) -> None:
-    """Look again and again, for what nobody tells."""
+    """Poll for a change without an event."""
     pause = threading.Event()
     for _ in range(tries):
         if condition():

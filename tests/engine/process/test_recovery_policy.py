@@ -170,7 +170,7 @@ def test_a_candidate_that_disagrees_with_the_cpu_is_rejected_and_reported_once()
 
 
 def test_a_device_that_was_absent_at_the_start_is_probed() -> None:
-    """But not where the CPU was asked for, nor where this build cannot use any."""
+    """But not if the CPU was requested, nor if this build cannot use any device."""
     for code, looked_for in (
         (ReasonCode.DRIVER_MISSING, True),
         (ReasonCode.PROBE_TIMEOUT, True),
@@ -239,7 +239,7 @@ def test_hold_computes_nothing_on_the_cpu() -> None:
 
 
 def test_a_new_policy_applies_at_once_to_a_lost_device() -> None:
-    """From hold to degrade the CPU takes over, and the device is looked for as before; and the other way."""
+    """From hold to degrade the CPU takes over while the device is probed; and the other way."""
     recovery_policy = on_the_gpu("hold", "cuda")
     recovery_policy.handle(EngineExited(Fault.DIED, LOST_TEXT), 10)
     assert recovery_policy.serving is None
@@ -277,7 +277,7 @@ def test_a_new_policy_changes_nothing_while_the_device_computes() -> None:
 
 
 def test_a_killed_first_process_is_started_once_more() -> None:
-    """A signal from outside says nothing of the model: what it is opened for stays the same, once."""
+    """A signal from outside is not blamed on the model: the same start is repeated once."""
     recovery_policy = RecoveryPolicy("cpu", "degrade", PLAIN)
     first = recovery_policy.handle(Start(), 0)
     assert recovery_policy.handle(EngineStartFailed(LOST_TEXT, died=True, killed=True), 0) == first
@@ -344,14 +344,14 @@ def test_random_faults_never_leave_the_policy_stuck_silent_or_hasty(seed: int) -
     simulation.run_until(3600)
     assert simulation.recovery_policy.serving is not None or simulation.policy == "hold" or simulation.main
 
-    # Nothing fails any more: it comes back by itself, and then nothing is left to do.
+    # Without faults it recovers, and then nothing is left to do.
     simulation.gpu, simulation.cpu_dies = "fine", False
     simulation.run_until(3600 + 3 * simulation.timing.max_wait_s)
     assert simulation.recovery_policy.serving in device_preference(simulation.requested)[:-1]
     assert simulation.recovery_policy.due_s() is None
     assert simulation.outage_since_s is None
 
-    # Everything that changed was told, once.
+    # Every change was reported once.
     assert simulation.events["device-lost"] == simulation.counts["gpu lost"]
     assert simulation.events["device-back"] == len(simulation.changes_s)
     assert simulation.events["engine-lost"] == simulation.counts["cpu lost"]

@@ -1,4 +1,4 @@
-"""Pictures in shared memory: a block is never handed out while anybody can still see what is in it."""
+"""Pictures in shared memory: a block is never reused while a view of it exists."""
 
 import gc
 import os
@@ -77,7 +77,7 @@ def test_without_a_free_block_none_is_returned_and_counted(frame_pool: SharedFra
 
 
 def test_a_view_keeps_its_block(frame_pool: SharedFramePool) -> None:
-    """Of whatever kind: a slice of a slice, another shape, a bare buffer."""
+    """With any kind of view: a slice of a slice, another shape, a bare buffer."""
     kept = [allocated(frame_pool)[2:][1:], allocated(frame_pool).reshape(-1), allocated(frame_pool).data]
     gc.collect()
     assert frame_pool.free == 1
@@ -111,7 +111,7 @@ def test_a_block_contains_only_whole_pictures(frame_pool: SharedFramePool) -> No
 @given(steps=st.lists(st.one_of(st.none(), st.integers(0, 9)), max_size=60))
 @settings(deadline=None)
 def test_held_pictures_are_always_different_blocks(steps: list[int | None]) -> None:
-    """Whatever is taken (None) and let go (a number) in which order; and none is lost."""
+    """For any order of taking (None) and releasing (a number), no block is lost."""
     frame_pool = SharedFramePool(SPEC, 5)
     held: list[Picture] = []
     for step in steps:

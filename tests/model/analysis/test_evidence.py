@@ -53,7 +53,7 @@ class Prefix:
         return name
 
     def then(self, operator: str, *inputs: str, **attributes: Any) -> None:
-        """A node over the picture as it is by now."""
+        """Add a node over the current picture."""
         self.tensor = self.add(operator, self.tensor, *inputs, **attributes)
 
     def constant(self, values: object, dtype: str = "float32") -> str:
@@ -196,7 +196,7 @@ def _rows(path: Path, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
 def test_preprocessing_in_the_graph_does_not_change_the_detections(
     tmp_path: Path, family: str, fronts: tuple[Front, ...], swaps: bool
 ) -> None:
-    """Nothing is divided twice, and no swap of colours is lost, whatever nodes do it."""
+    """Nothing is divided twice and no colour swap is lost, for any nodes."""
     path = FAMILIES[family](tmp_path / "m.onnx")
     pictures = noise_pictures(2, WIDTH_PX, HEIGHT_PX)
     model, before = load_model(_with(path, *fronts)), load_model(path)
@@ -234,7 +234,7 @@ def test_a_clip_that_would_change_pixels_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_mean_in_the_opposite_colour_order_is_refused(tmp_path: Path) -> None:
-    """Its order tells which channel is blue."""
+    """Its order shows which channel is blue."""
 
     def less(prefix: Prefix) -> None:
         mean = np.array([103.53, 116.28, 123.675], np.float32).reshape(1, 3, 1, 1)
@@ -415,7 +415,7 @@ def test_a_model_optimised_by_onnxruntime_is_read_like_its_original(tmp_path: Pa
 
 
 def test_a_picodet_changed_by_a_tool_needs_a_stated_head(tmp_path: Path) -> None:
-    """Its producer is that tool then, and nothing else tells it from a NanoDet-Plus."""
+    """Its producer is that tool then, and nothing else distinguishes it from NanoDet-Plus."""
     before = load_model(_picodet(tmp_path / "m.onnx"))
     path = _quantised(tmp_path / "m.onnx")
     with pytest.raises(ModelError, match="state head: picodet"):
@@ -426,14 +426,14 @@ def test_a_picodet_changed_by_a_tool_needs_a_stated_head(tmp_path: Path) -> None
 
 
 def test_a_quantised_centernet_is_still_recognised(tmp_path: Path) -> None:
-    """The pooling that finds its peaks lies behind its weights; one in front of them is anybody's."""
+    """The pooling that finds its peaks comes after its weights; pooling before them proves nothing."""
     path = maps.end_to_end_model(tmp_path / "m.onnx", heat=True)
     with pytest.raises(ModelError, match="CenterNet"):
         load_model(_quantised(path))
 
 
 def test_a_detr_with_unreadable_first_layers_is_refused(tmp_path: Path) -> None:
-    """They tell whether it takes ImageNet's mean off; that nothing was seen tells nothing."""
+    """They show whether it subtracts ImageNet's mean; without them this is unknown."""
     path = _with(
         detr.raw_detr_model(tmp_path / "m.onnx"), lambda p: p.then("AveragePool", kernel_shape=[1, 1])
     )

@@ -31,7 +31,7 @@ FIXED = TinyDetector(batch=1)
 
 
 def built(path: Path) -> tuple[onnxruntime.InferenceSession, CompiledMetadata]:
-    """The graph of a model, opened, and what it says of itself."""
+    """The graph of a model with an open batch, and its metadata."""
     graph = build_graph(load_model(path))
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     return session, require_compiled_metadata(onnx.load_model_from_string(graph))
@@ -116,7 +116,7 @@ MIXING = {
 def test_a_network_that_mixes_pictures_runs_one_by_one(
     tmp_path: Path, name: str, declared: int | None
 ) -> None:
-    """Whether its batch was fixed or is said to be open: never silently wrong."""
+    """With a fixed or a declared open batch: never silently wrong."""
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in MIXING[name]]
     proto = on_scores(TinyDetector(batch=declared).proto(), *nodes)
     proto.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "half"))
@@ -214,7 +214,7 @@ def test_integers_must_be_exactly_equal() -> None:
 
 
 def test_rows_may_change_places_but_not_pictures() -> None:
-    """Equal scores stand in any order; the share is that of the picture with the fewest alike."""
+    """Equal scores may be in any order; the share is that of the picture with the fewest matches."""
     random = np.random.default_rng(0)
     rows = np.asarray(random.uniform(0, 1, (2, 10, 6)) * [400, 400, 400, 400, 1, 80], np.float32)
     assert compute_matching_share(rows, rows[:, ::-1]) == 1
@@ -314,7 +314,7 @@ def test_a_compiled_graph_can_be_loaded_as_a_model(tmp_path: Path) -> None:
 
 
 def test_a_compiled_graph_has_the_whole_interpretation_in_its_metadata(tmp_path: Path) -> None:
-    """Whoever has the file needs nothing of ours to use it."""
+    """The file can be used without visionedge."""
     model = load_model(TinyDetector().save(tmp_path / "tiny.onnx"))
     proto = onnx.load_model_from_string(build_graph(model))
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
@@ -337,7 +337,7 @@ def test_a_compiled_graph_has_the_whole_interpretation_in_its_metadata(tmp_path:
 
 
 def test_the_metadata_of_version_0_1_is_read() -> None:
-    """Its keys are a file format: a graph compiled by 0.1.0 goes on working."""
+    """Its keys are a file format: graphs compiled by 0.1.0 still work."""
     text = (
         '{"version": "0.1.0", "name": "yolox-nano-416", '
         '"sha256": "695e750a5d5754bb5a8d5325643b59282191a7e7a564e435a415fd3c578eab14", "head": "yolox", '

@@ -1,4 +1,4 @@
-"""The layout folded into the first convolution: the same numbers from the bytes as they lie."""
+"""The layout folded into the first convolution: equal results from interleaved bytes."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The compiled graph: whatever the network wants in and gives out, it equals the slow way in numpy."""
+"""The compiled graph equals a slow numpy reference for any inputs and outputs of the network."""
 
 import csv
 import json
@@ -78,14 +78,14 @@ def test_rows_are_sorted_by_descending_score() -> None:
 
 
 def test_the_number_of_rows_does_not_exceed_the_number_of_pairs() -> None:
-    """63 cells of one class give 63 rows, whatever the limit."""
+    """63 cells of one class give 63 rows for any limit."""
     tiny = TinyDetector(classes=1)
     cells = sum(columns * rows for _, columns, rows in tiny.grids())
     assert run(compiled(tiny, 500), pictures(1)).shape == (1, cells, 6)
 
 
 def test_the_two_step_selection_loses_no_row() -> None:
-    """Every limit gives the beginning of the longest list: the best pairs lie in the best cells."""
+    """Every limit gives the beginning of the longest list: the best pairs are in the best cells."""
     tiny, images = TinyDetector(), pictures(1)
     whole = run(compiled(tiny, 10_000), images)
     for limit in (1, 7, 84, 200):
@@ -104,7 +104,7 @@ def test_scaling_is_refused_for_a_network_that_takes_bytes(tmp_path: Path) -> No
 
 
 def test_added_names_never_collide_with_names_of_the_network() -> None:
-    """A network with tensors named as ours would be wired wrong; ours give way."""
+    """Tensors with the same names as added ones would be connected wrongly; added names change."""
     nodes = NodeBuilder(17, ["visionedge.Add.0", "_visionedge.x"])
     assert nodes.add("Add", "a", "b") == "__visionedge.Add.0"
 

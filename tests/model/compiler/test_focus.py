@@ -95,7 +95,7 @@ def test_the_result_is_equal_without_the_slices(model: onnx.ModelProto) -> None:
 
 
 def shared(model: onnx.ModelProto) -> None:
-    """Somebody else looks at the quarters, too."""
+    """Another node uses the quarters, too."""
     model.graph.node.append(helper.make_node("Relu", ["joined"], ["spy"]))
     model.graph.output.append(helper.make_tensor_value_info("spy", TensorProto.FLOAT, None))
 

@@ -73,7 +73,7 @@ def test_boxes_as_large_as_the_picture_are_plausible() -> None:
 
 
 def test_boxes_larger_than_the_picture_are_plausible() -> None:
-    """A network of small pictures may give them for noise, wherever their centres are."""
+    """A network for small pictures may give them for noise, with any centres."""
     rows = _rows()
     centres, sizes = rows[:, :2].copy(), rows[:, 2:4] - rows[:, :2] + 2 * WIDTH_PX
     rows[:, :2], rows[:, 2:4] = centres - sizes / 2, centres + sizes / 2
@@ -100,7 +100,7 @@ def test_other_columns_are_implausible_as_classes(value: float) -> None:
 
 
 def test_a_model_with_boxes_in_another_unit_is_refused_by_the_trial_run(tmp_path: Path) -> None:
-    """Shapes and nodes are those of YOLOv8; only its numbers tell."""
+    """Shapes and nodes are those of YOLOv8; only the values differ."""
     model = load_model(yolov8(tmp_path / "m.onnx", relative=True))
     with pytest.raises(ModelError, match=r"all its boxes lie within.*state its head in MODEL\.yaml"):
         build_graph(model)

@@ -143,7 +143,7 @@ def test_anchors_that_do_not_match_the_maps_are_refused(
 
 
 def test_the_six_anchors_of_yolo_tiny_are_refused_if_the_model_may_be_v4(tmp_path: Path) -> None:
-    """YOLOv4-tiny gives its finer map the second to fourth of them; that has to be said map by map."""
+    """YOLOv4-tiny uses the second to fourth anchors for its finer map; this must be stated per map."""
     tiny = [[10, 14], [23, 27], [37, 58], [81, 82], [135, 169], [344, 319]]
     path = raw_map_model(tmp_path / "m.onnx", strides=(16, 32))
     state(path, anchors=tiny)
@@ -249,7 +249,7 @@ def test_a_list_with_another_number_of_classes_than_labels_is_refused(tmp_path: 
 
 
 def test_centernet_needs_stated_preprocessing(tmp_path: Path) -> None:
-    """A pooling that finds peaks tells it from YOLO; nothing tells colours and mean."""
+    """A pooling that finds peaks distinguishes it from YOLO; colours and mean are unknown."""
     path = end_to_end_model(tmp_path / "m.onnx", heat=True)
     with pytest.raises(ModelError, match=r"CenterNet.*MODEL\.yaml"):
         load_model(path)
@@ -264,7 +264,7 @@ def test_centernet_needs_stated_preprocessing(tmp_path: Path) -> None:
 
 
 def test_ultralytics_rt_detr_lists_boxes_as_relative_centres(tmp_path: Path) -> None:
-    """Its shape is that of YOLOv10; sampling tells it, and without Ultralytics' word it is refused."""
+    """It has YOLOv10's shape and is recognised by its sampling; without metadata of Ultralytics refused."""
     with pytest.raises(ModelError, match="no detector"):
         load_model(end_to_end_model(tmp_path / "m.onnx", samples=True))
     notes = {"author": "Ultralytics", "description": "Ultralytics rtdetr-l model", "task": "detect"}

@@ -58,7 +58,7 @@ def _apart(
     boxes, scores = _cells(graph, inner, less=less, sigmoid=sigmoid)
     if columns:
         scores = graph.add("Transpose", scores, perm=[0, 2, 1])
-    # The names lie: what counts is the shapes.
+    # The names are wrong: the shapes count.
     graph.output(
         scores, "boxes", "float32", "n", *((CLASSES, len(cells())) if columns else (len(cells()), CLASSES))
     )
@@ -110,7 +110,7 @@ def test_scores_without_a_sigmoid_get_one(tmp_path: Path) -> None:
 
 
 def test_preprocessing_is_never_guessed(tmp_path: Path) -> None:
-    """These families differ in that and in nothing that shows; a graph that scales by itself says it."""
+    """These families differ only in that, and nothing shows it; a graph that scales by itself does."""
     path = _apart(tmp_path / "m.onnx")
     with pytest.raises(ModelError, match="prepared in different ways; state input"):
         load_model(path)
@@ -190,7 +190,7 @@ def _with_plugin(
 def test_a_tensorrt_plugin_is_replaced_by_the_modules_own_suppression(
     tmp_path: Path, plugin: str, centers: bool, sigmoid: bool, attributes: dict[str, Any]
 ) -> None:
-    """Its attributes say how boxes and scores are written."""
+    """Its attributes give the encoding of boxes and scores."""
     path = _with_plugin(tmp_path / "m.onnx", plugin, centers=centers, sigmoid=sigmoid, **attributes)
     model = load_model(path)
     assert (model.head, model.interpretation.class_count, model.interpretation.needs_nms) == (
@@ -223,7 +223,7 @@ def test_a_background_class_is_not_reported(tmp_path: Path) -> None:
 
 
 def test_a_plugin_with_boxes_for_each_class_is_refused(tmp_path: Path) -> None:
-    """One line that says what would help."""
+    """One line with the remedy."""
     path = _with_plugin(tmp_path / "m.onnx", "BatchedNMS_TRT", shareLocation=0)
     with pytest.raises(
         ModelError, match=r"separate boxes for each class.*export the model without its suppression"

@@ -1,4 +1,4 @@
-"""Azure Custom Vision's exports: a raw map or a list, and what lies beside them."""
+"""Azure Custom Vision's exports: a raw map or a list, and the files beside them."""
 
 import json
 import math
@@ -90,7 +90,7 @@ def _manifest(folder: Path, **keys: Any) -> None:
 
 @pytest.mark.parametrize("opset", [7, 8, 9, 10])
 def test_exports_of_old_opsets_are_converted(tmp_path: Path, opset: int) -> None:
-    """Custom Vision offers no other opset, so its users cannot export anew."""
+    """Custom Vision offers no other opset, so its users cannot export again."""
     path = _compact(tmp_path / "model.onnx", metadata=PARTS, opset=opset)
     (tmp_path / "labels.txt").write_text("a\nb\nc\nd\n")
     pictures = noise_pictures(1, SIDE_PX, SIDE_PX)
@@ -206,7 +206,7 @@ def test_a_damaged_manifest_is_named_in_the_error(tmp_path: Path, text: str) -> 
 def test_raw_maps_of_others_are_refused(
     tmp_path: Path, keys: dict[str, Any], manifest: dict[str, Any] | None
 ) -> None:
-    """Nothing says Custom Vision; it scales pixels itself as TinyYOLOv2 does; other anchors; a classifier."""
+    """No metadata of Custom Vision; scaling as in TinyYOLOv2; other anchors; a classifier."""
     if manifest is not None:
         _manifest(tmp_path, **manifest)
     with pytest.raises(ModelError, match="no detector"):
@@ -240,7 +240,7 @@ def _s1(path: Path, names: Sequence[str], *, rank: int, dtype: str = "int64", **
 @pytest.mark.parametrize("rank", [3, 2])
 @pytest.mark.parametrize("dtype", ["int64", "float32"])
 def test_s1_gives_a_list_that_is_used_unchanged(tmp_path: Path, rank: int, dtype: str) -> None:
-    """Classes are told from scores by type, or by name where both are floats."""
+    """Classes are distinguished from scores by type, or by name if both are floats."""
     names = ("detected_boxes", "detected_classes", "detected_scores")
     path = _s1(tmp_path / "model.onnx", names, rank=rank, dtype=dtype, metadata=PARTS)
     (tmp_path / "labels.txt").write_text("a\nb\nc\nd\n")
@@ -262,6 +262,6 @@ def test_s1_gives_a_list_that_is_used_unchanged(tmp_path: Path, rank: int, dtype
 
 
 def test_s1_with_unknown_output_names_is_refused(tmp_path: Path) -> None:
-    """Two lists of floats: nothing says which are the scores."""
+    """Two lists of floats: nothing shows which are the scores."""
     with pytest.raises(ModelError, match="no detector"):
         load_model(_s1(tmp_path / "model.onnx", ("a", "b", "c"), rank=3, dtype="float32", metadata=PARTS))

@@ -64,7 +64,7 @@ def test_each_cell_is_a_row_and_boxes_still_overlap(tmp_path: Path) -> None:
 
 
 def test_ultralytics_metadata_does_not_imply_a_finished_list(tmp_path: Path) -> None:
-    """Nobody chose its rows: read as a list, each thing would be found many times."""
+    """Its rows are not selected: read as a list, each object would be found many times."""
     metadata = {"author": "Ultralytics", "task": "detect"}
     assert load_model(_deepstream(tmp_path / "m.onnx", metadata=metadata)).interpretation.needs_nms
 

@@ -248,7 +248,7 @@ def test_a_slice_of_a_softmax_is_refused_and_a_slice_of_sigmoids_is_accepted(tmp
 
 @pytest.mark.parametrize("slots", [2, 3, 4, 7])
 def test_the_last_slot_of_an_rfdetr_is_the_background(tmp_path: Path, slots: int) -> None:
-    """Its own decoder drops it; with four slots scores are as wide as boxes, and nodes tell them apart."""
+    """Its own decoder drops it; with four slots, scores are as wide as boxes, and nodes distinguish them."""
     path = raw_detr_model(tmp_path / "m.onnx", classes=slots, names=("dets", "labels"))
     model = load_model(path)
     assert (model.head, model.interpretation.class_count) == ("detr-raw", slots - 1)
@@ -310,7 +310,7 @@ def test_an_open_input_size_is_the_stated_or_the_usual_one_and_is_reported(tmp_p
 
 
 def test_a_variable_number_of_queries_is_padded(tmp_path: Path) -> None:
-    """Exports of an open size often do not say how many queries there are."""
+    """Exports of an open size often do not contain the number of queries."""
     graph = Graph()
     picture = graph.input("pixel_values", "float32", "N", 3, HEIGHT_PX, WIDTH_PX)
     logits, boxes = queries(graph, picture)

@@ -52,7 +52,7 @@ def _made(path: Path, kind: Kind, *, batch: bool = False, normalises: bool | Non
         graph.output(graph.add("Unsqueeze", dets, graph.whole(0)), "dets", "float32", 1, COUNT, 5)
         graph.output(graph.add("Unsqueeze", labels, graph.whole(0)), "labels", "int64", 1, COUNT)
         return graph.save(path)
-    # The names lie: what counts is the shapes.
+    # The names are wrong: the shapes count.
     graph.output(boxes, "scores", "float32", "n", 4)
     graph.output(scores, "boxes", "float32", "n")
     graph.output(labels, "labels", "int64", "n")
@@ -87,7 +87,7 @@ def test_a_detector_of_torchvision_gets_pixels_of_0_to_1_and_its_classes_count_f
 
 
 def test_labels_may_include_or_omit_the_background_but_their_number_must_match(tmp_path: Path) -> None:
-    """Its last layer tells that there are five, the background among them."""
+    """Its last layer has five classes, the background among them."""
     path = _made(tmp_path / "m.onnx", "torchvision")
     for words in (["__background__", "a", "b", "c", "d"], ["a", "b", "c", "d"]):
         state(path, labels=words)
@@ -98,7 +98,7 @@ def test_labels_may_include_or_omit_the_background_but_their_number_must_match(t
 
 
 def test_an_automl_detector_is_preprocessed_like_its_own_script(tmp_path: Path) -> None:
-    """The labels.json that it puts beside the model tells: stretched, ImageNet's mean taken off."""
+    """The labels.json beside the model shows it: stretched, ImageNet's mean subtracted."""
     path = _made(tmp_path / "model.onnx", "automl", batch=True)
     with pytest.raises(ModelError, match=r"for Azure AutoML put its labels\.json beside it"):
         load_model(path)
@@ -110,7 +110,7 @@ def test_an_automl_detector_is_preprocessed_like_its_own_script(tmp_path: Path) 
 
 
 def test_a_detector_of_detectron2_gets_bgr_and_its_classes_count_from_0(tmp_path: Path) -> None:
-    """The order of the mean that it subtracts tells the order of its colours."""
+    """The order of the subtracted mean shows the order of colours."""
     path = _made(tmp_path / "m.onnx", "detectron2")
     (tmp_path / "labels.txt").write_text("a\nb\nc\nd\n")
     model = load_model(path)
@@ -121,7 +121,7 @@ def test_a_detector_of_detectron2_gets_bgr_and_its_classes_count_from_0(tmp_path
 
 
 def test_an_mmdeploy_model_needs_stated_preprocessing(tmp_path: Path) -> None:
-    """Its means stand in a configuration that does not come with the file."""
+    """Its means are in a configuration that is not exported."""
     path = _made(tmp_path / "m.onnx", "mmdeploy", batch=True)
     with pytest.raises(ModelError, match=r"state input\.scale, input\.mean and input\.std"):
         load_model(path)

@@ -1,6 +1,6 @@
-"""Every family in every form that its exporters give the picture: the rows are those of its usual form.
+"""Every family with every input format of its exporters: the rows equal those of the usual format.
 
-That usual form, planes of float32, is held against a slow reference in the family's own tests.
+The usual format, planes of float32, is compared with a slow reference in the tests of the family.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""PaddleDetection's exports with the suppression in the graph, prepared as their exporter tells."""
+"""PaddleDetection's exports with suppression in the graph, preprocessed as in the export file."""
 
 import json
 from pathlib import Path
@@ -113,7 +113,7 @@ def _tensor(picture: NDArray[np.uint8], imagenet: bool) -> NDArray[np.float32]:
 def test_a_list_of_any_length_becomes_a_fixed_number_of_rows(
     tmp_path: Path, im_shape: bool, number: str | None
 ) -> None:
-    """Three pictures, one by one: such a graph knows no batch, however open its first dimension is."""
+    """Three pictures one by one: such a graph has no batch, even with an open first dimension."""
     path = _told(_paddle(tmp_path / "ppyoloe.onnx", im_shape=im_shape, number=number), RESIZE, PLAIN)
     model = load_model(path)
     pictures = noise_pictures(3, WIDTH_PX, HEIGHT_PX)
@@ -133,7 +133,7 @@ def test_a_list_of_any_length_becomes_a_fixed_number_of_rows(
 
 
 def test_rows_beyond_the_reported_number_are_ignored(tmp_path: Path) -> None:
-    """An export of a fixed length fills up with anything; only the number says what is real."""
+    """An export of a fixed length pads with any values; only the number counts."""
     path = _told(_paddle(tmp_path / "m.onnx", padded=50, batch=1), RESIZE, PLAIN)
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
     rows = compiled_rows(load_model(path), pictures)
@@ -221,7 +221,7 @@ def test_without_the_export_file_the_model_is_refused_unless_stated(tmp_path: Pa
 def test_unsupported_steps_in_the_export_file_are_refused(
     tmp_path: Path, steps: list[dict[str, Any]], words: str
 ) -> None:
-    """Among them the file of another export that lies in the same folder."""
+    """Among them the export file of another model in the same folder."""
     with pytest.raises(ModelError, match=words):
         load_model(_told(_paddle(tmp_path / "m.onnx"), *steps))
 

@@ -39,7 +39,7 @@ def _package(name: str) -> Any:
 
 
 def _seeded() -> Any:
-    """torch, with its random numbers begun anew."""
+    """torch with a fixed seed."""
     torch = _package("torch")
     torch.manual_seed(7)
     torch.set_num_threads(1)  # several wait for each other in loops, for minutes on a busy machine
@@ -410,7 +410,7 @@ LIGHT_QUERIES = {
 
 @pytest.mark.parametrize("kind", RFDETR)
 def test_an_rf_detr_gives_the_boxes_of_its_predict(kind: str, tmp_path: Path) -> None:
-    """The slot behind somebody's own classes is the background, which is no class of ours."""
+    """The slot after the user's classes is the background, which is not a class."""
     torch, rfdetr = _seeded(), _package("rfdetr")
     options, classes = RFDETR[kind]
     detector = rfdetr.RFDETRNano(pretrain_weights=None, device="cpu", **options)
@@ -621,10 +621,10 @@ def _spread_by_paddle(paddle: Any, layer: Any, run: Callable[[], Any], mean: flo
 
 
 def _of_paddle(trainer: Any, last: Spreads, picture: NDArray[np.uint8], *, suppressed: bool) -> Rows:
-    """What a network of Paddle finds in a picture that it reads itself, made to find many things.
+    """The detections of a Paddle network in a picture that it reads itself; it is made to find many objects.
 
-    Its suppression takes each class of a cell for itself. Where our decoder takes the best one alone, it is
-    not asked for: then ours is done here too.
+    Its suppression keeps each class of a cell. Where visionedge's decoder keeps only the best one, Paddle's
+    suppression is off and visionedge's is applied here too.
     """
     paddle, network = _package("paddle"), trainer.model
     cv2.imwrite("picture.png", picture)

@@ -202,7 +202,7 @@ def test_four_outputs_from_pytorch_are_refused_unless_their_head_is_stated(tmp_p
 
 
 def test_boxes_in_unknown_units_are_refused(tmp_path: Path) -> None:
-    """They may be in pixels, as EfficientDet's, or relative: nothing tells."""
+    """They may be in pixels, as in EfficientDet, or relative: nothing shows it."""
     with pytest.raises(ModelError, match="no detector"):
         load_model(_tfod(tmp_path / "m.onnx", number="int32"))
 
@@ -249,7 +249,7 @@ def _seven(path: Path, *, sizes: bool, dtype: str = "uint8") -> Path:
 
 @pytest.mark.parametrize("sizes", [False, True])
 def test_seven_columns_are_read_in_either_of_automls_orders(tmp_path: Path, sizes: bool) -> None:
-    """Older exports say left, top, width, height; the nodes of the last two show which it is."""
+    """Older exports have left, top, width, height; the last two nodes show which it is."""
     path = _seven(tmp_path / "efficientdet-d0.onnx", sizes=sizes)
     model = load_model(path)
     pictures = noise_pictures(2, WIDTH_PX, HEIGHT_PX)

@@ -123,7 +123,7 @@ def test_yolov6_is_distinguished_from_yolox_by_its_column_of_ones(tmp_path: Path
 @pytest.mark.parametrize("way", ["split", "slice"])
 @pytest.mark.parametrize("maps", [False, True])
 def test_yolov5_has_three_rows_for_each_cell(tmp_path: Path, way: Any, maps: bool) -> None:
-    """The undecoded maps, which older exporters leave beside the table, are let be."""
+    """Undecoded maps that older exporters leave beside the table are ignored."""
     path = yolov5(tmp_path / "m.onnx", way=way, maps=maps)
     pictures = noise_pictures(3, WIDTH_PX, HEIGHT_PX)
     model = load_model(path)
@@ -216,7 +216,7 @@ def test_labels_come_from_the_metadata_of_ultralytics(tmp_path: Path) -> None:
 def test_columns_after_the_scores_are_never_read_as_classes(
     tmp_path: Path, more: int, metadata: dict[str, str]
 ) -> None:
-    """A model for poses or masks has them; its task, its names or its last nodes tell."""
+    """A model for poses or masks has them; its task, its names or its last nodes show it."""
     with pytest.raises(ModelError, match="no detector"):
         load_model(yolov8(tmp_path / "m.onnx", more=more, metadata=metadata))
 
@@ -327,7 +327,7 @@ def test_yolov4_gives_relative_boxes_and_scores(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("four", "each"), [(False, 1), (True, 1)])
 def test_boxes_and_scores_of_other_detectors_are_refused(tmp_path: Path, four: bool, each: int) -> None:
-    """YOLO-NAS and others give such pairs; nothing tells how their pictures are prepared."""
+    """YOLO-NAS and others give such pairs; nothing shows their preprocessing."""
     with pytest.raises(ModelError, match="no detector"):
         load_model(_boxes_and_scores(tmp_path / "m.onnx", four=four, each=each))
 

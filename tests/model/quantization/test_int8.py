@@ -186,7 +186,7 @@ def run_image(network: onnx.ModelProto) -> dict[str, NDArray[Any]]:
 
 
 def test_inputs_outputs_and_metadata_stay(simple: onnx.ModelProto, values: TensorRanges) -> None:
-    """It can stand wherever the model stood, and is a sound graph."""
+    """It can replace the model, and is a valid graph."""
     made = quantize(simple, values, EVERYTHING)
     onnx.checker.check_model(made)
     original = deep_detector()
@@ -232,7 +232,7 @@ def network_of(
 
 
 def two_convolutions(kernel: NDArray[np.float32], bias: NDArray[np.float32]) -> onnx.ModelProto:
-    """x → conv → conv, point by point, where the second only hands on."""
+    """x → conv → conv, point by point, where the second one is an identity."""
     weights = {"kernel": kernel, "bias": bias, "last": np.eye(len(kernel), dtype=np.float32)[..., None, None]}
     nodes = [
         helper.make_node("Conv", ["x", "kernel", "bias"], ["middle"], name="first"),

@@ -1,4 +1,4 @@
-"""`bench engine`: what is measured beside what, and what the report says of it. Tiny models, short trials."""
+"""`bench engine`: measurements and their report. Tiny models, short trials."""
 
 import json
 import sys
@@ -94,7 +94,7 @@ def test_a_model_that_fixes_its_batch_is_run_with_that_one(tmp_path: Path) -> No
 
 
 def test_a_usable_variant_is_timed_alternately_with_fp32(tmp_path: Path) -> None:
-    """One that lies beside the model, as `model compile` leaves it."""
+    """A variant beside the model, as `model compile` writes it."""
     path = save_with_variant(tmp_path / "tiny.onnx")
     found, _ = measured(path, lanes=(1,), batches=(1,), rounds=1, data=tmp_path / "data")
     (int8,) = found["precisions"]

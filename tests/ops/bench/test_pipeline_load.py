@@ -94,7 +94,7 @@ def test_frames_have_the_time_at_which_they_were_due() -> None:
 
 
 def test_the_delay_of_a_slow_camera_counts_in_its_latency() -> None:
-    """No coordinated omission: pictures are due at their rate, however late they are decoded."""
+    """No coordinated omission: pictures are due at their rate, also if they are decoded late."""
     frames = PipelineHarness(decode_ms=80).wrap_source(5, fps=20)
     assert [each.captured_ns // MS for each in frames] == [0, 50, 100, 150, 200]
     assert [(each.put_ns - each.captured_ns) // MS for each in frames] == [80, 110, 140, 170, 200]

@@ -1,4 +1,4 @@
-"""Reports as pages: self-contained, well-formed, in light and dark, and saying what the document says."""
+"""Reports as pages: self-contained, well-formed, in light and dark, with the content of the document."""
 
 import json
 import re

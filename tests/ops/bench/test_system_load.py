@@ -84,7 +84,7 @@ def test_only_the_cores_that_may_be_used_count(machine: FakeProc) -> None:
 
 
 def test_without_proc_the_load_is_unknown(tmp_path: Path) -> None:
-    """No share is made up."""
+    """No share is invented."""
     assert OtherProcessesLoad(tmp_path, (0,)).share() is None
 
 

@@ -51,7 +51,7 @@ class UnmaskedModule(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(document).encode() if authorised else b"")
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base class has it
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def secretive(root: Path) -> HostBuilder:
 
 
 def configuration(port: int) -> Config:
-    """One with a secret wherever one can be."""
+    """A configuration with a secret in every possible place."""
     uri = f"rtsp://{USER}:{quote(PASSWORD, safe='')}@192.0.2.5/stream1?token={QUERY}"
     return parse_config(
         {
@@ -103,7 +103,7 @@ def bundled(tmp_path: Path, config: Config) -> dict[str, str]:
 
 
 def test_the_bundle_contains_no_secret_in_any_spelling(tmp_path: Path) -> None:
-    """Even where the module that runs would tell every one of them."""
+    """Even if the running module shows every one of them."""
     with careless_module() as port:
         texts = bundled(tmp_path, configuration(port))
     assert {

@@ -27,7 +27,7 @@ class FakeDoctor:
 
 
 def visiting(scenario: Callable[[FakeDoctor, CachedReport], Awaitable[None]]) -> None:
-    """Tell a story with an examiner and the visits to it."""
+    """Run a scenario with a fake doctor and a client."""
 
     async def whole() -> None:
         examiner = FakeDoctor()

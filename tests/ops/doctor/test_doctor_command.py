@@ -47,7 +47,7 @@ def test_without_a_gpu_doctor_ends_quickly_with_cpu_and_0(
     report = json.loads(capsys.readouterr().out)
     assert report["device"]["effective"] == "cpu"
     gpu = next(link for link in report["chain"] if link["name"] == "passthrough")
-    # A container or a virtual machine may be without a GPU that its host has: then a remedy says so.
+    # A container or a VM may lack a GPU that its host has: then there is a remedy.
     assert (report["firstBroken"], gpu["state"]) in [(None, "info"), ("passthrough", "broken")]
     assert bool(gpu["remedies"]) == (gpu["state"] == "broken")
     assert report["fulfilled"]
@@ -110,7 +110,7 @@ def test_a_plan_lists_all_missing_arguments_together(capsys: pytest.CaptureFixtu
 
 
 class Terminal(io.StringIO):
-    """A stream that says that it is a terminal."""
+    """A stream that is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -179,7 +179,7 @@ def test_a_gpu_not_faster_than_a_cpu_core_is_reported(tmp_path: Path, runs: bool
 
 
 def test_an_engine_that_fell_back_to_the_cpu_is_examined_again(tmp_path: Path) -> None:
-    """The GPU may be well again, and then doctor says so."""
+    """The GPU may work again, and then doctor reports it."""
     machine = whole(tmp_path / "root")
     running = RunningEngine(state("cpu"), NodePlacement(99))
     report = examine(DoctorRequest("auto", parse_config({}), DATA, running), machine.host())
@@ -188,7 +188,7 @@ def test_an_engine_that_fell_back_to_the_cpu_is_examined_again(tmp_path: Path) -
 
 
 def test_a_model_by_address_is_placed_after_its_download(tmp_path: Path) -> None:
-    """Before that nothing is said of it, rather than something of another one."""
+    """Before that nothing is reported about it."""
     machine = whole(tmp_path / "root")
     config = parse_config({"model": {"url": "https://192.0.2.5/m.onnx", "sha256": "ab" * 32}})
     report = examine(DoctorRequest("auto", config, tmp_path), machine.host())

@@ -1,4 +1,4 @@
-"""The child that asks the driver, against a driver that does what a script says."""
+"""The child that probes the driver, with a scripted driver."""
 
 import pytest
 

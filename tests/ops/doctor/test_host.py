@@ -33,7 +33,7 @@ def test_a_probe_reports_step_by_step_and_its_steps_survive_a_timeout() -> None:
 
 
 def test_a_probe_that_dies_leaves_its_steps_and_its_exit_status() -> None:
-    """A question that nobody knows is an error of the child, in one line."""
+    """An unknown question is an error of the child, in one line."""
     answer = run_probe_child("riddle", {}, 10)
     assert answer == ProbeResult({}, "died", "KeyError: 'riddle'")
 

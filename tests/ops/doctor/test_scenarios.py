@@ -1,7 +1,7 @@
-"""doctor in every scenario it may meet: the first broken link, and every word that is said.
+"""doctor in every scenario: the first broken link, and the whole report.
 
-The words lie in tests/golden/doctor. After a change that is meant, `VISIONEDGE_GOLDEN=write make test` with
-`ARGS="-k doctor"` writes them anew, to be read before they are kept.
+The expected reports are in tests/golden/doctor. After an intended change `VISIONEDGE_GOLDEN=write make test`
+with `ARGS="-k doctor"` rewrites them; read them before you commit.
 """
 
 import json
@@ -45,7 +45,7 @@ def test_the_first_broken_link_and_the_reason_are_correct(scenario: Scenario, tm
 
 @pytest.mark.parametrize("name", ["cpu-laptop", "intel-laptop", "gpu-extra-no-driver"])
 def test_without_a_gpu_nothing_is_reported_as_broken(name: str, tmp_path: Path) -> None:
-    """Nobody demanded one; the chain is still there to be read."""
+    """No GPU was demanded; the chain is still shown."""
     (scenario,) = (each for each in SCENARIOS if each.name == name)
     report = examined(scenario, tmp_path / "root")
     to_text = report.to_text()
@@ -134,7 +134,7 @@ def test_a_broken_link_has_a_remedy_and_later_links_are_not_judged(
 
 
 def test_every_link_breaks_in_some_scenario() -> None:
-    """But for those that only tell, and the last, which cannot break where the one before it holds."""
+    """Except informational links, and the last one, which cannot break if the one before works."""
     telling = {"container", "iot-edge", "kernel", "placement"}
     assert {s.broken for s in SCENARIOS} - {None} == {link.name for link in GPU_CHECKS} - telling
 
@@ -151,7 +151,7 @@ def test_every_passthrough_has_a_broken_and_a_working_scenario(tmp_path: Path) -
 
 
 def test_a_windows_command_is_never_wrapped() -> None:
-    """Set-EflowVM sets back whatever is left out of it."""
+    """Set-EflowVM resets every argument that is left out."""
     lines = [line for path in GOLDEN.glob("*.txt") for line in path.read_text().splitlines()]
     setting = [line.strip() for line in lines if "Set-EflowVM" in line]
     assert setting

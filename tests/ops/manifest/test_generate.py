@@ -1,4 +1,4 @@
-"""`visionedge manifest generate`: deployments, templates and layers that lint has nothing to say about."""
+"""`visionedge manifest generate`: deployments, templates and layers without lint findings."""
 
 import itertools
 import json
@@ -100,7 +100,7 @@ PUBLISHED = [(), ("--http", "0.0.0.0:80"), ("--no-http",)]
 def test_a_generated_manifest_has_no_findings(
     visionedge: CommandLine, configuration: Path, form: tuple[str, ...], gpu: str
 ) -> None:
-    """Neither an error nor a warning, whatever is combined."""
+    """Neither an error nor a warning, for any combination of options."""
     image = () if form == ("--template",) else ("--image", f"{IMAGE}-{'cpu' if gpu == 'none' else 'gpu'}")
     camera = ("--camera", "dock=rtsp://me:${DOCK_PASSWORD}@192.0.2.5/stream1")
     if form == ("--template",):
@@ -143,7 +143,7 @@ def test_a_configuration_becomes_desired_properties(visionedge: CommandLine, con
 
 @pytest.mark.usefixtures("secrets")
 def test_placeholders_are_filled_from_the_environment(visionedge: CommandLine) -> None:
-    """Passwords come neither from the command line nor from a file; one note says where they end up."""
+    """Passwords come neither from the command line nor from a file; a note names where they are stored."""
     outcome = visionedge(
         *("manifest", "generate", "--image", IMAGE, "--registry", "mine=r.example.com"),
         *("--camera", "dock=rtsp://me:${DOCK_PASSWORD}@192.0.2.5/"),

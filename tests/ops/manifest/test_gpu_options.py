@@ -24,7 +24,7 @@ __all__ = ["fresh_known_secrets"]
 
 @pytest.mark.parametrize("gpu", ["dda", "gpu-pv", "gpu-pv-by-hand"])
 def test_gpu_options_must_fit_the_image(gpu: str) -> None:
-    """It is told what it fits; beside a CPU image it is a warning, and so is none beside a GPU image."""
+    """The finding names the fitting image; a CPU image with GPU options is a warning, and vice versa."""
     manifest = valid_manifest(gpu)
     report = lint(manifest)
     assert report.findings == ()
@@ -112,7 +112,7 @@ def test_the_kind_of_an_image_is_recognised_by_its_name(image: str, kind: str) -
     ],
 )
 def test_variables_that_hide_the_gpu_are_reported(name: str, value: str) -> None:
-    """Wherever they are set, and whatever the image says."""
+    """At any place and for any image."""
     manifest = change(valid_manifest("dda"), (*MODULE, "env"), {name: {"value": value}})
     assert finding_places(lint(manifest)) == {("warning", f"{IN_MODULE}.env.{name}.value")}
     manifest = change(

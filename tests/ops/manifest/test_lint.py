@@ -90,7 +90,7 @@ ROUTES = [
 @pytest.mark.parametrize("as_object", [False, True])
 @pytest.mark.parametrize(("route", "problem"), ROUTES)
 def test_a_route_is_read_as_edge_hub_reads_it(route: str, problem: str | None, as_object: bool) -> None:
-    """As a text or in an object, in any case; what leads nowhere or comes from nobody is told."""
+    """As a text or an object, in any case; routes without a source or a target are reported."""
     manifest = valid_manifest()
     value_at(manifest, HUB)["routes"]["extra"] = {"route": route, "priority": 9} if as_object else route
     report = lint(manifest)
@@ -176,7 +176,7 @@ def test_create_options_may_be_an_object_only_in_templates() -> None:
     ],
 )
 def test_the_limits_of_a_twin_are_checked(value: Any, word: str) -> None:
-    """They are those of IoT Hub and edgeHub, for every module's."""
+    """They are those of IoT Hub and edgeHub, for the twin of every module."""
     manifest = valid_manifest()
     value_at(manifest, AGENT)["modules"]["other"] = value_at(manifest, MODULE) | {
         "settings": {"image": "registry.example.com/other:1"}
@@ -232,7 +232,7 @@ def test_a_layer_may_change_only_the_configuration() -> None:
 
 
 def test_cameras_may_be_in_a_file_on_the_device() -> None:
-    """With VISIONEDGE_CONFIG the twin may leave them out, or say something more of them."""
+    """With VISIONEDGE_CONFIG the twin may omit them or change some keys."""
     manifest = change(valid_manifest(), (*VISION, "cameras"), {"dock": {"fps": 3}})
     assert lint(manifest).errors == 1
     value_at(manifest, MODULE)["env"] = {"VISIONEDGE_CONFIG": {"value": "/data/vision.yaml"}}
@@ -262,7 +262,7 @@ def test_secrets_are_never_shown_and_are_reported_in_a_template() -> None:
 
 
 def test_placeholders_are_allowed_only_in_templates() -> None:
-    """Whatever key they stand for."""
+    """For any key."""
     manifest = valid_manifest()
     value_at(manifest, VISION)["inference"]["device"] = "${DEVICE}"
     value_at(manifest, VISION)["cameras"]["dock"] = {"uri": "rtsp://${USER}:${PASSWORD}@192.0.2.5/"}
@@ -274,7 +274,7 @@ def test_placeholders_are_allowed_only_in_templates() -> None:
 
 
 def test_a_module_is_recognised_by_its_id_its_image_or_an_argument() -> None:
-    """Without any, lint says so."""
+    """Without any of these, lint reports it."""
     manifest = valid_manifest(module="dock-camera")
     assert list(lint(manifest).modules) == ["dock-camera"]
     value_at(manifest, (*AGENT, "modules", "dock-camera"))["settings"]["image"] = (

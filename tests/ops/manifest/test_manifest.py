@@ -150,7 +150,7 @@ def test_the_example_twin_is_a_valid_configuration(content: dict[str, Any]) -> N
 
 
 def test_the_manifests_contain_no_secret(content: dict[str, Any], agent: dict[str, Any]) -> None:
-    """Credentials come from the environment of whoever generates the manifest."""
+    """Credentials come from the environment of the user who generates the manifest."""
     for registry in agent["runtime"]["settings"]["registryCredentials"].values():
         assert all(value.startswith("$CONTAINER_REGISTRY_") for value in registry.values())
     assert "SharedAccessKey" not in json.dumps(content)

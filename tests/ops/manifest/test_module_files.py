@@ -87,14 +87,14 @@ def test_the_dockerfile_of_the_platform_must_exist(solution: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"image": {"tag": {"platforms": 5}}}', "[" * 100_000])
 def test_an_invalid_module_file_is_one_finding(solution: Path, text: str) -> None:
-    """Whatever it holds, lint goes on with the rest of the template."""
+    """For any content, lint continues with the rest of the template."""
     (solution / "module" / "module.json").write_text(text)
     [(problem, _)] = errors(solution, IMAGE)
     assert "is not JSON with image.tag.platforms" in problem
 
 
 def test_a_template_from_elsewhere_is_checked_without_its_folder(solution: Path) -> None:
-    """From stdin nobody knows where it lies."""
+    """For stdin the folder is unknown."""
     text = (solution / "deployment.template.json").read_text().replace("./module", "./nowhere")
     assert not [
         each for each in lint_manifest(text.encode(), "stdin").findings if each.path.endswith(".image")

@@ -123,7 +123,7 @@ DOCUMENTS = st.recursive(
 @settings(max_examples=60, deadline=None)
 @given(DOCUMENTS, st.sampled_from(["a.json", "a.template.json"]))
 def test_any_json_document_is_linted_without_a_crash(document: Any, name: str) -> None:
-    """Whatever JSON holds, lint tells what it thinks of it, in lines that can be printed."""
+    """For any JSON, lint prints its findings in printable lines."""
     report = lint_manifest(json.dumps(document).encode(), name)
     assert all(line.isprintable() for line in report.to_text().splitlines())
     assert json.dumps(report.document(), ensure_ascii=False).encode()
@@ -157,7 +157,7 @@ PLACES = places(json.loads(GPU_PV))
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_a_valid_manifest_with_a_random_change_is_linted(data: st.DataObject) -> None:
-    """A value of any type in any place is told or taken, never a traceback."""
+    """A value of any type at any place is reported or accepted, never a traceback."""
     manifest = json.loads(GPU_PV)
     change(manifest, data.draw(st.sampled_from(PLACES)), data.draw(DOCUMENTS))
     for name in ("a.json", "a.template.json"):

@@ -115,7 +115,7 @@ def test_the_limit_selects_the_first_pictures(visionedge: CommandLine, tmp_path:
 def test_missing_pictures_are_one_line_and_the_others_are_evaluated(
     visionedge: CommandLine, tmp_path: Path, model: Path
 ) -> None:
-    """They count neither for nor against the model; the exit code tells that something was not done."""
+    """They do not count for the model; the exit code shows that something is missing."""
     coco = written(annotated(tmp_path / "in"), tmp_path / "coco.json")
     (tmp_path / "in" / "p2.png").unlink()
     (tmp_path / "in" / "p3.png").write_bytes(b"no picture")
@@ -189,7 +189,7 @@ def test_without_pycocotools_the_error_names_the_package_to_install(
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that is a terminal."""
 
     def isatty(self) -> bool:
         return True

@@ -106,10 +106,10 @@ def test_operations_and_weights_of_real_models_match_the_published_ones(
 
 
 def test_no_node_of_the_bundled_model_needs_the_cpu_on_a_gpu(data: Path) -> None:
-    """None of its nodes, ours included, would fall to the CPU."""
+    """None of its nodes, added ones included, falls back to the CPU."""
     facts = inspect_model(find_bundled_model(), data).document
     assert facts["cuda"]["withoutKernel"] == []
-    assert facts["macsPerPicture"] == pytest.approx(0.54e9, rel=0.05)  # 1.08 GFLOPs, say its makers
+    assert facts["macsPerPicture"] == pytest.approx(0.54e9, rel=0.05)  # 1.08 GFLOPs, as published
 
 
 def test_a_node_without_a_gpu_kernel_is_named_without_a_gpu(visionedge: CommandLine, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_refusal_suggests_the_missing_statements(visionedge: CommandLine, tmp_
 
 
 def test_a_model_that_cannot_run_is_reported_with_its_head(tmp_path: Path, data: Path) -> None:
-    """What was understood is told; what a first run found is the refusal."""
+    """The interpretation is printed; the error of the trial run is the reason."""
     path = TinyDetector(poison=float("nan")).save(tmp_path / "nan.onnx")
     inspection = inspect_model(path, data)
     assert inspection.document["head"] == "nanodet"
@@ -177,7 +177,7 @@ def test_a_model_that_cannot_run_is_reported_with_its_head(tmp_path: Path, data:
 
 
 def test_the_measured_node_placement_is_reported_on_request(visionedge: CommandLine, tmp_path: Path) -> None:
-    """By a session that is really opened; one that comes up on less than was asked for says so."""
+    """By a session that is really opened; a lesser device than requested is reported."""
     path = TINY.save(tmp_path / "tiny.onnx")
     placed = json.loads(visionedge("model", "inspect", path, "--json", "--device", "cpu").out)["placed"]
     assert (placed["asked"], placed["device"], placed["onCpu"]) == ("cpu", "cpu", [])
