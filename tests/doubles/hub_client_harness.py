@@ -107,7 +107,7 @@ class ScriptedLink:
         if self._hub.flapping:
             self._hub.update(lambda: setattr(self._hub, "flapping", self._hub.flapping - 1))
             self._hub.on_lost("the connection was reset")
-        self._hub.update(lambda: setattr(self._hub, "asked", self._hub.twin_requests + 1))
+        self._hub.update(lambda: setattr(self._hub, "twin_requests", self._hub.twin_requests + 1))
         return {"desired": {}, "reported": {}}
 
     def subscribe(self) -> None:
