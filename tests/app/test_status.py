@@ -63,12 +63,12 @@ class StatusEngine:
     device_check: DeviceCheck = field(default_factory=DeviceCheck)
 
     def info(self) -> EngineInfo:
-        recovery = self.recovery
+        model, recovery = load_model(find_bundled_model()), self.recovery
         if recovery is not None:  # 17.4 s from now, for any duration of the test so far
             waiting = replace(recovery.recovery_state, retry_at_s=time.monotonic() + 17.43)
             recovery = replace(recovery, recovery_state=waiting)
         return EngineInfo(
-            load_model(find_bundled_model()),
+            model,
             self.device,
             self.precision,
             self.plan,
