@@ -130,7 +130,7 @@ def test_the_bounds_of_the_twin_are_those_of_the_code() -> None:
     """Reported properties and answers."""
     assert f"({MAX_ACKNOWLEDGEMENT_BYTES // 1000} KB)" in IOT_EDGE
     assert PATCH_BURST == 3
-    assert f"Three patches may go at once, then one every {PATCH_INTERVAL_NS // 10**9} s" in IOT_EDGE
+    assert f"Three patches may be sent at once, then one every {PATCH_INTERVAL_NS // 10**9} s" in IOT_EDGE
     assert f"{MAX_PATCH_BYTES // 1000} KB" in IOT_EDGE
     assert MAX_ACKNOWLEDGEMENT_BYTES + MAX_CAMERAS_BYTES < MAX_PATCH_BYTES
     assert f"below {MAX_RESULT_BYTES:,} bytes" in IOT_EDGE
