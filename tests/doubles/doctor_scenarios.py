@@ -197,7 +197,7 @@ WORKING = [
         None,
         "ok",
     ),
-    Scenario("a-session-outweighs-signs", _works_without_uvm, None, "ok"),
+    Scenario("session-works-without-uvm", _works_without_uvm, None, "ok"),
     Scenario(
         "tensorrt-falls-to-cuda",
         lambda m: (
@@ -225,7 +225,7 @@ SYSTEM_CHECK_SCENARIOS = [
         "no-gpu-build",
     ),
     Scenario(
-        "everything-beside-in-trouble",
+        "all-system-checks-fail",
         _all_checks_fail,
         "passthrough",
         "no-gpu-build",

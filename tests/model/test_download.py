@@ -163,11 +163,11 @@ REFUSED: dict[str, tuple[Answer, str]] = {
         "is a web page; give the address that downloads the file",
     ),
     "a pointer": (content(b"version https://git-lfs.github.com/spec/v1\n"), "is a pointer of Git LFS"),
-    "too large, as it says": (content(b"x" * 1_000_001), "has 1.0 MB, but model.maxMegabytes is 1"),
+    "too large by its header": (content(b"x" * 1_000_001), "has 1.0 MB, but model.maxMegabytes is 1"),
     "too large, without end": (endless, "has more, but model.maxMegabytes is 1"),
     "to http": (redirect("http://127.0.0.1/m.onnx"), "is redirected to http:, but only https: is followed"),
     "to a file": (redirect("file:///etc/passwd"), "is redirected to file:, but only https: is followed"),
-    "in a circle": (redirect("/m.onnx?again=1"), "is redirected more than 5 times"),
+    "redirect loop": (redirect("/m.onnx?again=1"), "is redirected more than 5 times"),
     "to no address": (redirect("https://[::1/m.onnx"), "is redirected to an invalid address"),
     "compressed": (status(200, **{"Content-Encoding": "gzip"}), "comes compressed"),
 }
