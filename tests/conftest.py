@@ -1,4 +1,4 @@
-"""What all tests share: the shared data, markers by folder, no thread left behind, no silent skip in CI."""
+"""Shared by all tests: test data, markers by folder, the check for left threads, no silent skips in CI."""
 
 import logging
 import os
@@ -40,7 +40,7 @@ def _no_thread_left() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _log_as_it_was() -> Iterator[None]:
-    """The command line sets up the root logger; what it leaves would write to a stream that is gone."""
+    """The command line sets up the root logger; its handler would write to a closed stream."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -85,7 +85,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Text that UTF-8 cannot hold (tests log such names) would end a parallel run; and skips in CI."""
+    """Text that UTF-8 cannot encode (tests log such names) would end a parallel run; and skips in CI."""
     report = yield
     report.sections = [
         (title, text.encode("utf-8", "backslashreplace").decode("utf-8")) for title, text in report.sections

@@ -1,4 +1,4 @@
-"""The engine room: model and inference change while cameras run; what cannot be had changes nothing."""
+"""The engine host: model and inference change while cameras run; an unavailable one changes nothing."""
 
 from itertools import pairwise
 from pathlib import Path

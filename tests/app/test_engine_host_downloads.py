@@ -1,4 +1,4 @@
-"""Models by address while cameras run: what can be had takes over, what cannot changes nothing."""
+"""Models by address while cameras run: a valid model takes over, an unavailable one changes nothing."""
 
 import asyncio
 import hashlib
@@ -72,7 +72,7 @@ def with_weights_elsewhere(path: Path) -> None:
 
 
 def wanted(server: ModelServer, path: str, data: bytes) -> dict[str, Any]:
-    """The section `model` for what is behind a path."""
+    """The section `model` for the file at a path."""
     sha256 = hashlib.sha256(data).hexdigest()
     return {"model": {"url": server.url(path) + "?sig=s3cret-s3cret", "sha256": sha256, "maxMegabytes": 1}}
 

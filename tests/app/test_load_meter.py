@@ -97,7 +97,7 @@ def test_a_cpu_quota_that_is_used_up_is_the_limit() -> None:
 
 
 def test_a_cpu_quota_above_what_is_used_is_not_the_limit() -> None:
-    """Other programs may take what the quota would allow, and a quota may be wider than the affinity."""
+    """Other programs may use the cores that the quota allows, and a quota may exceed the affinity."""
     crowded = replace(SLOW, cores=2, quota=2.0, decode_cores=0.3, infer_cores=0.4, external_cores=1.2)
     assert find_bottleneck(crowded).bottleneck == "others"
     assert find_bottleneck(replace(SLOW, quota=6.0)).bottleneck == "decode"
@@ -189,7 +189,7 @@ def test_a_reopened_camera_is_counted_from_its_reopening() -> None:
 
 
 def test_a_new_camera_is_not_judged_yet() -> None:
-    """What was counted under its name in an earlier life did not come within these seconds."""
+    """Counts of an earlier camera with the same name do not belong to these seconds."""
     assert read((taken(100, 90), {}), (taken(110, 100), {"a": AdmissionCounts(10, 10)})).cameras == {}
     seen = read(
         (taken(100, 90), {}),

@@ -1,4 +1,4 @@
-"""Overload, reckoned with a fake clock: 64 cameras ask for three times what the engine can do."""
+"""Overload in simulated time: 64 cameras offer three times the capacity of the engine."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field

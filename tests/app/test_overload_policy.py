@@ -203,7 +203,7 @@ class RandomLoad:
         self.change()
 
     def change(self) -> None:
-        """Other circumstances: what the device carries, and how much moves."""
+        """Change the load: the capacity of the device and the motion."""
         self.capacity = self.demanded * self.dice.choice([0.02, 0.1, 0.3, 0.6, 0.9, 1.0, 1.2, 5.0])
         self.moving = self.dice.uniform(0.05, 1.0)
 

@@ -1,4 +1,4 @@
-"""The state of the module: an `Applied` names as applied only what the writers have put in force."""
+"""The state of the module: an `Applied` names only sections that the writers have put in force as applied."""
 
 import asyncio
 from collections.abc import Mapping

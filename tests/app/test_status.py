@@ -48,7 +48,7 @@ LONG_REASON = "CUDA failure 700: " + "an illegal memory access was encountered "
 
 @dataclass
 class StatusEngine:
-    """An engine of which only what status shows is there."""
+    """An engine with only the data that status shows."""
 
     device: DeviceState
     plan: Plan
@@ -269,7 +269,7 @@ STATES = {"starting": starting, "degraded-in-edge": degraded_in_edge, "local-on-
 
 
 def fixed(status: dict[str, Any]) -> dict[str, Any]:
-    """The document with what differs from run to run, and the sentences of other parts, replaced."""
+    """The document with run-dependent values and texts of other parts replaced."""
     assert status["uptimeSeconds"] >= 0
     assert status["version"]
     for owner, key in ((status["capacity"], "sentence"), (status["engine"].get("speedCheck"), "doubt")):

@@ -1,4 +1,4 @@
-"""Black and frozen pictures are noticed by what they show."""
+"""Black and frozen pictures are detected by their content."""
 
 from pathlib import Path
 from typing import Any

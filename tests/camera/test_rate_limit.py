@@ -147,7 +147,7 @@ def test_a_throttle_starts_and_ends_without_reopening_the_camera(clip: Path) -> 
 
 
 def test_a_gate_can_be_added_to_and_removed_from_a_running_camera(tmp_path: Path) -> None:
-    """What it holds back is counted as gated, and the counters add up."""
+    """Skipped pictures are counted as gated, and the counters add up."""
     source = make_clip(tmp_path / "still.mp4", pictures=200, fps=40, still=True)
     basket = FrameRecorder()
     camera = Camera("dock", str(source), SPEC, basket)

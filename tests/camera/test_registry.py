@@ -1,4 +1,4 @@
-"""Cameras come, change and go while the module runs, and those that stay notice nothing."""
+"""Cameras are added, changed and removed while the module runs, without an effect on the others."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Slow cameras: how seldom pictures come is learnt, and only what is well beyond that is silence."""
+"""Slow cameras: the interval of pictures is measured, and only a much longer one counts as silence."""
 
 import threading
 
@@ -15,7 +15,7 @@ FIRST = 20 * S
 
 
 def _seen(*gaps_s: float) -> tuple[CameraProgress, int]:
-    """What is known of a live camera whose pictures came so far apart, and when the last one came."""
+    """The timing of a live camera with this interval of pictures, and the time of the last one."""
     progress, now_ns = CameraProgress(0, 0, 1, state="live", live=True), 5 * S
     progress.begin_connection()
     for gap_s in (0.0, *gaps_s):

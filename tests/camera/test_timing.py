@@ -47,7 +47,7 @@ def test_pictures_missed_in_a_gap_are_not_caught_up() -> None:
 
 
 def test_pictures_in_one_burst_count_as_one() -> None:
-    """After a reconnect the decoder hands out what it had buffered all at once."""
+    """After a reconnect the decoder returns all its buffered pictures at once."""
     due = FrameSampler(5)
     assert [due.is_due(7 + n * 0.0002) for n in range(8)] == [True] + [False] * 7
 

@@ -1,4 +1,4 @@
-"""The command line: exit codes, one-line errors, and what lands on stdout."""
+"""The command line: exit codes, one-line errors, and stdout."""
 
 import argparse
 import io
@@ -137,7 +137,7 @@ def test_a_wrong_argument_names_the_help_of_its_command(
 def test_wrong_arguments_give_a_one_line_error_and_exit_2(
     visionedge: CommandLine, arguments: tuple[str, ...]
 ) -> None:
-    """The line names what is wrong and never holds a secret."""
+    """The line names the error and never contains a secret."""
     outcome = visionedge(*arguments)
     assert outcome.code == 2
     assert len(outcome.complaints) == 1
@@ -209,7 +209,7 @@ def test_a_model_that_is_no_model_exits_2(visionedge: CommandLine, tmp_path: Pat
 
 
 def test_a_classifier_is_refused(visionedge: CommandLine, tmp_path: Path) -> None:
-    """A model that is no detector is never guessed at."""
+    """A model that is not a detector is never guessed."""
     outcome = visionedge(
         "detect", make_picture(tmp_path / "a.png"), "--model", classifier(tmp_path / "c.onnx")
     )
@@ -259,7 +259,7 @@ def test_detect_prints_one_frame_object_per_picture(visionedge: CommandLine, tmp
 def test_sources_are_named_as_given(
     visionedge: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A leading './' stays, also in front of the members of a folder."""
+    """A leading './' stays, also before the members of a folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     make_picture(tmp_path / "in" / "a.png")
@@ -269,7 +269,7 @@ def test_sources_are_named_as_given(
 
 
 def test_detect_continues_after_a_file_that_is_not_a_picture(visionedge: CommandLine, tmp_path: Path) -> None:
-    """What cannot be read is one line each on stderr, the others are done, and the code is 1."""
+    """Unreadable sources are one line each on stderr, the others are analysed, and the exit code is 1."""
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"no picture")
     empty = tmp_path / "empty"
@@ -318,7 +318,7 @@ def test_detect_reports_a_missing_file_before_it_opens_a_model(
 def test_detect_of_an_undecodable_video_gives_a_one_line_error(
     visionedge: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The picture behind it is done."""
+    """The following picture is analysed."""
 
     def damaged(_picture: object) -> None:
         raise DamagedPictureError("pictures of the pixel format nothing cannot be converted")
@@ -334,7 +334,7 @@ def test_detect_of_an_undecodable_video_gives_a_one_line_error(
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_detect_prints_any_file_name_in_any_encoding(tmp_path: Path, encoding: str) -> None:
-    """JSON stays JSON, and nothing in a name reaches the terminal as an order to it."""
+    """JSON stays valid, and no control character of a name reaches the terminal."""
     name = "gr\u00fcn\u4e2d\x1b[31m\udcff.png"
     make_picture(tmp_path / "a.png").rename(tmp_path / name)
     text, document = io.BytesIO(), io.BytesIO()
@@ -359,7 +359,7 @@ def test_detect_takes_classes_and_iou(visionedge: CommandLine, tmp_path: Path) -
 
 
 class _Terminal(io.StringIO):
-    """A terminal that keeps what is written."""
+    """A terminal that records its output."""
 
     def isatty(self) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""`visionedge completion`: what shells offer with its scripts, asked of the shells themselves."""
+"""`visionedge completion`: the completions of its scripts in the real shells."""
 
 import shutil
 import subprocess
@@ -17,7 +17,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
 
 def run(shell: str, code: str, *words: str) -> list[str]:
-    """What a shell prints, line by line; a script with a slip in it prints to stderr and fails the test."""
+    """The output of a shell, line by line; a script with an error prints to stderr and fails the test."""
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     bare = {"bash": ["--norc"], "zsh": ["-f"], "fish": ["--no-config"]}[shell]
@@ -29,12 +29,12 @@ def run(shell: str, code: str, *words: str) -> list[str]:
 
 
 def in_bash(*typed: str) -> set[str]:
-    """What bash offers for the last of these words."""
+    """Bash's completions of the last of these words."""
     return set(run("bash", generate_script("bash", build_parser()) + BASH, "bash", *typed)) - {""}
 
 
 def in_fish(line: str) -> set[str]:
-    """What fish offers at the end of a line, descriptions left away."""
+    """Fish's completions at the end of a line, without descriptions."""
     code = generate_script("fish", build_parser()) + f"complete -C '{line}'\n"
     return {row.split("\t")[0] for row in run("fish", code)}
 
@@ -48,7 +48,7 @@ def test_commands_and_subcommands_are_completed() -> None:
 
 
 def test_options_of_the_command_are_completed() -> None:
-    """Also behind the values of others."""
+    """Also after values of other options."""
     assert in_bash("visionedge", "run", "--camera", "demo=demo:", "--dev") == {"--device"}
     assert "--annotate" in in_bash("visionedge", "detect", "--")
     assert "--annotate" not in in_bash("visionedge", "run", "--")

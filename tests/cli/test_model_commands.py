@@ -72,7 +72,7 @@ def test_wrong_arguments_give_a_one_line_error_and_exit_2(
 
 
 def test_a_compiled_file_runs_in_plain_onnxruntime(visionedge: CommandLine, tmp_path: Path) -> None:
-    """And gives what a slow reference gives of the original."""
+    """It gives the results of a slow reference on the original model."""
     out = tmp_path / "fast.onnx"
     outcome = visionedge("model", "compile", TINY.save(tmp_path / "tiny.onnx"), "-o", out, "--rows", "40")
     assert (outcome.code, outcome.out) == (0, "")

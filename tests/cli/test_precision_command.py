@@ -47,7 +47,7 @@ def scene(number: int) -> Picture:
 
 
 def grey(number: int) -> Picture:
-    """A camera behind its cover: the mean that is taken off, and another picture for each number."""
+    """A covered camera: the mean that the model subtracts, and another picture for each number."""
     picture = np.full((HEIGHT_PX, WIDTH_PX, 3), np.round(MEAN), np.uint8)
     picture[0, number] += 1
     return picture
@@ -129,7 +129,7 @@ def rows_of(model: Path, data: Path, precision: str) -> NDArray[np.float32]:
 def test_an_int8_variant_is_saved_with_its_report_and_used_on_request(
     visionedge: CommandLine, model: Path, photos: Path, data: Path
 ) -> None:
-    """Beside the model; the table of what was tried is the result, the rest goes to stderr."""
+    """Beside the model; the table of attempts is the result, the rest goes to stderr."""
     outcome = visionedge("model", "compile", model, "--precision", "int8", "--calibrate", photos)
     assert outcome.code == 0
     assert outcome.out.count("<- chosen") == 1
@@ -200,7 +200,7 @@ def faint(number: int) -> Picture:
 
 
 def test_ranges_that_fit_only_their_calibration_pictures_are_refused(model: Path) -> None:
-    """What was set by faint pictures is good enough for faint pictures, and for nothing else."""
+    """Ranges from faint pictures are good enough only for faint pictures."""
     loaded = load_model(model)
     whole = loaded.input.place(WIDTH_PX, HEIGHT_PX)
     faint_ones = [CalibrationSample(faint(number), whole) for number in range(16)]

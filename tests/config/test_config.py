@@ -97,7 +97,7 @@ def test_a_camera_name_that_yaml_reads_as_another_type_is_kept_as_written(
 
 @pytest.mark.parametrize("written", ["No", "1.5", "~", "2026-01-01 10:00:00"])
 def test_an_invalid_camera_name_is_reported_as_written(tmp_path: Path, written: str) -> None:
-    """And not as what YAML makes of it."""
+    """Not as the value that YAML reads."""
     file = tmp_path / "c.yaml"
     file.write_text(f"cameras:\n  {written}: {{uri: 'demo:'}}\n")
     (problem,) = problems(read_document(file))
@@ -107,20 +107,20 @@ def test_an_invalid_camera_name_is_reported_as_written(tmp_path: Path, written: 
 
 
 def test_a_camera_name_may_have_underscores() -> None:
-    """As those of other programs do."""
+    """Other programs use such names."""
     assert set(parse_config({"cameras": {"front_door-2": {"uri": "demo:"}}}).cameras) == {"front_door-2"}
     assert "cameras.Front Door" in problems({"cameras": {"Front Door": {"uri": "demo:"}}})[0]
 
 
 def test_an_unknown_key_names_the_likely_one() -> None:
-    """A slip of the pen is answered with the key that was meant."""
+    """A typing error is answered with the probable key."""
     assert problems({"inference": {"confidance": 0.3}}) == [
         "inference.confidance: unknown key; did you mean 'confidence'?"
     ]
 
 
 def test_values_that_may_be_secrets_are_never_in_a_problem() -> None:
-    """The text of a problem holds no password."""
+    """The text of a problem contains no password."""
     found = problems({"cameras": {"dock": {"uri": "gopher://me:hunter2@h/x"}}, "http": {"token": 5}})
     assert not any("hunter2" in line for line in found)
 
@@ -182,7 +182,7 @@ def test_yaml_and_json_files_read_alike(tmp_path: Path) -> None:
 def test_an_unreadable_file_gives_a_one_line_error(
     tmp_path: Path, name: str, text: str | None, says: str
 ) -> None:
-    """The line names the file and what is wrong with it."""
+    """The line names the file and the error."""
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -204,7 +204,7 @@ def test_the_shown_configuration_contains_no_secret() -> None:
 
 
 def test_problems_of_a_section_and_of_its_keys_are_reported_together() -> None:
-    """A slip of the pen hides neither two places for one model nor a sum that is missing."""
+    """A typing error hides neither two model locations nor a missing checksum."""
     found = problems({"model": {"path": "a.onnx", "url": "https://h/a.onnx", "maxMegabytes": 0, "pfad": "x"}})
     assert [line.split(":")[0] for line in found] == ["model.maxMegabytes", "model.pfad", "model", "model"]
 
@@ -220,7 +220,7 @@ def test_problems_of_a_section_and_of_its_keys_are_reported_together() -> None:
     ],
 )
 def test_an_address_may_be_a_port_alone(text: str, document: dict[str, object]) -> None:
-    """The host stays what it is then."""
+    """The host keeps its value."""
     assert parse_http_address(text, "--http") == document
     assert parse_config({"http": document}).http.port == document["port"]
 

@@ -97,7 +97,7 @@ def test_parsing_time_grows_with_the_file_size_and_not_with_its_aliases(
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
-    """A FIFO would wait for ever, /dev/zero fills the memory, a name of 300 letters is no name."""
+    """A FIFO would block, /dev/zero would fill the memory, a name of 300 letters is invalid."""
     os.mkfifo(tmp_path / "fifo.yaml")
     (tmp_path / "zero.yaml").symlink_to("/dev/zero")
     (tmp_path / "folder.yaml").mkdir()
@@ -249,7 +249,7 @@ def test_config_check_reports_every_problem_with_its_line(visionedge: CommandLin
 
 
 def test_config_check_names_the_cameras_of_a_valid_file(visionedge: CommandLine, tmp_path: Path) -> None:
-    """So that one sees that the file which was meant was read."""
+    """The user sees that the intended file was read."""
     path = written(tmp_path, "a.yaml", "cameras: {dock: {uri: 'demo:'}, yard: {uri: 'demo:'}}")
     done = visionedge("config", "check", str(path))
     assert (done.code, done.out) == (0, f"{path}: no problems found; cameras: dock, yard\n")

@@ -1,4 +1,4 @@
-"""The published schema: what others can check of a configuration before the module does."""
+"""The published schema: other programs can check a configuration with it."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "config.schema.json"
 
 
 def test_the_published_schema_is_that_of_the_code(capsys: pytest.CaptureFixture[str]) -> None:
-    """docs/config.schema.json is what `visionedge manifest schema` prints, byte for byte."""
+    """docs/config.schema.json equals the output of `visionedge manifest schema`, byte for byte."""
     assert main(["manifest", "schema"]) == 0
     assert capsys.readouterr().out == PUBLISHED.read_text()
 
@@ -37,7 +37,7 @@ def test_every_setting_has_a_description_or_a_section_of_its_own() -> None:
 
 
 def test_the_schema_describes_camera_names_and_model_locations() -> None:
-    """What validation knows beyond the types of keys."""
+    """Rules beyond the types of keys."""
     schema = json_schema()
     assert schema["properties"]["cameras"]["propertyNames"] == {"pattern": "^[a-z0-9_-]{1,64}$"}
     model = schema["$defs"]["ModelConfig"]

@@ -74,7 +74,7 @@ class Browser:
         self._control = control
 
     async def open(self, url: str) -> Tab:
-        """Another window of its own, so that those opened before stay visible."""
+        """Open another window, so that earlier ones stay visible."""
         target = await self._control.call("Target.createTarget", url="about:blank", newWindow=True)
         tab = Tab(await _connected(self._session, self._port, f"page/{target['targetId']}"))
         await tab.call("Page.navigate", url=url)

@@ -10,7 +10,7 @@ from tiny_models import TinyDetector
 
 
 def deep_detector(detector: TinyDetector | None = None, seed: int = 5) -> onnx.ModelProto:
-    """The network of a `TinyDetector` behind a convolution, a depthwise one, a sum and a point-wise one."""
+    """A `TinyDetector` after a convolution, a depthwise one, a sum and a pointwise one."""
     model = (detector or TinyDetector()).proto()
     random = np.random.default_rng(seed)
     nodes: list[onnx.NodeProto] = []

@@ -133,7 +133,7 @@ class ModuleProcess:
         return {camera["name"]: camera for camera in self.get("/api/v1/cameras")["cameras"]}
 
     def until(self, condition: Callable[[dict[str, dict[str, Any]]], bool], timeout_s: float = 60) -> None:
-        """Ask for the cameras, again at each new frame of any of them, until the condition holds."""
+        """Request the cameras at each new frame until the condition holds."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             cameras = self.cameras()

@@ -53,7 +53,7 @@ class SpoolHarness:
         self.databases[-1].close()
 
     def meanwhile(self, statement: str, happens: Callable[[], None]) -> None:
-        """Have something happen once the disk is busy with such a statement; in the order of the calls."""
+        """Call a function at the next disk statement that starts so; in the order of the calls."""
         self._actions.append((statement, happens))
         self.databases[-1].set_trace_callback(self._trace)
 

@@ -79,7 +79,7 @@ def test_a_configuration_in_the_environment_disables_the_demo_camera() -> None:
 def test_quit_ends_the_module_and_the_console(
     edge_runtime: EdgeRuntime, capsys: pytest.CaptureFixture[str], word: str
 ) -> None:
-    """What is typed after it is not obeyed any more."""
+    """Later input is ignored."""
     ended: list[str] = []
     listen(edge_runtime, ["help\n", word, "twin\n"], lambda: ended.append("module"))
     assert ended == ["module"]

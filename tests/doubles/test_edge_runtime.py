@@ -18,7 +18,7 @@ pytestmark = pytest.mark.system
 
 
 class MqttClient:
-    """A bare MQTT client over TLS, that can also do what no SDK would."""
+    """A plain MQTT client over TLS that can also violate the protocol."""
 
     def __init__(self, runtime: EdgeRuntime) -> None:
         self._account = runtime.account

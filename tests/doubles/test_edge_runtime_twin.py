@@ -94,7 +94,7 @@ class BackgroundCall:
 def test_desired_patches_are_pushed_with_their_version(
     edge_runtime: EdgeRuntime, module: SubscribedClient
 ) -> None:
-    """The body holds the nulls that take keys away; a GET has what is left."""
+    """The body contains the nulls that remove keys; a GET returns the remaining ones."""
     edge_runtime.desire({"cameras": {"dock": {"uri": "demo:"}}, "x": 1})
     version = edge_runtime.desire({"x": None})
     first, body, packet_id, _ = module.next_publish()
@@ -161,7 +161,7 @@ def test_ten_levels_are_allowed_and_eleven_are_not() -> None:
 
 
 def test_arrays_and_strings_of_the_allowed_size_pass() -> None:
-    """The rules forbid no more than they say."""
+    """The rules forbid nothing else."""
     twin = Twin()
     twin.report(json.dumps({"a": [1, "x" * 4096, {"b": True}], "big": 2**52 - 1}).encode())
     assert twin.reported_version == 2

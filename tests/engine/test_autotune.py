@@ -1,4 +1,4 @@
-"""The measured plan on machines that exist on paper: what is chosen, what is left out, what it costs."""
+"""The measured plan on simulated machines: the choice, the excluded points, the cost."""
 
 import pytest
 
@@ -103,7 +103,7 @@ def test_a_truly_better_rival_wins() -> None:
 
 
 def test_on_a_machine_that_slows_down_candidates_are_compared_within_a_round() -> None:
-    """What came before the burst and what came in it is not compared."""
+    """Rounds before the burst are not compared with rounds in it."""
     for seed in range(20):
         machine = SimulatedMachine(
             cpu_with_caches(2), noise=0.03, seed=seed, slower=lambda now_s: 2.5 if now_s > 2 else 1

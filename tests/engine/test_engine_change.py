@@ -29,7 +29,7 @@ ROWS: Rows = np.array([[0, 0, 32, 24, 0.9, 2]], np.float32)
 
 
 class FakeEngine:
-    """Notes what it computes; `hold` keeps its first batch. In a process it needs one more lane."""
+    """Records what it computes; `hold` delays its first batch. In a process it needs one more lane."""
 
     def __init__(self, model: Model, lanes: int = 1, process: ProcessStatus | None = None) -> None:
         self._model = model

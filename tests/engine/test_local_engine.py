@@ -232,7 +232,7 @@ def promised_weights(proto: onnx.ModelProto) -> None:
 def test_a_model_that_cannot_run_gives_a_one_line_error_with_its_path(
     tmp_path: Path, change: Callable[[onnx.ModelProto], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """And nothing of it reaches stdout or stderr by itself."""
+    """Nothing of it is printed to stdout or stderr."""
     path = tmp_path / "broken.onnx"
     with pytest.raises(ModelError) as caught:
         opened(broken(path, change))
@@ -330,7 +330,7 @@ def test_tensorrt_falls_back_to_cuda_before_the_cpu(model: Model) -> None:
 @pytest.mark.usefixtures("gpu_build")
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")  # the CPU wheel's own error for CUDA
 def test_a_session_that_opens_on_the_cpu_is_not_reported_as_gpu(model: Model) -> None:
-    """The probe was fine and the session is not: what counts is the session."""
+    """The probe succeeded and the session did not: the session counts."""
     engine = open_engine(model, InferenceConfig(device="cuda"), prober=StubProber(ReasonCode.OK))
     if engine.info().device.effective == "cuda":
         pytest.skip("this machine has a GPU")
@@ -361,7 +361,7 @@ def test_a_build_without_cuda_is_reported_without_a_probe(model: Model) -> None:
 def test_the_line_about_the_engine_is_short_and_the_rest_is_for_debugging(
     model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture, level: int
 ) -> None:
-    """Model, device, precision, lanes and what a batch takes; `detect` asks for nothing above DEBUG."""
+    """Model, device, precision, lanes and batch time; `detect` logs it only at DEBUG."""
     caplog.set_level(logging.DEBUG)
     engine = open_engine(model, CPU, data=tmp_path / "data", cores=1, level=level)
     lines = {r.getMessage(): r.levelno for r in caplog.records if r.name.endswith("local_engine")}

@@ -10,7 +10,7 @@ from visionedge.engine.plan import OperatingPoint
 
 
 class SimulatedWorkload:
-    """Batches that take time on a clock of each thread's own, as those on cores of their own would."""
+    """Batches that take time on a separate clock per thread, like batches on separate cores."""
 
     def __init__(self, picture_ms: float) -> None:
         self.picture_ms = picture_ms
@@ -84,7 +84,7 @@ def test_an_error_of_a_batch_is_raised() -> None:
 
 
 def test_lanes_run_concurrently() -> None:
-    """Each batch waits until the other lane is in one as well; one after the other would never end."""
+    """Each batch waits until the other lane is also in one; sequential lanes would never end."""
     both = threading.Barrier(2)
     run_trial(
         lambda _: both.wait(10), OperatingPoint(2, 1), 0.001, max_count=3, clock=SimulatedWorkload(1).clock

@@ -1,4 +1,4 @@
-"""Which precision is used: the one that is faster here and sees here what fp32 sees, and why, in one line."""
+"""The choice of the precision: faster here, in agreement with fp32 here, with a one-line reason."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -70,7 +70,7 @@ def always(ms: float) -> Iterator[float]:
     ],
 )
 def test_a_clearly_faster_variant_wins(int8_ms: float, precision: str, words: str) -> None:
-    """By a tenth at least; else fp32 stays, and the reason has the figures."""
+    """By a tenth at least; else fp32 stays, with the figures in the reason."""
     clock = FakeClock()
     runs = {"fp32": clock.takes(always(20.0)), "int8": clock.takes(always(int8_ms))}
     choice = choose_fastest(runs, clock=clock)

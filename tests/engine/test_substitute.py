@@ -44,7 +44,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder for all: what was compiled and measured for one test serves the next."""
+    """A data folder for all: compiled graphs and plans of one test serve the next."""
     return tmp_path_factory.mktemp("data")
 
 
@@ -93,7 +93,7 @@ def test_an_explicitly_requested_precision_is_kept(data: Path, clip: Path, model
 def test_a_substitute_computes_until_it_is_ended_or_the_model_changes(
     data: Path, clip: Path, models: Path
 ) -> None:
-    """What counts as a detection may change meanwhile. No frame is lost over any of it."""
+    """Detection thresholds may change meanwhile, without a lost frame."""
 
     async def scenario(module: EngineHostHarness) -> None:
         engine_host, state = module.engine_host, module.state

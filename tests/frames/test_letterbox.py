@@ -80,7 +80,7 @@ def test_a_picture_of_the_input_size_is_unchanged() -> None:
 
 
 def test_the_letterbox_writes_into_a_slice_of_a_larger_array() -> None:
-    """A batch of shared memory is filled in place, and its neighbours stay as they are."""
+    """A batch in shared memory is filled in place, and its neighbours do not change."""
     batch = np.zeros((3, 48, 64, 3), np.uint8)
     picture = _noise(200, 100)
     image, _ = fit_to_input(picture, InputSpec(64, 48), batch[1])

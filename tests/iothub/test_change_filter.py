@@ -26,7 +26,7 @@ Seen = Sequence[tuple[int, Box]]
 
 
 class FilterHarness:
-    """A camera before a filter: what is sent, and when."""
+    """A camera before a filter, which records the sent frames and their times."""
 
     def __init__(self, **settings: float) -> None:
         self.harness = TelemetryHarness()
@@ -84,7 +84,7 @@ def test_each_appearance_and_disappearance_is_sent_once_at_any_rate(interval_s: 
 @pytest.mark.parametrize("interval_s", INTERVALS_S)
 @pytest.mark.parametrize("pattern", [(1, 0), (1, 0, 0), (1, 1, 0), (1, 0, 0, 0, 0, 0, 0)])
 def test_a_flickering_box_is_no_change_at_any_rate(interval_s: float, pattern: tuple[int, ...]) -> None:
-    """Ten minutes of it beside one that stays: heartbeats, and a frame after each that shows it by chance."""
+    """Ten minutes beside a steady box: heartbeats, and one frame after each that shows it by chance."""
     play = FilterHarness()
     for number in range(round(600 / interval_s)):
         weak = [(0, OTHER)] if pattern[number % len(pattern)] else []
@@ -111,7 +111,7 @@ def test_a_box_with_dropouts_is_sent_as_appeared(interval_s: float) -> None:
 
 
 def test_a_briefly_hidden_person_is_not_sent_as_gone() -> None:
-    """0.8 s behind a pillar, again and again."""
+    """0.8 s behind a pillar, repeatedly."""
     play = FilterHarness()
     play.run(0.1, 50, lambda at: [] if at > 5 and at % 4 < 0.8 else [(0, PERSON_BOX)])
     assert len(play.sent) == 1
@@ -128,7 +128,7 @@ def test_a_wavering_class_of_one_box_is_no_change(interval_s: float) -> None:
 
 @pytest.mark.parametrize("interval_s", INTERVALS_S)
 def test_a_lasting_change_of_class_is_a_change(interval_s: float) -> None:
-    """What was taken for a car turns out to be a person."""
+    """A supposed car turns out to be a person."""
     play = FilterHarness(heartbeat_s=1000)
     play.run(interval_s, 60, lambda at: [(1 if at < 20 else 0, PERSON_BOX)])
     assert [sent.detections.class_ids.tolist() for _, sent in play.sent] == [[1], [0]]
@@ -264,7 +264,7 @@ def test_an_object_that_left_during_an_outage_is_sent_as_gone_after_it() -> None
 
 
 def test_after_a_long_silence_the_first_frame_is_a_heartbeat() -> None:
-    """Also where nothing was analysed in between, as behind a motion gate."""
+    """Also without analysed frames in between, as with a motion gate."""
     play = FilterHarness()
     play.frame([(0, PERSON_BOX)])
     assert not play.frame([(0, PERSON_BOX)], after_s=30)
@@ -315,7 +315,7 @@ def test_movement_alone_sends_at_most_one_frame_per_change_seconds(
 def test_memory_is_bounded_by_the_objects_in_the_frames(
     seed: int, change_s: float, interval_s: float
 ) -> None:
-    """Boxes anywhere in each frame: what is followed stays within a few frames' worth."""
+    """Random boxes in each frame: the tracked objects stay within those of a few frames."""
     play, chance = FilterHarness(change_s=change_s), np.random.default_rng(seed)
     for _ in range(100):
         corner = chance.random((20, 2)) * 0.9
@@ -341,7 +341,7 @@ CLIP_FPS = 10
 
 
 def seen_on_the_clip(model: Path | None, capsys: pytest.CaptureFixture[str]) -> list[FrameResult]:
-    """What a model sees in each picture of the shipped clip; None is the bundled model."""
+    """The detections of a model in each picture of the shipped clip; None is the bundled model."""
     chosen = [] if model is None else ["--model", str(model)]
     assert main(["detect", str(CLIP), "--json", "--log-level", "error", *chosen]) == 0
     harness, numbers = TelemetryHarness(), dict[str, int]()

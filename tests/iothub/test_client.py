@@ -65,7 +65,7 @@ def test_a_full_spool_drops_the_oldest_detections_and_keeps_events(harness: HubC
 
 
 def test_a_message_is_sent_again_until_it_is_acknowledged(harness: HubClientHarness) -> None:
-    """A failed send costs the link, not the message; order stays."""
+    """A failed send costs the link, not the message; the order stays."""
     harness.hub.errors = [LinkError("build"), LinkError("connect"), LinkError("send")]
     client = harness.client()
     client.send(message(1))
@@ -78,7 +78,7 @@ def test_a_message_is_sent_again_until_it_is_acknowledged(harness: HubClientHarn
 
 
 def test_a_message_that_can_never_be_sent_is_dropped(harness: HubClientHarness) -> None:
-    """One poisoned message must not stop all others; it is counted, the link stays."""
+    """One poison message must not stop all others; it is counted, the link stays."""
     client = harness.client()
     client.start()
     harness.hub.wait(lambda: "connected" in harness.states)

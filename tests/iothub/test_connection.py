@@ -1,4 +1,4 @@
-"""What the hub client does beside sending messages, with a scripted link: twin, calls, inputs, tasks."""
+"""The work of the hub client beside messages, with a scripted link: twin, calls, inputs, tasks."""
 
 import threading
 

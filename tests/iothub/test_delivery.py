@@ -57,7 +57,7 @@ def test_an_abandoned_thread_ends_when_its_call_returns_and_is_not_counted() -> 
 
 
 def test_a_late_result_is_passed_to_its_handler() -> None:
-    """A client that was made after its deadline must be closed, or its threads stay for ever."""
+    """A client that was made after its deadline must be closed, or its threads never end."""
     thread_group = ThreadGroup(lambda _name, _error: None)
     calls = AbandonableCalls(thread_group, "calls")
     held = threading.Event()

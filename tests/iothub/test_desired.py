@@ -46,11 +46,11 @@ class FakeConfigTarget:
             away.rename(folder)
 
     def config_sources(self) -> ConfigurationSources:
-        """What a start of the module finds."""
+        """The configuration sources at a start of the module."""
         return ConfigurationSources.read(self.local, LastGoodFile(self.path, "me"))
 
     async def apply(self, wanted: Config) -> Applied:
-        """Make this the running configuration, but for the sections to refuse."""
+        """Make this the running configuration, except for the sections to refuse."""
         self.applied.append(wanted)
         if self.hold is not None:
             await self.hold.wait()
@@ -59,7 +59,7 @@ class FakeConfigTarget:
         return outcome(self.refuse, self.status)
 
     def compare(self, wanted: Config) -> Applied:
-        """What differs from the configuration that was applied last."""
+        """The sections that differ from the last applied configuration."""
         running = self.applied[-1] if self.applied else self.started_with
         return outcome(
             {
@@ -100,7 +100,7 @@ class FakeConfigTarget:
 
 
 def outcome(refused: Mapping[str, str], status: Literal["pending", "rejected"]) -> Applied:
-    """Every section is applied, but for those refused."""
+    """Every section is applied except the refused ones."""
     return Applied(
         {
             key: SectionOutcome(status, refused[key]) if key in refused else SectionOutcome("applied")
@@ -155,7 +155,7 @@ def test_a_valid_document_is_applied_acknowledged_reported_and_kept(tmp_path: Pa
 
 
 def test_a_wrong_document_changes_nothing_and_the_event_has_every_problem(tmp_path: Path) -> None:
-    """Neither what runs nor what is kept; and the next right one is taken."""
+    """Neither the running nor the saved configuration; and the next valid one is applied."""
     module = FakeConfigTarget(tmp_path)
 
     async def scenario(desired: DesiredProperties) -> None:
@@ -420,7 +420,7 @@ def test_a_document_that_a_full_disk_rejects_is_acknowledged_as_not_saved_and_sa
 
 
 def test_a_section_that_waits_for_the_engine_is_applied_once_it_is_open(tmp_path: Path) -> None:
-    """Until then it is not acknowledged as applied, and what is not desired gets no answer at all."""
+    """Until then it is not acknowledged as applied; sections without desired properties get no answer."""
     module = FakeConfigTarget(tmp_path)
     module.refuse = dict.fromkeys(("model", "inference"), "not in use yet: the engine is warming up")
 

@@ -145,7 +145,7 @@ def test_keys_that_edgehub_rejects_are_acknowledged_with_another_spelling() -> N
 
 
 def test_a_section_that_cannot_be_applied_leaves_the_others_in_force() -> None:
-    """And what was in force of it before stays so, also when it was taken away."""
+    """The parts that were in force before stay so, even after their removal."""
     desired = DesiredDocument(2, {"model": {"path": "new"}, "telemetry": {"mode": "all"}})
     refused = {"model": ["model: new does not exist"], "http": ["http: the port is in use"]}
     effective = compute_effective_document(desired, {"model": {"path": "old"}, "http": {"port": 1}}, refused)

@@ -26,7 +26,7 @@ from visionedge.web.jpeg import encode_jpeg_within
 
 
 async def echo(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given."""
+    """Return the payload."""
     return dict(given)
 
 
@@ -111,7 +111,7 @@ def test_an_unknown_method_is_answered_with_404(name: str) -> None:
     ],
 )
 def test_every_outcome_of_a_method_is_an_answer_without_secrets(how: str, expected: tuple[int, str]) -> None:
-    """Nothing is raised, and nothing of what was raised is shown that is not meant for people."""
+    """Nothing is raised, and no internal error text is shown."""
     answer = call("fail", {"camera": how})
     assert code(answer) == expected
     assert "hunter2" not in str(answer.document)
@@ -169,7 +169,7 @@ def test_the_status_of_very_many_cameras_is_cut_to_the_maximum_answer_size() -> 
 
 
 def test_the_status_omits_the_measurements_of_the_plan_and_most_nodes() -> None:
-    """What is used and why is an answer; how each pair of lanes and batch did is for `/api/v1/status`."""
+    """Choice and reason are in the answer; measurements of lanes and batch are only in `/api/v1/status`."""
     plan = {"lanes": 2, "buckets": [1], "reason": "measured", "measured": {"table": [1] * 1000}}
     status: dict[str, Any] = {
         "cameras": [],
@@ -190,7 +190,7 @@ def test_very_many_problems_are_cut_and_counted() -> None:
 
 
 class StubBackend:
-    """What `status` asks of HTTP's view of the module."""
+    """The parts of the HTTP backend that `status` needs."""
 
     def __init__(self) -> None:
         self.examined = 0
@@ -226,7 +226,7 @@ def test_the_status_contains_the_doctor_report_on_request() -> None:
 
 @pytest.mark.parametrize(("width_px", "height_px"), [(2400, 1800), (90, 6000), (64, 48)])
 def test_a_picture_is_reduced_until_it_fits(width_px: int, height_px: int) -> None:
-    """Noise, which no JPEG packs well; its shape stays, and what fits at once is not touched."""
+    """Noise, which JPEG cannot compress well; the shape stays, and a fitting picture is unchanged."""
     noise = np.random.default_rng(1).integers(0, 256, (height_px, width_px, 3), np.uint8)
     frame = replace(
         TelemetryHarness().result([PERSON_BOX]).frame,

@@ -1,4 +1,4 @@
-"""Identity: read from what edgeAgent sets, whole or not at all."""
+"""Identity: from the variables of edgeAgent, complete or an error."""
 
 import os
 import socket
@@ -60,7 +60,7 @@ def test_a_missing_variable_is_named(missing: str) -> None:
 
 
 def test_an_empty_variable_is_missing() -> None:
-    """An empty value is what a forgotten placeholder leaves."""
+    """A forgotten placeholder leaves an empty value."""
     with pytest.raises(ConfigError, match="IOTEDGE_DEVICEID"):
         Identity.from_environ({**EDGE, "IOTEDGE_DEVICEID": ""})
 

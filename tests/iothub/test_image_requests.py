@@ -12,7 +12,7 @@ from visionedge.iothub.sdk import InputMessage
 
 
 class FakeDetector:
-    """Computes pictures on demand and keeps what is answered and refused."""
+    """Computes pictures on demand and records answers and refusals."""
 
     def __init__(self) -> None:
         self.harness = TelemetryHarness()
@@ -24,7 +24,7 @@ class FakeDetector:
         self.wall_clock_s = 1000.0
 
     async def analyse(self, body: bytes) -> FrameResult | ImageDropReason:
-        """A frame of no camera; what the body says, if it says something else."""
+        """A frame without a camera; the body decides about the result."""
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         if self.hold is not None:
@@ -153,7 +153,7 @@ def test_dropped_images_are_reported_once_a_minute() -> None:
 
 
 def test_excess_pictures_drop_the_oldest_and_two_are_computed_at_once() -> None:
-    """What waits is bounded."""
+    """The number of waiting pictures is bounded."""
 
     async def scenario() -> None:
         module = FakeDetector()

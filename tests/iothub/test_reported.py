@@ -28,7 +28,7 @@ DOCUMENTS = st.dictionaries(st.text("pqr", min_size=1, max_size=2), VALUES, max_
 
 
 class FakeEdgeHub:
-    """The rules of edgeHub behind a connection that can be lost."""
+    """The rules of edgeHub over a connection that can be lost."""
 
     def __init__(self) -> None:
         self.twin = Twin()

@@ -160,7 +160,7 @@ def test_a_frame_with_nan_is_counted_and_reported() -> None:
 
 
 def test_if_messages_are_not_taken_the_oldest_frames_are_dropped() -> None:
-    """What waits is bounded by bytes."""
+    """Waiting frames are bounded by bytes."""
     harness = TelemetryHarness()
     telemetry = harness.telemetry(mode="all", intervalSeconds=86400)
     for _ in range(200):

@@ -66,7 +66,7 @@ def test_new_thresholds_are_compared_with_the_last_sent_frame() -> None:
 
 
 def test_a_larger_budget_continues_the_day_and_its_exhaustion_is_reported_again() -> None:
-    """What was spent today stays spent."""
+    """The spent budget of today stays spent."""
     clock = TelemetryHarness()
     telemetry = clock.telemetry(mode="all", maxPerDay=1)
     spent = []
@@ -128,7 +128,7 @@ def test_an_answer_counts_for_the_budget_of_the_day() -> None:
 
 
 def test_the_budget_counts_blocks_of_4_kb_not_messages() -> None:
-    """Body and properties, begun blocks whole: exactly what the meter counts, never more than allowed."""
+    """Body and properties, begun blocks count whole: the counts of meter and budget are equal."""
     clock = TelemetryHarness()
     telemetry = clock.telemetry(mode="all", maxPerDay=10)
     sent: list[Message] = []
@@ -167,7 +167,7 @@ def test_an_answer_uses_its_own_number_of_blocks() -> None:
 
 
 def test_a_restart_keeps_the_count_of_blocks(harness: SpoolHarness) -> None:
-    """What the spool keeps of the day is what the budget is counted in."""
+    """The spool saves the blocks of the day, in which the budget is counted."""
     clock, spool = TelemetryHarness(), harness.spool()
     telemetry = clock.telemetry(maxPerDay=10)
     spool.set_spent_source(telemetry.spent)
@@ -232,7 +232,7 @@ def test_the_warning_is_sent_once_a_day_while_its_cause_lasts() -> None:
 
 
 def test_a_day_beyond_one_iot_hub_unit_is_reported_if_the_budget_allows_more() -> None:
-    """`maxPerDay` above what one S1 unit takes: 400,000 blocks."""
+    """`maxPerDay` above the daily quota of one S1 unit: 400,000 blocks."""
     clock = TelemetryHarness()
     telemetry = clock.telemetry(mode="all", maxPerDay=10**9)
     [event] = rate(clock, telemetry, per_minute=300, minutes=8)

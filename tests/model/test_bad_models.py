@@ -166,7 +166,7 @@ def circle(proto: onnx.ModelProto) -> None:
 
 
 def long_circle(proto: onnx.ModelProto) -> None:
-    """The first convolution wants what is made of its own scores: no order of nodes can help."""
+    """The first convolution needs its own scores as input: no order of nodes can help."""
     proto.graph.node[0].input[0] = proto.graph.node[3].output[0]
 
 
@@ -219,7 +219,7 @@ def nested(depth: int) -> Maker:
 
 
 def message_bomb(levels: int) -> bytes:
-    """A model whose graph holds a node that holds a graph, and so on, as bytes: nothing else is in it."""
+    """A model whose graph contains a node with a graph, and so on, as bytes without other content."""
     data = b""
     for _ in range(levels):
         attribute = b"\x32" + varint(len(data)) + data  # AttributeProto.g

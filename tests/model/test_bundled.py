@@ -1,4 +1,4 @@
-"""The bundled model through the whole of it: as the slow way has it, and what is on a real picture."""
+"""The bundled model in the whole pipeline: against a slow reference, and on a real picture."""
 
 from collections.abc import Iterator
 from pathlib import Path

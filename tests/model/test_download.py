@@ -1,4 +1,4 @@
-"""Models by address, over real https: what arrives, what is refused, what is tried again."""
+"""Models by address, over real https: downloads, refusals, retries."""
 
 import hashlib
 import logging
@@ -91,7 +91,7 @@ def test_a_model_is_stored_under_its_checksum_and_readable_only_by_its_owner(
 
 
 def test_a_second_start_needs_no_network(tmp_path: Path, server: ModelServer) -> None:
-    """What is kept is taken; only when it is damaged is it fetched again."""
+    """A stored file is used; only a damaged one is downloaded again."""
     path = fetch(tmp_path, server.url("/m.onnx"))
     assert path is not None
     assert fetch(tmp_path, "https://127.0.0.1:9/m.onnx", sha256=SUM.upper()) == path
@@ -216,7 +216,7 @@ def test_temporary_errors_are_retried(
 
 
 def test_the_number_of_attempts_is_limited(tmp_path: Path, server: ModelServer) -> None:
-    """A change of the model cannot wait for ever."""
+    """A change of the model must not wait for ever."""
     server.answers["/m.onnx"] = status(503)
     with pytest.raises(FetchError, match="503"):
         fetch(tmp_path, server.url("/m.onnx"), tries=3)

@@ -94,7 +94,7 @@ def _steps(work: Callable[[], object]) -> int:
 
 
 def _chained(path: Path, count: int, link: str, *, front: bool) -> Path:
-    """A model with a chain of nodes without weights before its first layer, or behind its last."""
+    """A model with a chain of nodes without weights before its first or after its last layer."""
     model = onnx.load(path)
     graph = model.graph
     graph.initializer.extend(
@@ -162,7 +162,7 @@ def test_work_on_a_model_grows_linearly_with_its_nodes(
 
 
 def test_thousands_of_outputs_or_opsets_are_refused(tmp_path: Path) -> None:
-    """Each output is gone through by itself."""
+    """Each output is checked separately."""
     path = yolos.yolov8(tmp_path / "m.onnx")
     model = onnx.load(path)
     for _ in range(200):
@@ -270,7 +270,7 @@ def test_a_lack_of_memory_is_blamed_on_the_machine_only_with_a_limit(monkeypatch
 
 
 def test_a_failed_start_of_a_process_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a container may have no more of them."""
+    """As in a container with a process limit."""
     path = _aborting(tmp_path / "m.onnx")
 
     def refused(*_: object, **__: object) -> None:

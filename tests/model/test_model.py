@@ -1,4 +1,4 @@
-"""Reading models: what is understood and on what evidence, what is refused and with which words."""
+"""Reading models: recognised families with their evidence, refusals with their messages."""
 
 import json
 import pickle
@@ -141,7 +141,7 @@ def test_a_classifier_is_refused_with_the_evidence(tmp_path: Path) -> None:
 
 
 def test_an_ambiguous_family_is_not_guessed(tmp_path: Path) -> None:
-    """Four scales without a maker: NanoDet-Plus and PicoDet look alike and want different pictures."""
+    """Four scales without a producer: NanoDet-Plus and PicoDet look alike and need different pictures."""
     message = refusal(saved(tmp_path / "m.onnx", {}, strides=(8, 16, 32, 64), classes=80))
     assert "Seen: " in message
 

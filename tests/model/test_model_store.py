@@ -56,7 +56,7 @@ def test_the_size_of_the_store_is_bounded_too(tmp_path: Path) -> None:
 
 
 def test_an_incomplete_download_is_evicted_in_its_turn(tmp_path: Path) -> None:
-    """What was interrupted and is not wanted any more does not stay for ever."""
+    """An interrupted download that is no longer wanted is not kept for ever."""
     kept = ModelStore(tmp_path, max_models=1)
     with kept.open_partial("a" * 64) as part:
         part.write(b"half")
@@ -98,7 +98,7 @@ class FullDisk:
 
 
 def test_a_full_disk_is_reported_and_its_space_released(tmp_path: Path) -> None:
-    """What waits for the hub needs the room more than half a model."""
+    """Messages for the hub need the space more than half a model."""
     with ModelStore(tmp_path).open_partial("a" * 64) as part:
         part._file.close()
         disk = FullDisk()
@@ -111,7 +111,7 @@ def test_a_full_disk_is_reported_and_its_space_released(tmp_path: Path) -> None:
 
 
 class Usage(NamedTuple):
-    """What `shutil.disk_usage` gives."""
+    """The result of `shutil.disk_usage`."""
 
     total: int
     used: int
@@ -146,7 +146,7 @@ def test_no_symbolic_link_is_followed_when_a_part_is_written(tmp_path: Path) -> 
 
 
 def test_the_limits_in_the_docs_are_those_of_the_code() -> None:
-    """docs/models.md, where people read what may take how long."""
+    """docs/models.md has these durations."""
     docs = " ".join((REPOSITORY / "docs" / "models.md").read_text().split())
     retry_policy, timeouts = DownloadRetryPolicy(), DownloadTimeouts()
     assert (MAX_MODELS, MAX_BYTES, MAX_CHANGE_TRIES) == (4, 4 << 30, 5)
@@ -177,7 +177,7 @@ def test_the_limits_in_the_docs_are_those_of_the_code() -> None:
     ],
 )
 def test_a_model_has_the_name_of_its_file(url: str, name: str) -> None:
-    """Frames and status show a word, not a sum."""
+    """Frames and status show a readable name, not a checksum."""
     assert model_name_from_url(url) == name
 
 

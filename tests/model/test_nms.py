@@ -65,7 +65,7 @@ def test_the_better_of_two_overlapping_boxes_stays_and_other_classes_are_unaffec
 
 
 def test_boxes_that_overlap_exactly_as_much_as_allowed_both_stay() -> None:
-    """The limit is what may be shared; only more is too much."""
+    """Only an overlap above the limit suppresses a box."""
     boxes = np.array([[0, 0, 2, 1], [1, 0, 3, 1]], np.float32)  # a third of the union
     scores, ids = np.array([0.9, 0.8], np.float32), np.zeros(2, np.int32)
     assert len(suppress_non_maxima(boxes, scores, ids, 1 / 3)) == 2

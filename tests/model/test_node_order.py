@@ -23,7 +23,7 @@ def _shuffled(path: Path, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_model_is_the_same_in_any_order_of_its_nodes(tmp_path: Path, seed: int) -> None:
-    """Converters to float16 are known to write their casts behind all that uses them."""
+    """Converters to float16 are known to write their casts after the nodes that use them."""
     path = yolov8(tmp_path / "m.onnx")
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
     before = compiled_rows(load_model(path), pictures)

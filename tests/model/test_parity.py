@@ -97,7 +97,7 @@ def test_parity_is_symmetric(some: list[Box], others: list[Box]) -> None:
 @settings(deadline=None)
 @given(st.lists(boxes, min_size=1, max_size=6), st.randoms(use_true_random=False))
 def test_parity_does_not_depend_on_the_order_of_boxes(some: list[Box], order: random.Random) -> None:
-    """Boxes of one score may stand anyhow."""
+    """Boxes of equal score may be in any order."""
     shuffled = order.sample(some, len(some))
     assert compare_detections([detections(*some)], [detections(*shuffled)]).matched in (0.0, 1.0)
 
@@ -168,7 +168,7 @@ def with_ap(loss: float) -> Parity:
     ],
 )
 def test_a_variant_that_differs_too_much_is_refused_with_the_figure(parity: Parity, words: str) -> None:
-    """Each limit by itself."""
+    """Each limit separately."""
     refusal = parity.refusal(Tolerance())
     assert refusal is not None
     assert words in refusal
@@ -190,7 +190,7 @@ def test_small_boxes_have_a_larger_tolerance() -> None:
 
 
 def test_on_other_pictures_the_score_tolerance_is_twice_as_large() -> None:
-    """And no more boxes may be lost."""
+    """The share of lost boxes is not larger."""
     moved = dataclasses.replace(GOOD, score_shift=0.08)
     assert moved.refusal(Tolerance()) is not None
     assert moved.refusal(Tolerance().for_other_pictures()) is None

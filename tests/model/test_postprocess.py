@@ -1,4 +1,4 @@
-"""Rows become detections: sure ones, once, in the picture's proportions, clipped, sorted, bounded."""
+"""Rows become detections: confident, without duplicates, relative to the picture, clipped, sorted."""
 
 from pathlib import Path
 

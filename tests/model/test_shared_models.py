@@ -71,7 +71,7 @@ def labelled(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab
 
 
 def suppressed(rows: Array) -> Array:
-    """Greedy among the best thousand: the first stays, and all of its class that overlap it go away."""
+    """Greedy among the best thousand: a box suppresses all overlapping ones of its class."""
     left, kept = rows[np.argsort(-rows[:, 4], kind="stable")[:1000]], []
     while len(left):
         best, left = left[0], left[1:]

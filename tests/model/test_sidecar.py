@@ -1,4 +1,4 @@
-"""`MODEL.yaml` beside a model: what its owner states outright, checked, and stronger than everything else."""
+"""`MODEL.yaml` beside a model: statements of the owner, checked, with priority over everything else."""
 
 import shutil
 from pathlib import Path

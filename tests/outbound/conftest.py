@@ -1,4 +1,4 @@
-"""What the tests of messages on their way out share."""
+"""Fixtures that the tests of outbound messages share."""
 
 from spool_harness import harness
 

@@ -41,7 +41,7 @@ def test_each_day_has_its_own_limit() -> None:
 
 @pytest.mark.parametrize("hours", [-2, -11, -24, -36, -24 * 400, 2, 24, 24 * 400])
 def test_a_clock_change_grants_no_second_budget(hours: float) -> None:
-    """Neither at once, nor when it is set right again."""
+    """Neither at once, nor when it is corrected."""
     clocks = FakeClocks()
     budget = clocks.budget()
     budget.spend(100)

@@ -36,7 +36,7 @@ NOON = datetime(2026, 11, 22, 12, 0, 0, 123_456, tzinfo=UTC)
 
 
 def frame(camera: str = "dock", *, labels: tuple[str, ...] = (), confidence: float = 0.87) -> dict[str, Any]:
-    """A frame object with one detection per label, as far as messages look into it."""
+    """A frame object with one detection per label, with the keys that messages use."""
     rows = [{"label": label, "confidence": confidence} for label in labels]
     return {"camera": camera, "detections": rows}
 
@@ -52,7 +52,7 @@ def described_keys(model: type[BaseModel]) -> set[str]:
 
 
 def test_a_batch_of_whole_frames_has_the_described_shape() -> None:
-    """Batches are built without their model, for every interval; so the two are held together here."""
+    """Batches are built without their schema model for speed, so this test compares the two."""
     [message] = build_batch_messages(SENDER, 41, [encode_frame(build_frame_document(result()))])
     document = json.loads(message.body)
     assert BatchDocument.model_validate(document, strict=True).dump() == document
@@ -158,7 +158,7 @@ def test_frames_share_a_message_as_long_as_they_fit() -> None:
 
 
 def test_labels_are_cut_only_within_a_single_frame_and_visibly() -> None:
-    """A frame with more labels than a property may hold ends its list with a star."""
+    """The list of a frame with more labels than a property can hold ends with an asterisk."""
     labels = tuple(f"label-number-{i:04}" for i in range(200))
 
     [message] = build_batch_messages(SENDER, 1, [encode_frame(frame(labels=labels))])

@@ -66,7 +66,7 @@ def test_a_full_disk_is_logged_once_and_counted(
 
 
 def test_a_slow_disk_never_blocks_and_loses_the_oldest(thread_group: ThreadGroup, tmp_path: Path) -> None:
-    """A reader that does not read: `put` returns, what waits is bounded, and closing keeps its deadline."""
+    """With a blocked disk `put` returns, waiting lines are bounded, and closing keeps its deadline."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

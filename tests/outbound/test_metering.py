@@ -1,4 +1,4 @@
-"""What messages cost: blocks, the meter, documents that fill their blocks, and the estimate."""
+"""The cost of messages: blocks, the meter, documents that fill their blocks, and the estimate."""
 
 import json
 import threading
@@ -49,7 +49,7 @@ def test_a_message_is_metered_in_blocks_of_4_kb(size: int, count: int) -> None:
 
 
 def test_the_meter_projects_the_last_hour_to_a_day() -> None:
-    """One block a second is 86,400 a day, a good fifth of an S1 unit; what is older than an hour is past."""
+    """One block a second is 86,400 a day, a good fifth of an S1 unit; only the last hour counts."""
     now = [0]
     meter = UsageMeter(lambda: now[0])
     for _ in range(3600):
@@ -162,7 +162,7 @@ def test_in_a_steady_stream_hardly_any_block_is_wasted() -> None:
 
 
 def recorded(seconds: float, interval_s: float, *, boxes: int = 3, events: int = 0, **policy: Any) -> bytes:
-    """What `run --messages` writes of a camera, and `events` an hour beside."""
+    """The file of `run --messages` for a camera, with `events` events an hour."""
     harness = TelemetryHarness()
     telemetry = harness.telemetry(**{"mode": "all", "intervalSeconds": 0.1, "maxPerDay": 10**9, **policy})
     made = [telemetry.event("engine", "ok", "computing"), telemetry.event("camera", "live", "camera dock")]
@@ -301,7 +301,7 @@ def test_the_estimate_counts_events_beside_frames(tmp_path: Path, command_line: 
 
 
 def test_the_estimate_shows_when_the_budget_is_spent(tmp_path: Path, command_line: CommandLine) -> None:
-    """And bills only what is sent; `--config` brings the limit."""
+    """Only sent messages are billed; `--config` gives the limit."""
     config = tmp_path / "vision.yaml"
     config.write_text("telemetry: {maxPerDay: 7200}\n")
     document = estimated(recorded(600, 1.0), tmp_path, command_line, "--config", config)
@@ -318,7 +318,7 @@ def test_several_runs_in_a_file_are_counted_separately(tmp_path: Path, command_l
 
 
 def test_a_run_counts_until_its_budget_was_spent(tmp_path: Path, command_line: CommandLine) -> None:
-    """What the budget held back is not taken for a quiet scene."""
+    """Frames dropped by the budget do not count as a quiet scene."""
     document = estimated(recorded(600, 1.0, maxPerDay=60), tmp_path, command_line)
     assert document["blocksPerDay"] == 86_400
 

@@ -1,4 +1,4 @@
-"""The spool: what is on disk until its PUBACK, in which order, and what a bad disk does."""
+"""The spool: messages on disk until their PUBACK, their order, and a failing disk."""
 
 import json
 import threading
@@ -129,7 +129,7 @@ def test_the_spent_budget_of_the_day_is_saved_with_the_messages(harness: SpoolHa
 
 
 def test_closing_writes_the_waiting_messages(harness: SpoolHarness) -> None:
-    """With its thread; nothing is left behind."""
+    """The thread ends; no message is left behind."""
     spool = harness.spool()
     spool.start()
     for sequence_number in range(1, 1201):
@@ -161,7 +161,7 @@ def test_the_oldest_telemetry_is_dropped_first_and_events_last(harness: SpoolHar
 
 
 def test_events_are_dropped_if_nothing_else_is_left(harness: SpoolHarness) -> None:
-    """The bound holds in any case."""
+    """The limit always holds."""
     size = message(1, "events").size_bytes
     spool = harness.spool(limit_bytes=3 * size)
     for sequence_number in range(1, 6):

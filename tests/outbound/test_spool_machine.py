@@ -120,7 +120,7 @@ class SpoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.broken and self.spool.status().mode == "disk")
     @rule()
     def kill(self) -> None:
-        """Without a disk a kill loses what is in memory: that is documented, and no law."""
+        """Without a disk a kill loses the messages in memory: this is documented."""
         self.database.close()
         self.start()
         # Messages without a commit wait again, and may be dropped with the rest.

@@ -154,7 +154,7 @@ def test_the_health_check_follows_healthz(
 
 
 def docker(*arguments: str) -> str:
-    """Run the engine's client; its output, with what a container wrote to stderr."""
+    """Run the Docker client; returns its output, with the container's stderr."""
     ended = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True, timeout=60)
     return (ended.stdout + ended.stderr).strip()
 

@@ -174,7 +174,7 @@ def test_every_link_has_an_existing_file_and_heading(path: Path) -> None:
 
 
 def leads_somewhere(path: Path, link: str) -> bool:
-    """Whether a relative link of this file has its file and, behind a #, its heading."""
+    """Whether a relative link of this file has its file and, after a #, its heading."""
     name, _, anchor = link.partition("#")
     target = (path.parent / name).resolve() if name else path
     if not target.exists() or not anchor:

@@ -1,4 +1,4 @@
-"""What README and docs print to be copied works as printed: commands parse, configurations are valid."""
+"""The examples of README and docs work as printed: commands parse, configurations are valid."""
 
 import re
 import shlex
@@ -46,7 +46,7 @@ def examples() -> Iterator[Example]:
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """Each `visionedge …` of the examples and where it stands: by itself, in `make run`, in containers."""
+    """Each `visionedge …` of the examples and its context: alone, in `make run`, in containers."""
     for example in examples():
         for line in re.sub(r"\\\n\s*", " ", example.text).splitlines():
             try:
@@ -110,7 +110,7 @@ def test_the_docs_have_commands_of_every_kind() -> None:
 
 @pytest.mark.parametrize(("place", "document"), DOCUMENTS, ids=[place for place, _ in DOCUMENTS])
 def test_every_configuration_of_the_docs_is_valid_as_printed(place: str, document: dict[str, Any]) -> None:
-    """It can be copied into a file; only places such as addresses are to be changed."""
+    """It can be copied into a file; only values such as addresses must be changed."""
     assert parse_config(document).model_fields_set, place
 
 

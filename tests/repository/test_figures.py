@@ -1,4 +1,4 @@
-"""`make figures`: what is run, and what is read from the reports."""
+"""`make figures`: its commands, and the figures read from the reports."""
 
 import argparse
 import json

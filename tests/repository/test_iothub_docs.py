@@ -1,4 +1,4 @@
-"""What docs/iot-edge.md and docs/messages.md promise of delivery, checked against the code."""
+"""The statements of docs/iot-edge.md and docs/messages.md about delivery, checked against the code."""
 
 import re
 from pathlib import Path
@@ -31,7 +31,7 @@ IOT_EDGE = (DOCS / "iot-edge.md").read_text()
 
 @pytest.mark.parametrize("fault", get_args(HubFault))
 def test_every_fault_is_documented(fault: str) -> None:
-    """In the table of what is done."""
+    """In the table of reactions."""
     assert f"`{fault}`" in IOT_EDGE
 
 
@@ -89,7 +89,7 @@ def test_every_kind_of_event_has_a_row(kind: str) -> None:
 
 @pytest.mark.parametrize("reason", get_args(MessageDropReason))
 def test_every_reason_for_a_dropped_message_is_documented(reason: str) -> None:
-    """With what it means."""
+    """With its meaning."""
     assert f"`{reason}`" in IOT_EDGE
 
 
@@ -115,7 +115,7 @@ def methods() -> dict[str, DirectMethod]:
 
 @pytest.mark.parametrize("reason", get_args(ImageDropReason))
 def test_every_reason_for_a_picture_without_an_answer_is_documented(reason: str) -> None:
-    """With what it means."""
+    """With its meaning."""
     assert f"| `{reason}` |" in IOT_EDGE
 
 

@@ -1,4 +1,4 @@
-"""The repository as a whole: pins and locks, what a wheel carries, and what no file may name."""
+"""The repository as a whole: pins and locks, the content of a wheel, and forbidden names."""
 
 import importlib.util
 import re
@@ -51,7 +51,7 @@ def project() -> dict[str, Any]:
 
 
 def tracked() -> list[Path]:
-    """The files that git knows, and those it would add; the whole test is skipped outside a clone."""
+    """The files that git tracks or would add; the test is skipped outside a clone."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=REPOSITORY,

@@ -1,4 +1,4 @@
-"""The set-up behind `make run` and `make test`: which extra is chosen, and when there is something to do."""
+"""The set-up of `make run` and `make test`: the chosen extra, and when nothing is to do."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from repository_paths import REPOSITORY
 
 @dataclass
 class FakeCudaDriver:
-    """A stand-in for libcuda: what it answers is given."""
+    """A fake libcuda with given answers."""
 
     initialised: int = 0
     version: int = 12080
@@ -89,7 +89,7 @@ def test_a_changed_lock_extra_or_kind_requires_a_new_set_up() -> None:
 
 @dataclass
 class FakeSetUp:
-    """A set-up without pip: what would be installed and removed is noted."""
+    """A set-up without pip; it records installed and removed packages."""
 
     installed: set[str] = field(default_factory=set)
     steps: list[str] = field(default_factory=list)

@@ -169,7 +169,7 @@ def test_processes_are_started_only_by_this_module() -> None:
 
 
 def test_a_child_gets_only_listed_environment_variables() -> None:
-    """What libraries and the locale need is passed on; a variable that is named like a secret is not."""
+    """Variables of libraries and the locale are passed on, unless they are named like a secret."""
     needed = {
         "PATH": "/bin",
         "HOME": "/srv/app",
@@ -190,7 +190,7 @@ def test_a_child_gets_only_listed_environment_variables() -> None:
 
 @pytest.mark.parametrize(("variable", "limit"), [("", 0), ("0", 0), ("1", -1)])
 def test_a_crash_leaves_no_memory_in_a_file(variable: str, limit: int) -> None:
-    """Neither the module nor what it starts; a variable allows it for debugging."""
+    """Neither by the module nor by its children; a variable allows it for debugging."""
     program = "import resource, visionedge.__main__ as m; m.main(['token-that-is-no-verb'])"
     ending = "; print(resource.getrlimit(resource.RLIMIT_CORE)[0])"
     body = f"try:\n {program}\nexcept SystemExit:\n pass\nimport resource{ending}"

@@ -19,7 +19,7 @@ OPTIONAL = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
 @pytest.mark.parametrize("extra", ["av", "eval", "report"])
 def test_the_install_command_names_the_pinned_packages_of_the_extra(extra: Extra) -> None:
-    """They are on the registry, for a clone and for a wheel alike, and go where visionedge runs."""
+    """They come from the registry, for a clone and for a wheel, into the environment of visionedge."""
     python, *words = shlex.split(build_install_command(extra))
     assert python == sys.executable
     assert words == ["-m", "pip", "install", *OPTIONAL[extra]]

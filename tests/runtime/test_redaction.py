@@ -36,7 +36,7 @@ from visionedge.web.responses import RequestError, error_response
 
 @pytest.fixture(autouse=True, scope="module")
 def _forgotten() -> Iterator[None]:
-    """What is kept here is masked in no other test."""
+    """The known secrets of this test are not masked in other tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("visionedge.runtime.redaction._known", KnownSecrets())
         yield
@@ -69,7 +69,7 @@ def test_a_folder_is_distinguished_from_a_file(tmp_path: Path) -> None:
     "uri", ["foo://x", "rtsp:///nohost", "rtsp://h:notaport/", "", "v4l2:video0", "http://"]
 )
 def test_a_wrong_uri_gives_a_one_line_error(uri: str) -> None:
-    """A wrong URI is refused with one line that never holds its secrets."""
+    """A wrong URI is refused with one line that never contains its secrets."""
     with pytest.raises(ConfigError) as caught:
         parse_camera_uri(uri)
     assert len(str(caught.value).splitlines()) == 1
@@ -152,7 +152,7 @@ def answered(text: str) -> str:
 @pytest.mark.parametrize("edge", [redact, formatted, answered])
 @pytest.mark.parametrize("filler", HOSTILE.values(), ids=HOSTILE)
 def test_redaction_time_grows_linearly_with_the_text(edge: Callable[[str], str], filler: str) -> None:
-    """No text makes masking slow: not by its length, and not by what it repeats."""
+    """Neither the length of a text nor repetitions make masking slow."""
     register_secrets(f"known-secret-{number:04}" for number in range(1_000))
 
     def cost_s(characters: int) -> float:
@@ -169,7 +169,7 @@ def test_redaction_time_grows_linearly_with_the_text(edge: Callable[[str], str],
 
 @pytest.mark.parametrize("filler", HOSTILE.values(), ids=HOSTILE)
 def test_a_long_text_is_truncated_with_a_note(filler: str) -> None:
-    """A megabyte from a client fills neither the log nor an answer, and a secret at the cut stays hidden."""
+    """A megabyte from a client fills neither the log nor an answer, and a secret at the cut stays masked."""
     register_secrets(f"known-secret-{number:04}" for number in range(1_000))
     shown = redact(filler * (1_000_000 // len(filler)))
     assert len(shown) < MAX_TEXT_CHARACTERS
@@ -338,7 +338,7 @@ def test_the_secrets_of_an_address_are_masked_in_any_sentence(uri: str) -> None:
 
 @pytest.mark.parametrize("uri", ADDRESSES)
 def test_a_camera_with_such_an_address_is_accepted(uri: str) -> None:
-    """A password may hold anything but the separators of an address."""
+    """A password may contain anything except the separators of an address."""
     parsed = parse_camera_uri(uri)
     assert "hunter" in parsed.target
     assert not holds_bait(f"{parsed} {parsed!r}")
@@ -346,7 +346,7 @@ def test_a_camera_with_such_an_address_is_accepted(uri: str) -> None:
 
 @pytest.mark.parametrize("uri", RAW)
 def test_a_raw_separator_in_a_password_is_refused_without_showing_it(uri: str) -> None:
-    """And the message shows how such a character is written."""
+    """The message shows the encoding of such a character."""
     with pytest.raises(ConfigError) as caught:
         parse_camera_uri(uri)
     shown = f"{caught.value} {caught.value!r}"
@@ -453,7 +453,7 @@ def test_a_login_is_masked_as_http_sends_it(password: str) -> None:
 
 
 def test_an_invalid_character_in_a_secret_is_no_error() -> None:
-    """JSON may hold it, so a twin may."""
+    """JSON may contain it, so a twin may."""
     register_secrets(["\ud800hunter2"])
     assert redact("with \ud800hunter2 in it") == "with *** in it"
 

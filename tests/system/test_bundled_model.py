@@ -178,7 +178,7 @@ def cell_box(offsets: NDArray[np.float32], cell: tuple[int, int, int]) -> Boxes:
 
 
 def iou(first: Boxes, second: Boxes) -> float:
-    """The common part of two boxes by what they cover together."""
+    """The intersection of two boxes divided by their union."""
     sides = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
     common = float(np.prod(np.maximum(sides, 0)))
     areas = float(np.prod(first[2:] - first[:2]) + np.prod(second[2:] - second[:2]))
@@ -186,7 +186,7 @@ def iou(first: Boxes, second: Boxes) -> float:
 
 
 def detect(session: ort.InferenceSession, path: Path) -> Found:
-    """What the model sees in a picture, best first, in the picture's pixels."""
+    """The detections of the model in a picture, best first, in pixels of the picture."""
     picture = cv2.imread(str(path))
     assert picture is not None
     tensor, scale = letterbox(picture.astype(np.uint8))

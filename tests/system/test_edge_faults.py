@@ -84,7 +84,7 @@ def test_a_kill_while_sending_repeats_messages_and_loses_none(
 def test_a_clean_shutdown_sends_nothing_twice(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path
 ) -> None:
-    """What was acknowledged is written off before the end; numbers go on after it."""
+    """Acknowledged messages are deleted before the end; numbers continue after it."""
     for start in (1, 2):
         module = drive(edge_runtime.environ, data=str(tmp_path))
         send(module, 2)
@@ -96,7 +96,7 @@ def test_a_clean_shutdown_sends_nothing_twice(
 def test_the_messages_of_an_hour_without_a_hub_arrive_in_order(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path
 ) -> None:
-    """More than the window holds, in the order it was made."""
+    """More messages than the memory holds, in their order."""
     edge_runtime.hub_down()
     module = drive(edge_runtime.environ, data=str(tmp_path))
     for _ in range(1500):

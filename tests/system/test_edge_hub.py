@@ -56,7 +56,7 @@ def test_the_messages_file_has_the_sent_bodies(
 
 
 def test_a_hub_that_starts_later_gets_everything(edge_runtime: EdgeRuntime, drive: Drive) -> None:
-    """What was sent before the hub was there waits, in order; the failure is logged once, not per attempt."""
+    """Earlier messages wait in order; the failure is logged once, not per attempt."""
     edge_runtime.hub_down()
     module = drive(edge_runtime.environ)
     for _ in range(3):

@@ -95,7 +95,7 @@ def test_a_killed_module_leaves_no_process(tmp_path: Path) -> None:
 
 
 def _ended(handle: int) -> bool:
-    """Whether the process behind a pidfd has ended, waited for."""
+    """Wait until the process of a pidfd has ended; returns whether it has."""
     poll = select.poll()
     poll.register(handle, select.POLLIN)
     ended = bool(poll.poll(5000))
@@ -104,7 +104,7 @@ def _ended(handle: int) -> bool:
 
 
 def test_ctrl_c_reaches_the_whole_process_group_and_ends_it_in_order(tmp_path: Path) -> None:
-    """A terminal signals the child too, which leaves it to the module: no engine is lost on the way."""
+    """A terminal signals the child too, which leaves the reaction to the module: no engine is lost."""
     with ModuleProcess(tmp_path / "data") as module:
         module.until(lambda c: c["demo"]["framesAnalysed"] >= 1)
         os.kill(process_of(module)["pid"], signal.SIGINT)

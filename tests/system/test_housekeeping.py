@@ -1,4 +1,4 @@
-"""What the module does for itself several times a second: nothing that it meets there may end the module."""
+"""The housekeeping of the module, several times a second: no error in it may end the module."""
 
 import asyncio
 import errno
@@ -108,7 +108,7 @@ def test_the_status_has_the_reason_before_the_engine_is_open(tmp_path: Path) -> 
 def test_request_work_keeps_its_permit_until_it_ends_and_uses_separate_threads(
     tmp_path: Path,
 ) -> None:
-    """Forty clients that hang up must not hold what the module needs for itself."""
+    """Forty disconnected clients must not block the threads of the module."""
     state = app_state_of(tmp_path)
     lanes = LanePool(state.batcher, ThreadGroup(lambda *_: None), lambda _: None)
     backend = HttpBackend(state.snapshot, lanes, Metrics(lambda: ()))

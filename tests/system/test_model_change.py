@@ -41,7 +41,7 @@ def configuration(folder: Path) -> Path:
 
 
 def acknowledged(hub: EdgeRuntime, version: int) -> dict[str, Any]:
-    """What the module answers to desired properties of this version, once it does."""
+    """The answer to desired properties of this version, once it exists."""
 
     def answer() -> dict[str, Any]:
         return dict(hub.broker.twin.reported.get("config", {}).get("model") or {})
@@ -51,7 +51,7 @@ def acknowledged(hub: EdgeRuntime, version: int) -> dict[str, Any]:
 
 
 def model_document(server: ModelServer, path: str, data: bytes) -> dict[str, Any]:
-    """Desired properties that ask for what is behind a path."""
+    """Desired properties with the model at a path."""
     url = f"{server.url(path)}?sig={SECRET}"
     return {"model": {"url": url, "sha256": hashlib.sha256(data).hexdigest()}}
 

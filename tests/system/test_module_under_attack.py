@@ -37,7 +37,7 @@ LOOPBACK = "127.0.0.1"
 
 
 class Target:
-    """The module under attack, what it has written and how much memory its processes take."""
+    """The module under attack, its output and the memory of its processes."""
 
     def __init__(self, folder: Path) -> None:
         TinyDetector().save(folder / "tiny.onnx")
@@ -57,7 +57,7 @@ class Target:
         self.rss_before_bytes = 0
 
     def begin(self) -> None:
-        """Wait until it is ready and has analysed frames; what it takes then is its normal memory."""
+        """Wait until it is ready and has analysed frames; its memory is then the normal one."""
         self.port = urlsplit(self.module.ready()).port or 0
         self.wait_for_new_messages()
         self.rss_before_bytes = self.rss_bytes()
@@ -198,7 +198,7 @@ Attack = Callable[["AttackContext"], None]
 
 
 class AttackContext:
-    """What an attack uses: the target, the other client, and what stays open until that has asked enough."""
+    """The context of an attack: the target, the other client, and connections that stay open."""
 
     def __init__(self, target: Target, other: OtherClient, held: ExitStack) -> None:
         self.target = target
@@ -211,7 +211,7 @@ class AttackContext:
 
 
 def _send(connection: socket.socket, data: bytes) -> bytes:
-    """What comes first after these bytes; nothing where the module has hung up."""
+    """The first data after these bytes; empty if the module has disconnected."""
     with suppress(OSError):
         connection.sendall(data)
         return connection.recv(65536)
@@ -246,7 +246,7 @@ def a_thousand_silent_connections(context: AttackContext) -> None:
 
 
 def silent_connections_until_descriptors_run_out(context: AttackContext) -> None:
-    """The limit falls below what the module has read at its start, so it meets EMFILE in all its threads."""
+    """The limit is lowered below the open descriptors, so all threads of the module get EMFILE."""
     limits = resource.prlimit(context.target.module.pid, resource.RLIMIT_NOFILE)
     context.held.callback(resource.prlimit, context.target.module.pid, resource.RLIMIT_NOFILE, limits)
     resource.prlimit(context.target.module.pid, resource.RLIMIT_NOFILE, (128, limits[1]))
@@ -298,7 +298,7 @@ def _posted(target: Target, path: str, body: bytes) -> int:
 
 
 def pictures_that_claim_to_be_huge(context: AttackContext) -> None:
-    """30,000 x 30,000 pixels by their heads, with next to nothing behind."""
+    """Headers of 30,000 x 30,000 pixels with hardly any data."""
     side = 30_000
     png_head = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     png_data = b"IDAT" + zlib.compress(bytes(100_000))
@@ -422,7 +422,7 @@ def attacked(target: Target, attack: Attack) -> Iterator[OtherClient]:
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """One module for all attacks: what one leaves behind, the next one finds."""
+    """One module for all attacks: an attack meets the state that the last one left."""
     target = Target(tmp_path_factory.mktemp("hostile"))
     with target.module:
         target.begin()

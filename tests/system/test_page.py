@@ -75,7 +75,7 @@ class FakePageBackend:
         self._jpegs = {item["name"]: _jpeg(item["width"], item["height"]) for item in cameras}
 
     def application(self, below: str = "") -> web.Application:
-        """All paths, behind a prefix as a reverse proxy has it."""
+        """All paths, below a prefix as with a reverse proxy."""
         app, page = web.Application(), DashboardPage()
         app.router.add_get(f"{below}/", self._answering(page.answer))
         app.router.add_get(f"{below}/api/v1/status", self._status)
@@ -246,7 +246,7 @@ def test_seven_windows_of_a_browser_share_one_stream() -> None:
 
 
 def test_the_note_about_the_cpu_is_readable_and_can_be_hidden() -> None:
-    """It is there on every machine without a GPU; hidden once it stays hidden."""
+    """It is shown on every machine without a GPU; once hidden it stays hidden."""
 
     async def drive() -> None:
         async with browser() as chromium, served(FakePageBackend([camera("dock")])) as (url, _):
@@ -383,7 +383,7 @@ def test_captions_do_not_overlap_and_stay_within_the_picture() -> None:
 
 
 def test_a_tall_picture_gets_a_tall_tile_and_is_large_in_it() -> None:
-    """As tall as two others, so that the rows stay in line."""
+    """As tall as two others, so that the rows stay aligned."""
 
     async def drive() -> None:
         module = FakePageBackend(
@@ -405,7 +405,7 @@ def test_a_tall_picture_gets_a_tall_tile_and_is_large_in_it() -> None:
 
 
 def test_only_tiles_in_or_near_the_viewport_fetch_pictures() -> None:
-    """Those just below the edge have their picture already; those far below ask for none until then."""
+    """Tiles just below the edge have their picture already; those far below request none until then."""
 
     async def drive() -> None:
         names = [f"camera-{number:02}" for number in range(40)]

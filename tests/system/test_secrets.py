@@ -137,7 +137,7 @@ def configuration(folder: Path) -> Path:
 
 
 def ask(url: str, token: str | None, method: str = "GET", body: bytes | None = None) -> bytes:
-    """What a path answers, headers and errors included."""
+    """The answer of a path, with headers and errors."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310 - http, by ready()
     try:
@@ -165,7 +165,7 @@ def answers(url: str) -> Iterator[tuple[str, bytes]]:
 
 
 def cloud(runtime: EdgeRuntime) -> Iterator[tuple[str, bytes]]:
-    """Secrets in right and wrong desired properties, in calls and in questions; what is answered to them."""
+    """Secrets in valid and invalid desired properties, in calls and in requests; returns the answers."""
     right = {"cameras": {"twin": {"uri": f"rtsp://viewer-user:{quote(TWIN, safe='')}@127.0.0.1:9/t"}}}
     bad = f"foo://viewer-user:{quote(WRONG, safe='')}@h/?token={WRONG}"
     wrong = {"cameras": {"lost": {"uri": bad}}, "http": {"token": {"password": WRONG}, "port": bad}}
@@ -196,7 +196,7 @@ def cloud(runtime: EdgeRuntime) -> Iterator[tuple[str, bytes]]:
 
 
 def bundled(folder: Path, url: str, environ: dict[str, str]) -> Iterator[tuple[str, bytes]]:
-    """What `doctor` prints, and what it packs about the module that runs."""
+    """The output of `doctor`, and the bundle about the running module."""
     document = json.loads((folder / "vision.json").read_text())
     document["http"]["port"] = urlsplit(url).port
     path = folder / "doctor.json"
@@ -402,7 +402,7 @@ def test_short_secrets_are_masked_as_words_only() -> None:
 
 
 def test_the_number_of_known_secrets_is_bounded() -> None:
-    """A twin that changes its passwords for ever is no leak; the newest count."""
+    """A twin with ever new passwords does not leak memory; the newest ones are masked."""
     known = KnownSecrets(limit=10)
     for number in range(100):
         known.add([f"secret-{number:03}"])
@@ -417,7 +417,7 @@ def test_ordinary_text_is_unchanged() -> None:
 
 
 def test_a_long_traceback_keeps_its_end() -> None:
-    """The last line holds the error; the middle is left out, and each line is redacted."""
+    """The last line contains the error; the middle is left out, and each line is redacted."""
     frames = "\n".join(f"  File {number}, token=hidden-{number}" for number in range(5_000))
     record = logging.LogRecord("x", logging.ERROR, "x", 1, "it failed", None, None)
     record.exc_text = f"Traceback\n{frames}\nValueError: the last line"
@@ -430,7 +430,7 @@ def test_a_long_traceback_keeps_its_end() -> None:
 
 
 def test_a_text_that_contains_addresses_is_not_an_address() -> None:
-    """What stands between an address and some '@' further on is no password."""
+    """Text between an address and a later '@' is not a password."""
     options = (
         '{"Env": ["PROXY=http://me:hunter2@192.0.2.9:3128"], "Image": "vision@sha256:ab", "Port": "9:9"}'
     )

@@ -96,7 +96,7 @@ def test_a_snapshot_is_the_picture_of_its_frame(tmp_path: Path) -> None:
 
 
 def test_the_messages_file_has_the_messages_of_the_hub_and_numbers_never_repeat(tmp_path: Path) -> None:
-    """Two runs, one file: sequences rise over the restart; the run ends by itself after its duration."""
+    """Two runs, one file: sequences rise over the restart; the run ends after its duration."""
     out = tmp_path / "out.jsonl"
     config = tmp_path / "vision.yaml"
     config.write_text("telemetry: {mode: all, intervalSeconds: 0.2}\ncameras: {dock: {uri: 'demo:'}}\n")
@@ -187,7 +187,7 @@ def test_runs_killed_before_they_save_a_number_repeat_none(tmp_path: Path) -> No
 
 
 def test_a_data_folder_of_another_user_is_reported_with_the_remedy() -> None:
-    """What a volume made by root looks like to the user of the images."""
+    """Like a volume of root for the user of the images."""
     denied = describe_unwritable_folder(Path("/data"), PermissionError(13, "Permission denied"))
     assert denied.startswith("/data cannot be written (Permission denied): no state is kept; give the folder")
     assert denied.endswith(f"chown {os.getuid()}:{os.getgid()} FOLDER")

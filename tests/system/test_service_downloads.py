@@ -78,7 +78,7 @@ def test_the_module_waits_for_its_model_and_keeps_it(tmp_path: Path) -> None:
 
 
 def test_a_waiting_module_can_be_stopped_and_refuses_an_invalid_model(tmp_path: Path) -> None:
-    """SIGTERM needs no model; a file that has the right sum and is no model is a wrong configuration."""
+    """SIGTERM needs no model; a file with the right checksum that is not a model is a wrong configuration."""
     data = b"no model" * 100
     with ModelServer(tmp_path) as server:
         server.answers["/m.onnx"] = hanging

@@ -1,4 +1,4 @@
-"""The soak by itself: it finds what it looks for, and seconds of it pass; the long one is `make soak`."""
+"""The soak test itself: it finds violations, and a short run passes; `make soak` is the long one."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from soak import Sample, Soak, find_violations, slope_mib_per_hour, unaccounted
 
 
 def samples(seconds: int, **step: float) -> list[Sample]:
-    """One sample a second; `step` is what a figure grows by each second."""
+    """One sample a second; `step` is the growth of a figure per second."""
     fine = Sample(0.0, 300.0, 30, 100.0, 30.0, {"a": 0})
     return [
         replace(

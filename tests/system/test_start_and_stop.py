@@ -153,7 +153,7 @@ HANGING = """
 
 @pytest.mark.parametrize("what", ["executor", "thread"])
 def test_a_stop_does_not_wait_for_hanging_parts(tmp_path: Path, what: str) -> None:
-    """It ends by itself, with the code that it would have had."""
+    """It ends by itself, with its normal exit code."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(HANGING), str(tmp_path), what],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "module")},
@@ -214,7 +214,7 @@ def test_a_thousand_concurrent_calls_are_all_answered(tmp_path: Path) -> None:
 
 
 def test_the_metric_series_of_a_removed_camera_end() -> None:
-    """What was observed of it goes; of one that was never seen there is nothing to go."""
+    """The series of its metrics end; a camera without series is no error."""
     harness = TelemetryHarness()
     metrics = Metrics(lambda: ())
     for name in ("dock", "yard"):

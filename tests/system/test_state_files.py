@@ -200,7 +200,7 @@ def test_random_bytes_in_the_file_block_no_message(tmp_path: Path, seed: int) ->
 
 
 def test_a_path_that_is_not_a_regular_file_is_set_aside_and_not_opened(tmp_path: Path) -> None:
-    """A pipe would be waited for, for ever."""
+    """A named pipe would block for ever."""
     for sequence_number, make in enumerate((os.mkfifo, os.mkdir)):
         path = tmp_path / str(sequence_number) / "spool.db"
         path.parent.mkdir()
@@ -339,7 +339,7 @@ def test_a_few_damaged_files_are_kept_and_the_oldest_is_deleted(tmp_path: Path) 
 def test_a_failed_write_leaves_the_old_file_and_no_partial_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk leaves no empty file behind; what a kill left is swept away at the next start."""
+    """A full disk leaves no empty file; a partial file of a kill is deleted at the next start."""
     path = tmp_path / "sequences.json"
     write_json(path, {"a": 1})
 
@@ -464,7 +464,7 @@ def test_any_damaged_number_in_a_saved_plan_is_detected(tmp_path: Path) -> None:
 
 
 def test_a_named_pipe_instead_of_a_stored_model_does_not_block(tmp_path: Path) -> None:
-    """Neither for the model, nor for what has arrived of it."""
+    """Neither for the model, nor for a partial download."""
     kept = ModelStore(tmp_path)
     for end in ("onnx", "part"):
         path = tmp_path / "models" / f"{'a' * 64}.{end}"

@@ -53,7 +53,7 @@ class DeployedModule:
 
     @property
     def reported(self) -> dict[str, Any]:
-        """What it has reported so far."""
+        """The reported properties so far."""
         return self.runtime.broker.twin.reported
 
     def desire(self, patch: dict[str, Any]) -> dict[str, Any]:
@@ -347,7 +347,7 @@ def _answer(runtime: EdgeRuntime, question: str) -> ReceivedMessage:
 def test_a_model_by_address_takes_over_and_a_wrong_one_is_rejected(
     edge_runtime: EdgeRuntime, tmp_path: Path
 ) -> None:
-    """Named with its sum in the twin; no frame is missed, the camera notices nothing, secrets stay secret."""
+    """The twin has its checksum; no frame is missed, no camera is affected, and secrets stay masked."""
     arguments = ("--config", str(write_configuration(tmp_path)))
     data = TinyDetector(seed=1).save(tmp_path / "made.onnx").read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()

@@ -314,7 +314,7 @@ def test_an_error_for_users_keeps_its_message() -> None:
 
 
 def test_a_frame_request_does_not_build_the_camera_document() -> None:
-    """With sixteen cameras those objects cost ten times what the rest of the answer does."""
+    """With sixteen cameras these objects cost ten times as much as the rest of the answer."""
 
     class Module(FakeBackend):
         def _document(self, name: str) -> Document:

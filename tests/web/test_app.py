@@ -1,4 +1,4 @@
-"""What all answers have in common: the token, the headers, the page, the description, the address."""
+"""Common to all answers: the token, the headers, the page, the description, the address."""
 
 import asyncio
 import re
@@ -229,7 +229,7 @@ def test_answers_have_the_described_shapes() -> None:
 
 @pytest.mark.parametrize("source", [None, "upload"])
 def test_a_frame_object_has_exactly_the_described_keys(source: str | None) -> None:
-    """It is built without its model, for every frame; so the two are held together here."""
+    """It is built without its schema model, for every frame, so this test compares the two."""
     frame = build_frame_document(result(boxes=[[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]), source=source)
     assert FrameDocument.model_validate(frame, strict=True).dump() == frame
     conforms(frame, described("Frame"))

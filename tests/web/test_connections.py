@@ -1,4 +1,4 @@
-"""Connections: how many, for how long, and what is answered to bytes that are no request."""
+"""Connections: their number and duration, and answers to malformed requests."""
 
 import asyncio
 import json
@@ -48,7 +48,7 @@ async def connected(server: HttpServer, host: str = "127.0.0.1") -> AsyncIterato
 def serve(
     scenario: Callable[[HttpServer, FakeBackend], Awaitable[None]], http: HttpConfig | None = None
 ) -> None:
-    """A real server over a module with one frame, and what happens to it."""
+    """A real server over a module with one frame, and its events."""
 
     async def whole() -> None:
         module = FakeBackend("dock", "yard")
@@ -135,7 +135,7 @@ def test_a_client_that_waits_for_an_answer_is_not_disconnected(monkeypatch: pyte
 
 
 def test_a_client_that_does_not_read_its_answers_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would hold them in memory, and its place."""
+    """It would keep them in memory, and its place."""
     monkeypatch.setattr(connections, "IDLE_LIMIT_S", 0.05)
     monkeypatch.setattr(connections, "HEAD_LIMIT_S", 0.05)
     monkeypatch.setattr(connections, "SWEEP_S", 0.01)
@@ -435,7 +435,7 @@ HOSTILE = ("a://:", "a://b:c@", "a.a.", "key-", "Bearer a ", "[[", "\\u0000", "Ã
 
 
 def hostile_requests(size: int, piece: str) -> list[bytes]:
-    """A text of this kind in every place of a request that may hold one; heads are bounded to 8 KiB."""
+    """Such a text at every possible place of a request; heads are limited to 8 KiB."""
     body = (piece * size)[: size * 10].encode("utf-8", "replace")
     word = (piece * size)[: min(size, 3_500)].replace(" ", "_")
     quoted = json.dumps(body.decode())

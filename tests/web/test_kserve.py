@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: JSON and binary tensors, and a no for everything else."""
+"""The Open Inference Protocol: JSON and binary tensors, and refusals."""
 
 import asyncio
 import gzip
@@ -272,7 +272,7 @@ def test_a_large_json_part_is_refused_with_the_hint_to_send_binary_data(body: by
 
 
 def test_a_wrong_datatype_is_named_even_where_the_body_is_too_large_because_of_it() -> None:
-    """A float takes four bytes, and more digits, so such a body is above the limit."""
+    """A float has four bytes and more digits, so such a body is above the limit."""
     json_part = json.dumps(request_of(datatype="FP32", data=[0.123456789] * 200_000)).encode()
     size = IMAGES.size * 4
     document = request_of(datatype="FP32", data=None, parameters={"binary_data_size": size})

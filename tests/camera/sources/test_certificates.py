@@ -81,7 +81,7 @@ def test_a_missing_certificate_file_is_named(server: ModelServer, tmp_path: Path
 
 @pytest.mark.parametrize("scheme", ["https", "rtsps"])
 def test_opencv_refuses_cameras_whose_certificate_it_cannot_verify(server: ModelServer, scheme: str) -> None:
-    """It has no such option."""
+    """OpenCV has no such option."""
     uri = server.url("/cam.mp4").replace("https://", f"{scheme}://")
     limits = replace(LIMITS, library="opencv", certificates=str(server.authority))
     with pytest.raises(SourceError, match="only PyAV checks certificates"):

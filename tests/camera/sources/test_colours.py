@@ -301,7 +301,7 @@ def test_non_reference_pictures_are_nearly_those_of_a_plain_decoder(tmp_path: Pa
 
 
 def test_a_change_of_size_in_mid_stream_is_followed(tmp_path: Path) -> None:
-    """By PyAV; OpenCV stretches what comes to the size that it saw first."""
+    """PyAV follows the change; OpenCV stretches pictures to the first size."""
     sizes_px = [(160, 90)] * 3 + [(96, 128)] * 3
     whole = b""
     for number, size_px in enumerate((sizes_px[0], sizes_px[-1])):

@@ -1,4 +1,4 @@
-"""Files, playlists and pages over HTTP: what a camera's address may lead to, and where it may not."""
+"""Files, playlists and pages over HTTP: what is played, and which redirects are followed."""
 
 import re
 import socket
@@ -68,7 +68,7 @@ def test_an_answer_that_is_not_a_picture_is_reported(
 
 @pytest.mark.parametrize("library", ["auto", "opencv"])
 def test_content_that_is_not_a_video_is_reported_for_any_suffix(library: DecoderLibrary) -> None:
-    """FFmpeg takes anything behind `.cgi` for a video, and finds out only when it reads."""
+    """FFmpeg takes anything that ends with `.cgi` for a video, and detects the error only when it reads."""
     archive = answer(b"PK\3\4" + bytes(900), "application/octet-stream")
     limits = SourceLimits(library=library)
     with (
@@ -124,7 +124,7 @@ def test_a_link_local_address_is_never_contacted(target: str) -> None:
 
 
 def test_a_proxy_of_the_environment_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cameras are in the local network; a proxy is for what is not."""
+    """Cameras are in the local network, which needs no proxy."""
     clip = make_clip(tmp_path / "c.mp4", pictures=3).read_bytes()
 
     def serve(_server: ScriptedServer, connection: socket.socket, head: str) -> None:

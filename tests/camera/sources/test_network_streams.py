@@ -179,7 +179,7 @@ def test_a_halted_server_is_lost_within_the_read_limit_and_stop_is_prompt(clips:
 
 
 def test_an_rtsp_stream_with_b_pictures_gives_its_last_pictures_and_is_opened_again(clips: Path) -> None:
-    """The pictures that the decoder still holds at the end of the stream come before the loss."""
+    """The decoder's remaining pictures at the end of the stream come before the loss."""
     make_clip(clips / "b.mp4", pictures=30, fps=25, options={"bf": "2", "g": "10"})
     basket, changes = FrameRecorder(), StatusRecorder()
     with RtspServer(clips) as server:

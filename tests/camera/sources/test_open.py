@@ -1,4 +1,4 @@
-"""Every kind of URI opens, plays and ends; what cannot be opened is named with its remedy."""
+"""Every kind of URI opens, plays and ends; one that cannot be opened gives an error with the remedy."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ def test_a_video_gives_every_picture_once_and_ends(tmp_path: Path, name: str, co
 def test_a_video_with_b_pictures_gives_every_picture_once_and_ends(
     tmp_path: Path, library: DecoderLibrary, pictures: int
 ) -> None:
-    """The decoder holds some of them back, and gives the last ones only when no packet is left."""
+    """The decoder delays some of them, and gives the last ones only after the last packet."""
     options = {"bf": "3", "g": "12", "x264-params": "b-adapt=0"}
     clip = make_clip(tmp_path / "b.mp4", pictures=pictures, options=options)
     source = _open(clip, SourceLimits(library=library))
@@ -291,7 +291,7 @@ for uri in sys.argv[1:]:
 
 @pytest.fixture
 def clean_environment() -> dict[str, str]:
-    """This process's environment without what the camera itself sets."""
+    """The environment of this process without the variables that the camera sets."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENCV_")}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     return environment

@@ -120,7 +120,7 @@ def test_a_turn_ends_with_an_error_too() -> None:
 
 
 def test_a_good_camera_opens_beside_many_unresponsive_ones(tmp_path: Path) -> None:
-    """They are given no chance to hold OpenCV's lock: it is live before the first of them is given up."""
+    """They cannot hold OpenCV's lock: the good camera is live before the first of them times out."""
     make_clip(tmp_path / "cam.mp4", pictures=50, fps=25)
     limits = SourceLimits(library="opencv", open_timeout_s=30)
     basket, changes = FrameRecorder(), StatusRecorder()

@@ -203,7 +203,7 @@ def test_a_proxy_of_the_environment_is_not_used_for_rtsps(
 
 @pytest.mark.parametrize("library", ["auto", "opencv"])
 def test_an_answer_of_2_gb_is_not_kept_in_memory(library: DecoderLibrary) -> None:
-    """FFmpeg would reserve what the answer claims, and fill it as fast as the camera sends."""
+    """FFmpeg would allocate the claimed size, and fill it as fast as the camera sends."""
     sent = 0
 
     def serve(server: ScriptedServer, connection: socket.socket, head: str) -> None:

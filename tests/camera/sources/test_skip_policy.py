@@ -1,4 +1,4 @@
-"""Less is decoded where less is wanted, and never too little: the decision, and what real streams give."""
+"""Decoding is reduced if fewer pictures are wanted, and never too much: the decision, and real streams."""
 
 import contextlib
 from collections import Counter
@@ -99,7 +99,7 @@ def test_a_jumping_stream_clock_does_no_harm() -> None:
 
 
 def _wrong(clock: StreamClockCheck, times_s: Iterable[tuple[float, float]]) -> list[bool]:
-    """What is thought of the stream's clock behind each packet: (its own time, the time of its arrival)."""
+    """The rating of the stream clock after each packet: (its own time, the time of its arrival)."""
     found = []
     for at_s, now_s in times_s:
         clock.note(at_s, now_s)
@@ -216,7 +216,7 @@ def _numbers(source: FrameSource) -> list[tuple[int, float, int]]:
 
 @pytest.fixture(scope="module")
 def with_b_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 pictures, 10 per second, as x264 codes by itself: three B-pictures between two others."""
+    """48 pictures, 10 per second, in x264's default coding: three B-pictures between two others."""
     options = {"bf": "3", "b-adapt": "0", "g": "12", "sc_threshold": "0", "crf": "10"}
     folder = tmp_path_factory.mktemp("clips")
     return make_clip(folder / "b.mp4", pictures=48, options=options)

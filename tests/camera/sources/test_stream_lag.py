@@ -1,4 +1,4 @@
-"""How far behind a live stream is: growing queues are seen, and nothing else is taken for one."""
+"""The lag of a live stream: growing queues are detected, and nothing else is mistaken for one."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_a_growing_queue_has_the_lag_of_its_content() -> None:
 
 @pytest.mark.parametrize("drift", [-2e-4, 2e-4])
 def test_a_slight_clock_drift_of_the_camera_is_not_lag(drift: float) -> None:
-    """For an hour, and although the machine is so busy that no wait is ever seen."""
+    """For an hour, on a machine that is so busy that no read ever waits."""
     backlog = StreamLag()
     late_s = [backlog.late_s(n * STEP_S, 1000 + n * STEP_S * (1 + drift), 0.0) for n in range(90_000)]
     assert max(late_s) < 0.01

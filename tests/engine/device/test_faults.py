@@ -1,4 +1,4 @@
-"""What onnxruntime raises for a batch becomes one kind of fault, by what has to be done about it."""
+"""An error of onnxruntime for a batch becomes one kind of fault, according to the reaction."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A session: bound buffers on every device, and what is done when a device takes less than we would like."""
+"""A session: bound buffers on every device, and options that a device refuses."""
 
 import threading
 from pathlib import Path
@@ -90,7 +90,7 @@ def test_picture_views_are_read_in_their_logical_order(graph: bytes) -> None:
 
 
 def test_pictures_in_any_memory_are_only_read(graph: bytes) -> None:
-    """In one piece, one by one, and with room behind them; those of the engine's child cannot be written."""
+    """Contiguous, one by one, and with space after each; the pictures of the engine's child are read-only."""
     session, images = open_session(graph, "cpu", max_batch=2), pictures(2)
     expected = session.run(images, 2)
     images.flags.writeable = False

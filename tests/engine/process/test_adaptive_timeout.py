@@ -1,4 +1,4 @@
-"""How long a batch may take: by what batches usually take, in time in which this process ran."""
+"""The timeout of a batch: by the usual duration, in time in which this process ran."""
 
 import socket
 from collections.abc import Iterator

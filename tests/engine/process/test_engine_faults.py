@@ -1,4 +1,4 @@
-"""How an engine handles what its session raises: smaller batches, a kind of fault, or nothing at all."""
+"""Errors of a session in the engine: smaller batches, a kind of fault, or nothing."""
 
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""The engine in a process of its own: the same rows; and what happens when it dies, hangs or refuses."""
+"""The engine in its own process: equal rows, and its death, hang or refusal."""
 
 import logging
 import os
@@ -155,7 +155,7 @@ def test_an_engine_process_reports_like_an_engine(opened: EngineHarness, model: 
 
 
 def test_one_extra_lane_hides_the_transfer_to_the_child(opened: EngineHarness, model: Model) -> None:
-    """And the child has a line for it, beside those for pictures that come over HTTP."""
+    """And the child has a channel for it, beside those for pictures over HTTP."""
     here, there = open_engine(model, CPU).info(), opened.engine.info()
     assert count_lanes(here) == here.plan.lanes
     assert count_lanes(there) == there.plan.lanes + 1
@@ -217,7 +217,7 @@ def test_the_child_gets_the_needed_environment_and_no_secret() -> None:
 
 
 def test_the_child_inherits_only_its_own_socket(opened: EngineHarness) -> None:
-    """A listening socket in a child would hold the port when the module is gone."""
+    """A listening socket in a child would keep the port after the end of the module."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         os.kill(opened.pid, signal.SIGKILL)  # the next child is started while it listens
         assert [opened.next_event().code, opened.next_event().code] == ["engine-lost", "engine-back"]
@@ -293,7 +293,7 @@ def test_batches_in_progress_fail_and_those_after_wait_for_the_next_child(
 
 
 def test_a_hanging_child_is_killed_and_replaced(model: Model, frame_pool: SharedFramePool) -> None:
-    """Stopped in the middle, it answers no more: that is found out by the time a batch takes."""
+    """A stopped child does not answer; the timeout of a batch detects it."""
     with EngineHarness(model, frame_pool, run_s=0.5) as opened:
         first = opened.pid
         os.kill(first, signal.SIGSTOP)
@@ -328,7 +328,7 @@ def test_without_a_child_a_batch_fails_soon_with_the_reason(
 def test_a_hanging_child_is_detected_long_before_the_maximum_batch_time(
     model: Model, frame_pool: SharedFramePool
 ) -> None:
-    """By what its batches took before."""
+    """By the duration of its earlier batches."""
     with EngineHarness(model, frame_pool) as opened:
         for _ in range(10):
             opened.engine.infer(pictures(1))

@@ -157,7 +157,7 @@ def test_after_a_fault_the_cpu_takes_over_until_the_device_returns(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """One engine, fault after fault, two lanes all the while: no row is wrong, none lost on the way back."""
+    """One engine, fault after fault, two lanes all the time: no row is wrong, none lost at the return."""
     caplog.set_level(logging.INFO)
     faults = FaultScript(tmp_path)
     with EngineHarness(model, frame_pool, faults) as opened, LoadThreads(opened.engine, expected) as lanes:

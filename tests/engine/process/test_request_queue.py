@@ -26,7 +26,7 @@ LANES, LINES = 2, 6
 
 
 class CountingEngine:
-    """Gives one row that holds the picture's first value; knows how many compute at a time."""
+    """Gives one row with the picture's first value; counts how many compute at once."""
 
     def __init__(self, info: EngineInfo) -> None:
         self._info = info
@@ -78,7 +78,7 @@ class RequestLoopHarness:
         self.queue.send(protocol.encode_request(protocol.InferRequest(line, blocks, 0.5)))
 
     def answer(self, line: int, count: int = 1) -> Rows:
-        """What comes on a line."""
+        """The next message of a channel."""
         self.lines[line].settimeout(10)
         rows, _ = protocol.receive_rows(self.lines[line], count, 1)
         return rows
@@ -118,7 +118,7 @@ def test_each_channel_gets_its_own_answer_and_concurrency_is_the_number_of_lanes
 
 
 def test_pictures_outside_the_pool_are_sent_over_the_channel(child: RequestLoopHarness) -> None:
-    """As those that come over HTTP do."""
+    """As with pictures over HTTP."""
     child.engine.go_on.set()
     loose = pictures(2)
     child.ask(3, (-1, -1))

@@ -131,7 +131,7 @@ def test_held_pictures_are_always_different_blocks(steps: list[int | None]) -> N
 
 
 def test_threads_never_see_each_others_pictures() -> None:
-    """Eight threads write their own number, hold some pictures for a while, and find only it later on."""
+    """Eight threads write their own number, hold some pictures for a while, and later find only it."""
     frame_pool = SharedFramePool(SPEC, 12)
     wrong: list[int] = []
     exhausted_count: list[int] = []

@@ -1,4 +1,4 @@
-"""Right, or refused: what a graph does first is understood up to its first layer, or the model is not taken.
+"""Evidence of preprocessing: it is understood up to the first layer of a graph, or the model is refused.
 
 Each family is held against itself: a network with nodes in front of it must see in a picture what it sees
 without them, or be refused with the keys that state what cannot be seen.

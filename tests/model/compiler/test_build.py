@@ -1,4 +1,4 @@
-"""What is built of a model: a batch opened only where that is proven, a first run that may go wrong."""
+"""Building a model: a batch is opened only if this is proven, and the trial run may fail."""
 
 import json
 import os
@@ -299,7 +299,7 @@ def test_the_pictures_of_a_trial_run_are_different_and_reproducible() -> None:
 
 
 def test_a_compiled_graph_can_be_loaded_as_a_model(tmp_path: Path) -> None:
-    """With the same labels, head, picture and rows; what described the network before is gone."""
+    """With the same labels, head, picture and rows; the old description of the network is removed."""
     tiny = TinyDetector(batch=1, metadata=TinyDetector().metadata | {"names": '["a","b","c","d","e"]'})
     first = load_model(tiny.save(tmp_path / "tiny.onnx"))
     (tmp_path / "again.onnx").write_bytes(build_graph(first))
@@ -364,7 +364,7 @@ def test_a_damaged_stamp_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_graph_that_wrongly_claims_to_be_compiled_is_refused(tmp_path: Path) -> None:
-    """The metadata is believed only as far as the shapes agree."""
+    """The metadata is used only as far as the shapes agree."""
     built_ = onnx.load_model_from_string(build_graph(load_model(TinyDetector().save(tmp_path / "tiny.onnx"))))
     proto = TinyDetector().proto()
     helper.set_model_props(proto, {entry.key: entry.value for entry in built_.metadata_props})

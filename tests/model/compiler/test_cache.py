@@ -18,7 +18,7 @@ from visionedge.model.model import Model, load_model
 
 @pytest.fixture(autouse=True)
 def _no_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is built is another matter (see test_inference_building): here the quick half of it will do."""
+    """Building is tested elsewhere (test_build.py), so the quick half is enough here."""
     monkeypatch.setattr(build, "build_graph", compile_model)
 
 
@@ -34,7 +34,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def entries(data: Path) -> list[Path]:
-    """All files in the cache, those that should not be there included."""
+    """All files in the cache folder, unexpected ones too."""
     return sorted((data / CACHE_FOLDER).iterdir())
 
 
@@ -94,7 +94,7 @@ def test_another_version_compiles_again(
 def test_a_damaged_entry_is_reported_and_compiled_again(
     model: Model, data: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    """And what is given is right at once."""
+    """The returned graph is correct at once."""
     good = load_or_compile(model, data)
     content = only(data).read_bytes()
     changed = bytearray(content)
@@ -149,7 +149,7 @@ def test_a_full_disk_leaves_no_partial_entry(
 def test_the_least_recently_used_entry_is_evicted_first(
     model: Model, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Being read counts as used; what a dead process left half written goes too."""
+    """Reading counts as use; a partial file of a dead process is deleted too."""
     monkeypatch.setattr(build, "MAX_CACHE_ENTRIES", 3)
     for age_s, rows in enumerate((3, 2, 1)):
         load_or_compile(model, data, rows=rows)
@@ -166,7 +166,7 @@ def test_the_least_recently_used_entry_is_evicted_first(
 def test_the_folder_stays_within_its_size_limit(
     model: Model, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The newest stays even when it alone is larger."""
+    """The newest entry stays even if it alone exceeds the limit."""
     monkeypatch.setattr(build, "MAX_CACHE_BYTES", 10)
     load_or_compile(model, data, rows=1)
     load_or_compile(model, data, rows=2)

@@ -1,4 +1,4 @@
-"""Rows that cannot be detections are seen for what they are."""
+"""Rows that cannot be detections are recognised."""
 
 from pathlib import Path
 

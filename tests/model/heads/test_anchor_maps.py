@@ -213,7 +213,7 @@ def test_fastestdet_is_decoded_cell_by_cell(tmp_path: Path, count: int) -> None:
 def test_a_map_with_another_structure_than_fastestdet_is_refused(
     tmp_path: Path, keys: dict[str, Any]
 ) -> None:
-    """A segmentation has such a shape, too."""
+    """A segmentation has such a shape."""
     with pytest.raises(ModelError, match="no detector"):
         load_model(fastestdet_model(tmp_path / "m.onnx", **keys))
 

@@ -1,4 +1,4 @@
-"""Boxes and scores in two outputs, and plugins of TensorRT whose inputs those are."""
+"""Boxes and scores in two outputs, and TensorRT plugins with these inputs."""
 
 from pathlib import Path
 from typing import Any
@@ -212,7 +212,7 @@ def test_a_tensorrt_plugin_is_replaced_by_the_modules_own_suppression(
 
 
 def test_a_background_class_is_not_reported(tmp_path: Path) -> None:
-    """The plugin names it, first or last; what is left is counted from 0."""
+    """The plugin names it, first or last; the remaining classes are counted from 0."""
     path = _with_plugin(tmp_path / "m.onnx", "EfficientNMS_TRT", background_class=0)
     model = load_model(path)
     assert model.interpretation.class_count == CLASSES - 1

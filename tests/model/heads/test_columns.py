@@ -1,4 +1,4 @@
-"""Lists whose columns are not those of the YOLOs, though their shape is: refused, never read by guess."""
+"""Lists with other columns than YOLO's but the same shape are refused, never guessed."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def test_other_columns_or_classes_from_1_are_not_read_as_a_yolo_list(
 
 
 def _seven(path: Path, *, score_last: bool) -> Path:
-    """[n, 7] behind a suppression: picture, box, and class and score in either order."""
+    """[n, 7] after a suppression: picture, box, and class and score in either order."""
     graph = Graph(13)
     picture = graph.input("images", "float32", 1, 3, HEIGHT_PX, WIDTH_PX)
     boxes = graph.add("Reshape", graph.features(picture, CELLS * 4), graph.whole(1, CELLS, 4))

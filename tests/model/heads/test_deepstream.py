@@ -16,7 +16,7 @@ TO_CORNERS = [[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]]
 
 
 def _deepstream(path: Path, *, converted: bool = True, exponential: bool = False, **model: Any) -> Path:
-    """A YOLO with what its DeepStream exporter puts behind it."""
+    """A YOLO with the last nodes of its DeepStream exporter."""
     graph = Graph(13)
     picture = graph.input("input", "float32", 1, 3, HEIGHT_PX, WIDTH_PX)
     sides = graph.add(
@@ -71,7 +71,7 @@ def test_ultralytics_metadata_does_not_imply_a_finished_list(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("how", [{"converted": False}, {"exponential": True}])
 def test_other_families_need_stated_preprocessing(tmp_path: Path, how: dict[str, bool]) -> None:
-    """PP-YOLOE, YOLO-NAS and YOLOX have such exports too, and are prepared otherwise."""
+    """PP-YOLOE, YOLO-NAS and YOLOX have such exports too, with other preprocessing."""
     path = _deepstream(tmp_path / "m.onnx", **how)
     with pytest.raises(ModelError, match="state input"):
         load_model(path)

@@ -128,7 +128,7 @@ def test_a_patch_backbone_or_a_resnet_gets_the_imagenet_mean(tmp_path: Path, sid
 
 
 def test_sigmoid_boxes_without_queries_are_not_read_as_detr(tmp_path: Path) -> None:
-    """Every DETR attends; other detectors give such pairs of anchors, prepared in other ways."""
+    """Every DETR has attention; other detectors give such pairs of anchors with other preprocessing."""
     graph = Graph()
     picture = graph.input("images", "float32", "N", 3, HEIGHT_PX, WIDTH_PX)
     for width, name in ((4, "boxes"), (CLASSES, "scores")):
@@ -237,7 +237,7 @@ def test_a_sidecar_may_state_that_the_scores_are_sigmoids(tmp_path: Path) -> Non
 
 
 def test_a_slice_of_a_softmax_is_refused_and_a_slice_of_sigmoids_is_accepted(tmp_path: Path) -> None:
-    """What was cut off is not known; and what went through a sigmoid does not go through another."""
+    """The removed part is unknown; scores after a sigmoid get no second one."""
     with pytest.raises(ModelError, match="part of the output of a softmax"):
         load_model(raw_detr_model(tmp_path / "m.onnx", activation="Softmax", refined=False, cut=True))
     path = raw_detr_model(tmp_path / "n.onnx", activation="Sigmoid", cut=True)
@@ -280,7 +280,7 @@ def test_scores_and_boxes_of_cells_are_not_read_as_queries(tmp_path: Path) -> No
 
 
 def test_boxes_of_anchors_are_not_read_as_queries(tmp_path: Path) -> None:
-    """A raw SSD has such outputs too, but neither attention nor boxes made by a sigmoid."""
+    """A raw SSD has such outputs too, but no attention and no boxes from a sigmoid."""
     graph = Graph()
     picture = graph.input("images", "float32", "N", 3, HEIGHT_PX, WIDTH_PX)
     for name, width in (("boxes", 4), ("scores", 21)):

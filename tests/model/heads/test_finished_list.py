@@ -146,7 +146,7 @@ def test_an_mmdeploy_model_needs_stated_preprocessing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "[1, 2]", "[" * 10_000])
 def test_an_invalid_labels_json_gives_a_one_line_error(tmp_path: Path, text: str) -> None:
-    """It is named, with what to do."""
+    """It is named with the remedy."""
     path = _made(tmp_path / "m.onnx", "torchvision")
     (tmp_path / "labels.json").write_text(text)
     with pytest.raises(ModelError, match=r"labels\.json: is no JSON list of labels"):

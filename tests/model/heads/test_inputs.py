@@ -102,7 +102,7 @@ def in_format(path: Path, form: InputFormat, *, divided: bool) -> None:
 def test_a_family_gives_the_same_detections_in_every_input_format(
     tmp_path: Path, family: str, form: str
 ) -> None:
-    """Scores to what the type allows, boxes of the best rows to a pixel."""
+    """Scores agree within the precision of the type, boxes of the best rows within a pixel."""
     path = FAMILIES[family](tmp_path / "m.onnx")
     usual = load_model(path)
     picture = noise_pictures(2, usual.input.width_px, usual.input.height_px)

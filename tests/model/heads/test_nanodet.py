@@ -79,7 +79,7 @@ def test_scores_and_bins_may_be_in_one_table(
 
 
 def test_without_the_number_of_classes_nanodet_is_refused_and_never_read_as_yolox(tmp_path: Path) -> None:
-    """Its rows are cells of YOLOX's strides, and a sigmoid is behind it too."""
+    """Its rows are cells of YOLOX's strides, and it has a sigmoid too."""
     with pytest.raises(ModelError, match="no detector"):
         load_model(_table(tmp_path / "m.onnx", FIRST, 3, split=True, named=False))
 

@@ -19,7 +19,7 @@ MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
 def _first(graph: Graph, picture: str) -> str:
-    """The first convolution and what is made of it."""
+    """The first convolution and its activation."""
     kernel, bias = graph.noise(32, 3, 3, 3, scale=0.4), graph.noise(32, scale=0.25)
     conv = graph.add("Conv", picture, kernel, bias, strides=[2, 2])
     pooled = graph.add("Flatten", graph.add("GlobalAveragePool", graph.add("Relu", conv)))

@@ -1,4 +1,4 @@
-"""How a picture is prepared: what the first nodes of a network do to it counts before any family's way."""
+"""Preprocessing: the first nodes of a network count more than the default of its family."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def _begun(dtype: str = "float32", layout: str = "NCHW") -> tuple[Graph, str]:
 
 
 def _ended(graph: Graph, picture: str, path: Path, metadata: dict[str, str] | None = None) -> Path:
-    """A detector of queries behind what was done to the picture [N, 3, H, W]."""
+    """A detector of queries after given operations on the picture [N, 3, H, W]."""
     logits = graph.attend(graph.features(picture, 25 * 3), 25, 3)
     boxes = graph.add("Sigmoid", graph.attend(graph.features(picture, 100), 25, 4))
     graph.output(logits, "logits", "float32", "N", 25, 3)

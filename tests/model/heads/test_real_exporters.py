@@ -275,7 +275,7 @@ TRANSFORMERS: dict[str, tuple[Callable[[Any], Any], str, Spreads, str]] = {
 
 
 def _two_outputs(torch: Any, network: Any) -> Any:
-    """The network with what its exporters keep: logits and boxes."""
+    """The network with only the outputs of its exporters: logits and boxes."""
 
     class TwoOutputs(torch.nn.Module):  # type: ignore[misc] # torch is Any here
         def __init__(self) -> None:
@@ -352,7 +352,7 @@ def ultralytics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def _predicted(network: Any, picture: NDArray[np.uint8]) -> Rows:
-    """What `predict` gives, as rows."""
+    """The results of `predict`, as rows."""
     height_px, width_px = picture.shape[:2]
     size = (height_px, width_px)
     result = network.predict(picture, imgsz=size, conf=0.25, iou=IOU, max_det=300, verbose=False)[0]
@@ -432,7 +432,7 @@ def test_an_rf_detr_gives_the_boxes_of_its_predict(kind: str, tmp_path: Path) ->
 
 
 def _reader(normal: Mapping[str, Any]) -> dict[str, Any]:
-    """What PaddleDetection does with a picture: the last part of each configuration of a model."""
+    """PaddleDetection's preprocessing: the last part of each configuration of a model."""
     resize = {"target_size": [256, 320], "keep_ratio": False, "interp": 2}
     steps = [{"Decode": {}}, {"Resize": resize}, {"NormalizeImage": dict(normal)}, {"Permute": {}}]
     return {"inputs_def": {"image_shape": [3, 256, 320]}, "sample_transforms": steps, "batch_size": 1}
@@ -559,7 +559,7 @@ PADDLE: dict[str, tuple[dict[str, Any], Spreads, dict[str, Any], str]] = {
 
 @pytest.fixture
 def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Mapping[str, Any]], Any]]:
-    """Makes what `tools/export_model.py` makes of a configuration; files go into the test's own folder."""
+    """Exports a configuration like `tools/export_model.py`; files go into the test's own folder."""
     # PaddleDetection writes graphs of the kind that Paddle had before 3.0.
     monkeypatch.setenv("FLAGS_enable_pir_api", "0")
     monkeypatch.setenv("ENABLE_FALL_BACK", "false")

@@ -65,7 +65,7 @@ def _raw_yolox(table: NDArray[np.floating], places: list[tuple[int, int, int]]) 
 
 
 def _agree(path: Path, tensors: NDArray[np.float32], reference: Any, pictures: NDArray[np.uint8]) -> None:
-    """The compiled rows of each picture are those of the reference over the bare network's table."""
+    """The compiled rows of each picture equal a reference on the table of the bare network."""
     rows = compiled_rows(load_model(path), pictures)
     for picture, tensor in zip(rows, tensors, strict=True):
         (table,) = (t for t in network(path, {"images": tensor[None]}).values() if t.ndim == 3)
@@ -334,7 +334,7 @@ def test_boxes_and_scores_of_other_detectors_are_refused(tmp_path: Path, four: b
 
 @pytest.mark.shared
 def test_a_real_yolox_finds_the_objects_of_a_reference_on_photos(shared_data: Path) -> None:
-    """Each sure detection of YOLOX-nano has its like in a slow decoding of the bare network."""
+    """Each confident detection of YOLOX-nano has a match in a slow decoding of the bare network."""
     model = load_model(YOLOX_NANO)
     assert (model.head, len(model.labels)) == ("yolox", 80)
     places = [(x, y, s) for s in (8, 16, 32) for y in range(416 // s) for x in range(416 // s)]

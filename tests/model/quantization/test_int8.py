@@ -95,7 +95,7 @@ def test_recipes_differ_and_describe_themselves(simple: onnx.ModelProto, values:
 def test_integer_kernels_compute_the_inner_nodes(
     simple: onnx.ModelProto, values: TensorRanges, tmp_path: Path
 ) -> None:
-    """All but the last convolutions, the sum and the activation; the last ones stay in floats."""
+    """All but the last convolutions, the sum and the activation; the last ones stay in fp32."""
     operators = computed(quantize(simple, values, EVERYTHING), tmp_path)
     assert operators.count("QLinearConv") == 3
     assert {"QLinearLeakyRelu", "QLinearAdd"} <= set(operators)
@@ -114,13 +114,13 @@ def test_integer_kernels_compute_the_inner_nodes(
 def test_a_recipe_excludes_the_nodes_that_it_names(
     simple: onnx.ModelProto, values: TensorRanges, tmp_path: Path, recipe: QuantizationRecipe, integers: int
 ) -> None:
-    """Those in front, and those of one channel each, stay in floats."""
+    """The first ones and depthwise ones stay in fp32."""
     assert computed(quantize(simple, values, recipe), tmp_path).count("QLinearConv") == integers
 
 
 @pytest.mark.parametrize("recipe", [QuantizationRecipe(skip_first=1), QuantizationRecipe(depthwise=False)])
 def test_a_maximum_is_taken_before_rounding(recipe: QuantizationRecipe, tmp_path: Path) -> None:
-    """A MaxPool behind a convolution in floats: onnxruntime's own way, integers first, is slow."""
+    """A MaxPool after a convolution in fp32: onnxruntime's own way, integers first, is slow."""
     network = pooled()
     ranges = TensorRanges(dict.fromkeys(("image", "first", "leaky", "pooled", "second"), (-4.0, 4.0)), {})
     made = quantize(network, ranges, recipe)
@@ -208,7 +208,7 @@ def test_wrong_ranges_lower_the_agreement(simple: onnx.ModelProto, values: Tenso
 def test_unobserved_values_stay_in_fp32(
     simple: onnx.ModelProto, values: TensorRanges, tmp_path: Path
 ) -> None:
-    """A tensor without a range takes its nodes out, and no more."""
+    """The nodes of a tensor without a range are excluded, and no others."""
     known = TensorRanges({name: each for name, each in values.ranges.items() if name != "both"}, {})
     made = quantize(simple, known, EVERYTHING)
     assert "QLinearAdd" not in computed(made, tmp_path)
@@ -317,7 +317,7 @@ def test_reduced_range_weights_are_correct_with_16_bit_accumulation(sign: int) -
 
 
 def test_integer_kernels_match_the_written_graph(simple: onnx.ModelProto, values: TensorRanges) -> None:
-    """The same as without them, but for a step here and there."""
+    """Equal to the graph without them, except for single steps of the scale."""
     made = quantize(simple, values, EVERYTHING).SerializeToString()
     tensor = TinyDetector().tensor(pictures(1, seed=3))
     exact, own = (open_cpu_session(made, exact=exact) for exact in (True, False))
@@ -327,7 +327,7 @@ def test_integer_kernels_match_the_written_graph(simple: onnx.ModelProto, values
 
 
 def test_ranges_tuned_tensor_by_tensor_are_never_worse(model: Model, simple: onnx.ModelProto) -> None:
-    """They bring the outputs nearer to those of fp32 than the best one way for all does."""
+    """The outputs are nearer to fp32 than with the best method for all tensors."""
     images = list(pictures(4))
     tuner = RangeTuner(
         simple, model.interpretation, collect_statistics(simple, model.interpretation, images), images[:2]
@@ -345,7 +345,7 @@ def test_ranges_tuned_tensor_by_tensor_are_never_worse(model: Model, simple: onn
 
 
 def test_a_network_that_gives_nan_is_refused(model: Model) -> None:
-    """Ranges cannot be set by what is not a number."""
+    """NaN cannot set a range."""
     network = deep_detector()
     for tensor in network.graph.initializer:
         if tensor.name == "first.bias":

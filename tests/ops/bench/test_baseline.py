@@ -1,4 +1,4 @@
-"""The yardstick: the plain network finds what the compiled graph finds, else it measures something else."""
+"""The baseline: the plain network finds the boxes of the compiled graph, else the comparison is invalid."""
 
 from collections.abc import Callable
 from pathlib import Path

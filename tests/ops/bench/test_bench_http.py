@@ -1,4 +1,4 @@
-"""`bench http`: requests on schedule, what was answered, and what it cost the pipeline."""
+"""`bench http`: requests on schedule, their answers, and their cost for the pipeline."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What the pipeline is held against: the ceiling, and what the plain loop sees."""
+"""The references of the pipeline: the ceiling, and the boxes of the plain loop."""
 
 from contextlib import closing
 from dataclasses import replace
@@ -58,7 +58,7 @@ class ShiftedPlainLoop(PlainLoop):
 
 @pytest.mark.parametrize(("kind", "least", "most"), [(PlainLoop, 0.85, 1.0), (ShiftedPlainLoop, 0.0, 0.2)])
 def test_boxes_that_both_find_are_counted(kind: type[PlainLoop], least: float, most: float) -> None:
-    """The ways to the model's size differ a little; what the bundled model sees hardly does."""
+    """Resizing differs a little; the detections of the bundled model hardly differ."""
     model = load_model(find_bundled_model())
     selection = Selection.of(model, 0.4, 0.6)
     plain = kind(model, selection, source="demo:", cameras=1, threads=1, device="cpu")

@@ -1,4 +1,4 @@
-"""`bench compare`: what is noise and what is not; machines that are not alike; a machine's fingerprint."""
+"""`bench compare`: noise and real differences, different machines, the fingerprint of a machine."""
 
 import dataclasses
 import itertools

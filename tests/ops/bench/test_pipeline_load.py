@@ -1,4 +1,4 @@
-"""`bench pipeline`: when pictures arrive, what a result costs, and what the command reports."""
+"""`bench pipeline`: the schedule of pictures, the cost of a result, and the report of the command."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ IMAGE = np.zeros((2, 2, 3), np.uint8)
 
 @dataclass
 class PipelineHarness:
-    """A clock that only waiting and decoding move, and what reached the batcher."""
+    """A clock that only waiting and decoding advance, and a recorder of the frames for the batcher."""
 
     decode_ms: int = 0
     now_ns: int = 0

@@ -22,7 +22,7 @@ class FakeProc:
         self.now_s = 100.0
 
     def cores(self, *busy_s: Mapping[str, float]) -> None:
-        """Set the times of each core, by name; idle is what is left of the time that has passed."""
+        """Set the times of each core by name; the rest of the passed time is idle."""
         lines = ["cpu  0 0 0 0 0 0 0 0 0 0"]
         for number, spent in enumerate(busy_s):
             names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
@@ -31,7 +31,7 @@ class FakeProc:
         (self.proc / "stat").write_text("\n".join([*lines, "intr 1 2 3"]) + "\n")
 
     def process(self, number: int, parent: int, *, user: float = 0, children: float = 0) -> None:
-        """Set a process whose name holds what a parser stumbles over."""
+        """Set a process whose name contains characters that are hard to parse."""
         fields = [str(parent), *["0"] * 9, *(str(int(s * TICKS)) for s in (user, 0, children, 0)), "0"]
         (self.proc / str(number)).mkdir(exist_ok=True)
         (self.proc / str(number) / "stat").write_text(f"{number} (a) b ( c) S {' '.join(fields)}\n")
@@ -53,7 +53,7 @@ def watch(machine: FakeProc, cores: tuple[int, ...] = (0, 1)) -> OtherProcessesL
 
 
 def test_the_use_of_this_process_does_not_count_as_others(machine: FakeProc) -> None:
-    """Nor what its children and theirs use, whether they live or have ended."""
+    """Nor the use of its running and ended children and theirs."""
     machine.process(7, os.getpid())
     watched = watch(machine)
     machine.now_s += 10

@@ -35,7 +35,7 @@ VERSION = re.compile(r"lib\w+ \d+\.\d+")
 
 
 def _ask(question: str, arguments: dict[str, Any], limit_s: float) -> ProbeResult:
-    """The real children, but for the device nodes, which only the made-up root has."""
+    """The real probes, except for device nodes, which exist only in the fake root."""
     return run_probe_child(question, arguments | ({"nodes": []} if question == "driver" else {}), limit_s)
 
 
@@ -59,7 +59,7 @@ def report(with_a_gpu: Host) -> Examine:
 
 
 def found(report: DoctorReport, name: str) -> str:
-    """What was found of a link."""
+    """The finding of a link."""
     return next(finding.found for finding in report.chain if finding.name == name)
 
 
@@ -115,7 +115,7 @@ def test_a_driver_that_is_too_old_is_named_by_chain_and_session(report: Examine,
 
 
 def test_a_driver_that_starts_and_cannot_compute_breaks_the_session(report: Examine, script: Script) -> None:
-    """Nothing before it shows a fault, and still no GPU is claimed."""
+    """No earlier link shows a fault, and still no GPU is reported as usable."""
     script(init=0)
     doctor_report = report()
     assert doctor_report.effective == "cpu"

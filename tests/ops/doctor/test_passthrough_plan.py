@@ -46,7 +46,7 @@ def test_a_listed_pair_of_gpu_and_windows_is_supported(
     ],
 )
 def test_any_other_pair_is_unsupported_with_the_reason(build: str, edition: str, gpu: str, why: str) -> None:
-    """What is left is a line that deploys without a GPU."""
+    """The remaining step is a command that deploys without a GPU."""
     plan = make_eflow_plan(build, edition, gpu)
     assert not plan.supported
     assert why in plan.why

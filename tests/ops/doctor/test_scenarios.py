@@ -84,7 +84,7 @@ def test_the_json_report_has_the_documented_keys_in_order(scenario: Scenario, tm
 
 
 def test_a_terminal_gets_coloured_marks_and_the_same_text(tmp_path: Path) -> None:
-    """Red for what is broken, green for what is right, grey for what needs no attention."""
+    """Red for broken, green for working, grey for information."""
     (scenario,) = (each for each in SCENARIOS if each.name == "all-system-checks-fail")
     report = examined(scenario, tmp_path / "root")
     coloured = report.to_text(colours=True)

@@ -311,7 +311,7 @@ def test_a_file_is_written_atomically_and_never_overwrites_another(
 def test_an_unwritable_file_gives_a_one_line_error(
     visionedge: CommandLine, tmp_path: Path, target: str
 ) -> None:
-    """Exit 1, and nothing is left behind."""
+    """Exit 1, and no file is left."""
     (tmp_path / "folder").mkdir()
     outcome = visionedge("manifest", "generate", "--image", IMAGE, "-o", tmp_path / target, "--force")
     assert outcome.code == 1
@@ -329,7 +329,7 @@ def test_help_has_examples_and_exit_codes(visionedge: CommandLine, arguments: tu
 
 
 def test_every_option_is_documented(visionedge: CommandLine) -> None:
-    """docs/iot-edge.md names those of generate and of lint."""
+    """docs/iot-edge.md has the options of generate and of lint."""
     text = (REPOSITORY / "docs" / "iot-edge.md").read_text()
     told = "".join(visionedge("manifest", subcommand, "--help").out for subcommand in ("generate", "lint"))
     options = set(re.findall(r"^  (?:-\w \w+, )?(--[a-z-]+)", told, re.MULTILINE)) - {"--log-level"}

@@ -204,7 +204,7 @@ def test_a_duplicate_key_is_reported() -> None:
 
 
 def test_a_layered_deployment_is_checked_without_its_base() -> None:
-    """Nothing is missing that the base may have; what is there is judged at its own key."""
+    """Keys of the base are not reported as missing; existing keys are checked."""
     layer = json.loads(
         generate_manifest(ManifestRequest(image="r.example.com/visionedge:1.0-cpu", form="layered"), {}).text
     )
@@ -242,7 +242,7 @@ def test_cameras_may_be_in_a_file_on_the_device() -> None:
 
 
 def test_secrets_are_never_shown_and_are_reported_in_a_template() -> None:
-    """A manifest has to hold them; what it is made of is kept and shared."""
+    """A manifest must stay within them together with its other content."""
     manifest = change(
         valid_manifest(),
         (*VISION, "cameras", "dock"),

@@ -16,7 +16,7 @@ TEMPLATES = {"gpu": "deployment.template.json", "cpu": "deployment.cpu.template.
 
 
 def read(name: str) -> dict[str, Any]:
-    """A JSON file of the repository, in which no key is given twice."""
+    """A JSON file of the repository without duplicate keys."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         assert len(dict(pairs)) == len(pairs), f"{name}: a key is given twice among {[k for k, _ in pairs]}"
@@ -76,7 +76,7 @@ def test_the_store_of_the_hub_outlives_its_container(agent: dict[str, Any]) -> N
 
 
 def test_every_output_has_a_route_and_events_have_priority(content: dict[str, Any]) -> None:
-    """What has no route is acknowledged and dropped; priority 0 is the highest."""
+    """Messages without a route are acknowledged and dropped; priority 0 is the highest."""
     hub = content["$edgeHub"]["properties.desired"]
     routed = {}
     for name, route in hub["routes"].items():
@@ -157,7 +157,7 @@ def test_the_manifests_contain_no_secret(content: dict[str, Any], agent: dict[st
 
 
 def test_the_two_manifests_differ_only_in_what_a_gpu_needs() -> None:
-    """What is fixed in one is fixed in both."""
+    """Every fix must be in both."""
     gpu, cpu = (json.dumps(read(TEMPLATES[kind]), sort_keys=True) for kind in ("gpu", "cpu"))
     request = '"DeviceRequests": [{"Capabilities": [["gpu"]], "Count": -1}], '
     env = '"env": {"NVIDIA_DISABLE_REQUIRE": {"value": "1"}}, '
@@ -166,7 +166,7 @@ def test_the_two_manifests_differ_only_in_what_a_gpu_needs() -> None:
 
 
 def test_module_json_names_the_dockerfiles_and_the_version() -> None:
-    """Its platforms are what the manifests ask for; the build context is the repository."""
+    """Its platforms are those of the manifests; the build context is the repository."""
     module = read("module/module.json")
     image = module["image"]
     assert module["$schema-version"] == "0.0.1"

@@ -32,7 +32,7 @@ def judge(solution: Path, image: str) -> LintReport:
 
 
 def errors(solution: Path, image: str) -> list[tuple[str, str]]:
-    """What is wrong with the image: problem and remedy."""
+    """The errors about the image: problem and remedy."""
     found = [each for each in judge(solution, image).findings if each.path.endswith(".settings.image")]
     return [(each.problem, each.remedy) for each in found if each.severity == "error"]
 

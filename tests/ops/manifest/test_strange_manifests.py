@@ -1,4 +1,4 @@
-"""`visionedge manifest lint` and what is hardly a manifest: one line, exit 2, never a traceback."""
+"""`visionedge manifest lint` with malformed files: one line, exit 2, never a traceback."""
 
 import io
 import json

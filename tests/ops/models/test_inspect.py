@@ -1,4 +1,4 @@
-"""`model inspect`: what it teaches of a model, of its nodes and weights, and of one that is refused."""
+"""`model inspect`: the report about a model, its nodes and weights, and about a refused one."""
 
 import json
 from pathlib import Path
