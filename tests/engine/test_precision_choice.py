@@ -111,25 +111,28 @@ def seen(count: int, score: float = 0.8, first: int = 0) -> list[Detections]:
     return [Detections(boxes, np.full(count, score, np.float32), np.zeros(count, np.int32))]
 
 
-def unasked() -> OutputDistance:
+def must_not_measure() -> OutputDistance:
     raise AssertionError("there were boxes enough")
 
 
 def test_agreeing_boxes_admit_the_variant_and_are_reported() -> None:
-    found = check_agreement(seen(20), seen(20, 0.79), Tolerance(), unasked)
+    found = check_agreement(seen(20), seen(20, 0.79), Tolerance(), must_not_measure)
     assert found == VariantAgreement("100% of 40 boxes agree here")
 
 
 def test_disagreeing_boxes_reject_the_variant_with_the_figure() -> None:
     """Ten of each side have no partner."""
-    found = check_agreement(seen(20), seen(20, first=10), Tolerance(), unasked)
+    found = check_agreement(seen(20), seen(20, first=10), Tolerance(), must_not_measure)
     assert found.refusal == "only 50.0% of the boxes agree, 90.0% are wanted"
 
 
 def test_the_tolerance_of_the_variant_counts() -> None:
     """As requested when the variant was made."""
-    assert check_agreement(seen(20), seen(20, first=4), Tolerance(), unasked).refusal is not None
-    assert check_agreement(seen(20), seen(20, first=4), Tolerance(unmatched=0.3), unasked).refusal is None
+    assert check_agreement(seen(20), seen(20, first=4), Tolerance(), must_not_measure).refusal is not None
+    assert (
+        check_agreement(seen(20), seen(20, first=4), Tolerance(unmatched=0.3), must_not_measure).refusal
+        is None
+    )
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.system
 ROUNDS = 2
 
 
-def prove_that_frames_add_up(module: EngineHostHarness) -> None:
+def check_that_frames_add_up(module: EngineHostHarness) -> None:
     """Every frame is accounted for, and none came twice or out of its turn."""
     for camera, seen in module.state.batcher.statistics().cameras.items():
         assert seen.offered == seen.analysed + sum(seen.dropped.values())
@@ -130,7 +130,7 @@ def test_a_substitute_computes_until_it_is_ended_or_the_model_changes(
 
     start = document(clip, models, process=False)
     module = run_scenario(scenario, start, data)
-    prove_that_frames_add_up(module)
+    check_that_frames_add_up(module)
     assert all(c.dropped[DropReason.FAILED] == 0 for c in module.state.batcher.statistics().cameras.values())
 
 
@@ -171,7 +171,7 @@ def test_a_lost_device_returns_behind_the_substitute(
     start = document(clip, models, process=True)
     start["inference"]["device"] = "auto"
     module = run_scenario(scenario, start, data, inject=faults.path)
-    prove_that_frames_add_up(module)
+    check_that_frames_add_up(module)
     assert [event.code for event in module.events] == ["device-lost", "engine-back", "device-back"]
     devices = [each.device for each in results_of(module.results, "dock")]
     assert [device for device, _ in groupby(devices)] == ["cuda", "cpu", "cuda"]

@@ -340,7 +340,7 @@ CLIP = Path(__file__).resolve().parents[2] / "media" / "demo.mp4"
 CLIP_FPS = 10
 
 
-def seen_on_the_clip(model: Path | None, capsys: pytest.CaptureFixture[str]) -> list[FrameResult]:
+def detections_of_clip(model: Path | None, capsys: pytest.CaptureFixture[str]) -> list[FrameResult]:
     """The detections of a model in each picture of the shipped clip; None is the bundled model."""
     chosen = [] if model is None else ["--model", str(model)]
     assert main(["detect", str(CLIP), "--json", "--log-level", "error", *chosen]) == 0
@@ -355,7 +355,7 @@ def seen_on_the_clip(model: Path | None, capsys: pytest.CaptureFixture[str]) -> 
     return [replace(result, labels=tuple(numbers)) for result in found]
 
 
-def share_sent(clip: Sequence[FrameResult], interval_s: float, seconds: float) -> float:
+def sent_share(clip: Sequence[FrameResult], interval_s: float, seconds: float) -> float:
     """The share of frames that a camera sends which loops these."""
     play, step = FilterHarness(), round(interval_s * CLIP_FPS)
     for number in range(round(seconds / interval_s)):
@@ -377,7 +377,7 @@ def test_the_shipped_clip_sends_at_most_15_percent_of_its_frames(
     """
     monkeypatch.setenv("VISIONEDGE_DATA", str(tmp_path))
     model = request.getfixturevalue("shared_data") / "models" / shared_model if shared_model else None
-    clip = seen_on_the_clip(model, capsys)
+    clip = detections_of_clip(model, capsys)
     assert len(clip) == 250
-    assert 0.02 <= share_sent(clip, 1 / CLIP_FPS, 120) <= 0.15
-    assert share_sent(clip, 0.5, 120) <= 5 * 0.15
+    assert 0.02 <= sent_share(clip, 1 / CLIP_FPS, 120) <= 0.15
+    assert sent_share(clip, 0.5, 120) <= 5 * 0.15

@@ -208,13 +208,13 @@ def test_the_limit_holds_after_each_round_for_any_concurrent_messages(harness: S
     spool = harness.spool(limit_bytes=4 * size)
     last_numbers = iter(range(1, 100))
 
-    def burst() -> None:
+    def put_burst() -> None:
         for _ in range(10):
             spool.put(message(next(last_numbers)))
 
-    burst()
+    put_burst()
     for _ in range(3):
-        harness.meanwhile("COMMIT", burst)
+        harness.meanwhile("COMMIT", put_burst)
     run_round(spool)
     run_round(spool)
     assert spool.status().waiting_bytes <= 4 * size

@@ -119,7 +119,7 @@ def test_a_name_too_long_for_a_disk_is_still_a_file() -> None:
     assert parse_camera_uri("x" * 5000).kind == "file"
 
 
-HOSTILE = {
+MALICIOUS = {
     "schemes": "a://",
     "users": "a://:",
     "queries": "a://h?x=1&",
@@ -150,7 +150,7 @@ def answered(text: str) -> str:
 
 
 @pytest.mark.parametrize("edge", [redact, formatted, answered])
-@pytest.mark.parametrize("filler", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("filler", MALICIOUS.values(), ids=MALICIOUS)
 def test_redaction_time_grows_linearly_with_the_text(edge: Callable[[str], str], filler: str) -> None:
     """Neither the length of a text nor repetitions make masking slow."""
     register_secrets(f"known-secret-{number:04}" for number in range(1_000))
@@ -167,7 +167,7 @@ def test_redaction_time_grows_linearly_with_the_text(edge: Callable[[str], str],
         assert ratio < 3.5, f"{most} characters cost {ratio:.1f} times what {least} cost"
 
 
-@pytest.mark.parametrize("filler", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("filler", MALICIOUS.values(), ids=MALICIOUS)
 def test_a_long_text_is_truncated_with_a_note(filler: str) -> None:
     """A megabyte from a client fills neither the log nor an answer, and a secret at the cut stays masked."""
     register_secrets(f"known-secret-{number:04}" for number in range(1_000))

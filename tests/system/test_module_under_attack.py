@@ -423,7 +423,7 @@ def attacked(target: Target, attack: Attack) -> Iterator[OtherClient]:
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """One module for all attacks: an attack meets the state that the last one left."""
-    target = Target(tmp_path_factory.mktemp("hostile"))
+    target = Target(tmp_path_factory.mktemp("attacked"))
     with target.module:
         target.begin()
         yield target

@@ -53,7 +53,7 @@ def samples(module: ModuleProcess) -> dict[str, float]:
     return {name.removeprefix("visionedge_"): float(value) for name, value in words}
 
 
-def prove_that_frames_add_up(seen: dict[str, float]) -> None:
+def check_that_frames_add_up(seen: dict[str, float]) -> None:
     """Every frame of every camera was analysed, dropped with a reason, or waits."""
     for camera in ("dock", "gate", "till"):
         label = f'{{camera="{camera}"'
@@ -82,7 +82,7 @@ def test_levels_start_under_load_and_end_after_it(tmp_path: Path) -> None:
             assert cameras["dock"]["throttle"]["gate"]
             seen = samples(module)
             assert (seen['overload_level{level="gate"}'], seen['overload_level{level="variant"}']) == (1, 0)
-            prove_that_frames_add_up(seen)
+            check_that_frames_add_up(seen)
 
             server.set_fps(0.4)
             module.wait_for_log(RETURNED_FPS, WAIT_S)
@@ -92,7 +92,7 @@ def test_levels_start_under_load_and_end_after_it(tmp_path: Path) -> None:
             assert {name: camera["throttle"] for name, camera in cameras.items()} == dict.fromkeys(cameras)
             assert {camera["epoch"] for camera in cameras.values()} == {1}
             seen = samples(module)
-            prove_that_frames_add_up(seen)
+            check_that_frames_add_up(seen)
             assert module.stop(10) == 0
     events = [json.loads(line) for line in out.read_text().splitlines()]
     steps = [(e["code"], e["details"].get("level")) for e in events if e["code"].startswith("overload-")]

@@ -431,10 +431,10 @@ def test_a_request_to_close_the_connection_is_followed() -> None:
 
 # --- twice the text takes twice the time --------------------------------------------------------------------
 
-HOSTILE = ("a://:", "a://b:c@", "a.a.", "key-", "Bearer a ", "[[", "\\u0000", "é")
+MALICIOUS = ("a://:", "a://b:c@", "a.a.", "key-", "Bearer a ", "[[", "\\u0000", "é")
 
 
-def hostile_requests(size: int, piece: str) -> list[bytes]:
+def malicious_requests(size: int, piece: str) -> list[bytes]:
     """Such a text at every possible place of a request; heads are limited to 8 KiB."""
     body = (piece * size)[: size * 10].encode("utf-8", "replace")
     word = (piece * size)[: min(size, 3_500)].replace(" ", "_")
@@ -479,14 +479,14 @@ async def time_of(server: HttpServer, requests: list[bytes]) -> list[float]:
     return took
 
 
-@pytest.mark.parametrize("piece", HOSTILE)
+@pytest.mark.parametrize("piece", MALICIOUS)
 def test_parsing_time_grows_linearly_with_the_request(piece: str) -> None:
     """Through every answer and the log. A quadratic step anywhere would take seconds for these texts."""
     size = 20_000
     noise_s = 0.02
 
     async def scenario(server: HttpServer, _module: FakeBackend) -> None:
-        short, long = hostile_requests(size, piece), hostile_requests(2 * size, piece)
+        short, long = malicious_requests(size, piece), malicious_requests(2 * size, piece)
         rounds = [(await time_of(server, short), await time_of(server, long)) for _ in range(3)]
         once = [min(times) for times in zip(*[pair[0] for pair in rounds], strict=True)]
         twice = [min(times) for times in zip(*[pair[1] for pair in rounds], strict=True)]

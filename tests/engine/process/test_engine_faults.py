@@ -41,7 +41,7 @@ class ScriptedSession:
     notes: tuple[str, ...] = ()
 
     def __init__(self) -> None:
-        self.act: Act = well
+        self.act: Act = working
         self.kept: list[set[int]] = []
         self.sizes: list[int] = []
 
@@ -56,7 +56,7 @@ class ScriptedSession:
         pass
 
 
-def well(size: int) -> np.ndarray:
+def working(size: int) -> np.ndarray:
     return np.ones((size, 9, 6), np.float32)
 
 
@@ -64,13 +64,13 @@ def raising(text: str, *, from_size: int = 1) -> Act:
     def act(size: int) -> np.ndarray:
         if size >= from_size:
             raise RuntimeError(text)
-        return well(size)
+        return working(size)
 
     return act
 
 
-def no_numbers(size: int) -> np.ndarray:
-    rows = well(size)
+def nan_rows(size: int) -> np.ndarray:
+    rows = working(size)
     rows[-1, -1, 2] = np.inf
     return rows
 
@@ -128,7 +128,7 @@ def test_nan_rows_are_a_fault_of_a_device_and_never_of_the_cpu(model: Model) -> 
     """On the CPU they are the model's, and left out where detections are made of rows."""
     session = ScriptedSession()
     engine = engine_on(model, session)
-    session.act = no_numbers
+    session.act = nan_rows
     with pytest.raises(EngineError) as caught:
         engine.infer(pictures(1))
     assert caught.value.fault is Fault.INVALID_OUTPUT
@@ -136,7 +136,7 @@ def test_nan_rows_are_a_fault_of_a_device_and_never_of_the_cpu(model: Model) -> 
     assert engine.infer(pictures(1)).rows.shape == (1, 9, 6)
     session = ScriptedSession()
     engine = engine_on(model, session, "cpu")
-    session.act = no_numbers
+    session.act = nan_rows
     assert engine.infer(pictures(1)).rows.shape == (1, 9, 6)
 
 
@@ -153,7 +153,7 @@ def test_a_device_that_fails_in_warm_up_does_not_lower_the_batch_size(
     with pytest.raises(EngineError) as caught:
         engine_on(model, session)
     assert caught.value.fault is Fault.STICKY
-    session.act = no_numbers
+    session.act = nan_rows
     with pytest.raises(ModelError, match="NaN or infinity"):
         engine_on(model, session, "cpu")
 

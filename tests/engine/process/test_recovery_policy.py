@@ -47,8 +47,8 @@ def events(steps: list[Step]) -> list[str]:
     return [step.code for step in steps if isinstance(step, PublishEvent)]
 
 
-def back(recovery_policy: RecoveryPolicy, now_s: float) -> None:
-    """All the way back, in no time."""
+def return_device(recovery_policy: RecoveryPolicy, now_s: float) -> None:
+    """Let the device return without a delay."""
     assert recovery_policy.handle(TimePassed(), now_s) == [ProbeDevice("cuda")]
     assert recovery_policy.handle(DeviceProbed("cuda", OK), now_s) == [StartCandidate("cuda")]
     assert recovery_policy.handle(CandidateReady(), now_s) == [CompareCandidate()]
@@ -145,7 +145,7 @@ def test_switches_are_a_window_apart_and_a_flapping_device_waits_longer_each_tim
         due_s = recovery_policy.due_s()
         assert due_s is not None
         starts.append(due_s - now_s)
-        back(recovery_policy, due_s)
+        return_device(recovery_policy, due_s)
         now_s = due_s + 1
     assert starts == [5, 29, 29, 40]  # the window counts from the last change-over, a second before the loss
     recovery_policy.handle(EngineExited(Fault.DIED, LOST_TEXT), now_s + 100)
@@ -223,7 +223,7 @@ def test_a_pending_cpu_restart_is_cancelled_if_the_device_returns_first() -> Non
     assert recovery_policy.handle(EngineStartFailed("no memory", died=True), 4.5) == [], (
         "it is tried again at 5.5"
     )
-    back(recovery_policy, 5)
+    return_device(recovery_policy, 5)
     assert recovery_policy.due_s() is None
     assert recovery_policy.handle(TimePassed(), 100) == []
 
@@ -234,7 +234,7 @@ def test_hold_computes_nothing_on_the_cpu() -> None:
     assert stop == StopEngine(LOST_TEXT)
     assert isinstance(publish, PublishEvent)
     assert "waiting for it (inference.fallback: hold)" in publish.message
-    back(recovery_policy, 15)
+    return_device(recovery_policy, 15)
     assert recovery_policy.serving == "cuda"
 
 
@@ -253,7 +253,7 @@ def test_a_new_policy_applies_at_once_to_a_lost_device() -> None:
     assert isinstance(stop, StopEngine)
     assert isinstance(publish, PublishEvent)
     assert (publish.code, recovery_policy.serving) == ("device-held", None)
-    back(recovery_policy, 15)
+    return_device(recovery_policy, 15)
 
 
 def test_a_new_policy_starts_a_first_engine_that_waits_for_its_device() -> None:
@@ -297,7 +297,7 @@ def test_hold_waits_for_a_demanded_device_from_the_start() -> None:
             EngineStartFailed("libcuda.so.1 is missing", died=False, code=ReasonCode.DRIVER_MISSING), 0
         )
     ) == ["device-held"]
-    back(recovery_policy, 5)
+    return_device(recovery_policy, 5)
     assert recovery_policy.serving == "cuda"
 
 

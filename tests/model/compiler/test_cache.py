@@ -17,7 +17,7 @@ from visionedge.model.model import Model, load_model
 
 
 @pytest.fixture(autouse=True)
-def _no_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_trial_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Building is tested elsewhere (test_build.py), so the quick half is enough here."""
     monkeypatch.setattr(build, "build_graph", compile_model)
 

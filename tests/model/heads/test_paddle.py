@@ -32,7 +32,7 @@ IMAGENET = {"type": "NormalizeImage", "is_scale": True, "mean": MEAN.tolist(), "
 PERMUTE = {"type": "Permute"}
 
 
-def _told(path: Path, *steps: dict[str, Any]) -> Path:
+def _with_export_file(path: Path, *steps: dict[str, Any]) -> Path:
     """The exporter's `infer_cfg.yml` beside a model (JSON is YAML); the model's path."""
     document = {"mode": "paddle", "arch": "YOLO", "Preprocess": list(steps), "label_list": ["a"] * CLASSES}
     path.with_name("infer_cfg.yml").write_text(json.dumps(document))
@@ -114,7 +114,9 @@ def test_a_list_of_any_length_becomes_a_fixed_number_of_rows(
     tmp_path: Path, im_shape: bool, number: str | None
 ) -> None:
     """Three pictures one by one: such a graph has no batch, even with an open first dimension."""
-    path = _told(_paddle(tmp_path / "ppyoloe.onnx", im_shape=im_shape, number=number), RESIZE, PLAIN)
+    path = _with_export_file(
+        _paddle(tmp_path / "ppyoloe.onnx", im_shape=im_shape, number=number), RESIZE, PLAIN
+    )
     model = load_model(path)
     pictures = noise_pictures(3, WIDTH_PX, HEIGHT_PX)
     rows = compiled_rows(model, pictures, limit=30)
@@ -134,7 +136,7 @@ def test_a_list_of_any_length_becomes_a_fixed_number_of_rows(
 
 def test_rows_beyond_the_reported_number_are_ignored(tmp_path: Path) -> None:
     """An export of a fixed length pads with any values; only the number counts."""
-    path = _told(_paddle(tmp_path / "m.onnx", padded=50, batch=1), RESIZE, PLAIN)
+    path = _with_export_file(_paddle(tmp_path / "m.onnx", padded=50, batch=1), RESIZE, PLAIN)
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
     rows = compiled_rows(load_model(path), pictures)
     expected = _expected(path, _tensor(pictures[0], imagenet=False), im_shape=False)
@@ -152,7 +154,7 @@ def test_a_picture_without_detections_gives_no_row_above_0(tmp_path: Path) -> No
     graph.output(none, "rows", "float32", "n", 6)
     graph.output(graph.constant([0], "int32"), "number", "int32", 1)
     rows = compiled_rows(
-        load_model(_told(graph.save(tmp_path / "m.onnx"), RESIZE, PLAIN)),
+        load_model(_with_export_file(graph.save(tmp_path / "m.onnx"), RESIZE, PLAIN)),
         noise_pictures(1, WIDTH_PX, HEIGHT_PX),
         9,
     )
@@ -165,7 +167,7 @@ def test_the_export_file_decides_whether_a_mean_is_subtracted(
     tmp_path: Path, step: dict[str, Any], imagenet: bool
 ) -> None:
     """PP-YOLOE and PP-YOLOE+ share every shape and differ in that."""
-    path = _told(_paddle(tmp_path / "m.onnx"), RESIZE, step, PERMUTE)
+    path = _with_export_file(_paddle(tmp_path / "m.onnx"), RESIZE, step, PERMUTE)
     model = load_model(path)
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
     expected = _expected(path, _tensor(pictures[0], imagenet), im_shape=False)
@@ -185,7 +187,7 @@ def test_other_paddle_scalings_are_used_as_stated(
     tmp_path: Path, step: dict[str, Any], way: tuple[float, float, float]
 ) -> None:
     """Its SSD has a mean of its own, its YOLOX takes pixels of 0-255."""
-    path = _told(_paddle(tmp_path / "m.onnx"), RESIZE, {"type": "NormalizeImage"} | step, PERMUTE)
+    path = _with_export_file(_paddle(tmp_path / "m.onnx"), RESIZE, {"type": "NormalizeImage"} | step, PERMUTE)
     found = load_model(path).interpretation.preprocess
     assert (found.scale, found.mean[0], found.std[0], found.color) == (*way, "rgb")
 
@@ -223,7 +225,7 @@ def test_unsupported_steps_in_the_export_file_are_refused(
 ) -> None:
     """Among them the export file of another model in the same folder."""
     with pytest.raises(ModelError, match=words):
-        load_model(_told(_paddle(tmp_path / "m.onnx"), *steps))
+        load_model(_with_export_file(_paddle(tmp_path / "m.onnx"), *steps))
 
 
 @pytest.mark.parametrize("text", ["a: [", "Preprocess: 3", "- x", ""])

@@ -68,7 +68,7 @@ def careless_module() -> Iterator[int]:
         server.server_close()
 
 
-def secretive(root: Path) -> HostBuilder:
+def secret_configuration(root: Path) -> HostBuilder:
     """A machine whose environment is full of secrets."""
     machine = linux(root).container().cpu_wheel()
     machine.environ |= {
@@ -93,9 +93,9 @@ def configuration(port: int) -> Config:
     )
 
 
-def bundled(tmp_path: Path, config: Config) -> dict[str, str]:
+def make_bundle(tmp_path: Path, config: Config) -> dict[str, str]:
     """The texts of the bundle on a secretive machine."""
-    host = secretive(tmp_path / "root").host()
+    host = secret_configuration(tmp_path / "root").host()
     path = tmp_path / "doctor.zip"
     write_bundle(path, examine(DoctorRequest("auto", config, DATA), host), config, host)
     with zipfile.ZipFile(path) as archive:
@@ -105,7 +105,7 @@ def bundled(tmp_path: Path, config: Config) -> dict[str, str]:
 def test_the_bundle_contains_no_secret_in_any_spelling(tmp_path: Path) -> None:
     """Even if the running module shows every one of them."""
     with careless_module() as port:
-        texts = bundled(tmp_path, configuration(port))
+        texts = make_bundle(tmp_path, configuration(port))
     assert {
         "doctor.txt",
         "doctor.json",
@@ -121,7 +121,7 @@ def test_the_bundle_contains_no_secret_in_any_spelling(tmp_path: Path) -> None:
 
 def test_the_bundle_has_report_configuration_versions_and_module_state(tmp_path: Path) -> None:
     with careless_module() as port:
-        texts = bundled(tmp_path, configuration(port))
+        texts = make_bundle(tmp_path, configuration(port))
     assert texts["doctor.txt"].startswith("visionedge ")
     assert json.loads(texts["doctor.json"])["schema"] == "visionedge/doctor/1"
     assert json.loads(texts["config.json"])["cameras"]["dock"]["uri"].startswith("rtsp://***@192.0.2.5/")
@@ -134,13 +134,13 @@ def test_the_bundle_has_report_configuration_versions_and_module_state(tmp_path:
 
 
 def test_without_a_running_module_the_bundle_says_so(tmp_path: Path) -> None:
-    texts = bundled(tmp_path, configuration(1))
+    texts = make_bundle(tmp_path, configuration(1))
     assert "http://127.0.0.1:1/api/v1/status" in texts["module/missing.txt"]
     assert "doctor.txt" in texts
 
 
 def test_an_unwritable_path_gives_a_one_line_error(tmp_path: Path) -> None:
-    host = secretive(tmp_path / "root").host()
+    host = secret_configuration(tmp_path / "root").host()
     config = configuration(1)
     report = examine(DoctorRequest("auto", config, DATA), host)
     with pytest.raises(VisionedgeError, match=r"no-such/doctor\.zip: cannot be written: No such file"):

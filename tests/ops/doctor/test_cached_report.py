@@ -26,7 +26,7 @@ class FakeDoctor:
         return {"number": number}
 
 
-def visiting(scenario: Callable[[FakeDoctor, CachedReport], Awaitable[None]]) -> None:
+def run_with_visits(scenario: Callable[[FakeDoctor, CachedReport], Awaitable[None]]) -> None:
     """Run a scenario with a fake doctor and a client."""
 
     async def whole() -> None:
@@ -44,7 +44,7 @@ def test_concurrent_requests_share_one_examination() -> None:
         assert [await report for report in asked] == [{"number": 1}] * 5
         assert examiner.begun == 1
 
-    visiting(scenario)
+    run_with_visits(scenario)
 
 
 def test_a_report_is_fresh_for_a_minute() -> None:
@@ -56,7 +56,7 @@ def test_a_report_is_fresh_for_a_minute() -> None:
             numbers.append((await visits.report())["number"])
         assert numbers == [1, 1, 2, 2]
 
-    visiting(scenario)
+    run_with_visits(scenario)
 
 
 def test_a_cancelled_request_does_not_cancel_the_others() -> None:
@@ -70,7 +70,7 @@ def test_a_cancelled_request_does_not_cancel_the_others() -> None:
         assert leaving.cancelled()
         assert examiner.begun == 1
 
-    visiting(scenario)
+    run_with_visits(scenario)
 
 
 def test_a_failed_examination_is_not_cached() -> None:
@@ -82,4 +82,4 @@ def test_a_failed_examination_is_not_cached() -> None:
         examiner.fails = False
         assert await visits.report() == {"number": 2}
 
-    visiting(scenario)
+    run_with_visits(scenario)

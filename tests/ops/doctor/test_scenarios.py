@@ -29,7 +29,7 @@ SCENARIOS = [*NO_GPU, *NOT_PASSED_THROUGH, *BROKEN, *PARAVIRTUAL, *WORKING, *SYS
 GOLDEN = Path(__file__).parents[2] / "golden" / "doctor"
 
 
-def examined(scenario: Scenario, root: Path) -> DoctorReport:
+def examine_scenario(scenario: Scenario, root: Path) -> DoctorReport:
     """The report on a machine in this scenario."""
     config = parse_config(scenario.config | {"inference": {"device": scenario.device}})
     machine = scenario.machine(root)
@@ -38,7 +38,7 @@ def examined(scenario: Scenario, root: Path) -> DoctorReport:
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
 def test_the_first_broken_link_and_the_reason_are_correct(scenario: Scenario, tmp_path: Path) -> None:
-    report = examined(scenario, tmp_path / "root")
+    report = examine_scenario(scenario, tmp_path / "root")
     first = report.first_broken
     assert (first.name if first else None, str(report.code)) == (scenario.broken, scenario.code)
 
@@ -47,7 +47,7 @@ def test_the_first_broken_link_and_the_reason_are_correct(scenario: Scenario, tm
 def test_without_a_gpu_nothing_is_reported_as_broken(name: str, tmp_path: Path) -> None:
     """No GPU was demanded; the chain is still shown."""
     (scenario,) = (each for each in SCENARIOS if each.name == name)
-    report = examined(scenario, tmp_path / "root")
+    report = examine_scenario(scenario, tmp_path / "root")
     to_text = report.to_text()
     assert "✗" not in to_text
     assert "broken" not in to_text
@@ -67,7 +67,7 @@ def test_a_limiting_cpu_quota_is_reported(quota: float | None, told: str | None,
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
 def test_the_json_report_has_the_documented_keys_in_order(scenario: Scenario, tmp_path: Path) -> None:
-    report = examined(scenario, tmp_path / "root")
+    report = examine_scenario(scenario, tmp_path / "root")
     document = report.document()
     keys = "schema version at system fulfilled device environment firstBroken chain systemChecks"
     assert list(document) == keys.split()
@@ -86,7 +86,7 @@ def test_the_json_report_has_the_documented_keys_in_order(scenario: Scenario, tm
 def test_a_terminal_gets_coloured_marks_and_the_same_text(tmp_path: Path) -> None:
     """Red for broken, green for working, grey for information."""
     (scenario,) = (each for each in SCENARIOS if each.name == "all-system-checks-fail")
-    report = examined(scenario, tmp_path / "root")
+    report = examine_scenario(scenario, tmp_path / "root")
     coloured = report.to_text(colours=True)
     for mark, code in (("✓", 32), ("!", 33), ("✗", 31), ("-", 90), ("·", 90)):
         assert f"\x1b[{code}m  {mark}" in coloured
@@ -95,7 +95,7 @@ def test_a_terminal_gets_coloured_marks_and_the_same_text(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
 def test_the_report_equals_the_golden_file(scenario: Scenario, tmp_path: Path) -> None:
-    to_text = examined(scenario, tmp_path / "root").to_text().replace(__version__, "VERSION")
+    to_text = examine_scenario(scenario, tmp_path / "root").to_text().replace(__version__, "VERSION")
     golden = GOLDEN / f"{scenario.name}.txt"
     if os.environ.get("VISIONEDGE_GOLDEN") == "write":
         golden.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def test_the_docs_show_the_real_output_of_a_good_machine() -> None:
 def test_a_broken_link_has_a_remedy_and_later_links_are_not_judged(
     scenario: Scenario, tmp_path: Path
 ) -> None:
-    report = examined(scenario, tmp_path / "root")
+    report = examine_scenario(scenario, tmp_path / "root")
     assert [finding.name for finding in report.chain] == [link.name for link in GPU_CHECKS]
     independent = {link.name for link in GPU_CHECKS if link.independent}
     first = report.first_broken
@@ -142,7 +142,7 @@ def test_every_link_breaks_in_some_scenario() -> None:
 def test_every_passthrough_has_a_broken_and_a_working_scenario(tmp_path: Path) -> None:
     met: dict[str, set[bool]] = {}
     for number, scenario in enumerate(SCENARIOS):
-        report = examined(scenario, tmp_path / str(number))
+        report = examine_scenario(scenario, tmp_path / str(number))
         met.setdefault(report.environment.passthrough, set()).add(report.first_broken is None)
     ways = ("dda", "gpu-pv", "native", "intel", "none")
     assert met == {way: {True, False} for way in ways}, (

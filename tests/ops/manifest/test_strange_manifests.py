@@ -24,7 +24,7 @@ def visionedge(capsys: pytest.CaptureFixture[str]) -> CommandLine:
     return CommandLine(capsys)
 
 
-HOSTILE: list[tuple[bytes, str]] = [
+MALFORMED: list[tuple[bytes, str]] = [
     (b"", "1:1: is not JSON"),
     (b'{"a": 1,\n\n "b" 2}', "3:6: is not JSON"),
     (b"\xff\xfe{\x00}\x00", "UTF-16"),
@@ -37,7 +37,7 @@ HOSTILE: list[tuple[bytes, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("data", "word"), HOSTILE, ids=[word for _, word in HOSTILE])
+@pytest.mark.parametrize(("data", "word"), MALFORMED, ids=[word for _, word in MALFORMED])
 def test_a_file_that_is_not_json_gives_a_one_line_error(
     visionedge: CommandLine, tmp_path: Path, data: bytes, word: str
 ) -> None:
