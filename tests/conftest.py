@@ -8,11 +8,16 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from edge_runtime.fixtures import drive, edge_runtime
 from repository_paths import SHARED
 
 __all__ = ["drive", "edge_runtime"]
+
+# The duration of one example says nothing on a busy machine.
+settings.register_profile("visionedge", deadline=None)
+settings.load_profile("visionedge")
 
 
 @pytest.fixture(scope="session")

@@ -215,7 +215,7 @@ class ExpectedObject(NamedTuple):
 @pytest.mark.shared
 @pytest.mark.usefixtures("shared_data")
 @pytest.mark.parametrize(
-    "sight",
+    "expected",
     [
         ExpectedObject("astronaut.png", "person", 0.93, (11, 20, 369, 507)),
         ExpectedObject("coffee.png", "cup", 0.90, (162, 16, 421, 295)),
