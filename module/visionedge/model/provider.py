@@ -9,8 +9,9 @@ from pathlib import Path
 from visionedge.config.addresses import format_url, model_name_from_url
 from visionedge.config.schema import ModelConfig
 from visionedge.errors import ModelError
-from visionedge.model.download import DownloadRequest, DownloadRetryPolicy, ModelDownload, ModelStore
+from visionedge.model.download import DownloadRequest, DownloadRetryPolicy, ModelDownload
 from visionedge.model.model import Model, find_bundled_model, load_model
+from visionedge.model.model_store import ModelStore
 from visionedge.runtime.threads import ThreadGroup, run_on_thread
 
 MAX_CHANGE_TRIES = 5

@@ -36,8 +36,7 @@ from visionedge.model.model import Model
 from visionedge.model.onnx_file import wrap_model_errors
 from visionedge.runtime.files import (
     evict_least_recently_used,
-    is_special_file,
-    set_aside_damaged,
+    set_aside_special_file,
     write_atomically,
 )
 from visionedge.runtime.ort import installed_wheel
@@ -233,9 +232,7 @@ def _checksum(entry: Path, graph: bytes) -> bytes:
 
 
 def _read_entry(entry: Path) -> bytes | None:
-    if is_special_file(entry):  # opening a pipe would block
-        log.warning("%s: is no regular file; renamed, and the model is compiled again", entry)
-        set_aside_damaged(entry)
+    if set_aside_special_file(entry):
         return None
     try:
         content = entry.read_bytes()

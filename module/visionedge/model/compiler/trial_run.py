@@ -8,9 +8,7 @@ The child reads a JSON line (`TrialTask`) and the graphs from stdin, and writes 
 """
 
 import json
-import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.errors import ModelError, UnavailableError
-from visionedge.runtime.child_process import compute_address_space_bytes, explain_machine_limit, run_child
-from visionedge.runtime.ort import import_onnxruntime
+from visionedge.runtime.child_process import check_machine_limit, limit_this_child, run_child
+from visionedge.runtime.ort import open_cpu_session
 
 _MIN_ROWS = 50  # fewer say nothing of all
 _SCORE_TOLERANCE = 1e-3
@@ -43,7 +41,7 @@ def check_plausibility(rows: NDArray[np.float32], width_px: int, height_px: int)
     if (np.abs(classes - np.round(classes)) > _SCORE_TOLERANCE).any() or classes.min(
         initial=0
     ) < -_SCORE_TOLERANCE:
-        return "its classes are no whole numbers"
+        return "its classes are not integers"
     real = rows[scores > 0]
     return _check_boxes(real, width_px, height_px) if len(real) >= _MIN_ROWS else ""
 
@@ -86,7 +84,7 @@ def _are_correlated(centres: NDArray[np.float64], sizes: NDArray[np.float64]) ->
 
 FIRST_PICTURE_TIMEOUT_S = 40
 COMPARISON_TIMEOUT_S = 120
-_EXTRA_TIMEOUT_S = 30
+_EXTRA_TIMEOUT_S = 30  # for a child that cannot start its own timer
 
 COMPARED_PICTURES = 3
 """How many pictures are computed at once and one by one."""
@@ -139,22 +137,14 @@ def run_trial(
     limits_s = (FIRST_PICTURE_TIMEOUT_S, COMPARISON_TIMEOUT_S)
     task = TrialTask(len(fixed_graph), batch, len(dynamic_graph or b""), tuple(outputs), declared, *limits_s)
     sent = b"".join((json.dumps(asdict(task)).encode(), b"\n", fixed_graph, dynamic_graph or b""))
-    try:
-        # The child has its own time limit; this one is for a child that cannot start it.
-        done = run_child(
-            "visionedge.model.compiler.trial_run",
-            sent,
-            FIRST_PICTURE_TIMEOUT_S + COMPARISON_TIMEOUT_S + _EXTRA_TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired:
-        raise ModelError(_describe_exit(-signal.SIGALRM)) from None
-    except OSError as error:
-        raise UnavailableError(f"no process can be started to try the model: {error.strerror}") from None
+    purpose = "try the model"
+    timeout_s = sum(limits_s) + _EXTRA_TIMEOUT_S
+    done = run_child("visionedge.model.compiler.trial_run", sent, timeout_s, purpose=purpose)
     findings = [json.loads(line) for line in done.stdout.splitlines()]
     errors = "\n".join(str(finding.get("error", "")) for finding in findings).encode() + done.stderr
     clean = len(findings) == 1 + bool(dynamic_graph) and not any(finding.get("error") for finding in findings)
-    if not clean and (reason := explain_machine_limit(errors)) is not None:
-        raise UnavailableError(f"the process that tries the model cannot run: {reason}")
+    if not clean:
+        check_machine_limit(errors, purpose=purpose)
     return _evaluate(findings, done.returncode)
 
 
@@ -195,11 +185,9 @@ def _describe_exit(code: int) -> str:
 
 def main(source: BinaryIO) -> None:
     """Carry out the task on `source`; each finding is a line on stdout."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (compute_address_space_bytes(),) * 2)
     task = TrialTask(**json.loads(source.readline()))
     fixed_graph, dynamic_graph = source.read(task.fixed_graph), source.read(task.dynamic_graph)
-    signal.alarm(task.first_s)  # ends this process even in native code
+    limit_this_child(task.first_s)
     try:
         _run_task(task, fixed_graph, dynamic_graph)
     except UnavailableError as error:
@@ -208,7 +196,7 @@ def main(source: BinaryIO) -> None:
 
 def _run_task(task: TrialTask, fixed_graph: bytes, dynamic_graph: bytes) -> None:
     try:
-        session = _open_session(fixed_graph)
+        session = open_cpu_session(fixed_graph)
         images = make_test_pictures(*session.get_inputs()[0].shape[1:3])
         first = _run(session, task, images[np.arange(task.batch) % COMPARED_PICTURES])
     except UnavailableError:
@@ -225,7 +213,7 @@ def _run_task(task: TrialTask, fixed_graph: bytes, dynamic_graph: bytes) -> None
         return
     signal.alarm(task.comparison_s)
     try:
-        together = _run(_open_session(dynamic_graph), task, images)
+        together = _run(open_cpu_session(dynamic_graph), task, images)
         alone = [_run(session, task, images[i : i + 1]) for i in range(COMPARED_PICTURES)]
     except Exception as error:  # noqa: BLE001 - as above
         _write_finding({"stacks": False, "words": f"several pictures at once fail: {_describe_error(error)}"})
@@ -254,13 +242,6 @@ def _write_finding(finding: dict[str, Any]) -> None:
 def _describe_error(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text.rsplit("[ONNXRuntimeError] : ", 1)[-1][:300]
-
-
-def _open_session(graph: bytes) -> Any:
-    onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def _run(session: Any, task: TrialTask, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
