@@ -102,7 +102,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    assert "is no file but a folder" in refusal(tmp_path)
+    assert "is a folder, not a file" in refusal(tmp_path)
 
 
 def test_an_empty_file(tmp_path: Path) -> None:
@@ -115,14 +115,14 @@ def test_an_empty_file(tmp_path: Path) -> None:
 def test_random_bytes(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "noise.onnx"
     path.write_bytes(random.Random(seed).randbytes(300))  # noqa: S311 - noise, not a secret
-    assert "is no ONNX file" in refusal(path)
+    assert "is not an ONNX file" in refusal(path)
 
 
 @pytest.mark.parametrize("content", [b"just text\n", b"PK\x03\x04 a zip", b"\x00" * 64, b"{}"])
 def test_other_files(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.onnx"
     path.write_bytes(content)
-    assert "is no ONNX file" in refusal(path)
+    assert "is not an ONNX file" in refusal(path)
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
@@ -272,7 +272,7 @@ def test_names_are_read_as_python_or_json(text: str) -> None:
     ],
 )
 def test_names_that_are_something_else_are_refused_and_never_run(text: str) -> None:
-    with pytest.raises(ModelError, match="'names' is no list"):
+    with pytest.raises(ModelError, match="'names' is neither a list"):
         read_class_names({"names": text})
 
 

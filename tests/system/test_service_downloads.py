@@ -91,7 +91,7 @@ def test_it_is_ended_while_it_waits_and_refuses_what_is_no_model(tmp_path: Path)
         with ModuleProcess(tmp_path / "data", *arguments, environ=server.environ) as module:
             assert module.wait(60) == 2
             last = module.log.splitlines()[-1]
-    assert f"{server.url('/m.onnx')}?…: is no ONNX file" in last
+    assert f"{server.url('/m.onnx')}?…: is not an ONNX file" in last
     assert SECRET not in module.log
 
 

@@ -39,7 +39,9 @@ def read_custom_vision_manifest(path: Path) -> Mapping[str, str]:
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise ModelError(f"{beside}: is no JSON object as Custom Vision writes it; remove it or export again")
+        raise ModelError(
+            f"{beside}: is not a JSON object as Custom Vision writes it; remove it or export again"
+        )
     if document.get("ModelFileName", path.name) != path.name:
         return {}
     size = [document.get(key) for key in ("ScaleHeight", "ScaleWidth")]
@@ -65,7 +67,7 @@ def read_labels_json(path: Path) -> Mapping[str, str]:
         names = None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ModelError(
-            f"{beside}: is no JSON list of labels as Azure AutoML writes it; remove it or export again"
+            f"{beside}: is not a JSON list of labels as Azure AutoML writes it; remove it or export again"
         )
     return {"names": json.dumps(names)}
 

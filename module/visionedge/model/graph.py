@@ -71,7 +71,7 @@ class GraphIndex:
         )
 
     def only_user(self, name: str) -> onnx.NodeProto | None:
-        """The node that uses a tensor, if there is exactly one and the tensor is no output of the graph."""
+        """The node that uses a tensor, if there is exactly one and the graph does not output the tensor."""
         users = self.users.get(name, [])
         return users[0] if len(users) == 1 and name not in self.outputs else None
 
@@ -260,18 +260,8 @@ def remove_unused(graph: onnx.GraphProto, tensors: Iterable[str] = ()) -> None:
 # Operators with a CUDA kernel for the types that they are used with here (float32, uint8 and int64), from
 # opset 11 on. Any other operator would copy its tensors to the CPU and back, once per batch.
 CUDA_OPERATORS = frozenset(
-    {
-        "Add",
-        "Cast",
-        "Concat",
-        "Div",
-        "Exp",
-        "Expand",
-        "Gather",
-        "GatherElements",
-        "Identity",
-        "MatMul",
-        "Max",
+    {"Add", "Cast", "Concat", "Div", "Exp", "Expand", "Gather", "GatherElements", "Identity", "MatMul", "Max"}
+    | {
         "Min",
         "Mod",
         "Mul",
@@ -284,10 +274,8 @@ CUDA_OPERATORS = frozenset(
         "Softmax",
         "Sub",
         "Tanh",
-        "TopK",
-        "Transpose",
-        "Unsqueeze",
     }
+    | {"TopK", "Transpose", "Unsqueeze"}
 )
 
 

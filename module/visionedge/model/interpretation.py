@@ -148,6 +148,12 @@ def find_picture_input(signature: ModelSignature) -> NetworkInput | None:
     return picture
 
 
+def find_only_input(signature: ModelSignature) -> NetworkInput | None:
+    """The picture input (see `find_picture_input`) of a model without further inputs; else None."""
+    picture = find_picture_input(signature)
+    return picture if len(signature.inputs) == 1 else None
+
+
 def _as_picture(tensor: TensorInfo) -> NetworkInput | None:
     if tensor.shape is None or len(tensor.shape) != 4 or tensor.dtype not in ("float32", "float16", "uint8"):
         return None
@@ -163,7 +169,7 @@ def read_stated_preprocess(signature: ModelSignature, default: Preprocess) -> Pr
     """The preprocessing by the metadata key ``visionedge.input``; missing keys are those of `default`.
 
     Raises:
-        ModelError: it is no JSON object of the known keys with values of the right kind.
+        ModelError: it is not a JSON object of the known keys with values of the right kind.
     """
     text = signature.metadata.get("visionedge.input")
     if text is None:
@@ -187,6 +193,11 @@ def read_stated_preprocess(signature: ModelSignature, default: Preprocess) -> Pr
     )
 
 
+def states_scaling(signature: ModelSignature) -> bool:
+    """Whether the metadata key ``visionedge.input`` states the scaling of pixels, or a part of it."""
+    return bool({"scale", "mean", "std"} & set(read_metadata_object(signature, "visionedge.input")))
+
+
 def read_metadata_object(signature: ModelSignature, key: str) -> dict[str, Any]:
     """A metadata value that is a JSON object; empty if the key is absent.
 
@@ -199,7 +210,7 @@ def read_metadata_object(signature: ModelSignature, key: str) -> dict[str, Any]:
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        raise ModelError(f"metadata {key} is no JSON object")
+        raise ModelError(f"metadata {key} is not a JSON object")
     return document
 
 

@@ -1,6 +1,6 @@
 """How a picture is prepared: as the model's family has it, unless the model or its owner says otherwise."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +30,40 @@ _MIN_LEVELS = 100
 _MAX_CLIP_RATIO = 10
 _IMAGENET_MEAN = np.array([123.675, 116.28, 103.53])
 _MEAN_TOLERANCE = 1.5
+
+
+def interpret(
+    name: str,
+    signature: ModelSignature,
+    picture: NetworkInput,
+    decoder: Decoder,
+    family: Preprocess,
+    *,
+    class_count: int,
+    needs_nms: bool,
+    evidence: Iterable[str],
+    prepares_bytes_itself: bool = False,
+    background: bool = False,
+) -> ModelInterpretation:
+    """The interpretation of a model by the head `name`, with `evidence` for the head.
+
+    The preprocessing is that of the `family`, unless the model or its owner says otherwise (see
+    `choose_preprocess`, and there the errors that are raised).
+    """
+    preprocess, preprocess_evidence = choose_preprocess(
+        signature, picture, family, prepares_bytes_itself=prepares_bytes_itself
+    )
+    stated = ("the head is stated",) if signature.states_head(name) else ()
+    return ModelInterpretation(
+        head=name,
+        input=picture,
+        preprocess=preprocess,
+        decoder=decoder,
+        class_count=class_count,
+        needs_nms=needs_nms,
+        evidence=(*stated, *evidence, *preprocess_evidence),
+        background=background,
+    )
 
 
 def choose_preprocess(
@@ -144,7 +178,9 @@ def _parse_anchor(said: str) -> Anchor:
     """The position of a letterboxed picture by the key that LibreYOLO's exporters write."""
     anchors: dict[str, Anchor] = {"topleft": "top-left", "center": "center"}
     if said not in anchors:
-        raise ModelError(f"its metadata 'letterbox_pad' says {said[:40]!r}, which is no place known; {_HINT}")
+        raise ModelError(
+            f"its metadata 'letterbox_pad' says {said[:40]!r}, which is not a known position; {_HINT}"
+        )
     return anchors[said]
 
 
@@ -182,7 +218,7 @@ def _find_pixel_range(input_ops: InputOps) -> int | None:
     """The range of pixels, 255 or 1, that the first nodes scale to the usual range of networks."""
     factor, offset = np.array(input_ops.factor), np.array(input_ops.offset)
     if (np.abs(factor - 1) < 0.1).all() and (offset < -20).all():
-        return 255  # a mean is subtracted from pixels, and no more
+        return 255  # only a mean is subtracted from pixels
     for top in (255, 1):
         width = factor * top
         if (width >= 0.5).all() and (width <= 12).all() and (np.abs(offset) <= 6).all():
@@ -212,6 +248,11 @@ def is_detector(signature: ModelSignature, classes: int | None = None) -> bool:
         return True
     names = read_class_names(signature.metadata)
     return classes > 0 and (names is None or len(names) == classes)
+
+
+def describe_class_count(count: int) -> str:
+    """The number of classes as evidence; 0 is an unknown number."""
+    return f"{count} classes are visible in it" if count else "it does not show the number of classes"
 
 
 def describe_exporter(signature: ModelSignature) -> tuple[str, ...]:

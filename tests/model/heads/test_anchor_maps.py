@@ -121,7 +121,7 @@ def test_anchors_come_from_metadata_in_any_nesting_and_order(tmp_path: Path) -> 
 
 
 def test_raw_maps_without_anchors_are_refused_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"nothing states their anchors.*MODEL\.yaml"):
+    with pytest.raises(ModelError, match=r"their anchors are not stated.*MODEL\.yaml"):
         load_model(raw_map_model(tmp_path / "m.onnx"))
 
 
@@ -157,7 +157,7 @@ def test_the_six_anchors_of_yolo_tiny_are_refused_where_it_may_be_v4(tmp_path: P
         graph.output(made, f"a{stride}", "float32", 1, 3 * WIDTH, rows, columns)
     path = graph.save(tmp_path / "v4.onnx")
     state(path, anchors=tiny)
-    with pytest.raises(ModelError, match="map by map"):
+    with pytest.raises(ModelError, match="a list for each map"):
         load_model(path)
     state(path, anchors=[tiny[1:4], tiny[3:]])
     assert load_model(path).head == "yolov3"

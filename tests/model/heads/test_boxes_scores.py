@@ -114,7 +114,7 @@ def test_scores_without_their_sigmoid_get_it(tmp_path: Path) -> None:
 def test_how_pictures_are_prepared_is_never_guessed(tmp_path: Path) -> None:
     """These families differ in that and in nothing that shows; a graph that scales by itself says it."""
     path = _apart(tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match="prepared in different ways; state input"):
+    with pytest.raises(ModelError, match="differ in preprocessing; state input"):
         load_model(path)
     scaled = load_model(_apart(tmp_path / "scaled.onnx", scaled=True))
     assert scaled.interpretation.preprocess.scale == 1.0

@@ -175,7 +175,7 @@ def test_a_range_that_is_nowhere_said_is_refused(tmp_path: Path) -> None:
 
 def test_orders_of_colours_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     _manifest(tmp_path, InputFormat="RGB")
-    with pytest.raises(ModelError, match="order of colours"):
+    with pytest.raises(ModelError, match="colour order"):
         load_model(_compact(tmp_path / "model.onnx", metadata=BYTES))
 
 

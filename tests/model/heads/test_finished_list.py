@@ -100,7 +100,7 @@ def test_labels_may_name_the_background_or_leave_it_out_but_not_be_of_another_nu
 def test_a_detector_of_automl_is_prepared_as_its_own_script_does_it(tmp_path: Path) -> None:
     """The labels.json that it puts beside the model tells: stretched, ImageNet's mean taken off."""
     path = _made(tmp_path / "model.onnx", "automl", batch=True)
-    with pytest.raises(ModelError, match=r"for Azure AutoML put its labels\.json beside it"):
+    with pytest.raises(ModelError, match=r"for a model of Azure AutoML put its labels\.json beside it"):
         load_model(path)
     (tmp_path / "labels.json").write_text(json.dumps(["--bg--", "can", "carton", "milk", "bottle"]))
     model = load_model(path)
@@ -149,5 +149,5 @@ def test_a_labels_json_that_is_none_is_one_line(tmp_path: Path, text: str) -> No
     """It is named, with what to do."""
     path = _made(tmp_path / "m.onnx", "torchvision")
     (tmp_path / "labels.json").write_text(text)
-    with pytest.raises(ModelError, match=r"labels\.json: is no JSON list of labels"):
+    with pytest.raises(ModelError, match=r"labels\.json: is not a JSON list of labels"):
         load_model(path)

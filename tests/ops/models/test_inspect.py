@@ -140,7 +140,7 @@ def test_a_refused_model_is_told_as_far_as_it_was_seen(visionedge: CommandLine, 
     assert "head: " in outcome.out
     assert "yolox" in outcome.out
     facts = json.loads(visionedge("model", "inspect", path, "--json").out)
-    assert "is no detector of a supported family" in facts["refused"]
+    assert "is not a detector of a supported family" in facts["refused"]
     assert "head" not in facts
     assert {"yolox", "nanodet", "yolov8"} <= set(facts["heads"])
 

@@ -47,6 +47,25 @@ class TensorInfo:
     dtype: str
     shape: Shape | None
 
+    @property
+    def rank(self) -> int:
+        """The number of dimensions; -1 if it is unknown."""
+        return -1 if self.shape is None else len(self.shape)
+
+    def side(self, axis: int) -> int | None:
+        """A dimension, counted from the end if `axis` is negative; None if it is open, unknown or missing."""
+        return self.shape[axis] if self.shape is not None and -self.rank <= axis < self.rank else None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it holds floats."""
+        return self.dtype.startswith("float")
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether it holds signed integers."""
+        return self.dtype.startswith("int")
+
     def __str__(self) -> str:
         dims = "?" if self.shape is None else ",".join("?" if d is None else str(d) for d in self.shape)
         return f"{self.name} {self.dtype}[{dims}]"
@@ -74,6 +93,18 @@ class ModelSignature:
     classes: ClassCounts = field(default_factory=ClassCounts)
     size: str = ""
     transformer_parts: int = 0
+
+    def states_head(self, name: str) -> bool:
+        """Whether its metadata or `MODEL.yaml` states this head."""
+        return self.metadata.get("visionedge.head") == name
+
+    def ops(self, output: TensorInfo) -> OutputOps:
+        """The operators behind the last weighted layer; the default `OutputOps` if nothing is known."""
+        return self.output_ops.get(output.name, OutputOps())
+
+    def source(self, output: TensorInfo) -> OutputSource:
+        """The source of an output's values; the default `OutputSource` if nothing is known."""
+        return self.output_sources.get(output.name, OutputSource())
 
     def __str__(self) -> str:
         return f"inputs {_join_tensors(self.inputs)}; outputs {_join_tensors(self.outputs)}"
