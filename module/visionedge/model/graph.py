@@ -1,4 +1,4 @@
-"""An ONNX graph: reading it through an index, changing it in place, and writing new nodes.
+"""An ONNX graph: look-ups, changes in place, and new nodes.
 
 `GraphIndex` is the one way to look up which node produces or uses a tensor, and which tensors are constants.
 `NodeBuilder` writes the nodes that the compiler adds; each of them has a CUDA kernel.
@@ -115,6 +115,12 @@ def read_opset(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
+def list_graph_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """The inputs of a graph that are not weights."""
+    weights = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in weights]
+
+
 def read_constants(graph: Graph) -> dict[str, onnx.TensorProto]:
     """By name: the initializers, and the values of Constant nodes."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -190,7 +196,7 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
 
 
 def _sort_stably(needs: Mapping[int, set[int]]) -> list[int]:
-    """Of all topological orders the one that takes the smallest place first; empty if there is a cycle."""
+    """The topological order that always takes the smallest possible place next; empty if there is a cycle."""
     sorter = TopologicalSorter(needs)
     try:
         sorter.prepare()
@@ -228,7 +234,7 @@ def replace_input(graph: onnx.GraphProto, old: str, new: str) -> None:
                 node.input[index] = new
 
 
-def remove_unused(graph: onnx.GraphProto, tensors: Iterable[str] = ()) -> None:
+def remove_unused(graph: onnx.GraphProto, tensors: Iterable[str]) -> None:
     """Remove the producers of `tensors` that nothing uses, then what only these used, and unused constants.
 
     Nodes with several outputs stay.

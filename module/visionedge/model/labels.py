@@ -78,7 +78,7 @@ def _parse_literal(text: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        pass  # else it was written by Python
+        pass  # Python may have written it
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -95,8 +95,8 @@ def choose_labels(
 ) -> tuple[tuple[str, ...], str]:
     """The labels of `count` classes and their origin; count 0 if the number is unknown.
 
-    `label_source` names where the metadata was read from. `background`: class 0 is the background,
-    and the labels may leave it out.
+    `label_source` is the origin of the metadata. `background`: class 0 is the background, and the labels may
+    leave it out.
 
     Raises:
         ModelError: labels are given, but not for that number of classes.
@@ -117,7 +117,7 @@ def choose_labels(
 
 
 def _check_count(names: tuple[str, ...], count: int, origin: str, background: bool) -> tuple[str, ...]:
-    """The names, with one for the background in front where they leave it out."""
+    """The names, with one for the background in front if they leave it out."""
     behind = names
     if background and len(names) != count and names[0].strip("-_ ").lower() not in _BACKGROUND_NAMES:
         behind = ("background", *names)
@@ -137,13 +137,13 @@ def _read_lines(path: Path) -> tuple[str, ...]:
         raise ModelError(f"{path}: cannot be read: {reason}") from None
     if len(content) > _MAX_BYTES:
         raise ModelError(
-            f"{path}: is larger than {_MAX_BYTES >> 20} MiB; a list of labels has one label a line"
+            f"{path}: is larger than {_MAX_BYTES >> 20} MiB; a labels file has one label per line"
         )
     return tuple(make_printable(line.strip()) for line in text.rstrip().splitlines())
 
 
 def _make_tensorflow_labels(count: int) -> tuple[str, ...]:
-    """COCO's category numbers as ids: from 0 if there are 90, behind a background where there are 91."""
+    """COCO's category numbers as ids: from 0 if there are 90, behind a background if there are 91."""
     names = iter(COCO_80)
     by_number = [f"class-{n}" if n in _UNUSED_IDS else next(names) for n in range(1, 91)]
     return tuple(by_number) if count == 90 else ("background", *by_number)

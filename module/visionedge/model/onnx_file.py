@@ -26,6 +26,7 @@ from visionedge.errors import ModelError, UnavailableError, VisionedgeError
 from visionedge.model.graph import (
     MIN_OPSET,
     PICTURE_TYPES,
+    list_graph_inputs,
     list_subgraphs,
     read_attributes,
     read_opset,
@@ -35,7 +36,7 @@ from visionedge.model.graph import (
 log = logging.getLogger(__name__)
 
 
-# The domains of onnxruntime's own operators. Any other one needs a library, and no library is loaded.
+# The domains of onnxruntime's own operators. Others need a library, and no library is loaded.
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 
 # Operators of onnxruntime that run something outside the graph: a compiled engine, a path to one, Python
@@ -77,10 +78,9 @@ def check_model_is_safe(model: onnx.ModelProto) -> None:
 
 
 def _check_counts(model: onnx.ModelProto) -> None:
-    """Bound the work: each input, output and opset is compared with all others."""
-    weights = {tensor.name for tensor in model.graph.initializer}
+    """Limit the work of the analysis, which compares each input, output and opset with all others."""
     counts = {
-        "inputs": sum(value.name not in weights for value in model.graph.input),
+        "inputs": len(list_graph_inputs(model.graph)),
         "outputs": len(model.graph.output),
         "opsets": len(model.opset_import),
     }
@@ -202,7 +202,7 @@ def _read(path: Path) -> ModelFile:
         model = remove_nms_plugin(model)
         sort_nodes(model.graph)
         check_model_is_safe(model)
-        _check_weights(model, path)
+        _check_weights(model)
         digest = hashlib.sha256(content)
         for data in _list_external_files(model, path):
             with data.open("rb") as file:
@@ -272,12 +272,12 @@ def _iterate_sparse_tensors(sparse: Iterable[onnx.SparseTensorProto]) -> Iterato
         yield from (tensor.values, tensor.indices)
 
 
-def _check_weights(model: onnx.ModelProto, path: Path) -> None:
+def _check_weights(model: onnx.ModelProto) -> None:
     """Refuse a model in which a weight has fewer bytes than its shape needs."""
     for tensor in iterate_tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL and not _is_complete(tensor):
             shape = " x ".join(str(size) for size in tensor.dims)
-            raise ModelError(f"{path}: is damaged: its weight '{tensor.name}' ({shape}) is not complete")
+            raise ModelError(f"is damaged: its weight '{tensor.name}' ({shape}) is not complete")
 
 
 def _is_complete(tensor: onnx.TensorProto) -> bool:
@@ -296,7 +296,7 @@ def _is_complete(tensor: onnx.TensorProto) -> bool:
 
 
 def _list_external_files(model: onnx.ModelProto, path: Path) -> list[Path]:
-    """The files of external data, each once. They must be in the model's folder and long enough."""
+    """The files of external data, each once. They must be in the folder of the model, and long enough."""
     files: dict[Path, int] = {}
     for tensor in iterate_tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -306,10 +306,10 @@ def _list_external_files(model: onnx.ModelProto, path: Path) -> list[Path]:
         size = file.stat().st_size
         if size < end:
             raise ModelError(
-                f"{path}: its external data {file.name} ends at {size} bytes, but {end} are needed"
+                f"its external data {file.name} ends at {size} bytes, but {end} bytes are needed"
             )
     if sum(files.values()) > _MAX_BYTES:
-        raise ModelError(f"{path}: has more than 2 GB of weights, which one graph cannot hold")
+        raise ModelError("has more than 2 GB of weights, which one graph cannot hold")
     return sorted(files)
 
 
@@ -320,18 +320,16 @@ def _read_external_range(tensor: onnx.TensorProto, path: Path) -> tuple[Path, in
     file = (folder / location).resolve()
     if not location or not file.is_relative_to(folder) or file == folder:
         raise ModelError(
-            f"{path}: its external data '{location}' is outside the model's folder; move it into that folder"
+            f"its external data '{location}' is outside the folder of the model; move it into that folder"
         )
     if not file.is_file():
-        raise ModelError(f"{path}: its external data {location} is missing; put it beside the model")
+        raise ModelError(f"its external data {location} is missing; put it beside the model")
     try:
         offset, length = int(entries.get("offset") or 0), int(entries.get("length") or 0)
     except ValueError:
-        raise ModelError(
-            f"{path}: the offset or length of its external data {location} is not a number"
-        ) from None
+        raise ModelError(f"the offset or length of its external data {location} is not a number") from None
     if offset < 0 or length < 0:
-        raise ModelError(f"{path}: the offset or length of its external data {location} is negative")
+        raise ModelError(f"the offset or length of its external data {location} is negative")
     return file, offset + length
 
 
@@ -340,10 +338,10 @@ def _load_external_data(model: onnx.ModelProto, path: Path) -> None:
         external_data_helper.load_external_data_for_model(model, str(path.parent.resolve()))
     except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path}: its external data cannot be read: {reason}") from None
+        raise ModelError(f"its external data cannot be read: {reason}") from None
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in iterate_tensors(model)):
         # onnxruntime would look for it in the working directory of this process.
-        raise ModelError(f"{path}: has external data where none is read: in a sparse tensor or a function")
+        raise ModelError("has external data in a sparse tensor or a function, where none is read")
 
 
 # --- opset --------------------------------------------------------------------------------------------------
@@ -390,20 +388,20 @@ def add_batch_axis(model: onnx.ModelProto) -> onnx.ModelProto:
 
     The same object if the model has several inputs, or one that is not a picture [3, H, W] or [H, W, 3].
     """
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
+    inputs = list_graph_inputs(model.graph)
     if len(inputs) != 1 or not _is_single_picture(inputs[0]):
         return model
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     graph = changed.graph
-    taken = {name for node in graph.node for name in (*node.input, *node.output)} | weights
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    taken |= {tensor.name for tensor in graph.initializer}
     axes: list[str] = []
     attributes: dict[str, Any] = {"axes": [0]}
-    if read_opset(model) >= 13:  # axes are an input since opset 13
+    if read_opset(model) >= 13:  # since opset 13, axes are an input
         axes, attributes = [_make_free_name("batch.axis", taken)], {}
         graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), axes[0]))
-    picture = next(value for value in graph.input if value.name not in weights)
+    (picture,) = list_graph_inputs(graph)
     inner = picture.name
     picture.name = _make_free_name(f"{inner}.batch", taken)
     _prepend_batch(picture)

@@ -1,4 +1,4 @@
-"""How a picture is prepared: as the model's family has it, unless the model or its owner says otherwise."""
+"""How a picture is prepared: as for the family of the model, unless the model or its owner says otherwise."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -97,9 +97,8 @@ def choose_preprocess(
         evidence.append("its first nodes swap red and blue")
     if "color" not in stated and (order := _find_color_order(input_ops)) not in (None, preprocess.color):
         raise ModelError(
-            f"its first nodes subtract ImageNet's mean in the order {str(order).upper()}, but models"
-            f" of its family take {preprocess.color.upper()}; state input.color in "
-            "MODEL.yaml beside it",
+            f"its first nodes subtract ImageNet's mean in the order {str(order).upper()}, but models of its"
+            f" family take {preprocess.color.upper()}; state input.color in MODEL.yaml beside it",
             state=(f"input: {{color: {order}}}   # or {preprocess.color}",),
         )
     if (
@@ -129,7 +128,7 @@ def _check_bounds(input_ops: InputOps, preprocess: Preprocess) -> None:
     """Check that no Clip and no rounding in the graph would damage a picture that is prepared this way.
 
     Raises:
-        ModelError: one would, so this preprocessing is wrong.
+        ModelError: a node would damage it, so this preprocessing is wrong.
     """
     ends = [
         (pixel * preprocess.scale - m) / s
@@ -145,7 +144,7 @@ def _check_bounds(input_ops: InputOps, preprocess: Preprocess) -> None:
                 else f"clips its picture at {bound.low:.4g} and {bound.high:.4g}"
             )
             raise ModelError(
-                f"{what}, which does not fit pixels of {low:.4g} to {high:.4g} as its family has them;"
+                f"{what}, which does not fit the pixels of its family, {low:.4g} to {high:.4g};"
                 " state input.scale (and input.mean, input.std) in MODEL.yaml beside it",
                 state=(_MODEL_YAML_EXAMPLE,),
             )
@@ -190,20 +189,18 @@ def _adapt_to_input_ops(
     if not input_ops.changes_values:
         if picture.dtype == "uint8":
             return _without_mean(family, 255), ["takes bytes"]
-        return family, ["colour and scaling as its family has them"]
+        return family, ["colour and scaling of its family"]
     top = _find_pixel_range(input_ops)
     if top is None or (top == 1 and picture.dtype == "uint8"):
         raise ModelError(
-            f"its first nodes scale the picture by {_format_values(input_ops.factor)} and add "
-            f"{_format_values(input_ops.offset)},"
-            f" which fits neither pixels of 0-255 nor of 0-1; {_HINT}",
+            f"its first nodes scale the picture by {_format_values(input_ops.factor)} and add"
+            f" {_format_values(input_ops.offset)}, which fits neither pixels of 0-255 nor of 0-1; {_HINT}",
             state=(_MODEL_YAML_EXAMPLE,),
         )
     if any(family.mean) and not any(input_ops.offset):
         raise ModelError(
-            f"its first nodes scale the picture by {_format_values(input_ops.factor)} but subtract no "
-            "mean, as its"
-            f" family needs; {_HINT}",
+            f"its first nodes scale the picture by {_format_values(input_ops.factor)}, but do not subtract"
+            f" the mean that its family needs; {_HINT}",
             state=(_MODEL_YAML_EXAMPLE,),
         )
     return _without_mean(family, top), [f"normalises by itself: takes pixels of 0-{top}"]
@@ -320,7 +317,7 @@ def scale_boxes_back(signature: ModelSignature, interpretation: ModelInterpretat
     if shaped or any(abs(a - b) <= _RATIO_TOLERANCE * b for a in seen for b in ratios):
         raise ModelError(
             f"its first nodes resize the picture from {picture.width_px} x {picture.height_px} to"
-            f" {inner.width_px} x {inner.height_px}, and its last ones may scale the boxes back or may not;"
+            f" {inner.width_px} x {inner.height_px}, and its last nodes may or may not scale the boxes back;"
             f" export it without the Resize, for pictures of {inner.width_px} x {inner.height_px}",
             state=(),
         )

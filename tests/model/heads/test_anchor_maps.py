@@ -174,7 +174,7 @@ def test_raw_maps_that_may_be_of_two_generations_need_their_head_stated(
     path = raw_map_model(tmp_path / "m.onnx", order, activation=activation)
     pairs = [list(pair) for pair in ANCHORS]
     state(path, anchors=pairs)
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(path)
     state(path, anchors=pairs, head="yolov5-raw")
     assert load_model(path).head == "yolov5-raw"
@@ -183,7 +183,7 @@ def test_raw_maps_that_may_be_of_two_generations_need_their_head_stated(
 def test_maps_that_went_through_a_sigmoid_are_not_raw(tmp_path: Path) -> None:
     path = raw_map_model(tmp_path / "m.onnx", sigmoid=True)
     state(path, anchors=[list(pair) for pair in ANCHORS])
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(path)
 
 
@@ -212,7 +212,7 @@ def test_fastestdet_is_decoded_cell_by_cell(tmp_path: Path, count: int) -> None:
 @pytest.mark.parametrize("keys", [{"softmax": False}, {"stride": 8}])
 def test_a_map_that_is_not_made_as_fastestdets_is_refused(tmp_path: Path, keys: dict[str, Any]) -> None:
     """A segmentation has such a shape, too."""
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(fastestdet_model(tmp_path / "m.onnx", **keys))
 
 
@@ -232,12 +232,12 @@ def test_an_end_to_end_list_is_taken_as_it_is(tmp_path: Path, count: int, limit:
 
 
 def test_a_list_with_other_columns_in_front_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(end_to_end_model(tmp_path / "m.onnx", score_first=True))
 
 
 def test_a_list_for_poses_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(end_to_end_model(tmp_path / "m.onnx", metadata={"task": "pose"}))
 
 
@@ -263,7 +263,7 @@ def test_centernet_has_to_say_how_its_pictures_are_prepared(tmp_path: Path) -> N
 
 def test_ultralytics_lists_the_boxes_of_rt_detr_as_centres_in_proportion(tmp_path: Path) -> None:
     """Its shape is that of YOLOv10; sampling tells it, and without Ultralytics' word it is refused."""
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(end_to_end_model(tmp_path / "m.onnx", samples=True))
     notes = {"author": "Ultralytics", "description": "Ultralytics rtdetr-l model", "task": "detect"}
     path = end_to_end_model(tmp_path / "n.onnx", samples=True, metadata=notes)
@@ -314,5 +314,5 @@ def test_rows_of_seven_are_one_picture_at_a_time(tmp_path: Path, batch: int | st
 
 
 def test_rows_of_seven_for_a_fixed_batch_of_several_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(_with_suppression(tmp_path / "m.onnx", 4))

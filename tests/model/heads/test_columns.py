@@ -43,7 +43,7 @@ def test_box_score_and_class_from_0_are_the_yolos(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("order", "first"), [("bsc", 1), ("bcs", 0), ("csb", 0), ("scb", 0)])
 def test_other_columns_or_classes_from_1_are_not(tmp_path: Path, order: str, first: int) -> None:
     """EfficientDet in PyTorch counts from 1, and takes pictures prepared otherwise."""
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(_six(tmp_path / "m.onnx", order, first))
 
 
@@ -73,5 +73,5 @@ def test_rows_of_seven_end_in_class_and_score(tmp_path: Path) -> None:
 
 def test_rows_of_seven_that_end_in_score_and_class_are_refused(tmp_path: Path) -> None:
     """YOLO-NAS writes them so, and prepares its pictures otherwise."""
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(_seven(tmp_path / "m.onnx", score_last=False))

@@ -209,7 +209,7 @@ def test_raw_maps_of_others_are_refused(
     """Nothing says Custom Vision; it scales pixels itself as TinyYOLOv2 does; other anchors; a classifier."""
     if manifest is not None:
         _manifest(tmp_path, **manifest)
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(_compact(tmp_path / "model.onnx", **keys))
 
 
@@ -263,5 +263,5 @@ def test_s1_gives_a_list_that_is_taken_as_it_is(tmp_path: Path, rank: int, dtype
 
 def test_s1_with_names_that_tell_nothing_is_refused(tmp_path: Path) -> None:
     """Two lists of floats: nothing says which are the scores."""
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(_s1(tmp_path / "model.onnx", ("a", "b", "c"), rank=3, dtype="float32", metadata=PARTS))

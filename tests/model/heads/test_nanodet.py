@@ -80,7 +80,7 @@ def test_scores_and_bins_in_one_table(
 
 def test_without_the_number_of_classes_it_is_refused_and_never_a_yolox(tmp_path: Path) -> None:
     """Its rows are cells of YOLOX's strides, and a sigmoid is behind it too."""
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(_table(tmp_path / "m.onnx", FIRST, 3, split=True, named=False))
 
 

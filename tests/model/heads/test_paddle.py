@@ -215,7 +215,7 @@ def test_without_that_file_it_is_refused_unless_it_is_stated(tmp_path: Path) -> 
         ([RESIZE, IMAGENET | {"std": [1, 0, 1]}], "asks for a std of 0"),
         ([RESIZE, IMAGENET | {"mean": ["a", 0, 0]}], "asks for mean:"),
         ([RESIZE, IMAGENET | {"mean": [0.5]}], "asks for mean:"),
-        ([{"no": "type"}], "it has no list Preprocess"),
+        ([{"no": "type"}], "the list Preprocess is missing"),
     ],
 )
 def test_what_it_tells_and_is_not_done_here_is_refused(
@@ -303,5 +303,5 @@ def test_the_size_of_the_original_is_no_scale_factor(tmp_path: Path) -> None:
     six = graph.add("Slice", flat, graph.whole(0), graph.whole(60), graph.whole(0))
     moved = graph.add("Add", six, graph.add("ReduceMax", graph.add("Cast", sizes, to=1)))
     graph.output(graph.add("Reshape", moved, graph.whole(10, 6)), "rows", "float32", 10, 6)
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(graph.save(tmp_path / "m.onnx"))

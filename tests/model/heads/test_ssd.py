@@ -185,7 +185,7 @@ def test_classes_that_no_node_tells_from_scores_are_refused(tmp_path: Path) -> N
         graph.output(graph.features(moved, 5), name, "float32", 1, 5)
     graph.output(graph.constant([5.0]), "num_detections", "float32", 1)
     path = graph.save(tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(path)
     state(path, head="tfod", labels=["a", "b"])
     assert load_model(path).interpretation.decoder.rows is not None
@@ -195,7 +195,7 @@ def test_classes_that_no_node_tells_from_scores_are_refused(tmp_path: Path) -> N
 def test_four_outputs_from_pytorch_are_refused_unless_their_head_is_stated(tmp_path: Path) -> None:
     """There a box begins with its left side; the shapes are the same."""
     path = _tfod(tmp_path / "m.onnx", producer="pytorch")
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(path)
     state(path, head="tfod")
     assert load_model(path).head == "tfod"
@@ -203,7 +203,7 @@ def test_four_outputs_from_pytorch_are_refused_unless_their_head_is_stated(tmp_p
 
 def test_a_whole_number_of_uncut_boxes_is_refused(tmp_path: Path) -> None:
     """They may be in pixels, as EfficientDet's, or relative: nothing tells."""
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(_tfod(tmp_path / "m.onnx", number="int32"))
 
 

@@ -63,7 +63,7 @@ class OutputOps:
 
     @property
     def has_arithmetic(self) -> bool:
-        """Whether values are added or multiplied: boxes are decoded at least in part."""
+        """Whether values are added or multiplied: boxes are decoded, at least in part."""
         return bool(self.operators & {"Add", "Div", "Exp", "Mul", "Pow", "Sub"})
 
     @property
@@ -183,9 +183,9 @@ def _read_factors(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto
 class _BoxEncodingReader:
     """Finds how the boxes of an output are written, from the sums that computed them.
 
-    The network predicts distances from a cell to the four sides of a box. Corners are the cell minus two of
-    them and the cell plus the other two; a centre and a size are computed from two such corners. "Computed"
-    below means: depends on the network's weights, unlike the constant cells.
+    The network predicts distances from a cell to the four sides of a box. Corners are the cell minus two
+    distances and the cell plus the other two; a centre and a size are computed from two such corners.
+    `_computed` holds the tensors that depend on the weights of the network; the cells are constants.
     """
 
     def __init__(self, graph_index: GraphIndex) -> None:
@@ -440,9 +440,9 @@ def list_operators(graph: Graph) -> frozenset[str]:
 class ClassCounts:
     """The number of classes that a graph shows; None if it does not.
 
-    `from_nms`: those that its non-maximum suppression gets. `from_scores`: those that a sigmoid or a
-    softmax scores for each anchor, possibly with a background. `from_classifier`: those of the one layer in
-    front of a softmax that classifies regions, with its background.
+    `from_nms`: in the scores that enter its non-maximum suppression. `from_scores`: in the output of a
+    sigmoid or a softmax per anchor, possibly with a background. `from_classifier`: in the one layer in front
+    of a softmax that classifies regions, with its background.
     """
 
     from_nms: int | None = None

@@ -225,9 +225,9 @@ def _types_of_graph(graph: onnx.GraphProto) -> TensorTypes:
 
 def _describe_exit(code: int) -> str:
     if code == -signal.SIGALRM:
-        return f"the shapes of its tensors cannot be worked out within {INFERENCE_TIMEOUT_S} s"
+        return f"the shapes of its tensors cannot be inferred within {INFERENCE_TIMEOUT_S} s"
     how = signal.Signals(-code).name if code < 0 else f"code {code}"
-    return f"makes onnx's shape inference crash ({how}): its graph cannot be right; export it again"
+    return f"makes onnx's shape inference crash ({how}), so its graph cannot be right; export it again"
 
 
 # --- the child ----------------------------------------------------------------------------------------------

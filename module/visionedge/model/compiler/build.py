@@ -88,7 +88,7 @@ def load_or_compile_with_batch(
 def build_graph(model: Model, rows: int = MAX_ROWS) -> bytes:
     """The graph that runs, serialised, with its metadata. Takes seconds, because child processes are started.
 
-    Its batch is open if the trial run shows that several pictures at once give the results of each alone.
+    Its batch is open if, in the trial run, several pictures at once have the results of each alone.
 
     Raises:
         ModelError: the file changed, cannot be compiled, or its trial run fails.
@@ -141,7 +141,7 @@ def _make_dynamic_network(model: Model, network: onnx.ModelProto) -> onnx.ModelP
     if batch != 1:
         return "only a batch of one is opened"
     if _declared_batch(model, network) != 1:
-        return f"what {model.head} gives for several pictures is one list"
+        return f"{model.head} outputs one list for all pictures of a batch"
     return make_batch_dynamic(network)
 
 
@@ -178,7 +178,7 @@ def _with_outputs(graph: onnx.ModelProto, outputs: Iterable[onnx.ValueInfoProto]
 def _write_metadata(
     graph: onnx.ModelProto, model: Model, *, rows: int, batch: int | None, batch_reason: str
 ) -> None:
-    """Replace the network's metadata by those of the compiled graph."""
+    """Replace the metadata of the network by those of the compiled graph."""
     interpretation, preprocess = model.interpretation, model.interpretation.preprocess
     compiled_metadata = CompiledMetadata(
         version=__version__,
@@ -255,15 +255,10 @@ def _write_entry(entry: Path, graph: bytes) -> bool:
         entry.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(entry, _checksum(entry, graph) + graph, mode=0o600)
     except OSError as error:
-        _log_unwritable(entry.parent, error)
+        text = "%s: cannot be written: %s; the model is compiled again at the next start"
+        log.warning(text, entry.parent, error.strerror)
         return False
     return True
-
-
-def _log_unwritable(folder: Path, error: OSError) -> None:
-    log.warning(
-        "%s: cannot be written: %s; the model is compiled again at the next start", folder, error.strerror
-    )
 
 
 def _evict_entries(newest: Path) -> None:

@@ -21,7 +21,7 @@ from visionedge.errors import ModelError, UnavailableError
 from visionedge.runtime.child_process import check_machine_limit, limit_this_child, run_child
 from visionedge.runtime.ort import open_cpu_session
 
-_MIN_ROWS = 50  # fewer say nothing of all
+_MIN_ROWS = 50  # fewer rows are not judged
 _SCORE_TOLERANCE = 1e-3
 _MAX_CORNER_SHARE = 1 / 3
 _MAX_BACKWARDS_SHARE = 0.5
@@ -52,22 +52,23 @@ def _check_boxes(real: NDArray[np.float32], width_px: int, height_px: int) -> st
         return f"{backwards:.0%} of its boxes end before they begin"
     if _look_like_corners(real, width_px, height_px):
         return (
-            "nearly all its boxes are larger than their centre is far from the top left, and some reach far "
-            "out of the picture, as if two corners were taken for a centre and a size"
+            "nearly all its boxes are larger than the distance of their centre from the top left, and some"
+            " reach far beyond the picture, as if two corners were read as a centre and a size"
         )
     right, bottom = real[:, [0, 2]].max(), real[:, [1, 3]].max()
     if right < width_px * _MAX_CORNER_SHARE and bottom < height_px * _MAX_CORNER_SHARE:
         return (
-            f"all its boxes lie within {right:.3g} x {bottom:.3g} at the top left of {width_px} x "
-            f"{height_px}, as if their unit were another than a pixel of its input"
+            f"all its boxes lie within {right:.3g} x {bottom:.3g} at the top left of {width_px} x"
+            f" {height_px}, as if their unit were not a pixel of its input"
         )
     return ""
 
 
 def _look_like_corners(rows: NDArray[np.float32], width_px: int, height_px: int) -> bool:
-    """Whether boxes look like a corner (x, y) with as size the other corner, which is always farther out.
+    """Whether boxes look as if two corners were read as a centre and a size.
 
-    Two corners are correlated; the size of a box does not depend on its centre.
+    The second corner is always farther out than the first, and the two are correlated. The real size of a box
+    does not depend on its centre.
     """
     left, top, right, bottom = rows[:, :4].astype(np.float64).T
     farther = ((right >= 3 * left) & (bottom >= 3 * top)).mean()
@@ -100,8 +101,8 @@ _MIN_MATCHING_SHARE = 0.97  # at the end of a list, rows with nearly equal score
 class TrialTask:
     """Bytes of the graph that is run, its pictures at a time, and of one with an open batch (0: none).
 
-    `outputs` are further tensors to compare, beside the rows. `declared`: the model itself says that its
-    batch is open, so it is enough that the rows are the same. `first_s` and `comparison_s` limit the time.
+    `outputs` are further tensors to compare, beside the rows. `declared`: the model itself declares its batch
+    as open, so only the rows must be the same. `first_s` and `comparison_s` limit the time.
     """
 
     fixed_graph: int
@@ -115,7 +116,7 @@ class TrialTask:
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """The result. `batchable`: several pictures at once give the same results; `reason` explains it.
+    """The result. `batchable`: pictures in one batch have the results of each alone; `reason` explains it.
 
     `rows` is K, the most rows a picture gives.
     """
@@ -157,7 +158,7 @@ def _evaluate(findings: list[dict[str, Any]], code: int) -> TrialResult:
     if first["error"]:
         raise ModelError(f"cannot be run: {first['error']}")
     if not first["finite"]:
-        raise ModelError("output contains NaN or infinity for a plain picture")
+        raise ModelError("its output contains NaN or infinity for an ordinary picture")
     if first.get("doubt"):
         raise ModelError(
             f"was recognised by its shapes and nodes, but {first['doubt']}; if it is another kind of model, "
@@ -220,17 +221,10 @@ def _run_task(task: TrialTask, fixed_graph: bytes, dynamic_graph: bytes) -> None
         return
     batchable, reason = compare_outputs(task.outputs, together[1:], [outputs[1:] for outputs in alone])
     share = compute_matching_share(together[0], np.concatenate([outputs[0] for outputs in alone]))
-    if share < _MIN_MATCHING_SHARE:
+    if share < _MIN_MATCHING_SHARE or (task.declared and not batchable):
         # A network that sorts a list may exchange rows, but the rows must be the same.
-        batchable, reason = (
-            False,
-            f"only {share:.0%} of the rows are the same when {COMPARED_PICTURES} are computed at once",
-        )
-    elif task.declared and not batchable:
-        batchable, reason = (
-            True,
-            f"{share:.0%} of the rows are the same when {COMPARED_PICTURES} are computed at once",
-        )
+        batchable = share >= _MIN_MATCHING_SHARE
+        reason = f"{share:.0%} of the rows are the same for {COMPARED_PICTURES} pictures at once"
     _write_finding({"stacks": batchable, "words": reason})
 
 
@@ -271,25 +265,20 @@ def compare_outputs(
 ) -> tuple[bool, str]:
     """Whether outputs of several pictures at once equal those of each alone, and the explanation.
 
-    Values are compared with a tolerance for another order of summation.
+    The tolerance allows for another order of summation.
     """
     worst = 0.0
     for index, (name, whole) in enumerate(zip(names, together, strict=True)):
         expected = np.concatenate([np.atleast_1d(outputs[index]) for outputs in alone])
         if whole.shape != expected.shape:
-            return (
-                False,
-                f"'{name}' has the shape {list(whole.shape)} for {COMPARED_PICTURES} pictures at once",
-            )
+            shape = list(whole.shape)
+            return False, f"'{name}' has the shape {shape} for {COMPARED_PICTURES} pictures at once"
         away, allowed = _compute_difference(whole, expected)
         if not away <= allowed:  # NaN is not
-            return (
-                False,
-                f"'{name}' differs by {away:.2g} when {COMPARED_PICTURES} pictures are computed at once",
-            )
+            return False, f"'{name}' differs by {away:.2g} for {COMPARED_PICTURES} pictures at once"
         worst = max(worst, away)
-    how = "the very same values" if worst == 0 else f"the same values to {worst:.1g}"
-    return True, f"{COMPARED_PICTURES} pictures at once give {how} as one by one"
+    how = "identical values" if worst == 0 else f"values equal to {worst:.1g}"
+    return True, f"{COMPARED_PICTURES} pictures at once and one by one give {how}"
 
 
 def _compute_difference(values: NDArray[Any], expected: NDArray[Any]) -> tuple[float, float]:

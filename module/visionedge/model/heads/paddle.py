@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from visionedge.errors import ModelError
 from visionedge.model.analysis.signature import ModelSignature, TensorInfo
 from visionedge.model.decoding import convert_list_to_rows, slice_axis
-from visionedge.model.exporter_files import PADDLE_KEY, paddle_preprocess_unknown, parse_paddle_preprocess
+from visionedge.model.exporter_files import PADDLE_KEY, make_paddle_preprocess_error, parse_paddle_preprocess
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
     Decoder,
@@ -166,4 +166,4 @@ def _choose_family_preprocess(signature: ModelSignature, picture: NetworkInput) 
     attends = "NonMaxSuppression" not in signature.operators and signature.operators >= _ATTENTION_OPERATORS
     if attends and signature.input_ops.kernels == _SMALL_KERNELS:
         return PLAIN_INPUT, "it has attention and no suppression, as RT-DETR has: pixels of 0-1 and no mean"
-    raise paddle_preprocess_unknown()
+    raise make_paddle_preprocess_error()

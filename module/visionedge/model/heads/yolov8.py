@@ -10,7 +10,7 @@ from visionedge.model.decoding import (
     find_dense_table,
     find_strides,
 )
-from visionedge.model.exporter_files import PADDLE_KEY, paddle_preprocess_unknown, parse_paddle_preprocess
+from visionedge.model.exporter_files import PADDLE_KEY, make_paddle_preprocess_error, parse_paddle_preprocess
 from visionedge.model.interpretation import ModelInterpretation, Preprocess, states_scaling
 from visionedge.model.labels import count_class_names
 from visionedge.model.preprocessing import YOLO_INPUT, describe_exporter, interpret, is_detector
@@ -79,7 +79,7 @@ def _choose_family_preprocess(
         return replace(YOLO_INPUT, fit="stretch"), ("Paddle made it, and its scaling is stated",)
     if (preprocess := parse_paddle_preprocess(signature, table.picture)) is not None:
         return preprocess, (f"Paddle made it, and {PADDLE_KEY} beside it says how pictures are prepared",)
-    raise paddle_preprocess_unknown()
+    raise make_paddle_preprocess_error()
 
 
 def _find_layouts(
