@@ -284,14 +284,14 @@ WHOLE = DETECTOR.proto().SerializeToString()
 
 BAD: dict[str, tuple[Maker, str]] = {
     "empty": (content(b""), "is empty"),
-    "random bytes": (content(NOISE), "no ONNX file"),
-    "zeros": (content(bytes(1000)), "no ONNX file"),
-    "text": (content(b"<html>404 Not Found</html>\n"), "no ONNX file"),
+    "random bytes": (content(NOISE), "not an ONNX file"),
+    "zeros": (content(bytes(1000)), "not an ONNX file"),
+    "text": (content(b"<html>404 Not Found</html>\n"), "not an ONNX file"),
     "truncated": (content(WHOLE[: len(WHOLE) // 2]), "damaged"),
     "truncated in the last byte": (content(WHOLE[:-1]), "damaged"),
     "a classifier": (lambda path: (classifier(path), None)[1], "not a detector"),
-    "a folder": (lambda path: path.mkdir(), "no file"),
-    "a pipe": (os.mkfifo, "no regular file"),
+    "a folder": (lambda path: path.mkdir(), "is a folder, not a file"),
+    "a pipe": (os.mkfifo, "not a regular file"),
     "external data that is missing": (external("w.bin"), "w.bin is missing"),
     "external data above": (external("../w.bin"), "outside"),
     "external data anywhere": (external("/etc/passwd"), "outside"),
@@ -329,8 +329,8 @@ BAD: dict[str, tuple[Maker, str]] = {
     "names of 10 000 letters": (changed(long_names), "Seen: "),
     "names that paint the screen": (changed(screen_names), "Seen: "),
     "branches 20 deep": (nested(20), "deeper than"),
-    "messages 200 deep": (content(message_bomb(200)), "no ONNX file"),
-    "messages 10 000 deep": (content(message_bomb(10_000)), "no ONNX file"),
+    "messages 200 deep": (content(message_bomb(200)), "not an ONNX file"),
+    "messages 10 000 deep": (content(message_bomb(10_000)), "not an ONNX file"),
     "terabytes": (changed(memory_bomb), "cannot be run"),
 }
 

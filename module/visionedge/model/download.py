@@ -159,7 +159,7 @@ class ModelDownload:
         began_s = time.monotonic()
         try:
             with self._store.open_partial(self._request.sha256) as partial:
-                await _Attempt(
+                await _DownloadAttempt(
                     self._request, partial, self._retry_policy.timeouts, self._report_progress
                 ).run()
                 path = partial.commit()
@@ -228,7 +228,7 @@ class _AbortableEventLoop(asyncio.SelectorEventLoop):
 
 
 @dataclass(slots=True)
-class _Attempt:
+class _DownloadAttempt:
     """Downloads the missing part of `partial`, and checks its sum.
 
     `report` is called after each block, with the size of the partial model and the total size in bytes.

@@ -549,7 +549,7 @@ _FILE_FORMATS = (
     _FileFormat("a Git LFS pointer", "fetch the file with: git lfs pull", magic=rb"version https://git-lfs"),
     _FileFormat(
         "a web page",
-        "the download gave it instead of the model: download it again",
+        "it was downloaded instead of the model; download the model again",
         magic=rb"(?i)<!doctype html|<html",
     ),
     _PYTORCH,

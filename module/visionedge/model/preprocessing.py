@@ -75,8 +75,8 @@ def choose_preprocess(
 ) -> tuple[Preprocess, tuple[str, ...]]:
     """The preprocessing of a model, and the evidence for it.
 
-    Statements (``visionedge.input``, `MODEL.yaml`) come first, then what the first nodes of the network
-    show, then `family`. `prepares_bytes_itself`: models of this family with a uint8 input prepare their
+    Statements (``visionedge.input``, `MODEL.yaml`) come first, then the evidence in the first nodes of the
+    network, then `family`. `prepares_bytes_itself`: models of this family with a uint8 input prepare their
     picture themselves.
 
     Raises:

@@ -182,7 +182,7 @@ def test_orders_of_colours_that_contradict_each_other_are_refused(tmp_path: Path
 def test_the_manifest_of_another_model_is_not_read(tmp_path: Path) -> None:
     _manifest(tmp_path, ModelFileName="other.onnx", Anchors=[[1, 1]])
     assert (
-        "anchors as all exports have them"
+        "the anchors of all exports that do not state others"
         in load_model(_compact(tmp_path / "model.onnx", metadata=BYTES)).evidence
     )
 

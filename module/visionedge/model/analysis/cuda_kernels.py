@@ -13,7 +13,7 @@ from onnx import defs, helper
 # Folded before the graph runs, so they need no kernel.
 _FOLDED_OPERATORS = frozenset({"Constant"})
 
-# Types of older versions where they are fewer: (operator, from which version on the list holds).
+# Operators that had fewer types before a version: (that version, the types before it).
 _TYPES_BEFORE_VERSION: Mapping[str, tuple[int, frozenset[str]]] = {
     "Clip": (12, frozenset({"float"})),
     **{

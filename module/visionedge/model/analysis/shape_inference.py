@@ -106,7 +106,7 @@ class _NodeInference:
         inputs = [helper.make_value_info(name, self.types[name]) for name in feeds]
         outputs = [helper.make_value_info(name, self.types[name]) for name in node.output]
         graph = helper.make_graph([node], "one", inputs, outputs)
-        # As a model of its own, since an evaluator of a bare node takes the newest form of its operator.
+        # A whole model, because an evaluator of a single node uses the newest version of its operator.
         alone = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.version)])
         # Few networks need it, and it takes 12 MB of every process that imports it.
         from onnx.reference import ReferenceEvaluator

@@ -99,7 +99,7 @@ def _declare_inputs_outputs(
 def _add_preprocessing(
     nodes: NodeBuilder, pictures: str, target: NetworkInput, preprocess: Preprocess
 ) -> str:
-    """The pictures as the network takes them. They are transposed as bytes, then cast to floats."""
+    """The pictures as input of the network. They are transposed as bytes, then cast to floats."""
     tensor = pictures
     if target.layout == "NCHW":
         tensor = nodes.add("Transpose", tensor, perm=[0, 3, 1, 2])
@@ -110,7 +110,7 @@ def _add_preprocessing(
     plain = bool((factor == 1).all() and (offset == 0).all())
     if target.dtype == "uint8":
         if not plain:
-            raise ModelError("its input takes bytes, so nothing can be subtracted or scaled in front of it")
+            raise ModelError("its input takes bytes, so no mean or scale can be applied to its pictures")
         return tensor
     tensor = nodes.cast(tensor, "float32")
     if not plain:

@@ -118,7 +118,7 @@ class TrialTask:
 class TrialResult:
     """The result. `batchable`: pictures in one batch have the results of each alone; `reason` explains it.
 
-    `rows` is K, the most rows a picture gives.
+    `rows` is K, the most rows per picture.
     """
 
     rows: int

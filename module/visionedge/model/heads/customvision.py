@@ -178,7 +178,7 @@ def _read_anchors(signature: ModelSignature) -> tuple[tuple[tuple[float, float],
         if not right or not flat or len(flat) % 2:
             raise ModelError(f"{origin} are not a list of widths and heights")
         return tuple(zip(flat[::2], flat[1::2], strict=True)), origin
-    return DEFAULT_ANCHORS, "anchors as all exports have them"
+    return DEFAULT_ANCHORS, "the anchors of all exports that do not state others"
 
 
 def _parse_list(text: str | None) -> list[Any] | None:
@@ -258,7 +258,7 @@ def _interpret(
 ) -> ModelInterpretation:
     family, pixels = _choose_family_preprocess(signature)
     if "Image.NominalPixelRange" in signature.metadata:
-        # The metadata describe the input, whatever the first nodes do with it.
+        # The metadata describe the input itself, independent of the first nodes.
         signature = replace(signature, input_ops=InputOps())
     exists = parse_custom_vision_manifest(signature) is not None
     return interpret(

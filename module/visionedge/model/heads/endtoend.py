@@ -110,7 +110,7 @@ class DeepStream:
 
 @dataclass(frozen=True, slots=True)
 class EndToEnd:
-    """YOLOs that give [N, n, 6]: corners in input pixels, score, class."""
+    """YOLOs that output [N, n, 6]: corners in input pixels, score, class."""
 
     name: str = "yolov10"
 

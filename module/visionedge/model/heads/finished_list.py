@@ -156,7 +156,7 @@ HEADS = (
 
 
 def _find_outputs(outputs: Sequence[TensorInfo]) -> Outputs | None:
-    """Float boxes [.., n, 4], integer classes [.., n] and float scores [.., n], whatever their names are."""
+    """Float boxes [.., n, 4], integer classes [.., n] and float scores [.., n]; names are ignored."""
     boxes = [t for t in outputs if t.side(-1) == 4 and t.rank in (2, 3)]
     rest = [t for t in outputs if t not in boxes and t.rank in (1, 2)]
     classes, scores = [t for t in rest if t.is_integer], [t for t in rest if t.is_float]
