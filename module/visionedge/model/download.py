@@ -50,13 +50,12 @@ _NOT_A_MODEL = (
     (b"<", "is a web page; give the address that downloads the file"),
 )
 
-
 TIMEOUTS = aiohttp.ClientTimeout(total=1800, sock_connect=15, sock_read=30)
 """Limits of one attempt, in s: in total, until the TLS connection is open, and between two blocks."""
 
 WAIT = RetryPolicy(1, 60, jitter=0.5)
 LASTING_WAIT = RetryPolicy(60, 3600, jitter=0.5)
-"""The waits after a permanent failure, which a person has to repair."""
+"""For permanent failures, which a person has to repair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +142,7 @@ class ModelDownload:
 
     async def _retry(self, loop: "_AbortableEventLoop") -> Path:
         log.info("downloading the model from %s", format_url(self._request.url))
+        self._logged_s = time.monotonic()
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(self._is_retryable),
             stop=tenacity.stop_never if self._tries is None else tenacity.stop_after_attempt(self._tries),

@@ -173,57 +173,41 @@ class Detr:
 
 
 @dataclass(frozen=True, slots=True)
-class DetrRaw:
-    """Logits and boxes for each query: exports of RF-DETR, and of the others from Hugging Face."""
+class DetrQueries:
+    """Scores and boxes for each query.
 
-    name: str = "detr-raw"
+    With `softmax` the first DETRs: scores of C classes and of "no object", and boxes directly from a layer.
+    Else exports of RF-DETR, and of the others from Hugging Face.
+    """
+
+    name: str
+    softmax: bool
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """An interpretation if scores and boxes belong to the same queries of a transformer.
+        """An interpretation if scores and boxes belong to the same queries of such a transformer.
 
         Raises:
             ModelError: its scores are only a part of the output of a softmax.
         """
         found = _find_queries(signature)
-        stated = signature.states_head(self.name)
-        if found is None or (not stated and _is_first_generation(signature, found)):
+        if found is None or found.width < 1 + self.softmax:
+            return None
+        if not signature.states_head(self.name) and _is_first_generation(signature, found) != self.softmax:
             return None
         score_encoding = _read_score_encoding(signature, found)
-        if found.score_operator == "Softmax":
+        if found.score_operator == ("Sigmoid" if self.softmax else "Softmax"):
             return None
-        decoder = found.decoder(score_encoding, background=_has_background(signature, found))
-        clauses = [f"scores of {found.width} classes and boxes for {found.count or 'some'} queries"]
-        if decoder.classes < found.width:
+        background = not self.softmax and _has_background(signature, found)
+        decoder = found.decoder(score_encoding, softmax=self.softmax, background=background)
+        if self.softmax:
+            clauses = [
+                f"scores of {decoder.classes} classes and of no object, and boxes, for {found.count} queries",
+                "boxes come directly from a layer, as in the first DETRs: scores are those of a softmax",
+            ]
+        else:
+            clauses = [f"scores of {found.width} classes and boxes for {found.count or 'some'} queries"]
+        if background:
             clauses.append("its outputs have the names of RF-DETR's, whose last class is the background")
-        return _interpret(
-            self.name, signature, found.picture, decoder, classes=decoder.classes, clauses=clauses
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class DetrSoftmax:
-    """The first DETRs: logits of C classes and of "no object", and boxes directly from a layer."""
-
-    name: str = "detr-softmax"
-
-    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """An interpretation if nothing chooses queries, samples for them, or refines their boxes.
-
-        Raises:
-            ModelError: its scores are only a part of the output of a softmax.
-        """
-        found = _find_queries(signature)
-        stated = signature.states_head(self.name)
-        if found is None or found.width < 2 or not (stated or _is_first_generation(signature, found)):
-            return None
-        score_encoding = _read_score_encoding(signature, found)
-        if found.score_operator == "Sigmoid":
-            return None
-        decoder = found.decoder(score_encoding, softmax=True)
-        clauses = [
-            f"scores of {decoder.classes} classes and of no object, and boxes, for {found.count} queries",
-            "boxes come directly from a layer, as in the first DETRs: scores are those of a softmax",
-        ]
         return _interpret(
             self.name, signature, found.picture, decoder, classes=decoder.classes, clauses=clauses
         )
@@ -261,7 +245,12 @@ class DetrSingleOutput:
         return _interpret(self.name, signature, picture, decoder, classes=width - 4, clauses=clauses)
 
 
-HEADS = (Detr(), DetrRaw(), DetrSoftmax(), DetrSingleOutput())
+HEADS = (
+    Detr(),
+    DetrQueries("detr-raw", softmax=False),
+    DetrQueries("detr-softmax", softmax=True),
+    DetrSingleOutput(),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,9 +264,7 @@ class _Queries:
     width: int
     score_operator: str
 
-    def decoder(
-        self, score_encoding: ScoreEncoding, *, softmax: bool = False, background: bool = False
-    ) -> DetrQueryDecoder:
+    def decoder(self, score_encoding: ScoreEncoding, *, softmax: bool, background: bool) -> DetrQueryDecoder:
         """The decoder for these scores; the last class of a softmax, or a background, is left out."""
         names, size = (self.boxes.name, self.scores.name), (self.picture.width_px, self.picture.height_px)
         classes = self.width - (softmax or background)
