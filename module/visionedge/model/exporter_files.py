@@ -32,12 +32,7 @@ def read_custom_vision_manifest(path: Path) -> Mapping[str, str]:
     beside = path.with_name(CUSTOM_VISION_KEY)
     if not beside.is_file():
         return {}
-    try:
-        document = json.loads(beside.read_bytes()[:_MAX_BYTES].decode("utf-8-sig"))
-    except OSError as error:
-        raise ModelError(f"{beside}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        document = None
+    document = _read_json(beside)
     if not isinstance(document, dict):
         raise ModelError(
             f"{beside}: is not a JSON object as Custom Vision writes it; remove it or export again"
@@ -59,17 +54,22 @@ def read_labels_json(path: Path) -> Mapping[str, str]:
     beside = path.with_name(LABELS_JSON)
     if not beside.exists():
         return {}
-    try:
-        names = json.loads(read_regular_file(beside, max_bytes=_MAX_BYTES).decode("utf-8-sig"))
-    except OSError as error:
-        raise ModelError(f"{beside}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        names = None
+    names = _read_json(beside)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ModelError(
             f"{beside}: is not a JSON list of labels as Azure AutoML writes it; remove it or export again"
         )
     return {"names": json.dumps(names)}
+
+
+def _read_json(path: Path) -> Any:
+    """The content of a JSON file; None if it is not JSON. Raises ModelError: it cannot be read."""
+    try:
+        return json.loads(read_regular_file(path, max_bytes=_MAX_BYTES).decode("utf-8-sig"))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        return None
 
 
 def parse_custom_vision_manifest(signature: ModelSignature) -> Mapping[str, Any] | None:
