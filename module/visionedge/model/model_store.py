@@ -86,7 +86,7 @@ class ModelStore:
 
 
 class PartialModel(contextlib.AbstractContextManager["PartialModel"]):
-    """A model that is arriving: a file on disk, and the hash of its content. For one thread, in a ``with``.
+    """A model that is not complete yet: a file, and the hash of its content. For one thread, in a ``with``.
 
     Raises:
         FetchError: from any method, if the disk is full or cannot be written.
@@ -150,7 +150,7 @@ class PartialModel(contextlib.AbstractContextManager["PartialModel"]):
             )
 
     def commit(self) -> Path:
-        """Write the content to the disk for certain, then rename the file to that of a complete model."""
+        """Write the content to the disk (fsync), then give the file the name of a complete model."""
         path = self.path.with_suffix(".onnx")
         with _wrap_disk_errors(path.parent):
             os.fsync(self._file.fileno())

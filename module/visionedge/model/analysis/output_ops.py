@@ -116,7 +116,7 @@ class _OutputReader:
         )
 
     def _list_concat_parts(self, output: str) -> list[str]:
-        """The operators that computed the parts of an output, in order; nested Concats are taken apart."""
+        """The operators that computed the parts of an output, in order; nested Concats are expanded."""
         parts: list[str] = []
         waiting = [output]
         while waiting and len(parts) < _MAX_PARTS:

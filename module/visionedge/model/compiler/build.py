@@ -227,7 +227,7 @@ def _hash_own_source() -> str:
 
 
 def _checksum(entry: Path, graph: bytes) -> bytes:
-    """Includes the file name, so that a renamed entry is not read as another model's."""
+    """The checksum of an entry. It includes the file name, so that a renamed entry is not accepted."""
     return hashlib.sha256(entry.name.encode() + graph).digest()
 
 

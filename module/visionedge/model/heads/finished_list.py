@@ -120,7 +120,7 @@ def _find_torchvision(signature: ModelSignature) -> Outputs | None:
 
 
 def _find_detectron2(signature: ModelSignature) -> Outputs | None:
-    """As torchvision, with the size of the picture, two integers, as a fourth output."""
+    """Three outputs as in torchvision, and a fourth with the size of the picture, two integers."""
     sizes = [t for t in signature.outputs if t.side(-1) == 2 and t.is_integer]
     return _find_outputs([t for t in signature.outputs if t not in sizes]) if len(sizes) == 1 else None
 
