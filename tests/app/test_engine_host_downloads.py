@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 import pytest
+from aiohttp import ClientTimeout
 from onnx import TensorProto
 
 from clips import make_clip
@@ -19,12 +20,15 @@ from tiny_models import TinyDetector, classifier
 from visionedge.config.load import parse_config
 from visionedge.engine.batcher import DropReason
 from visionedge.iothub.delivery import Delivery
-from visionedge.model.download import MODELS_FOLDER, DownloadRetryPolicy, DownloadTimeouts
+from visionedge.model.download import DownloadRetryPolicy
+from visionedge.model.model_store import MODELS_FOLDER
+from visionedge.runtime.retry import RetryPolicy
 from visionedge.runtime.threads import ThreadGroup
 
 pytestmark = pytest.mark.system
 
-IMPATIENT = DownloadRetryPolicy(DownloadTimeouts(connect_s=10, read_s=0.3, total_s=20), 0.0, 0.0, 0.0, 0.0)
+AT_ONCE = RetryPolicy(0, 0)
+IMPATIENT = DownloadRetryPolicy(ClientTimeout(total=20, sock_connect=10, sock_read=0.3), AT_ONCE, AT_ONCE)
 CAMERAS = ("dock", "gate", "yard")
 
 
@@ -92,7 +96,7 @@ def bad(folder: Path) -> dict[str, tuple[Answer, bytes, str]]:
         "/http": (redirect("http://127.0.0.1/m.onnx"), right, "only https: is followed"),
         "/circle": (redirect("/circle"), right, "is redirected more than 5 times"),
         "/gone": (status(404), right, "the server answers 404 Not Found"),
-        "/nonsense": (content(nonsense), nonsense, "is no ONNX file"),
+        "/nonsense": (content(nonsense), nonsense, "is not an ONNX file"),
         "/classifier": (content(other), other, "/classifier"),
         "/poisoned": (content(poisoned), poisoned, "NaN or infinity"),
         "/elsewhere": (content(elsewhere), elsewhere, "a downloaded model must be one file"),

@@ -25,7 +25,7 @@ from visionedge.iothub.desired_properties import (
     overlay_desired,
     read_desired_document,
 )
-from visionedge.model.download import make_model_path
+from visionedge.model.model_store import make_model_path
 from visionedge.model.quantization.variants import VARIANTS_FOLDER
 
 VERSION_0_1 = Path(__file__).with_name("version_0_1")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tenacity
+from aiohttp import ClientTimeout
 
 from model_server import (
     Answer,
@@ -26,20 +26,15 @@ from model_server import (
     status,
 )
 from visionedge.errors import FetchError
-from visionedge.model.download import (
-    MODELS_FOLDER,
-    DownloadProgress,
-    DownloadRequest,
-    DownloadRetryPolicy,
-    DownloadTimeouts,
-    ModelDownload,
-    ModelStore,
-)
+from visionedge.model.download import DownloadRequest, DownloadRetryPolicy, ModelDownload, format_progress
+from visionedge.model.model_store import MODELS_FOLDER, ModelStore
+from visionedge.runtime.retry import RetryPolicy
 
 DATA = b"\x08\x08" + os.urandom(300_000)
 SUM = hashlib.sha256(DATA).hexdigest()
-AT_ONCE = DownloadRetryPolicy(DownloadTimeouts(read_s=20), 0.0, 0.0, 0.0, 0.0)
-IMPATIENT = DownloadRetryPolicy(DownloadTimeouts(connect_s=0.3, read_s=0.3, total_s=20), 0.0, 0.0, 0.0, 0.0)
+NO_WAIT = RetryPolicy(0, 0)
+AT_ONCE = DownloadRetryPolicy(ClientTimeout(total=1800, sock_connect=15, sock_read=20), NO_WAIT, NO_WAIT)
+IMPATIENT = DownloadRetryPolicy(ClientTimeout(total=20, sock_connect=0.3, sock_read=0.3), NO_WAIT, NO_WAIT)
 
 
 @pytest.fixture
@@ -229,18 +224,13 @@ def test_the_first_download_never_gives_up(tmp_path: Path, server: ModelServer) 
     assert fetch(tmp_path, server.url("/m.onnx"), tries=None) is not None
 
 
-def wait_s(retry_policy: DownloadRetryPolicy, attempt: int, *, permanent: bool) -> float:
-    """The wait after an attempt, without jitter."""
-    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
-    state.attempt_number = attempt
-    return retry_policy.wait(permanent=permanent)(state)
-
-
 def test_the_pauses_grow_up_to_a_limit() -> None:
     """Short pauses for temporary errors, long ones for errors that a person has to correct."""
     retry_policy = DownloadRetryPolicy()
-    assert [wait_s(retry_policy, n, permanent=False) for n in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
-    assert [wait_s(retry_policy, n, permanent=True) for n in (1, 2, 7, 5000)] == [60, 120, 3600, 3600]
+    passing, lasting = retry_policy.wait, retry_policy.lasting_wait
+    assert [passing.wait_s(n, lambda: 0.0) for n in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
+    assert [lasting.wait_s(n, lambda: 0.0) for n in (1, 2, 7, 5000)] == [60, 120, 3600, 3600]
+    assert passing.jitter == lasting.jitter == 0.5
 
 
 def test_an_untrusted_certificate_is_refused(
@@ -287,7 +277,9 @@ def test_a_file_address_that_is_not_a_file_is_refused(tmp_path: Path, kind: str)
         (tmp_path / kind).mkdir()
     if kind == "pipe":
         os.mkfifo(tmp_path / kind)
-    with pytest.raises(FetchError, match=r"cannot be read: No such file|is no regular file|Is a directory"):
+    with pytest.raises(
+        FetchError, match=r"cannot be read: No such file|is not a regular file|Is a directory"
+    ):
         fetch(tmp_path, f"file://{tmp_path}/{kind}")
 
 
@@ -358,7 +350,7 @@ def test_a_download_can_be_stopped_at_any_moment(
     download = ModelDownload(
         DownloadRequest(server.url("/m.onnx"), SUM),
         ModelStore(tmp_path / "data"),
-        retry_policy=DownloadRetryPolicy(progress_interval_s=0.02),
+        retry_policy=DownloadRetryPolicy(progress_interval_s=0.0),
     )
     listener, results = LogWaiter(said), list[Path | None]()
     logging.getLogger("visionedge").addHandler(listener)
@@ -389,5 +381,5 @@ def test_a_download_stopped_before_its_start_does_nothing(tmp_path: Path, server
 
 def test_progress_is_a_percentage_if_the_size_is_known() -> None:
     """Else the megabytes that are there."""
-    assert DownloadProgress(999, 1000).message == "99 %"
-    assert DownloadProgress(2_500_000, None).message == "2.5 MB"
+    assert format_progress(999, 1000) == "99 %"
+    assert format_progress(2_500_000, None) == "2.5 MB"

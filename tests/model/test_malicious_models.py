@@ -27,6 +27,7 @@ from visionedge.model.compiler.passes import make_batch_dynamic
 from visionedge.model.labels import choose_labels
 from visionedge.model.model import load_model
 from visionedge.model.onnx_file import wrap_model_errors
+from visionedge.runtime import child_process
 from visionedge.runtime.child_process import explain_machine_limit
 
 PROGRAM = (sys.executable, "-P", "-m", "visionedge")
@@ -276,7 +277,7 @@ def test_a_failed_start_of_a_process_is_reported(tmp_path: Path, monkeypatch: py
     def refused(*_: object, **__: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(shape_inference, "run_child", refused)
+    monkeypatch.setattr(child_process, "start_child", refused)
     with pytest.raises(UnavailableError, match="no process can be started"):
         load_model(path)
 
@@ -327,7 +328,7 @@ def test_files_of_other_frameworks_are_refused_with_the_export_command(
     tmp_path: Path, name: str, content: bytes, words: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ModelError, match=f"is no ONNX file but .*{words}"):
+    with pytest.raises(ModelError, match=f"is not an ONNX file but .*{words}"):
         load_model(tmp_path / name)
 
 

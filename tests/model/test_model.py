@@ -102,7 +102,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
-    assert "is no file but a folder" in refusal(tmp_path)
+    assert "is a folder, not a file" in refusal(tmp_path)
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
@@ -115,14 +115,14 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 def test_random_bytes_are_refused(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "noise.onnx"
     path.write_bytes(random.Random(seed).randbytes(300))  # noqa: S311 - noise, not a secret
-    assert "is no ONNX file" in refusal(path)
+    assert "is not an ONNX file" in refusal(path)
 
 
 @pytest.mark.parametrize("content", [b"just text\n", b"PK\x03\x04 a zip", b"\x00" * 64, b"{}"])
 def test_other_file_types_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.onnx"
     path.write_bytes(content)
-    assert "is no ONNX file" in refusal(path)
+    assert "is not an ONNX file" in refusal(path)
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
@@ -135,7 +135,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, part: float) -> None:
 
 def test_a_classifier_is_refused_with_the_evidence(tmp_path: Path) -> None:
     message = refusal(classifier(tmp_path / "class.onnx"))
-    assert "no detector" in message
+    assert "not a detector" in message
     assert "image float32[1,3,8,8]" in message
     assert "flat float32[1,3]" in message
 
@@ -164,8 +164,8 @@ def test_a_stated_head_that_the_shapes_contradict_is_refused(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("stated", "complaint"),
     [
-        ("[1]", "no JSON object"),
-        ("{", "no JSON object"),
+        ("[1]", "not a JSON object"),
+        ("{", "not a JSON object"),
         ('{"colour": "rgb"}', "unknown key 'colour'"),
         ('{"color": "grey"}', "color must be bgr or rgb"),
         ('{"std": [1, 0, 1]}', "std must be"),
@@ -217,7 +217,7 @@ def test_external_data_outside_the_folder_is_never_opened(tmp_path: Path, locati
     (tmp_path / "secret.bin").write_bytes(b"x" * 10_000)
     (tmp_path / "models").mkdir()
     path = external(tmp_path / "models" / "m.onnx", location=location)
-    assert "outside the model's folder" in refusal(path)
+    assert "outside the folder of the model" in refusal(path)
 
 
 def test_external_data_behind_a_link_out_of_the_folder_is_never_opened(tmp_path: Path) -> None:
@@ -225,14 +225,14 @@ def test_external_data_behind_a_link_out_of_the_folder_is_never_opened(tmp_path:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "link.bin").symlink_to(tmp_path / "secret.bin")
     path = external(tmp_path / "models" / "m.onnx", location="link.bin")
-    assert "outside the model's folder" in refusal(path)
+    assert "outside the folder of the model" in refusal(path)
 
 
 def test_missing_or_short_external_data_is_refused(tmp_path: Path) -> None:
     path = external(tmp_path / "m.onnx", location="w.bin", offset="0", length=str(1 << 31))
     assert "w.bin is missing" in refusal(path)
     (tmp_path / "w.bin").write_bytes(b"short")
-    assert "ends at 5 bytes, but 2147483648 are needed" in refusal(path)
+    assert "ends at 5 bytes, but 2147483648 bytes are needed" in refusal(path)
 
 
 @pytest.mark.parametrize(("key", "value"), [("offset", "-4"), ("length", "many")])
@@ -272,7 +272,7 @@ def test_names_are_read_as_python_or_json(text: str) -> None:
     ],
 )
 def test_names_in_another_form_are_refused_and_never_evaluated(text: str) -> None:
-    with pytest.raises(ModelError, match="'names' is no list"):
+    with pytest.raises(ModelError, match="'names' is neither a list"):
         read_class_names({"names": text})
 
 

@@ -173,7 +173,7 @@ def test_a_stated_head_must_still_fit_the_shapes(tmp_path: Path) -> None:
 
 def test_indistinguishable_outputs_are_refused(tmp_path: Path) -> None:
     """Four classes and boxes of four numbers, both made by a sigmoid."""
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(_detector(tmp_path / "m.onnx", twins=True))
 
 

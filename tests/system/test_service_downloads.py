@@ -91,7 +91,7 @@ def test_a_waiting_module_can_be_stopped_and_refuses_an_invalid_model(tmp_path: 
         with ModuleProcess(tmp_path / "data", *arguments, environ=server.environ) as module:
             assert module.wait(60) == 2
             last = module.log.splitlines()[-1]
-    assert f"{server.url('/m.onnx')}?…: is no ONNX file" in last
+    assert f"{server.url('/m.onnx')}?…: is not an ONNX file" in last
     assert SECRET not in module.log
 
 

@@ -23,7 +23,7 @@ from visionedge.engine.plan import (
     PlanKey,
 )
 from visionedge.iothub.desired_properties import ConfigurationSources, DesiredDocument, LastGoodFile
-from visionedge.model.download import ModelStore
+from visionedge.model.model_store import ModelStore
 from visionedge.outbound.messages import Message
 from visionedge.outbound.spool import Spool, SpoolOptions
 from visionedge.outbound.sqlite_store import LostRange, MessageStore

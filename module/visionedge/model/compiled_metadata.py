@@ -25,10 +25,10 @@ OUTDATED_KEYS = frozenset(
 """Metadata keys of the original network that are wrong for the compiled graph."""
 
 RESIZE_KEYS = ("fit", "anchor", "pad", "resample", "rounding")
-"""The fields of `Preprocess` that the graph does not carry out itself: how a picture is resized before it."""
+"""The fields of `Preprocess` for the resizing, which happens outside the graph."""
 
 _JSON_KEYS = {"batch_reason": "batch_words"}
-"""By field of `CompiledMetadata`: its key in the file, where the two differ."""
+"""The keys in the file of those fields of `CompiledMetadata` that have another name there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def read_compiled_metadata(metadata: Mapping[str, str]) -> CompiledMetadata | No
         return CompiledMetadata.from_json(metadata[COMPILED_KEY])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ModelError(
-            f"its metadata {COMPILED_KEY} is not as this version writes it; compile the model again"
+            f"its metadata {COMPILED_KEY} cannot be read by this version; compile the model again"
         ) from None
 
 

@@ -16,14 +16,7 @@ from numpy.typing import NDArray
 from visionedge.model.analysis.output_ops import OutputOps
 from visionedge.model.analysis.signature import ModelSignature, TensorInfo
 from visionedge.model.graph import NodeBuilder
-from visionedge.model.interpretation import (
-    Decoder,
-    ModelInterpretation,
-    NetworkInput,
-    Preprocess,
-    find_picture_input,
-)
-from visionedge.model.preprocessing import choose_preprocess
+from visionedge.model.interpretation import Decoder, NetworkInput, find_only_input
 
 BoxDecoding = Callable[[str, int], str]
 """Decodes chosen anchors: (int64 [N, count], count) → float32 [N, count, 4], corners in input pixels."""
@@ -43,11 +36,20 @@ def select_best_rows(
 ) -> str:
     """The best (anchor, class) pairs: float32 [N, K, 6] with K = min(limit, anchors * classes).
 
-    `scores` is float32 [N, anchors, classes]; `activate` (monotonic, a sigmoid) is applied to the chosen
-    values only. `objectness`: float32 [N, anchors, 1], multiplies the scores. `one_class_per_anchor`: an
-    anchor gives only its best class. Two steps give the exact result, because the K best pairs are in the K
-    anchors with the best maxima: so thousands of anchors are sorted once, and boxes are decoded for K of
-    them only.
+    The K anchors with the largest scores are chosen first, then the K best pairs among them. The result is
+    exact, because the K best pairs belong to these anchors; and boxes are decoded for K anchors only, of
+    thousands.
+
+    Args:
+        nodes: the nodes are appended to it.
+        scores: float32 [N, anchors, classes].
+        decode_boxes: see `BoxDecoding`.
+        anchors: the number of anchors.
+        classes: the number of classes.
+        limit: the most rows per picture.
+        activate: a monotonic function (a sigmoid), applied to the chosen scores only.
+        objectness: float32 [N, anchors, 1]; multiplies the scores.
+        one_class_per_anchor: an anchor has only one row, that of its best class.
     """
     weigh = _make_weighing(activate, objectness)
     best = min(limit, anchors)
@@ -80,7 +82,7 @@ Reshaping = Callable[[NodeBuilder, str], str]
 def _make_weighing(
     activate: Callable[[NodeBuilder, str], str] | None, objectness: str | None
 ) -> Callable[[NodeBuilder, str, Reshaping], str]:
-    """A function that multiplies values by the objectness, if there is one."""
+    """A function that multiplies scores by the objectness, if there is one."""
 
     def weigh(nodes: NodeBuilder, values: str, shaped: Reshaping) -> str:
         if objectness is None:
@@ -115,7 +117,7 @@ def find_strides(
     anchors_per_cell: int = 1,
     stride_sets: Sequence[tuple[int, ...]] = STRIDE_SETS_PX,
 ) -> tuple[int, ...] | None:
-    """The strides whose maps have `count` anchors over a picture of this size, `each` to a cell."""
+    """The strides of the maps that together have `count` anchors, for a picture of this size."""
     for strides in stride_sets:
         if anchors_per_cell * count_cells(width_px, height_px, strides) == count:
             return strides
@@ -137,6 +139,17 @@ def slice_axis(nodes: NodeBuilder, tensor: str, start: int, end: int, axis: int)
     return nodes.add("Slice", tensor, nodes.int64s(start), nodes.int64s(end), nodes.int64s(axis))
 
 
+def to_pixels(nodes: NodeBuilder, boxes: str, width_px: int, height_px: int) -> str:
+    """Boxes [N, count, 4] of 0-1 as pixels of a picture."""
+    return nodes.add("Mul", boxes, nodes.floats(*[width_px, height_px] * 2))
+
+
+def centres_to_corners(nodes: NodeBuilder, boxes: str) -> str:
+    """Boxes [N, count, 4] of a centre and a size, as left, top, right, bottom."""
+    centres, sizes = slice_axis(nodes, boxes, 0, 2, axis=2), slice_axis(nodes, boxes, 2, 4, axis=2)
+    return to_corners(nodes, centres, sizes)
+
+
 def to_corners(nodes: NodeBuilder, centres: str, sizes: str) -> str:
     """Boxes from centres and sizes, each [N, count, 2]: [N, count, 4], left, top, right, bottom."""
     half = nodes.add("Mul", sizes, nodes.constant(np.full(1, 0.5, np.float32)))
@@ -151,30 +164,21 @@ def convert_list_to_rows(
 ) -> str:
     """The best rows of a list: float32 [N, K, 6] in falling order of score.
 
-    `boxes` are float32 [N, n, 4] as corners in input pixels, `scores` and `ids` float32 [N, n]. K is min(n,
-    limit) if n is known as `count`, else `limit`: the list is padded with rows of score 0. Rows with a
-    negative class are padding by the network; their score becomes 0 too.
+    `boxes` are float32 [N, n, 4] as corners in input pixels, `scores` and `ids` float32 [N, n]. If n is known
+    as `count`, K is min(n, limit); else K is `limit`, and the list is padded with rows of score 0. Rows with
+    a negative class are padding by the network: their score becomes 0, too.
     """
     best = limit if count is None else min(count, limit)
-    real = nodes.add(
-        "Min", nodes.add("Max", nodes.add("Add", ids, _add_one(nodes)), _add_zero(nodes)), _add_one(nodes)
-    )
-    scores = nodes.add("Mul", scores, real)
+    # 1 for a class from 0 on, 0 for a negative one.
+    above = nodes.add("Max", nodes.add("Add", ids, nodes.floats(1.0)), nodes.floats(0.0))
+    scores = nodes.add("Mul", scores, nodes.add("Min", above, nodes.floats(1.0)))
     if count is None:
         boxes = nodes.add("Pad", boxes, nodes.int64s(0, 0, 0, 0, best, 0))
         scores, ids = (nodes.add("Pad", tensor, nodes.int64s(0, 0, 0, best)) for tensor in (scores, ids))
     values, place = nodes.top_k(scores, best)
-    ids = nodes.add("Max", nodes.add("GatherElements", ids, place, axis=1), _add_zero(nodes))
+    ids = nodes.add("Max", nodes.add("GatherElements", ids, place, axis=1), nodes.floats(0.0))
     columns = [nodes.reshape(column, 0, best, 1) for column in (values, ids)]
     return nodes.add("Concat", nodes.gather_rows(boxes, place, best, 4), *columns, axis=2)
-
-
-def _add_one(nodes: NodeBuilder) -> str:
-    return nodes.floats(1.0)
-
-
-def _add_zero(nodes: NodeBuilder) -> str:
-    return nodes.floats(0.0)
 
 
 # --- raw maps with anchors: undecoded box, objectness and classes per cell and anchor -----------------------
@@ -219,7 +223,7 @@ class AnchorMap:
 
 @dataclass(frozen=True, slots=True)
 class AnchorMapDecoder(Decoder):
-    """Decodes raw maps. How numbers become boxes: `centre` linear or sigmoid, `size` exp or (2 sigmoid)².
+    """Decodes raw maps. A centre is linear or a sigmoid, a size is exp(x) or "square": (2 sigmoid(x))².
 
     The objectness always goes through a sigmoid; the classes through a sigmoid each or a softmax over all.
     """
@@ -339,7 +343,7 @@ class DenseDecoder(Decoder):
 
 @dataclass(frozen=True, slots=True)
 class DenseTable:
-    """A model of one picture and one output [N, `rows`, `width`], and what its last nodes did."""
+    """The output [N, `rows`, `width`] of a model, its picture, and the operators that computed the output."""
 
     picture: NetworkInput
     output: TensorInfo
@@ -349,41 +353,16 @@ class DenseTable:
 
 
 def find_dense_table(signature: ModelSignature, beside: int | None = None) -> DenseTable | None:
-    """The table that a model gives, None if it gives anything else.
+    """The table that a model outputs; None for any other model.
 
-    Outputs of `beside` dimensions next to it are let pass: those that it was made of.
+    Further outputs with `beside` dimensions are allowed: the maps from which the table was computed.
     """
-    picture = find_picture_input(signature)
-    tables = [t for t in signature.outputs if t.shape is None or len(t.shape) != beside]
-    if picture is None or len(signature.inputs) != 1 or len(tables) != 1:
+    picture = find_only_input(signature)
+    tables = [t for t in signature.outputs if beside is None or t.rank != beside]
+    if picture is None or len(tables) != 1:
         return None
     (output,) = tables
-    if output.shape is None or len(output.shape) != 3 or not output.dtype.startswith("float"):
+    rows, width = output.side(1), output.side(2)
+    if output.rank != 3 or not output.is_float or not rows or not width:
         return None
-    _, rows, width = output.shape
-    if not rows or not width:
-        return None
-    return DenseTable(picture, output, rows, width, signature.output_ops.get(output.name, OutputOps()))
-
-
-def interpret_dense_table(
-    name: str,
-    signature: ModelSignature,
-    table: DenseTable,
-    decoder: DenseDecoder,
-    *,
-    family: Preprocess,
-    evidence: tuple[str, ...],
-) -> ModelInterpretation:
-    """The reading of a dense table, prepared as its family is unless the model says otherwise."""
-    preprocess, preprocess_evidence = choose_preprocess(signature, table.picture, family)
-    stated = ("the head is stated",) if signature.metadata.get("visionedge.head") == name else ()
-    return ModelInterpretation(
-        head=name,
-        input=table.picture,
-        preprocess=preprocess,
-        decoder=decoder,
-        class_count=decoder.classes,
-        needs_nms=True,
-        evidence=(*stated, *evidence, *preprocess_evidence),
-    )
+    return DenseTable(picture, output, rows, width, signature.ops(output))

@@ -24,22 +24,19 @@ _MAX_BYTES = 1 << 20
 
 
 def read_custom_vision_manifest(path: Path) -> Mapping[str, str]:
-    """The manifest beside the model at `path` as metadata; empty if there is none, or it is another model's.
+    """The manifest beside the model at `path` as metadata; empty if there is none, or it names another model.
 
     Raises:
-        ModelError: it cannot be read, or is none.
+        ModelError: it cannot be read, or is not a manifest.
     """
     beside = path.with_name(CUSTOM_VISION_KEY)
     if not beside.is_file():
         return {}
-    try:
-        document = json.loads(beside.read_bytes()[:_MAX_BYTES].decode("utf-8-sig"))
-    except OSError as error:
-        raise ModelError(f"{beside}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        document = None
+    document = _read_json(beside)
     if not isinstance(document, dict):
-        raise ModelError(f"{beside}: is no JSON object as Custom Vision writes it; remove it or export again")
+        raise ModelError(
+            f"{beside}: is not a JSON object as Custom Vision writes it; remove it or export again"
+        )
     if document.get("ModelFileName", path.name) != path.name:
         return {}
     size = [document.get(key) for key in ("ScaleHeight", "ScaleWidth")]
@@ -57,24 +54,29 @@ def read_labels_json(path: Path) -> Mapping[str, str]:
     beside = path.with_name(LABELS_JSON)
     if not beside.exists():
         return {}
-    try:
-        names = json.loads(read_regular_file(beside, max_bytes=_MAX_BYTES).decode("utf-8-sig"))
-    except OSError as error:
-        raise ModelError(f"{beside}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        names = None
+    names = _read_json(beside)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ModelError(
-            f"{beside}: is no JSON list of labels as Azure AutoML writes it; remove it or export again"
+            f"{beside}: is not a JSON list of labels as Azure AutoML writes it; remove it or export again"
         )
     return {"names": json.dumps(names)}
+
+
+def _read_json(path: Path) -> Any:
+    """The content of a JSON file; None if it is not JSON. Raises ModelError: it cannot be read."""
+    try:
+        return json.loads(read_regular_file(path, max_bytes=_MAX_BYTES).decode("utf-8-sig"))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        return None
 
 
 def parse_custom_vision_manifest(signature: ModelSignature) -> Mapping[str, Any] | None:
     """The manifest of a model; None if there is none.
 
     Raises:
-        ModelError: the model carries one itself that is none.
+        ModelError: the model has a metadata key of this name that is not a manifest.
     """
     return (
         read_metadata_object(signature, CUSTOM_VISION_KEY)
@@ -90,9 +92,8 @@ def parse_custom_vision_manifest(signature: ModelSignature) -> Mapping[str, Any]
 #     - {type: NormalizeImage, is_scale: true, norm_type: mean_std, mean: [0.485, …], std: [0.229, …]}
 #     - {type: Permute}
 #
-# Such a model does not show how its pixels were scaled: families with the same shapes differ in it, and the
-# weights of the first convolution do not show it reliably.
-
+# The graph of such a model does not show the scaling of pixels: families with the same shapes differ in it,
+# and the weights of the first convolution are no reliable sign.
 
 PADDLE_KEY = "infer_cfg.yml"
 _ERROR_KEY = "unreadable"
@@ -122,8 +123,8 @@ def parse_paddle_preprocess(signature: ModelSignature, picture: NetworkInput) ->
     if PADDLE_KEY not in signature.metadata:
         return None
     document = read_metadata_object(signature, PADDLE_KEY)
-    if (words := document.get(_ERROR_KEY)) is not None:
-        raise ModelError(str(words))
+    if (reason := document.get(_ERROR_KEY)) is not None:
+        raise ModelError(str(reason))
     steps = {step["type"]: step for step in _read_steps(document)}
     if unknown := [name for name in steps if name not in _KNOWN_STEPS]:
         raise _unsupported(f"the step {unknown[0]}")
@@ -135,13 +136,13 @@ def parse_paddle_preprocess(signature: ModelSignature, picture: NetworkInput) ->
     if resize.get("target_size") != [picture.height_px, picture.width_px]:
         raise ModelError(
             f"{PADDLE_KEY} beside it is for pictures of {resize.get('target_size')}, but the model takes"
-            f" {[picture.height_px, picture.width_px]} (height, width): it is that of another export"
+            f" {[picture.height_px, picture.width_px]} (height, width), so the file belongs to another export"
         )
     return _read_normalization(normalize)
 
 
-def paddle_preprocess_unknown() -> ModelError:
-    """The error for a Paddle model whose preprocessing neither the graph nor a file shows."""
+def make_paddle_preprocess_error() -> ModelError:
+    """The error for a Paddle model whose preprocessing is shown neither by the graph nor by a file."""
     return ModelError(
         "is a Paddle model, but nothing in it shows whether ImageNet's mean is subtracted from its pixels"
         f" (as for PP-YOLOE and PicoDet) or not (PP-YOLOE+); put the {PADDLE_KEY} of its export beside it, or"
@@ -156,13 +157,13 @@ def _read_steps(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         isinstance(s, dict) and isinstance(s.get("type"), str) for s in steps
     ):
         raise ModelError(
-            f"{PADDLE_KEY} beside it is not as PaddleDetection writes it: it has no list Preprocess"
+            f"{PADDLE_KEY} beside it is not as PaddleDetection writes it: the list Preprocess is missing"
         )
     return steps
 
 
 def _read_normalization(step: Mapping[str, Any]) -> Preprocess:
-    """RGB times 1/255 where `is_scale`, less `mean` by `std` unless `norm_type` is none."""
+    """RGB, scaled by 1/255 if `is_scale`; minus `mean`, divided by `std` unless `norm_type` is none."""
     scale = 1 / 255 if step.get("is_scale", True) is True else 1.0
     kind = step.get("norm_type", "mean_std")
     if kind == "none":

@@ -1,4 +1,4 @@
-"""An ONNX graph: reading it through an index, changing it in place, and writing new nodes.
+"""An ONNX graph: look-ups, changes in place, and new nodes.
 
 `GraphIndex` is the one way to look up which node produces or uses a tensor, and which tensors are constants.
 `NodeBuilder` writes the nodes that the compiler adds; each of them has a CUDA kernel.
@@ -71,7 +71,7 @@ class GraphIndex:
         )
 
     def only_user(self, name: str) -> onnx.NodeProto | None:
-        """The node that uses a tensor, if there is exactly one and the tensor is no output of the graph."""
+        """The node that uses a tensor, if there is exactly one and the graph does not output the tensor."""
         users = self.users.get(name, [])
         return users[0] if len(users) == 1 and name not in self.outputs else None
 
@@ -113,6 +113,12 @@ class GraphIndex:
 def read_opset(model: onnx.ModelProto) -> int:
     """The version of the standard operators (domain "" or "ai.onnx"); 0 if the model names none."""
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
+def list_graph_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """The inputs of a graph that are not weights."""
+    weights = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in weights]
 
 
 def read_constants(graph: Graph) -> dict[str, onnx.TensorProto]:
@@ -190,7 +196,7 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
 
 
 def _sort_stably(needs: Mapping[int, set[int]]) -> list[int]:
-    """Of all topological orders the one that takes the smallest place first; empty if there is a cycle."""
+    """The topological order that always takes the smallest possible place next; empty if there is a cycle."""
     sorter = TopologicalSorter(needs)
     try:
         sorter.prepare()
@@ -228,7 +234,7 @@ def replace_input(graph: onnx.GraphProto, old: str, new: str) -> None:
                 node.input[index] = new
 
 
-def remove_unused(graph: onnx.GraphProto, tensors: Iterable[str] = ()) -> None:
+def remove_unused(graph: onnx.GraphProto, tensors: Iterable[str]) -> None:
     """Remove the producers of `tensors` that nothing uses, then what only these used, and unused constants.
 
     Nodes with several outputs stay.
@@ -260,18 +266,8 @@ def remove_unused(graph: onnx.GraphProto, tensors: Iterable[str] = ()) -> None:
 # Operators with a CUDA kernel for the types that they are used with here (float32, uint8 and int64), from
 # opset 11 on. Any other operator would copy its tensors to the CPU and back, once per batch.
 CUDA_OPERATORS = frozenset(
-    {
-        "Add",
-        "Cast",
-        "Concat",
-        "Div",
-        "Exp",
-        "Expand",
-        "Gather",
-        "GatherElements",
-        "Identity",
-        "MatMul",
-        "Max",
+    {"Add", "Cast", "Concat", "Div", "Exp", "Expand", "Gather", "GatherElements", "Identity", "MatMul", "Max"}
+    | {
         "Min",
         "Mod",
         "Mul",
@@ -284,10 +280,8 @@ CUDA_OPERATORS = frozenset(
         "Softmax",
         "Sub",
         "Tanh",
-        "TopK",
-        "Transpose",
-        "Unsqueeze",
     }
+    | {"TopK", "Transpose", "Unsqueeze"}
 )
 
 

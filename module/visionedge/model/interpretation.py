@@ -6,8 +6,8 @@ A new head is one file in `heads/` with a tuple `HEADS`; nothing else has to be 
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args
 
 from visionedge.errors import ModelError
@@ -148,6 +148,12 @@ def find_picture_input(signature: ModelSignature) -> NetworkInput | None:
     return picture
 
 
+def find_only_input(signature: ModelSignature) -> NetworkInput | None:
+    """The picture input (see `find_picture_input`) of a model without further inputs; else None."""
+    picture = find_picture_input(signature)
+    return picture if len(signature.inputs) == 1 else None
+
+
 def _as_picture(tensor: TensorInfo) -> NetworkInput | None:
     if tensor.shape is None or len(tensor.shape) != 4 or tensor.dtype not in ("float32", "float16", "uint8"):
         return None
@@ -159,32 +165,79 @@ def _as_picture(tensor: TensorInfo) -> NetworkInput | None:
     return None
 
 
+Check = Callable[[Any], str | None]
+"""Returns what a value must be, as text; None if it is right."""
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON or YAML document is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_one_of(*choices: str) -> Check:
+    """A check that a value is one of these words."""
+    return lambda value: None if value in choices else f"must be {' or '.join(choices)}"
+
+
+def _check_integer(low: int, high: int, name: str) -> Check:
+    def check(value: Any) -> str | None:
+        right = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        return None if right else f"must be a {name}, {low} to {high}"
+
+    return check
+
+
+def _check_scale(value: Any) -> str | None:
+    return None if is_number(value) and value > 0 else "must be a number above 0, such as 0.00392156863"
+
+
+def _check_mean(value: Any) -> str | None:
+    right = isinstance(value, list) and len(value) == 3 and all(map(is_number, value))
+    return None if right else "must be three numbers"
+
+
+def _check_std(value: Any) -> str | None:
+    return "must be three numbers, none of them 0" if _check_mean(value) or 0 in value else None
+
+
+INPUT_CHECKS: Mapping[str, Check] = {
+    "color": check_one_of(*get_args(Color)),
+    "scale": _check_scale,
+    "mean": _check_mean,
+    "std": _check_std,
+    "fit": check_one_of(*get_args(FitMode)),
+    "anchor": check_one_of(*get_args(Anchor)),
+    "pad": _check_integer(0, 255, "grey level"),
+    "resample": check_one_of(*get_args(Resample)),
+    "rounding": check_one_of(*get_args(Rounding)),
+    "width": _check_integer(1, MAX_SIDE_PX, "number of pixels"),
+    "height": _check_integer(1, MAX_SIDE_PX, "number of pixels"),
+}
+"""The keys of `input` in `MODEL.yaml` and of the metadata key ``visionedge.input``."""
+
+
 def read_stated_preprocess(signature: ModelSignature, default: Preprocess) -> Preprocess:
     """The preprocessing by the metadata key ``visionedge.input``; missing keys are those of `default`.
 
     Raises:
-        ModelError: it is no JSON object of the known keys with values of the right kind.
+        ModelError: it is not a JSON object of `INPUT_CHECKS`.
     """
-    text = signature.metadata.get("visionedge.input")
-    if text is None:
-        return default
-    document = read_metadata_object(signature, "visionedge.input")
-    known = {*Preprocess.__slots__, "width", "height"}
-    if unknown := sorted(set(document) - known):
-        raise ModelError(
-            f"metadata visionedge.input: unknown key '{unknown[0]}'; known: {', '.join(sorted(known))}"
-        )
-    return Preprocess(
-        color=_read_choice(document, "color", get_args(Color), default.color),
-        scale=_read_numbers(document, "scale", 1, (default.scale,))[0],
-        mean=_read_three_numbers(document, "mean", default.mean),
-        std=_read_three_numbers(document, "std", default.std),
-        fit=_read_choice(document, "fit", get_args(FitMode), default.fit),
-        anchor=_read_choice(document, "anchor", get_args(Anchor), default.anchor),
-        pad=_read_grey_level(document, default.pad),
-        resample=_read_choice(document, "resample", get_args(Resample), default.resample),
-        rounding=_read_choice(document, "rounding", get_args(Rounding), default.rounding),
-    )
+    stated = dict[str, Any]()
+    for key, value in read_metadata_object(signature, "visionedge.input").items():
+        if key not in INPUT_CHECKS:
+            known = ", ".join(sorted(INPUT_CHECKS))
+            raise ModelError(f"metadata visionedge.input: unknown key '{key}'; known: {known}")
+        if (wrong := INPUT_CHECKS[key](value)) is not None:
+            raise ModelError(f"metadata visionedge.input: {key} {wrong}")
+        stated[key] = tuple(map(float, value)) if isinstance(value, list) else value
+    if "scale" in stated:
+        stated["scale"] = float(stated["scale"])
+    return replace(default, **{key: stated[key] for key in Preprocess.__slots__ if key in stated})
+
+
+def states_scaling(signature: ModelSignature) -> bool:
+    """Whether the metadata key ``visionedge.input`` states the scaling of pixels, or a part of it."""
+    return bool({"scale", "mean", "std"} & set(read_metadata_object(signature, "visionedge.input")))
 
 
 def read_metadata_object(signature: ModelSignature, key: str) -> dict[str, Any]:
@@ -199,39 +252,5 @@ def read_metadata_object(signature: ModelSignature, key: str) -> dict[str, Any]:
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        raise ModelError(f"metadata {key} is no JSON object")
+        raise ModelError(f"metadata {key} is not a JSON object")
     return document
-
-
-def _read_choice(document: Mapping[str, Any], key: str, choices: tuple[str, ...], default: Any) -> Any:
-    value = document.get(key, default)
-    if value not in choices:
-        raise ModelError(f"metadata visionedge.input: {key} must be {' or '.join(choices)}")
-    return value
-
-
-def _read_numbers(
-    document: Mapping[str, Any], key: str, count: int, default: tuple[float, ...]
-) -> tuple[float, ...]:
-    value = document.get(key, default)
-    values = value if isinstance(value, list | tuple) else [value] * count
-    right = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
-    if not right or len(values) != count or (key != "mean" and 0 in values):
-        raise ModelError(
-            f"metadata visionedge.input: {key} must be {count} number(s), such as {list(default)}"
-        )
-    return tuple(float(v) for v in values)
-
-
-def _read_three_numbers(
-    document: Mapping[str, Any], key: str, default: tuple[float, float, float]
-) -> tuple[float, float, float]:
-    first, second, third = _read_numbers(document, key, 3, default)
-    return first, second, third
-
-
-def _read_grey_level(document: Mapping[str, Any], default: int) -> int:
-    value = document.get("pad", default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 255:
-        raise ModelError("metadata visionedge.input: pad must be a grey level, 0 to 255")
-    return value

@@ -8,89 +8,18 @@ from pathlib import Path
 from visionedge.errors import ModelError
 
 COCO_80 = (
-    "person",
-    "bicycle",
-    "car",
-    "motorcycle",
-    "airplane",
-    "bus",
-    "train",
-    "truck",
-    "boat",
-    "traffic light",
-    "fire hydrant",
-    "stop sign",
-    "parking meter",
-    "bench",
-    "bird",
-    "cat",
-    "dog",
-    "horse",
-    "sheep",
-    "cow",
-    "elephant",
-    "bear",
-    "zebra",
-    "giraffe",
-    "backpack",
-    "umbrella",
-    "handbag",
-    "tie",
-    "suitcase",
-    "frisbee",
-    "skis",
-    "snowboard",
-    "sports ball",
-    "kite",
-    "baseball bat",
-    "baseball glove",
-    "skateboard",
-    "surfboard",
-    "tennis racket",
-    "bottle",
-    "wine glass",
-    "cup",
-    "fork",
-    "knife",
-    "spoon",
-    "bowl",
-    "banana",
-    "apple",
-    "sandwich",
-    "orange",
-    "broccoli",
-    "carrot",
-    "hot dog",
-    "pizza",
-    "donut",
-    "cake",
-    "chair",
-    "couch",
-    "potted plant",
-    "bed",
-    "dining table",
-    "toilet",
-    "tv",
-    "laptop",
-    "mouse",
-    "remote",
-    "keyboard",
-    "cell phone",
-    "microwave",
-    "oven",
-    "toaster",
-    "sink",
-    "refrigerator",
-    "book",
-    "clock",
-    "vase",
-    "scissors",
-    "teddy bear",
-    "hair drier",
-    "toothbrush",
+    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
+    *("traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog"),
+    *("horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag"),
+    *("tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat"),
+    *("baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup", "fork"),
+    *("knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog"),
+    *("pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet", "tv"),
+    *("laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink"),
+    *("refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
 )
 
-# The category numbers (1 to 90) that COCO's detection task has no pictures of.
+# Of the category numbers 1 to 90, those that COCO's detection task does not use.
 _UNUSED_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 
 _MAX_BYTES = 1 << 20
@@ -99,7 +28,7 @@ AUTOML_BACKGROUND = "--bg--"
 """The first label in the labels.json of Azure AutoML's detectors with a background."""
 
 _BACKGROUND_NAMES = frozenset({"background", "bg", "n/a"})
-_JOINERS = "\u200c\u200d"  # of letters in many scripts
+_JOINERS = "\u200c\u200d"  # they join letters in many scripts
 
 
 def read_class_names(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
@@ -125,9 +54,14 @@ def read_class_names(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
         value = [str(n) if isinstance(n, int) and not isinstance(n, bool) else n for n in value]
     if not isinstance(value, list) or not value or not all(isinstance(n, str) for n in value):
         raise ModelError(
-            "its metadata key 'names' is no list of labels and no mapping from 0, 1, 2 … to labels"
+            "its metadata key 'names' is neither a list of labels nor a mapping from 0, 1, 2 … to labels"
         )
     return tuple(map(make_printable, value))
+
+
+def count_class_names(metadata: Mapping[str, str]) -> int:
+    """The number of labels in the metadata key `names`; 0 if it is absent. Raises as `read_class_names`."""
+    return len(read_class_names(metadata) or ())
 
 
 def make_printable(label: str) -> str:
@@ -144,7 +78,7 @@ def _parse_literal(text: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        pass  # else it was written by Python
+        pass  # Python may have written it
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -161,8 +95,8 @@ def choose_labels(
 ) -> tuple[tuple[str, ...], str]:
     """The labels of `count` classes and their origin; count 0 if the number is unknown.
 
-    `label_source` names where the metadata was read from. `background`: class 0 is the background,
-    and the labels may leave it out.
+    `label_source` is the origin of the metadata. `background`: class 0 is the background, and the labels may
+    leave it out.
 
     Raises:
         ModelError: labels are given, but not for that number of classes.
@@ -183,7 +117,7 @@ def choose_labels(
 
 
 def _check_count(names: tuple[str, ...], count: int, origin: str, background: bool) -> tuple[str, ...]:
-    """The names, with one for the background in front where they leave it out."""
+    """The names, with one for the background in front if they leave it out."""
     behind = names
     if background and len(names) != count and names[0].strip("-_ ").lower() not in _BACKGROUND_NAMES:
         behind = ("background", *names)
@@ -199,17 +133,17 @@ def _read_lines(path: Path) -> tuple[str, ...]:
             content = file.read(_MAX_BYTES + 1)
         text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise ModelError(f"{path}: cannot be read: {reason}") from None
     if len(content) > _MAX_BYTES:
         raise ModelError(
-            f"{path}: is larger than {_MAX_BYTES >> 20} MiB; a list of labels has one label a line"
+            f"{path}: is larger than {_MAX_BYTES >> 20} MiB; a labels file has one label per line"
         )
     return tuple(make_printable(line.strip()) for line in text.rstrip().splitlines())
 
 
 def _make_tensorflow_labels(count: int) -> tuple[str, ...]:
-    """COCO's category numbers as ids: from 0 if there are 90, behind a background where there are 91."""
+    """COCO's category numbers as ids: from 0 if there are 90, behind a background if there are 91."""
     names = iter(COCO_80)
     by_number = [f"class-{n}" if n in _UNUSED_IDS else next(names) for n in range(1, 91)]
     return tuple(by_number) if count == 90 else ("background", *by_number)

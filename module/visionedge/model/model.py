@@ -1,6 +1,6 @@
 """A loaded model: its labels, its input, its head, and the evidence for them.
 
-`load_model` reads the file and what lies beside it, and recognises the family. Nothing is executed.
+`load_model` reads the file and the files beside it, and recognises the family. Nothing is executed.
 """
 
 import logging
@@ -31,7 +31,7 @@ BUNDLED_MODEL = "yolox-nano-416.onnx"
 class Model:
     """A detector that was recognised. Small and picklable: the weights stay in the file.
 
-    `name` is the file's stem, `sha256` is of it and its external data, `labels` has the word of each class.
+    `name` is the file's stem, `sha256` that of the file and its external data, `labels` has one per class.
     """
 
     name: str
@@ -57,11 +57,11 @@ class Model:
 
 
 def load_model(path: Path) -> Model:
-    """Read a model's file and recognise what it is, with `MODEL.yaml` beside it; nothing of it is run.
+    """Read a model file, with `MODEL.yaml` beside it, and recognise its family; nothing in it is executed.
 
     Raises:
-        ModelError: it is missing, damaged, unsafe to follow, or no detector that is known; or what is stated
-            beside it is wrong.
+        ModelError: the file is missing, damaged, unsafe, or not a known detector; or a statement beside it is
+            wrong.
     """
     file = read_model_file(path)
     sidecar = read_sidecar(path)
@@ -89,8 +89,8 @@ def load_model(path: Path) -> Model:
     if (data_yaml := sidecar.data_yaml) is not None:
         labels, origin = data_yaml.labels(labels, origin)
         if data_yaml.names != labels:
-            words = "%s: %s describes a training data set with %d class names; the file is ignored"
-            log.warning(words, path, data_yaml.file, len(data_yaml.names))
+            text = "%s: %s describes a training data set with %d class names; the file is ignored"
+            log.warning(text, path, data_yaml.file, len(data_yaml.names))
     if origin == "nothing":
         log.warning("%s: no labels; put them into %s.labels.txt beside it, one per line", path, path.stem)
     interpretation = replace(interpretation, evidence=sidecar.evidence + interpretation.evidence)

@@ -9,12 +9,13 @@ import hashlib
 import json
 import logging
 import math
+import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -25,6 +26,7 @@ from visionedge.errors import ModelError, UnavailableError, VisionedgeError
 from visionedge.model.graph import (
     MIN_OPSET,
     PICTURE_TYPES,
+    list_graph_inputs,
     list_subgraphs,
     read_attributes,
     read_opset,
@@ -34,7 +36,7 @@ from visionedge.model.graph import (
 log = logging.getLogger(__name__)
 
 
-# The domains of onnxruntime's own operators. Any other one needs a library, and no library is loaded.
+# The domains of onnxruntime's own operators. Others need a library, and no library is loaded.
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 
 # Operators of onnxruntime that run something outside the graph: a compiled engine, a path to one, Python
@@ -54,7 +56,7 @@ def check_model_is_safe(model: onnx.ModelProto) -> None:
     """Refuse a model that cannot be analysed or run safely.
 
     Raises:
-        ModelError: its format is too new, it needs operators from outside, or its nodes are no valid graph.
+        ModelError: its format is too new, it needs unknown operators, or its nodes are not a valid graph.
     """
     _check_counts(model)
     newest = onnx.defs.onnx_opset_version()
@@ -76,10 +78,9 @@ def check_model_is_safe(model: onnx.ModelProto) -> None:
 
 
 def _check_counts(model: onnx.ModelProto) -> None:
-    """Bound the work: each input, output and opset is compared with all others."""
-    weights = {tensor.name for tensor in model.graph.initializer}
+    """Limit the work of the analysis, which compares each input, output and opset with all others."""
     counts = {
-        "inputs": sum(value.name not in weights for value in model.graph.input),
+        "inputs": len(list_graph_inputs(model.graph)),
         "outputs": len(model.graph.output),
         "opsets": len(model.opset_import),
     }
@@ -201,7 +202,7 @@ def _read(path: Path) -> ModelFile:
         model = remove_nms_plugin(model)
         sort_nodes(model.graph)
         check_model_is_safe(model)
-        _check_weights(model, path)
+        _check_weights(model)
         digest = hashlib.sha256(content)
         for data in _list_external_files(model, path):
             with data.open("rb") as file:
@@ -214,7 +215,7 @@ def _read(path: Path) -> ModelFile:
 
 def _make_not_onnx_error(path: Path, content: bytes, otherwise: str) -> ModelError:
     text = describe_foreign_format(path, content[:HEADER_BYTES])
-    return ModelError(f"{path}: {text or f'is no ONNX file, or a damaged one; {otherwise}'}", state=())
+    return ModelError(f"{path}: {text or f'is not an ONNX file, or is a damaged one; {otherwise}'}", state=())
 
 
 def _read_content(path: Path) -> bytes:
@@ -222,11 +223,11 @@ def _read_content(path: Path) -> bytes:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise ModelError(
-                f"{path}: is no file but a folder; give the ONNX file itself, such as {path}/model.onnx"
+                f"{path}: is a folder, not a file; give the ONNX file itself, such as {path}/model.onnx"
             )
         if not stat.S_ISREG(status.st_mode):
             # Reading a pipe or a device would never end.
-            raise ModelError(f"{path}: cannot be read: it is no regular file")
+            raise ModelError(f"{path}: cannot be read: it is not a regular file")
         if status.st_size > _MAX_BYTES:
             raise ModelError(f"{path}: is larger than 2 GB, which no ONNX file can be")
         return path.read_bytes()
@@ -271,12 +272,12 @@ def _iterate_sparse_tensors(sparse: Iterable[onnx.SparseTensorProto]) -> Iterato
         yield from (tensor.values, tensor.indices)
 
 
-def _check_weights(model: onnx.ModelProto, path: Path) -> None:
+def _check_weights(model: onnx.ModelProto) -> None:
     """Refuse a model in which a weight has fewer bytes than its shape needs."""
     for tensor in iterate_tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL and not _is_complete(tensor):
             shape = " x ".join(str(size) for size in tensor.dims)
-            raise ModelError(f"{path}: is damaged: its weight '{tensor.name}' ({shape}) is not complete")
+            raise ModelError(f"is damaged: its weight '{tensor.name}' ({shape}) is not complete")
 
 
 def _is_complete(tensor: onnx.TensorProto) -> bool:
@@ -295,7 +296,7 @@ def _is_complete(tensor: onnx.TensorProto) -> bool:
 
 
 def _list_external_files(model: onnx.ModelProto, path: Path) -> list[Path]:
-    """The files of external data, each once. They must be in the model's folder and long enough."""
+    """The files of external data, each once. They must be in the folder of the model, and long enough."""
     files: dict[Path, int] = {}
     for tensor in iterate_tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -305,10 +306,10 @@ def _list_external_files(model: onnx.ModelProto, path: Path) -> list[Path]:
         size = file.stat().st_size
         if size < end:
             raise ModelError(
-                f"{path}: its external data {file.name} ends at {size} bytes, but {end} are needed"
+                f"its external data {file.name} ends at {size} bytes, but {end} bytes are needed"
             )
     if sum(files.values()) > _MAX_BYTES:
-        raise ModelError(f"{path}: has more than 2 GB of weights, which one graph cannot hold")
+        raise ModelError("has more than 2 GB of weights, which one graph cannot hold")
     return sorted(files)
 
 
@@ -319,18 +320,16 @@ def _read_external_range(tensor: onnx.TensorProto, path: Path) -> tuple[Path, in
     file = (folder / location).resolve()
     if not location or not file.is_relative_to(folder) or file == folder:
         raise ModelError(
-            f"{path}: its external data '{location}' is outside the model's folder; move it into that folder"
+            f"its external data '{location}' is outside the folder of the model; move it into that folder"
         )
     if not file.is_file():
-        raise ModelError(f"{path}: its external data {location} is missing; put it beside the model")
+        raise ModelError(f"its external data {location} is missing; put it beside the model")
     try:
         offset, length = int(entries.get("offset") or 0), int(entries.get("length") or 0)
     except ValueError:
-        raise ModelError(
-            f"{path}: the offset or length of its external data {location} is no number"
-        ) from None
+        raise ModelError(f"the offset or length of its external data {location} is not a number") from None
     if offset < 0 or length < 0:
-        raise ModelError(f"{path}: the offset or length of its external data {location} is negative")
+        raise ModelError(f"the offset or length of its external data {location} is negative")
     return file, offset + length
 
 
@@ -339,10 +338,10 @@ def _load_external_data(model: onnx.ModelProto, path: Path) -> None:
         external_data_helper.load_external_data_for_model(model, str(path.parent.resolve()))
     except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path}: its external data cannot be read: {reason}") from None
+        raise ModelError(f"its external data cannot be read: {reason}") from None
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in iterate_tensors(model)):
         # onnxruntime would look for it in the working directory of this process.
-        raise ModelError(f"{path}: has external data where none is read: in a sparse tensor or a function")
+        raise ModelError("has external data in a sparse tensor or a function, where none is read")
 
 
 # --- opset --------------------------------------------------------------------------------------------------
@@ -389,20 +388,20 @@ def add_batch_axis(model: onnx.ModelProto) -> onnx.ModelProto:
 
     The same object if the model has several inputs, or one that is not a picture [3, H, W] or [H, W, 3].
     """
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
+    inputs = list_graph_inputs(model.graph)
     if len(inputs) != 1 or not _is_single_picture(inputs[0]):
         return model
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     graph = changed.graph
-    taken = {name for node in graph.node for name in (*node.input, *node.output)} | weights
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    taken |= {tensor.name for tensor in graph.initializer}
     axes: list[str] = []
     attributes: dict[str, Any] = {"axes": [0]}
-    if read_opset(model) >= 13:  # axes are an input since opset 13
+    if read_opset(model) >= 13:  # since opset 13, axes are an input
         axes, attributes = [_make_free_name("batch.axis", taken)], {}
         graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), axes[0]))
-    picture = next(value for value in graph.input if value.name not in weights)
+    (picture,) = list_graph_inputs(graph)
     inner = picture.name
     picture.name = _make_free_name(f"{inner}.batch", taken)
     _prepend_batch(picture)
@@ -527,92 +526,69 @@ HEADER_BYTES = 1 << 16
 """How much of a file `describe_foreign_format` needs."""
 
 
-@dataclass(frozen=True, slots=True)
-class _FileFormat:
-    """`magics`: (offset, bytes) at the beginning of a file.
-
-    `{name}` in `remedy` is replaced by the file name.
-    """
+class _FileFormat(NamedTuple):
+    """`magic` is a pattern for its first bytes; `{name}` in `remedy` is replaced by the file name."""
 
     what: str
     remedy: str
     suffixes: tuple[str, ...] = ()
-    magics: tuple[tuple[int, bytes], ...] = ()
+    magic: bytes = rb"(?!)"
 
 
-_ULTRALYTICS = "yolo export model={name} format=onnx"
-_FILE_FORMATS: Sequence[_FileFormat] = (
-    _FileFormat(
-        "a Git LFS pointer",
-        "fetch the file with: git lfs pull",
-        magics=((0, b"version https://git-lfs"),),
-    ),
+_EXPORT_AGAIN = "export the original model to ONNX"
+_ULTRALYTICS = f"{_EXPORT_AGAIN}: yolo export model=best.pt format=onnx (Ultralytics)"
+_CONVERT = "convert it to ONNX: python -m tf2onnx.convert"
+_PYTORCH = _FileFormat(
+    "a PyTorch model",
+    "export it to ONNX: yolo export model={name} format=onnx (Ultralytics), else torch.onnx.export",
+    (".pt", ".pth", ".torchscript", ".ckpt"),
+    rb"\x80[\x02\x04]",
+)
+_COMPRESSED = _FileFormat("a compressed file", "unpack it", (".gz", ".tgz", ".zip", ".tar"), rb"\x1f\x8b")
+_FILE_FORMATS = (
+    _FileFormat("a Git LFS pointer", "fetch the file with: git lfs pull", magic=rb"version https://git-lfs"),
     _FileFormat(
         "a web page",
-        "the download gave it instead of the model: download it again",
-        magics=((0, b"<!DOCTYPE html"), (0, b"<!doctype html"), (0, b"<html")),
+        "it was downloaded instead of the model; download the model again",
+        magic=rb"(?i)<!doctype html|<html",
     ),
-    _FileFormat(
-        "a PyTorch model",
-        f"export it to ONNX: {_ULTRALYTICS} (Ultralytics), else torch.onnx.export",
-        (".pt", ".pth", ".torchscript", ".ckpt"),
-        ((0, b"\x80\x02"), (0, b"\x80\x04")),
-    ),
+    _PYTORCH,
     _FileFormat(
         "a TensorRT engine, which only runs on the kind of GPU that it was built on",
         "give the ONNX file that it was built from; TensorRT builds its own from that",
         (".engine", ".trt", ".plan"),
-        ((0, b"ftrt"),),
+        rb"ftrt",
     ),
     _FileFormat(
         "a TensorFlow Lite model",
-        "export the original model to ONNX: yolo export model=best.pt format=onnx (Ultralytics), "
-        "or python -m tf2onnx.convert --tflite {name} --output model.onnx",
+        f"{_ULTRALYTICS}, or python -m tf2onnx.convert --tflite {{name}} --output model.onnx",
         (".tflite",),
-        ((4, b"TFL3"),),
+        rb".{4}TFL3",
     ),
-    _FileFormat(
-        "an OpenVINO model",
-        "export the original model to ONNX: yolo export model=best.pt format=onnx (Ultralytics)",
-        (".xml", ".bin"),
-        ((0, b"<?xml"), (0, b"<net ")),
-    ),
+    _FileFormat("an OpenVINO model", _ULTRALYTICS, (".xml", ".bin"), rb"<\?xml|<net "),
     _FileFormat(
         "a Keras model",
-        "convert it to ONNX: python -m tf2onnx.convert --keras {name} --output model.onnx",
+        f"{_CONVERT} --keras {{name}} --output model.onnx",
         (".h5", ".hdf5", ".keras"),
-        ((0, b"\x89HDF\r\n"),),
+        rb"\x89HDF\r\n",
     ),
     _FileFormat(
         "a file of weights without the network (safetensors)",
         "load it with the program that trained it, and export ONNX there, as optimum-cli export onnx does",
         (".safetensors",),
-        ((8, b'{"'),),
+        rb'.{8}\{"',
     ),
-    _FileFormat(
-        "a TensorFlow model",
-        "convert it to ONNX: python -m tf2onnx.convert --saved-model FOLDER --output model.onnx",
-        (".pb",),
-    ),
-    _FileFormat(
-        "a Core ML model",
-        "export the original model to ONNX: yolo export model=best.pt format=onnx (Ultralytics)",
-        (".mlmodel", ".mlpackage"),
-    ),
-    _FileFormat(
-        "an ncnn model",
-        "export the original model to ONNX",
-        (".param",),
-        ((0, b"7767517"),),
-    ),
+    _FileFormat("a TensorFlow model", f"{_CONVERT} --saved-model FOLDER --output model.onnx", (".pb",)),
+    _FileFormat("a Core ML model", _ULTRALYTICS, (".mlmodel", ".mlpackage")),
+    _FileFormat("an ncnn model", _EXPORT_AGAIN, (".param",), rb"7767517"),
     _FileFormat(
         "a Paddle model",
         "convert it to ONNX: paddle2onnx --model_dir FOLDER --save_file model.onnx",
         (".pdmodel", ".pdiparams", ".pdparams"),
     ),
     _FileFormat("a Darknet model", "convert it to ONNX with a port of it to PyTorch", (".weights", ".cfg")),
-    _FileFormat("an RKNN model", "give the ONNX file that it was built from", (".rknn",), ((0, b"RKNN"),)),
-    _FileFormat("a compressed file", "unpack it", (".gz", ".tgz", ".zip", ".tar"), ((0, b"\x1f\x8b"),)),
+    _FileFormat("an RKNN model", "give the ONNX file that it was built from", (".rknn",), rb"RKNN"),
+    _COMPRESSED,
 )
 
 
@@ -621,21 +597,14 @@ def describe_foreign_format(path: Path, head: bytes) -> str | None:
 
     None if unknown.
     """
-    is_zip = head.startswith(b"PK\x03\x04")
-    if is_zip and b"data.pkl" in head:  # PyTorch saves ZIP archives
-        return _describe_format(next(kind for kind in _FILE_FORMATS if ".pt" in kind.suffixes), path)
-    found = next((kind for kind in _FILE_FORMATS if _has_magic(kind, head)), None)
-    suffix = path.suffix.lower()
-    # Ultralytics writes metadata in front of an engine, so its magic bytes are not found.
-    found = found or next((kind for kind in _FILE_FORMATS if suffix in kind.suffixes), None)
-    if found is None and is_zip:
-        found = _FILE_FORMATS[-1]
-    return None if found is None else _describe_format(found, path)
-
-
-def _has_magic(kind: _FileFormat, head: bytes) -> bool:
-    return any(head[start : start + len(magic)] == magic for start, magic in kind.magics)
-
-
-def _describe_format(kind: _FileFormat, path: Path) -> str:
-    return f"is no ONNX file but {kind.what}; {kind.remedy.replace('{name}', path.name)}"
+    is_zip, suffix = head.startswith(b"PK\x03\x04"), path.suffix.lower()
+    # Ultralytics writes metadata in front of a TensorRT engine, so only its suffix is recognised.
+    fitting = (
+        *(kind for kind in _FILE_FORMATS if re.match(kind.magic, head, re.DOTALL)),
+        *(kind for kind in _FILE_FORMATS if suffix in kind.suffixes),
+        *((_COMPRESSED,) if is_zip else ()),
+    )
+    found = _PYTORCH if is_zip and b"data.pkl" in head else next(iter(fitting), None)
+    if found is None:
+        return None
+    return f"is not an ONNX file but {found.what}; {found.remedy.replace('{name}', path.name)}"

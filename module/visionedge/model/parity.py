@@ -112,7 +112,7 @@ class Parity:
         """The reverse of `document`.
 
         Raises:
-            KeyError, TypeError, ValueError: it is none.
+            KeyError, TypeError, ValueError: the document has another form.
         """
         ap = document["ap"]
         return Parity(
@@ -147,7 +147,7 @@ def compare_detections(
     *,
     iou: float = MATCH_IOU,
 ) -> Parity:
-    """Compare what two precisions see on the same pictures; detections from half of `CONFIDENCE` on."""
+    """Compare the detections of two precisions on the same pictures, from half of `CONFIDENCE` on."""
     pairs = zip(reference, variant, strict=True)
     shifts = np.concatenate(
         [np.zeros(0), *(_compute_score_shifts(some, others, iou) for some, others in pairs)]
@@ -165,7 +165,7 @@ def compare_detections(
 
 
 def _compute_score_shifts(some: Detections, others: Detections, iou: float) -> NDArray[np.float64]:
-    """How far the score of each counting box of either side lies from its partner's; NaN without one."""
+    """The score difference of each box from `CONFIDENCE` on, of both sides, to its match; NaN without one."""
     sides = [np.full(len(some), np.nan), np.full(len(others), np.nan)]
     for one, other in _match_boxes(some, others, iou):
         away = abs(float(some.scores[one]) - float(others.scores[other]))
@@ -175,10 +175,11 @@ def _compute_score_shifts(some: Detections, others: Detections, iou: float) -> N
 
 
 def _match_boxes(some: Detections, others: Detections, iou: float) -> Iterator[tuple[int, int]]:
-    """Pairs of boxes that are the same thing, each box in one pair at most.
+    """Pairs of boxes of the same object, each box in one pair at most.
 
-    The best overlap pairs first, of equal ones the nearest scores: models that suppress nothing may give one
-    box twice. What is left to decide then is decided by the values alone, so that neither side goes first.
+    Pairs with the largest overlap come first, then those with the most similar scores, because models without
+    suppression can output one box twice. Remaining ties are decided by the values alone, so that exchanging
+    the two sides does not change the pairs.
     """
     same = _compute_match_iou(some, others)
     ways = sorted(
@@ -202,14 +203,15 @@ def _sort_values(seen: Detections, index: int) -> list[float]:
 
 
 def _match_rank(iou: float, one: list[float], other: list[float]) -> tuple[float, float, list[list[float]]]:
-    """For sorting: the pair to make first is the least; the same from either side."""
+    """The sort key of a pair: the smallest is matched first. Exchanging the sides does not change it."""
     return -iou, abs(one[0] - other[0]), sorted([one, other], reverse=True)
 
 
 def _compute_match_iou(some: Detections, others: Detections) -> NDArray[np.float64]:
-    """IoU of each with each, (n, m), 0 if they cannot be partners: other classes, or neither side is sure.
+    """IoU of each box with each of the other side, (n, m); 0 for pairs that cannot match.
 
-    One of the two has to count, and the other to be half as sure at least.
+    Two boxes match only if their classes are equal, one score is at least `CONFIDENCE` and the other at least
+    half of it.
     """
     boxes = np.concatenate([some.boxes, others.boxes]).astype(np.float64)
     n = len(some)

@@ -115,9 +115,9 @@ def to_detections(
 ) -> Detections:
     """The detections in rows, in falling order of score; boxes are relative to the source picture.
 
-    Boxes are clipped to it. Left out are rows below `confidence`, of classes outside `class_ids`, and with
-    NaN or infinity; boxes that another one of their class suppresses (`iou` None: none); and empty boxes.
-    At most `MAX_DETECTIONS` remain.
+    Boxes are clipped to the picture. These rows are left out: with a score below `confidence`, a class
+    outside `class_ids`, NaN or infinity; suppressed by another box of their class (`iou` None: none is); and
+    empty boxes. At most `MAX_DETECTIONS` remain.
     """
     keep = (rows[:, 4] >= confidence) & np.isfinite(rows).all(axis=1)
     if class_ids is not None:

@@ -1,6 +1,6 @@
-"""How a picture is prepared: as the model's family has it, unless the model or its owner says otherwise."""
+"""How a picture is prepared: as for the family of the model, unless the model or its owner says otherwise."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +32,40 @@ _IMAGENET_MEAN = np.array([123.675, 116.28, 103.53])
 _MEAN_TOLERANCE = 1.5
 
 
+def interpret(
+    name: str,
+    signature: ModelSignature,
+    picture: NetworkInput,
+    decoder: Decoder,
+    family: Preprocess,
+    *,
+    class_count: int,
+    needs_nms: bool,
+    evidence: Iterable[str],
+    prepares_bytes_itself: bool = False,
+    background: bool = False,
+) -> ModelInterpretation:
+    """The interpretation of a model by the head `name`, with `evidence` for the head.
+
+    The preprocessing is that of the `family`, unless the model or its owner says otherwise (see
+    `choose_preprocess`, and there the errors that are raised).
+    """
+    preprocess, preprocess_evidence = choose_preprocess(
+        signature, picture, family, prepares_bytes_itself=prepares_bytes_itself
+    )
+    stated = ("the head is stated",) if signature.states_head(name) else ()
+    return ModelInterpretation(
+        head=name,
+        input=picture,
+        preprocess=preprocess,
+        decoder=decoder,
+        class_count=class_count,
+        needs_nms=needs_nms,
+        evidence=(*stated, *evidence, *preprocess_evidence),
+        background=background,
+    )
+
+
 def choose_preprocess(
     signature: ModelSignature,
     picture: NetworkInput,
@@ -41,8 +75,8 @@ def choose_preprocess(
 ) -> tuple[Preprocess, tuple[str, ...]]:
     """The preprocessing of a model, and the evidence for it.
 
-    Statements (``visionedge.input``, `MODEL.yaml`) come first, then what the first nodes of the network
-    show, then `family`. `prepares_bytes_itself`: models of this family with a uint8 input prepare their
+    Statements (``visionedge.input``, `MODEL.yaml`) come first, then the evidence in the first nodes of the
+    network, then `family`. `prepares_bytes_itself`: models of this family with a uint8 input prepare their
     picture themselves.
 
     Raises:
@@ -63,9 +97,8 @@ def choose_preprocess(
         evidence.append("its first nodes swap red and blue")
     if "color" not in stated and (order := _find_color_order(input_ops)) not in (None, preprocess.color):
         raise ModelError(
-            f"its first nodes subtract ImageNet's mean in the order {str(order).upper()}, but models"
-            f" of its family take {preprocess.color.upper()}; state input.color in "
-            "MODEL.yaml beside it",
+            f"its first nodes subtract ImageNet's mean in the order {str(order).upper()}, but models of its"
+            f" family take {preprocess.color.upper()}; state input.color in MODEL.yaml beside it",
             state=(f"input: {{color: {order}}}   # or {preprocess.color}",),
         )
     if (
@@ -95,7 +128,7 @@ def _check_bounds(input_ops: InputOps, preprocess: Preprocess) -> None:
     """Check that no Clip and no rounding in the graph would damage a picture that is prepared this way.
 
     Raises:
-        ModelError: one would, so this preprocessing is wrong.
+        ModelError: a node would damage it, so this preprocessing is wrong.
     """
     ends = [
         (pixel * preprocess.scale - m) / s
@@ -111,7 +144,7 @@ def _check_bounds(input_ops: InputOps, preprocess: Preprocess) -> None:
                 else f"clips its picture at {bound.low:.4g} and {bound.high:.4g}"
             )
             raise ModelError(
-                f"{what}, which does not fit pixels of {low:.4g} to {high:.4g} as its family has them;"
+                f"{what}, which does not fit the pixels of its family, {low:.4g} to {high:.4g};"
                 " state input.scale (and input.mean, input.std) in MODEL.yaml beside it",
                 state=(_MODEL_YAML_EXAMPLE,),
             )
@@ -144,7 +177,9 @@ def _parse_anchor(said: str) -> Anchor:
     """The position of a letterboxed picture by the key that LibreYOLO's exporters write."""
     anchors: dict[str, Anchor] = {"topleft": "top-left", "center": "center"}
     if said not in anchors:
-        raise ModelError(f"its metadata 'letterbox_pad' says {said[:40]!r}, which is no place known; {_HINT}")
+        raise ModelError(
+            f"its metadata 'letterbox_pad' says {said[:40]!r}, which is not a known position; {_HINT}"
+        )
     return anchors[said]
 
 
@@ -154,20 +189,18 @@ def _adapt_to_input_ops(
     if not input_ops.changes_values:
         if picture.dtype == "uint8":
             return _without_mean(family, 255), ["takes bytes"]
-        return family, ["colour and scaling as its family has them"]
+        return family, ["colour and scaling of its family"]
     top = _find_pixel_range(input_ops)
     if top is None or (top == 1 and picture.dtype == "uint8"):
         raise ModelError(
-            f"its first nodes scale the picture by {_format_values(input_ops.factor)} and add "
-            f"{_format_values(input_ops.offset)},"
-            f" which fits neither pixels of 0-255 nor of 0-1; {_HINT}",
+            f"its first nodes scale the picture by {_format_values(input_ops.factor)} and add"
+            f" {_format_values(input_ops.offset)}, which fits neither pixels of 0-255 nor of 0-1; {_HINT}",
             state=(_MODEL_YAML_EXAMPLE,),
         )
     if any(family.mean) and not any(input_ops.offset):
         raise ModelError(
-            f"its first nodes scale the picture by {_format_values(input_ops.factor)} but subtract no "
-            "mean, as its"
-            f" family needs; {_HINT}",
+            f"its first nodes scale the picture by {_format_values(input_ops.factor)}, but do not subtract"
+            f" the mean that its family needs; {_HINT}",
             state=(_MODEL_YAML_EXAMPLE,),
         )
     return _without_mean(family, top), [f"normalises by itself: takes pixels of 0-{top}"]
@@ -182,7 +215,7 @@ def _find_pixel_range(input_ops: InputOps) -> int | None:
     """The range of pixels, 255 or 1, that the first nodes scale to the usual range of networks."""
     factor, offset = np.array(input_ops.factor), np.array(input_ops.offset)
     if (np.abs(factor - 1) < 0.1).all() and (offset < -20).all():
-        return 255  # a mean is subtracted from pixels, and no more
+        return 255  # only a mean is subtracted from pixels
     for top in (255, 1):
         width = factor * top
         if (width >= 0.5).all() and (width <= 12).all() and (np.abs(offset) <= 6).all():
@@ -212,6 +245,11 @@ def is_detector(signature: ModelSignature, classes: int | None = None) -> bool:
         return True
     names = read_class_names(signature.metadata)
     return classes > 0 and (names is None or len(names) == classes)
+
+
+def describe_class_count(count: int) -> str:
+    """The number of classes as evidence; 0 is an unknown number."""
+    return f"{count} classes are visible in it" if count else "it does not show the number of classes"
 
 
 def describe_exporter(signature: ModelSignature) -> tuple[str, ...]:
@@ -279,7 +317,7 @@ def scale_boxes_back(signature: ModelSignature, interpretation: ModelInterpretat
     if shaped or any(abs(a - b) <= _RATIO_TOLERANCE * b for a in seen for b in ratios):
         raise ModelError(
             f"its first nodes resize the picture from {picture.width_px} x {picture.height_px} to"
-            f" {inner.width_px} x {inner.height_px}, and its last ones may scale the boxes back or may not;"
+            f" {inner.width_px} x {inner.height_px}, and its last nodes may or may not scale the boxes back;"
             f" export it without the Resize, for pictures of {inner.width_px} x {inner.height_px}",
             state=(),
         )

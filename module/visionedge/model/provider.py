@@ -9,8 +9,9 @@ from pathlib import Path
 from visionedge.config.addresses import format_url, model_name_from_url
 from visionedge.config.schema import ModelConfig
 from visionedge.errors import ModelError
-from visionedge.model.download import DownloadRequest, DownloadRetryPolicy, ModelDownload, ModelStore
+from visionedge.model.download import DownloadRequest, DownloadRetryPolicy, ModelDownload
 from visionedge.model.model import Model, find_bundled_model, load_model
+from visionedge.model.model_store import ModelStore
 from visionedge.runtime.threads import ThreadGroup, run_on_thread
 
 MAX_CHANGE_TRIES = 5
@@ -19,17 +20,17 @@ MAX_CHANGE_TRIES = 5
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model's file; `url` and `sha256` where it was fetched."""
+    """A model file; `url` and `sha256` are set if it was downloaded."""
 
     path: Path
     url: str | None = None
     sha256: str | None = None
 
     def load(self) -> Model:
-        """Read the model; one that was fetched is called as its address calls it. Blocks.
+        """Read the model; a downloaded one is named after its address. Blocks.
 
         Raises:
-            ModelError: as `load_model`, in words that name the address instead of the file.
+            ModelError: as `load_model`, but the message has the address instead of the file.
         """
         try:
             model = load_model(self.path)
@@ -44,7 +45,7 @@ class ModelSource:
         return replace(model, name=model_name_from_url(self.url))
 
     def message(self, error: Exception) -> str:
-        """The text of an error with the address in place of the file, which people do not know."""
+        """The text of an error with the address instead of the file, which people do not know."""
         text = str(error)
         if self.url is None:
             return text
@@ -103,7 +104,7 @@ class ModelProvider:
             return local_source
         loop = asyncio.get_running_loop()
 
-        def trouble(message: str) -> None:
+        def report_failure(message: str) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed when the module has ended
                 loop.call_soon_threadsafe(self._on_failure, message)
 
@@ -112,7 +113,7 @@ class ModelProvider:
             self._store,
             tries=tries,
             retry_policy=self._retry_policy,
-            on_failure=trouble,
+            on_failure=report_failure,
         )
         try:
             path = await run_on_thread(self._thread_group, "fetching", download.run)

@@ -1,4 +1,4 @@
-"""`MODEL.yaml` beside `MODEL.onnx`: statements of its owner where recognition is not possible.
+"""`MODEL.yaml` beside `MODEL.onnx`: statements of the owner where a model cannot be recognised.
 
     head: yolox                    # one of the known heads
     input: {color: rgb, scale: 0.00392156863, mean: [0, 0, 0], std: [1, 1, 1],
@@ -7,23 +7,21 @@
     nms: true                      # whether overlapping boxes still have to be suppressed
     anchors: [[10, 13], [16, 30], [33, 23]]
 
-Every key may be left out. It becomes metadata as the model itself can carry it (``visionedge.head``,
-``visionedge.input``, ``visionedge.nms``, ``anchors``, ``names``) and wins over the model's own.
+Every key is optional. It becomes metadata that a model can also carry itself (``visionedge.head``,
+``visionedge.input``, ``visionedge.nms``, ``anchors``, ``names``), and overrides the model's own.
 """
 
 import difflib
 import json
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from visionedge.config.documents import read_document
 from visionedge.errors import ConfigError, ModelError
-from visionedge.frames.types import Anchor, FitMode, Resample, Rounding
 from visionedge.model.heads import load_heads
-from visionedge.model.interpretation import MAX_SIDE_PX, Color
+from visionedge.model.interpretation import INPUT_CHECKS, Check, check_one_of, is_number
 from visionedge.model.labels import make_printable
 
 _DATA_YAML_KEYS = frozenset({"path", "train", "val", "test", "nc", "names", "channels", "download"})
@@ -31,20 +29,19 @@ _DATA_YAML_KEYS = frozenset({"path", "train", "val", "test", "nc", "names", "cha
 
 @dataclass(frozen=True, slots=True)
 class DataYaml:
-    """A `data.yaml` of Ultralytics, which often lies beside a model under the name of its `MODEL.yaml`.
+    """A `data.yaml` of Ultralytics, which often lies beside a model with the name of its `MODEL.yaml`.
 
-    It describes training data. Only its class names are used, and only if neither the model nor a file of
-    labels names the classes. `names` is empty if they cannot be read.
+    It describes training data. Only its class names are used, and only if neither the model nor a labels file
+    names the classes. `names` is empty if they cannot be read.
     """
 
     file: str
     names: tuple[str, ...]
 
     def labels(self, labels: tuple[str, ...], origin: str) -> tuple[tuple[str, ...], str]:
-        """The labels of a model and their origin: the names of the data set if they fit, else the given ones.
+        """The labels of a model and their origin: the names of the data set if they fit, else the arguments.
 
-        `labels` and `origin` are those without this file; `labels` is empty if the number of classes is
-        unknown.
+        `labels` is empty if the number of classes is unknown.
         """
         is_guess = origin == "nothing" or origin.endswith("by their number")
         fits = bool(self.names) and len(labels) in (0, len(self.names))
@@ -66,9 +63,6 @@ def parse_data_yaml(file: str, document: Mapping[str, Any], sidecar_keys: Collec
         file, tuple(make_printable(str(name).strip()) for name in names) if readable and names else ()
     )
 
-
-Check = Callable[[Any], str | None]
-"""Returns what a value must be, as text; None if it is right."""
 
 _SIDECAR_KEYS = {
     "visionedge.head": "head",
@@ -113,7 +107,7 @@ def read_sidecar(path: Path) -> Sidecar:
         return Sidecar(data_yaml=data_yaml)
     inner = document.get("input")
     problems = _find_problems(document, _KEYS, "")
-    problems += _find_problems(inner, _INPUT_KEYS, "input.") if isinstance(inner, dict) else []
+    problems += _find_problems(inner, INPUT_CHECKS, "input.") if isinstance(inner, dict) else []
     if problems:
         raise ModelError(f"{beside}: {'; '.join(problems)}")
     return Sidecar(beside.name, _metadata(document))
@@ -150,14 +144,6 @@ def _suggestion(key: str, known: Mapping[str, Check]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known here: {', '.join(known)}"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_one_of(*choices: str) -> Check:
-    return lambda value: None if value in choices else f"must be {' or '.join(choices)}"
-
-
 def _check_head(value: Any) -> str | None:
     names = [head.name for head in load_heads() if head.name != "compiled"]
     if value in names:
@@ -175,30 +161,6 @@ def _check_boolean(value: Any) -> str | None:
     return None if isinstance(value, bool) else "must be true or false"
 
 
-def _check_scale(value: Any) -> str | None:
-    return None if _is_number(value) and value > 0 else "must be a number above 0, such as 0.00392156863"
-
-
-def _check_grey_level(value: Any) -> str | None:
-    right = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
-    return None if right else "must be a grey level, 0 to 255"
-
-
-def _check_side(value: Any) -> str | None:
-    right = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_SIDE_PX
-    return None if right else f"must be a number of pixels, 1 to {MAX_SIDE_PX}"
-
-
-def _check_three_numbers(zero: bool) -> Check:
-    def check(value: Any) -> str | None:
-        right = isinstance(value, list) and len(value) == 3 and all(_is_number(v) for v in value)
-        if right and (zero or 0 not in value):
-            return None
-        return "must be three numbers" if zero else "must be three numbers, none of them 0"
-
-    return check
-
-
 def _check_labels(value: Any) -> str | None:
     right = isinstance(value, list) and value and all(isinstance(v, str) and v.strip() for v in value)
     return None if right else "must be a list of words, one for each class"
@@ -209,7 +171,7 @@ def _check_anchors(value: Any) -> str | None:
     while any(isinstance(item, list) for item in flat):
         flat = [inner for item in flat for inner in (item if isinstance(item, list) else [item])]
     right = isinstance(value, list) and len(flat) >= 2 and len(flat) % 2 == 0
-    if right and all(_is_number(v) and v > 0 for v in flat):
+    if right and all(is_number(v) and v > 0 for v in flat):
         return None
     return "must be pairs of a width and a height, such as [[10, 13], [16, 30]]"
 
@@ -220,18 +182,5 @@ _KEYS: Mapping[str, Check] = {
     "labels": _check_labels,
     "nms": _check_boolean,
     "anchors": _check_anchors,
-    "boxes": _check_one_of("corners", "centers"),
-}
-_INPUT_KEYS: Mapping[str, Check] = {
-    "color": _check_one_of(*get_args(Color)),
-    "scale": _check_scale,
-    "mean": _check_three_numbers(zero=True),
-    "std": _check_three_numbers(zero=False),
-    "fit": _check_one_of(*get_args(FitMode)),
-    "anchor": _check_one_of(*get_args(Anchor)),
-    "pad": _check_grey_level,
-    "resample": _check_one_of(*get_args(Resample)),
-    "rounding": _check_one_of(*get_args(Rounding)),
-    "width": _check_side,
-    "height": _check_side,
+    "boxes": check_one_of("corners", "centers"),
 }

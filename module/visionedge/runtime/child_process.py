@@ -9,11 +9,14 @@ its parent, and nothing from the working folder, which is the data folder in the
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, overload
+
+from visionedge.errors import UnavailableError
 
 # Prefixes of the variables that a child needs: paths of programs, libraries and caches, locale and time zone,
 # settings of the GPU, arithmetic and video libraries, and of Python.
@@ -92,18 +95,28 @@ def start_child(
     )
 
 
-def run_child(target: str, stdin: bytes, timeout_s: float) -> subprocess.CompletedProcess[bytes]:
+def run_child(
+    target: str, stdin: bytes, timeout_s: float, *, purpose: str
+) -> subprocess.CompletedProcess[bytes]:
     """Run a module of ours to its end and return its output and exit code.
 
+    A child that has not ended after `timeout_s` is killed. Its exit code is then -SIGALRM, as if its own
+    alarm had ended it (see `limit_this_child`).
+
     Raises:
-        subprocess.TimeoutExpired: the child did not end within `timeout_s` and was killed.
-        OSError: the process cannot be started.
+        UnavailableError: the process cannot be started; `purpose`, such as "examine the model", completes the
+            message.
     """
-    with start_child(target, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-        try:
-            stdout, stderr = child.communicate(stdin, timeout_s)
-        finally:
-            child.kill()
+    try:
+        with start_child(target, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+            try:
+                stdout, stderr = child.communicate(stdin, timeout_s)
+            except subprocess.TimeoutExpired:
+                return subprocess.CompletedProcess(child.args, -signal.SIGALRM, b"", b"")
+            finally:
+                child.kill()
+    except OSError as error:
+        raise UnavailableError(f"cannot {purpose}: no process can be started: {error.strerror}") from None
     return subprocess.CompletedProcess(child.args, child.returncode, stdout, stderr)
 
 
@@ -145,11 +158,18 @@ _MACHINE_LIMITS = {
 _OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "bad allocation", "Failed to allocate memory")
 
 
-def explain_machine_limit(stderr: bytes) -> str | None:
-    """Return the limit of this machine that a child reports on stderr, or None if it reports no such limit.
+def check_machine_limit(stderr: bytes, *, purpose: str) -> None:
+    """Check that no limit of this machine ended a child; else its failure is the fault of its model.
 
-    Without such a limit, the failure of a child is the fault of its model.
+    Raises:
+        UnavailableError: the child reports such a limit on stderr; `purpose` as in `run_child`.
     """
+    if (limit := explain_machine_limit(stderr)) is not None:
+        raise UnavailableError(f"cannot {purpose}: {limit}")
+
+
+def explain_machine_limit(stderr: bytes) -> str | None:
+    """Return the limit of this machine that a child reports on stderr; None if it reports none."""
     text = stderr.decode(errors="replace")
     for sign, limit in _MACHINE_LIMITS.items():
         if sign in text:
@@ -164,8 +184,15 @@ _LIBRARY_BYTES = 4 << 30
 """Address space that the libraries of a child map, beside its data."""
 
 
-def compute_address_space_bytes() -> int:
-    """Return the largest address space for a child: the machine's memory, or less if a limit is lower."""
+def limit_this_child(timeout_s: int) -> None:
+    """Limit a child before it handles an untrusted model; called in the child.
+
+    It writes no core dump, its address space is bounded by the machine's memory (or by a lower limit of the
+    system), and SIGALRM ends it after `timeout_s`, even in native code.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + _LIBRARY_BYTES
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    return limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    signal.alarm(timeout_s)

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import itertools
 import json
+import logging
 import math
 import os
 import re
@@ -17,6 +18,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 MAX_SET_ASIDE_FILES = 3
 """Damaged files of one name that are kept in a folder; the oldest is replaced first."""
@@ -261,6 +264,18 @@ def set_aside(path: Path, companions: tuple[str, ...] = (), name: str | None = N
                 younger.replace(older)
         _remove_empty_folder(targets[0])
         old.replace(targets[0])
+
+
+def set_aside_special_file(path: Path) -> bool:
+    """Rename a file of a cache that is not a regular file, and log it; whether it was one. Raises nothing.
+
+    Opening a pipe would block, and a folder could not be replaced by a file.
+    """
+    if not is_special_file(path):
+        return False
+    log.warning("%s: is not a regular file; renamed", path)
+    set_aside_damaged(path)
+    return True
 
 
 def set_aside_damaged(path: Path) -> None:

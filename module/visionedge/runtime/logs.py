@@ -12,6 +12,7 @@ LOG_INTERVAL_S = 10.0
 """Interval of log lines that could otherwise be caused a thousand times per second."""
 
 _FIRST_LINES, _MAX_LINES = 10, 60
+_MAX_RECENT_LINES, _MAX_RECENT_CHARS = 500, 2000
 
 
 class RedactingFormatter(logging.Formatter):
@@ -37,14 +38,13 @@ class RedactingFormatter(logging.Formatter):
 class RecentLogHandler(logging.Handler):
     """Keeps the newest log lines for remote diagnosis."""
 
-    def __init__(self, max_lines: int = 500, max_chars: int = 2000) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._max_chars = max_chars
-        self._lines: deque[str] = deque(maxlen=max_lines)
+        self._lines: deque[str] = deque(maxlen=_MAX_RECENT_LINES)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the text of a record."""
-        self._lines.append(self.format(record)[: self._max_chars])
+        self._lines.append(self.format(record)[:_MAX_RECENT_CHARS])
 
     def text(self) -> str:
         """Return the lines, oldest first."""

@@ -93,11 +93,10 @@ class PrecisionChoice:
 def choose_fastest(
     candidates: Mapping[str, Callable[[], object]],
     *,
-    min_speedup: float = MIN_SPEEDUP,
     budget_s: float = 2.0,
     clock: Callable[[], int] = time.monotonic_ns,
 ) -> PrecisionChoice:
-    """Choose the fastest candidate if it beats the first one (fp32) by `min_speedup`, else the first one.
+    """Choose the fastest candidate if it beats the first one (fp32) by `MIN_SPEEDUP`, else the first one.
 
     A call of a candidate computes one batch on the calling thread; see `interleaved_medians`.
     """
@@ -109,7 +108,7 @@ def choose_fastest(
     factor = measured[best].speedup
     if best == first:
         return PrecisionChoice(first, "there is no other", ms)
-    if factor < min_speedup:
+    if factor < MIN_SPEEDUP:
         return PrecisionChoice(
             first, f"{best} was measured {factor:.2f} times as fast here: no gain ({figures})", ms
         )

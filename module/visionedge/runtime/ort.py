@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import io
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from visionedge.errors import UnavailableError
@@ -33,6 +34,28 @@ def import_onnxruntime(log_severity: int = _FATAL_ONLY) -> Any:
         ) from None
     onnxruntime.set_default_logger_severity(log_severity)
     return onnxruntime
+
+
+def make_session_options(threads: int = 0, settings: Mapping[str, str] | None = None) -> Any:
+    """Return options of a session that logs nothing; `threads` 0: one thread per core.
+
+    `settings` are onnxruntime's session configuration entries, by key.
+    """
+    options = import_onnxruntime().SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = _FATAL_ONLY
+    for key, value in (settings or {}).items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def open_cpu_session(graph: bytes, options: Any = None) -> Any:
+    """Open a graph on the CPU, with the default `make_session_options` if no options are given.
+
+    Raises what onnxruntime raises.
+    """
+    options = make_session_options() if options is None else options
+    return import_onnxruntime().InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def load_cuda_libraries(onnxruntime: Any) -> None:

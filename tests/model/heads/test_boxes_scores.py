@@ -112,7 +112,7 @@ def test_scores_without_a_sigmoid_get_one(tmp_path: Path) -> None:
 def test_preprocessing_is_never_guessed(tmp_path: Path) -> None:
     """These families differ only in that, and nothing shows it; a graph that scales by itself does."""
     path = _apart(tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match="prepared in different ways; state input"):
+    with pytest.raises(ModelError, match="differ in preprocessing; state input"):
         load_model(path)
     scaled = load_model(_apart(tmp_path / "scaled.onnx", scaled=True))
     assert scaled.interpretation.preprocess.scale == 1.0

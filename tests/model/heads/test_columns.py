@@ -45,7 +45,7 @@ def test_other_columns_or_classes_from_1_are_not_read_as_a_yolo_list(
     tmp_path: Path, order: str, first: int
 ) -> None:
     """EfficientDet in PyTorch counts from 1, and takes pictures prepared otherwise."""
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(_six(tmp_path / "m.onnx", order, first))
 
 
@@ -75,5 +75,5 @@ def test_rows_of_seven_end_in_class_and_score(tmp_path: Path) -> None:
 
 def test_rows_of_seven_that_end_in_score_and_class_are_refused(tmp_path: Path) -> None:
     """YOLO-NAS writes them so, and prepares its pictures otherwise."""
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(_seven(tmp_path / "m.onnx", score_last=False))

@@ -100,7 +100,7 @@ def test_labels_may_include_or_omit_the_background_but_their_number_must_match(t
 def test_an_automl_detector_is_preprocessed_like_its_own_script(tmp_path: Path) -> None:
     """The labels.json beside the model shows it: stretched, ImageNet's mean subtracted."""
     path = _made(tmp_path / "model.onnx", "automl", batch=True)
-    with pytest.raises(ModelError, match=r"for Azure AutoML put its labels\.json beside it"):
+    with pytest.raises(ModelError, match=r"for a model of Azure AutoML put its labels\.json beside it"):
         load_model(path)
     (tmp_path / "labels.json").write_text(json.dumps(["--bg--", "can", "carton", "milk", "bottle"]))
     model = load_model(path)
@@ -149,5 +149,5 @@ def test_an_invalid_labels_json_gives_a_one_line_error(tmp_path: Path, text: str
     """It is named with the remedy."""
     path = _made(tmp_path / "m.onnx", "torchvision")
     (tmp_path / "labels.json").write_text(text)
-    with pytest.raises(ModelError, match=r"labels\.json: is no JSON list of labels"):
+    with pytest.raises(ModelError, match=r"labels\.json: is not a JSON list of labels"):
         load_model(path)

@@ -217,7 +217,7 @@ def test_without_the_export_file_the_model_is_refused_unless_stated(tmp_path: Pa
         ([RESIZE, IMAGENET | {"std": [1, 0, 1]}], "asks for a std of 0"),
         ([RESIZE, IMAGENET | {"mean": ["a", 0, 0]}], "asks for mean:"),
         ([RESIZE, IMAGENET | {"mean": [0.5]}], "asks for mean:"),
-        ([{"no": "type"}], "it has no list Preprocess"),
+        ([{"no": "type"}], "the list Preprocess is missing"),
     ],
 )
 def test_unsupported_steps_in_the_export_file_are_refused(
@@ -305,5 +305,5 @@ def test_the_original_picture_size_is_not_read_as_a_scale_factor(tmp_path: Path)
     six = graph.add("Slice", flat, graph.whole(0), graph.whole(60), graph.whole(0))
     moved = graph.add("Add", six, graph.add("ReduceMax", graph.add("Cast", sizes, to=1)))
     graph.output(graph.add("Reshape", moved, graph.whole(10, 6)), "rows", "float32", 10, 6)
-    with pytest.raises(ModelError, match="no detector"):
+    with pytest.raises(ModelError, match="not a detector"):
         load_model(graph.save(tmp_path / "m.onnx"))

@@ -93,7 +93,7 @@ def test_scores_of_the_second_picodet_get_no_further_sigmoid(tmp_path: Path) -> 
     detector = TinyDetector(metadata={}, strides=(8, 16, 32, 64), producer="")
     model = load_model(_rooted(detector, tmp_path / "two.onnx"))
     assert (model.head, model.interpretation.class_count) == ("picodet", detector.classes)
-    assert "a sigmoid made the scores" in model.evidence
+    assert "a sigmoid computed the scores" in model.evidence
     plain = load_model(_named(detector.save(tmp_path / "one.onnx"), GRAPHS[0]))
     shots = pictures(2)
     np.testing.assert_allclose(compiled_rows(model, shots), compiled_rows(plain, shots), rtol=1e-4, atol=1e-3)

@@ -19,7 +19,7 @@ from visionedge.config.load import parse_config
 from visionedge.engine.device.devices import DeviceState, ReasonCode
 from visionedge.engine.device.session import NodePlacement
 from visionedge.frames.types import utc_now
-from visionedge.model.download import ModelStore
+from visionedge.model.model_store import ModelStore
 from visionedge.ops.doctor.facts import DoctorRequest, RunningEngine
 from visionedge.ops.doctor.host import detect_environment, this_host
 from visionedge.ops.doctor.report import examine
@@ -194,7 +194,7 @@ def test_a_model_by_address_is_placed_after_its_download(tmp_path: Path) -> None
     report = examine(DoctorRequest("auto", config, tmp_path), machine.host())
     assert report.chain[-1].found == "unknown: the model is not downloaded yet"
     with ModelStore(tmp_path).open_partial("ab" * 32) as part:
-        ModelStore(tmp_path).commit(part, "ab" * 32)
+        part.commit()
     report = examine(DoctorRequest("auto", config, tmp_path), machine.host())
     assert report.chain[-1].found == "all 212 nodes of the model on cuda"
 

@@ -28,7 +28,7 @@ from visionedge.engine.device.devices import (
 from visionedge.engine.device.faults import EngineError, describe_error
 from visionedge.frames.types import Picture
 from visionedge.model.postprocess import Rows
-from visionedge.runtime.ort import import_onnxruntime, load_cuda_libraries
+from visionedge.runtime.ort import import_onnxruntime, load_cuda_libraries, make_session_options
 
 log = logging.getLogger(__name__)
 
@@ -355,11 +355,8 @@ def open_session(
 def _open_with(
     onnxruntime: Any, graph: bytes, device: EffectiveDevice, choice: ProviderConfig, notes: list[str]
 ) -> Session:
-    options = onnxruntime.SessionOptions()
-    # One thread each: lanes run in parallel on a CPU, and a GPU needs none.
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # One thread: lanes run in parallel on a CPU, and a GPU needs none.
+    options = make_session_options(1, {"session.record_ep_graph_assignment_info": "1"})
     providers = [
         check_provider_options(PROVIDERS[name], choice.options.get(name, {}))
         for name in device_preference("cpu" if device == "cpu" else device)

@@ -13,7 +13,7 @@ from onnx import defs, helper
 # Folded before the graph runs, so they need no kernel.
 _FOLDED_OPERATORS = frozenset({"Constant"})
 
-# Types of older versions where they are fewer: (operator, from which version on the list holds).
+# Operators that had fewer types before a version: (that version, the types before it).
 _TYPES_BEFORE_VERSION: Mapping[str, tuple[int, frozenset[str]]] = {
     "Clip": (12, frozenset({"float"})),
     **{
@@ -27,10 +27,7 @@ _VERSION_RANGE = re.compile(r"(\d+)\+|\[(\d+), (\d+)\]|(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class CudaKernel:
-    """`versions` are ranges of the operator's version.
-
-    `types` those of each constraint (see `_constraint_types`).
-    """
+    """The ranges of operator versions of a kernel, and its types by constraint (see `_constraint_types`)."""
 
     versions: tuple[tuple[int, int], ...]
     types: Mapping[str, frozenset[str]]
@@ -71,8 +68,8 @@ def explain_missing_kernel(
 ) -> str | None:
     """Why a node would be computed on the CPU; None if CUDA has a kernel for it.
 
-    `opsets` are the versions of the domains that the graph imports, `types` the element types of its tensors
-    as far as they are known: what is not known is not held against a node.
+    `opsets` are the versions of the domains that the graph imports, `types` the element types of its tensors;
+    a tensor of unknown type counts as supported.
     """
     domain = node.domain or "ai.onnx"
     if domain == "ai.onnx" and node.op_type in _FOLDED_OPERATORS:
@@ -111,9 +108,9 @@ def _schema(node: onnx.NodeProto, opsets: Mapping[str, int]) -> defs.OpSchema | 
 def _constraint_types(
     node: onnx.NodeProto, schema: defs.OpSchema, types: Mapping[str, int]
 ) -> Iterator[tuple[str, str]]:
-    """(type constraint, type) of a node's tensors whose types are known; the last parameter may repeat.
+    """(type constraint, type) of the tensors of a node whose types are known; the last parameter may repeat.
 
-    A list of types that names no constraint ("") is of that of the first input.
+    The constraint of the first input is also yielded as "": the list of kernels can leave its name out.
     """
     first = schema.inputs[0].type_str if schema.inputs else ""
     for names, parameters in ((node.input, schema.inputs), (node.output, schema.outputs)):
@@ -127,10 +124,10 @@ def _constraint_types(
 
 def _type_name(code: int) -> str:
     try:
-        words = helper.tensor_dtype_to_string(code).removeprefix("TensorProto.").lower()
+        name = helper.tensor_dtype_to_string(code).removeprefix("TensorProto.").lower()
     except KeyError:
         return f"type {code}"
-    return str(words)
+    return str(name)
 
 
 def read_opsets(model: onnx.ModelProto) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """A quantised graph as the float graph that it computes, for analysis only.
 
 `quantize_dynamic` replaces a convolution by five nodes: DynamicQuantizeLinear, ConvInteger, Cast and two
-Mul. An analysis would read these as arithmetic of the network. Here they become one Conv again; pairs of
+Mul. An analysis would mistake these for arithmetic of the network. Here they become one Conv again; pairs of
 QuantizeLinear and DequantizeLinear and onnxruntime's QLinear operators are replaced in the same way.
 """
 
@@ -17,7 +17,7 @@ from visionedge.model.graph import Graph, read_constants
 
 @dataclass(frozen=True, slots=True)
 class FloatView:
-    """The float graph. Nodes without a change are those of the original graph: do not modify them."""
+    """The float graph. Unchanged nodes are the objects of the original graph: do not modify them."""
 
     node: Sequence[onnx.NodeProto]
     initializer: Sequence[onnx.TensorProto]

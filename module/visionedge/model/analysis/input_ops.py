@@ -1,9 +1,9 @@
 """What a network does to its picture in front of its first layers: scaling, mean subtraction, colour order.
 
 A model that normalises its input itself must not get a normalised picture. So the picture is followed from
-the input through all operators that move values or change them by constants, until the first layers. Only
-if every path ends at a layer does "no change seen" count as evidence; else `InputOps.unknown` names the
-operators that were not understood.
+the input through all operators that move values or change them by constants, to the first layers. "No change
+seen" is evidence only if every path ends at a layer; else `InputOps.unknown` names the operators that were
+not understood.
 """
 
 import itertools
@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from visionedge.model.graph import GraphIndex, list_inputs
+from visionedge.model.graph import GraphIndex, list_inputs, read_attributes
 
 LAYER_OPERATORS = frozenset(
     {"Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "FusedConv", "FusedGemm", "Gemm"}
@@ -36,9 +36,9 @@ _MAX_LISTED = 6
 
 @dataclass(frozen=True, slots=True)
 class ValueBound:
-    """Values of the input, in its own unit, are clipped to `low` … `high`.
+    """The graph clips values of the input, in the unit of the input, to `low` … `high`.
 
-    `integer_scale`: the factor after which they are rounded to integers; 0 if they are not.
+    `integer_scale`: it rounds them to integers after multiplying them by this factor; 0 if it does not.
     """
 
     low: float
@@ -53,8 +53,8 @@ class InputOps:
     `swaps_red_blue`: whether red and blue are swapped. `kernels`: (side, stride) of the convolutions that
     follow; a transformer has one with large patches. `unknown`: the operators between picture and layer
     that were not understood, or the reason why the result is unclear; "" if all is known. `seen`: the
-    operators that were followed. `size_px`: (width, height) if the graph resizes its picture.
-    `known_transform`: the part in front of the first unknown operator.
+    operators that were followed. `size_px`: (width, height) to which the graph resizes its picture, if it
+    does. `known_transform`: the changes in front of the first unknown operator.
     """
 
     factor: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -74,7 +74,7 @@ class InputOps:
 
 
 def read_input_ops(
-    graph_index: GraphIndex, name: str, channel: int, size_px: tuple[int | None, int | None] = (None, None)
+    graph_index: GraphIndex, name: str, channel: int, size_px: tuple[int | None, int | None]
 ) -> InputOps:
     """Follow the input `name`, [N, 3, H, W] or [N, H, W, 3]; `channel` is its channel axis.
 
@@ -98,9 +98,9 @@ class _Channel:
 
 @dataclass(frozen=True, slots=True)
 class _PictureTensor:
-    """A tensor that still holds the picture. `axis`: of its channels; None if unknown, -1 if it was removed.
+    """A tensor that holds the picture. `axis` is that of its channels; None if unknown, -1 if it was removed.
 
-    `parts`: the number of smaller pictures that it was split into, as a Focus does.
+    `parts`: the number of smaller pictures into which it was split, as a Focus does.
     """
 
     axis: int | None
@@ -130,44 +130,38 @@ class _Walk:
 
     def step(self, node: onnx.NodeProto) -> None:
         """Follow the picture through a node, if the node reads it."""
-        mine = [name for name in dict.fromkeys(list_inputs(node)) if name in self.known]
-        if not mine or node.op_type in _SHAPE_OPERATORS:
+        pictures = [name for name in dict.fromkeys(list_inputs(node)) if name in self.known]
+        if not pictures or node.op_type in _SHAPE_OPERATORS:
             return
-        change = _HANDLERS.get(node.op_type) if mine[0] in node.input else None
-        made = change(self, node, self.known[mine[0]]) if change is not None else None
-        if made is not None:
+        handler = _HANDLERS.get(node.op_type) if pictures[0] in node.input else None
+        outputs = handler(self, node, self.known[pictures[0]]) if handler is not None else None
+        if outputs is not None:
             self.seen[node.op_type] = None
-            self.known.update(zip(node.output, made, strict=False))
+            self.known.update(zip(node.output, outputs, strict=False))
         elif node.op_type in LAYER_OPERATORS:
-            self._layer(node, mine)
+            self.ends.extend(self.known[name] for name in pictures)
+            if "Conv" in node.op_type:
+                self.kernels.add(self.kernel(node))
         else:
             self.unknown[node.op_type] = None
-            self.known_transform = self.known_transform or _summary(self.known[mine[0]])
-
-    def _layer(self, node: onnx.NodeProto, mine: list[str]) -> None:
-        self.ends.extend(self.known[name] for name in mine)
-        if "Conv" in node.op_type:
-            self.kernels.add(self.kernel(node))
+            self.known_transform = self.known_transform or _summary(self.known[pictures[0]])
 
     def input_ops(self, size_px: tuple[int | None, int | None]) -> InputOps:
         """The summary of all paths from the picture to a layer."""
         seen = tuple(self.seen)[:_MAX_LISTED]
         unknown = ", ".join(list(self.unknown)[:_MAX_LISTED])
         summaries = {_summary(pixels) for pixels in self.ends}
-        if unknown or len(summaries) != 1 or None in summaries:
-            said = unknown or (
-                "no layer behind" if not self.ends else "several ways to its layers, or mixed channels"
-            )
-            known_transform = self.known_transform if unknown else None
-            return InputOps(
-                kernels=frozenset(self.kernels), unknown=said, seen=seen, known_transform=known_transform
-            )
-        (summary,) = summaries
-        assert summary is not None  # noqa: S101 - excluded above
+        kernels = frozenset(self.kernels)
+        if unknown:
+            return InputOps(kernels=kernels, unknown=unknown, seen=seen, known_transform=self.known_transform)
+        summary = summaries.pop() if len(summaries) == 1 else None
+        if summary is None:
+            reason = "several paths to its layers, or mixed channels" if self.ends else "no layer behind"
+            return InputOps(kernels=kernels, unknown=reason, seen=seen)
         factor, offset, swaps_red_blue, last = summary
         resized = (last[0] or 0, last[1] or 0) if last != size_px else None
         bounds = tuple(dict.fromkeys(self.bounds))
-        return InputOps(factor, offset, swaps_red_blue, frozenset(self.kernels), "", seen, bounds, resized)
+        return InputOps(factor, offset, swaps_red_blue, kernels, "", seen, bounds, resized)
 
     # --- constants ------------------------------------------------------------------------------------------
 
@@ -207,10 +201,10 @@ class _Walk:
 
     def kernel(self, node: onnx.NodeProto) -> tuple[int, int]:
         """(side, stride) of a convolution's kernel; side 0 if unknown."""
-        stride = next((int(a.ints[0]) for a in node.attribute if a.name == "strides" and a.ints), 1)
-        side = next((int(a.ints[0]) for a in node.attribute if a.name == "kernel_shape" and a.ints), 0)
+        attributes = read_attributes(node)
+        stride, side = attributes.get("strides") or [1], attributes.get("kernel_shape") or [0]
         weight = self.constants.get(node.input[1])
-        return (side or (int(weight.dims[-1]) if weight is not None and weight.dims else 0), stride)
+        return (side[0] or (int(weight.dims[-1]) if weight is not None and weight.dims else 0), stride[0])
 
 
 PictureTransform = tuple[
@@ -236,12 +230,17 @@ def _summary(pixels: _PictureTensor) -> PictureTransform | None:
 _PictureTensors = Sequence[_PictureTensor] | None
 
 
+def _read_axis(node: onnx.NodeProto, pixels: _PictureTensor) -> int:
+    axis: int = read_attributes(node).get("axis", 0)
+    return axis % pixels.rank
+
+
 def _identity(_: _Walk, __: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     return [pixels]
 
 
 def _cast(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
-    to = next((a.i for a in node.attribute if a.name == "to"), 0)
+    to = read_attributes(node).get("to", 0)
     if to in _FLOAT_TYPES:
         return [pixels]
     return _rounded(walk, node, pixels) if to in _INTEGER_TYPES else None
@@ -254,8 +253,7 @@ def _rounded(walk: _Walk, _: onnx.NodeProto, pixels: _PictureTensor) -> _Picture
 
 
 def _transpose(_: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
-    order = [int(i) for a in node.attribute if a.name == "perm" for i in a.ints]
-    order = order or list(range(pixels.rank))[::-1]
+    order = read_attributes(node).get("perm") or list(range(pixels.rank))[::-1]
     known = pixels.axis is not None and pixels.axis in order
     return [replace(pixels, axis=order.index(pixels.axis or 0) if known else None)]
 
@@ -299,7 +297,7 @@ def _squeeze(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _Pict
 
 def _gather(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     """Reorders channels, or takes one."""
-    axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 0) % pixels.rank
+    axis = _read_axis(node, pixels)
     places = walk.constant(node.input[1])
     if axis != pixels.axis or places is None or places.ndim > 1:
         return None
@@ -345,7 +343,7 @@ def _cut(pixels: _PictureTensor, axis: int, start: int, end: int, step: int) -> 
 
 
 def _split(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
-    axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 0) % pixels.rank
+    axis = _read_axis(node, pixels)
     count = len(pixels.channels)
     sizes = walk.numbers(node, "split", 1) or [count // len(node.output)] * len(node.output)
     if axis != pixels.axis or sum(sizes) != count:
@@ -358,7 +356,7 @@ def _split(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _Pictur
 
 def _concat(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     """Joins channels, or the parts of a picture."""
-    axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 0) % pixels.rank
+    axis = _read_axis(node, pixels)
     parts = [walk.known.get(name) for name in node.input]
     found = [part for part in parts if part is not None]
     alike = {(part.axis, part.rank, part.size_px, part.parts) for part in found}
@@ -368,18 +366,18 @@ def _concat(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _Pictu
 
 
 def _space_to_depth(_: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
-    side = next((int(a.i) for a in node.attribute if a.name == "blocksize"), 1)
-    many = side * side
+    many: int = read_attributes(node).get("blocksize", 1) ** 2
     return [replace(pixels, channels=pixels.channels * many, parts=pixels.parts * many)]
 
 
 def _resize(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     """Another fixed size; channels and batch must stay."""
     width, height = pixels.size_px
-    known = pixels.rank == 4 and pixels.axis in (1, 3) and width and height
-    words = {a.name: a.s for a in node.attribute}
-    crops = words.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
-    if not known or not width or not height or crops or {"axes", "keep_aspect_ratio_policy"} & set(words):
+    attributes = read_attributes(node)
+    crops = attributes.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
+    if crops or {"axes", "keep_aspect_ratio_policy"} & set(attributes):
+        return None
+    if pixels.rank != 4 or pixels.axis not in (1, 3) or not width or not height:
         return None
     before = [1, 3, height, width] if pixels.axis == 1 else [1, height, width, 3]
     after = _sides(walk, node, before)
@@ -393,7 +391,7 @@ def _sides(walk: _Walk, node: onnx.NodeProto, before: list[int]) -> list[int] | 
     sizes = walk.numbers(node, "", 3)
     if sizes:
         return [before[0], *sizes[1:]]
-    factors = [f for a in node.attribute if a.name == "scales" for f in a.floats]
+    factors: list[float] = read_attributes(node).get("scales", [])
     for name in list(node.input[1:3])[::-1]:
         values = walk.constant(name) if name and not factors else None
         factors = factors or ([float(f) for f in np.ravel(values)] if values is not None else [])
@@ -403,7 +401,7 @@ def _sides(walk: _Walk, node: onnx.NodeProto, before: list[int]) -> list[int] | 
 
 
 def _pad(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
-    """A border of the convolutions that follow, narrower than their kernels; any other border is unknown."""
+    """A border for the convolutions that follow, narrower than their kernels; any other border is unknown."""
     pads = walk.numbers(node, "pads", 1)
     if pads is None or len(pads) != 2 * pixels.rank or min(pads) < 0:
         return None
@@ -429,7 +427,7 @@ def _apply_affine(pixels: _PictureTensor, factor: Floats, offset: Floats) -> _Pi
 
 
 def _per_channel(pixels: _PictureTensor, values: Values | None) -> Floats | None:
-    """A constant as one number per channel; None if it is something else."""
+    """A constant as one number per channel; None if it has another shape."""
     count = len(pixels.channels)
     if values is None or values.size not in (1, count) or values.dtype.kind not in "fiu":
         return None
@@ -482,7 +480,7 @@ def _batch_norm(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _P
     if len(parts) != 4 or any(part is None or part.size != count for part in parts):
         return None
     gain, bias, mean, variance = (np.ravel(p).astype(np.float64) for p in parts if p is not None)
-    epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+    epsilon = read_attributes(node).get("epsilon", 1e-5)
     factor = gain / np.sqrt(variance + epsilon)
     return _apply_affine(pixels, factor, bias - mean * factor) if factor.all() else None
 
@@ -514,7 +512,7 @@ def _pointwise_convolution(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTe
 
 
 def _clip(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
-    limits = {a.name: float(a.f) for a in node.attribute}
+    limits: dict[str, float] = read_attributes(node)
     for word, place in (("min", 1), ("max", 2)):
         if place < len(node.input) and node.input[place]:
             value = walk.constant(node.input[place])

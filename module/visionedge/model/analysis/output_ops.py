@@ -24,34 +24,15 @@ WEIGHTED_OPERATORS = frozenset(
 )
 # The output has the values of the first input.
 _VALUE_PRESERVING = frozenset(
-    {
-        "Cast",
-        "DequantizeLinear",
-        "Flatten",
-        "Identity",
-        "QuantizeLinear",
-        "Reshape",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    }
+    {"Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose"}
+    | {"Unsqueeze"}
 )
 # Only the first input has values of the network; the others are shapes, indices and limits.
-_FIRST_INPUT_ONLY = _VALUE_PRESERVING | {
-    "Clip",
-    "Expand",
-    "Gather",
-    "GatherElements",
-    "GatherND",
-    "Pad",
-    "ReduceMax",
-    "ReduceSum",
-    "Resize",
-    "Slice",
-    "Split",
-    "Tile",
-    "TopK",
-}
+_FIRST_INPUT_ONLY = (
+    {"Clip", "Expand", "Gather", "GatherElements", "GatherND", "Pad", "ReduceMax", "ReduceSum", "Resize"}
+    | {"Slice", "Split", "Tile", "TopK"}
+    | _VALUE_PRESERVING
+)
 _SCALING_OPERATORS = frozenset({"Mul", "Div"})
 _SHAPE_OPERATORS = frozenset({"Shape", "Size", "ConstantOfShape"})
 _CONSTANT = "constant"
@@ -62,7 +43,7 @@ _INTEGER_TYPES = frozenset({TensorProto.INT32, TensorProto.INT64})
 
 @dataclass(frozen=True, slots=True)
 class OutputOps:
-    """What happens to the values of an output behind the last weighted layer.
+    """What is computed between the last weighted layer and an output.
 
     `operators`: the operators between that layer and the output. `parts`: if the output is a Concat, the
     operators that computed its parts, in order, each once in a row; "constant" for a part without values of
@@ -82,7 +63,7 @@ class OutputOps:
 
     @property
     def has_arithmetic(self) -> bool:
-        """Whether values are added or multiplied: boxes are decoded at least in part."""
+        """Whether values are added or multiplied: boxes are decoded, at least in part."""
         return bool(self.operators & {"Add", "Div", "Exp", "Mul", "Pow", "Sub"})
 
     @property
@@ -135,7 +116,7 @@ class _OutputReader:
         )
 
     def _list_concat_parts(self, output: str) -> list[str]:
-        """The operators that computed the parts of an output, in order; nested Concats are taken apart."""
+        """The operators that computed the parts of an output, in order; nested Concats are expanded."""
         parts: list[str] = []
         waiting = [output]
         while waiting and len(parts) < _MAX_PARTS:
@@ -192,7 +173,7 @@ def _read_moduli(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]
 
 
 def _read_factors(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> set[float]:
-    """The constants that a node multiplies or divides by, if they are no more than a box needs."""
+    """The constants that a node multiplies or divides by, if they are few enough for a box."""
     known = [constants[name] for name in node.input if name in constants]
     if node.op_type not in ("Div", "Mul") or len(known) != 1 or math.prod(known[0].dims) > _MAX_BOX_VALUES:
         return set()
@@ -202,9 +183,9 @@ def _read_factors(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto
 class _BoxEncodingReader:
     """Finds how the boxes of an output are written, from the sums that computed them.
 
-    The network predicts distances from a cell to the four sides of a box. Corners are the cell minus two of
-    them and the cell plus the other two; a centre and a size are computed from two such corners. "Computed"
-    below means: depends on the network's weights, unlike the constant cells.
+    The network predicts distances from a cell to the four sides of a box. Corners are the cell minus two
+    distances and the cell plus the other two; a centre and a size are computed from two such corners.
+    `_computed` holds the tensors that depend on the weights of the network; the cells are constants.
     """
 
     def __init__(self, graph_index: GraphIndex) -> None:
@@ -289,27 +270,12 @@ def _only(sums: set[tuple[str, int]]) -> tuple[str, int]:
 
 # The output has the values of the first input, moved or padded.
 _VALUE_MOVING = frozenset(
-    {
-        "Cast",
-        "Concat",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "Identity",
-        "Pad",
-        "Reshape",
-        "Slice",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    }
+    {"Cast", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad"}
+    | {"Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 )
 _CLIPPING_OPERATORS = frozenset({"Clip", "Max", "Min"})
 _INTEGER_OPERATORS = frozenset({"ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "Shape"})
-_WHOLE_TYPES = frozenset({TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.INT8})
+_ALL_INTEGER_TYPES = frozenset({TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.INT8})
 _TYPE_PRESERVING = frozenset({"Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", *_VALUE_MOVING}) - {"Cast"}
 _MAX_DEPTH = 64
 _MIN_ANCHORS = 100
@@ -403,12 +369,12 @@ class _SourceTracer:
     def _is_integer(self, name: str, depth: int = 0) -> bool:
         """Whether a tensor has an integer type, as far as the nodes show it."""
         if name in self._types:
-            return self._types[name] in _WHOLE_TYPES
+            return self._types[name] in _ALL_INTEGER_TYPES
         node = self._producers.get(name)
         if node is None or depth > _MAX_DEPTH:
             return False
         if node.op_type == "Cast":
-            return read_attributes(node).get("to") in _WHOLE_TYPES
+            return read_attributes(node).get("to") in _ALL_INTEGER_TYPES
         if node.op_type == "TopK" and len(node.output) > 1 and name == node.output[1]:
             return True
         if node.op_type in _INTEGER_OPERATORS:
@@ -474,9 +440,9 @@ def list_operators(graph: Graph) -> frozenset[str]:
 class ClassCounts:
     """The number of classes that a graph shows; None if it does not.
 
-    `from_nms`: those that its non-maximum suppression gets. `from_scores`: those that a sigmoid or a
-    softmax scores for each anchor, possibly with a background. `from_classifier`: those of the one layer in
-    front of a softmax that classifies regions, with its background.
+    `from_nms`: in the scores that enter its non-maximum suppression. `from_scores`: in the output of a
+    sigmoid or a softmax per anchor, possibly with a background. `from_classifier`: in the one layer in front
+    of a softmax that classifies regions, with its background.
     """
 
     from_nms: int | None = None

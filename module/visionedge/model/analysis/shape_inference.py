@@ -11,10 +11,8 @@ input.
 import contextlib
 import hashlib
 import math
-import resource
 import signal
 import struct
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,9 +22,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, TypeProto, defs, helper, numpy_helper, shape_inference
 
-from visionedge.errors import ModelError, UnavailableError
+from visionedge.errors import ModelError
 from visionedge.model.graph import read_opset
-from visionedge.runtime.child_process import compute_address_space_bytes, explain_machine_limit, run_child
+from visionedge.runtime.child_process import check_machine_limit, limit_this_child, run_child
 
 Values = NDArray[np.generic]
 
@@ -108,7 +106,7 @@ class _NodeInference:
         inputs = [helper.make_value_info(name, self.types[name]) for name in feeds]
         outputs = [helper.make_value_info(name, self.types[name]) for name in node.output]
         graph = helper.make_graph([node], "one", inputs, outputs)
-        # As a model of its own, since an evaluator of a bare node takes the newest form of its operator.
+        # A whole model, because an evaluator of a single node uses the newest version of its operator.
         alone = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.version)])
         # Few networks need it, and it takes 12 MB of every process that imports it.
         from onnx.reference import ReferenceEvaluator
@@ -151,7 +149,7 @@ def _is_self_contained(node: onnx.NodeProto) -> bool:
 
 
 INFERENCE_TIMEOUT_S = 60
-_EXTRA_TIMEOUT_S = 10
+_EXTRA_TIMEOUT_S = 10  # for a child that cannot start its own timer
 _MAX_CACHED = 8
 
 TensorTypes = Mapping[str, TypeProto]
@@ -209,17 +207,11 @@ def strip_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _infer_in_child(sent: bytes) -> InferredTypes:
-    try:
-        done = run_child(
-            "visionedge.model.analysis.shape_inference", sent, INFERENCE_TIMEOUT_S + _EXTRA_TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired:
-        raise ModelError(_describe_exit(-signal.SIGALRM)) from None
-    except OSError as error:
-        raise UnavailableError(f"no process can be started to examine the model: {error.strerror}") from None
+    purpose = "examine the model"
+    timeout_s = INFERENCE_TIMEOUT_S + _EXTRA_TIMEOUT_S
+    done = run_child("visionedge.model.analysis.shape_inference", sent, timeout_s, purpose=purpose)
     if done.returncode:
-        if (words := explain_machine_limit(done.stderr)) is not None:
-            raise UnavailableError(f"the process that examines the model cannot run: {words}")
+        check_machine_limit(done.stderr, purpose=purpose)
         raise ModelError(_describe_exit(done.returncode))
     (first,) = struct.unpack_from("<Q", done.stdout)
     parts = (done.stdout[8 : 8 + first], done.stdout[8 + first :])
@@ -233,9 +225,9 @@ def _types_of_graph(graph: onnx.GraphProto) -> TensorTypes:
 
 def _describe_exit(code: int) -> str:
     if code == -signal.SIGALRM:
-        return f"the shapes of its tensors cannot be worked out within {INFERENCE_TIMEOUT_S} s"
+        return f"the shapes of its tensors cannot be inferred within {INFERENCE_TIMEOUT_S} s"
     how = signal.Signals(-code).name if code < 0 else f"code {code}"
-    return f"makes onnx's shape inference crash ({how}): its graph cannot be right; export it again"
+    return f"makes onnx's shape inference crash ({how}), so its graph cannot be right; export it again"
 
 
 # --- the child ----------------------------------------------------------------------------------------------
@@ -243,9 +235,7 @@ def _describe_exit(code: int) -> str:
 
 def main() -> None:
     """Infer the types of the model on stdin."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (compute_address_space_bytes(),) * 2)
-    signal.alarm(INFERENCE_TIMEOUT_S)
+    limit_this_child(INFERENCE_TIMEOUT_S)
     model = onnx.ModelProto.FromString(sys.stdin.buffer.read())
     node_by_node = onnx.GraphProto()
     for name, kind in infer_node_by_node(model).items():

@@ -26,7 +26,7 @@ from visionedge.model.analysis.output_ops import (
     read_output_sources,
 )
 from visionedge.model.analysis.shape_inference import infer_types, read_shape
-from visionedge.model.graph import PICTURE_TYPES, GraphIndex
+from visionedge.model.graph import PICTURE_TYPES, GraphIndex, list_graph_inputs
 
 Shape = tuple[int | None, ...]
 """Dimensions; None for an open one."""
@@ -47,6 +47,25 @@ class TensorInfo:
     dtype: str
     shape: Shape | None
 
+    @property
+    def rank(self) -> int:
+        """The number of dimensions; -1 if it is unknown."""
+        return -1 if self.shape is None else len(self.shape)
+
+    def side(self, axis: int) -> int | None:
+        """A dimension, counted from the end if `axis` is negative; None if it is open, unknown or missing."""
+        return self.shape[axis] if self.shape is not None and -self.rank <= axis < self.rank else None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it holds floats."""
+        return self.dtype.startswith("float")
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether it holds signed integers."""
+        return self.dtype.startswith("int")
+
     def __str__(self) -> str:
         dims = "?" if self.shape is None else ",".join("?" if d is None else str(d) for d in self.shape)
         return f"{self.name} {self.dtype}[{dims}]"
@@ -56,10 +75,10 @@ class TensorInfo:
 class ModelSignature:
     """Inputs, outputs, metadata and analysis of a model.
 
-    `output_operators`: by output, the operator that computed its values. `operators`: all that occur.
-    `size`: the evidence for the size of a picture input with open sides, else "". `transformer_parts`: the
-    number of attentions and layer normalisations in front of the first choice of queries; 0 if there is
-    none.
+    `output_operators`: by output, the operator that computed its values. `operators`: all operators of the
+    graph. `size`: the evidence for the size of a picture input with open sides, else "".
+    `transformer_parts`: the number of attentions and layer normalisations in front of the first choice of
+    queries; 0 without such a choice.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -75,6 +94,18 @@ class ModelSignature:
     size: str = ""
     transformer_parts: int = 0
 
+    def states_head(self, name: str) -> bool:
+        """Whether its metadata or `MODEL.yaml` states this head."""
+        return self.metadata.get("visionedge.head") == name
+
+    def ops(self, output: TensorInfo) -> OutputOps:
+        """The operators behind the last weighted layer; the default `OutputOps` if nothing is known."""
+        return self.output_ops.get(output.name, OutputOps())
+
+    def source(self, output: TensorInfo) -> OutputSource:
+        """The source of an output's values; the default `OutputSource` if nothing is known."""
+        return self.output_sources.get(output.name, OutputSource())
+
     def __str__(self) -> str:
         return f"inputs {_join_tensors(self.inputs)}; outputs {_join_tensors(self.outputs)}"
 
@@ -85,7 +116,7 @@ def _join_tensors(tensors: tuple[TensorInfo, ...]) -> str:
 
 
 def read_signature(model: onnx.ModelProto, stated: Mapping[str, str] | None = None) -> ModelSignature:
-    """The signature of a parsed model; shapes that it leaves out are inferred if possible.
+    """The signature of a parsed model; missing shapes are inferred if possible.
 
     `stated` overrides its metadata: the statements of `MODEL.yaml`.
 
@@ -94,9 +125,8 @@ def read_signature(model: onnx.ModelProto, stated: Mapping[str, str] | None = No
     """
     graph = model.graph
     metadata = {entry.key: entry.value for entry in model.metadata_props} | dict(stated or {})
-    weights = {tensor.name for tensor in graph.initializer}
     with fix_open_size(model, metadata) as size:
-        inputs = tuple(_read_tensor(value) for value in graph.input if value.name not in weights)
+        inputs = tuple(_read_tensor(value) for value in list_graph_inputs(graph))
         outputs = tuple(_read_tensor(value) for value in graph.output)
         if any(t.shape is None or None in t.shape[1:] for t in outputs):
             outputs = _infer_outputs(model, outputs)
@@ -119,9 +149,9 @@ def read_signature(model: onnx.ModelProto, stated: Mapping[str, str] | None = No
 
 
 def _read_producer(model: onnx.ModelProto) -> str:
-    """The exporter's name; "Paddle" also where the last tool wrote its own name, or no name.
+    """The exporter's name; "Paddle" also if a later tool replaced the name.
 
-    Paddle's operator domain shows it, or the name that paddle2onnx gives to every graph.
+    Then the operator domain of Paddle shows it, or the name that paddle2onnx gives to every graph.
     """
     domains = {opset.domain for opset in model.opset_import}
     if "Paddle" in domains or model.graph.name.startswith("PaddlePaddle Graph"):
@@ -141,7 +171,7 @@ def _find_output_operators(graph_index: GraphIndex) -> dict[str, str]:
 
 def _read_input_ops(graph_index: GraphIndex, inputs: Iterable[TensorInfo]) -> InputOps:
     """What the graph does to its picture; the default if there is not exactly one input of rank 4."""
-    pictures = [t for t in inputs if t.shape is not None and len(t.shape) == 4]
+    pictures = [t for t in inputs if t.rank == 4]
     if len(pictures) != 1:
         return InputOps()
     shape = pictures[0].shape or ()
@@ -189,7 +219,7 @@ def _name_dtype(elem_type: int) -> str:
 
 
 def _infer_outputs(model: onnx.ModelProto, declared: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
-    """Outputs with inferred shapes; as declared where inference finds nothing."""
+    """Outputs with inferred shapes; if inference finds none, the declared ones."""
     found = infer_types(model)
     outputs = []
     for tensor in declared:
@@ -219,7 +249,7 @@ def _fill_open_sides(tensor: TensorInfo, found: Shape | None) -> TensorInfo:
 def fix_open_size(model: onnx.ModelProto, metadata: Mapping[str, str]) -> Iterator[str]:
     """Fix open sides of the picture input within the context. Yields the evidence; "" if none was open.
 
-    The size is the stated one, else the one of the export, else the usual one.
+    The size is the stated one, else that of the export, else the usual one.
 
     Raises:
         ModelError: a size is stated, but the model has another fixed one.
@@ -243,8 +273,7 @@ def fix_open_size(model: onnx.ModelProto, metadata: Mapping[str, str]) -> Iterat
 
 def _find_picture(graph: onnx.GraphProto) -> onnx.ValueInfoProto | None:
     """The only input that can be a picture: rank 4, with three channels or all sides open."""
-    weights = {tensor.name for tensor in graph.initializer}
-    found = [v for v in graph.input if v.name not in weights and _may_be_picture(v)]
+    found = [value for value in list_graph_inputs(graph) if _may_be_picture(value)]
     return found[0] if len(found) == 1 else None
 
 
@@ -272,7 +301,7 @@ def _choose_size(metadata: Mapping[str, str], seen: tuple[int, int]) -> tuple[in
             width, height = (a or b or max(size) for a, b in zip(seen, size, strict=True))
             return width, height, origin
     width, height = (a or max(seen) or DEFAULT_SIZE_PX for a in seen)
-    return width, height, "as is usual; MODEL.yaml can state another as input.width and input.height"
+    return width, height, "as usual; MODEL.yaml can state another size as input.width and input.height"
 
 
 def _read_two_numbers(text: str | None, keys: tuple[str, str] | tuple[int, int]) -> tuple[int, int]:

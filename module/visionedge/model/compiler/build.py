@@ -36,8 +36,7 @@ from visionedge.model.model import Model
 from visionedge.model.onnx_file import wrap_model_errors
 from visionedge.runtime.files import (
     evict_least_recently_used,
-    is_special_file,
-    set_aside_damaged,
+    set_aside_special_file,
     write_atomically,
 )
 from visionedge.runtime.ort import installed_wheel
@@ -89,7 +88,7 @@ def load_or_compile_with_batch(
 def build_graph(model: Model, rows: int = MAX_ROWS) -> bytes:
     """The graph that runs, serialised, with its metadata. Takes seconds, because child processes are started.
 
-    Its batch is open if the trial run shows that several pictures at once give the results of each alone.
+    Its batch is open if, in the trial run, several pictures at once have the results of each alone.
 
     Raises:
         ModelError: the file changed, cannot be compiled, or its trial run fails.
@@ -142,7 +141,7 @@ def _make_dynamic_network(model: Model, network: onnx.ModelProto) -> onnx.ModelP
     if batch != 1:
         return "only a batch of one is opened"
     if _declared_batch(model, network) != 1:
-        return f"what {model.head} gives for several pictures is one list"
+        return f"{model.head} outputs one list for all pictures of a batch"
     return make_batch_dynamic(network)
 
 
@@ -179,7 +178,7 @@ def _with_outputs(graph: onnx.ModelProto, outputs: Iterable[onnx.ValueInfoProto]
 def _write_metadata(
     graph: onnx.ModelProto, model: Model, *, rows: int, batch: int | None, batch_reason: str
 ) -> None:
-    """Replace the network's metadata by those of the compiled graph."""
+    """Replace the metadata of the network by those of the compiled graph."""
     interpretation, preprocess = model.interpretation, model.interpretation.preprocess
     compiled_metadata = CompiledMetadata(
         version=__version__,
@@ -228,14 +227,12 @@ def _hash_own_source() -> str:
 
 
 def _checksum(entry: Path, graph: bytes) -> bytes:
-    """Includes the file name, so that a renamed entry is not read as another model's."""
+    """The checksum of an entry. It includes the file name, so that a renamed entry is not accepted."""
     return hashlib.sha256(entry.name.encode() + graph).digest()
 
 
 def _read_entry(entry: Path) -> bytes | None:
-    if is_special_file(entry):  # opening a pipe would block
-        log.warning("%s: is no regular file; renamed, and the model is compiled again", entry)
-        set_aside_damaged(entry)
+    if set_aside_special_file(entry):
         return None
     try:
         content = entry.read_bytes()
@@ -258,15 +255,10 @@ def _write_entry(entry: Path, graph: bytes) -> bool:
         entry.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(entry, _checksum(entry, graph) + graph, mode=0o600)
     except OSError as error:
-        _log_unwritable(entry.parent, error)
+        text = "%s: cannot be written: %s; the model is compiled again at the next start"
+        log.warning(text, entry.parent, error.strerror)
         return False
     return True
-
-
-def _log_unwritable(folder: Path, error: OSError) -> None:
-    log.warning(
-        "%s: cannot be written: %s; the model is compiled again at the next start", folder, error.strerror
-    )
 
 
 def _evict_entries(newest: Path) -> None:

@@ -2,8 +2,8 @@
 
     uint8 [N, H, W, 3] BGR  →  float32 [N, K, 6]   left, top, right, bottom (input pixels), score, class
 
-Colour order, normalisation and layout are nodes in front of the network, decoding and the choice of the best
-rows nodes behind it. N is open where the model leaves it open, and as the model has it otherwise.
+Nodes in front of the network compute colour order, normalisation and layout; nodes behind it decode its
+outputs and choose the best rows. N is open if it is open in the model; else it is that of the model.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ from visionedge.model.onnx_file import read_model_file, wrap_model_errors
 from visionedge.runtime.ort import is_gpu_wheel
 
 MAX_ROWS = 500
-"""The most rows a picture gives. With NanoDet-g on 128 COCO pictures at a score floor of 0.01, AP
-grows up to 300 rows (0.328 at 100, 0.344 at 300) and not beyond; 500 cost 1 % of its time, 1000 cost 2 %."""
+"""The most rows per picture. With NanoDet-g on 128 COCO pictures at a score floor of 0.01, AP grows up to 300
+rows (0.328 at 100, 0.344 at 300) and not beyond; 500 rows cost 1 % of its time, 1000 rows 2 %."""
 
 
 def compile_model(model: Model, rows: int = MAX_ROWS) -> bytes:
@@ -99,7 +99,7 @@ def _declare_inputs_outputs(
 def _add_preprocessing(
     nodes: NodeBuilder, pictures: str, target: NetworkInput, preprocess: Preprocess
 ) -> str:
-    """The pictures as the network takes them. They are transposed as bytes, then cast to floats."""
+    """The pictures as input of the network. They are transposed as bytes, then cast to floats."""
     tensor = pictures
     if target.layout == "NCHW":
         tensor = nodes.add("Transpose", tensor, perm=[0, 3, 1, 2])
@@ -110,7 +110,7 @@ def _add_preprocessing(
     plain = bool((factor == 1).all() and (offset == 0).all())
     if target.dtype == "uint8":
         if not plain:
-            raise ModelError("its input takes bytes, so nothing can be subtracted or scaled in front of it")
+            raise ModelError("its input takes bytes, so no mean or scale can be applied to its pictures")
         return tensor
     tensor = nodes.cast(tensor, "float32")
     if not plain:
@@ -120,7 +120,7 @@ def _add_preprocessing(
 
 
 def _as_affine(preprocess: Preprocess) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(pixel * scale - mean) / std as pixel * factor + offset."""
+    """(factor, offset) of pixel * factor + offset = (pixel * scale - mean) / std, per channel."""
     mean, std = np.array(preprocess.mean), np.array(preprocess.std)
     return (preprocess.scale / std).astype(np.float32), (-mean / std).astype(np.float32)
 

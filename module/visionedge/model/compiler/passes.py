@@ -17,6 +17,7 @@ from visionedge.model.analysis.shape_inference import infer_types
 from visionedge.model.graph import (
     Floats,
     GraphIndex,
+    list_graph_inputs,
     read_attributes,
     read_constants,
     remove_unused,
@@ -27,7 +28,7 @@ from visionedge.model.graph import (
 # --- Focus --------------------------------------------------------------------------------------------------
 #
 # YOLOX and the first YOLOv5 begin with a Focus: four Slices take every second pixel, a Concat joins them,
-# and a convolution follows. One convolution with a kernel twice as large and stride 2 computes the same.
+# and a convolution follows. One convolution with stride 2 and a kernel twice as large computes the same.
 # The Slices take 6 % of YOLOX-nano's time on a CPU.
 
 _SLICE_TO_END = 1 << 30
@@ -332,14 +333,13 @@ def _find_scaled_convolution(graph_index: GraphIndex, source: str) -> _ScaledCon
 # --- dynamic batch ------------------------------------------------------------------------------------------
 #
 # Exporters write the batch size 1 into shapes all over a graph. It is replaced wherever it can mean the
-# batch. That the result is right is not assumed: `trial_run` compares several pictures at once with each
-# alone.
+# batch. The result is verified: `trial_run` compares several pictures at once with each alone.
 
 DYNAMIC_BATCH = "N"
 """The name of the open dimension."""
 
-# The number of values that these give depends on the picture, so the results of several pictures do not
-# stack.
+# The number of values that these output depends on the picture, so results of several pictures cannot be
+# stacked.
 UNBATCHABLE_OPERATORS = frozenset(
     {"NonMaxSuppression", "NonZero", "Unique", "Compress", "If", "Loop", "Scan", "SequenceConstruct"}
     | {"SplitToSequence", "ConcatFromSequence", "SequenceInsert", "SequenceEmpty"}
@@ -350,12 +350,11 @@ def make_batch_dynamic(network: onnx.ModelProto) -> onnx.ModelProto | str:
     """A copy of the network that takes any number of pictures, or the reason why there is none."""
     operators = sorted({node.op_type for node in network.graph.node} & UNBATCHABLE_OPERATORS)
     if operators:
-        return f"its {operators[0]} gives another number of values for each picture"
+        return f"the number of values that its {operators[0]} outputs differs from picture to picture"
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
     graph = copy.graph
-    weights = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in weights]
+    inputs = list_graph_inputs(graph)
     for value in inputs:
         dims = value.type.tensor_type.shape.dim
         if not dims or dims[0].dim_value != 1:

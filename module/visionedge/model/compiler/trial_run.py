@@ -8,9 +8,7 @@ The child reads a JSON line (`TrialTask`) and the graphs from stdin, and writes 
 """
 
 import json
-import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.errors import ModelError, UnavailableError
-from visionedge.runtime.child_process import compute_address_space_bytes, explain_machine_limit, run_child
-from visionedge.runtime.ort import import_onnxruntime
+from visionedge.runtime.child_process import check_machine_limit, limit_this_child, run_child
+from visionedge.runtime.ort import open_cpu_session
 
-_MIN_ROWS = 50  # fewer say nothing of all
+_MIN_ROWS = 50  # fewer rows are not judged
 _SCORE_TOLERANCE = 1e-3
 _MAX_CORNER_SHARE = 1 / 3
 _MAX_BACKWARDS_SHARE = 0.5
@@ -43,7 +41,7 @@ def check_plausibility(rows: NDArray[np.float32], width_px: int, height_px: int)
     if (np.abs(classes - np.round(classes)) > _SCORE_TOLERANCE).any() or classes.min(
         initial=0
     ) < -_SCORE_TOLERANCE:
-        return "its classes are no whole numbers"
+        return "its classes are not integers"
     real = rows[scores > 0]
     return _check_boxes(real, width_px, height_px) if len(real) >= _MIN_ROWS else ""
 
@@ -54,22 +52,23 @@ def _check_boxes(real: NDArray[np.float32], width_px: int, height_px: int) -> st
         return f"{backwards:.0%} of its boxes end before they begin"
     if _look_like_corners(real, width_px, height_px):
         return (
-            "nearly all its boxes are larger than their centre is far from the top left, and some reach far "
-            "out of the picture, as if two corners were taken for a centre and a size"
+            "nearly all its boxes are larger than the distance of their centre from the top left, and some"
+            " reach far beyond the picture, as if two corners were read as a centre and a size"
         )
     right, bottom = real[:, [0, 2]].max(), real[:, [1, 3]].max()
     if right < width_px * _MAX_CORNER_SHARE and bottom < height_px * _MAX_CORNER_SHARE:
         return (
-            f"all its boxes lie within {right:.3g} x {bottom:.3g} at the top left of {width_px} x "
-            f"{height_px}, as if their unit were another than a pixel of its input"
+            f"all its boxes lie within {right:.3g} x {bottom:.3g} at the top left of {width_px} x"
+            f" {height_px}, as if their unit were not a pixel of its input"
         )
     return ""
 
 
 def _look_like_corners(rows: NDArray[np.float32], width_px: int, height_px: int) -> bool:
-    """Whether boxes look like a corner (x, y) with as size the other corner, which is always farther out.
+    """Whether boxes look as if two corners were read as a centre and a size.
 
-    Two corners are correlated; the size of a box does not depend on its centre.
+    The second corner is always farther out than the first, and the two are correlated. The real size of a box
+    does not depend on its centre.
     """
     left, top, right, bottom = rows[:, :4].astype(np.float64).T
     farther = ((right >= 3 * left) & (bottom >= 3 * top)).mean()
@@ -86,7 +85,7 @@ def _are_correlated(centres: NDArray[np.float64], sizes: NDArray[np.float64]) ->
 
 FIRST_PICTURE_TIMEOUT_S = 40
 COMPARISON_TIMEOUT_S = 120
-_EXTRA_TIMEOUT_S = 30
+_EXTRA_TIMEOUT_S = 30  # for a child that cannot start its own timer
 
 COMPARED_PICTURES = 3
 """How many pictures are computed at once and one by one."""
@@ -102,8 +101,8 @@ _MIN_MATCHING_SHARE = 0.97  # at the end of a list, rows with nearly equal score
 class TrialTask:
     """Bytes of the graph that is run, its pictures at a time, and of one with an open batch (0: none).
 
-    `outputs` are further tensors to compare, beside the rows. `declared`: the model itself says that its
-    batch is open, so it is enough that the rows are the same. `first_s` and `comparison_s` limit the time.
+    `outputs` are further tensors to compare, beside the rows. `declared`: the model itself declares its batch
+    as open, so only the rows must be the same. `first_s` and `comparison_s` limit the time.
     """
 
     fixed_graph: int
@@ -117,9 +116,9 @@ class TrialTask:
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """The result. `batchable`: several pictures at once give the same results; `reason` explains it.
+    """The result. `batchable`: pictures in one batch have the results of each alone; `reason` explains it.
 
-    `rows` is K, the most rows a picture gives.
+    `rows` is K, the most rows per picture.
     """
 
     rows: int
@@ -139,22 +138,14 @@ def run_trial(
     limits_s = (FIRST_PICTURE_TIMEOUT_S, COMPARISON_TIMEOUT_S)
     task = TrialTask(len(fixed_graph), batch, len(dynamic_graph or b""), tuple(outputs), declared, *limits_s)
     sent = b"".join((json.dumps(asdict(task)).encode(), b"\n", fixed_graph, dynamic_graph or b""))
-    try:
-        # The child has its own time limit; this one is for a child that cannot start it.
-        done = run_child(
-            "visionedge.model.compiler.trial_run",
-            sent,
-            FIRST_PICTURE_TIMEOUT_S + COMPARISON_TIMEOUT_S + _EXTRA_TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired:
-        raise ModelError(_describe_exit(-signal.SIGALRM)) from None
-    except OSError as error:
-        raise UnavailableError(f"no process can be started to try the model: {error.strerror}") from None
+    purpose = "try the model"
+    timeout_s = sum(limits_s) + _EXTRA_TIMEOUT_S
+    done = run_child("visionedge.model.compiler.trial_run", sent, timeout_s, purpose=purpose)
     findings = [json.loads(line) for line in done.stdout.splitlines()]
     errors = "\n".join(str(finding.get("error", "")) for finding in findings).encode() + done.stderr
     clean = len(findings) == 1 + bool(dynamic_graph) and not any(finding.get("error") for finding in findings)
-    if not clean and (reason := explain_machine_limit(errors)) is not None:
-        raise UnavailableError(f"the process that tries the model cannot run: {reason}")
+    if not clean:
+        check_machine_limit(errors, purpose=purpose)
     return _evaluate(findings, done.returncode)
 
 
@@ -167,7 +158,7 @@ def _evaluate(findings: list[dict[str, Any]], code: int) -> TrialResult:
     if first["error"]:
         raise ModelError(f"cannot be run: {first['error']}")
     if not first["finite"]:
-        raise ModelError("output contains NaN or infinity for a plain picture")
+        raise ModelError("its output contains NaN or infinity for an ordinary picture")
     if first.get("doubt"):
         raise ModelError(
             f"was recognised by its shapes and nodes, but {first['doubt']}; if it is another kind of model, "
@@ -195,11 +186,9 @@ def _describe_exit(code: int) -> str:
 
 def main(source: BinaryIO) -> None:
     """Carry out the task on `source`; each finding is a line on stdout."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (compute_address_space_bytes(),) * 2)
     task = TrialTask(**json.loads(source.readline()))
     fixed_graph, dynamic_graph = source.read(task.fixed_graph), source.read(task.dynamic_graph)
-    signal.alarm(task.first_s)  # ends this process even in native code
+    limit_this_child(task.first_s)
     try:
         _run_task(task, fixed_graph, dynamic_graph)
     except UnavailableError as error:
@@ -208,7 +197,7 @@ def main(source: BinaryIO) -> None:
 
 def _run_task(task: TrialTask, fixed_graph: bytes, dynamic_graph: bytes) -> None:
     try:
-        session = _open_session(fixed_graph)
+        session = open_cpu_session(fixed_graph)
         images = make_test_pictures(*session.get_inputs()[0].shape[1:3])
         first = _run(session, task, images[np.arange(task.batch) % COMPARED_PICTURES])
     except UnavailableError:
@@ -225,24 +214,17 @@ def _run_task(task: TrialTask, fixed_graph: bytes, dynamic_graph: bytes) -> None
         return
     signal.alarm(task.comparison_s)
     try:
-        together = _run(_open_session(dynamic_graph), task, images)
+        together = _run(open_cpu_session(dynamic_graph), task, images)
         alone = [_run(session, task, images[i : i + 1]) for i in range(COMPARED_PICTURES)]
     except Exception as error:  # noqa: BLE001 - as above
         _write_finding({"stacks": False, "words": f"several pictures at once fail: {_describe_error(error)}"})
         return
     batchable, reason = compare_outputs(task.outputs, together[1:], [outputs[1:] for outputs in alone])
     share = compute_matching_share(together[0], np.concatenate([outputs[0] for outputs in alone]))
-    if share < _MIN_MATCHING_SHARE:
+    if share < _MIN_MATCHING_SHARE or (task.declared and not batchable):
         # A network that sorts a list may exchange rows, but the rows must be the same.
-        batchable, reason = (
-            False,
-            f"only {share:.0%} of the rows are the same when {COMPARED_PICTURES} are computed at once",
-        )
-    elif task.declared and not batchable:
-        batchable, reason = (
-            True,
-            f"{share:.0%} of the rows are the same when {COMPARED_PICTURES} are computed at once",
-        )
+        batchable = share >= _MIN_MATCHING_SHARE
+        reason = f"{share:.0%} of the rows are the same for {COMPARED_PICTURES} pictures at once"
     _write_finding({"stacks": batchable, "words": reason})
 
 
@@ -254,13 +236,6 @@ def _write_finding(finding: dict[str, Any]) -> None:
 def _describe_error(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text.rsplit("[ONNXRuntimeError] : ", 1)[-1][:300]
-
-
-def _open_session(graph: bytes) -> Any:
-    onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def _run(session: Any, task: TrialTask, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
@@ -290,25 +265,20 @@ def compare_outputs(
 ) -> tuple[bool, str]:
     """Whether outputs of several pictures at once equal those of each alone, and the explanation.
 
-    Values are compared with a tolerance for another order of summation.
+    The tolerance allows for another order of summation.
     """
     worst = 0.0
     for index, (name, whole) in enumerate(zip(names, together, strict=True)):
         expected = np.concatenate([np.atleast_1d(outputs[index]) for outputs in alone])
         if whole.shape != expected.shape:
-            return (
-                False,
-                f"'{name}' has the shape {list(whole.shape)} for {COMPARED_PICTURES} pictures at once",
-            )
+            shape = list(whole.shape)
+            return False, f"'{name}' has the shape {shape} for {COMPARED_PICTURES} pictures at once"
         away, allowed = _compute_difference(whole, expected)
         if not away <= allowed:  # NaN is not
-            return (
-                False,
-                f"'{name}' differs by {away:.2g} when {COMPARED_PICTURES} pictures are computed at once",
-            )
+            return False, f"'{name}' differs by {away:.2g} for {COMPARED_PICTURES} pictures at once"
         worst = max(worst, away)
-    how = "the very same values" if worst == 0 else f"the same values to {worst:.1g}"
-    return True, f"{COMPARED_PICTURES} pictures at once give {how} as one by one"
+    how = "identical values" if worst == 0 else f"values equal to {worst:.1g}"
+    return True, f"{COMPARED_PICTURES} pictures at once and one by one give {how}"
 
 
 def _compute_difference(values: NDArray[Any], expected: NDArray[Any]) -> tuple[float, float]:

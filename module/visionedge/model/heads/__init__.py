@@ -18,55 +18,51 @@ def load_heads() -> tuple[DetectionHead, ...]:
     return tuple(head for module in modules for head in module.HEADS)
 
 
-def interpret_model(
-    signature: ModelSignature,
-    heads: tuple[DetectionHead, ...] | None = None,
-    label_source: str = "its metadata",
-) -> ModelInterpretation:
+def interpret_model(signature: ModelSignature, label_source: str = "its metadata") -> ModelInterpretation:
     """The only interpretation that fits; the family is never guessed.
 
-    ``visionedge.head`` in its metadata (or `head` in `MODEL.yaml`) states it outright; the shapes must agree
-    all the same. ``visionedge.nms`` says whether boxes still need suppression. `label_source` names where its
+    ``visionedge.head`` in its metadata (or `head` in `MODEL.yaml`) states the head; it must still fit the
+    shapes. ``visionedge.nms`` states whether boxes need suppression. `label_source` says in errors where the
     labels come from.
 
     Raises:
-        ModelError: none fits, or several do; the message says what was seen.
+        ModelError: no interpretation fits, or several do; the message lists inputs and outputs.
     """
-    heads = load_heads() if heads is None else heads
+    heads = load_heads()
     stated = signature.metadata.get("visionedge.head")
     if stated is not None:
         heads = tuple(head for head in heads if head.name == stated)
         if not heads:
             raise ModelError(f"the stated head '{stated}' is unknown; {_describe_known_heads()}")
     _check_task(signature)
-    readings = _interpret(signature, heads)
-    if len(readings) == 1:
-        return _with_stated(scale_boxes_back(signature, readings[0]), signature)
-    if readings:
-        names = " and ".join(interpretation.head for interpretation in readings)
+    fitting = _interpret(signature, heads)
+    if len(fitting) == 1:
+        return _with_stated(scale_boxes_back(signature, fitting[0]), signature)
+    if fitting:
+        names = " and ".join(interpretation.head for interpretation in fitting)
         raise ModelError(
             f"several heads fit ({names}); state one as head in MODEL.yaml beside it. Seen: {signature}",
-            state=(f"head: {readings[0].head}   # or {', '.join(r.head for r in readings[1:])}",),
+            state=(f"head: {fitting[0].head}   # or {', '.join(r.head for r in fitting[1:])}",),
         )
     _check_labels(signature, heads, label_source)
     _check_channels(signature)
     if stated is not None:
         raise ModelError(f"the stated head '{stated}' does not fit its shapes. Seen: {signature}", state=())
-    raise ModelError(f"is no detector of a supported family. Seen: {signature}; {_describe_known_heads()}")
+    raise ModelError(f"is not a detector of a supported family. Seen: {signature}; {_describe_known_heads()}")
 
 
 def _interpret(signature: ModelSignature, heads: tuple[DetectionHead, ...]) -> list[ModelInterpretation]:
-    readings = (head.read(skip_resize(signature, head.name)) for head in heads)
-    return [interpretation for interpretation in readings if interpretation is not None]
+    found = (head.read(skip_resize(signature, head.name)) for head in heads)
+    return [interpretation for interpretation in found if interpretation is not None]
 
 
 def _check_task(signature: ModelSignature) -> None:
-    """Refuse a model whose metadata names another task than detection."""
+    """Refuse a model whose metadata states another task than detection."""
     task = signature.metadata.get("task", "detect")
     if task != "detect":
         raise ModelError(
-            f"is a model for '{task[:40]}', as its metadata says, and no detector of boxes: export a"
-            " detection model, such as with yolo export model=yolo11n.pt format=onnx",
+            f"is a model for '{task[:40]}' by its metadata, and not a detector of boxes; export a detection"
+            " model, for example with: yolo export model=yolo11n.pt format=onnx",
             state=(),
         )
 
@@ -78,10 +74,10 @@ def _check_labels(signature: ModelSignature, heads: tuple[DetectionHead, ...], l
         return
     unnamed = {key: value for key, value in signature.metadata.items() if key != "names"}
     try:
-        readings = _interpret(replace(signature, metadata=unnamed), heads)
+        fitting = _interpret(replace(signature, metadata=unnamed), heads)
     except ModelError:
         return
-    counts = sorted({interpretation.class_count for interpretation in readings} - {0, len(names)})
+    counts = sorted({interpretation.class_count for interpretation in fitting} - {0, len(names)})
     if counts:
         raise ModelError(
             f"it has {' or '.join(map(str, counts))} classes, but {label_source} names {len(names)}", state=()
@@ -90,12 +86,10 @@ def _check_labels(signature: ModelSignature, heads: tuple[DetectionHead, ...], l
 
 def _check_channels(signature: ModelSignature) -> None:
     """Refuse a model that takes grey pictures."""
-    shapes = [t.shape for t in signature.inputs if t.shape is not None and len(t.shape) == 4]
-    if any(3 in (shape[1], shape[3]) for shape in shapes):
-        return
-    if any(1 in (shape[1], shape[3]) for shape in shapes):
+    channels = [(t.side(1), t.side(3)) for t in signature.inputs if t.rank == 4]
+    if any(1 in sides for sides in channels) and not any(3 in sides for sides in channels):
         raise ModelError(
-            "takes grey pictures (one channel), but only colour pictures (three channels) are supported:"
+            "takes grey pictures (one channel), but only colour pictures (three channels) are supported;"
             f" train and export it with three channels. Seen: {signature}",
             state=(),
         )

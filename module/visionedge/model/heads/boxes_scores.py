@@ -1,17 +1,22 @@
-"""Boxes and scores of all cells in two outputs: YOLO-NAS, DAMO-YOLO, PP-YOLOE without its suppression.
+"""Boxes and scores of all cells in two outputs: YOLO-NAS, DAMO-YOLO, YOLOv4, PP-YOLOE without suppression.
 
-Also models whose NMS plugin of TensorRT was removed (`onnx_file.remove_nms_plugin`). All of these have the
-same shapes and differ in the scaling of pixels, which a graph seldom shows: then a file beside it or its
-owner must state it.
+Also models whose NMS plugin of TensorRT was removed (`onnx_file.remove_nms_plugin`). Most of these have the
+same shapes and differ in the scaling of pixels, which a graph seldom shows: then a file beside the model or
+its owner must state it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from visionedge.errors import ModelError
-from visionedge.model.analysis.output_ops import OutputOps
 from visionedge.model.analysis.signature import ModelSignature, TensorInfo
-from visionedge.model.decoding import find_strides, select_best_rows, slice_axis, to_corners
+from visionedge.model.decoding import (
+    BoxDecoding,
+    centres_to_corners,
+    find_strides,
+    select_best_rows,
+    slice_axis,
+)
 from visionedge.model.exporter_files import parse_paddle_preprocess
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
@@ -19,11 +24,12 @@ from visionedge.model.interpretation import (
     ModelInterpretation,
     NetworkInput,
     Preprocess,
+    find_only_input,
     find_picture_input,
     read_metadata_object,
 )
 from visionedge.model.onnx_file import NMS_PLUGIN_KEY, NmsPluginInputs
-from visionedge.model.preprocessing import YOLO_INPUT, choose_preprocess, describe_exporter, is_detector
+from visionedge.model.preprocessing import YOLO_INPUT, describe_exporter, interpret, is_detector
 
 BOX_ENCODINGS = ("corners", "centers")
 _FOREIGN_OPERATORS = frozenset({"NonMaxSuppression", "TopK", "Cos", "Sin"})
@@ -36,8 +42,8 @@ _MODEL_YAML_EXAMPLE = (
 class BoxesScoresDecoder(Decoder):
     """Decodes boxes [N, n, 4] (or [N, n, 1, 4]) and scores [N, n, C], or [N, C, n] if `columns`.
 
-    `scale` brings boxes to input pixels. `background` is a class that means nothing, -1 for none.
-    `factor_input` is a second input [N, 2] that takes what the picture was scaled by; "" if there is none.
+    `scale` (x, y) converts boxes to input pixels. `background` is the class of the background, -1 for none.
+    `factor_input` is a second input [N, 2] for the scale factor of the picture; "" if there is none.
     """
 
     boxes: str
@@ -52,7 +58,7 @@ class BoxesScoresDecoder(Decoder):
     factor_input: str = ""
 
     def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - sizes are constants
-        """No scaling, where the network asks for it."""
+        """A scale factor of 1, if the network has an input for it."""
         return {self.factor_input: nodes.reshape(nodes.floats(1.0, 1.0), 1, 2)} if self.factor_input else {}
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
@@ -85,9 +91,7 @@ class BoxesScoresDecoder(Decoder):
             boxes = nodes.add("Mul", boxes, nodes.floats(*self.scale * 2))
         if not self.centers:
             return boxes
-        return to_corners(
-            nodes, slice_axis(nodes, boxes, 0, 2, axis=2), slice_axis(nodes, boxes, 2, 4, axis=2)
-        )
+        return centres_to_corners(nodes, boxes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +103,8 @@ class _BoxesAndScores:
 
     @property
     def width(self) -> int:
-        """How many scores an anchor has."""
-        return (self.scores.shape or (0, 0, 0))[1 if self.columns else 2] or 0
+        """The number of scores of an anchor."""
+        return self.scores.side(1 if self.columns else 2) or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +114,10 @@ class BoxesScoresHead:
     name: str = "boxes-scores"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """An interpretation if both have a row per cell, and nodes or a plugin show how boxes are written.
+        """An interpretation if both have a row per cell, and nodes or a plugin show the encoding of boxes.
 
         Raises:
-            ModelError: it is unknown how boxes are written, or how pictures are prepared.
+            ModelError: the encoding of boxes or the preprocessing is unknown.
         """
         picture = find_picture_input(signature)
         pair = _find_outputs(signature, picture) if picture is not None else None
@@ -124,95 +128,84 @@ class BoxesScoresHead:
         if encoding.background not in (-1, 0, pair.width - 1) or not is_detector(signature, classes):
             return None
         family, reason = _choose_family_preprocess(signature, picture)
-        preprocess, preprocess_evidence = choose_preprocess(signature, picture, family)
-        stated = ("the head is stated",) if signature.metadata.get("visionedge.head") == self.name else ()
         factor = next((t.name for t in signature.inputs if t.name != picture.name), "")
-        return ModelInterpretation(
-            head=self.name,
-            input=picture,
-            preprocess=preprocess,
-            decoder=BoxesScoresDecoder(
-                pair.boxes.name,
-                pair.scores.name,
-                pair.anchors,
-                classes,
-                pair.columns,
-                encoding.centers,
-                (float(picture.width_px), float(picture.height_px)) if encoding.relative else (1.0, 1.0),
-                encoding.logits,
-                encoding.background,
-                factor,
-            ),
+        decoder = BoxesScoresDecoder(
+            pair.boxes.name,
+            pair.scores.name,
+            pair.anchors,
+            classes,
+            pair.columns,
+            encoding.centers,
+            (float(picture.width_px), float(picture.height_px)) if encoding.relative else (1.0, 1.0),
+            encoding.logits,
+            encoding.background,
+            factor,
+        )
+        plugin = f", by {encoding.plugin}, which our own suppression replaces" if encoding.plugin else ""
+        return interpret(
+            self.name,
+            signature,
+            picture,
+            decoder,
+            family,
             class_count=classes,
             needs_nms=True,
             evidence=(
-                *stated,
                 f"boxes and {pair.width} scores in separate outputs, for {pair.anchors} cells",
-                f"boxes are {'centres and sizes' if encoding.centers else 'corners'}"
-                f"{f', by {encoding.plugin}, which our own suppression replaces' if encoding.plugin else ''}",
+                f"boxes are {'centres and sizes' if encoding.centers else 'corners'}{plugin}",
                 reason,
-                *preprocess_evidence,
             ),
         )
-
-
-HEADS = (BoxesScoresHead(),)
 
 
 def _find_outputs(signature: ModelSignature, picture: NetworkInput) -> _BoxesAndScores | None:
     """The two outputs, by their shapes."""
     if len(signature.outputs) != 2 or not _inputs_fit(signature, picture):
         return None
-    if NMS_PLUGIN_KEY not in signature.metadata and signature.operators & _FOREIGN_OPERATORS:
+    is_plugin = NMS_PLUGIN_KEY in signature.metadata
+    if not is_plugin and signature.operators & _FOREIGN_OPERATORS:
         return None
     found = []
     for boxes, scores in (signature.outputs, signature.outputs[::-1]):
-        shape, other = _flatten_shape(boxes, plugin=NMS_PLUGIN_KEY in signature.metadata), scores.shape
-        if shape is None or other is None or len(other) != 3 or not shape[1] or shape[2] != 4:
+        anchors, (first, second) = boxes.side(1), (scores.side(1), scores.side(2))
+        # The boxes of a plugin can have a side of 1 before the last one.
+        is_box = boxes.rank == 3 or (boxes.rank == 4 and boxes.side(2) == 1 and is_plugin)
+        if not is_box or scores.rank != 3 or not anchors or boxes.side(-1) != 4:
             continue
-        if not (boxes.dtype.startswith("float") and scores.dtype.startswith("float")):
+        if not (boxes.is_float and scores.is_float):
             continue
-        sides = [columns for columns, side in ((False, other[1]), (True, other[2])) if side == shape[1]]
-        if len(sides) == 1 and other[1] and other[2] and _are_cells(shape[1], picture, signature):
-            found.append(_BoxesAndScores(boxes, scores, shape[1], sides[0]))
-    if len(found) == 2:  # both four wide: the one that a sigmoid made are scores
+        ways = [columns for columns, side in ((False, first), (True, second)) if side == anchors]
+        if len(ways) == 1 and first and second and (is_plugin or _are_cells(anchors, picture)):
+            found.append(_BoxesAndScores(boxes, scores, anchors, ways[0]))
+    if len(found) == 2:  # both have four columns: a sigmoid computed the scores
         found = [pair for pair in found if signature.output_operators.get(pair.scores.name) == "Sigmoid"]
     return found[0] if len(found) == 1 else None
 
 
-def _flatten_shape(tensor: TensorInfo, *, plugin: bool) -> tuple[int | None, ...] | None:
-    """The shape of boxes; what a plugin is given has a side of 1 in it."""
-    shape = tensor.shape
-    if plugin and shape is not None and len(shape) == 4 and shape[2] == 1:
-        return (*shape[:2], shape[3])
-    return shape if shape is not None and len(shape) == 3 else None
-
-
-def _are_cells(count: int, picture: NetworkInput, signature: ModelSignature) -> bool:
+def _are_cells(count: int, picture: NetworkInput) -> bool:
     size = picture.width_px, picture.height_px
-    return NMS_PLUGIN_KEY in signature.metadata or any(
-        find_strides(count, *size, each) is not None for each in (1, 3)
-    )
+    return any(find_strides(count, *size, anchors) is not None for anchors in (1, 3))
 
 
 def _inputs_fit(signature: ModelSignature, picture: NetworkInput) -> bool:
-    """The picture alone, or with what it was scaled by, as Paddle wants it."""
+    """Whether the inputs are the picture alone, or the picture and its scale factor, as Paddle has them."""
     others = [t for t in signature.inputs if t.name != picture.name]
     return not others or (
-        len(others) == 1 and "scale" in others[0].name.lower() and (others[0].shape or ())[1:] == (2,)
+        len(others) == 1
+        and "scale" in others[0].name.lower()
+        and (others[0].rank, others[0].side(1)) == (2, 2)
     )
 
 
 def _read_encoding(signature: ModelSignature, pair: _BoxesAndScores) -> NmsPluginInputs:
-    """How boxes and scores are written: by the plugin, else by the nodes."""
+    """The encoding of boxes and scores, by the plugin, else by the nodes."""
     said = read_metadata_object(signature, NMS_PLUGIN_KEY)
     if said:
         try:
             return NmsPluginInputs(**said)
         except TypeError:
             raise ModelError(f"metadata {NMS_PLUGIN_KEY} is not as this version writes it") from None
-    boxes = signature.output_ops.get(pair.boxes.name, OutputOps())
-    scores = signature.output_ops.get(pair.scores.name, OutputOps())
+    boxes, scores = signature.ops(pair.boxes), signature.ops(pair.scores)
     stated = signature.metadata.get("visionedge.form", "")
     box_encoding = stated or {"corners": "corners", "centres": "centers"}.get(boxes.box_encoding, "")
     if box_encoding not in BOX_ENCODINGS:
@@ -223,7 +216,7 @@ def _read_encoding(signature: ModelSignature, pair: _BoxesAndScores) -> NmsPlugi
         )
     if not scores.has_weights or "Softmax" in scores.operators:
         raise ModelError(
-            "has separate outputs for boxes and scores, but its kind of scores is not supported", state=()
+            "has separate outputs for boxes and scores, but scores of this kind are not supported", state=()
         )
     return NmsPluginInputs(
         "", box_encoding == "centers", relative=False, logits="Sigmoid" not in scores.operators
@@ -231,7 +224,7 @@ def _read_encoding(signature: ModelSignature, pair: _BoxesAndScores) -> NmsPlugi
 
 
 def _choose_family_preprocess(signature: ModelSignature, picture: NetworkInput) -> tuple[Preprocess, str]:
-    """How its pictures were prepared in training.
+    """The preprocessing in training, and the evidence for it.
 
     Raises:
         ModelError: it is unknown.
@@ -246,7 +239,76 @@ def _choose_family_preprocess(signature: ModelSignature, picture: NetworkInput) 
     if signature.input_ops.changes_values:
         return YOLO_INPUT, "its first nodes scale the picture"
     raise ModelError(
-        "gives boxes and scores apart, as YOLO-NAS, DAMO-YOLO and PP-YOLOE do, whose pictures are prepared in"
-        " different ways; state input (color, scale, mean, std, fit) in MODEL.yaml beside it",
+        "has separate outputs for boxes and scores, as YOLO-NAS, DAMO-YOLO and PP-YOLOE, which differ in"
+        " preprocessing; state input (color, scale, mean, std, fit) in MODEL.yaml beside it",
         state=(_MODEL_YAML_EXAMPLE,),
     )
+
+
+# --- YOLOv4 of its port to PyTorch: boxes [N, n, 1, 4] as corners of 0-1, scores [N, n, classes] -----------
+
+
+@dataclass(frozen=True, slots=True)
+class YoloV4Decoder(Decoder):
+    """Decodes both outputs for a picture of this size."""
+
+    boxes: str
+    scores: str
+    anchors: int
+    classes: int
+    width_px: int
+    height_px: int
+
+    def rows(self, nodes: NodeBuilder, limit: int) -> str:
+        """The best rows, each anchor as its best class."""
+        return select_best_rows(
+            nodes,
+            nodes.cast(self.scores, "float32"),
+            self._make_box_decoding(nodes),
+            anchors=self.anchors,
+            classes=self.classes,
+            limit=limit,
+            one_class_per_anchor=True,
+        )
+
+    def _make_box_decoding(self, nodes: NodeBuilder) -> BoxDecoding:
+        boxes = nodes.reshape(nodes.cast(self.boxes, "float32"), 0, self.anchors, 4)
+        scale = nodes.floats(*[self.width_px, self.height_px] * 2)
+        return lambda chosen, count: nodes.add("Mul", nodes.gather_rows(boxes, chosen, count, 4), scale)
+
+
+@dataclass(frozen=True, slots=True)
+class YoloV4Boxes:
+    """YOLOv4 with decoded boxes: RGB from 0 to 1, stretched."""
+
+    name: str = "yolov4-boxes"
+
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
+        """An interpretation if boxes of four dimensions and scores belong to three anchors in each cell."""
+        picture = find_only_input(signature)
+        boxes = [t for t in signature.outputs if t.rank == 4 and (t.side(2), t.side(3)) == (1, 4)]
+        scores = [t for t in signature.outputs if t.rank == 3]
+        if picture is None or not len(boxes) == len(scores) == len(signature.outputs) - 1 == 1:
+            return None
+        anchors, classes = scores[0].side(1), scores[0].side(2)
+        size = picture.width_px, picture.height_px
+        strides = find_strides(anchors, *size, anchors_per_cell=3)
+        if not anchors or not classes or strides is None or boxes[0].side(1) != anchors:
+            return None
+        if not is_detector(signature, classes):
+            return None
+        return interpret(
+            self.name,
+            signature,
+            picture,
+            YoloV4Decoder(boxes[0].name, scores[0].name, anchors, classes, *size),
+            replace(YOLO_INPUT, fit="stretch"),
+            class_count=classes,
+            needs_nms=True,
+            evidence=(
+                f"{anchors} boxes and scores are 3 for each cell at strides {', '.join(map(str, strides))}",
+            ),
+        )
+
+
+HEADS = (BoxesScoresHead(), YoloV4Boxes())

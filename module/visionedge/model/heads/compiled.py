@@ -1,4 +1,4 @@
-"""Graphs that `visionedge model compile` wrote: bytes in, rows out."""
+"""Graphs that `visionedge model compile` wrote: from bytes to rows."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class CompiledDecoder(Decoder):
     count: int
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
-        """The rows, or the first of them."""
+        """All rows, or the first `limit`."""
         return self.output if self.count <= limit else slice_axis(nodes, self.output, 0, limit, 1)
 
 
@@ -45,15 +45,8 @@ class CompiledHead:
             return None
         picture = find_picture_input(signature)
         rows = signature.outputs[0] if len(signature.outputs) == 1 else None
-        shape = None if rows is None else rows.shape
-        if (
-            picture is None
-            or rows is None
-            or shape is None
-            or len(shape) != 3
-            or shape[2] != 6
-            or not shape[1]
-        ):
+        count = None if rows is None or rows.rank != 3 or rows.side(2) != 6 else rows.side(1)
+        if picture is None or rows is None or count is None:
             raise ModelError(
                 f"says that visionedge compiled it, but its inputs or outputs differ. Seen: {signature}"
             )
@@ -61,7 +54,7 @@ class CompiledHead:
             head=compiled_metadata.head,
             input=picture,
             preprocess=read_stated_preprocess(signature, Preprocess()),
-            decoder=CompiledDecoder(rows.name, shape[1]),
+            decoder=CompiledDecoder(rows.name, count),
             class_count=compiled_metadata.classes,
             needs_nms=signature.metadata.get("visionedge.nms") != "false",
             evidence=(f"was compiled by visionedge {compiled_metadata.version}", *compiled_metadata.evidence),

@@ -1,7 +1,7 @@
-"""Azure Custom Vision: *compact* gives one raw map of five anchors, *compact [S1]* a finished list.
+"""Azure Custom Vision: *compact* outputs one raw map of five anchors, *compact [S1]* a finished list.
 
-The metadata of both states the colour order and scaling of pixels; `cvexport.manifest` beside it can add to
-it.
+The metadata of both state the colour order and the scaling of pixels; `cvexport.manifest` beside the model
+can complete them.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from visionedge.errors import ModelError
 from visionedge.model.analysis.input_ops import InputOps
 from visionedge.model.analysis.signature import ModelSignature, TensorInfo
-from visionedge.model.decoding import AnchorMap, AnchorMapDecoder, convert_list_to_rows
+from visionedge.model.decoding import AnchorMap, AnchorMapDecoder, convert_list_to_rows, to_pixels
 from visionedge.model.exporter_files import parse_custom_vision_manifest
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
@@ -22,11 +22,12 @@ from visionedge.model.interpretation import (
     ModelInterpretation,
     NetworkInput,
     Preprocess,
-    find_picture_input,
+    find_only_input,
     read_metadata_object,
+    states_scaling,
 )
-from visionedge.model.labels import read_class_names
-from visionedge.model.preprocessing import choose_preprocess
+from visionedge.model.labels import count_class_names
+from visionedge.model.preprocessing import interpret
 
 DEFAULT_ANCHORS = ((0.573, 0.677), (1.87, 2.06), (3.34, 5.47), (7.88, 3.53), (9.77, 9.17))
 """(width, height) in cells of the map: those of all exports that do not state others."""
@@ -58,7 +59,7 @@ class CustomVisionListDecoder(Decoder):
         scores, classes = (
             nodes.reshape(nodes.cast(tensor, "float32"), 1, -1) for tensor in (self.scores, self.classes)
         )
-        boxes = nodes.add("Mul", boxes, nodes.floats(*[self.width_px, self.height_px] * 2))
+        boxes = to_pixels(nodes, boxes, self.width_px, self.height_px)
         return convert_list_to_rows(nodes, boxes, scores, classes, count=self.count, limit=limit)
 
 
@@ -69,7 +70,7 @@ class CustomVisionCompact:
     name: str = "customvision"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """An interpretation if there is one raw map at stride 32 and a sign of Custom Vision.
+        """An interpretation if there is one raw map at stride 32, and Custom Vision exported the model.
 
         Raises:
             ModelError: its metadata contradicts itself, or does not state the scaling of pixels.
@@ -106,7 +107,7 @@ class CustomVisionCompactS1:
     name: str = "customvision-s1"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """An interpretation if there are three such outputs and a sign of Custom Vision.
+        """An interpretation if there are these three outputs, and Custom Vision exported the model.
 
         Raises:
             ModelError: its metadata contradicts itself, or does not state the scaling of pixels.
@@ -116,15 +117,14 @@ class CustomVisionCompactS1:
         if picture is None or found is None or picture.batch not in (None, 1):
             return None
         boxes, classes, scores = found
-        names = read_class_names(signature.metadata)
-        count = (boxes.shape or (None, None))[-2]
-        names_of = (boxes.name, classes.name, scores.name)
         return _interpret(
             self.name,
             signature,
             replace(picture, batch=1),
-            CustomVisionListDecoder(*names_of, count, picture.width_px, picture.height_px),
-            classes=signature.classes.from_nms or (len(names) if names is not None else 0),
+            CustomVisionListDecoder(
+                boxes.name, classes.name, scores.name, boxes.side(-2), picture.width_px, picture.height_px
+            ),
+            classes=signature.classes.from_nms or count_class_names(signature.metadata),
             evidence=("three outputs: boxes 0-1, classes and scores",),
         )
 
@@ -133,17 +133,18 @@ HEADS = (CustomVisionCompact(), CustomVisionCompactS1())
 
 
 def _find_picture(signature: ModelSignature, name: str) -> NetworkInput | None:
-    """The picture input of a model with a sign of Custom Vision; None for any other model."""
+    """The picture input of a model that Custom Vision exported; None for any other model."""
     document = parse_custom_vision_manifest(signature)
     if document is not None and document.get("DomainType", "ObjectDetection") != "ObjectDetection":
         return None
-    is_custom_vision = document is not None or signature.metadata.get("visionedge.head") == name
-    is_custom_vision = is_custom_vision or any(key.startswith("CustomVision.") for key in signature.metadata)
-    # Windows ML's TinyYOLOv2 has this key too, but it scales its pixels itself, which no export does.
-    is_custom_vision = is_custom_vision or (
-        "Image.BitmapPixelFormat" in signature.metadata and not signature.input_ops.changes_values
+    is_custom_vision = (
+        document is not None
+        or signature.states_head(name)
+        or any(key.startswith("CustomVision.") for key in signature.metadata)
+        # Windows ML's TinyYOLOv2 has this key too, but it scales its pixels itself, which no export does.
+        or ("Image.BitmapPixelFormat" in signature.metadata and not signature.input_ops.changes_values)
     )
-    return find_picture_input(signature) if is_custom_vision and len(signature.inputs) == 1 else None
+    return find_only_input(signature) if is_custom_vision else None
 
 
 def _find_map(signature: ModelSignature, picture: NetworkInput) -> tuple[str, int] | None:
@@ -151,15 +152,12 @@ def _find_map(signature: ModelSignature, picture: NetworkInput) -> tuple[str, in
     if len(signature.outputs) != 1:
         return None
     (output,) = signature.outputs
-    shape, output_ops = output.shape, signature.output_ops.get(output.name)
+    output_ops, width = signature.ops(output), output.side(1)
     sides = (picture.height_px // _STRIDE_PX, picture.width_px // _STRIDE_PX)
-    if shape is None or len(shape) != 4 or shape[2:] != sides or not shape[1]:
+    if output.rank != 4 or (output.side(2), output.side(3)) != sides or not width:
         return None
-    if output_ops is None or (
-        output_ops.has_weights and (output_ops.parts != ("Conv",) or output_ops.has_arithmetic)
-    ):
-        return None
-    return output.name, shape[1]
+    is_raw = output_ops.parts == ("Conv",) and not output_ops.has_arithmetic
+    return (output.name, width) if is_raw or not output_ops.has_weights else None
 
 
 def _read_anchors(signature: ModelSignature) -> tuple[tuple[tuple[float, float], ...], str]:
@@ -178,9 +176,9 @@ def _read_anchors(signature: ModelSignature) -> tuple[tuple[tuple[float, float],
         flat = [number for item in value for number in (item if isinstance(item, list) else [item])]
         right = all(isinstance(n, int | float) and math.isfinite(n) and n > 0 for n in flat)
         if not right or not flat or len(flat) % 2:
-            raise ModelError(f"{origin} are no list of widths and heights")
+            raise ModelError(f"{origin} are not a list of widths and heights")
         return tuple(zip(flat[::2], flat[1::2], strict=True)), origin
-    return DEFAULT_ANCHORS, "anchors as all exports have them"
+    return DEFAULT_ANCHORS, "the anchors of all exports that do not state others"
 
 
 def _parse_list(text: str | None) -> list[Any] | None:
@@ -201,7 +199,7 @@ def _read_centre_decoding(signature: ModelSignature) -> Any:
 
 
 def _choose_family_preprocess(signature: ModelSignature) -> tuple[Preprocess, tuple[str, ...]]:
-    """Stretched pictures, in the colour order and range of the metadata, and the evidence.
+    """The preprocessing by the metadata (stretched pictures), and the evidence for it.
 
     Raises:
         ModelError: order or range is not supported, contradicts the manifest, or is missing.
@@ -212,19 +210,19 @@ def _choose_family_preprocess(signature: ModelSignature) -> tuple[Preprocess, tu
     orders = {_COLOR_NAMES.get(str(word).lower(), "") for word in (said, written) if word is not None}
     if (len(orders) > 1 or "" in orders) and "color" not in stated:
         raise ModelError(
-            f"its order of colours is {said} in its metadata and {written} in cvexport.manifest; state "
-            "input.color in MODEL.yaml beside it",
+            f"its colour order is {said} in its metadata and {written} in cvexport.manifest; state"
+            " input.color in MODEL.yaml beside it",
             state=("input: {color: rgb}   # or bgr",),
         )
     spread = signature.metadata.get("Image.NominalPixelRange")
     if (
         spread not in _PIXEL_RANGES
-        and not {"scale", "mean", "std"} & set(stated)
+        and not states_scaling(signature)
         and not signature.input_ops.changes_values
     ):
         raise ModelError(
-            f"its metadata states {spread or 'nothing'} as the range of pixels (Image.NominalPixelRange); "
-            "state input.scale in MODEL.yaml beside it",
+            f"its metadata states {spread or 'nothing'} as the range of pixels (Image.NominalPixelRange);"
+            " state input.scale in MODEL.yaml beside it",
             state=("input: {scale: 1}   # pixels of 0-255; 0.00392156863: of 0-1",),
         )
     scale, mean, std = _PIXEL_RANGES.get(spread or "", (1.0, 0.0, 1.0))
@@ -234,19 +232,19 @@ def _choose_family_preprocess(signature: ModelSignature) -> tuple[Preprocess, tu
 
 
 def _find_list(signature: ModelSignature) -> tuple[TensorInfo, TensorInfo, TensorInfo] | None:
-    """(boxes, classes, scores): by shape, the last two by type or, where that is the same, by name."""
+    """(boxes, classes, scores) by shape; the last two by type or, if their types are equal, by name."""
     outputs = signature.outputs
-    boxes = [t for t in outputs if t.shape is not None and t.shape[-1:] == (4,) and len(t.shape) in (2, 3)]
-    flat = [t for t in outputs if t.shape is not None and len(t.shape) in (1, 2) and t not in boxes]
+    boxes = [t for t in outputs if t.side(-1) == 4 and t.rank in (2, 3)]
+    flat = [t for t in outputs if t.rank in (1, 2) and t not in boxes]
     if len(outputs) != 3 or len(boxes) != 1 or len(flat) != 2:
         return None
-    if any(len(t.shape or ()) != len(boxes[0].shape or ()) - 1 for t in flat):
+    if any(t.rank != boxes[0].rank - 1 for t in flat):
         return None
-    whole = [t for t in flat if t.dtype.startswith("int")] or [t for t in flat if "class" in t.name.lower()]
-    if len(whole) != 1:
+    classes = [t for t in flat if t.is_integer] or [t for t in flat if "class" in t.name.lower()]
+    if len(classes) != 1:
         return None
-    scores = next(t for t in flat if t is not whole[0])
-    return (boxes[0], whole[0], scores) if scores.dtype.startswith("float") else None
+    scores = next(t for t in flat if t is not classes[0])
+    return (boxes[0], classes[0], scores) if scores.is_float else None
 
 
 def _interpret(
@@ -260,19 +258,16 @@ def _interpret(
 ) -> ModelInterpretation:
     family, pixels = _choose_family_preprocess(signature)
     if "Image.NominalPixelRange" in signature.metadata:
-        # The manifest describes the input, independent of what the first nodes do with it.
+        # The metadata describe the input itself, independent of the first nodes.
         signature = replace(signature, input_ops=InputOps())
-    preprocess, preprocess_evidence = choose_preprocess(signature, picture, family)
-    stated = ("the head is stated",) if signature.metadata.get("visionedge.head") == name else ()
-    beside = (
-        ("cvexport.manifest lies beside it",) if parse_custom_vision_manifest(signature) is not None else ()
-    )
-    return ModelInterpretation(
-        head=name,
-        input=picture,
-        preprocess=preprocess,
-        decoder=decoder,
+    exists = parse_custom_vision_manifest(signature) is not None
+    return interpret(
+        name,
+        signature,
+        picture,
+        decoder,
+        family,
         class_count=classes,
         needs_nms=isinstance(decoder, AnchorMapDecoder),
-        evidence=(*stated, *beside, *evidence, *pixels, *preprocess_evidence),
+        evidence=(*(("cvexport.manifest lies beside it",) if exists else ()), *evidence, *pixels),
     )

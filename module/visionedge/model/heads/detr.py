@@ -4,8 +4,8 @@ They come in three forms: a finished list (labels, boxes, scores) with the size 
 input; logits and boxes for each query; both side by side in one output, as Ultralytics writes them.
 
 The first DETRs (DETR, YOLOS, Table Transformer) have the second form too, but their logits are those of a
-softmax whose last class is "no object". Their graphs show it: boxes come directly from a layer, while all
-later ones refine boxes from reference points that they sample at, choose or learn.
+softmax whose last class is "no object". Their graphs show it: their boxes come directly from a layer. Later
+DETRs start from reference points, which are learned, chosen or sampled, and refine them to boxes.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from visionedge.errors import ModelError
-from visionedge.model.analysis.output_ops import OutputOps
 from visionedge.model.analysis.signature import ModelSignature, TensorInfo
 from visionedge.model.decoding import (
+    centres_to_corners,
     convert_list_to_rows,
     find_strides,
     select_best_rows,
     slice_axis,
-    to_corners,
+    to_pixels,
 )
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
@@ -29,11 +29,12 @@ from visionedge.model.interpretation import (
     ModelInterpretation,
     NetworkInput,
     Preprocess,
+    find_only_input,
     find_picture_input,
     read_metadata_object,
 )
-from visionedge.model.labels import read_class_names
-from visionedge.model.preprocessing import choose_preprocess, is_detector
+from visionedge.model.labels import count_class_names
+from visionedge.model.preprocessing import interpret, is_detector
 
 PLAIN_INPUT = Preprocess("rgb", 1 / 255, fit="stretch", resample="antialias")
 IMAGENET_INPUT = replace(PLAIN_INPUT, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -66,6 +67,7 @@ class DetrListDecoder(Decoder):
 
     def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:
         """A size of 1 x 1: boxes are then relative, and the order (w, h) or (h, w) does not matter."""
+        # One value of each picture times 0: so the sizes have the batch of the pictures.
         corner = slice_axis(nodes, slice_axis(nodes, slice_axis(nodes, pictures, 0, 1, 1), 0, 1, 2), 0, 1, 3)
         nothing = nodes.add("Mul", nodes.cast(nodes.reshape(corner, -1, 1), "float32"), nodes.floats(0.0))
         ones = nodes.add("Add", nothing, nodes.floats(1.0, 1.0))
@@ -73,10 +75,9 @@ class DetrListDecoder(Decoder):
 
     def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The list, by falling score."""
-        scale = nodes.floats(*[self.width_px, self.height_px] * 2)
         return convert_list_to_rows(
             nodes,
-            nodes.add("Mul", nodes.cast(self.boxes, "float32"), scale),
+            to_pixels(nodes, nodes.cast(self.boxes, "float32"), self.width_px, self.height_px),
             nodes.cast(self.scores, "float32"),
             nodes.cast(self.labels, "float32"),
             count=self.count,
@@ -134,7 +135,7 @@ class DetrQueryDecoder(Decoder):
     def _corners(self, nodes: NodeBuilder, boxes: str, chosen: str, count: int) -> str:
         scale = nodes.floats(*[self.width_px, self.height_px] * 2)
         picked = nodes.add("Mul", nodes.gather_rows(boxes, chosen, count, 4), scale)
-        return to_corners(nodes, slice_axis(nodes, picked, 0, 2, 2), slice_axis(nodes, picked, 2, 4, 2))
+        return centres_to_corners(nodes, picked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +152,8 @@ class Detr:
         if picture is None or sizes is None or found is None:
             return None
         labels, boxes, scores = found
-        source = signature.output_sources.get(scores.name)
-        count = (
-            _read_side(boxes, 1) or _read_side(scores, 1) or (source.count if source is not None else None)
-        )
-        remainder = signature.output_sources.get(labels.name)
-        classes = (remainder.modulus if remainder is not None else None) or 0
+        count = boxes.side(1) or scores.side(1) or signature.source(scores).count
+        classes = signature.source(labels).modulus or 0
         decoder = DetrListDecoder(
             labels.name,
             boxes.name,
@@ -171,62 +168,46 @@ class Detr:
             f"a list of {count or 'any number of'} boxes with integer labels; {sizes.name} takes the size"
         ]
         if classes:
-            clauses.append(f"labels are the remainder of {classes}")
+            clauses.append(f"labels are remainders of a division by {classes}")
         return _interpret(self.name, signature, picture, decoder, classes=classes, clauses=clauses)
 
 
 @dataclass(frozen=True, slots=True)
-class DetrRaw:
-    """Logits and boxes for each query: exports of RF-DETR, and of the others from Hugging Face."""
+class DetrQueries:
+    """Scores and boxes for each query.
 
-    name: str = "detr-raw"
+    With `softmax` the first DETRs: scores of C classes and of "no object", and boxes directly from a layer.
+    Else exports of RF-DETR, and of the others from Hugging Face.
+    """
 
-    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """An interpretation if scores and boxes belong to the same queries of a transformer.
-
-        Raises:
-            ModelError: its scores are a part of what a softmax gave.
-        """
-        found = _find_queries(signature)
-        stated = signature.metadata.get("visionedge.head") == self.name
-        if found is None or (not stated and _is_first_generation(signature, found)):
-            return None
-        score_encoding = _read_score_encoding(signature, found)
-        if score_encoding is None or found.score_operator == "Softmax":
-            return None
-        decoder = found.decoder(score_encoding, background=_has_background(signature, found))
-        clauses = [f"scores of {found.width} classes and boxes for {found.count or 'some'} queries"]
-        if decoder.classes < found.width:
-            clauses.append("its outputs are called as RF-DETR's, whose last class is the background")
-        return _interpret(
-            self.name, signature, found.picture, decoder, classes=decoder.classes, clauses=clauses
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class DetrSoftmax:
-    """The first DETRs: logits of C classes and of no object, and boxes straight from a layer."""
-
-    name: str = "detr-softmax"
+    name: str
+    softmax: bool
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """An interpretation if nothing chooses queries, samples for them, or refines their boxes.
+        """An interpretation if scores and boxes belong to the same queries of such a transformer.
 
         Raises:
-            ModelError: its scores are a part of what a softmax gave.
+            ModelError: its scores are only a part of the output of a softmax.
         """
         found = _find_queries(signature)
-        stated = signature.metadata.get("visionedge.head") == self.name
-        if found is None or found.width < 2 or not (stated or _is_first_generation(signature, found)):
+        if found is None or found.width < 1 + self.softmax:
+            return None
+        if not signature.states_head(self.name) and _is_first_generation(signature, found) != self.softmax:
             return None
         score_encoding = _read_score_encoding(signature, found)
-        if score_encoding is None or found.score_operator == "Sigmoid":
+        if found.score_operator == ("Sigmoid" if self.softmax else "Softmax"):
             return None
-        decoder = found.decoder(score_encoding, softmax=True)
-        clauses = [
-            f"scores of {decoder.classes} classes and of no object, and boxes, for {found.count} queries",
-            "boxes come straight from a layer, as those of the first DETRs: scores are a softmax's",
-        ]
+        background = not self.softmax and _has_background(signature, found)
+        decoder = found.decoder(score_encoding, softmax=self.softmax, background=background)
+        if self.softmax:
+            clauses = [
+                f"scores of {decoder.classes} classes and of no object, and boxes, for {found.count} queries",
+                "boxes come directly from a layer, as in the first DETRs: scores are those of a softmax",
+            ]
+        else:
+            clauses = [f"scores of {found.width} classes and boxes for {found.count or 'some'} queries"]
+        if background:
+            clauses.append("its outputs have the names of RF-DETR's, whose last class is the background")
         return _interpret(
             self.name, signature, found.picture, decoder, classes=decoder.classes, clauses=clauses
         )
@@ -240,14 +221,12 @@ class DetrSingleOutput:
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """An interpretation if the one output joins boxes and sigmoid scores of queries, not of cells."""
-        picture = find_picture_input(signature)
-        if picture is None or len(signature.inputs) != 1 or len(signature.outputs) != 1:
+        picture = find_only_input(signature)
+        if picture is None or len(signature.outputs) != 1:
             return None
-        output = signature.outputs[0]
-        source = signature.output_sources.get(output.name)
-        parts = source.parts if source is not None else ()
-        queries, width = _read_side(output, 1), _read_side(output, 2) or 0
-        if _rank(output) != 3 or width < 5 or len(parts) != 2 or parts[1] != "Sigmoid":
+        (output,) = signature.outputs
+        parts, queries, width = signature.source(output).parts, output.side(1), output.side(2) or 0
+        if output.rank != 3 or width < 5 or len(parts) != 2 or parts[1] != "Sigmoid":
             return None
         if queries is None or not all(_may_be_queries(n, picture, signature) for n in (queries, width)):
             return None
@@ -262,13 +241,16 @@ class DetrSingleOutput:
             picture.height_px,
             score_encoding="probabilities",
         )
-        clauses = [
-            f"one output joins the boxes and a sigmoid's scores of {queries} queries, which are no cells"
-        ]
+        clauses = [f"one output joins the boxes and the sigmoid scores of {queries} queries, not of cells"]
         return _interpret(self.name, signature, picture, decoder, classes=width - 4, clauses=clauses)
 
 
-HEADS = (Detr(), DetrRaw(), DetrSoftmax(), DetrSingleOutput())
+HEADS = (
+    Detr(),
+    DetrQueries("detr-raw", softmax=False),
+    DetrQueries("detr-softmax", softmax=True),
+    DetrSingleOutput(),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,9 +264,7 @@ class _Queries:
     width: int
     score_operator: str
 
-    def decoder(
-        self, score_encoding: ScoreEncoding, *, softmax: bool = False, background: bool = False
-    ) -> DetrQueryDecoder:
+    def decoder(self, score_encoding: ScoreEncoding, *, softmax: bool, background: bool) -> DetrQueryDecoder:
         """The decoder for these scores; the last class of a softmax, or a background, is left out."""
         names, size = (self.boxes.name, self.scores.name), (self.picture.width_px, self.picture.height_px)
         classes = self.width - (softmax or background)
@@ -293,12 +273,11 @@ class _Queries:
 
 def _find_queries(signature: ModelSignature) -> _Queries | None:
     """Scores and boxes of a transformer for the same queries."""
-    picture = find_picture_input(signature)
-    pair = _find_scores_and_boxes(signature)
-    if picture is None or pair is None or len(signature.inputs) != 1 or not _is_transformer(signature):
+    picture, pair = find_only_input(signature), _find_scores_and_boxes(signature)
+    if picture is None or pair is None or not _is_transformer(signature):
         return None
     scores, boxes = pair
-    count, width = _read_side(scores, 1), _read_side(scores, 2) or 0
+    count, width = scores.side(1), scores.side(2) or 0
     if not _may_be_queries(count, picture, signature) or (count is None and width < 2):
         return None
     return _Queries(picture, scores, boxes, count, width, signature.output_operators.get(scores.name, ""))
@@ -309,33 +288,31 @@ def _has_background(signature: ModelSignature, found: _Queries) -> bool:
 
     An RF-DETR trained on COCO has 91 columns, one per category number, and all of them count.
     """
-    called = {found.boxes.name, found.scores.name} == {"dets", "labels"}
-    names = read_class_names(signature.metadata)
-    whole = names is not None and len(names) == found.width
-    return called and found.width > 1 and found.width not in _COCO_CLASS_COUNTS and not whole
+    is_rf_detr = {found.boxes.name, found.scores.name} == {"dets", "labels"}
+    all_named = count_class_names(signature.metadata) == found.width
+    return is_rf_detr and found.width > 1 and found.width not in _COCO_CLASS_COUNTS and not all_named
 
 
 def _is_first_generation(signature: ModelSignature, found: _Queries) -> bool:
-    """Whether it is one of the first DETRs; any number of queries may be theirs."""
-    output_ops = signature.output_ops.get(found.boxes.name)
-    straight = output_ops is not None and output_ops.has_weights and not output_ops.has_arithmetic
-    return straight and not signature.operators & _REFINING_OPERATORS
+    """Whether it is one of the first DETRs, whose boxes come directly from a layer."""
+    output_ops = signature.ops(found.boxes)
+    direct = output_ops.has_weights and not output_ops.has_arithmetic
+    return direct and not signature.operators & _REFINING_OPERATORS
 
 
-def _read_score_encoding(signature: ModelSignature, found: _Queries) -> ScoreEncoding | None:
-    """What the scores are.
+def _read_score_encoding(signature: ModelSignature, found: _Queries) -> ScoreEncoding:
+    """The encoding of the scores.
 
     Raises:
         ModelError: they are an unknown part of the output of a softmax.
     """
-    source = signature.output_sources.get(found.scores.name)
-    behind = source.operator if source is not None else ""
+    behind = signature.source(found.scores).operator
     if found.score_operator in ("Sigmoid", "Softmax") or behind == "Sigmoid":
         return "probabilities"
     if behind == "Softmax":
         raise ModelError(
-            "is a DETR whose scores are a part of the output of a softmax; export it with its logits,"
-            f" 'no object' included. Seen: {signature}",
+            "is a DETR whose scores are only a part of the output of a softmax; export it with all logits,"
+            f" those of 'no object' included. Seen: {signature}",
             state=(),
         )
     return "logits"
@@ -351,17 +328,15 @@ def _interpret(
     clauses: list[str],
 ) -> ModelInterpretation:
     family, reason = _choose_family_preprocess(signature)
-    preprocess, evidence = choose_preprocess(signature, picture, family)
-    if signature.metadata.get("visionedge.head") == name:
-        clauses = ["the head is stated", *clauses]
-    return ModelInterpretation(
-        head=name,
-        input=picture,
-        preprocess=preprocess,
-        decoder=decoder,
+    return interpret(
+        name,
+        signature,
+        picture,
+        decoder,
+        family,
         class_count=classes,
         needs_nms=False,
-        evidence=(*clauses, reason, *evidence),
+        evidence=(*clauses, reason),
     )
 
 
@@ -385,7 +360,7 @@ def _choose_family_preprocess(signature: ModelSignature) -> tuple[Preprocess, st
             "it starts with patches, as transformers do: ImageNet's mean and deviation",
         )
     if any(side == 7 for side, _ in kernels):
-        return IMAGENET_INPUT, "it starts with 7 x 7, as the first ResNets do: ImageNet's mean and deviation"
+        return IMAGENET_INPUT, "it starts with 7 x 7, as the first ResNets: ImageNet's mean and deviation"
     if signature.transformer_parts > _MAX_ENCODER_PARTS:
         return IMAGENET_INPUT, "its queries are chosen behind a transformer: ImageNet's mean and deviation"
     return PLAIN_INPUT, "it starts with small convolutions: pixels of 0-1 and no mean"
@@ -395,39 +370,31 @@ def _find_list(signature: ModelSignature) -> tuple[TensorInfo, TensorInfo, Tenso
     """(labels, boxes, scores): integer [N, n], float [N, n, 4], float [N, n]."""
     if len(signature.outputs) != 3:
         return None
-    labels = [t for t in signature.outputs if _rank(t) == 2 and t.dtype in ("int64", "int32")]
-    boxes = [t for t in signature.outputs if _rank(t) == 3 and _read_side(t, 2) == 4 and _is_float(t)]
-    scores = [t for t in signature.outputs if _rank(t) == 2 and _is_float(t)]
+    labels = [t for t in signature.outputs if t.rank == 2 and t.is_integer]
+    boxes = [t for t in signature.outputs if t.rank == 3 and t.side(2) == 4 and t.is_float]
+    scores = [t for t in signature.outputs if t.rank == 2 and t.is_float]
     if not len(labels) == len(boxes) == len(scores) == 1:
         return None
     found = labels[0], boxes[0], scores[0]
-    return found if len({_read_side(t, 1) for t in found} - {None}) <= 1 else None
+    return found if len({t.side(1) for t in found} - {None}) <= 1 else None
 
 
 def _find_sizes_input(signature: ModelSignature) -> TensorInfo | None:
     """The second of two inputs, if it is integer [N, 2]."""
-    others = [t for t in signature.inputs if _rank(t) == 2 and _read_side(t, 1) in (2, None)]
-    if len(signature.inputs) != 2 or len(others) != 1 or others[0].dtype not in ("int64", "int32"):
-        return None
-    return others[0]
+    others = [t for t in signature.inputs if t.rank == 2 and t.side(1) in (2, None)]
+    return others[0] if len(signature.inputs) == 2 and len(others) == 1 and others[0].is_integer else None
 
 
 def _find_scores_and_boxes(signature: ModelSignature) -> tuple[TensorInfo, TensorInfo] | None:
     """(scores, boxes) of the same queries; if both have four columns, a sigmoid computes the boxes."""
     outputs = signature.outputs
-    if len(outputs) != 2 or not all(_rank(t) == 3 and _is_float(t) and _read_side(t, 2) for t in outputs):
+    if len(outputs) != 2 or not all(t.rank == 3 and t.is_float and t.side(2) for t in outputs):
         return None
-    ways = [
-        (a, b)
-        for a, b in (outputs, outputs[::-1])
-        if _read_side(b, 2) == 4 and _read_side(a, 1) == _read_side(b, 1)
-    ]
+    ways = [(a, b) for a, b in (outputs, outputs[::-1]) if b.side(2) == 4 and a.side(1) == b.side(1)]
     if len(ways) > 1:
         ways = _pairs_with_refined_boxes(
             ways, lambda t: signature.output_operators.get(t.name) == "Sigmoid"
-        ) or _pairs_with_refined_boxes(
-            ways, lambda t: signature.output_ops.get(t.name, OutputOps()).has_arithmetic
-        )
+        ) or _pairs_with_refined_boxes(ways, lambda t: signature.ops(t).has_arithmetic)
     return ways[0] if len(ways) == 1 else None
 
 
@@ -446,20 +413,8 @@ def _is_transformer(signature: ModelSignature) -> bool:
 
 
 def _may_be_queries(count: int | None, picture: NetworkInput, signature: ModelSignature) -> bool:
-    """Whether the number is one of queries, not of cells; an open number needs a TopK or GridSample."""
+    """Whether this can be the number of queries, not of cells; an open number needs a TopK or GridSample."""
     if count is None:
         return bool({"GridSample", "TopK"} & signature.operators)
     cells = (find_strides(count, picture.width_px, picture.height_px, each) for each in (1, 3))
     return 0 < count <= MAX_QUERIES and not any(cells)
-
-
-def _rank(tensor: TensorInfo) -> int:
-    return -1 if tensor.shape is None else len(tensor.shape)
-
-
-def _read_side(tensor: TensorInfo, axis: int) -> int | None:
-    return tensor.shape[axis] if tensor.shape is not None and len(tensor.shape) > axis else None
-
-
-def _is_float(tensor: TensorInfo) -> bool:
-    return tensor.dtype in ("float32", "float16")

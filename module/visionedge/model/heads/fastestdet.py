@@ -1,7 +1,7 @@
-"""FastestDet: one map at stride 16, for each cell an objectness, a box and classes: [N, 5 + classes, h, w].
+"""FastestDet: one map [N, 5 + classes, h, w] at stride 16: an objectness, a box and classes for each cell.
 
-The centre leaves its cell by a tanh, the size is a sigmoid of the whole picture's; a score is the objectness
-to the power of 0.6 times the class to the power of 0.4.
+tanh gives the distance of the centre from the cell, a sigmoid the size relative to the picture. A score is
+objectness^0.6 * class^0.4.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from visionedge.model.interpretation import (
     ModelInterpretation,
     NetworkInput,
     Preprocess,
-    find_picture_input,
+    find_only_input,
 )
-from visionedge.model.labels import read_class_names
-from visionedge.model.preprocessing import choose_preprocess
+from visionedge.model.labels import count_class_names
+from visionedge.model.preprocessing import interpret
 
 FASTESTDET_INPUT = Preprocess("bgr", 1 / 255, fit="stretch")
 
@@ -79,19 +79,18 @@ class FastestDet:
         if found is None:
             return None
         picture, output, classes = found
-        has_weights = signature.output_ops[output.name].has_weights
-        preprocess, preprocess_evidence = choose_preprocess(signature, picture, FASTESTDET_INPUT)
-        return ModelInterpretation(
-            head=self.name,
-            input=picture,
-            preprocess=preprocess,
-            decoder=FastestDetDecoder(output.name, classes, picture.width_px, picture.height_px),
+        has_weights = signature.ops(output).has_weights
+        return interpret(
+            self.name,
+            signature,
+            picture,
+            FastestDetDecoder(output.name, classes, picture.width_px, picture.height_px),
+            FASTESTDET_INPUT,
             class_count=classes,
             needs_nms=True,
             evidence=(
                 f"one map at stride {STRIDE_PX}, a box and {classes} classes for each cell",
-                "it joins a sigmoid, a box and a softmax" if has_weights else "as many classes as are named",
-                *preprocess_evidence,
+                "it joins a sigmoid, a box and a softmax" if has_weights else "as many classes as labels",
             ),
         )
 
@@ -101,21 +100,19 @@ HEADS = (FastestDet(),)
 
 def _find_map(signature: ModelSignature) -> tuple[NetworkInput, TensorInfo, int] | None:
     """The picture, the map and its number of classes."""
-    picture = find_picture_input(signature)
-    if picture is None or len(signature.inputs) != 1 or len(signature.outputs) != 1:
+    picture = find_only_input(signature)
+    if picture is None or len(signature.outputs) != 1:
         return None
     (output,) = signature.outputs
-    shape, output_ops = output.shape, signature.output_ops.get(output.name)
-    if shape is None or len(shape) != 4 or output_ops is None or not output.dtype.startswith("float"):
-        return None
     columns, rows = compute_grid(picture.width_px, picture.height_px, STRIDE_PX)
-    if shape[2:] != (rows, columns) or not shape[1] or shape[1] < 6:
+    width, is_map = output.side(1) or 0, output.rank == 4 and output.is_float
+    if not is_map or (output.side(2), output.side(3)) != (rows, columns) or width < 6:
         return None
-    classes = shape[1] - 5
-    names = read_class_names(signature.metadata)
-    known = len(names) == classes if names is not None else classes == 80
-    if (names is not None and not known) or not (
-        output_ops.parts == _CONCAT_PARTS or (not output_ops.has_weights and known)
-    ):
+    output_ops, classes = signature.ops(output), width - 5
+    named = count_class_names(signature.metadata)
+    if named and named != classes:
+        return None
+    known = classes in (named, 80)
+    if output_ops.parts != _CONCAT_PARTS and (output_ops.has_weights or not known):
         return None
     return picture, output, classes

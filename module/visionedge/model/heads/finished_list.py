@@ -1,10 +1,11 @@
 """Finished lists of boxes, classes and scores from PyTorch: torchvision, Azure AutoML, detectron2, MMDeploy.
 
-Their graphs choose and suppress boxes, which are in input pixels. They differ in class 0 and in
-preprocessing: torchvision and AutoML have a background as class 0, detectron2 and MMDetection have none;
-torchvision and detectron2 subtract a mean in the graph, the others in front of it.
+Their graphs choose and suppress boxes, which are in input pixels. In torchvision and AutoML class 0 is a
+background, in detectron2 and MMDetection it is not. The graphs of torchvision and detectron2 subtract a mean;
+for the others the mean is subtracted before.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from visionedge.errors import ModelError
@@ -16,13 +17,12 @@ from visionedge.model.interpretation import (
     MEAN_EXAMPLE,
     Decoder,
     ModelInterpretation,
-    NetworkInput,
     Preprocess,
-    find_picture_input,
+    find_only_input,
     read_metadata_object,
 )
-from visionedge.model.labels import AUTOML_BACKGROUND, read_class_names
-from visionedge.model.preprocessing import choose_preprocess
+from visionedge.model.labels import AUTOML_BACKGROUND, count_class_names, read_class_names
+from visionedge.model.preprocessing import interpret
 
 # These models resize a picture of any shape themselves, so a letterbox keeps its aspect ratio.
 RGB_INPUT = Preprocess("rgb", 1 / 255, fit="letterbox", anchor="top-left")
@@ -30,7 +30,8 @@ BGR_INPUT = Preprocess("bgr", 1.0, fit="letterbox", anchor="top-left")
 AUTOML_INPUT = Preprocess("rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "stretch")
 
 _TRANSFORM_OPERATORS = frozenset({"Pad", "Resize"})
-_MIN_LARGE_FACTOR = 50  # of pixels of 0-1: brought to 0-255
+_MIN_LARGE_FACTOR = 50  # a larger factor turns pixels of 0-1 into 0-255
+_AUTOML_REASON = f"labels.json beside it begins with {AUTOML_BACKGROUND}, as Azure AutoML writes it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,120 +66,115 @@ class FinishedListDecoder(Decoder):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Torchvision:
-    """Faster R-CNN, RetinaNet, SSD and FCOS of torchvision, and those that Azure AutoML makes of them."""
+Outputs = tuple[TensorInfo, TensorInfo, TensorInfo | None]
+"""Boxes, classes and scores; None if the scores are a column of the boxes."""
 
-    name: str = "torchvision"
+
+@dataclass(frozen=True, slots=True)
+class FinishedListHead:
+    """A family of such lists. `find` returns the outputs of a model of the family, and None for any other."""
+
+    name: str
+    find: Callable[[ModelSignature], Outputs | None]
+    family: Preprocess
+    reason: str
+    background: bool = False
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """An interpretation if the outputs are boxes, integer classes and scores.
+        """An interpretation if the outputs are such a list for one picture.
 
         Raises:
             ModelError: it is unknown how its pictures are prepared.
         """
-        picture = find_picture_input(signature)
-        found = _find_outputs(signature)
+        picture, found = find_only_input(signature), self.find(signature)
         if picture is None or found is None or picture.batch not in (None, 1):
             return None
-        stated = signature.metadata.get("visionedge.head") == self.name
-        if not stated and signature.producer != "pytorch":
-            return None  # Custom Vision's lists have the same shapes
-        boxes, classes, scores = found
-        names = read_class_names(signature.metadata) or ()
-        automl = names[:1] == (AUTOML_BACKGROUND,) and not signature.input_ops.known_transform
-        family = AUTOML_INPUT if automl else RGB_INPUT
-        reason = (
-            f"labels.json beside it begins with {AUTOML_BACKGROUND}, as Azure AutoML writes it"
-            if automl
-            else "its first nodes subtract a mean, as torchvision's do"
-        )
-        if not automl:
+        family, reason = self.family, self.reason
+        if self.background and _is_automl(signature):
+            family, reason = AUTOML_INPUT, _AUTOML_REASON
+        else:
             _check_normalises(signature)
-        decoder = FinishedListDecoder(boxes.name, classes.name, scores.name, _read_count(boxes))
-        interpretation = _interpret(signature, picture, decoder, family, (self.name, reason))
-        clause = "class 0 is the background, as torchvision and AutoML have it"
-        count = signature.classes.from_classifier or 0
-        return replace(
-            interpretation, class_count=count, background=True, evidence=(*interpretation.evidence, clause)
+        boxes, classes, scores = found
+        count = count_class_names(signature.metadata)
+        clauses = ["a finished list: boxes in pixels, integer classes and scores", reason]
+        if self.background:
+            count = signature.classes.from_classifier or 0
+            clauses.append("class 0 is the background, as in torchvision and AutoML")
+        return interpret(
+            self.name,
+            _before_transform(signature),
+            replace(picture, batch=1),
+            FinishedListDecoder(boxes.name, classes.name, scores.name if scores else "", boxes.side(-2)),
+            _with_color_of_mean(signature, family),
+            class_count=count,
+            needs_nms=False,
+            evidence=clauses,
+            background=self.background,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Detectron2:
-    """detectron2's tracing export: boxes, classes, scores and the size of the picture; BGR of 0-255."""
-
-    name: str = "detectron2"
-
-    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """An interpretation if there is a fourth output of two integers.
-
-        Raises:
-            ModelError: it is unknown how its pictures are prepared.
-        """
-        picture = find_picture_input(signature)
-        sizes = [t for t in signature.outputs if (t.shape or ())[-1:] == (2,) and t.dtype.startswith("int")]
-        rest = tuple(t for t in signature.outputs if t not in sizes)
-        found = _find_outputs(replace(signature, outputs=rest)) if len(sizes) == 1 else None
-        if picture is None or found is None or picture.batch not in (None, 1):
-            return None
-        _check_normalises(signature)
-        boxes, classes, scores = found
-        decoder = FinishedListDecoder(boxes.name, classes.name, scores.name, _read_count(boxes))
-        reason = "its first nodes subtract a mean, as detectron2's do"
-        return _interpret(signature, picture, decoder, BGR_INPUT, (self.name, reason))
+def _find_torchvision(signature: ModelSignature) -> Outputs | None:
+    # Custom Vision's lists have the same shapes, but PyTorch did not write them.
+    is_pytorch = signature.producer == "pytorch" or signature.states_head("torchvision")
+    return _find_outputs(signature.outputs) if is_pytorch else None
 
 
-@dataclass(frozen=True, slots=True)
-class MmDeploy:
-    """MMDetection's models as MMDeploy exports them: boxes with their score, and classes from 0."""
-
-    name: str = "mmdeploy"
-
-    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """An interpretation if the two outputs are float [N, n, 5] and integer [N, n].
-
-        Raises:
-            ModelError: it is unknown how its pictures are prepared.
-        """
-        picture = find_picture_input(signature)
-        if picture is None or len(signature.inputs) != 1 or len(signature.outputs) != 2:
-            return None
-        boxes = [t for t in signature.outputs if (t.shape or ())[-1:] == (5,) and t.dtype.startswith("float")]
-        classes = [t for t in signature.outputs if t.dtype.startswith("int") and len(t.shape or ()) in (1, 2)]
-        if len(boxes) != 1 or len(classes) != 1 or picture.batch not in (None, 1):
-            return None
-        _check_normalises(signature)
-        decoder = FinishedListDecoder(boxes[0].name, classes[0].name, "", _read_count(boxes[0]))
-        reason = "boxes with their score and classes apart, as MMDeploy writes them"
-        return _interpret(signature, picture, decoder, RGB_INPUT, (self.name, reason))
+def _find_detectron2(signature: ModelSignature) -> Outputs | None:
+    """Three outputs as in torchvision, and a fourth with the size of the picture, two integers."""
+    sizes = [t for t in signature.outputs if t.side(-1) == 2 and t.is_integer]
+    return _find_outputs([t for t in signature.outputs if t not in sizes]) if len(sizes) == 1 else None
 
 
-HEADS = (Torchvision(), Detectron2(), MmDeploy())
-
-
-def _find_outputs(signature: ModelSignature) -> tuple[TensorInfo, TensorInfo, TensorInfo] | None:
-    """(boxes, classes, scores): float [.., n, 4], whole [.., n], float [.., n], whatever they are called."""
-    if len(signature.inputs) != 1 or len(signature.outputs) != 3:
+def _find_mmdeploy(signature: ModelSignature) -> Outputs | None:
+    """Float boxes [N, n, 5], with the score as the fifth column, and integer classes [N, n]."""
+    boxes = [t for t in signature.outputs if t.side(-1) == 5 and t.is_float]
+    classes = [t for t in signature.outputs if t.is_integer and t.rank in (1, 2)]
+    if len(signature.outputs) != 2 or not len(boxes) == len(classes) == 1:
         return None
-    boxes = [t for t in signature.outputs if len(t.shape or ()) in (2, 3) and (t.shape or ())[-1] == 4]
-    rest = [t for t in signature.outputs if t not in boxes and len(t.shape or ()) in (1, 2)]
-    classes = [t for t in rest if t.dtype in ("int64", "int32")]
-    scores = [t for t in rest if t.dtype.startswith("float")]
-    if not len(boxes) == len(classes) == len(scores) == 1 or not boxes[0].dtype.startswith("float"):
+    return boxes[0], classes[0], None
+
+
+HEADS = (
+    # Faster R-CNN, RetinaNet, SSD and FCOS of torchvision, and those that Azure AutoML makes of them.
+    FinishedListHead(
+        "torchvision",
+        _find_torchvision,
+        RGB_INPUT,
+        "its first nodes subtract a mean, as torchvision's do",
+        background=True,
+    ),
+    FinishedListHead(
+        "detectron2", _find_detectron2, BGR_INPUT, "its first nodes subtract a mean, as detectron2's do"
+    ),
+    FinishedListHead(
+        "mmdeploy",
+        _find_mmdeploy,
+        RGB_INPUT,
+        "boxes with their scores, and classes in a second output, as MMDeploy writes them",
+    ),
+)
+
+
+def _find_outputs(outputs: Sequence[TensorInfo]) -> Outputs | None:
+    """Float boxes [.., n, 4], integer classes [.., n] and float scores [.., n]; names are ignored."""
+    boxes = [t for t in outputs if t.side(-1) == 4 and t.rank in (2, 3)]
+    rest = [t for t in outputs if t not in boxes and t.rank in (1, 2)]
+    classes, scores = [t for t in rest if t.is_integer], [t for t in rest if t.is_float]
+    if len(outputs) != 3 or not len(boxes) == len(classes) == len(scores) == 1 or not boxes[0].is_float:
         return None
     return boxes[0], classes[0], scores[0]
 
 
-def _read_count(boxes: TensorInfo) -> int | None:
-    return (boxes.shape or (None, None))[-2]
+def _is_automl(signature: ModelSignature) -> bool:
+    names = read_class_names(signature.metadata) or ()
+    return names[:1] == (AUTOML_BACKGROUND,) and not signature.input_ops.known_transform
 
 
 def _check_normalises(signature: ModelSignature) -> None:
-    """Pictures are prepared in the graph, or it is stated how they are.
+    """Check that the graph prepares its pictures, or that their preparation is stated.
 
     Raises:
-        ModelError: neither.
+        ModelError: neither is so.
     """
     stated = read_metadata_object(signature, "visionedge.input")
     if (
@@ -188,53 +184,23 @@ def _check_normalises(signature: ModelSignature) -> None:
     ):
         return
     raise ModelError(
-        "gives a finished list of boxes, classes and scores, but nothing in it subtracts a mean, so how its"
-        " pictures are prepared is not known; for Azure AutoML put its labels.json beside it, else state"
-        " input.scale, input.mean and input.std in MODEL.yaml",
+        "outputs a finished list of boxes, classes and scores, but no node subtracts a mean, so how its"
+        " pictures are prepared is unknown; for a model of Azure AutoML put its labels.json beside it, else"
+        " state input.scale, input.mean and input.std in MODEL.yaml",
         state=MEAN_EXAMPLE,
     )
 
 
-def _interpret(
-    signature: ModelSignature,
-    picture: NetworkInput,
-    decoder: FinishedListDecoder,
-    family: Preprocess,
-    head: tuple[str, str],
-) -> ModelInterpretation:
-    """The reading of a head of that name, for that reason."""
-    name, reason = head
-    preprocess, preprocess_evidence = choose_preprocess(
-        _before_transform(signature), picture, _with_color_of_mean(signature, family)
-    )
-    names = read_class_names(signature.metadata)
-    stated = ("the head is stated",) if signature.metadata.get("visionedge.head") == name else ()
-    return ModelInterpretation(
-        head=name,
-        input=replace(picture, batch=1),
-        preprocess=preprocess,
-        decoder=decoder,
-        class_count=len(names) if names is not None else 0,
-        needs_nms=False,
-        evidence=(
-            *stated,
-            "a finished list: boxes in pixels, whole classes and scores",
-            reason,
-            *preprocess_evidence,
-        ),
-    )
-
-
 def _before_transform(signature: ModelSignature) -> ModelSignature:
-    """The signature with what is done to the picture before the graph resizes and pads it.
+    """The signature with the operations on the picture before the graph resizes and pads it.
 
-    It scales boxes back itself, so that only colour and scaling matter here.
+    The graph scales its boxes back itself, so only colour and scaling matter here.
     """
     input_ops = signature.input_ops
     if input_ops.known_transform is None or not set(input_ops.unknown.split(", ")) <= _TRANSFORM_OPERATORS:
         return signature
     factor, offset, swaps_red_blue, _ = input_ops.known_transform
-    if max(factor) > _MIN_LARGE_FACTOR:  # 0-255 is made of 0-1 there, by a deviation of 1/255
+    if max(factor) > _MIN_LARGE_FACTOR:  # pixels of 0-1 become 0-255, by a deviation of 1/255
         factor, offset = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
     return replace(
         signature, input_ops=InputOps(factor, offset, swaps_red_blue, input_ops.kernels, "", input_ops.seen)
@@ -242,15 +208,10 @@ def _before_transform(signature: ModelSignature) -> ModelSignature:
 
 
 def _with_color_of_mean(signature: ModelSignature, family: Preprocess) -> Preprocess:
-    """Colours in the order of the mean that the graph subtracts: ImageNet's red is the largest."""
-    known_transform = signature.input_ops.known_transform
-    offset = known_transform[1] if known_transform else signature.input_ops.offset
-    means = [
-        abs(low / factor)
-        for low, factor in zip(
-            offset, (known_transform[0] if known_transform else signature.input_ops.factor), strict=True
-        )
-    ]
+    """The family with the colour order of the mean that the graph subtracts; ImageNet's largest is red."""
+    input_ops = signature.input_ops
+    factor, offset, *_ = input_ops.known_transform or (input_ops.factor, input_ops.offset)
+    means = [abs(low / each) for low, each in zip(offset, factor, strict=True)]
     if len(set(means)) < 3:
         return family
     return replace(family, color="rgb" if means[0] > means[2] else "bgr")

@@ -5,7 +5,6 @@ strides, each as the expectation over the bins' indices.
 """
 
 import itertools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -27,11 +26,12 @@ from visionedge.model.interpretation import (
     Decoder,
     ModelInterpretation,
     Preprocess,
+    find_only_input,
     find_picture_input,
     read_metadata_object,
 )
-from visionedge.model.labels import read_class_names
-from visionedge.model.preprocessing import choose_preprocess
+from visionedge.model.labels import count_class_names
+from visionedge.model.preprocessing import interpret
 
 STRIDES_PX = (4, 8, 16, 32, 64, 128)
 
@@ -54,8 +54,8 @@ class NanoDetScale:
 class DflDecoder(Decoder):
     """Decodes pairs of maps. `cell_offset` is the position of a centre in its cell, in strides.
 
-    `joined` is the output that has both side by side for all scales, scores first; "" if each has its own.
-    `flat`: maps are [n, …], of one picture.
+    `joined` is the one output with the scores and bins of all scales side by side; "" if each scale has its
+    own outputs. `flat`: maps are [n, …], of one picture.
     """
 
     scales: tuple[NanoDetScale, ...]
@@ -117,21 +117,21 @@ class NanoDet:
     name: str = "nanodet"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """An interpretation if pairs of maps fit and nothing speaks for PicoDet.
+        """An interpretation if pairs of maps fit, and the model may not be a PicoDet.
 
         Raises:
             ModelError: it may be a PicoDet that another tool wrote.
         """
-        stated = signature.metadata.get("visionedge.head") == self.name
+        stated = signature.states_head(self.name)
         decoder = _find_pairs(signature)
         if decoder is None or (not stated and _is_paddle(signature)):
             return None
         # NanoDet-Plus has four scales and other centres, so it needs a stated head.
         if len(decoder.scales) == 4 and not stated and "visionedge.head" not in signature.metadata:
             raise ModelError(
-                "gives scores and bins on four scales, as PicoDet does, but its producer"
-                f" ('{signature.producer[:40]}') is not Paddle, and there is no other sign; if it is one,"
-                f" state head: picodet in MODEL.yaml beside it. Seen: {signature}",
+                "outputs scores and bins on four scales, as PicoDet does, but its producer"
+                f" ('{signature.producer[:40]}') is not Paddle; if it is a PicoDet, state head: picodet in"
+                f" MODEL.yaml beside it. Seen: {signature}",
                 state=("head: picodet",),
             )
         if len(decoder.scales) != 3 and not stated:
@@ -146,8 +146,8 @@ class PicoDet:
     name: str = "picodet"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """An interpretation if pairs of maps fit and the model comes from Paddle (or says that it is one)."""
-        stated = signature.metadata.get("visionedge.head") == self.name
+        """An interpretation if pairs of maps fit and Paddle exported the model, or the head is stated."""
+        stated = signature.states_head(self.name)
         decoder = _find_pairs(signature)
         if decoder is None or not (stated or _is_paddle(signature)):
             return None
@@ -159,35 +159,31 @@ def _is_paddle(signature: ModelSignature) -> bool:
 
 
 def _interpret(
-    name: str, signature: ModelSignature, decoder: DflDecoder, default: Preprocess
+    name: str, signature: ModelSignature, decoder: DflDecoder, family: Preprocess
 ) -> ModelInterpretation:
     picture = find_picture_input(signature)
     assert picture is not None  # noqa: S101 - pairs were found for its size
     decoder = _with_stated(signature, decoder)
-    preprocess, preprocess_evidence = choose_preprocess(signature, picture, default)
     strides = ", ".join(str(scale.stride_px) for scale in decoder.scales)
-    evidence = [
-        f"outputs pair up as {decoder.classes} scores and 4 x {decoder.bins} bins at strides {strides}",
-        "scores have no sigmoid yet" if decoder.sigmoid else "a sigmoid made the scores",
-        *preprocess_evidence,
-    ]
-    if signature.metadata.get("visionedge.head") == name:
-        evidence.insert(0, "the head is stated")
-    elif _is_paddle(signature):
-        evidence.insert(0, f"made by {signature.producer}")
-    return ModelInterpretation(
-        head=name,
-        input=picture,
-        preprocess=preprocess,
-        decoder=decoder,
+    made_by = (f"made by {signature.producer}",) if _is_paddle(signature) else ()
+    return interpret(
+        name,
+        signature,
+        picture,
+        decoder,
+        family,
         class_count=decoder.classes,
         needs_nms=True,
-        evidence=tuple(evidence),
+        evidence=(
+            *made_by,
+            f"outputs pair up as {decoder.classes} scores and 4 x {decoder.bins} bins at strides {strides}",
+            "scores have no sigmoid yet" if decoder.sigmoid else "a sigmoid computed the scores",
+        ),
     )
 
 
 def _with_stated(signature: ModelSignature, decoder: DflDecoder) -> DflDecoder:
-    """The decoder with the statements of ``visionedge.decode``, which must agree with the shapes."""
+    """The decoder with the statements of ``visionedge.decode``, which must agree with its outputs."""
     document = read_metadata_object(signature, "visionedge.decode")
     facts = {"strides": [s.stride_px for s in decoder.scales], "reg_max": decoder.bins - 1}
     for key, seen in facts.items():
@@ -203,64 +199,57 @@ def _with_stated(signature: ModelSignature, decoder: DflDecoder) -> DflDecoder:
 
 def _find_pairs(signature: ModelSignature) -> DflDecoder | None:
     """The outputs as pairs of maps, one per scale; None if the pairs are not unique."""
-    picture = find_picture_input(signature)
-    if picture is None or len(signature.inputs) != 1:
+    picture = find_only_input(signature)
+    if picture is None:
         return None
     # Some exporters remove the batch axis from the outputs of a model for one picture.
     ranks = (2, 3) if picture.batch == 1 else (3,)
-    maps = [
-        t
-        for t in signature.outputs
-        if t.shape is not None and len(t.shape) in ranks and None not in t.shape[-2:]
-    ]
-    flat = {len(t.shape or ()) for t in maps} == {2}
-    if not maps or len(maps) != len(signature.outputs) or len({len(t.shape or ()) for t in maps}) != 1:
+    outputs = signature.outputs
+    if len({t.rank for t in outputs}) != 1 or outputs[0].rank not in ranks:
         return None
     by_cells: dict[int, list[TensorInfo]] = {}
-    for tensor in maps:
-        by_cells.setdefault(_read_cells(tensor), []).append(tensor)
-    parted = [_order_pair(signature, by_cells[cells]) for cells in sorted(by_cells, reverse=True)]
-    grids = [
-        _find_grid(cells, picture.width_px, picture.height_px) for cells in sorted(by_cells, reverse=True)
-    ]
-    scales = [
-        NanoDetScale(pair[0].name, pair[1].name, *grid)
-        for pair, grid in zip(parted, grids, strict=True)
-        if pair is not None and grid is not None
-    ]
-    widths = {(_read_width(pair[0]), _read_width(pair[1])) for pair in parted if pair is not None}
-    if len(scales) != len(by_cells) or len(widths) != 1:
+    for tensor in outputs:
+        cells = tensor.side(-2)
+        if cells is None or tensor.side(-1) is None:
+            return None
+        by_cells.setdefault(cells, []).append(tensor)
+    scales, widths = [], set()
+    for cells, tensors in sorted(by_cells.items(), reverse=True):
+        pair = _order_pair(signature, tensors)
+        grid = _find_grid(cells, picture.width_px, picture.height_px)
+        if pair is None or grid is None:
+            return None
+        scores, boxes = pair
+        scales.append(NanoDetScale(scores.name, boxes.name, *grid))
+        widths.add((_read_width(scores), _read_width(boxes)))
+    if len(widths) != 1:
         return None
     classes, width = widths.pop()
     sigmoid = not _has_sigmoid(signature, scales)
-    return DflDecoder(tuple(scales), classes, width // 4, sigmoid=sigmoid, flat=flat)
-
-
-def _read_cells(tensor: TensorInfo) -> int:
-    return (tensor.shape or (0, 0))[-2] or 0
+    return DflDecoder(tuple(scales), classes, width // 4, sigmoid=sigmoid, flat=outputs[0].rank == 2)
 
 
 def _read_width(tensor: TensorInfo) -> int:
-    return (tensor.shape or (0, 0))[-1] or 0
+    return tensor.side(-1) or 0
 
 
 def _order_pair(signature: ModelSignature, pair: list[TensorInfo]) -> tuple[TensorInfo, TensorInfo] | None:
     """(scores, boxes) of one scale; None if they cannot be distinguished.
 
-    A width that is no multiple of four is that of scores; a sigmoid makes scores, never bins; else
-    the number of classes or bins has to be known: from metadata, or because 80 classes are COCO.
+    The width of boxes is a multiple of four, and a sigmoid computes scores, never bins. Else the number of
+    classes or bins must be known: from the metadata, or because 80 classes are COCO.
     """
     ways = [
         (scores, boxes)
         for scores, boxes in itertools.permutations(pair, 2)
         if len(pair) == 2 and _read_width(boxes) % 4 == 0 and _read_width(boxes) >= 8
     ]
-    names = read_class_names(signature.metadata)
+    named = count_class_names(signature.metadata)
     reg_max = read_metadata_object(signature, "visionedge.decode").get("reg_max")
     clues: tuple[Callable[[TensorInfo, TensorInfo], bool], ...] = (
         lambda scores, _: _passed_sigmoid(signature, scores.name),
         lambda _, boxes: _read_width(boxes) / 4 - 1 == reg_max,
-        lambda scores, _: names is not None and _read_width(scores) == len(names),
+        lambda scores, _: _read_width(scores) == named,
         lambda scores, _: _read_width(scores) == 80,
     )
     for clue in clues:
@@ -271,7 +260,7 @@ def _order_pair(signature: ModelSignature, pair: list[TensorInfo]) -> tuple[Tens
 def _find_grid(cells: int, width_px: int, height_px: int) -> tuple[int, int, int] | None:
     """(stride, columns, rows) of a map with so many cells over a picture of this size."""
     for stride in STRIDES_PX:
-        columns, rows = math.ceil(width_px / stride), math.ceil(height_px / stride)
+        columns, rows = compute_grid(width_px, height_px, stride)
         if columns * rows == cells:
             return stride, columns, rows
     return None
@@ -285,9 +274,9 @@ def _has_sigmoid(signature: ModelSignature, scales: list[NanoDetScale]) -> bool:
 
 
 def _passed_sigmoid(signature: ModelSignature, name: str) -> bool:
-    """Whether a sigmoid is among an output's last nodes; PicoDet v2 takes the root of the product of two."""
-    output_ops = signature.output_ops.get(name, OutputOps())
-    return signature.output_operators.get(name) == "Sigmoid" or "Sigmoid" in output_ops.operators
+    """Whether a sigmoid is behind the last layer; PicoDet v2 has the square root of a product behind it."""
+    operators = signature.output_ops[name].operators if name in signature.output_ops else frozenset()
+    return signature.output_operators.get(name) == "Sigmoid" or "Sigmoid" in operators
 
 
 # --- NanoDet by its own exporter: one table for all scales, [N, cells, classes + 4 * bins] ---------
@@ -303,12 +292,12 @@ _RAW_OPERATORS = frozenset({"Conv", "Slice", "Split"})
 
 @dataclass(frozen=True, slots=True)
 class NanoDetSingleOutput:
-    """NanoDet, first and Plus: BGR, the mean taken off."""
+    """The first NanoDet and NanoDet-Plus: BGR, mean and deviation."""
 
     name: str = "nanodet-joined"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """An interpretation if scores of a sigmoid and bins follow each other for each scale, undecoded."""
+        """An interpretation if each scale has scores of a sigmoid and then undecoded bins."""
         table = find_dense_table(signature)
         if table is None:
             return None
@@ -322,13 +311,12 @@ class NanoDetSingleOutput:
             return None
         plus = len(strides) == 4
         family = replace(NANODET_INPUT, fit="stretch" if plus else "letterbox")
-        preprocess, preprocess_evidence = choose_preprocess(signature, table.picture, family)
         bins = (table.width - classes) // 4
-        return ModelInterpretation(
-            head=self.name,
-            input=table.picture,
-            preprocess=preprocess,
-            decoder=DflDecoder(
+        return interpret(
+            self.name,
+            signature,
+            table.picture,
+            DflDecoder(
                 _make_scales(table, strides),
                 classes,
                 bins,
@@ -336,13 +324,13 @@ class NanoDetSingleOutput:
                 cell_offset=0.0 if plus else 0.5,
                 joined=table.output.name,
             ),
+            family,
             class_count=classes,
             needs_nms=True,
             evidence=(
                 f"{table.rows} rows are the cells at strides {', '.join(map(str, strides))}",
                 f"each has {classes} scores of a sigmoid, then 4 x {bins} bins",
-                f"{len(strides)} scales, as NanoDet{'-Plus' if plus else ''} has them",
-                *preprocess_evidence,
+                f"{len(strides)} scales, as in NanoDet{'-Plus' if plus else ''}",
             ),
         )
 
@@ -357,9 +345,8 @@ def _has_alternating_parts(output_ops: OutputOps, scales: int) -> bool:
 
 
 def _count_classes(signature: ModelSignature, table: DenseTable) -> int | None:
-    """The number of its names, or COCO's 80; None if the remaining columns cannot be bins."""
-    names = read_class_names(signature.metadata)
-    classes = 80 if names is None else len(names)
+    """The number of its labels, or COCO's 80; None if the remaining columns cannot be bins."""
+    classes = count_class_names(signature.metadata) or 80
     bins, rest = divmod(table.width - classes, 4)
     return classes if bins in _BINS and not rest else None
 

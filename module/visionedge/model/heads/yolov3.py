@@ -9,8 +9,8 @@ from typing import Any, Literal
 from visionedge.errors import ModelError
 from visionedge.model.analysis.signature import ModelSignature, Shape
 from visionedge.model.decoding import AnchorMap, AnchorMapDecoder, AnchorMapOrder, compute_grid
-from visionedge.model.interpretation import ModelInterpretation, NetworkInput, Preprocess, find_picture_input
-from visionedge.model.preprocessing import YOLO_INPUT, choose_preprocess, is_detector
+from visionedge.model.interpretation import ModelInterpretation, NetworkInput, Preprocess, find_only_input
+from visionedge.model.preprocessing import YOLO_INPUT, interpret, is_detector
 
 DARKNET_INPUT = replace(YOLO_INPUT, pad=128)
 
@@ -37,7 +37,7 @@ class MatchedMaps:
 
 @dataclass(frozen=True, slots=True)
 class RawYolo:
-    """One way to decode raw maps. The activations of a network show its way, or it is stated."""
+    """One way to decode raw maps. The activations of a network show which one is right, or it is stated."""
 
     name: str
     size: Literal["exp", "square"]
@@ -51,28 +51,26 @@ class RawYolo:
             ModelError: their anchors are not stated, or do not fit these maps.
         """
         found = _find_maps(signature)
-        stated = signature.metadata.get("visionedge.head") == self.name
+        stated = signature.states_head(self.name)
         if found is None or not (stated or _find_head_name(signature, found) == self.name):
             return None
         anchors = _read_anchors(signature, found)
         classes = found.width // (1 if found.anchors_per_cell else len(anchors[0])) - 5
         if classes < 1 or not is_detector(signature, classes):
             return None
-        preprocess, preprocess_evidence = choose_preprocess(signature, found.picture, self.family)
         strides = ", ".join(map(str, found.strides_px))
-        evidence = (
-            *(("the head is stated",) if stated else ()),
-            f"raw maps of {len(anchors[0])} anchors and {classes} classes at strides {strides}",
-            "anchors as stated",
-        )
-        return ModelInterpretation(
-            head=self.name,
-            input=found.picture,
-            preprocess=preprocess,
-            decoder=AnchorMapDecoder(self._maps(found, anchors), classes, found.order, size=self.size),
+        return interpret(
+            self.name,
+            signature,
+            found.picture,
+            AnchorMapDecoder(self._maps(found, anchors), classes, found.order, size=self.size),
+            self.family,
             class_count=classes,
             needs_nms=True,
-            evidence=evidence + preprocess_evidence,
+            evidence=(
+                f"raw maps of {len(anchors[0])} anchors and {classes} classes at strides {strides}",
+                "anchors as stated",
+            ),
         )
 
     def _maps(self, found: MatchedMaps, anchors: tuple[AnchorSizes, ...]) -> tuple[AnchorMap, ...]:
@@ -98,7 +96,7 @@ HEADS = (
 
 
 def _find_head_name(signature: ModelSignature, found: MatchedMaps) -> str | None:
-    """The head by the network's activations; None if they do not show it."""
+    """The head by the activations of the network; None if they do not show it."""
     used = signature.operators
     if used & {"Mish", "Softplus"}:
         return "yolov4"
@@ -111,14 +109,12 @@ def _find_head_name(signature: ModelSignature, found: MatchedMaps) -> str | None
 
 def _find_maps(signature: ModelSignature) -> MatchedMaps | None:
     """All outputs as maps of different strides; None if they are not, or if nodes decode them."""
-    picture = find_picture_input(signature)
-    output_ops = [signature.output_ops.get(t.name) for t in signature.outputs]
-    if picture is None or len(signature.inputs) != 1 or not 2 <= len(signature.outputs) <= 5:
+    picture = find_only_input(signature)
+    if picture is None or not 2 <= len(signature.outputs) <= 5:
         return None
-    if any(
-        c is None or "Sigmoid" in c.operators or (c.has_weights and c.parts != ("Conv",)) for c in output_ops
-    ):
-        return None
+    for output_ops in map(signature.ops, signature.outputs):
+        if "Sigmoid" in output_ops.operators or (output_ops.has_weights and output_ops.parts != ("Conv",)):
+            return None
     orders: tuple[AnchorMapOrder, ...] = ("channels-first", "channels-last", "anchors-first")
     ways = [way for order in orders if (way := _match_order(signature, picture, order)) is not None]
     return ways[0] if len(ways) == 1 else None
@@ -177,8 +173,8 @@ def _read_anchors(signature: ModelSignature, found: MatchedMaps) -> tuple[Anchor
     text = signature.metadata.get("anchors")
     if text is None:
         raise ModelError(
-            "gives raw maps as YOLOv3, v4 and v5 do, but nothing states their anchors; put "
-            f"'anchors: [[width, height], …]' in input pixels into MODEL.yaml beside it. Seen: {signature}",
+            "outputs raw maps, as YOLOv3, v4 and v5 do, but their anchors are not stated; put"
+            f" 'anchors: [[width, height], …]' in input pixels into MODEL.yaml beside it. Seen: {signature}",
             state=("anchors: [[10, 13], [16, 30], [33, 23]]   # widths and heights in pixels of its input",),
         )
     document, flat = _parse_numbers(text)
@@ -197,26 +193,26 @@ def _read_anchors(signature: ModelSignature, found: MatchedMaps) -> tuple[Anchor
     ):
         raise ModelError(f"states {len(pairs)} anchors, which cannot be divided among its {scales} maps")
     if max(flat) <= max(found.picture.width_px, found.picture.height_px) / found.strides_px[-1]:
-        raise ModelError("states anchors that are no larger than a grid; they must be in pixels of its input")
+        raise ModelError("states anchors that fit into its coarsest map; they must be in pixels of its input")
     if (
         flat == _TINY_ANCHORS
         and not _is_list_per_map(document, scales)
         and signature.operators & {"Split", "Slice"}
     ):
         raise ModelError(
-            "states the six anchors of YOLO-tiny, of which v4 uses some twice; state them map by map"
+            "states the six anchors of YOLO-tiny, of which v4 uses some twice; state a list for each map"
         )
     groups = [pairs[start : start + anchors_per_cell] for start in range(0, len(pairs), anchors_per_cell)]
     return tuple(sorted(groups, key=lambda group: sum(width * height for width, height in group)))
 
 
 def _parse_numbers(text: str) -> tuple[Sequence[Any], tuple[float, ...]]:
-    """A list of numbers as it is nested, and flat."""
+    """A list of numbers, as it is written and flattened."""
     try:
         document = json.loads(text)
         return document, tuple(float(number) for number in _flatten(document))
     except (ValueError, TypeError):
-        raise ModelError("its metadata 'anchors' is no list of widths and heights") from None
+        raise ModelError("its metadata 'anchors' is not a list of widths and heights") from None
 
 
 def _is_list_per_map(document: Sequence[Any], scales: int) -> bool:

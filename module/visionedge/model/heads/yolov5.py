@@ -1,4 +1,4 @@
-"""YOLOv5 and YOLOv7 (and Ultralytics' YOLOv3): [N, 3 to a cell, 5 + classes], decoded to input pixels."""
+"""YOLOv5 and YOLOv7 (and Ultralytics' YOLOv3): [N, 3 per cell, 5 + classes], decoded to input pixels."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,9 @@ from visionedge.model.decoding import (
     compute_grid,
     find_dense_table,
     find_strides,
-    interpret_dense_table,
 )
 from visionedge.model.interpretation import ModelInterpretation
-from visionedge.model.preprocessing import YOLO_INPUT, describe_exporter, is_detector
+from visionedge.model.preprocessing import YOLO_INPUT, describe_exporter, interpret, is_detector
 
 _ANCHORS_PER_CELL = 3
 # Operators that pass on the scores of a sigmoid.
@@ -21,7 +20,7 @@ _SCORE_OPERATORS = frozenset({"Sigmoid", "Slice", "Split"})
 
 @dataclass(frozen=True, slots=True)
 class YoloV5:
-    """The YOLOs with three anchors to a cell and an objectness; the raw maps may come along as outputs."""
+    """The YOLOs with three anchors per cell and an objectness; the raw maps can be further outputs."""
 
     name: str = "yolov5"
 
@@ -32,20 +31,18 @@ class YoloV5:
             return None
         size = (table.picture.width_px, table.picture.height_px)
         strides = find_strides(table.rows, *size, anchors_per_cell=_ANCHORS_PER_CELL)
-        if (
-            strides is None
-            or not _is_decoded(table, len(strides))
-            or not is_detector(signature, table.width - 5)
-        ):
+        if strides is None or not _is_decoded(table, len(strides)):
             return None
-        if not _are_maps_of_table(signature, table, strides):
+        if not is_detector(signature, table.width - 5) or not _are_maps_of_table(signature, table, strides):
             return None
-        return interpret_dense_table(
+        return interpret(
             self.name,
             signature,
-            table,
+            table.picture,
             DenseDecoder(table.output.name, table.rows, table.width - 5, objectness=True),
-            family=YOLO_INPUT,
+            YOLO_INPUT,
+            class_count=table.width - 5,
+            needs_nms=True,
             evidence=(
                 f"{table.rows} rows are 3 for each cell at strides {', '.join(map(str, strides))}",
                 "its last nodes decode the boxes",
@@ -58,7 +55,7 @@ HEADS = (YoloV5(),)
 
 
 def _is_decoded(table: DenseTable, scales: int) -> bool:
-    """Whether the last nodes decode boxes and join them with one part of scores, for all scales or for each.
+    """Whether the last nodes decode boxes and join them with scores only, once or once per scale.
 
     Landmarks or key points would be further parts.
     """
@@ -74,7 +71,7 @@ def _is_decoded(table: DenseTable, scales: int) -> bool:
 
 
 def _are_maps_of_table(signature: ModelSignature, table: DenseTable, strides: tuple[int, ...]) -> bool:
-    """Whether all other outputs are the maps [N, 3, rows, columns, 5 + classes] that the table is made of."""
+    """Whether all other outputs are the maps [N, 3, rows, columns, 5 + classes] of the table."""
     maps = sorted(t.shape[1:] for t in signature.outputs if t.shape is not None and t is not table.output)
     grids = (compute_grid(table.picture.width_px, table.picture.height_px, stride) for stride in strides)
     wanted = sorted((_ANCHORS_PER_CELL, rows, columns, table.width) for columns, rows in grids)

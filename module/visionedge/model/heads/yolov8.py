@@ -1,4 +1,4 @@
-"""YOLOv8, v9, v11, v12 and their kin: [N, 4 + classes, cells], decoded to input pixels, no objectness."""
+"""YOLOv8, v9, v11, v12 and similar: [N, 4 + classes, cells], decoded to input pixels, no objectness."""
 
 from dataclasses import dataclass, replace
 
@@ -9,12 +9,11 @@ from visionedge.model.decoding import (
     DenseTable,
     find_dense_table,
     find_strides,
-    interpret_dense_table,
 )
-from visionedge.model.exporter_files import PADDLE_KEY, paddle_preprocess_unknown, parse_paddle_preprocess
-from visionedge.model.interpretation import ModelInterpretation, Preprocess, read_metadata_object
-from visionedge.model.labels import read_class_names
-from visionedge.model.preprocessing import YOLO_INPUT, describe_exporter, is_detector
+from visionedge.model.exporter_files import PADDLE_KEY, make_paddle_preprocess_error, parse_paddle_preprocess
+from visionedge.model.interpretation import ModelInterpretation, Preprocess, states_scaling
+from visionedge.model.labels import count_class_names
+from visionedge.model.preprocessing import YOLO_INPUT, describe_exporter, interpret, is_detector
 
 # Rotated boxes are decoded with Cos, Sin and Exp; TopK and NonMaxSuppression make a finished list.
 _FOREIGN_OPERATORS = frozenset({"Cos", "Sin", "Exp", "TopK", "NonMaxSuppression"})
@@ -39,14 +38,18 @@ class YoloV8:
         columns, cells, classes, strides = ways[0]
         corners = table.output_ops.box_encoding == "corners"
         family, family_evidence = _choose_family_preprocess(signature, table)
-        interpretation = interpret_dense_table(
+        end_to_end = signature.metadata.get("model_family", "").endswith("_e2e")
+        clause = "its metadata says that one cell finds each object: boxes are not suppressed"
+        return interpret(
             self.name,
             signature,
-            table,
+            table.picture,
             DenseDecoder(
                 table.output.name, cells, classes, objectness=False, columns=columns, corners=corners
             ),
-            family=family,
+            family,
+            class_count=classes,
+            needs_nms=not end_to_end,
             evidence=(
                 f"{cells} {'columns' if columns else 'rows'} are the cells at strides "
                 f"{', '.join(map(str, strides))}",
@@ -54,12 +57,9 @@ class YoloV8:
                 f"{', of corners' if corners else ''}",
                 *describe_exporter(signature),
                 *family_evidence,
+                *((clause,) if end_to_end else ()),
             ),
         )
-        if not signature.metadata.get("model_family", "").endswith("_e2e"):
-            return interpretation
-        clause = "its metadata says that one cell finds each object: boxes are not suppressed"
-        return replace(interpretation, needs_nms=False, evidence=(*interpretation.evidence, clause))
 
 
 HEADS = (YoloV8(),)
@@ -68,18 +68,18 @@ HEADS = (YoloV8(),)
 def _choose_family_preprocess(
     signature: ModelSignature, table: DenseTable
 ) -> tuple[Preprocess, tuple[str, ...]]:
-    """The preprocessing of training, and its evidence: a PP-YOLOE without its last nodes has the same table.
+    """The preprocessing in training, and its evidence: a PP-YOLOE without its last nodes has the same table.
 
     Raises:
         ModelError: it is a PP-YOLOE whose preprocessing is unknown or unsupported.
     """
     if table.output_ops.box_encoding != "corners" or not signature.producer.lower().startswith("paddle"):
         return YOLO_INPUT, ()
-    if {"scale", "mean", "std"} & set(read_metadata_object(signature, "visionedge.input")):
+    if states_scaling(signature):
         return replace(YOLO_INPUT, fit="stretch"), ("Paddle made it, and its scaling is stated",)
     if (preprocess := parse_paddle_preprocess(signature, table.picture)) is not None:
         return preprocess, (f"Paddle made it, and {PADDLE_KEY} beside it says how pictures are prepared",)
-    raise paddle_preprocess_unknown()
+    raise make_paddle_preprocess_error()
 
 
 def _find_layouts(
@@ -98,9 +98,7 @@ def _find_layouts(
 
 def _has_no_objectness(signature: ModelSignature, output_ops: OutputOps, classes: int) -> bool:
     """Whether a row per cell has no objectness, by its nodes or by the number of its classes."""
-    return (
-        "Sigmoid" in output_ops.operators or classes == 80 or read_class_names(signature.metadata) is not None
-    )
+    return "Sigmoid" in output_ops.operators or classes == 80 or count_class_names(signature.metadata) > 0
 
 
 def _is_decoded(output_ops: OutputOps) -> bool:

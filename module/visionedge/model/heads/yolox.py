@@ -14,11 +14,10 @@ from visionedge.model.decoding import (
     DenseTable,
     find_dense_table,
     find_strides,
-    interpret_dense_table,
 )
 from visionedge.model.interpretation import ModelInterpretation, Preprocess
-from visionedge.model.labels import read_class_names
-from visionedge.model.preprocessing import YOLO_INPUT, is_detector
+from visionedge.model.labels import count_class_names
+from visionedge.model.preprocessing import YOLO_INPUT, interpret, is_detector
 
 YOLOX_INPUT = Preprocess("bgr", 1.0, fit="letterbox", anchor="top-left", pad=114, rounding="down")
 
@@ -46,16 +45,18 @@ class YoloX:
             return None
         if any(signature.input_ops.offset) and "visionedge.input" not in signature.metadata:
             raise ModelError(
-                "is a YOLOX that subtracts a mean itself, as the first ones did, so the order of its "
-                "colours is unknown; state input.color in MODEL.yaml beside it",
+                "is a YOLOX that subtracts a mean itself, as the first ones did, so its colour order is"
+                " unknown; state input.color in MODEL.yaml beside it",
                 state=("input: {color: rgb}   # or bgr",),
             )
-        return interpret_dense_table(
+        return interpret(
             self.name,
             signature,
-            table,
+            table.picture,
             DenseDecoder(table.output.name, table.rows, table.width - 5, True, cells=cells if raw else None),
-            family=YOLOX_INPUT,
+            YOLOX_INPUT,
+            class_count=table.width - 5,
+            needs_nms=True,
             evidence=(
                 f"{table.rows} rows are the cells at strides {_format_strides(cells)}",
                 "no node decodes the boxes yet" if raw else "its last nodes decode the boxes",
@@ -65,12 +66,12 @@ class YoloX:
 
 @dataclass(frozen=True, slots=True)
 class YoloV6:
-    """YOLOv6: prepared as YOLOv5 is."""
+    """YOLOv6: the preprocessing of YOLOv5."""
 
     name: str = "yolov6"
 
     def read(self, signature: ModelSignature) -> ModelInterpretation | None:
-        """An interpretation if there is a decoded row per cell, with a constant beside boxes and scores."""
+        """An interpretation if there is a decoded row per cell, with a constant as the objectness."""
         found = _find_cells(signature)
         if found is None:
             return None
@@ -79,15 +80,17 @@ class YoloV6:
         decoded = output_ops.has_weights and output_ops.has_arithmetic and "Exp" not in output_ops.operators
         if not decoded or not output_ops.has_constant:
             return None
-        return interpret_dense_table(
+        return interpret(
             self.name,
             signature,
-            table,
+            table.picture,
             DenseDecoder(table.output.name, table.rows, table.width - 5, True),
-            family=YOLO_INPUT,
+            YOLO_INPUT,
+            class_count=table.width - 5,
+            needs_nms=True,
             evidence=(
                 f"{table.rows} rows are the cells at strides {_format_strides(cells)}",
-                "its last nodes decode the boxes and put a constant for the objectness",
+                "its last nodes decode the boxes and write a constant as the objectness",
             ),
         )
 
@@ -96,7 +99,7 @@ HEADS = (YoloX(), YoloV6())
 
 
 def _find_cells(signature: ModelSignature) -> tuple[DenseTable, CellGrid] | None:
-    """A table of one row for each cell whose scores went through a sigmoid, and its grid."""
+    """A table with a row for each cell and scores of a sigmoid, and its grid."""
     table = find_dense_table(signature)
     if table is None:
         return None
@@ -109,14 +112,14 @@ def _find_cells(signature: ModelSignature) -> tuple[DenseTable, CellGrid] | None
 
 
 def _is_raw(signature: ModelSignature, table: DenseTable, cells: CellGrid) -> bool:
-    """Whether boxes come first, and the objectness by itself or the number of classes is known.
+    """Whether boxes come first, and the column behind them is an objectness.
 
-    Else the column behind the box may be the first class of a family without an objectness.
+    Without a sigmoid of its own, and without a known number of classes, that column may be the first class of
+    a family without an objectness.
     """
-    classes = table.width - 5
-    known = classes == 80 or read_class_names(signature.metadata) is not None
-    apart = table.output_ops.sigmoid_count == 2 * len(cells.strides_px)
-    return table.output_ops.parts[:1] == ("Conv",) and (known or apart)
+    known = table.width - 5 == 80 or count_class_names(signature.metadata) > 0
+    has_own_sigmoid = table.output_ops.sigmoid_count == 2 * len(cells.strides_px)
+    return table.output_ops.parts[:1] == ("Conv",) and (known or has_own_sigmoid)
 
 
 def _format_strides(cells: CellGrid) -> str:

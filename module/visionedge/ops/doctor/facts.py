@@ -23,7 +23,7 @@ from visionedge.engine.device.devices import (
 from visionedge.engine.device.session import NodePlacement
 from visionedge.errors import ConfigError
 from visionedge.iothub.identity import Identity
-from visionedge.model.download import make_model_path
+from visionedge.model.model_store import make_model_path
 from visionedge.ops.doctor.host import DXG, DiskSpace, Host, HostEnvironment, ProbeResult, detect_environment
 from visionedge.ops.doctor.wheel import OnnxruntimeWheel, read_wheel
 
