@@ -53,13 +53,8 @@ def test_the_size_of_the_store_is_bounded_too(tmp_path: Path) -> None:
 
 
 def test_an_incomplete_download_is_evicted_in_its_turn(tmp_path: Path) -> None:
-<<<<<<< 31ff0f87033805fface8e1a60fd4a9ab2400783f
     """An interrupted download that is no longer wanted is not kept for ever."""
-    kept = ModelStore(tmp_path, max_models=1)
-=======
-    """What was interrupted and is not wanted any more does not stay for ever."""
     kept = ModelStore(tmp_path)
->>>>>>> d4d240baa64ac4388d6fa0a59c231001d5bf3d86
     with kept.open_partial("a" * 64) as part:
         part.write(b"half")
     os.utime(part.path, (1, 1))

@@ -210,17 +210,11 @@ def test_fastestdet_is_decoded_cell_by_cell(tmp_path: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("keys", [{"softmax": False}, {"stride": 8}])
-<<<<<<< 31ff0f87033805fface8e1a60fd4a9ab2400783f
 def test_a_map_with_another_structure_than_fastestdet_is_refused(
     tmp_path: Path, keys: dict[str, Any]
 ) -> None:
     """A segmentation has such a shape."""
-    with pytest.raises(ModelError, match="no detector"):
-=======
-def test_a_map_with_another_structure_than_fastestdet_is_refused(tmp_path: Path, keys: dict[str, Any]) -> None:
-    """A segmentation has such a shape, too."""
     with pytest.raises(ModelError, match="not a detector"):
->>>>>>> d4d240baa64ac4388d6fa0a59c231001d5bf3d86
         load_model(fastestdet_model(tmp_path / "m.onnx", **keys))
 
 
@@ -270,13 +264,8 @@ def test_centernet_needs_stated_preprocessing(tmp_path: Path) -> None:
 
 
 def test_ultralytics_rt_detr_lists_boxes_as_relative_centres(tmp_path: Path) -> None:
-<<<<<<< 31ff0f87033805fface8e1a60fd4a9ab2400783f
     """It has YOLOv10's shape and is recognised by its sampling; without metadata of Ultralytics refused."""
-    with pytest.raises(ModelError, match="no detector"):
-=======
-    """Its shape is that of YOLOv10; sampling tells it, and without Ultralytics' word it is refused."""
     with pytest.raises(ModelError, match="not a detector"):
->>>>>>> d4d240baa64ac4388d6fa0a59c231001d5bf3d86
         load_model(end_to_end_model(tmp_path / "m.onnx", samples=True))
     notes = {"author": "Ultralytics", "description": "Ultralytics rtdetr-l model", "task": "detect"}
     path = end_to_end_model(tmp_path / "n.onnx", samples=True, metadata=notes)

@@ -262,11 +262,6 @@ def test_s1_gives_a_list_that_is_used_unchanged(tmp_path: Path, rank: int, dtype
 
 
 def test_s1_with_unknown_output_names_is_refused(tmp_path: Path) -> None:
-<<<<<<< 31ff0f87033805fface8e1a60fd4a9ab2400783f
     """Two lists of floats: nothing shows which are the scores."""
-    with pytest.raises(ModelError, match="no detector"):
-=======
-    """Two lists of floats: nothing says which are the scores."""
     with pytest.raises(ModelError, match="not a detector"):
->>>>>>> d4d240baa64ac4388d6fa0a59c231001d5bf3d86
         load_model(_s1(tmp_path / "model.onnx", ("a", "b", "c"), rank=3, dtype="float32", metadata=PARTS))

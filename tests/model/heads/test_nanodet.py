@@ -79,13 +79,8 @@ def test_scores_and_bins_may_be_in_one_table(
 
 
 def test_without_the_number_of_classes_nanodet_is_refused_and_never_read_as_yolox(tmp_path: Path) -> None:
-<<<<<<< 31ff0f87033805fface8e1a60fd4a9ab2400783f
     """Its rows are cells of YOLOX's strides, and it has a sigmoid too."""
-    with pytest.raises(ModelError, match="no detector"):
-=======
-    """Its rows are cells of YOLOX's strides, and a sigmoid is behind it too."""
     with pytest.raises(ModelError, match="not a detector"):
->>>>>>> d4d240baa64ac4388d6fa0a59c231001d5bf3d86
         load_model(_table(tmp_path / "m.onnx", FIRST, 3, split=True, named=False))
 
 

@@ -202,13 +202,8 @@ def test_four_outputs_from_pytorch_are_refused_unless_their_head_is_stated(tmp_p
 
 
 def test_boxes_in_unknown_units_are_refused(tmp_path: Path) -> None:
-<<<<<<< 31ff0f87033805fface8e1a60fd4a9ab2400783f
     """They may be in pixels, as in EfficientDet, or relative: nothing shows it."""
-    with pytest.raises(ModelError, match="no detector"):
-=======
-    """They may be in pixels, as EfficientDet's, or relative: nothing tells."""
     with pytest.raises(ModelError, match="not a detector"):
->>>>>>> d4d240baa64ac4388d6fa0a59c231001d5bf3d86
         load_model(_tfod(tmp_path / "m.onnx", number="int32"))
 
 

@@ -216,13 +216,8 @@ def test_labels_come_from_the_metadata_of_ultralytics(tmp_path: Path) -> None:
 def test_columns_after_the_scores_are_never_read_as_classes(
     tmp_path: Path, more: int, metadata: dict[str, str]
 ) -> None:
-<<<<<<< 31ff0f87033805fface8e1a60fd4a9ab2400783f
     """A model for poses or masks has them; its task, its names or its last nodes show it."""
-    with pytest.raises(ModelError, match="no detector"):
-=======
-    """A model for poses or masks has them; its task, its names or its last nodes tell."""
     with pytest.raises(ModelError, match="not a detector"):
->>>>>>> d4d240baa64ac4388d6fa0a59c231001d5bf3d86
         load_model(yolov8(tmp_path / "m.onnx", more=more, metadata=metadata))
 
 
@@ -332,13 +327,8 @@ def test_yolov4_gives_relative_boxes_and_scores(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("four", "each"), [(False, 1), (True, 1)])
 def test_boxes_and_scores_of_other_detectors_are_refused(tmp_path: Path, four: bool, each: int) -> None:
-<<<<<<< 31ff0f87033805fface8e1a60fd4a9ab2400783f
     """YOLO-NAS and others give such pairs; nothing shows their preprocessing."""
-    with pytest.raises(ModelError, match="no detector"):
-=======
-    """YOLO-NAS and others give such pairs; nothing tells how their pictures are prepared."""
     with pytest.raises(ModelError, match="not a detector"):
->>>>>>> d4d240baa64ac4388d6fa0a59c231001d5bf3d86
         load_model(_boxes_and_scores(tmp_path / "m.onnx", four=four, each=each))
 
 
