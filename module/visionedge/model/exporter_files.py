@@ -33,7 +33,7 @@ def read_custom_vision_manifest(path: Path) -> Mapping[str, str]:
     if not beside.is_file():
         return {}
     try:
-        document = json.loads(beside.read_bytes()[:_MAX_BYTES].decode("utf-8-sig"))
+        document = json.loads(read_regular_file(beside, max_bytes=_MAX_BYTES).decode("utf-8-sig"))
     except OSError as error:
         raise ModelError(f"{beside}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
