@@ -1,6 +1,7 @@
 """Which precision is used: the one that is faster here and sees here what fp32 sees, and why, in one line."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -385,7 +386,7 @@ def test_a_variant_is_found_beside_its_model(tmp_path: Path) -> None:
     assert found.of(model).interpretation == model.interpretation
 
 
-@pytest.mark.parametrize("harm", ["network", "report", "gone", "schema", "other model"])
+@pytest.mark.parametrize("harm", ["network", "report", "size", "gone", "schema", "other model"])
 def test_a_variant_that_is_damaged_or_belongs_elsewhere_is_left_out(tmp_path: Path, harm: str) -> None:
     """With a word in the log, and without an error: fp32 is always there."""
     model, path = kept(tmp_path)
@@ -395,6 +396,8 @@ def test_a_variant_that_is_damaged_or_belongs_elsewhere_is_left_out(tmp_path: Pa
         TinyDetector(seed=9).save(path)
     elif harm == "report":
         report.write_text("{")
+    elif harm == "size":
+        os.truncate(report, 3 << 30)  # takes no room on the disk
     elif harm == "gone":
         path.unlink()
     elif harm == "schema":
