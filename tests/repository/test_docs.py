@@ -142,6 +142,21 @@ def test_the_rtsp_server_of_the_docs_takes_the_options_that_they_give_it() -> No
     assert options <= set(re.findall(r"(?<![\w-])-[A-Za-z]+", shown))
 
 
+COSTS_AND_LIMITS = {
+    "antialiasing takes processor time": ("performance.md", r"ms with Pillow \(antialiased\)"),
+    "antialiasing can be left out": ("models.md", r"`input\.resample: bilinear` avoids it"),
+    "a fleet needs one precision": ("precision.md", r"(?s)## A fleet\n.*inference: \{precision: fp32\}"),
+    "OpenCV opens one camera at a time": ("cameras.md", r"OpenCV\sopens one stream at a time"),
+}
+"""What a user decides by, the page that says it, and the words."""
+
+
+@pytest.mark.parametrize("fact", COSTS_AND_LIMITS)
+def test_what_a_choice_costs_or_cannot_do_is_in_the_docs(fact: str) -> None:
+    page, words = COSTS_AND_LIMITS[fact]
+    assert re.search(words, (DOCS / page).read_text())
+
+
 @pytest.mark.parametrize("reason", list(DropReason))
 def test_every_drop_reason_is_documented(reason: DropReason) -> None:
     """docs/configuration.md says what becomes of frames."""
