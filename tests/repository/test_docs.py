@@ -151,6 +151,18 @@ COSTS_AND_LIMITS = {
 """What a user decides by, the page that says it, and the words."""
 
 
+@pytest.mark.parametrize(
+    ("family", "how"),
+    [("yolov8", r"26"), ("yolov10", r"26 also with nms=False")],
+    ids=["a row for each cell", "a list"],
+)
+def test_the_table_of_families_has_yolo26_as_its_exporter_writes_it_today(family: str, how: str) -> None:
+    """Without `nms` it gives a row for each cell, as YOLOv8 does; with `nms=False` a finished list."""
+    text = (DOCS / "models.md").read_text()
+    [described] = re.findall(rf"^\|[^|]*`{family}` \(([^)]*)\)", text, re.MULTILINE)
+    assert re.search(how, described)
+
+
 @pytest.mark.parametrize("fact", COSTS_AND_LIMITS)
 def test_what_a_choice_costs_or_cannot_do_is_in_the_docs(fact: str) -> None:
     page, words = COSTS_AND_LIMITS[fact]
