@@ -257,6 +257,13 @@ def leads_somewhere(path: Path, link: str) -> bool:
     return anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
+def test_no_page_names_a_bundled_model_that_is_not_in_the_package(path: Path) -> None:
+    """Commands, answers and figures are those of the model that is shipped."""
+    named = set(re.findall(r"\b(?:nanodet|yolox)-[a-z]+-\d+\b", path.read_text()))
+    assert {name for name in named if not (ROOT / f"models/{name}.onnx").exists()} == set()
+
+
 def test_the_exit_codes_are_those_of_the_readme() -> None:
     """All of them, with the same words."""
     readme = " ".join((ROOT / "README.md").read_text().split())
