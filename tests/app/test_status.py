@@ -331,6 +331,16 @@ def test_every_key_of_status_is_described_in_its_model(name: str, tmp_path: Path
         assert undescribed(EngineEventDocument.model_validate(build_engine_event(info))) == []
 
 
+@pytest.mark.parametrize("name", STATES)
+def test_an_event_about_the_engine_is_small_and_without_tables(name: str, tmp_path: Path) -> None:
+    """Each is billed: the measured plan and the nodes are in the status alone."""
+    if (info := STATES[name](tmp_path).engine_info()) is None:
+        return
+    event = build_engine_event(info)
+    assert [key for key, value in event.items() if isinstance(value, dict | list)] == []
+    assert len(json.dumps(event)) < 1024
+
+
 def test_one_camera_has_the_same_document_as_in_the_list(tmp_path: Path) -> None:
     state = degraded_in_edge(tmp_path)
     dock, yard = build_status(state)["cameras"]

@@ -154,6 +154,17 @@ def test_a_restarted_camera_begins_a_new_epoch_and_continues_its_numbers(clip: P
             camera_registry.restart("attic")
 
 
+def test_a_file_that_has_ended_is_played_again_by_a_restart(tmp_path: Path) -> None:
+    short = make_clip(tmp_path / "short.mp4", pictures=10, fps=20)
+    slots, changes = SlotRecorder(), StatusRecorder()
+    with running(slots, changes) as camera_registry:
+        camera_registry.apply(_config({"dock": {"uri": str(short)}}).cameras)
+        changes.wait_for("ended")
+        camera_registry.restart("dock")
+        frames = slots.wait_for(lambda f: len([x for x in f if x.epoch == 2]) == 10)
+    assert [frame.epoch for frame in frames] == [1] * 10 + [2] * 10
+
+
 def test_a_throttle_survives_unchanged_settings_and_a_reopened_camera(clip: Path) -> None:
     slots = SlotRecorder()
     cameras: dict[str, object] = {"dock": {"uri": str(clip)}, "yard": {"uri": str(clip)}}

@@ -188,13 +188,15 @@ def test_every_problem_of_a_configuration_is_reported(visionedge: CommandLine, t
     assert places == {f"{path}:1: camras", f"{path}:2: inference.device", f"{path}:3: http.port"}
 
 
-def test_unknown_classes_are_reported(visionedge: CommandLine, tmp_path: Path) -> None:
-    """A label that the model does not know is a wrong configuration."""
+@pytest.mark.parametrize("wrong", ["persn", "Person"])
+def test_unknown_classes_are_reported(visionedge: CommandLine, tmp_path: Path, wrong: str) -> None:
+    """A label that the model does not know is a wrong configuration; the nearest one is suggested."""
     path = tmp_path / "vision.yaml"
-    path.write_text("inference: {classes: [person, persn]}\n")
+    path.write_text(f"inference: {{classes: [car, {wrong}]}}\n")
     outcome = visionedge("run", "--config", path)
     assert outcome.code == 2
-    assert "persn" in outcome.complaints[0]
+    assert f"'{wrong}'" in outcome.complaints[0]
+    assert "did you mean 'person'?" in outcome.complaints[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"no model at all", bytes(range(256)) * 40])

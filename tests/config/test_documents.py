@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -115,6 +116,26 @@ def test_a_file_is_read_only_up_to_its_limit(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="larger than") as caught:
         read_regular_file(path, max_bytes=99)
     assert caught.value.strerror is not None
+
+
+def test_a_small_file_takes_little_memory_whatever_its_limit_is(tmp_path: Path) -> None:
+    """Else a machine with little memory would refuse a small picture for the limit of a large one."""
+    path = written(tmp_path, "a", "x" * 100)
+    tracemalloc.start()
+    try:
+        assert read_regular_file(path, max_bytes=1 << 30) == b"x" * 100
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1 << 20
+
+
+def test_a_file_without_a_length_is_read_whole() -> None:
+    """The kernel's own files are regular and say 0 bytes; one that grows while it is read is like them."""
+    path = Path("/proc/self/status")
+    assert read_regular_file(path, max_bytes=1 << 20).endswith(path.read_bytes()[-20:])
+    with pytest.raises(OSError, match="larger than"):
+        read_regular_file(path, max_bytes=20)
 
 
 def test_a_key_is_the_text_as_written(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The choice of the precision: faster here, in agreement with fp32 here, with a one-line reason."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -388,7 +389,7 @@ def test_a_variant_is_found_beside_its_model(tmp_path: Path) -> None:
     assert found.of(model).interpretation == model.interpretation
 
 
-@pytest.mark.parametrize("harm", ["network", "report", "gone", "schema", "other model"])
+@pytest.mark.parametrize("harm", ["network", "report", "size", "gone", "schema", "other model"])
 def test_a_damaged_or_foreign_variant_is_excluded(tmp_path: Path, harm: str) -> None:
     """With a word in the log, and without an error: fp32 is always there."""
     model, path = kept(tmp_path)
@@ -398,6 +399,8 @@ def test_a_damaged_or_foreign_variant_is_excluded(tmp_path: Path, harm: str) -> 
         TinyDetector(seed=9).save(path)
     elif harm == "report":
         report.write_text("{")
+    elif harm == "size":
+        os.truncate(report, 3 << 30)  # takes no room on the disk
     elif harm == "gone":
         path.unlink()
     elif harm == "schema":

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -225,11 +226,14 @@ def test_an_exploding_model_yaml_is_refused_in_one_line(tmp_path: Path, text: st
     assert len(str(refused.value)) < 500
 
 
-def test_invalid_labels_are_refused_without_reading_them_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", ["m.labels.txt", "labels.json", "m.yaml", "cvexport.manifest"])
+def test_a_large_file_beside_a_model_is_refused_without_reading_all_of_it(
+    tmp_path: Path, beside: str
+) -> None:
     path = yolos.yolov8(tmp_path / "m.onnx")
-    with (tmp_path / "m.labels.txt").open("wb") as file:
+    with (tmp_path / beside).open("wb") as file:
         file.truncate(3 << 30)  # takes no room on the disk
-    with pytest.raises(ModelError, match=r"m\.labels\.txt: is larger than 1 MiB"):
+    with pytest.raises(ModelError, match=rf"{re.escape(beside)}: .*larger than 1 MiB"):
         load_model(path)
 
 

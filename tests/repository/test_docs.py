@@ -4,6 +4,8 @@ import contextlib
 import itertools
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -95,6 +97,78 @@ def test_the_table_of_families_lists_the_known_heads() -> None:
     assert documented - known - FAMILY_WORDS == set(), "docs/models.md: these are no known heads"
 
 
+EXPORTERS = {
+    "Ultralytics": "yolo export model=best.pt format=onnx",
+    "Custom Vision": "Export, ONNX, in the portal",
+    "AutoML": "train_artifacts/model.onnx",
+    "RF-DETR": ".export()",
+    "D-FINE": "export_onnx.py",
+    "YOLOX": "export_onnx.py",
+    "Paddle": "paddle2onnx --model_dir",
+    "TensorFlow Object Detection": "python -m tf2onnx.convert",
+    "torchvision": "torch.onnx.export(model.eval()",
+}
+"""What people train with, and what the line that makes their ONNX file holds."""
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_the_line_that_makes_an_onnx_file_is_in_the_table_of_exporters(exporter: str) -> None:
+    """docs/models.md has a row for each: the command or the place, and what lies beside the file."""
+    lines = (DOCS / "models.md").read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("| made with |"))
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[first:])
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    commands = [command for made_with, command, beside in cells if exporter in made_with and beside]
+    assert any(EXPORTERS[exporter] in command for command in commands)
+
+
+def test_the_scale_of_the_sample_model_yaml_is_that_of_a_byte() -> None:
+    """0.00392157 is not 1/255; on a dynamically quantised model the difference alone moves scores by 0.04."""
+    scales = re.findall(r"^ +scale: ([\d.]+)", (DOCS / "models.md").read_text(), re.MULTILINE)
+    assert [float(scale) for scale in scales] == [pytest.approx(1 / 255, rel=1e-8)]
+
+
+def test_the_rtsp_server_of_the_docs_takes_the_options_that_they_give_it() -> None:
+    """docs/cameras.md plays the bundled clip with it, for those without a camera."""
+    text = (DOCS / "cameras.md").read_text()
+    [line] = re.findall(r"^    \.venv/bin/(rtsp-server .*)$", text, re.MULTILINE)
+    program, *arguments = line.split()
+    assert (ROOT / arguments[arguments.index("-d") + 1] / "demo.mp4").is_file()
+    installed = Path(sys.executable).with_name(program)
+    if not installed.exists():
+        pytest.skip("rtsp-server is not installed here; `make setup` installs it")
+    shown = subprocess.run([installed, "--help"], capture_output=True, text=True, check=True).stdout
+    options = {word for word in arguments if word.startswith("-")}
+    assert options <= set(re.findall(r"(?<![\w-])-[A-Za-z]+", shown))
+
+
+COSTS_AND_LIMITS = {
+    "antialiasing takes processor time": ("performance.md", r"ms with Pillow \(antialiased\)"),
+    "antialiasing can be left out": ("models.md", r"`input\.resample: bilinear` avoids it"),
+    "a fleet needs one precision": ("precision.md", r"(?s)## A fleet\n.*inference: \{precision: fp32\}"),
+    "OpenCV opens one camera at a time": ("cameras.md", r"OpenCV\sopens one stream at a time"),
+}
+"""What a user decides by, the page that says it, and the words."""
+
+
+@pytest.mark.parametrize(
+    ("family", "how"),
+    [("yolov8", r"26"), ("yolov10", r"26 also with nms=False")],
+    ids=["a row for each cell", "a list"],
+)
+def test_the_table_of_families_has_yolo26_as_its_exporter_writes_it_today(family: str, how: str) -> None:
+    """Without `nms` it gives a row for each cell, as YOLOv8 does; with `nms=False` a finished list."""
+    text = (DOCS / "models.md").read_text()
+    [described] = re.findall(rf"^\|[^|]*`{family}` \(([^)]*)\)", text, re.MULTILINE)
+    assert re.search(how, described)
+
+
+@pytest.mark.parametrize("fact", COSTS_AND_LIMITS)
+def test_what_a_choice_costs_or_cannot_do_is_in_the_docs(fact: str) -> None:
+    page, words = COSTS_AND_LIMITS[fact]
+    assert re.search(words, (DOCS / page).read_text())
+
+
 @pytest.mark.parametrize("reason", list(DropReason))
 def test_every_drop_reason_is_documented(reason: DropReason) -> None:
     """In docs/configuration.md."""
@@ -181,6 +255,13 @@ def leads_somewhere(path: Path, link: str) -> bool:
         return target.exists()
     headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
     return anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
+def test_no_page_names_a_bundled_model_that_is_not_in_the_package(path: Path) -> None:
+    """Commands, answers and figures are those of the model that is shipped."""
+    named = set(re.findall(r"\b(?:nanodet|yolox)-[a-z]+-\d+\b", path.read_text()))
+    assert {name for name in named if not (ROOT / f"models/{name}.onnx").exists()} == set()
 
 
 def test_the_exit_codes_are_those_of_the_readme() -> None:

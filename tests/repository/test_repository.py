@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 
 from repository_paths import REPOSITORY
@@ -115,6 +116,15 @@ def test_a_lock_contains_exactly_the_pins_of_pyproject(kind: str, extra: str) ->
 def test_the_lock_of_pyav_contains_only_its_pin() -> None:
     (wanted,) = project()["project"]["optional-dependencies"]["av"]
     assert pins("run-av") == dict([requirement(wanted)])
+
+
+def test_both_decoders_carry_an_ffmpeg_without_the_heap_write_of_8_0() -> None:
+    """CVE-2026-8461 is mended in FFmpeg 8.1.2, whose libavcodec is 62.28.102."""
+    av = pytest.importorskip("av")
+    built = re.search(r"avcodec: +YES \((\d+)\.(\d+)\.(\d+)\)", cv2.getBuildInformation())
+    assert built
+    assert tuple(map(int, built.groups())) >= (62, 28, 102)
+    assert av.library_versions["libavcodec"] >= (62, 28, 102)
 
 
 @pytest.mark.parametrize("extra", ["cpu", "gpu"])

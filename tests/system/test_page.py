@@ -162,10 +162,35 @@ def test_every_state_has_a_text_and_cameras_are_in_configuration_order() -> None
             ]
             await tab.until(BADGES, [["a", "failed"], ["d", "waiting"], ["b", "ended"]])
             await tab.until(texts(".error"), ["no route"])
-            # What was seen when it ended is not there now.
-            await tab.until(
-                "document.querySelectorAll('.tile')[2].querySelector('.found').offsetParent", None
-            )
+
+    asyncio.run(scenario())
+
+
+def test_an_ended_camera_shows_nothing_as_current_and_says_how_to_play_it_again() -> None:
+    """Its last picture stays, with the time since; labels, rate and age are hidden until it is live again."""
+
+    async def scenario() -> None:
+        module = FakePageBackend([camera("clip")])
+        async with browser() as chromium, served(module) as (url, _):
+            tab = await chromium.open(url)
+            await tab.until(texts(".found li"), ["person"])
+            await tab.until(texts(".numbers"), ["2.0 fps · 100 ms old"])
+            module.cameras = [camera("clip", "ended", fps=0.0, ageMs=540_000.0)]
+            await tab.until(BADGES, [["clip", "ended"]])
+            assert await tab.evaluate(texts(".found li")) == []
+            assert await tab.evaluate(texts(".numbers")) == [""]
+            [note] = await tab.evaluate(texts(".view .note"))
+            assert note.startswith("Ended ")
+            [advice] = await tab.evaluate(texts(".advice"))
+            assert "restartCamera" in advice
+            assert "loop: true" in advice
+            assert await tab.evaluate("document.querySelector('.advice').scrollHeight <= 34"), "two lines"
+            module.cameras = [camera("clip", "connecting", fps=0.0, ageMs=None)]
+            await tab.until(BADGES, [["clip", "connecting"]])
+            assert await tab.evaluate(texts(".found li, .advice")) == []
+            module.cameras = [camera("clip")]
+            await tab.until(texts(".found li"), ["person"])
+            assert await tab.evaluate(texts(".advice, .view .note")) == []
 
     asyncio.run(scenario())
 

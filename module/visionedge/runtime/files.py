@@ -17,7 +17,7 @@ import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ MAX_SAFE_INTEGER = (1 << 53) - 1
 """The largest integer that every JSON parser reads exactly; a larger one in a state file is damage."""
 
 _PART_SUFFIX = ".part"
+_BLOCK_BYTES = 1 << 20
 
 
 class DamagedStateFileError(Exception):
@@ -55,12 +56,22 @@ def read_regular_file(path: Path, *, max_bytes: int) -> bytes:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EINVAL, "not a regular file")
-            # One byte more than allowed, so that a file that grows meanwhile is refused, too.
-            content = b"" if status.st_size > max_bytes else file.read(max_bytes + 1)
+            content = b"" if status.st_size > max_bytes else _read_up_to(file, status.st_size, max_bytes + 1)
     except ValueError:  # a null character
         raise OSError(errno.EINVAL, "not a valid file name") from None
     if max(status.st_size, len(content)) > max_bytes:
         raise OSError(errno.EFBIG, f"larger than {max_bytes / 2**20:.3g} MiB")
+    return content
+
+
+def _read_up_to(file: BinaryIO, expected_bytes: int, most_bytes: int) -> bytes:
+    """Read a file whole, or `most_bytes` of it if it grows meanwhile.
+
+    `read(n)` allocates n bytes before it knows how many there are.
+    """
+    content = file.read(min(expected_bytes + 1, most_bytes))
+    while len(content) > expected_bytes and (more := file.read(min(_BLOCK_BYTES, most_bytes - len(content)))):
+        content += more
     return content
 
 

@@ -2,6 +2,7 @@
 
 import re
 import socket
+import ssl
 import time
 from contextlib import closing
 from itertools import pairwise
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from camera_doubles import SPEC, FrameRecorder, running
 from clips import make_clip, number_of, numbered_picture
@@ -96,6 +98,24 @@ def test_a_redirect_on_the_same_host_is_followed_with_the_login(tmp_path: Path) 
         source = open_source(parse_camera_uri(server.url("/old", "user:pw@")))
         assert source.read() is not None
         source.close()
+
+
+def test_a_login_does_not_follow_a_redirect_out_of_tls() -> None:
+    """Also on the same host, and although the plain port asks for it."""
+    denied = answer(b"", "", status="401 Unauthorized", more='WWW-Authenticate: Basic realm="x"\r\n')
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    with ScriptedServer(always(denied)) as plain:
+
+        def serve(_server: ScriptedServer, connection: socket.socket, head: str) -> None:
+            connection.sendall(moved(plain.url()) if "Authorization" in head else denied)
+
+        with ScriptedServer(serve, tls=context) as server:
+            with pytest.raises(SourceError, match="401"):
+                open_source(parse_camera_uri(server.url("/v.cgi", "user:pw@", scheme="https")))
+            assert any("Authorization" in head for head in server.requests)
+        assert plain.requests
+        assert not any("Authorization" in head for head in plain.requests)
 
 
 def test_a_redirect_to_another_host_is_followed_only_if_allowed_and_without_the_login() -> None:

@@ -249,9 +249,12 @@ class HttpClient:
         """Whether the login answers the server's challenge; never for another host."""
         if self._login is None or parts.hostname != self.origin.hostname:
             return False
-        # The password of an https address is not sent without TLS.
-        basic = parts.scheme.lower() == self.origin.scheme.lower() or parts.scheme.lower() == "https"
-        return self._login.accept(parse_challenges(head.get_all("www-authenticate")), basic=basic)
+        challenges = parse_challenges(head.get_all("www-authenticate"))
+        return self._login.accept(challenges, basic=self._may_send_password(parts))
+
+    def _may_send_password(self, parts: SplitResult) -> bool:
+        """Whether a password may be sent in clear: that of an https address is not sent without TLS."""
+        return parts.scheme.lower() in ("https", self.origin.scheme.lower())
 
     def _exchange(self, parts: SplitResult, headers: dict[str, str], deadline_s: float) -> HttpResponse:
         peer = (parts.scheme.lower(), parts.hostname, parts.port)
@@ -306,10 +309,10 @@ class HttpClient:
             "Accept": "*/*",
             **headers,
         }
-        is_origin = parts.hostname == self.origin.hostname
-        authorization = self._login.header("GET", path) if self._login is not None and is_origin else None
-        if authorization is not None:
-            fields["Authorization"] = authorization
+        if self._login is not None and parts.hostname == self.origin.hostname:
+            authorization = self._login.header("GET", path, basic=self._may_send_password(parts))
+            if authorization is not None:
+                fields["Authorization"] = authorization
         lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
         if any("\r" in line or "\n" in line for line in lines):
             raise SourceError(f"{self.name}: line break in the address; remove it")

@@ -145,11 +145,16 @@ class HttpLogin:
         self._challenge, self._count = (answerable[0] if answerable else None), 0
         return bool(answerable)
 
-    def header(self, method: str, uri: str) -> str | None:
-        """Return the `Authorization` header of a request; None before a challenge."""
+    def header(self, method: str, uri: str, *, basic: bool = True) -> str | None:
+        """Return the `Authorization` header of a request.
+
+        None before a challenge, and where the challenge asks for the password in clear but `basic` is False.
+        """
         if self._challenge is None:
             return None
         if self._challenge.scheme == "basic":
+            if not basic:
+                return None
             return f"Basic {base64.b64encode(f'{self._user}:{self._password}'.encode()).decode()}"
         return self._digest(self._challenge, method, uri)
 

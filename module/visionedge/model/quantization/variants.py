@@ -22,13 +22,14 @@ from visionedge.model.model import Model
 from visionedge.model.onnx_file import read_model_file
 from visionedge.model.parity import Parity, Tolerance
 from visionedge.model.quantization.search import Precision
-from visionedge.runtime.files import write_atomically
+from visionedge.runtime.files import read_regular_file, write_atomically
 
 log = logging.getLogger(__name__)
 
 REPORT_SCHEMA = "visionedge/parity/1"
 VARIANTS_FOLDER = "variants"
 PRECISIONS: tuple[Precision, ...] = ("int8", "fp16")
+_MAX_REPORT_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,7 @@ def _variant(document: Mapping[str, Any], precision: Precision, path: Path, sha2
 
 
 def _read_document(report: Path) -> Mapping[str, Any]:
-    document: Mapping[str, Any] = json.loads(report.read_bytes())
+    document: Mapping[str, Any] = json.loads(read_regular_file(report, max_bytes=_MAX_REPORT_BYTES))
     if document["schema"] != REPORT_SCHEMA:
         raise ValueError(f"its schema is {document['schema']}")
     return document

@@ -2,21 +2,26 @@
 
 const MEMORY = 90; // frame objects kept per camera, to find the one that belongs to a picture
 
-// by state of the API: tone, label, text in place of a picture, text over the last picture
+// by state of the API: tone, label, text in place of a picture, text over the last picture (`over`: nothing in it
+// is current; `note`: it still is), what to do
 const STATES = {
   live: { tone: "good", word: "live", empty: "Waiting for the first frame" },
-  connecting: { tone: "warn", word: "connecting", empty: "Connecting…" },
+  connecting: { tone: "warn", word: "connecting", empty: "Connecting…", over: () => "Connecting…" },
   reconnecting: { tone: "warn", word: "reconnecting", empty: "Reconnecting…", over: (for_) => `No picture for ${for_}` },
   stale: { tone: "warn", word: "stale", empty: "No picture", over: (for_) => `Nothing new for ${for_}` },
   frozen: { tone: "warn", word: "frozen", empty: "No picture", note: (for_) => `Unchanged for ${for_}` },
   black: { tone: "warn", word: "black", empty: "No picture", note: (for_) => `Black for ${for_}` },
   failed: { tone: "bad", word: "failed", empty: "No picture", over: (for_) => `No picture for ${for_}` },
-  waiting: { tone: "", word: "waiting", empty: "Waiting for the engine" },
-  ended: { tone: "", word: "ended", empty: "Ended", over: (for_) => `Ended ${for_} ago` },
+  waiting: { tone: "", word: "waiting", empty: "Waiting for the engine", over: () => "Waiting for the engine" },
+  ended: {
+    tone: "", word: "ended", empty: "Ended", over: (for_) => `Ended ${for_} ago`,
+    advice: "To play it again: the direct method restartCamera, or “loop: true” in the configuration.",
+  },
   stopped: { tone: "", word: "stopped", empty: "Switched off", over: (for_) => `Switched off ${for_} ago` },
   disabled: { tone: "", word: "disabled", empty: "Switched off in the configuration", over: () => "Switched off in the configuration" },
 };
 const UNKNOWN = { tone: "warn", empty: "Waiting for the first frame" };
+const IDLE = ["ended", "stopped", "disabled"]; // states without a rate
 const NO_ANSWER = { tone: "bad", word: "no answer", empty: "No connection to the module", over: (for_) => `No connection to the module for ${for_}` };
 
 // The same colours as the module draws into its annotated pictures.
@@ -101,7 +106,9 @@ class Tile {
     this.found = make("ul", "found");
     this.error = make("p", "error");
     this.error.hidden = true;
-    foot.append(this.found, this.error);
+    this.advice = make("p", "advice");
+    this.advice.hidden = true;
+    foot.append(this.found, this.error, this.advice);
     this.node.append(view, head, this.numbers, foot);
     this.view = view;
   }
@@ -110,16 +117,19 @@ class Tile {
   update(camera) {
     this.since = Date.parse(camera.since) + api.aheadMs;
     this.node.classList.toggle("tall", (camera.height || 0) > (camera.width || 0) * 1.1);
-    this.show({ word: camera.state, ...(STATES[camera.state] || UNKNOWN) });
+    const state = STATES[camera.state] || UNKNOWN;
+    this.show({ word: camera.state, ...state });
     if (this.newest < 0 && typeof camera.ageMs === "number") this.catchUp();
     const most = (camera.throttle || {}).fps;
-    setText(this.fps, nextTry(camera) || (camera.fps || 0).toFixed(1) + " fps" + (most ? `, limit ${most}` : ""));
-    setText(this.age, camera.ageMs === null || camera.ageMs === undefined ? "" : " · " + duration(camera.ageMs) + " old");
+    const rate = (camera.fps || 0).toFixed(1) + " fps" + (most ? `, limit ${most}` : "");
+    const aged = typeof camera.ageMs === "number" ? " · " + duration(camera.ageMs) + " old" : "";
+    const idle = IDLE.includes(camera.state);
+    setText(this.fps, idle ? "" : nextTry(camera) || rate);
+    setText(this.age, idle ? "" : aged);
     const error = camera.state === "live" ? "" : camera.lastError || "";
-    this.error.hidden = !error;
-    this.found.hidden = Boolean(error) || Boolean(STATES[camera.state] && STATES[camera.state].over);
-    setText(this.error, error);
-    this.error.title = error;
+    this.found.hidden = Boolean(error || state.over);
+    this.say(this.error, error);
+    this.say(this.advice, error ? "" : state.advice || "");
   }
 
   /* The module does not answer, so the camera's state is unknown. */
@@ -129,6 +139,14 @@ class Tile {
     setText(this.fps, "");
     setText(this.age, "");
     this.found.hidden = true;
+    this.say(this.advice, "");
+  }
+
+  /* A line below the picture, in full in its tooltip; none without a text. */
+  say(line, text) {
+    line.hidden = !text;
+    line.title = text;
+    setText(line, text);
   }
 
   show(state) {
