@@ -188,17 +188,9 @@ def test_a_child_gets_only_listed_environment_variables() -> None:
     assert set(made) - set(needed) == {"PYTHONPATH", "ORT_DISABLE_TELEMETRY"}
 
 
-<<<<<<< 849d4263b5f533d5f2bab7e5cbee2591334f3442
-@pytest.mark.parametrize(("variable", "limit"), [("", 0), ("0", 0), ("1", -1)])
-def test_a_crash_leaves_no_memory_in_a_file(variable: str, limit: int) -> None:
-    """Neither by the module nor by its children; a variable allows it for debugging."""
-    program = "import resource, visionedge.__main__ as m; m.main(['token-that-is-no-verb'])"
-    ending = "; print(resource.getrlimit(resource.RLIMIT_CORE)[0])"
-    body = f"try:\n {program}\nexcept SystemExit:\n pass\nimport resource{ending}"
-=======
 @pytest.mark.parametrize(("variable", "kept"), [("", False), ("0", False), ("1", True)])
 def test_a_crash_leaves_no_memory_in_a_file(variable: str, kept: bool) -> None:
-    """Neither the module nor what it starts; a variable allows it for debugging."""
+    """Neither by the module nor by its children; a variable allows it for debugging."""
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     body = (
         "import resource, visionedge.__main__ as m\n"
@@ -206,7 +198,6 @@ def test_a_crash_leaves_no_memory_in_a_file(variable: str, kept: bool) -> None:
         "try:\n m.main(['token-that-is-no-verb'])\nexcept SystemExit:\n pass\n"
         "print(resource.getrlimit(resource.RLIMIT_CORE)[0])"
     )
->>>>>>> b49a75e5854784adbc7cde2a268dd70b01dd0427
     environ = {
         **child_process.build_child_environment(os.environ),
         child_process.CORE_DUMPS_VARIABLE: variable,

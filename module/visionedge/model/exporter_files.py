@@ -32,16 +32,7 @@ def read_custom_vision_manifest(path: Path) -> Mapping[str, str]:
     beside = path.with_name(CUSTOM_VISION_KEY)
     if not beside.is_file():
         return {}
-<<<<<<< 849d4263b5f533d5f2bab7e5cbee2591334f3442
     document = _read_json(beside)
-=======
-    try:
-        document = json.loads(read_regular_file(beside, max_bytes=_MAX_BYTES).decode("utf-8-sig"))
-    except OSError as error:
-        raise ModelError(f"{beside}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        document = None
->>>>>>> b49a75e5854784adbc7cde2a268dd70b01dd0427
     if not isinstance(document, dict):
         raise ModelError(
             f"{beside}: is not a JSON object as Custom Vision writes it; remove it or export again"
