@@ -20,11 +20,13 @@ from visionedge.config.load import parse_config
 from visionedge.engine.batcher import DropReason
 from visionedge.iothub.delivery import Delivery
 from visionedge.model.download import MODELS_FOLDER, DownloadRetryPolicy, DownloadTimeouts
+from visionedge.runtime.retry import RetryPolicy
 from visionedge.runtime.threads import ThreadGroup
 
 pytestmark = pytest.mark.system
 
-IMPATIENT = DownloadRetryPolicy(DownloadTimeouts(connect_s=10, read_s=0.3, total_s=20), 0.0, 0.0, 0.0, 0.0)
+NO_WAIT = RetryPolicy(0.0, 0.0)
+IMPATIENT = DownloadRetryPolicy(DownloadTimeouts(connect_s=10, read_s=0.3, total_s=20), NO_WAIT, NO_WAIT)
 CAMERAS = ("dock", "gate", "yard")
 
 

@@ -20,7 +20,6 @@ from visionedge.app.overload_policy import (
     ReturnLevel,
     TakeLevel,
     allocate_rates,
-    max_return_delay_s,
     sum_of_minimums,
 )
 
@@ -297,7 +296,7 @@ def test_a_load_that_changes_as_it_likes_never_makes_the_ladder_flap(seed: int) 
         if world.dice.random() < 0.2:
             world.return_all()
 
-    longest_s = max_return_delay_s(world.settings)
+    longest_s = 32 * max(world.settings.after_s, world.settings.back_after_s)
     world.play(4 * longest_s)
     before, over_s = len(world.steps), world.over_s
     world.play(2 * longest_s)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tenacity
 
 from model_server import (
     Answer,
@@ -25,7 +24,7 @@ from model_server import (
     stalled,
     status,
 )
-from visionedge.errors import FetchError
+from visionedge.errors import DownloadError
 from visionedge.model.download import (
     MODELS_FOLDER,
     DownloadProgress,
@@ -35,11 +34,13 @@ from visionedge.model.download import (
     ModelDownload,
     ModelStore,
 )
+from visionedge.runtime.retry import RetryPolicy
 
 DATA = b"\x08\x08" + os.urandom(300_000)
 SUM = hashlib.sha256(DATA).hexdigest()
-AT_ONCE = DownloadRetryPolicy(DownloadTimeouts(read_s=20), 0.0, 0.0, 0.0, 0.0)
-IMPATIENT = DownloadRetryPolicy(DownloadTimeouts(connect_s=0.3, read_s=0.3, total_s=20), 0.0, 0.0, 0.0, 0.0)
+NO_WAIT = RetryPolicy(0.0, 0.0)
+AT_ONCE = DownloadRetryPolicy(DownloadTimeouts(read_s=20), NO_WAIT, NO_WAIT)
+IMPATIENT = DownloadRetryPolicy(DownloadTimeouts(connect_s=0.3, read_s=0.3, total_s=20), NO_WAIT, NO_WAIT)
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_what_cannot_get_better_is_refused_at_once(
 ) -> None:
     """In one line that names the address without its secret; nothing is kept, and nobody asks again."""
     server.answers["/bad.onnx"] = server.answers["/m.onnx"] = answer
-    with pytest.raises(FetchError) as caught:
+    with pytest.raises(DownloadError) as caught:
         fetch(tmp_path, server.url("/bad.onnx?sig=s3cret-s3cret"), tries=5)
     shown = str(caught.value)
     assert shown.startswith(f"{server.url('/bad.onnx')}?…: ")
@@ -216,7 +217,7 @@ def test_what_may_pass_is_tried_again(
 def test_so_many_tries_and_no_more(tmp_path: Path, server: ModelServer) -> None:
     """A change of the model cannot wait for ever."""
     server.answers["/m.onnx"] = status(503)
-    with pytest.raises(FetchError, match="503"):
+    with pytest.raises(DownloadError, match="503"):
         fetch(tmp_path, server.url("/m.onnx"), tries=3)
     assert len(server.seen) == 3
 
@@ -227,18 +228,12 @@ def test_at_a_start_it_never_gives_up(tmp_path: Path, server: ModelServer) -> No
     assert fetch(tmp_path, server.url("/m.onnx"), tries=None) is not None
 
 
-def wait_s(retry_policy: DownloadRetryPolicy, attempt: int, *, permanent: bool) -> float:
-    """The wait after an attempt, without jitter."""
-    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
-    state.attempt_number = attempt
-    return retry_policy.wait(permanent=permanent)(state)
-
-
 def test_the_pauses_grow_up_to_a_limit() -> None:
     """Short ones for what may pass, long ones for what a person has to mend."""
     retry_policy = DownloadRetryPolicy()
-    assert [wait_s(retry_policy, n, permanent=False) for n in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
-    assert [wait_s(retry_policy, n, permanent=True) for n in (1, 2, 7, 5000)] == [60, 120, 3600, 3600]
+    waits, permanent_waits = retry_policy.waits, retry_policy.permanent_waits
+    assert [waits.wait_s(n, lambda: 0.0) for n in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
+    assert [permanent_waits.wait_s(n, lambda: 0.0) for n in (1, 2, 7, 5000)] == [60, 120, 3600, 3600]
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(
@@ -246,7 +241,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
 ) -> None:
     """And the remedy for an authority of one's own is in the line."""
     monkeypatch.delenv("SSL_CERT_FILE")
-    with pytest.raises(FetchError, match=r"its certificate is not trusted \(.+\); .*SSL_CERT_FILE"):
+    with pytest.raises(DownloadError, match=r"its certificate is not trusted \(.+\); .*SSL_CERT_FILE"):
         fetch(tmp_path, server.url("/m.onnx"))
     assert server.seen == []
 
@@ -255,7 +250,7 @@ def test_a_certificate_of_another_host_is_refused(tmp_path: Path, monkeypatch: p
     """Trusted, but not for this name."""
     with ModelServer(tmp_path, host="models.example") as server:
         monkeypatch.setenv("SSL_CERT_FILE", str(server.authority))
-        with pytest.raises(FetchError, match=r"not trusted \(.*127\.0\.0\.1"):
+        with pytest.raises(DownloadError, match=r"not trusted \(.*127\.0\.0\.1"):
             fetch(tmp_path, server.url("/m.onnx"))
 
 
@@ -263,7 +258,7 @@ def test_a_server_without_tls_is_refused(tmp_path: Path) -> None:
     """Told as what it is, not as a riddle of a library."""
     with (
         ModelServer(tmp_path, tls=False) as server,
-        pytest.raises(FetchError, match="no TLS with the server"),
+        pytest.raises(DownloadError, match="no TLS with the server"),
     ):
         fetch(tmp_path, server.url("/m.onnx").replace("http:", "https:"))
 
@@ -274,7 +269,7 @@ def test_a_server_without_tls_is_refused(tmp_path: Path) -> None:
 )
 def test_a_server_that_is_not_there(tmp_path: Path, host: str, message: str) -> None:
     """The system's own word for it."""
-    with pytest.raises(FetchError, match=message):
+    with pytest.raises(DownloadError, match=message):
         fetch(tmp_path, f"https://{host}/m.onnx")
 
 
@@ -285,7 +280,9 @@ def test_a_file_address_that_is_no_file(tmp_path: Path, kind: str) -> None:
         (tmp_path / kind).mkdir()
     if kind == "pipe":
         os.mkfifo(tmp_path / kind)
-    with pytest.raises(FetchError, match=r"cannot be read: No such file|is no regular file|Is a directory"):
+    with pytest.raises(
+        DownloadError, match=r"cannot be read: No such file|is no regular file|Is a directory"
+    ):
         fetch(tmp_path, f"file://{tmp_path}/{kind}")
 
 
@@ -295,7 +292,7 @@ def test_a_file_address_that_is_no_file(tmp_path: Path, kind: str) -> None:
 def test_a_fetch_goes_on_where_it_was_interrupted(tmp_path: Path, server: ModelServer) -> None:
     """Also after the module was started again: slow links get there in the end."""
     server.answers["/m.onnx"] = in_turn(cut(DATA, 100_000), content(DATA))
-    with pytest.raises(FetchError):
+    with pytest.raises(DownloadError):
         fetch(tmp_path, server.url("/m.onnx"))
     assert fetch(tmp_path, server.url("/m.onnx")) is not None
     first = int(server.seen[1][1]["Range"].removeprefix("bytes=").removesuffix("-"))

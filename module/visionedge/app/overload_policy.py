@@ -19,6 +19,7 @@ from visionedge.camera.motion_gate import GateSettings
 from visionedge.camera.timing import Throttle
 from visionedge.config.schema import CameraConfig
 from visionedge.engine.device.devices import EffectiveDevice
+from visionedge.runtime.retry import RetryPolicy
 
 DegradationLevel = Literal["variant", "gate", "fps"]
 """A faster variant of the model; a motion gate on cameras without one; fewer frames per second."""
@@ -32,7 +33,7 @@ _DELIVERED_FACTOR = 0.9  # of the delivered rate, so that the device has a reser
 _MAX_BUDGET_FACTOR = 0.9  # of the previous budget
 _MIN_BUDGET_FACTOR = 0.25  # of the previous budget, as a short stall does not show the speed of a device
 _RAISE_FACTOR = 2.0
-_MAX_DOUBLINGS = 5
+_MAX_RETURN_DELAYS = 32  # return delays, after a level was taken again soon five times in a row
 _SOON_IN_DELAYS = 3.0  # return delays
 _SIMILAR_BUDGET, _EQUAL_BUDGET = 0.75, 0.95  # of a budget that was too much
 
@@ -160,7 +161,8 @@ class DegradationPolicy:
         """The seconds without overload before a level is returned, or raised to a budget."""
         history = self._history_of(level)
         doublings = history.doublings if budget_per_s >= _SIMILAR_BUDGET * history.failed_at else 0
-        return max(settings.after_s, settings.back_after_s) * 2.0**doublings
+        first_s = max(settings.after_s, settings.back_after_s)
+        return RetryPolicy(first_s, _MAX_RETURN_DELAYS * first_s).wait_s(1 + doublings)
 
     # --- steps ----------------------------------------------------------------------------------------------
 
@@ -232,7 +234,7 @@ class DegradationPolicy:
         if history.returned_s is None:
             return
         again = now_s - history.returned_s <= _SOON_IN_DELAYS * self.return_delay_s(settings, level)
-        history.doublings = min(_MAX_DOUBLINGS, history.doublings + 1) if again else 0
+        history.doublings = history.doublings + 1 if again else 0
         history.failed_at, history.returned_s = history.raised_to, None
 
     def _history_of(self, level: DegradationLevel) -> _LevelHistory:
@@ -250,11 +252,6 @@ def _lower_budget(active: ActiveLevel | None, snapshot: LoadSnapshot) -> float |
     carried = max(_DELIVERED_FACTOR * snapshot.delivered, _MIN_BUDGET_FACTOR * now)
     budget = max(snapshot.min_total_per_s, min(carried, _MAX_BUDGET_FACTOR * now))
     return budget if budget < now * 0.999 else None
-
-
-def max_return_delay_s(settings: DegradationSettings) -> float:
-    """The longest return delay."""
-    return max(settings.after_s, settings.back_after_s) * 2.0**_MAX_DOUBLINGS
 
 
 # --- rates: how a budget is shared by priority, and evenly within one --------------------------------------

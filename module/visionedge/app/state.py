@@ -18,7 +18,8 @@ from visionedge.app.load_meter import LoadMeter
 from visionedge.app.overload_policy import OverloadStatus
 from visionedge.camera.camera import Camera, CameraStatus
 from visionedge.camera.registry import CameraRegistry
-from visionedge.config.schema import SECTIONS, Applied, Config, SectionOutcome
+from visionedge.config.applied import Applied, SectionOutcome
+from visionedge.config.schema import SECTIONS, Config
 from visionedge.engine.batcher import Batcher
 from visionedge.engine.interface import Engine, EngineEvent, EngineInfo
 from visionedge.engine.process.shared_memory import SharedFramePool

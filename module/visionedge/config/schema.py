@@ -7,8 +7,7 @@ makes a `Config` of a document; constructing one directly skips the checks acros
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -131,7 +130,7 @@ class CameraDefaults(_Section):
         default=None,
         gt=0,
         le=1000,
-        description="Analysed frames per second; absent = every frame of the camera.",
+        description="Analysed frames per second; absent = every frame, but 1 of a folder or a still picture.",
     )
     enabled: bool = Field(default=True, description="false closes the camera and keeps its settings.")
     gate: GateConfig | None = Field(
@@ -149,12 +148,17 @@ class CameraDefaults(_Section):
     decoder: Literal["auto", "pyav", "opencv"] = Field(
         default="auto", description="auto = PyAV if it is installed, else OpenCV."
     )
-    tls: TlsConfig | None = Field(default=None, description="absent = certificates are not checked.")
+    tls: TlsConfig | None = Field(
+        default=None, description="How certificates are checked; absent = not at all."
+    )
     follow_redirects: Literal["same-host", "any"] = Field(
         default="same-host",
-        description="HTTP and RTSP: the hosts that redirects may lead to; any = other hosts, too.",
+        description="HTTP and RTSP: redirects lead to the camera's host only, or to any.",
     )
-    loop: bool = Field(default=False, description="A file or a folder starts again at its end.")
+    loop: bool = Field(
+        default=False,
+        description="A file or a folder begins again at its end, in the same epoch and without an event.",
+    )
 
 
 class CameraConfig(CameraDefaults):
@@ -168,16 +172,20 @@ class CameraConfig(CameraDefaults):
 class ModelConfig(_Section):
     """Which model; absent = the bundled one."""
 
-    path: str | None = Field(default=None, description="An ONNX file.")
+    path: str | None = Field(
+        default=None, description="An ONNX file; absent = the bundled YOLOX-nano, or the one at 'url'."
+    )
     allow_insecure: bool = Field(
         default=False, description="Also allow http: and file: in 'url'; only in the local file."
     )
     max_megabytes: WholeNumber = Field(
         default=1000, ge=1, le=2000, description="A larger file at 'url' is refused."
     )
-    url: str | None = Field(default=None, description="An https address of an ONNX file.")
+    url: str | None = Field(default=None, description="Instead of 'path': the https address of an ONNX file.")
     sha256: str | None = Field(
-        default=None, pattern=r"^[0-9a-fA-F]{64}$", description="The SHA-256 of the file at 'url'."
+        default=None,
+        pattern=r"^[0-9a-fA-F]{64}$",
+        description="Required with 'url': the SHA-256 of the file, 64 hexadecimal digits.",
     )
 
     @field_validator("url", mode="after")
@@ -220,11 +228,11 @@ class InferenceConfig(_Section):
     latency_budget_ms: float | None = Field(
         default=None,
         gt=0,
-        description="The longest time that a batch should take, in milliseconds; absent = no limit.",
+        description="The longest typical batch time of the plan in milliseconds; absent = no limit.",
     )
     process: bool = Field(
         default=True,
-        description="Run the engine in a process of its own, so that its crash does not end the module.",
+        description="Run the engine in its own process, so that its crash does not end the module.",
     )
     max_age_seconds: float = Field(
         default=2.0,
@@ -248,7 +256,7 @@ class OverloadConfig(_Section):
 
     when: Literal["degraded", "always"] = Field(
         default="degraded",
-        description="degraded = only while a lesser device than the requested one is in use.",
+        description="degraded = only while the device is less than the requested one; always = on any.",
     )
     levels: Annotated[
         tuple[Literal["variant", "gate", "fps"], ...], Field(strict=False), AfterValidator(_check_unique)
@@ -292,8 +300,7 @@ class TelemetryConfig(_Section):
         default=0.05,
         ge=0,
         le=1,
-        description="changes: a box has moved when an edge moved further, as a part of the frame;"
-        " for motion alone a camera sends one frame in changeSeconds at most.",
+        description="changes: a box has moved when an edge moved further, as a part of the frame.",
     )
     heartbeat_seconds: float = Field(
         default=60.0,
@@ -305,13 +312,14 @@ class TelemetryConfig(_Section):
         default=4.0,
         ge=0,
         le=86400,
-        description="The longest additional time that frames wait until their 4 KB block is full.",
+        description="The longest additional time that frames wait until their 4 KB block is full; 0 = none.",
     )
     spool_megabytes: WholeNumber = Field(
         default=256,
         ge=1,
         le=1_000_000,
-        description="The most megabytes of messages that wait on disk for the hub.",
+        description="The most megabytes of messages that wait on disk;"
+        " then the oldest detections are dropped, events last.",
     )
     spool_hours: float = Field(
         default=168.0,
@@ -327,7 +335,7 @@ class HttpConfig(_Section):
     host: str = Field(
         default="127.0.0.1",
         min_length=1,
-        description="The address to listen on; 0.0.0.0 serves other machines, too.",
+        description="The address to listen on; 0.0.0.0 and :: serve other machines: set a token then.",
     )
     port: WholeNumber = Field(
         default=8080, ge=0, le=65535, description="The port to listen on; 0 = any free port."
@@ -392,62 +400,3 @@ def _without_titles(value: Any) -> Any:
 
 SECTIONS: Mapping[str, str] = {to_camel(name): name for name in Config.model_fields}
 """The top-level keys of a configuration, as documents write them, and the field of `Config` of each."""
-
-
-@dataclass(frozen=True, slots=True)
-class SectionOutcome:
-    """What became of one section; `reason` says why it is not applied, and is empty if it is.
-
-    `pending`: accepted, but what it configures does not run yet. `rejected`: the section stays as it was.
-    """
-
-    status: Literal["applied", "pending", "rejected"]
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """What became of a wanted configuration: an outcome for each key of `SECTIONS`.
-
-    Raises:
-        ValueError: a section has no outcome, or an outcome is of no section.
-    """
-
-    outcomes: Mapping[str, SectionOutcome]
-
-    def __post_init__(self) -> None:
-        if self.outcomes.keys() != SECTIONS.keys():
-            raise ValueError(f"sections without an outcome: {sorted(SECTIONS.keys() ^ self.outcomes.keys())}")
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every section is in force as it was wanted."""
-        return not self.unapplied
-
-    @property
-    def pending(self) -> dict[str, str]:
-        """The reasons of the sections that are accepted and not in use yet."""
-        return self._reasons("pending")
-
-    @property
-    def rejected(self) -> dict[str, str]:
-        """The reasons of the sections that stay as they were."""
-        return self._reasons("rejected")
-
-    @property
-    def unapplied(self) -> dict[str, str]:
-        """The reasons of all sections that are not in force, pending or rejected."""
-        return self._reasons("pending", "rejected")
-
-    def _reasons(self, *statuses: str) -> dict[str, str]:
-        return {key: each.reason for key, each in self.outcomes.items() if each.status in statuses}
-
-
-class ConfigTarget(Protocol):
-    """What a configuration is applied to: the running module (`AppState`)."""
-
-    def compare(self, wanted: Config) -> Applied:
-        """What of a configuration is in force now; changes nothing."""
-
-    async def apply(self, wanted: Config) -> Applied:
-        """Make the running module that of a configuration, and return what became of it."""

@@ -14,7 +14,6 @@ import errno
 import hashlib
 import logging
 import os
-import random
 import re
 import shutil
 import ssl
@@ -37,9 +36,10 @@ from yarl import URL
 
 from visionedge import __version__
 from visionedge.config.addresses import file_url_to_path, format_url
-from visionedge.errors import FetchError
+from visionedge.errors import DownloadError
 from visionedge.runtime.files import evict_least_recently_used, is_special_file, set_aside_damaged
 from visionedge.runtime.redaction import find_secrets, redact, register_secrets
+from visionedge.runtime.retry import RetryPolicy
 
 log = logging.getLogger(__name__)
 
@@ -82,26 +82,21 @@ class DownloadTimeouts:
     total_s: float = 1800.0
 
 
+_WAITS = RetryPolicy(first_wait_s=1.0, max_wait_s=60.0, jitter=0.5)
+_PERMANENT_WAITS = RetryPolicy(first_wait_s=60.0, max_wait_s=3600.0, jitter=0.5)
+
+
 @dataclass(frozen=True, slots=True)
 class DownloadRetryPolicy:
     """Limits of an attempt, and how long to wait after a failed one.
 
-    The wait doubles from attempt to attempt. It is longer after a permanent failure, which a person has to
-    repair.
+    A permanent failure is one that a person has to repair, so the waits after it are longer.
     """
 
     timeouts: DownloadTimeouts = field(default_factory=DownloadTimeouts)
-    first_wait_s: float = 1.0
-    max_wait_s: float = 60.0
-    first_lasting_wait_s: float = 60.0
-    max_lasting_wait_s: float = 3600.0
+    waits: RetryPolicy = _WAITS
+    permanent_waits: RetryPolicy = _PERMANENT_WAITS
     progress_interval_s: float = 5.0
-
-    def wait(self, *, permanent: bool) -> tenacity.wait_exponential:
-        """The wait in seconds by the number of the failed attempt, without jitter."""
-        if permanent:
-            return tenacity.wait_exponential(self.first_lasting_wait_s, self.max_lasting_wait_s)
-        return tenacity.wait_exponential(self.first_wait_s, self.max_wait_s)
 
 
 @dataclass(slots=True)
@@ -164,7 +159,7 @@ class ModelDownload:
         """Download the model, or find it in the store; None if `stop` was called. Blocks, possibly for hours.
 
         Raises:
-            FetchError: the download gave up; one line that begins with the address.
+            DownloadError: the download gave up; one line that begins with the address.
         """
         stored = self._store.find(self.order.sha256)
         if stored is not None:
@@ -190,7 +185,7 @@ class ModelDownload:
             self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
         log.info("downloading the model from %s", format_url(self.order.url))
         attempts = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(FetchError),
+            retry=tenacity.retry_if_exception_type(DownloadError),
             stop=self._gives_up,
             wait=self._compute_wait_s,
             before_sleep=self._report_failure,
@@ -198,8 +193,8 @@ class ModelDownload:
         )
         try:
             return await attempts(self._attempt)
-        except FetchError as error:
-            raise FetchError(self._describe(error), permanent=error.permanent) from None
+        except DownloadError as error:
+            raise DownloadError(self._describe(error), permanent=error.permanent) from None
         finally:
             await loop.abort_connections()
 
@@ -228,9 +223,8 @@ class ModelDownload:
         )
 
     def _compute_wait_s(self, state: tenacity.RetryCallState) -> float:
-        wait_s = self._retry_policy.wait(permanent=_read_failure(state).permanent)(state)
-        # Jitter, so that a fleet of devices does not ask a server all at once.
-        return wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+        policy = self._retry_policy
+        return (policy.permanent_waits if _read_failure(state).permanent else policy.waits)(state)
 
     def _report_failure(self, state: tenacity.RetryCallState) -> None:
         failure = self._describe(_read_failure(state))
@@ -240,13 +234,13 @@ class ModelDownload:
             log.warning("cannot download the model, retrying in %.0f s: %s", state.upcoming_sleep, failure)
             self._on_failure(failure)
 
-    def _describe(self, error: FetchError) -> str:
+    def _describe(self, error: DownloadError) -> str:
         return f"{format_url(self.order.url)}: {error}"
 
 
-def _read_failure(state: tenacity.RetryCallState) -> FetchError:
+def _read_failure(state: tenacity.RetryCallState) -> DownloadError:
     error = state.outcome.exception() if state.outcome is not None else None
-    assert isinstance(error, FetchError)  # noqa: S101 - only these are retried
+    assert isinstance(error, DownloadError)  # noqa: S101 - only these are retried
     return error
 
 
@@ -278,7 +272,7 @@ async def download_once(
     """Download the missing part of a partial model, and check its sum.
 
     Raises:
-        FetchError: one line without the address.
+        DownloadError: one line without the address.
     """
     progress.done_bytes, progress.total_bytes = partial.size_bytes, None
     if partial.sha256 == order.sha256.lower():
@@ -292,7 +286,7 @@ async def download_once(
     if partial.sha256 != order.sha256.lower():
         found = partial.sha256
         partial.discard()
-        raise FetchError(
+        raise DownloadError(
             f"has the sha256 {found[:12]}…, not {order.sha256.lower()[:12]}…",
             # A resumed download can consist of two versions of the file; a new one cannot.
             permanent=not resumed,
@@ -306,13 +300,13 @@ async def _copy_file(order: DownloadRequest, partial: "PartialModel", progress: 
         with os.fdopen(handle, "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise FetchError("is no regular file", permanent=True)
+                raise DownloadError("is no regular file", permanent=True)
             _check_size(order, partial, progress, status.st_size)
             while block := file.read(_BLOCK_BYTES):
                 _write_block(order, partial, progress, block)
                 await asyncio.sleep(0)  # lets `stop` cancel it
     except OSError as error:
-        raise FetchError(f"cannot be read: {error.strerror or error}", permanent=True) from None
+        raise DownloadError(f"cannot be read: {error.strerror or error}", permanent=True) from None
 
 
 async def _download(
@@ -359,7 +353,7 @@ async def _open_response(
                 yield response
                 return
             url = _follow_redirect(url, response)
-    raise FetchError(f"is redirected more than {_MAX_REDIRECTS} times", permanent=True)
+    raise DownloadError(f"is redirected more than {_MAX_REDIRECTS} times", permanent=True)
 
 
 def _follow_redirect(url: URL, response: aiohttp.ClientResponse) -> URL:
@@ -368,9 +362,9 @@ def _follow_redirect(url: URL, response: aiohttp.ClientResponse) -> URL:
     try:
         target = url.with_user(None).join(URL(location, encoded=location.isascii()))
     except ValueError:
-        raise FetchError("is redirected to an invalid address", permanent=True) from None
+        raise DownloadError("is redirected to an invalid address", permanent=True) from None
     if target.scheme != "https" or not target.host:
-        raise FetchError(
+        raise DownloadError(
             f"is redirected to {target.scheme or 'nowhere'}:, but only https: is followed", permanent=True
         )
     register_secrets(find_secrets([str(target)]))
@@ -396,7 +390,7 @@ def _check_status(response: aiohttp.ClientResponse) -> None:
     name = ""
     with contextlib.suppress(ValueError):
         name = f" {HTTPStatus(response.status).phrase}"
-    raise FetchError(
+    raise DownloadError(
         f"the server answers {response.status}{name}", permanent=response.status not in _RETRYABLE_STATUSES
     )
 
@@ -405,10 +399,10 @@ def _is_resumed(response: aiohttp.ClientResponse, partial: "PartialModel") -> bo
     """Whether the response continues the partial model. If it is the whole file, `partial` is emptied.
 
     Raises:
-        FetchError: neither; the next attempt starts from the beginning.
+        DownloadError: neither; the next attempt starts from the beginning.
     """
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise FetchError("comes compressed, although the request excluded compression", permanent=True)
+        raise DownloadError("comes compressed, although the request excluded compression", permanent=True)
     if response.status == HTTPStatus.OK:
         partial.discard()
         return False
@@ -416,7 +410,7 @@ def _is_resumed(response: aiohttp.ClientResponse, partial: "PartialModel") -> bo
     if response.status == HTTPStatus.PARTIAL_CONTENT and match and int(match[1]) == partial.size_bytes > 0:
         return True
     partial.discard()
-    raise FetchError("the server cannot resume the interrupted download; starting from the beginning")
+    raise DownloadError("the server cannot resume the interrupted download; starting from the beginning")
 
 
 def _check_size(
@@ -438,13 +432,15 @@ def _write_block(
     if partial.size_bytes == 0:
         for beginning, message in _NOT_A_MODEL:
             if block.startswith(beginning):
-                raise FetchError(message, permanent=True)
+                raise DownloadError(message, permanent=True)
     partial.write(block)
     progress.done_bytes = partial.size_bytes
 
 
-def _make_too_large_error(order: DownloadRequest, size: str) -> FetchError:
-    return FetchError(f"has {size}, but model.maxMegabytes is {order.max_bytes / 1e6:,.0f}", permanent=True)
+def _make_too_large_error(order: DownloadRequest, size: str) -> DownloadError:
+    return DownloadError(
+        f"has {size}, but model.maxMegabytes is {order.max_bytes / 1e6:,.0f}", permanent=True
+    )
 
 
 # --- network errors in one line, for people who cannot see the network --------------------------------------
@@ -454,10 +450,10 @@ def _make_too_large_error(order: DownloadRequest, size: str) -> FetchError:
 def _wrap_network_errors(timeouts: DownloadTimeouts) -> Iterator[None]:
     try:
         yield
-    except FetchError:
+    except DownloadError:
         raise
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise FetchError(" ".join(redact(_describe_error(error, timeouts)).split())) from None
+        raise DownloadError(" ".join(redact(_describe_error(error, timeouts)).split())) from None
 
 
 def _describe_error(error: Exception, timeouts: DownloadTimeouts) -> str:
@@ -552,7 +548,7 @@ class ModelStore:
         """The part of a model that has arrived so far.
 
         Raises:
-            FetchError: it cannot be written.
+            DownloadError: it cannot be written.
         """
         path = make_model_path(self._data, sha256).with_suffix(".part")
         _set_aside_irregular(path)
@@ -562,7 +558,7 @@ class ModelStore:
         """Rename a complete partial model.
 
         Raises:
-            FetchError: it cannot be written.
+            DownloadError: it cannot be written.
         """
         path = make_model_path(self._data, sha256)
         partial.finish(path)
@@ -589,7 +585,7 @@ class PartialModel:
     """A model that is arriving: a file on disk, and the hash of its content. For one thread, in a ``with``.
 
     Raises:
-        FetchError: from any method, if the disk is full or cannot be written.
+        DownloadError: from any method, if the disk is full or cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -629,8 +625,8 @@ class PartialModel:
             with _wrap_disk_errors(self.path.parent):
                 while left:
                     left = left[self._file.write(left) :]
-        except FetchError:
-            with contextlib.suppress(FetchError):
+        except DownloadError:
+            with contextlib.suppress(DownloadError):
                 self.discard()
             raise
         self._count(block)
@@ -647,7 +643,7 @@ class PartialModel:
         with _wrap_disk_errors(self.path.parent):
             free_bytes = shutil.disk_usage(self.path.parent).free
         if free_bytes < more_bytes + _SPARE_BYTES:
-            raise FetchError(
+            raise DownloadError(
                 f"{self.path.parent}: too little space: {_megabytes(more_bytes)} MB are needed, with"
                 f" {_megabytes(_SPARE_BYTES)} MB to spare, but only {_megabytes(free_bytes)} MB are free",
                 permanent=True,
@@ -678,7 +674,7 @@ def _wrap_disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full" if is_full else f"cannot be written: {error.strerror or error}"
-        raise FetchError(f"{folder}: {reason}", permanent=True) from None
+        raise DownloadError(f"{folder}: {reason}", permanent=True) from None
 
 
 def _megabytes(size_bytes: int) -> str:
