@@ -35,7 +35,7 @@ class MetricDeclaration(NamedTuple):
     help: str
 
 
-SCRAPED_METRICS: Mapping[str, MetricDeclaration] = {
+METRICS: Mapping[str, MetricDeclaration] = {
     "info": MetricDeclaration("gauge", ("version", "model"), "Version and model."),
     "uptime_seconds": MetricDeclaration("gauge", (), "Since the start of the module."),
     "ready": MetricDeclaration("gauge", (), "1 when a warmed-up engine answers."),
@@ -127,15 +127,11 @@ SCRAPED_METRICS: Mapping[str, MetricDeclaration] = {
     "result_queue_dropped_total": MetricDeclaration(
         "counter", (), "Results lost between lanes and loop; must stay 0."
     ),
-}
-"""Scraped metrics, without the prefix ``visionedge_``."""
-
-HISTOGRAMS: Mapping[str, MetricDeclaration] = {
     "frame_wait_seconds": MetricDeclaration("histogram", ("camera",), "From capture to the batch."),
     "frame_infer_seconds": MetricDeclaration("histogram", ("device",), "In the engine, per batch."),
     "frame_total_seconds": MetricDeclaration("histogram", ("camera",), "From capture to result."),
 }
-"""Observed metrics, without the prefix."""
+"""All metrics, by name without the prefix ``visionedge_``; histograms are observed, the others scraped."""
 
 _BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -151,14 +147,14 @@ class _ScrapeCollector(Collector):
         return []
 
     def collect(self) -> Iterable[Metric]:
-        families = {name: _make_family(name) for name in SCRAPED_METRICS}
+        families = {name: _make_family(name) for name, d in METRICS.items() if d.kind != "histogram"}
         for name, labels, value in self._snapshot():
             families[name].add_metric(list(labels), value)
         return [family for family in families.values() if family.samples]
 
 
 def _make_family(name: str) -> CounterMetricFamily | GaugeMetricFamily:
-    declared = SCRAPED_METRICS[name]
+    declared = METRICS[name]
     kind = CounterMetricFamily if declared.kind == "counter" else GaugeMetricFamily
     return kind(f"visionedge_{name}", declared.help, labels=declared.labels)
 
@@ -174,7 +170,8 @@ class Metrics:
             name: Histogram(
                 f"visionedge_{name}", d.help, d.labels, registry=self._registry, buckets=_BUCKETS_S
             )
-            for name, d in HISTOGRAMS.items()
+            for name, d in METRICS.items()
+            if d.kind == "histogram"
         }
 
     def observe(self, result: FrameResult) -> None:
@@ -199,7 +196,7 @@ class Metrics:
 
 
 def collect_samples(state: StateSnapshot) -> Iterator[Sample]:
-    """The samples of `SCRAPED_METRICS` at this moment."""
+    """The samples of all scraped metrics at this moment."""
     yield "info", (__version__, state.loaded_model.name if state.loaded_model else ""), 1
     yield "uptime_seconds", (), uptime_s(state)
     yield "ready", (), float(not state.readiness())
