@@ -172,9 +172,9 @@ def play(story: Callable[[Stage], Awaitable[None]], tmp_path: Path, **overload: 
 
 def told_of(stage: Stage) -> dict[str, Any]:
     """The object `capacity` of status."""
-    document = report.build_capacity(stage.state.snapshot())
-    assert document is not None
-    return document
+    capacity = report.build_capacity(stage.state.snapshot())
+    assert capacity is not None
+    return capacity.dump()
 
 
 def device(stage: Stage, state: DeviceState) -> None:

@@ -357,8 +357,9 @@ def test_the_capacity_holds_totals_and_each_camera(tmp_path: Path) -> None:
         gpu=False,
         quota=0.5,
     )
-    capacity = build_capacity(state)
-    assert capacity is not None
+    document = build_capacity(state)
+    assert document is not None
+    capacity = document.dump()
     assert (capacity["demandedPerSecond"], capacity["deliveredPerSecond"]) == (35.0, 10.0)
     assert capacity["cameras"]["door"] == {
         "demandedPerSecond": 10.0,

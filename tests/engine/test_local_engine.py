@@ -15,7 +15,7 @@ from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.device.devices import DeviceVerdict, EffectiveDevice, ReasonCode
 from visionedge.engine.device.faults import EngineError
-from visionedge.engine.device.session import NodePlacement, PictureBatch
+from visionedge.engine.device.session import DeviceBackend, NodePlacement, PictureBatch
 from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.plan import Plan
 from visionedge.errors import DeviceError, ModelError
@@ -263,7 +263,7 @@ def test_without_variants_it_is_as_the_model_is_and_says_why(model: Model, tmp_p
 
 def test_on_the_cpu_nobody_is_probed(model: Model) -> None:
     prober = Prober(ReasonCode.OK)
-    engine = open_engine(model, CPU, prober=prober)
+    engine = open_engine(model, CPU, backend=DeviceBackend(probe_device=prober))
     assert (engine.info().device.effective, engine.info().device.code, prober.asked) == (
         "cpu",
         ReasonCode.CPU_REQUESTED,
@@ -287,7 +287,7 @@ def test_a_gpu_that_cannot_be_used_is_told_and_the_cpu_goes_on(
 ) -> None:
     """One loud line; requested, effective and reason in it."""
     config = InferenceConfig(device=requested)  # type: ignore[arg-type]  # of the two words
-    engine = open_engine(model, config, prober=Prober(ReasonCode.DRIVER_MISSING))
+    engine = open_engine(model, config, backend=DeviceBackend(probe_device=Prober(ReasonCode.DRIVER_MISSING)))
     assert (
         engine.info().device.describe() == f"requested {requested}, effective cpu: because (driver-missing)"
     )
@@ -303,7 +303,7 @@ def test_a_demanded_device_without_fallback_is_an_error_with_reason_and_remedy(
 ) -> None:
     config = InferenceConfig(device=requested, fallback="exit")  # type: ignore[arg-type]  # of the two words
     with pytest.raises(DeviceError) as caught:
-        open_engine(model, config, prober=Prober(ReasonCode.LIBRARY_MISSING))
+        open_engine(model, config, backend=DeviceBackend(probe_device=Prober(ReasonCode.LIBRARY_MISSING)))
     assert (caught.value.exit_code, caught.value.code) == (3, "library-missing")
     message = str(caught.value)
     assert message.startswith(f"device {requested} was demanded")
@@ -313,13 +313,18 @@ def test_a_demanded_device_without_fallback_is_an_error_with_reason_and_remedy(
 @pytest.mark.usefixtures("gpu_build")
 def test_auto_without_fallback_still_means_the_cpu_where_there_is_no_gpu(model: Model) -> None:
     config = InferenceConfig(device="auto", fallback="exit")
-    assert open_engine(model, config, prober=Prober(ReasonCode.NO_DEVICE)).info().device.effective == "cpu"
+    assert (
+        open_engine(model, config, backend=DeviceBackend(probe_device=Prober(ReasonCode.NO_DEVICE)))
+        .info()
+        .device.effective
+        == "cpu"
+    )
 
 
 @pytest.mark.usefixtures("gpu_build")
 def test_tensorrt_falls_to_cuda_before_the_cpu(model: Model) -> None:
     prober = Prober(ReasonCode.LIBRARY_MISSING)
-    open_engine(model, InferenceConfig(device="tensorrt"), prober=prober)
+    open_engine(model, InferenceConfig(device="tensorrt"), backend=DeviceBackend(probe_device=prober))
     assert prober.asked == ["tensorrt", "cuda"]
 
 
@@ -329,7 +334,9 @@ def test_tensorrt_falls_to_cuda_before_the_cpu(model: Model) -> None:
 )  # the CPU wheel's own, on being asked for CUDA
 def test_a_session_that_comes_up_on_the_cpu_is_not_called_a_gpu(model: Model) -> None:
     """The probe was fine and the session is not: what counts is the session."""
-    engine = open_engine(model, InferenceConfig(device="cuda"), prober=Prober(ReasonCode.OK))
+    engine = open_engine(
+        model, InferenceConfig(device="cuda"), backend=DeviceBackend(probe_device=Prober(ReasonCode.OK))
+    )
     if engine.info().device.effective == "cuda":
         pytest.skip("this machine has a GPU")
     assert engine.info().device.code not in (ReasonCode.OK, ReasonCode.CPU_REQUESTED)
@@ -342,7 +349,11 @@ def test_a_broken_model_on_a_good_device_is_the_models_fault(tmp_path: Path) -> 
     """Also with fallback off: exit 2 for the model, not 3 for the device."""
     model = broken(tmp_path / "broken.onnx", unknown_operator)
     with pytest.raises(ModelError, match="cannot be run"):
-        open_engine(model, InferenceConfig(device="cuda", fallback="exit"), prober=Prober(ReasonCode.OK))
+        open_engine(
+            model,
+            InferenceConfig(device="cuda", fallback="exit"),
+            backend=DeviceBackend(probe_device=Prober(ReasonCode.OK)),
+        )
 
 
 def test_a_build_without_cuda_says_so_without_a_probe(model: Model) -> None:
@@ -350,7 +361,7 @@ def test_a_build_without_cuda_says_so_without_a_probe(model: Model) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this is the GPU wheel")
     prober = Prober(ReasonCode.OK)
-    engine = open_engine(model, InferenceConfig(), prober=prober)
+    engine = open_engine(model, InferenceConfig(), backend=DeviceBackend(probe_device=prober))
     assert (engine.info().device.code, prober.asked) == (ReasonCode.NO_GPU_BUILD, [])
     assert not engine.info().device.degraded
 
@@ -387,7 +398,7 @@ def test_the_line_says_why_no_gpu_computes_and_warns_only_where_one_was_expected
 ) -> None:
     """A machine without a GPU is no fault."""
     caplog.set_level(logging.INFO)
-    engine = open_engine(model, config, cores=1, prober=Prober(code))
+    engine = open_engine(model, config, cores=1, backend=DeviceBackend(probe_device=Prober(code)))
     (line,) = (r for r in caplog.records if r.getMessage().startswith("engine ready: "))
     assert line.getMessage().endswith(end)
     assert line.levelno == (logging.WARNING if engine.info().device.degraded else logging.INFO)

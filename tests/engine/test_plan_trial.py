@@ -5,7 +5,13 @@ from collections.abc import Callable
 
 import pytest
 
-from visionedge.engine.autotune import MAX_BATCHES, autotune_plan, run_interleaved, run_trial
+from visionedge.engine.autotune import (
+    MAX_BATCHES,
+    AutotuneRequest,
+    run_interleaved,
+    run_trial,
+    search_plan,
+)
 from visionedge.engine.plan import OperatingPoint
 
 
@@ -92,8 +98,11 @@ def test_the_lanes_work_at_the_same_time() -> None:
 def test_measuring_runs_what_it_is_given_on_real_threads() -> None:
     """Two threads that share nothing are twice as fast as one, whatever the batch: one picture each."""
     work = Work(picture_ms=20)
-    measured = autotune_plan(
-        work.run, device="cpu", max_batch=4, fixed_batch=None, cores=2, clock=work.clock, spend_s=60
+    measured = search_plan(
+        lambda point, limit_s: run_trial(work.run, point, limit_s, clock=work.clock),
+        AutotuneRequest("cpu", 4, None, cores=2),
+        clock=work.clock,
+        spend_s=60,
     )
     assert (measured.choice, measured.buckets) == (OperatingPoint(2, 1), (1,))
     assert set(work.batches) == {1, 2, 4}

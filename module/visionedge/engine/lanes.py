@@ -107,14 +107,13 @@ class Lane:
         return Outcome.ANALYSED
 
 
-def make_frame(picture: Picture, engine: Engine, sequence: int = 1, epoch: int = 1) -> Frame:
+def make_frame(picture: Picture, engine: Engine, sequence: int = 1) -> Frame:
     """The picture as a frame of no camera, at the input size of the engine's model."""
     captured_ns, captured_utc = time.monotonic_ns(), utc_now()
     image, placement = fit_to_input(picture, engine.info().model.input)
     height_px, width_px = picture.shape[:2]
-    return Frame(
-        "", sequence, epoch, captured_ns, captured_utc, width_px, height_px, image, placement, lambda: picture
-    )  # fmt: skip
+    size = width_px, height_px
+    return Frame("", sequence, 1, captured_ns, captured_utc, *size, image, placement, lambda: picture)
 
 
 def infer_frames(frames: list[Frame], engine: Engine, selection: Selection) -> list[FrameResult]:

@@ -243,7 +243,6 @@ class PlanKey:
         cores: int,
         max_batch: int,
         latency_budget_ms: float | None,
-        hardware: str | None = None,
     ) -> "PlanKey":
         """The key of a compiled graph on this machine, with the installed versions."""
         found = []
@@ -253,7 +252,7 @@ class PlanKey:
         return PlanKey(
             hashlib.sha256(graph).hexdigest(),
             device,
-            read_cpu_name() if hardware is None else hardware,
+            read_cpu_name(),
             (f"visionedge {__version__}", *found),
             cores,
             max_batch,

@@ -10,8 +10,13 @@ from visionedge.config.schema import InferenceConfig
 from visionedge.engine.device.devices import ReasonCode
 from visionedge.engine.device.faults import EngineError, EngineUnavailableError, Fault
 from visionedge.engine.device.session import PictureBatch
+from visionedge.engine.device_parity import (
+    COMPARED_PICTURES,
+    RecentPictures,
+    compare_candidate,
+    is_model_fault,
+)
 from visionedge.engine.local_engine import LocalEngine, open_engine
-from visionedge.engine.process.worker_pool import RecentPictures, compare_candidate, is_model_fault
 from visionedge.model.model import load_model
 from visionedge.model.postprocess import Rows
 
@@ -101,7 +106,7 @@ def test_rows_that_are_no_numbers_on_the_cpu_either_are_the_models_doing(expecte
 
 def test_pictures_are_kept_only_while_somebody_wants_them() -> None:
     """As copies: what they lie in is written again."""
-    recent, got = RecentPictures(3), threading.Event()
+    recent, got = RecentPictures(), threading.Event()
     recent.offer(IMAGES)
     kept: list[np.ndarray] = []
 
@@ -116,10 +121,10 @@ def test_pictures_are_kept_only_while_somebody_wants_them() -> None:
         recent.offer(images[:2])
     thread.join()
     images.fill(0)
-    assert len(kept) == 3
+    assert len(kept) == COMPARED_PICTURES
     np.testing.assert_array_equal(kept[1], IMAGES[1])
-    recent.record_invalid_output(IMAGES)
-    assert len(recent.suspect_pictures) == 3
+    recent.record_invalid_output(np.concatenate([IMAGES, IMAGES]))
+    assert len(recent.suspect_pictures) == COMPARED_PICTURES
 
 
 def test_nobody_waits_for_pictures_of_a_module_that_ends() -> None:

@@ -26,6 +26,12 @@ from visionedge.engine.device.devices import (
     classify_device_loss,
 )
 from visionedge.engine.device.faults import EngineError, EngineUnavailableError, Fault
+from visionedge.engine.device_parity import (
+    CandidateComparison,
+    RecentPictures,
+    compare_candidate,
+    is_model_fault,
+)
 from visionedge.engine.interface import (
     EngineEvent,
     EngineInfo,
@@ -65,17 +71,13 @@ from visionedge.engine.process.shared_memory import SharedFramePool
 from visionedge.engine.process.worker import Worker, WorkerLimits, WorkerStartError
 from visionedge.engine.process.worker_pool import (
     NOT_NEEDED,
-    CandidateComparison,
     DeviceProber,
     PlanReduced,
-    RecentPictures,
     WorkerEvent,
     WorkerExited,
     WorkerPool,
     WorkerReady,
     WorkerStartFailed,
-    compare_candidate,
-    is_model_fault,
 )
 from visionedge.errors import DeviceError, ModelError, UnavailableError
 from visionedge.runtime.threads import ThreadGroup
