@@ -324,7 +324,7 @@ _HEADROOM_SHARE = 0.85
 def classify_load(seen: LoadMeasurement) -> LoadState:
     """Whether the device is overloaded by the admitted frames.
 
-    A single camera that its thread cannot decode in time is no overload, as slowing others would not help.
+    A single camera that its thread cannot decode in time is not an overload: slowing others would not help.
     """
     behind = seen.is_saturated and not is_nearly(seen.offered, seen.admitted)
     if behind or seen.lost > max(_OVERLOADED_LOST_SHARE * seen.offered, _OVERLOADED_LOST_PER_S):

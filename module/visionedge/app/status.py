@@ -1,7 +1,7 @@
 """The documents of status and cameras, and the texts and details of events.
 
 Everything is read from the statistics of the parts; nothing is counted here. The documents are built as the
-models of `web.documents` and given away as plain dicts.
+models of `web.documents` and returned as plain dicts.
 """
 
 import time

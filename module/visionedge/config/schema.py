@@ -25,7 +25,7 @@ from visionedge.config.documents import EXTENSION_PREFIX
 from visionedge.errors import ConfigError
 
 MAX_PROBLEMS = 500
-"""At most so many problems of a document are reported, and the number of the others."""
+"""The problems of a document that are reported; the others are only counted."""
 
 CAMERA_NAME_PATTERN = re.compile(r"[a-z0-9_-]{1,64}")
 _HOST_NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63}){0,31}\.?")

@@ -73,7 +73,7 @@ class ThroughputSample:
 
 
 BatchRunner = Callable[[int], object]
-"""Computes a batch of so many pictures on the thread that calls it."""
+"""Computes a batch of the given size on the thread that calls it."""
 
 NameT = TypeVar("NameT", bound=Hashable)
 
@@ -160,7 +160,7 @@ def _summarize_lanes(point: OperatingPoint, lanes: Sequence[Sequence[_BatchTimin
 # --- the search ---------------------------------------------------------------------------------------------
 
 TrialRunner = Callable[[OperatingPoint, float], ThroughputSample]
-"""Runs a point for about so many seconds."""
+"""Runs a point for about the given time in seconds."""
 
 
 def autotune_plan(
@@ -172,7 +172,7 @@ def autotune_plan(
     cores: int,
     latency_budget_ms: float | None = None,
 ) -> AutotuneResult:
-    """Find the best plan for an engine that is warmed up; `run` computes a batch of so many pictures.
+    """Find the best plan for an engine that is warmed up; `run` computes a batch of the given size.
 
     Raises what `run` raises if not even the smallest batch can be computed.
     """

@@ -39,7 +39,7 @@ _ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class ParityResult:
-    """A device compared with the CPU on so many `pictures`: the bundled ones, or `frames` of the cameras.
+    """A device compared with the CPU on a number of `pictures`: bundled ones, or `frames` of the cameras.
 
     `rows` is the lowest share of matching rows over all pictures, of the strongest rows of either; None if
     neither detected anything. `boxes` compares the boxes that would be reported.

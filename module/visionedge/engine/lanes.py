@@ -215,7 +215,7 @@ class LanePool:
         self._lanes = max(self._lanes, lane_count)
 
     def drain_previous(self, timeout_s: float) -> None:
-        """Wait until no frame needs the previous engine, at most so long; then forget the engine."""
+        """Wait until no frame needs the previous engine, at most `timeout_s`; then forget the engine."""
         until_s = time.monotonic() + timeout_s
         with self._changed:
             while self._previous is not None and time.monotonic() < until_s and self._needs(self._previous):
@@ -229,7 +229,7 @@ class LanePool:
             self._changed.notify_all()
 
     def wait_until_needed(self, lane: int) -> EngineInfo | None:
-        """Wait until the engine needs so many lanes; its info, or None once the pool is closed."""
+        """Wait until the engine needs the lane of this number; its info, or None once the pool is closed."""
         with self._changed:
             while not self._closed:
                 if self._current is not None:

@@ -342,7 +342,7 @@ class _EngineOpener:
             if self.settings.fallback != "degrade" and self.settings.device != "auto":
                 raise _make_device_error(device, verdict)
             first = first or verdict
-        return self.on_cpu(first or DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was asked for"))
+        return self.on_cpu(first or DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was requested"))
 
     def only(self, assigned: DeviceAssignment) -> LocalEngine:
         """The engine on this device.

@@ -1,6 +1,6 @@
 """The JSON documents that leave the process: one model each, with what every key means and its unit.
 
-`app.status` and `ops.doctor` build their documents as models and give them away with `dump`; `openapi` makes
+`app.status` and `ops.doctor` build their documents as models and return them with `dump`; `openapi` makes
 the schemas of /openapi.json of all models. Frame objects and messages are built for every frame, so they are
 plain dicts (`frames.types`, `outbound.messages`): their models here only describe them, and tests hold the
 two together.
@@ -134,7 +134,7 @@ class MeasuredPointDocument(OperatingPointDocument):
 
 
 class LatencyFitDocument(_Document):
-    """With so many lanes a batch of n takes n * `msPerPicture` + `msFixed` milliseconds."""
+    """With `lanes` lanes a batch of n takes n * `msPerPicture` + `msFixed` milliseconds."""
 
     lanes: Count
     ms_per_picture: float
@@ -329,18 +329,18 @@ class OverloadLevelDocument(_Document):
 
 
 class OverloadDocument(_Document):
-    """What is given up to keep up."""
+    """How the load is reduced."""
 
     active: bool = Field(description="The configuration allows it (`overload.when`).")
     exhausted: bool = Field(description="The load is still too high, and no level is left.")
-    since: Moment | None = Field(description="Since when something is given up; null: nothing is.")
+    since: Moment | None = Field(description="When the first level in force was taken; null without one.")
     levels: list[OverloadLevelDocument] = Field(description="The levels in force, in their order.")
 
 
 class CapacityDocument(_Document):
-    """How many frames are analysed of those that the cameras are asked for, and what limits it."""
+    """How many of the configured frames are analysed, and what limits it."""
 
-    window_seconds: float = Field(description="All rates are averages over so long.")
+    window_seconds: float = Field(description="All rates are averages over this time.")
     demanded_per_second: float = Field(description="Frames that the configuration asks for.")
     admitted_per_second: float = Field(description="Frames that overload leaves of these.")
     delivered_per_second: float = Field(description="Frames that are analysed.")

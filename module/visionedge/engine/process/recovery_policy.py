@@ -371,7 +371,7 @@ class RecoveryPolicy:
         if not first or self._requested == "cpu" or not (event.died or event.code):
             return self._give_up(None)
         verdict = DeviceVerdict(event.code or ReasonCode.ENGINE_DIED, event.message)
-        # `auto` asks for a device only where there is one, so at the start there is none to wait for.
+        # `auto` requests a device only where there is one, so at the start there is none to wait for.
         fallback = "degrade" if self._requested == "auto" else self._fallback
         if fallback == "hold" and self._waits:
             self._opened_once = True
