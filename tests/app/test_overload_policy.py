@@ -11,7 +11,6 @@ from visionedge.app.overload_policy import (
     DEGRADATION_LEVELS,
     DegradationLevel,
     DegradationPolicy,
-    DegradationSettings,
     DegradationStep,
     Exhausted,
     LoadSnapshot,
@@ -22,8 +21,9 @@ from visionedge.app.overload_policy import (
     allocate_rates,
     sum_of_minimums,
 )
+from visionedge.config.schema import OverloadConfig
 
-POLICY = DegradationSettings(DEGRADATION_LEVELS, after_s=15, back_after_s=60)
+POLICY = OverloadConfig()
 OVER = LoadSnapshot("over", demanded=40, delivered=10, min_total_per_s=2)
 FINE = replace(OVER, load="fine")
 
@@ -37,7 +37,7 @@ class Played:
     steps: list[tuple[float, DegradationStep]] = field(default_factory=list)
 
     def show(
-        self, snapshot: LoadSnapshot | None, seconds: float, settings: DegradationSettings = POLICY
+        self, snapshot: LoadSnapshot | None, seconds: float, settings: OverloadConfig = POLICY
     ) -> list[DegradationStep]:
         """Show a sight for so long; the steps of that time."""
         before = len(self.steps)
@@ -53,7 +53,7 @@ class Played:
 def test_rungs_are_taken_one_by_one_in_the_declared_order() -> None:
     assert Played().show(OVER, 60) == [TakeLevel("variant"), TakeLevel("gate"), TakeLevel("fps", 10.0)]
     order: tuple[DegradationLevel, ...] = ("fps", "gate")
-    taken = Played().show(OVER, 65, replace(POLICY, levels=order))
+    taken = Played().show(OVER, 65, OverloadConfig(levels=order))
     assert [step.level for step in taken if isinstance(step, TakeLevel)] == ["fps", "fps", "fps"]
 
 
@@ -158,7 +158,7 @@ def test_without_a_say_all_is_returned_at_once_and_the_past_forgotten() -> None:
 def test_a_rung_that_is_no_longer_in_the_configuration_is_returned() -> None:
     played = Played()
     played.show(OVER, 60)
-    assert played.show(OVER, 5, replace(POLICY, levels=("variant", "fps"))) == [ReturnLevel("gate")]
+    assert played.show(OVER, 5, OverloadConfig(levels=("variant", "fps"))) == [ReturnLevel("gate")]
 
 
 def test_what_could_not_be_taken_is_not_held() -> None:
@@ -184,7 +184,9 @@ class World:
         dice = self.dice = random.Random(self.seed)  # noqa: S311 - the same each time
         after_s, back_after_s = dice.choice([(5.0, 3.0), (5.0, 10.0), (15.0, 60.0), (30.0, 60.0)])
         levels = tuple(dice.sample(DEGRADATION_LEVELS, dice.randint(1, 3)))
-        self.settings = DegradationSettings(levels, after_s, back_after_s)
+        self.settings = OverloadConfig.model_validate(
+            {"levels": levels, "afterSeconds": after_s, "backAfterSeconds": back_after_s}
+        )
         self.degradation = DegradationPolicy()
         self.least_per_s = dice.choice([0.1, 0.5, 2.0])
         self.requests = {
@@ -210,7 +212,7 @@ class World:
         """Let it run in circumstances that stay as they are, three looks in the time of an overload."""
         until_s = self.now_s + seconds
         while self.now_s < until_s:
-            passed_s = self.dice.uniform(0.3, 0.36) * self.settings.after_s
+            passed_s = self.dice.uniform(0.3, 0.36) * self.settings.after_seconds
             self.now_s += passed_s
             snapshot = self.snapshot()
             if snapshot.load == "over":
@@ -259,7 +261,7 @@ def told(world: World) -> Iterator[tuple[float, str]]:
     ended_s: float | None = None
     for at_s, step in world.steps:
         if isinstance(step, Exhausted):
-            assert ended_s is None or at_s - ended_s >= world.settings.back_after_s
+            assert ended_s is None or at_s - ended_s >= world.settings.back_after_seconds
             ended_s = at_s
             continue
         before, way = budgets.get(step.level), "up"
@@ -282,8 +284,10 @@ def prove_hysteresis(world: World) -> None:
     """Steps keep their distance, but where the ladder lost its say; the way up keeps its patience."""
     for (before_s, _), (at_s, way) in pairwise(told(world)):
         if at_s not in world.releases_s:
-            least_s = max(world.settings.after_s, world.settings.back_after_s) if way == "up" else 0.0
-            assert at_s - before_s >= max(world.settings.after_s, least_s)
+            least_s = (
+                max(world.settings.after_seconds, world.settings.back_after_seconds) if way == "up" else 0.0
+            )
+            assert at_s - before_s >= max(world.settings.after_seconds, least_s)
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -291,18 +295,18 @@ def test_a_load_that_changes_as_it_likes_never_makes_the_ladder_flap(seed: int) 
     """It settles whenever the load does, and it comes back when the load goes."""
     world = World(seed)
     for _ in range(world.dice.randint(1, 5)):
-        world.play(world.dice.uniform(2, 50) * world.settings.after_s)
+        world.play(world.dice.uniform(2, 50) * world.settings.after_seconds)
         world.change()
         if world.dice.random() < 0.2:
             world.return_all()
 
-    longest_s = 32 * max(world.settings.after_s, world.settings.back_after_s)
+    longest_s = 32 * max(world.settings.after_seconds, world.settings.back_after_seconds)
     world.play(4 * longest_s)
     before, over_s = len(world.steps), world.over_s
     world.play(2 * longest_s)
     # Now and then it is tried whether more can be carried, for each rung once in the longest patience.
     assert len(world.steps) - before <= 3 * 2 * len(world.settings.levels)
-    tries_s = 3 * len(world.settings.levels) * 3 * world.settings.after_s
+    tries_s = 3 * len(world.settings.levels) * 3 * world.settings.after_seconds
     assert world.degradation.exhausted or world.over_s - over_s <= tries_s
 
     world.capacity = 3 * world.demanded
