@@ -31,6 +31,7 @@ from visionedge.runtime.retry import Backoff, RetryPolicy
 
 log = logging.getLogger(__name__)
 
+# --- desired documents, and how they are acknowledged -------------------------------------------------------
 
 MAX_ACKNOWLEDGEMENT_BYTES = 10_000
 """A third of the limit of a twin. Reasons that do not fit are in the event `config-rejected`."""
@@ -173,18 +174,10 @@ def _shortened(reason: str) -> str:
     return text if len(text) <= _MAX_REASON_CHARACTERS else f"{text[:_MAX_REASON_CHARACTERS]}…"
 
 
+# --- the file with the last good desired properties ---------------------------------------------------------
+
 DESIRED_FILE_NAME = "desired.json"
-
 _SCHEMA = "visionedge/desired/1"
-_RETRY_POLICY = RetryPolicy(first_wait_s=30.0, max_wait_s=3600.0)
-_SAVE_RETRY_S = 2.0
-_MAX_LOG_LINES = 50
-_MAX_EVENT_PROBLEMS = 500
-"""The limits of problems in the log and in an event: a twin of 32 KB can have thousands of them."""
-
-ConfigEventCode = Literal["config-applied", "config-rejected"]
-SendConfigEvent = Callable[[ConfigEventCode, str, Mapping[str, Any]], None]
-"""Sends an event: its code, its text, its details."""
 
 
 class LastGoodFile:
@@ -295,6 +288,19 @@ class ConfigurationSources:
     def without_desired(self) -> "ConfigurationSources":
         """The same sources, to start with the local document only."""
         return replace(self, start=StartConfiguration(parse_config(self.local)))
+
+
+# --- the task that applies desired properties ---------------------------------------------------------------
+
+_RETRY_POLICY = RetryPolicy(first_wait_s=30.0, max_wait_s=3600.0)
+_SAVE_RETRY_S = 2.0
+_MAX_LOG_LINES = 50
+_MAX_EVENT_PROBLEMS = 500
+"""The limits of problems in the log and in an event: a twin of 32 KB can have thousands of them."""
+
+ConfigEventCode = Literal["config-applied", "config-rejected"]
+SendConfigEvent = Callable[[ConfigEventCode, str, Mapping[str, Any]], None]
+"""Sends an event: its code, its text, its details."""
 
 
 class DesiredProperties:

@@ -295,8 +295,8 @@ class CameraDocument(_Document):
     )
     since: Moment = _absent("When the state began.")
     source_fps: float = _absent("Pictures per second that the source sends, over the last 5 s.")
-    width: int | None = _absent("px; null before the first picture.")
-    height: int | None = _absent("px; null before the first picture.")
+    width: int | None = _absent("In px; null before the first picture.")
+    height: int | None = _absent("In px; null before the first picture.")
     decoder: str | None = _absent("What decodes the source.")
     throttle: ThrottleDocument | None = Field(description="What overload limits it to; null: nothing.")
     sequence: int | None = Field(description="Of the newest result; null before the first one.")
@@ -438,14 +438,14 @@ class LoadedModelDocument(_Document):
     sha256: str
     head: str = Field(description="The family it was recognised as.")
     classes: Count
-    input_width: int = Field(description="px")
-    input_height: int = Field(description="px")
+    input_width: int = Field(description="In px.")
+    input_height: int = Field(description="In px.")
 
 
 class StatusDocument(_Document):
     """The whole module."""
 
-    version: str = Field(description="Of visionedge.")
+    version: str = Field(description="The version of visionedge.")
     uptime_seconds: float = Field(description="Since the start of the module.")
     ready: bool = Field(description="A warmed-up engine answers.")
     reasons: list[str] = Field(description="Why no frame can be computed now; empty when ready.")
@@ -500,8 +500,8 @@ class FrameDocument(_ClosedDocument):
     sequence: Count = Field(description="Rises; never repeats for a camera, restarts included.")
     epoch: Count = Field(description="Grows by one at each reconnect of the camera.")
     captured_at: Moment = Field(description="When the picture was taken, UTC.")
-    width: Count = Field(description="px")
-    height: Count = Field(description="px")
+    width: Count = Field(description="In px.")
+    height: Count = Field(description="In px.")
     model: str = Field(description="The model's name.")
     device: str = Field(description="The device that computed this frame.")
     timing: TimingDocument = Field(description="How long the frame took, in milliseconds.")
