@@ -50,6 +50,7 @@ class FakeSession:
 
     def __init__(self, answer: Callable[[int], np.ndarray]) -> None:
         self.answer = answer
+        self.device: EffectiveDevice = "cpu"
         self.rows = 9
         self.node_placement = NodePlacement(1)
         self.notes: tuple[str, ...] = ()

@@ -271,8 +271,7 @@ def _compute_camera_load(
     def per_s(was: int, now: int) -> float:
         return (now - was if now >= was else now) / seconds  # counters restart when a camera is reopened
 
-    rates = [per_s(was, now) for was, now in zip(before, after, strict=True)]
-    return CameraLoad(*rates, decode_cores=decode_cores)
+    return CameraLoad(*map(per_s, before, after), decode_cores)
 
 
 def _count_frames(counts: AdmissionCounts, seen: CameraStatistics) -> FrameCounters:

@@ -36,6 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 class Session:
     """A session that does as it is told, from `act` on; before that it is well."""
 
+    device: EffectiveDevice = "cpu"
     rows = 9
     node_placement = NodePlacement(1)
     notes: tuple[str, ...] = ()

@@ -135,5 +135,5 @@ def shorten_error_text(text: str) -> str:
     return _join_lines(text) if failure is None else str(failure)
 
 
-def _join_lines(text: str, limit: int) -> str:
+def _join_lines(text: str, limit: int = 300) -> str:
     return " ".join(text.split()).rsplit("[ONNXRuntimeError] : ", 1)[-1][:limit]
