@@ -1,4 +1,4 @@
-"""The worker processes of an engine: started, followed to their end, and one spare.
+"""The worker processes of an engine (started, followed to their end, one spare), and the probes of devices.
 
 What happens to a worker is reported as an event, from the thread that follows it.
 """
