@@ -63,12 +63,12 @@ class StatusEngine:
     device_check: DeviceCheck = field(default_factory=DeviceCheck)
 
     def info(self) -> EngineInfo:
-        recovery = self.recovery
+        model, recovery = load_model(find_bundled_model()), self.recovery
         if recovery is not None:  # 17.4 s from now, however long the test took so far
             waiting = replace(recovery.recovery_state, retry_at_s=time.monotonic() + 17.43)
             recovery = replace(recovery, recovery_state=waiting)
         return EngineInfo(
-            load_model(find_bundled_model()),
+            model,
             self.device,
             self.precision,
             self.plan,
@@ -161,7 +161,7 @@ def usage() -> MeteredUsage:
 
 
 def delivered(*, inside_edge: bool) -> Delivery:
-    hub = HubStatus("connected", True, 13, 2, 900, {"budget": 1}, None, 1, 0, 0, {"silent": 1})
+    hub = HubStatus("connected", True, 13, 2, {"budget": 1}, None, 1, 0, 0, {"silent": 1})
     telemetry = TelemetryStatistics(90, 40, 50, 0, 0, {"oversize": 1}, {"detections": 10}, 99_980, usage())
     return cast(
         "Delivery",

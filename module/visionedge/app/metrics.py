@@ -261,7 +261,7 @@ def _hub_samples(delivery: Delivery) -> Iterator[Sample]:
     if status.hub is not None:
         yield "hub_connected", (), float(status.hub.connected)
         yield "hub_messages_sent_total", (), status.hub.sent
-        yield "hub_messages_waiting", (), status.hub.queued
+        yield "hub_messages_waiting", (), status.hub.waiting
         for reason, count in status.hub.dropped.items():
             yield "hub_messages_dropped_total", (reason,), count
         for fault, count in status.hub.faults.items():

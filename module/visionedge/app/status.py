@@ -20,7 +20,6 @@ from visionedge.engine.device.devices import DeviceState
 from visionedge.engine.interface import EngineInfo, RecoveryStatistics
 from visionedge.engine.plan import Plan
 from visionedge.frames.types import format_utc, utc_now
-from visionedge.iothub.client import HubStatus
 from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.telemetry import TelemetryStatistics
 from visionedge.model.model import Model
@@ -318,9 +317,8 @@ def _hub(state: StateSnapshot) -> HubDocument:
     if state.delivery is None:
         return HubDocument(state="starting")
     status = state.delivery.status()
-    document = HubDocument(state="local", device=status.device, module=status.module)
-    if status.hub is not None:
-        _add_hub_status(document, status.hub)
+    document = HubDocument(state="local") if status.hub is None else HubDocument.of(status.hub)
+    document.device, document.module = status.device, status.module
     if status.spool is not None:
         document.spool = SpoolDocument.of(status.spool)
     document.telemetry = _telemetry(status.telemetry)
@@ -329,19 +327,6 @@ def _hub(state: StateSnapshot) -> HubDocument:
         document.messages_file = MessagesFileDocument.of(status.messages_file)
     _add_inbound(document, state, state.delivery)
     return document
-
-
-def _add_hub_status(document: HubDocument, hub: HubStatus) -> None:
-    """The connection to edgeHub."""
-    document.state = hub.state
-    document.connected = hub.connected
-    document.sent = hub.sent
-    document.waiting = hub.queued
-    document.dropped = dict(hub.dropped)
-    document.last_error = hub.last_error
-    document.rebuilds = hub.rebuilds
-    document.abandoned_calls = hub.abandoned
-    document.faults = dict(hub.faults)
 
 
 def _telemetry(telemetry: TelemetryStatistics) -> TelemetryDocument:

@@ -96,20 +96,19 @@ class Deadlines:
 class HubStatus:
     """The state of the client.
 
-    `dropped` counts messages by reason, `faults` counts faults by name. `abandoned` counts the calls that
-    missed their deadline; `hung` is the number of their threads that have not returned. `last_error` has no
-    secrets.
+    `waiting` is the number of messages in the spool, `dropped` counts messages by reason, `faults` counts
+    faults by name, `abandoned_calls` the calls that missed their deadline; `hung` is the number of their
+    threads that have not returned. `last_error` has no secrets.
     """
 
     state: HubState
     connected: bool
     sent: int
-    queued: int
-    queued_bytes: int
+    waiting: int
     dropped: Mapping[str, int]
     last_error: str | None
     rebuilds: int
-    abandoned: int
+    abandoned_calls: int
     hung: int
     faults: Mapping[str, int]
 
@@ -368,18 +367,17 @@ class HubClient:
 
     def status(self) -> HubStatus:
         """The current state."""
-        abandoned, hung = self._calls.abandoned, self._calls.hung()
+        hung = self._calls.hung()
         with self._wake:
             return HubStatus(
                 state=self._state,
                 connected=self._state == "connected",
                 sent=self._sent,
-                queued=len(self._spool),
-                queued_bytes=self._spool.bytes,
+                waiting=len(self._spool),
                 dropped=self._spool.dropped,
                 last_error=self._last_error,
                 rebuilds=max(0, self._hub_connector.built - 1),
-                abandoned=abandoned,
+                abandoned_calls=self._calls.abandoned,
                 hung=hung,
                 faults=MappingProxyType(dict(self._faults)),
             )
