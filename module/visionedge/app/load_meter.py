@@ -271,7 +271,8 @@ def _compute_camera_load(
     def per_s(was: int, now: int) -> float:
         return (now - was if now >= was else now) / seconds  # counters restart when a camera is reopened
 
-    return CameraLoad(*map(per_s, before, after), decode_cores)
+    demanded, admitted, offered, delivered, lost = map(per_s, before, after)
+    return CameraLoad(demanded, admitted, offered, delivered, lost, decode_cores)
 
 
 def _count_frames(counts: AdmissionCounts, seen: CameraStatistics) -> FrameCounters:
