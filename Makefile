@@ -20,7 +20,7 @@ BASE_IMAGE ?=
 IMAGE ?= visionedge:$(VARIANT)
 UV = uv==0.13.9
 
-.PHONY: help run demo-edge chaos soak test test-system test-gpu-libs coverage wheel check format bench figures image lock setup clean
+.PHONY: help run demo-edge chaos soak test test-system test-gpu-libs coverage wheel check format bench docs figures image lock setup clean
 
 # Brings .venv up to date for `run` or `dev`; the second time it finds nothing to do.
 define prepare
@@ -102,6 +102,10 @@ format: ## rewrite the sources as `make check` wants them
 	$(prepare) dev
 	.venv/bin/ruff check --fix-only .
 	.venv/bin/ruff format .
+
+docs: ## write the tables in docs/ that follow from the code, and the configuration's schema
+	$(prepare) dev
+	.venv/bin/python tools/write_docs.py
 
 bench: ## how fast this machine is: the pipeline beside a plain loop, ARGS for more
 	$(prepare) dev

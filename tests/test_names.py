@@ -5,7 +5,7 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
-from visionedge.app.metrics import SCRAPED_METRICS
+from visionedge.app.metrics import METRICS
 
 TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "module" / "visionedge"
@@ -96,5 +96,5 @@ def test_metrics_and_keys_of_documents_have_the_names_that_the_field_uses() -> N
         for node in ast.walk(parent)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value
     }
-    names = texts | set(SCRAPED_METRICS)
+    names = texts | set(METRICS)
     assert not {name for name in names for word in PRIVATE_TEXTS if word in name}

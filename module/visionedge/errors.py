@@ -3,7 +3,7 @@
     VisionedgeError                1  the work failed
     ├── SourceError                1  a picture, video or camera cannot be read
     │   └── DamagedPictureError    1  one picture of a source cannot be decoded; the next one may be
-    ├── FetchError                 1  a model cannot be downloaded
+    ├── DownloadError              1  a model cannot be downloaded
     ├── BusyError                  1  no capacity for a request now; the caller may try again
     ├── ConfigError                2  arguments or configuration are wrong (every problem at once)
     ├── ModelError                 2  a model cannot be loaded or understood
@@ -37,7 +37,7 @@ class DamagedPictureError(SourceError):
     """One picture of a source cannot be decoded; the next one may be."""
 
 
-class FetchError(VisionedgeError):
+class DownloadError(VisionedgeError):
     """A model cannot be downloaded; `permanent`: another try would most likely fail, too."""
 
     def __init__(self, message: str, *, permanent: bool = False) -> None:

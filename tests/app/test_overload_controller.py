@@ -174,9 +174,9 @@ def play(
 
 def told_of(harness: ControllerHarness) -> dict[str, Any]:
     """The object `capacity` of status."""
-    document = report.build_capacity(harness.state.snapshot())
-    assert document is not None
-    return document
+    capacity = report.build_capacity(harness.state.snapshot())
+    assert capacity is not None
+    return capacity.dump()
 
 
 def device(harness: ControllerHarness, state: DeviceState) -> None:

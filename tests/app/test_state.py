@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from visionedge.app.service import RunOptions, Service
 from visionedge.app.state import AppState
+from visionedge.config.applied import Applied, SectionOutcome
 from visionedge.config.load import parse_config
-from visionedge.config.schema import SECTIONS, Applied, Config, SectionOutcome
+from visionedge.config.schema import SECTIONS, Config
 from visionedge.iothub.desired_properties import ConfigurationSources
 
 OTHER: dict[str, Any] = {

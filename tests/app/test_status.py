@@ -64,7 +64,11 @@ class StatusEngine:
 
     def info(self) -> EngineInfo:
         model, recovery = load_model(find_bundled_model()), self.recovery
+<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
         if recovery is not None:  # 17.4 s from now, for any duration of the test so far
+=======
+        if recovery is not None:  # 17.4 s from now, however long the test took so far
+>>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
             waiting = replace(recovery.recovery_state, retry_at_s=time.monotonic() + 17.43)
             recovery = replace(recovery, recovery_state=waiting)
         return EngineInfo(
@@ -161,7 +165,7 @@ def usage() -> MeteredUsage:
 
 
 def delivered(*, inside_edge: bool) -> Delivery:
-    hub = HubStatus("connected", True, 13, 2, 900, {"budget": 1}, None, 1, 0, 0, {"silent": 1})
+    hub = HubStatus("connected", True, 13, 2, {"budget": 1}, None, 1, 0, 0, {"silent": 1})
     telemetry = TelemetryStatistics(90, 40, 50, 0, 0, {"oversize": 1}, {"detections": 10}, 99_980, usage())
     return cast(
         "Delivery",
@@ -367,8 +371,9 @@ def test_the_capacity_holds_totals_and_each_camera(tmp_path: Path) -> None:
         gpu=False,
         quota=0.5,
     )
-    capacity = build_capacity(state)
-    assert capacity is not None
+    document = build_capacity(state)
+    assert document is not None
+    capacity = document.dump()
     assert (capacity["demandedPerSecond"], capacity["deliveredPerSecond"]) == (35.0, 10.0)
     assert capacity["cameras"]["door"] == {
         "demandedPerSecond": 10.0,

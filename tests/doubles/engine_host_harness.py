@@ -13,8 +13,8 @@ from visionedge.app.engine_host import EngineHost
 from visionedge.app.state import AppState
 from visionedge.camera.camera import CameraStatus
 from visionedge.camera.registry import CameraRegistry
+from visionedge.config.applied import Applied
 from visionedge.config.load import parse_config
-from visionedge.config.schema import Applied
 from visionedge.engine.interface import EngineEvent
 from visionedge.frames.types import FrameResult
 from visionedge.model.download import DownloadRetryPolicy

@@ -43,10 +43,8 @@ def frame(camera: str, sequence: int = 1, captured_ns: int = 1_000) -> Frame:
     return Frame(camera, sequence, 1, captured_ns, utc, 2, 2, PICTURE, whole, lambda: PICTURE)
 
 
-def batcher(
-    *cameras: str, max_batch: int = 8, window_ns: int = 0, clock: Callable[[], int] | None = None
-) -> Batcher:
-    made = Batcher(max_batch, MAX_AGE_NS, clock or FakeClock(), window_ns)
+def batcher(*cameras: str, max_batch: int = 8, clock: Callable[[], int] | None = None) -> Batcher:
+    made = Batcher(max_batch, MAX_AGE_NS, clock or FakeClock())
     for camera in cameras:
         made.open(camera)
     return made
@@ -223,17 +221,6 @@ def test_a_lane_gets_at_most_the_frames_it_asked_for() -> None:
         made.put(frame(camera))
     assert [len(taken(made, max_count=1)), len(taken(made, max_count=8))] == [1, 2]
     assert made.statistics().batch_sizes == {1: 1, 2: 1}
-
-
-def test_a_window_holds_a_batch_back_until_it_is_full_or_the_oldest_waited_long_enough() -> None:
-    clock = FakeClock()
-    made = batcher("dock", "gate", max_batch=2, window_ns=50, clock=clock)
-    made.put(frame("dock", 1, clock.now_ns))
-    assert made.take(timeout_s=0) is None, "gate may still come"
-    clock.now_ns += 50
-    assert names(taken(made)) == ["dock"], "waited long enough"
-    made.put(frame("gate", 1, clock.now_ns))
-    assert names(taken(made)) == ["gate"], "dock is in flight: nobody else can come"
 
 
 def test_a_frame_for_a_closed_camera_is_discarded_and_one_for_an_unknown_camera_is_an_error() -> None:

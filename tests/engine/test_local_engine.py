@@ -15,7 +15,7 @@ from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.device.devices import DeviceVerdict, EffectiveDevice, ReasonCode
 from visionedge.engine.device.faults import EngineError
-from visionedge.engine.device.session import NodePlacement, PictureBatch
+from visionedge.engine.device.session import DeviceBackend, NodePlacement, PictureBatch
 from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.plan import Plan
 from visionedge.errors import DeviceError, ModelError
@@ -50,6 +50,7 @@ class FakeSession:
 
     def __init__(self, answer: Callable[[int], np.ndarray]) -> None:
         self.answer = answer
+        self.device: EffectiveDevice = "cpu"
         self.rows = 9
         self.node_placement = NodePlacement(1)
         self.notes: tuple[str, ...] = ()
@@ -265,7 +266,7 @@ def test_without_variants_the_precision_is_that_of_the_model_with_the_reason(
 
 def test_on_the_cpu_no_device_is_probed(model: Model) -> None:
     prober = StubProber(ReasonCode.OK)
-    engine = open_engine(model, CPU, prober=prober)
+    engine = open_engine(model, CPU, backend=DeviceBackend(probe_device=prober))
     assert (engine.info().device.effective, engine.info().device.code, prober.asked) == (
         "cpu",
         ReasonCode.CPU_REQUESTED,
@@ -289,7 +290,7 @@ def test_an_unusable_gpu_is_reported_and_the_cpu_computes(
 ) -> None:
     """One loud line; requested, effective and reason in it."""
     config = InferenceConfig(device=requested)  # type: ignore[arg-type]  # of the two words
-    engine = open_engine(model, config, prober=StubProber(ReasonCode.DRIVER_MISSING))
+    engine = open_engine(model, config, backend=DeviceBackend(probe_device=StubProber(ReasonCode.DRIVER_MISSING)))
     assert (
         engine.info().device.describe() == f"requested {requested}, effective cpu: because (driver-missing)"
     )
@@ -305,7 +306,7 @@ def test_a_demanded_device_without_fallback_is_an_error_with_reason_and_remedy(
 ) -> None:
     config = InferenceConfig(device=requested, fallback="exit")  # type: ignore[arg-type]  # of the two words
     with pytest.raises(DeviceError) as caught:
-        open_engine(model, config, prober=StubProber(ReasonCode.LIBRARY_MISSING))
+        open_engine(model, config, backend=DeviceBackend(probe_device=StubProber(ReasonCode.LIBRARY_MISSING)))
     assert (caught.value.exit_code, caught.value.code) == (3, "library-missing")
     message = str(caught.value)
     assert message.startswith(f"device {requested} was demanded")
@@ -316,22 +317,36 @@ def test_a_demanded_device_without_fallback_is_an_error_with_reason_and_remedy(
 def test_auto_without_fallback_uses_the_cpu_if_there_is_no_gpu(model: Model) -> None:
     config = InferenceConfig(device="auto", fallback="exit")
     assert (
+<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
         open_engine(model, config, prober=StubProber(ReasonCode.NO_DEVICE)).info().device.effective == "cpu"
+=======
+        open_engine(model, config, backend=DeviceBackend(probe_device=StubProber(ReasonCode.NO_DEVICE)))
+        .info()
+        .device.effective
+        == "cpu"
+>>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
     )
 
 
 @pytest.mark.usefixtures("gpu_build")
 def test_tensorrt_falls_back_to_cuda_before_the_cpu(model: Model) -> None:
     prober = StubProber(ReasonCode.LIBRARY_MISSING)
-    open_engine(model, InferenceConfig(device="tensorrt"), prober=prober)
+    open_engine(model, InferenceConfig(device="tensorrt"), backend=DeviceBackend(probe_device=prober))
     assert prober.asked == ["tensorrt", "cuda"]
 
 
 @pytest.mark.usefixtures("gpu_build")
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")  # the CPU wheel's own error for CUDA
 def test_a_session_that_opens_on_the_cpu_is_not_reported_as_gpu(model: Model) -> None:
+<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
     """The probe succeeded and the session did not: the session counts."""
     engine = open_engine(model, InferenceConfig(device="cuda"), prober=StubProber(ReasonCode.OK))
+=======
+    """The probe was fine and the session is not: what counts is the session."""
+    engine = open_engine(
+        model, InferenceConfig(device="cuda"), backend=DeviceBackend(probe_device=StubProber(ReasonCode.OK))
+    )
+>>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
     if engine.info().device.effective == "cuda":
         pytest.skip("this machine has a GPU")
     assert engine.info().device.code not in (ReasonCode.OK, ReasonCode.CPU_REQUESTED)
@@ -344,7 +359,11 @@ def test_a_broken_model_on_a_good_device_is_blamed_on_the_model(tmp_path: Path) 
     """Also with fallback off: exit 2 for the model, not 3 for the device."""
     model = broken(tmp_path / "broken.onnx", unknown_operator)
     with pytest.raises(ModelError, match="cannot be run"):
-        open_engine(model, InferenceConfig(device="cuda", fallback="exit"), prober=StubProber(ReasonCode.OK))
+        open_engine(
+            model,
+            InferenceConfig(device="cuda", fallback="exit"),
+            backend=DeviceBackend(probe_device=StubProber(ReasonCode.OK)),
+        )
 
 
 def test_a_build_without_cuda_is_reported_without_a_probe(model: Model) -> None:
@@ -352,7 +371,7 @@ def test_a_build_without_cuda_is_reported_without_a_probe(model: Model) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this is the GPU wheel")
     prober = StubProber(ReasonCode.OK)
-    engine = open_engine(model, InferenceConfig(), prober=prober)
+    engine = open_engine(model, InferenceConfig(), backend=DeviceBackend(probe_device=prober))
     assert (engine.info().device.code, prober.asked) == (ReasonCode.NO_GPU_BUILD, [])
     assert not engine.info().device.degraded
 
@@ -389,7 +408,7 @@ def test_the_line_says_why_no_gpu_computes_and_warns_only_where_one_was_expected
 ) -> None:
     """A machine without a GPU is no fault."""
     caplog.set_level(logging.INFO)
-    engine = open_engine(model, config, cores=1, prober=StubProber(code))
+    engine = open_engine(model, config, cores=1, backend=DeviceBackend(probe_device=StubProber(code)))
     (line,) = (r for r in caplog.records if r.getMessage().startswith("engine ready: "))
     assert line.getMessage().endswith(end)
     assert line.levelno == (logging.WARNING if engine.info().device.degraded else logging.INFO)

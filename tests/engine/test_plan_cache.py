@@ -12,8 +12,8 @@ from simulated_machines import SimulatedMachine, gpu
 from visionedge.engine.autotune import AutotuneRequest, search_plan
 from visionedge.engine.plan import AutotuneResult, PlanCache, PlanKey
 
-KEY = PlanKey.of(
-    b"a graph", device="cuda", cores=8, max_batch=8, latency_budget_ms=None, hardware="a machine"
+KEY = dataclasses.replace(
+    PlanKey.of(b"a graph", device="cuda", cores=8, max_batch=8, latency_budget_ms=None), hardware="a machine"
 )
 
 

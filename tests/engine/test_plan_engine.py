@@ -8,6 +8,7 @@ import pytest
 
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
+from visionedge.engine.device.devices import EffectiveDevice
 from visionedge.engine.device.session import NodePlacement, PictureBatch
 from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.plan import Plan
@@ -81,6 +82,7 @@ def test_a_model_that_fixes_its_batch_is_measured_with_that_one(tmp_path: Path) 
 class StubSession:
     """A session that cannot compute four at once, and records the batch sizes to keep."""
 
+    device: EffectiveDevice = "cpu"
     rows = 9
     node_placement = NodePlacement(1)
     notes: tuple[str, ...] = ()

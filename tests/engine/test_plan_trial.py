@@ -5,7 +5,13 @@ from collections.abc import Callable
 
 import pytest
 
-from visionedge.engine.autotune import MAX_BATCHES, autotune_plan, run_interleaved, run_trial
+from visionedge.engine.autotune import (
+    MAX_BATCHES,
+    AutotuneRequest,
+    run_interleaved,
+    run_trial,
+    search_plan,
+)
 from visionedge.engine.plan import OperatingPoint
 
 
@@ -94,8 +100,11 @@ def test_lanes_run_concurrently() -> None:
 def test_measuring_runs_the_given_batch_on_real_threads() -> None:
     """Two independent threads are twice as fast as one for any batch: one picture each."""
     work = SimulatedWorkload(picture_ms=20)
-    measured = autotune_plan(
-        work.run, device="cpu", max_batch=4, fixed_batch=None, cores=2, clock=work.clock, spend_s=60
+    measured = search_plan(
+        lambda point, limit_s: run_trial(work.run, point, limit_s, clock=work.clock),
+        AutotuneRequest("cpu", 4, None, cores=2),
+        clock=work.clock,
+        spend_s=60,
     )
     assert (measured.choice, measured.buckets) == (OperatingPoint(2, 1), (1,))
     assert set(work.batches) == {1, 2, 4}

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
-from visionedge.config.schema import SECTIONS, Applied, Config, SectionOutcome
+from visionedge.config.applied import Applied, SectionOutcome
+from visionedge.config.schema import SECTIONS, Config
 from visionedge.iothub import desired_properties
 from visionedge.iothub.desired_properties import (
     ConfigurationSources,
@@ -15,6 +16,7 @@ from visionedge.iothub.desired_properties import (
     DesiredProperties,
     LastGoodFile,
 )
+from visionedge.runtime.retry import RetryPolicy
 
 LOCAL: dict[str, Any] = {"telemetry": {"intervalSeconds": 5}, "model": {"path": "local.onnx"}}
 
@@ -82,7 +84,7 @@ class FakeConfigTarget:
                 self,
                 lambda *event: self.events.append(event),
                 cancel_pending_model=self.given_way.set,
-                retry_s=self.retry_s,
+                retry_policy=RetryPolicy(self.retry_s, 3600.0),
             )
             task = asyncio.create_task(desired.run())
             try:

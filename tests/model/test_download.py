@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
 from aiohttp import ClientTimeout
+=======
+>>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
 
 from model_server import (
     Answer,
@@ -25,16 +28,35 @@ from model_server import (
     stalled,
     status,
 )
+<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
 from visionedge.errors import FetchError
 from visionedge.model.download import DownloadRequest, DownloadRetryPolicy, ModelDownload, format_progress
 from visionedge.model.model_store import MODELS_FOLDER, ModelStore
+=======
+from visionedge.errors import DownloadError
+from visionedge.model.download import (
+    MODELS_FOLDER,
+    DownloadProgress,
+    DownloadRequest,
+    DownloadRetryPolicy,
+    DownloadTimeouts,
+    ModelDownload,
+    ModelStore,
+)
+>>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
 from visionedge.runtime.retry import RetryPolicy
 
 DATA = b"\x08\x08" + os.urandom(300_000)
 SUM = hashlib.sha256(DATA).hexdigest()
+<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
 NO_WAIT = RetryPolicy(0, 0)
 AT_ONCE = DownloadRetryPolicy(ClientTimeout(total=1800, sock_connect=15, sock_read=20), NO_WAIT, NO_WAIT)
 IMPATIENT = DownloadRetryPolicy(ClientTimeout(total=20, sock_connect=0.3, sock_read=0.3), NO_WAIT, NO_WAIT)
+=======
+NO_WAIT = RetryPolicy(0.0, 0.0)
+AT_ONCE = DownloadRetryPolicy(DownloadTimeouts(read_s=20), NO_WAIT, NO_WAIT)
+IMPATIENT = DownloadRetryPolicy(DownloadTimeouts(connect_s=0.3, read_s=0.3, total_s=20), NO_WAIT, NO_WAIT)
+>>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
 
 
 @pytest.fixture
@@ -174,7 +196,7 @@ def test_permanent_errors_are_refused_at_once(
 ) -> None:
     """In one line that names the address without its secret; nothing is kept, and nothing is retried."""
     server.answers["/bad.onnx"] = server.answers["/m.onnx"] = answer
-    with pytest.raises(FetchError) as caught:
+    with pytest.raises(DownloadError) as caught:
         fetch(tmp_path, server.url("/bad.onnx?sig=s3cret-s3cret"), tries=5)
     shown = str(caught.value)
     assert shown.startswith(f"{server.url('/bad.onnx')}?…: ")
@@ -213,7 +235,7 @@ def test_temporary_errors_are_retried(
 def test_the_number_of_attempts_is_limited(tmp_path: Path, server: ModelServer) -> None:
     """A change of the model must not wait for ever."""
     server.answers["/m.onnx"] = status(503)
-    with pytest.raises(FetchError, match="503"):
+    with pytest.raises(DownloadError, match="503"):
         fetch(tmp_path, server.url("/m.onnx"), tries=3)
     assert len(server.seen) == 3
 
@@ -227,10 +249,16 @@ def test_the_first_download_never_gives_up(tmp_path: Path, server: ModelServer) 
 def test_the_pauses_grow_up_to_a_limit() -> None:
     """Short pauses for temporary errors, long ones for errors that a person has to correct."""
     retry_policy = DownloadRetryPolicy()
+<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
     passing, lasting = retry_policy.wait, retry_policy.lasting_wait
     assert [passing.wait_s(n, lambda: 0.0) for n in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
     assert [lasting.wait_s(n, lambda: 0.0) for n in (1, 2, 7, 5000)] == [60, 120, 3600, 3600]
     assert passing.jitter == lasting.jitter == 0.5
+=======
+    waits, permanent_waits = retry_policy.waits, retry_policy.permanent_waits
+    assert [waits.wait_s(n, lambda: 0.0) for n in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
+    assert [permanent_waits.wait_s(n, lambda: 0.0) for n in (1, 2, 7, 5000)] == [60, 120, 3600, 3600]
+>>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
 
 
 def test_an_untrusted_certificate_is_refused(
@@ -238,7 +266,7 @@ def test_an_untrusted_certificate_is_refused(
 ) -> None:
     """And the remedy for an authority of one's own is in the line."""
     monkeypatch.delenv("SSL_CERT_FILE")
-    with pytest.raises(FetchError, match=r"its certificate is not trusted \(.+\); .*SSL_CERT_FILE"):
+    with pytest.raises(DownloadError, match=r"its certificate is not trusted \(.+\); .*SSL_CERT_FILE"):
         fetch(tmp_path, server.url("/m.onnx"))
     assert server.seen == []
 
@@ -247,7 +275,7 @@ def test_a_certificate_of_another_host_is_refused(tmp_path: Path, monkeypatch: p
     """Trusted, but not for this name."""
     with ModelServer(tmp_path, host="models.example") as server:
         monkeypatch.setenv("SSL_CERT_FILE", str(server.authority))
-        with pytest.raises(FetchError, match=r"not trusted \(.*127\.0\.0\.1"):
+        with pytest.raises(DownloadError, match=r"not trusted \(.*127\.0\.0\.1"):
             fetch(tmp_path, server.url("/m.onnx"))
 
 
@@ -255,7 +283,7 @@ def test_a_server_without_tls_is_refused(tmp_path: Path) -> None:
     """Reported in plain words and not as an error of a library."""
     with (
         ModelServer(tmp_path, tls=False) as server,
-        pytest.raises(FetchError, match="no TLS with the server"),
+        pytest.raises(DownloadError, match="no TLS with the server"),
     ):
         fetch(tmp_path, server.url("/m.onnx").replace("http:", "https:"))
 
@@ -266,7 +294,7 @@ def test_a_server_without_tls_is_refused(tmp_path: Path) -> None:
 )
 def test_an_unreachable_server_is_reported(tmp_path: Path, host: str, message: str) -> None:
     """The system's own word for it."""
-    with pytest.raises(FetchError, match=message):
+    with pytest.raises(DownloadError, match=message):
         fetch(tmp_path, f"https://{host}/m.onnx")
 
 
@@ -278,7 +306,11 @@ def test_a_file_address_that_is_not_a_file_is_refused(tmp_path: Path, kind: str)
     if kind == "pipe":
         os.mkfifo(tmp_path / kind)
     with pytest.raises(
+<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
         FetchError, match=r"cannot be read: No such file|is not a regular file|Is a directory"
+=======
+        DownloadError, match=r"cannot be read: No such file|is no regular file|Is a directory"
+>>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
     ):
         fetch(tmp_path, f"file://{tmp_path}/{kind}")
 
@@ -289,7 +321,7 @@ def test_a_file_address_that_is_not_a_file_is_refused(tmp_path: Path, kind: str)
 def test_an_interrupted_download_is_resumed(tmp_path: Path, server: ModelServer) -> None:
     """Also after the module was started again: slow links get there in the end."""
     server.answers["/m.onnx"] = in_turn(cut(DATA, 100_000), content(DATA))
-    with pytest.raises(FetchError):
+    with pytest.raises(DownloadError):
         fetch(tmp_path, server.url("/m.onnx"))
     assert fetch(tmp_path, server.url("/m.onnx")) is not None
     first = int(server.seen[1][1]["Range"].removeprefix("bytes=").removesuffix("-"))

@@ -12,9 +12,21 @@ import pytest
 from repository_paths import REPOSITORY
 from visionedge.config.addresses import format_url, model_name_from_url
 from visionedge.config.load import find_local_only_problems, parse_config
+<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
 from visionedge.errors import ConfigError, FetchError
 from visionedge.model.download import DownloadRetryPolicy
 from visionedge.model.model_store import MAX_BYTES, MAX_MODELS, MODELS_FOLDER, ModelStore, make_model_path
+=======
+from visionedge.errors import ConfigError, DownloadError
+from visionedge.model.download import (
+    MAX_BYTES,
+    MAX_MODELS,
+    MODELS_FOLDER,
+    DownloadRetryPolicy,
+    DownloadTimeouts,
+    ModelStore,
+)
+>>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
 from visionedge.model.provider import MAX_CHANGE_TRIES
 
 
@@ -100,7 +112,7 @@ def test_a_full_disk_is_reported_and_its_space_released(tmp_path: Path) -> None:
         part._file.close()
         disk = FullDisk()
         part._file = disk  # type: ignore[assignment]  # as much of a file as is used
-        with pytest.raises(FetchError, match="the disk is full") as caught:
+        with pytest.raises(DownloadError, match="the disk is full") as caught:
             part.write(b"x" * 11)
     assert caught.value.permanent
     assert disk.truncated
@@ -120,14 +132,14 @@ def test_space_is_checked_before_the_first_byte(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(200_000_000, 100_000_000, 100_000_000))
     with ModelStore(tmp_path).open_partial("a" * 64) as part:
         part.check_free_space(30_000_000)
-        with pytest.raises(FetchError, match=r"too little space: 40 MB are needed.* only 100 MB are free"):
+        with pytest.raises(DownloadError, match=r"too little space: 40 MB are needed.* only 100 MB are free"):
             part.check_free_space(40_000_000)
 
 
 def test_an_unwritable_folder_is_reported(tmp_path: Path) -> None:
     """With the system's word for it."""
     (tmp_path / MODELS_FOLDER).write_text("a file where the folder should be")
-    with pytest.raises(FetchError, match=r"models: cannot be written: "):
+    with pytest.raises(DownloadError, match=r"models: cannot be written: "):
         ModelStore(tmp_path).open_partial("a" * 64)
     assert ModelStore(tmp_path).find("a" * 64) is None
 
@@ -137,7 +149,7 @@ def test_no_symbolic_link_is_followed_when_a_part_is_written(tmp_path: Path) -> 
     (tmp_path / MODELS_FOLDER).mkdir()
     (tmp_path / "precious").write_text("precious")
     (tmp_path / MODELS_FOLDER / f"{'a' * 64}.part").symlink_to(tmp_path / "precious")
-    with pytest.raises(FetchError):
+    with pytest.raises(DownloadError):
         ModelStore(tmp_path).open_partial("a" * 64)
     assert (tmp_path / "precious").read_text() == "precious"
 
@@ -150,10 +162,17 @@ def test_the_limits_in_the_docs_are_those_of_the_code() -> None:
     assert (MAX_MODELS, MAX_BYTES, MAX_CHANGE_TRIES) == (4, 4 << 30, 5)
     assert "four models and 4 GB" in docs
     assert "after five tries" in docs
+<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
     assert f"{timeouts.sock_connect:g} s for a connection, {timeouts.sock_read:g} s without a byte" in docs
     assert (timeouts.total, "half an hour for a try" in docs) == (1800, True)
     assert (retry_policy.wait.first_wait_s, retry_policy.wait.max_wait_s) == (1, 60)
     assert (retry_policy.lasting_wait.first_wait_s, retry_policy.lasting_wait.max_wait_s) == (60, 3600)
+=======
+    assert f"{timeouts.connect_s:g} s for a connection, {timeouts.read_s:g} s without a byte" in docs
+    assert (timeouts.total_s, "half an hour for a try" in docs) == (1800, True)
+    assert (retry_policy.waits.first_wait_s, retry_policy.waits.max_wait_s) == (1, 60)
+    assert (retry_policy.permanent_waits.first_wait_s, retry_policy.permanent_waits.max_wait_s) == (60, 3600)
+>>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
     assert "after 1 s up to a minute" in docs
     assert "after a minute up to an hour" in docs
 

@@ -433,7 +433,7 @@ def status_of(seconds: int) -> dict[str, Any]:
         meter.count("detections", 4000)
         if sequence_number % 10 == 0:
             meter.count("events", 300)
-    return {"hub": {"state": "connected", "metering": status.build_metering(meter.usage())}}
+    return {"hub": {"state": "connected", "metering": status.build_metering(meter.usage()).dump()}}
 
 
 def test_the_estimate_reads_the_counters_of_a_running_module(command_line: CommandLine) -> None:

@@ -35,19 +35,6 @@ def test_every_fault_is_documented(fault: str) -> None:
     assert f"`{fault}`" in IOT_EDGE
 
 
-@pytest.mark.parametrize("state", get_args(CameraState))
-def test_every_event_of_a_camera_is_documented(state: str) -> None:
-    """Its states are the codes of `kind: camera`."""
-    (row,) = (r for r in (DOCS / "messages.md").read_text().splitlines() if r.startswith("| `camera` |"))
-    assert f"`{state}`" in row
-
-
-@pytest.mark.parametrize("kind", get_args(EventKind))
-def test_every_kind_of_event_has_its_row(kind: str) -> None:
-    rows = (DOCS / "messages.md").read_text().splitlines()
-    assert sum(row.startswith(f"| `{kind}` |") for row in rows) == 1
-
-
 @pytest.mark.parametrize("code", [*get_args(SpoolEventCode), "spool-dropped"])
 def test_every_event_of_the_spool_is_documented(code: str) -> None:
     """Where the events are listed, and where they are explained."""

@@ -316,8 +316,7 @@ class EngineHost:
             self._event("model-waiting", f"cannot download the model, retrying: {message}", {})
 
     def _event(self, code: ModelEventCode, message: str, details: Mapping[str, object]) -> None:
-        if (delivery := self._state.snapshot().delivery) is not None:
-            delivery.event("model", code, message, details)
+        self._state.snapshot().send_event("model", code, message, details)
 
     # --- steps ----------------------------------------------------------------------------------------------
 

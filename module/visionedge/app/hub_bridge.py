@@ -65,7 +65,9 @@ _MAX_QUEUED_MESSAGES = 8
 
 
 class HubBridge:
-    """A `Listener` of the hub client. Its methods are called on any thread, all others on the loop.
+    """The `HubListener` of the hub client. Those methods are called on any thread, all others on the loop.
+
+    `desired` applies desired properties and the local document.
 
     Args:
         state: what desired properties are applied to, and what is reported.
@@ -103,11 +105,11 @@ class HubBridge:
         self._connection_number = 0
         self._pending_answers = 0
         self._reported = ReportedProperties()
-        self._desired = DesiredProperties(
+        self.desired = DesiredProperties(
             config_sources, state, self._event, cancel_pending_model=cancel_pending_model
         )
         self._methods = MethodDispatcher(
-            DirectMethods(state.snapshot, backend, self._executor, self._desired.validate_desired).methods()
+            DirectMethods(state.snapshot, backend, self._executor, self.desired.validate_desired).methods()
         )
         dependencies = ImageRequestDependencies(
             self._analyse, self._send_result, lambda: state.snapshot().config.cameras, self._report_unanswered
@@ -115,9 +117,9 @@ class HubBridge:
         self._image_requests = ImageRequests(dependencies, first_sequence)
 
     def __repr__(self) -> str:
-        return f"<HubBridge {self._desired!r} {self._reported!r} {self._methods!r} {self._image_requests!r}>"
+        return f"<HubBridge {self.desired!r} {self._reported!r} {self._methods!r} {self._image_requests!r}>"
 
-    # --- from the threads of the hub client and the SDK (`client.Listener`) ---------------------------------
+    # --- from the threads of the hub client and the SDK (`client.HubListener`) ------------------------------
 
     def twin(self, twin: Mapping[str, Any] | None, connection_number: int) -> None:
         """The twin was read."""
@@ -136,7 +138,7 @@ class HubBridge:
     def start(self) -> None:
         """Report, answer and apply desired properties from now on; the delivery is in the state."""
         self._start_task(self._report())
-        self._start_task(self._run_forever("applying desired properties", self._desired.run))
+        self._start_task(self._run_forever("applying desired properties", self.desired.run))
         self._start_task(self._run_forever("answering images of other modules", self._image_requests.run))
 
     async def close(self) -> None:
@@ -148,32 +150,20 @@ class HubBridge:
         # Decoding an image can take seconds; the stop does not wait for it.
         self._executor.close(wait=False)
 
-    def reload(self, read: Callable[[], Document]) -> None:
-        """Apply the local document again, as `read` returns it."""
-        self._desired.reload(read)
-
-    def retry(self) -> None:
-        """Try rejected sections again at once, because the engine is ready now."""
-        self._desired.retry()
-
     def next_sequences(self) -> dict[str, int]:
         """The sequence number to store, so that numbers of images never repeat (`SequenceStore`)."""
         return {SEQUENCE_NAME: self._image_requests.next_sequence}
 
-    async def save_desired(self) -> None:
-        """Store the newest desired properties for the next start, as this one has failed with older ones."""
-        await self._desired.save_pending()
-
     def statistics(self) -> InboundStatistics:
         """The counts since the start."""
         return InboundStatistics(
-            configurations=dict(self._desired.counts),
+            configurations=dict(self.desired.counts),
             patches=self._reported.patches,
             methods=dict(self._methods.counts),
             calls_dropped=self._calls.dropped,
             pictures_answered=self._image_requests.answered,
             pictures_dropped=dict(self._image_requests.dropped) | {"full": self._count_full()},
-            config=self._desired.acknowledgement,
+            config=self.desired.acknowledgement,
         )
 
     def _count_full(self) -> int:
@@ -206,7 +196,7 @@ class HubBridge:
             known = None if twin is None else twin.get("reported")
             self._reported.on_connected(known if isinstance(known, Mapping) else {})
         if twin is not None:
-            self._desired.on_twin(twin)
+            self.desired.on_twin(twin)
 
     async def _report(self) -> None:
         failed = False
@@ -223,7 +213,7 @@ class HubBridge:
 
     def _report_now(self) -> None:
         wanted = build_reported_properties(
-            self._state.snapshot(), self._desired.acknowledgement, self._started_utc
+            self._state.snapshot(), self.desired.acknowledgement, self._started_utc
         )
         patch = self._reported.next_patch(wanted)
         if patch is not None:
@@ -237,8 +227,7 @@ class HubBridge:
         self._call_soon(lambda: self._reported.settle(outcome))
 
     def _event(self, code: str, text: str, details: Mapping[str, Any]) -> None:
-        if (delivery := self._state.snapshot().delivery) is not None:
-            delivery.event("module", code, text, details)
+        self._state.snapshot().send_event("module", code, text, details)
 
     # --- direct methods -------------------------------------------------------------------------------------
 

@@ -11,15 +11,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from visionedge.camera.timing import AdmissionCounts
 from visionedge.engine.batcher import BatcherStatistics, CameraStatistics, DropReason
 from visionedge.runtime.process_limits import cpu_quota, usable_cores
 
 Bottleneck = Literal["none", "quota", "decode", "engine", "others", "idle"]
-
-BOTTLENECKS: tuple[Bottleneck, ...] = ("none", "quota", "decode", "engine", "others", "idle")
 
 _KEEPS_UP_SHARE = 0.95
 _SLACK_PER_S = 0.5
@@ -204,9 +202,8 @@ def cores_by_purpose(seen: LoadMeasurement) -> dict[str, float]:
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class FrameCounters:
-    """A camera's frames since its start; the fields are those of `CameraLoad`."""
+class FrameCounters(NamedTuple):
+    """A camera's frames since its start; the fields are the first ones of `CameraLoad`."""
 
     demanded: int
     admitted: int
@@ -274,14 +271,8 @@ def _compute_camera_load(
     def per_s(was: int, now: int) -> float:
         return (now - was if now >= was else now) / seconds  # counters restart when a camera is reopened
 
-    return CameraLoad(
-        demanded=per_s(before.demanded, after.demanded),
-        admitted=per_s(before.admitted, after.admitted),
-        offered=per_s(before.offered, after.offered),
-        delivered=per_s(before.delivered, after.delivered),
-        lost=per_s(before.lost, after.lost),
-        decode_cores=decode_cores,
-    )
+    demanded, admitted, offered, delivered, lost = map(per_s, before, after)
+    return CameraLoad(demanded, admitted, offered, delivered, lost, decode_cores)
 
 
 def _count_frames(counts: AdmissionCounts, seen: CameraStatistics) -> FrameCounters:

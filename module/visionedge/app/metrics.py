@@ -35,107 +35,73 @@ class MetricDeclaration(NamedTuple):
     help: str
 
 
-SCRAPED_METRICS: Mapping[str, MetricDeclaration] = {
-    "info": MetricDeclaration("gauge", ("version", "model"), "Version and model."),
-    "uptime_seconds": MetricDeclaration("gauge", (), "Since the start of the module."),
-    "ready": MetricDeclaration("gauge", (), "1 when a warmed-up engine answers."),
-    "engine_device": MetricDeclaration(
-        "gauge", ("requested", "effective", "code"), "Where frames are computed."
-    ),
-    "engine_info": MetricDeclaration(
-        "gauge",
-        ("model", "device", "precision"),
-        "Model, device and precision.",
-    ),
-    "engine_degraded": MetricDeclaration(
-        "gauge", (), "1 when the effective device is not the requested one."
-    ),
-    "engine_restarts_total": MetricDeclaration("counter", (), "Restarts of the engine process."),
-    "engine_faults_total": MetricDeclaration(
-        "counter", ("fault",), "Failed batches and processes, by fault."
-    ),
-    "engine_recovering": MetricDeclaration("gauge", (), "1 while a lost or absent device is probed."),
-    "engine_probes_total": MetricDeclaration("counter", ("code",), "Probes of a device, by result."),
-    "engine_change_overs_total": MetricDeclaration("counter", (), "Returns of a device to use."),
-    "nodes_on_cpu": MetricDeclaration("gauge", (), "Nodes on the CPU while the rest is on a GPU."),
-    "pictures_copied_total": MetricDeclaration(
-        "counter", (), "Frames copied to the engine because shared memory was full."
-    ),
-    "unplanned_shape_total": MetricDeclaration(
-        "counter", (), "Batches of a size that was not warmed up; must stay 0."
-    ),
-    "frames_offered_total": MetricDeclaration(
-        "counter", ("camera",), "Frames that reached the camera's slot."
-    ),
-    "frames_analysed_total": MetricDeclaration("counter", ("camera",), "Frames that were computed."),
-    "frames_dropped_total": MetricDeclaration("counter", ("camera", "reason"), "Dropped frames, by reason."),
-    "frames_waiting": MetricDeclaration("gauge", ("camera",), "Frames in the slot or in flight."),
-    "camera_state": MetricDeclaration("gauge", ("camera", "state"), "The camera's state."),
-    "camera_epoch": MetricDeclaration("gauge", ("camera",), "Grows by one at each reconnect."),
-    "camera_frames_read_total": MetricDeclaration(
-        "counter", ("camera",), "Pictures decoded from the source."
-    ),
-    "camera_frame_age_seconds": MetricDeclaration("gauge", ("camera",), "Age of the newest picture."),
-    "demanded_frames_per_second": MetricDeclaration(
-        "gauge", ("camera",), "Frames that the configuration asks for."
-    ),
-    "admitted_frames_per_second": MetricDeclaration(
-        "gauge", ("camera",), "Frames that remain after degradation."
-    ),
-    "delivered_frames_per_second": MetricDeclaration("gauge", ("camera",), "Analysed frames."),
-    "cores_used": MetricDeclaration("gauge", ("purpose",), "Cores used for decode, infer and other work."),
-    "bottleneck": MetricDeclaration(
-        "gauge", ("bottleneck",), "The limit: none, quota, decode, engine, others, idle."
-    ),
-    "overload_level": MetricDeclaration(
-        "gauge", ("level",), "1 while the level is in force: variant, gate or fps."
-    ),
-    "overload_steps_total": MetricDeclaration(
-        "counter", ("level", "direction"), "Degradation steps, taken or returned."
-    ),
-    "overload_exhausted": MetricDeclaration("gauge", (), "1 when overloaded with no level left."),
-    "camera_fps_limit": MetricDeclaration(
-        "gauge", ("camera",), "The limit in frames per second that overload sets."
-    ),
-    "hub_connected": MetricDeclaration("gauge", (), "1 when connected to edgeHub."),
-    "messages_total": MetricDeclaration("counter", ("output",), "Messages made."),
-    "telemetry_frames_dropped_total": MetricDeclaration(
-        "counter", ("reason",), "Frames not sent, by reason."
-    ),
-    "hub_messages_sent_total": MetricDeclaration("counter", (), "Messages acknowledged by edgeHub."),
-    "hub_messages_waiting": MetricDeclaration("gauge", (), "Messages without an acknowledgement yet."),
-    "hub_messages_dropped_total": MetricDeclaration("counter", ("reason",), "Dropped messages, by reason."),
-    "hub_faults_total": MetricDeclaration("counter", ("fault",), "Faults of hub or SDK, by reaction."),
-    "message_blocks_total": MetricDeclaration("counter", ("output",), "Blocks of 4 KB that IoT Hub bills."),
-    "hub_unit_share": MetricDeclaration(
-        "gauge", ("tier",), "Share of one unit's daily quota, projected from the last hour."
-    ),
-    "spool_bytes": MetricDeclaration("gauge", (), "Bytes of waiting messages."),
-    "spool_on_disk": MetricDeclaration("gauge", (), "1 when messages wait on disk, 0 in memory only."),
-    "twin_configurations_total": MetricDeclaration(
-        "counter", ("outcome",), "Desired properties, applied or rejected."
-    ),
-    "twin_patches_total": MetricDeclaration("counter", (), "Patches of reported properties."),
-    "method_calls_total": MetricDeclaration("counter", ("method", "status"), "Direct method calls."),
-    "method_calls_dropped_total": MetricDeclaration(
-        "counter", (), "Direct method calls dropped because too many waited."
-    ),
-    "input_pictures_answered_total": MetricDeclaration("counter", (), "Answered pictures of other modules."),
-    "input_pictures_dropped_total": MetricDeclaration(
-        "counter", ("reason",), "Unanswered pictures of other modules, by reason."
-    ),
-    "result_queue_dropped_total": MetricDeclaration(
-        "counter", (), "Results lost between lanes and loop; must stay 0."
-    ),
-}
-"""Scraped metrics, without the prefix ``visionedge_``."""
+def _gauge(text: str, *labels: str) -> MetricDeclaration:
+    return MetricDeclaration("gauge", labels, text)
 
-HISTOGRAMS: Mapping[str, MetricDeclaration] = {
-    "frame_wait_seconds": MetricDeclaration("histogram", ("camera",), "From capture to the batch."),
-    "frame_infer_seconds": MetricDeclaration("histogram", ("device",), "In the engine, per batch."),
-    "frame_total_seconds": MetricDeclaration("histogram", ("camera",), "From capture to result."),
+
+def _counter(text: str, *labels: str) -> MetricDeclaration:
+    return MetricDeclaration("counter", labels, text)
+
+
+def _histogram(text: str, *labels: str) -> MetricDeclaration:
+    return MetricDeclaration("histogram", labels, text)
+
+
+METRICS: Mapping[str, MetricDeclaration] = {
+    "info": _gauge("Version and model.", "version", "model"),
+    "uptime_seconds": _gauge("Since the start of the module."),
+    "ready": _gauge("1 when a warmed-up engine answers."),
+    "engine_device": _gauge("Where frames are computed.", "requested", "effective", "code"),
+    "engine_info": _gauge("Model, device and precision.", "model", "device", "precision"),
+    "engine_degraded": _gauge("1 when the effective device is not the requested one."),
+    "engine_restarts_total": _counter("Restarts of the engine process."),
+    "engine_faults_total": _counter("Failed batches and processes, by fault.", "fault"),
+    "engine_recovering": _gauge("1 while a lost or absent device is probed."),
+    "engine_probes_total": _counter("Probes of a device, by result.", "code"),
+    "engine_change_overs_total": _counter("Returns of a device to use."),
+    "nodes_on_cpu": _gauge("Nodes on the CPU while the rest is on a GPU."),
+    "pictures_copied_total": _counter("Frames copied to the engine because shared memory was full."),
+    "unplanned_shape_total": _counter("Batches of a size that was not warmed up; must stay 0."),
+    "frames_offered_total": _counter("Frames that reached the camera's slot.", "camera"),
+    "frames_analysed_total": _counter("Frames that were computed.", "camera"),
+    "frames_dropped_total": _counter("Dropped frames, by reason.", "camera", "reason"),
+    "frames_waiting": _gauge("Frames in the slot or in flight.", "camera"),
+    "camera_state": _gauge("The camera's state.", "camera", "state"),
+    "camera_epoch": _gauge("Grows by one at each reconnect.", "camera"),
+    "camera_frames_read_total": _counter("Pictures decoded from the source.", "camera"),
+    "camera_frame_age_seconds": _gauge("Age of the newest picture.", "camera"),
+    "demanded_frames_per_second": _gauge("Frames that the configuration asks for.", "camera"),
+    "admitted_frames_per_second": _gauge("Frames that remain after degradation.", "camera"),
+    "delivered_frames_per_second": _gauge("Analysed frames.", "camera"),
+    "cores_used": _gauge("Cores used for decode, infer and other work.", "purpose"),
+    "bottleneck": _gauge("The limit: none, quota, decode, engine, others, idle.", "bottleneck"),
+    "overload_level": _gauge("1 while the level is in force: variant, gate or fps.", "level"),
+    "overload_steps_total": _counter("Degradation steps, taken or returned.", "level", "direction"),
+    "overload_exhausted": _gauge("1 when overloaded with no level left."),
+    "camera_fps_limit": _gauge("The limit in frames per second that overload sets.", "camera"),
+    "hub_connected": _gauge("1 when connected to edgeHub."),
+    "messages_total": _counter("Messages made.", "output"),
+    "telemetry_frames_dropped_total": _counter("Frames not sent, by reason.", "reason"),
+    "hub_messages_sent_total": _counter("Messages acknowledged by edgeHub."),
+    "hub_messages_waiting": _gauge("Messages without an acknowledgement yet."),
+    "hub_messages_dropped_total": _counter("Dropped messages, by reason.", "reason"),
+    "hub_faults_total": _counter("Faults of hub or SDK, by reaction.", "fault"),
+    "message_blocks_total": _counter("Blocks of 4 KB that IoT Hub bills.", "output"),
+    "hub_unit_share": _gauge("Share of one unit's daily quota, projected from the last hour.", "tier"),
+    "spool_bytes": _gauge("Bytes of waiting messages."),
+    "spool_on_disk": _gauge("1 when messages wait on disk, 0 in memory only."),
+    "twin_configurations_total": _counter("Desired properties, applied or rejected.", "outcome"),
+    "twin_patches_total": _counter("Patches of reported properties."),
+    "method_calls_total": _counter("Direct method calls.", "method", "status"),
+    "method_calls_dropped_total": _counter("Direct method calls dropped because too many waited."),
+    "input_pictures_answered_total": _counter("Answered pictures of other modules."),
+    "input_pictures_dropped_total": _counter("Unanswered pictures of other modules, by reason.", "reason"),
+    "result_queue_dropped_total": _counter("Results lost between lanes and loop; must stay 0."),
+    "frame_wait_seconds": _histogram("From capture to the batch.", "camera"),
+    "frame_infer_seconds": _histogram("In the engine, per batch.", "device"),
+    "frame_total_seconds": _histogram("From capture to result.", "camera"),
 }
-"""Observed metrics, without the prefix."""
+"""All metrics, by name without the prefix ``visionedge_``; histograms are observed, the others scraped."""
 
 _BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -151,14 +117,14 @@ class _ScrapeCollector(Collector):
         return []
 
     def collect(self) -> Iterable[Metric]:
-        families = {name: _make_family(name) for name in SCRAPED_METRICS}
+        families = {name: _make_family(name) for name, d in METRICS.items() if d.kind != "histogram"}
         for name, labels, value in self._snapshot():
             families[name].add_metric(list(labels), value)
         return [family for family in families.values() if family.samples]
 
 
 def _make_family(name: str) -> CounterMetricFamily | GaugeMetricFamily:
-    declared = SCRAPED_METRICS[name]
+    declared = METRICS[name]
     kind = CounterMetricFamily if declared.kind == "counter" else GaugeMetricFamily
     return kind(f"visionedge_{name}", declared.help, labels=declared.labels)
 
@@ -174,7 +140,8 @@ class Metrics:
             name: Histogram(
                 f"visionedge_{name}", d.help, d.labels, registry=self._registry, buckets=_BUCKETS_S
             )
-            for name, d in HISTOGRAMS.items()
+            for name, d in METRICS.items()
+            if d.kind == "histogram"
         }
 
     def observe(self, result: FrameResult) -> None:
@@ -199,7 +166,7 @@ class Metrics:
 
 
 def collect_samples(state: StateSnapshot) -> Iterator[Sample]:
-    """The samples of `SCRAPED_METRICS` at this moment."""
+    """The samples of all scraped metrics at this moment."""
     yield "info", (__version__, state.loaded_model.name if state.loaded_model else ""), 1
     yield "uptime_seconds", (), uptime_s(state)
     yield "ready", (), float(not state.readiness())
@@ -294,7 +261,7 @@ def _hub_samples(delivery: Delivery) -> Iterator[Sample]:
     if status.hub is not None:
         yield "hub_connected", (), float(status.hub.connected)
         yield "hub_messages_sent_total", (), status.hub.sent
-        yield "hub_messages_waiting", (), status.hub.queued
+        yield "hub_messages_waiting", (), status.hub.waiting
         for reason, count in status.hub.dropped.items():
             yield "hub_messages_dropped_total", (reason,), count
         for fault, count in status.hub.faults.items():

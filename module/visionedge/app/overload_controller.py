@@ -18,7 +18,6 @@ from visionedge.app.overload_policy import (
     CameraDemand,
     DegradationLevel,
     DegradationPolicy,
-    DegradationSettings,
     DegradationStep,
     Exhausted,
     LoadSnapshot,
@@ -38,7 +37,7 @@ from visionedge.app.overload_policy import (
     sum_of_minimums,
 )
 from visionedge.app.state import AppState
-from visionedge.config.schema import CameraConfig, OverloadConfig
+from visionedge.config.schema import CameraConfig
 from visionedge.errors import VisionedgeError
 from visionedge.frames.types import utc_now
 
@@ -127,7 +126,7 @@ class OverloadController:
 
     async def _decide(self, seen: LoadMeasurement) -> tuple[DegradationStep, ...]:
         now = self._state.snapshot()
-        now_s, settings = self._clock() / 1e9, _make_settings(now.config.overload)
+        now_s, settings = self._clock() / 1e9, now.config.overload
         if now.readiness():
             # No frame is analysed, so the measurement says nothing about this device or the next one.
             self._is_settled = False
@@ -276,10 +275,6 @@ class OverloadController:
                 taken_levels=taken_levels,
             )
         )
-
-
-def _make_settings(config: OverloadConfig) -> DegradationSettings:
-    return DegradationSettings(config.levels, config.after_seconds, config.back_after_seconds)
 
 
 def _direction_of(step: TakeLevel | ReturnLevel) -> StepDirection:

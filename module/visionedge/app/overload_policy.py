@@ -1,11 +1,11 @@
 """Decides how the load is reduced while the device is overloaded, and how that is taken back.
 
-    variant ──▶ gate ──▶ fps ──▶ lower fps …    overloaded for `after_s`: the next level is taken
+    variant ──▶ gate ──▶ fps ──▶ lower fps …    overloaded for `afterSeconds`: the next level is taken
        ◀──────────◀────────◀────────◀           fine for the level's return delay: the last one is returned
 
 Everything here is pure; the time is an argument. `OverloadController` gives `DegradationPolicy` the measured
-load and does the steps that it returns. Any two steps are at least `after_s` apart, except when no level may
-be taken any more: then all are returned at once.
+load and does the steps that it returns. Any two steps are at least `afterSeconds` apart, except when no level
+may be taken any more: then all are returned at once.
 """
 
 import math
@@ -17,8 +17,9 @@ from typing import Literal
 from visionedge.app.load_meter import LoadMeasurement, is_nearly
 from visionedge.camera.motion_gate import GateSettings
 from visionedge.camera.timing import Throttle
-from visionedge.config.schema import CameraConfig
+from visionedge.config.schema import CameraConfig, OverloadConfig
 from visionedge.engine.device.devices import EffectiveDevice
+from visionedge.runtime.retry import RetryPolicy
 
 DegradationLevel = Literal["variant", "gate", "fps"]
 """A faster variant of the model; a motion gate on cameras without one; fewer frames per second."""
@@ -32,18 +33,9 @@ _DELIVERED_FACTOR = 0.9  # of the delivered rate, so that the device has a reser
 _MAX_BUDGET_FACTOR = 0.9  # of the previous budget
 _MIN_BUDGET_FACTOR = 0.25  # of the previous budget, as a short stall does not show the speed of a device
 _RAISE_FACTOR = 2.0
-_MAX_DOUBLINGS = 5
+_MAX_RETURN_DELAYS = 32  # return delays, after a level was taken again soon five times in a row
 _SOON_IN_DELAYS = 3.0  # return delays
 _SIMILAR_BUDGET, _EQUAL_BUDGET = 0.75, 0.95  # of a budget that was too much
-
-
-@dataclass(frozen=True, slots=True)
-class DegradationSettings:
-    """The levels in the order in which they are taken, and the times before a step, in seconds."""
-
-    levels: tuple[DegradationLevel, ...] = DEGRADATION_LEVELS
-    after_s: float = 15.0
-    back_after_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +118,7 @@ class DegradationPolicy:
         return f"<DegradationPolicy {levels}{' exhausted' if self.exhausted else ''}>"
 
     def decide(
-        self, settings: DegradationSettings, snapshot: LoadSnapshot | None, now_s: float
+        self, settings: OverloadConfig, snapshot: LoadSnapshot | None, now_s: float
     ) -> tuple[DegradationStep, ...]:
         """The steps to do now. An unknown load (None) gives none, and restarts the times before a step."""
         if stray := [level for level in self.active if level not in settings.levels]:
@@ -136,7 +128,11 @@ class DegradationPolicy:
             return ()
         self._track_load(snapshot, now_s)
         over_since_s, fine_since_s = self._over_since_s, self._fine_since_s
-        if snapshot.load == "over" and over_since_s is not None and now_s - over_since_s >= settings.after_s:
+        if (
+            snapshot.load == "over"
+            and over_since_s is not None
+            and now_s - over_since_s >= settings.after_seconds
+        ):
             return self._degrade(settings, snapshot, now_s)
         if snapshot.load == "fine" and fine_since_s is not None:
             return self._recover(settings, snapshot, now_s, now_s - fine_since_s)
@@ -155,12 +151,13 @@ class DegradationPolicy:
         self._reset_timers()
 
     def return_delay_s(
-        self, settings: DegradationSettings, level: DegradationLevel, budget_per_s: float = math.inf
+        self, settings: OverloadConfig, level: DegradationLevel, budget_per_s: float = math.inf
     ) -> float:
         """The seconds without overload before a level is returned, or raised to a budget."""
         history = self._history_of(level)
         doublings = history.doublings if budget_per_s >= _SIMILAR_BUDGET * history.failed_at else 0
-        return max(settings.after_s, settings.back_after_s) * 2.0**doublings
+        first_s = max(settings.after_seconds, settings.back_after_seconds)
+        return RetryPolicy(first_s, _MAX_RETURN_DELAYS * first_s).wait_s(1 + doublings)
 
     # --- steps ----------------------------------------------------------------------------------------------
 
@@ -173,7 +170,7 @@ class DegradationPolicy:
             self._fine_since_s = now_s if self._fine_since_s is None else self._fine_since_s
 
     def _degrade(
-        self, settings: DegradationSettings, snapshot: LoadSnapshot, now_s: float
+        self, settings: OverloadConfig, snapshot: LoadSnapshot, now_s: float
     ) -> tuple[DegradationStep, ...]:
         for level in settings.levels:
             active = self.active.get(level)
@@ -188,18 +185,16 @@ class DegradationPolicy:
         reported, self.exhausted = self.exhausted, True
         return () if reported else (Exhausted(),)
 
-    def _activate_level(
-        self, settings: DegradationSettings, level: DegradationLevel, how: ActiveLevel
-    ) -> None:
+    def _activate_level(self, settings: OverloadConfig, level: DegradationLevel, how: ActiveLevel) -> None:
         active = {**self.active, level: how}
         self.active = {each: active[each] for each in settings.levels if each in active}
         self.exhausted = False
         self._reset_timers()
 
     def _recover(
-        self, settings: DegradationSettings, snapshot: LoadSnapshot, now_s: float, fine_for_s: float
+        self, settings: OverloadConfig, snapshot: LoadSnapshot, now_s: float, fine_for_s: float
     ) -> tuple[DegradationStep, ...]:
-        if fine_for_s >= settings.back_after_s:
+        if fine_for_s >= settings.back_after_seconds:
             self.exhausted = False
         if not self.active:
             return ()
@@ -226,13 +221,13 @@ class DegradationPolicy:
         self._reset_timers()
         return ReturnLevel(level)
 
-    def _record_retake(self, settings: DegradationSettings, level: DegradationLevel, now_s: float) -> None:
+    def _record_retake(self, settings: OverloadConfig, level: DegradationLevel, now_s: float) -> None:
         """Note that a level is taken again: soon after its return its delay doubles, later it is reset."""
         history = self._history_of(level)
         if history.returned_s is None:
             return
         again = now_s - history.returned_s <= _SOON_IN_DELAYS * self.return_delay_s(settings, level)
-        history.doublings = min(_MAX_DOUBLINGS, history.doublings + 1) if again else 0
+        history.doublings = history.doublings + 1 if again else 0
         history.failed_at, history.returned_s = history.raised_to, None
 
     def _history_of(self, level: DegradationLevel) -> _LevelHistory:
@@ -250,11 +245,6 @@ def _lower_budget(active: ActiveLevel | None, snapshot: LoadSnapshot) -> float |
     carried = max(_DELIVERED_FACTOR * snapshot.delivered, _MIN_BUDGET_FACTOR * now)
     budget = max(snapshot.min_total_per_s, min(carried, _MAX_BUDGET_FACTOR * now))
     return budget if budget < now * 0.999 else None
-
-
-def max_return_delay_s(settings: DegradationSettings) -> float:
-    """The longest return delay."""
-    return max(settings.after_s, settings.back_after_s) * 2.0**_MAX_DOUBLINGS
 
 
 # --- rates: how a budget is shared by priority, and evenly within one --------------------------------------
@@ -327,7 +317,7 @@ _HEADROOM_SHARE = 0.85
 def classify_load(seen: LoadMeasurement) -> LoadState:
     """Whether the device is overloaded by the admitted frames.
 
-    A single camera that its thread cannot decode in time is no overload, as slowing others would not help.
+    A single camera that its thread cannot decode in time is not an overload: slowing others would not help.
     """
     behind = seen.is_saturated and not is_nearly(seen.offered, seen.admitted)
     if behind or seen.lost > max(_OVERLOADED_LOST_SHARE * seen.offered, _OVERLOADED_LOST_PER_S):

@@ -56,7 +56,7 @@ STOP_TIMEOUT_S = 10.0
 """From the begin of the stop to the end of the process, even if a thread hangs."""
 
 _STOP_STEP_TIMEOUT_S = 2.0
-"""For each step of the stop that has no limit of its own."""
+"""For each step of the stop that has no other limit."""
 
 _JOIN_TIMEOUT_S = 2.0
 _SECOND_JOIN_TIMEOUT_S = 1.0
@@ -198,7 +198,8 @@ class Service:
                 delivery, asyncio.ensure_future(self._start_cameras_and_engine(delivery, resizer))
             )
         except VisionedgeError:
-            await hub_bridge.save_desired()
+            # For the next start, as this one has failed with older ones.
+            await hub_bridge.desired.save_pending()
             raise
 
     async def _unless_stopped(self, work: Awaitable[T]) -> T | None:
@@ -290,7 +291,7 @@ class Service:
         text = status.shorten(info.device.describe())
         delivery.event("engine", info.device.code, text, status.build_engine_event(info))
         if self._hub_bridge is not None:
-            self._hub_bridge.retry()  # sections that waited for the engine can be applied now
+            self._hub_bridge.desired.retry()  # sections that waited for the engine can be applied now
         log.info("ready: open %s to look", self._server.url)
         self._limit_duration()
 
@@ -423,8 +424,7 @@ class Service:
             self._stop()
 
     def _send_overload_event(self, code: OverloadEventCode, message: str, details: Mapping[str, Any]) -> None:
-        if (delivery := self.state.snapshot().delivery) is not None:
-            delivery.event("module", code, message, details)
+        self.state.snapshot().send_event("module", code, message, details)
 
     # --- signals and failures -------------------------------------------------------------------------------
 
@@ -443,7 +443,7 @@ class Service:
             log.warning("SIGHUP: the module is still starting; send it again when it is ready")
         else:
             log.info("SIGHUP: reading the configuration file again")
-            self._hub_bridge.reload(self.options.reload)
+            self._hub_bridge.desired.reload(self.options.reload)
 
     def _stop(self) -> None:
         self.state.mark_stopping()
@@ -477,7 +477,7 @@ class Service:
         self.state.latest_results.close()
         if self._hub_bridge is not None:
             await self._run_stop_step(_STOP_STEP_TIMEOUT_S, "hub", self._hub_bridge.close)
-        self._thread_group.stopping.set()  # a lane that ends from here on is no failure
+        self._thread_group.stopping.set()  # a lane that ends from here on is not a failure
         now = self.state.snapshot()
         if now.camera_registry is not None:
             now.camera_registry.stop()

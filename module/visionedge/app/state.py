@@ -18,7 +18,8 @@ from visionedge.app.load_meter import LoadMeter
 from visionedge.app.overload_policy import OverloadStatus
 from visionedge.camera.camera import Camera, CameraStatus
 from visionedge.camera.registry import CameraRegistry
-from visionedge.config.schema import SECTIONS, Applied, Config, SectionOutcome
+from visionedge.config.applied import Applied, SectionOutcome
+from visionedge.config.schema import SECTIONS, Config
 from visionedge.engine.batcher import Batcher
 from visionedge.engine.interface import Engine, EngineEvent, EngineInfo
 from visionedge.engine.process.shared_memory import SharedFramePool
@@ -26,6 +27,7 @@ from visionedge.frames.types import FrameResult
 from visionedge.iothub.delivery import Delivery
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
+from visionedge.outbound.messages import EventKind
 from visionedge.runtime.threads import LoopQueue
 from visionedge.web.latest_results import LatestResults
 
@@ -101,6 +103,11 @@ class StateSnapshot:
             return None
         info = self.engine.info()
         return info if self.requested_engine is None else info.as_substitute_for(self.requested_engine.info())
+
+    def send_event(self, kind: EventKind, code: str, message: str, details: Mapping[str, Any]) -> None:
+        """Send an event to the cloud; without a delivery yet it is dropped."""
+        if self.delivery is not None:
+            self.delivery.event(kind, code, message, details)
 
     def readiness(self) -> list[str]:
         """Why no frame can be computed now; empty when one can."""
@@ -256,7 +263,7 @@ class AppState:
         self._update(read_fetch_progress=read)
 
     def set_overload_status(self, status: OverloadStatus) -> None:
-        """What is given up while the module is overloaded. Written by `OverloadController`."""
+        """How the load is reduced in an overload. Written by `OverloadController`."""
         self._update(overload_status=status)
 
     def set_waiting_reason(self, reason: str) -> None:

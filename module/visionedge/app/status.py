@@ -1,7 +1,7 @@
 """The documents of status and cameras, and the texts and details of events.
 
 Everything is read from the statistics of the parts; nothing is counted here. The documents are built as the
-models of `web.documents` and given away as plain dicts.
+models of `web.documents` and returned as plain dicts.
 """
 
 import time
@@ -16,17 +16,14 @@ from visionedge.app.state import StateSnapshot
 from visionedge.camera.camera import CameraStatus
 from visionedge.config.documents import Document
 from visionedge.engine.batcher import CameraStatistics
-from visionedge.engine.device_parity import SpeedCheck
-from visionedge.engine.interface import EngineInfo, ProcessStatus, RecoveryStatistics
+from visionedge.engine.device.devices import DeviceState
+from visionedge.engine.interface import EngineInfo, RecoveryStatistics
 from visionedge.engine.plan import Plan
 from visionedge.frames.types import format_utc, utc_now
-from visionedge.iothub.client import HubStatus
 from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.telemetry import TelemetryStatistics
 from visionedge.model.model import Model
-from visionedge.outbound.messages_file import MessagesFileStatus
 from visionedge.outbound.metering import MeteredUsage
-from visionedge.outbound.spool import SpoolStatus
 from visionedge.runtime.redaction import mask_address
 from visionedge.web.backend import ModelMetadata
 from visionedge.web.documents import (
@@ -71,7 +68,7 @@ def build_status(state: StateSnapshot) -> Document:
         model=_model(state.loaded_model) if state.loaded_model else None,
         fetching=state.fetch_progress,
         cameras=[_camera(state, name, counters) for name in state.config.cameras],
-        capacity=_capacity(state),
+        capacity=build_capacity(state),
         hub=_hub(state),
     ).dump()
 
@@ -89,30 +86,13 @@ def build_camera(state: StateSnapshot, name: str) -> Document | None:
     return _camera(state, name, _CameraCounters.read(state)).dump()
 
 
-def build_capacity(state: StateSnapshot) -> Document | None:
-    """`CapacityDocument`: the object `capacity` of status; None before the load was measured."""
-    capacity = _capacity(state)
-    return None if capacity is None else capacity.dump()
-
-
 def build_engine_event(info: EngineInfo) -> Document:
     """`EngineEventDocument`: the details of an event about the engine. The tables stay in status."""
-    device, recovery = info.device, info.recovery
     return EngineEventDocument(
-        requested=device.requested,
-        effective=device.effective,
-        degraded=device.degraded,
-        reason_code=device.code,
-        since=format_utc(device.since_utc),
-        reason=shorten(device.reason),
+        **_device_keys(info.device) | {"reason": shorten(info.device.reason)},
         precision=info.precision.precision,
-        recovery_stage=recovery.recovery_state.stage if recovery else None,
+        recovery_stage=info.recovery.recovery_state.stage if info.recovery else None,
     ).dump()
-
-
-def build_metering(usage: MeteredUsage) -> Document:
-    """`MeteringDocument`: the object `hub.metering` of status."""
-    return _metering(usage).dump()
 
 
 def shorten(text: str) -> str:
@@ -143,23 +123,32 @@ def uptime_s(state: StateSnapshot) -> float:
 # --- the engine ---------------------------------------------------------------------------------------------
 
 
+def _device_keys(device: DeviceState) -> Document:
+    """The keys that say which device computes, and why: the same in status and in events."""
+    return {
+        "requested": device.requested,
+        "effective": device.effective,
+        "degraded": device.degraded,
+        "reason_code": device.code,
+        "reason": device.reason,
+        "since": format_utc(device.since_utc),
+    }
+
+
 def _engine(info: EngineInfo) -> EngineDocument:
-    device, check = info.device, info.device_check
+    check, speed = info.device_check, info.device_check.speed_check
     return EngineDocument(
-        requested=device.requested,
-        effective=device.effective,
-        degraded=device.degraded,
-        reason_code=device.code,
-        reason=device.reason,
-        since=format_utc(device.since_utc),
+        **_device_keys(info.device),
         plan=_plan(info.plan),
         precision=PrecisionDocument.model_validate(info.precision.document()),
         nodes_on_cpu=list(info.node_placement.on_cpu),
         notes=list(info.notes),
         unplanned_shapes=info.unplanned_shapes,
-        process=_process(info.process) if info.process else None,
+        process=EngineProcessDocument.of(info.process) if info.process else None,
         parity=[ParityDocument.model_validate(result.document()) for result in check.parity_results],
-        speed_check=_speed_check(check.speed_check, device.effective) if check.speed_check else None,
+        speed_check=SpeedCheckDocument.model_validate(speed.document(info.device.effective))
+        if speed
+        else None,
         recovery=_recovery(info.recovery) if info.recovery else None,
     )
 
@@ -169,7 +158,7 @@ def _missing_engine(state: StateSnapshot) -> EngineDocument:
         requested=state.config.inference.device,
         effective=None,
         reason_code="warming-up",
-        reason=state.fetch_progress or state.waiting_reason or "the engine is warming up",
+        reason=state.no_engine_reason,
     )
 
 
@@ -181,14 +170,6 @@ def _plan(plan: Plan) -> PlanDocument:
         reason=plan.reason,
         measured=PlanMeasurementDocument.model_validate(measured.document()) if measured else None,
     )
-
-
-def _process(process: ProcessStatus) -> EngineProcessDocument:
-    return EngineProcessDocument(pid=process.pid, restarts=process.restarts, down=process.down)
-
-
-def _speed_check(check: SpeedCheck, device: str) -> SpeedCheckDocument:
-    return SpeedCheckDocument.model_validate(check.document(device))
 
 
 def _remaining_s(at_s: float | None) -> float | None:
@@ -278,7 +259,8 @@ def _add_camera_status(document: CameraDocument, status: CameraStatus) -> None:
     document.decoder = status.decoder
 
 
-def _capacity(state: StateSnapshot) -> CapacityDocument | None:
+def build_capacity(state: StateSnapshot) -> CapacityDocument | None:
+    """The object `capacity` of status; None before the load was measured."""
     load, overload = state.meter.measurement, state.overload_status
     if load is None:
         return None
@@ -335,40 +317,16 @@ def _hub(state: StateSnapshot) -> HubDocument:
     if state.delivery is None:
         return HubDocument(state="starting")
     status = state.delivery.status()
-    document = HubDocument(state="local", device=status.device, module=status.module)
-    if status.hub is not None:
-        _add_hub_status(document, status.hub)
+    document = HubDocument(state="local") if status.hub is None else HubDocument.of(status.hub)
+    document.device, document.module = status.device, status.module
     if status.spool is not None:
-        document.spool = _spool(status.spool)
+        document.spool = SpoolDocument.of(status.spool)
     document.telemetry = _telemetry(status.telemetry)
-    document.metering = _metering(status.telemetry.usage)
+    document.metering = build_metering(status.telemetry.usage)
     if status.messages_file is not None:
-        document.messages_file = _messages_file(status.messages_file)
+        document.messages_file = MessagesFileDocument.of(status.messages_file)
     _add_inbound(document, state, state.delivery)
     return document
-
-
-def _add_hub_status(document: HubDocument, hub: HubStatus) -> None:
-    """The connection to edgeHub."""
-    document.state = hub.state
-    document.connected = hub.connected
-    document.sent = hub.sent
-    document.waiting = hub.queued
-    document.dropped = dict(hub.dropped)
-    document.last_error = hub.last_error
-    document.rebuilds = hub.rebuilds
-    document.abandoned_calls = hub.abandoned
-    document.faults = dict(hub.faults)
-
-
-def _spool(spool: SpoolStatus) -> SpoolDocument:
-    return SpoolDocument(
-        mode=spool.mode,
-        reason=spool.reason,
-        waiting=spool.waiting,
-        waiting_bytes=spool.waiting_bytes,
-        dropped=dict(spool.dropped),
-    )
 
 
 def _telemetry(telemetry: TelemetryStatistics) -> TelemetryDocument:
@@ -382,7 +340,8 @@ def _telemetry(telemetry: TelemetryStatistics) -> TelemetryDocument:
     )
 
 
-def _metering(usage: MeteredUsage) -> MeteringDocument:
+def build_metering(usage: MeteredUsage) -> MeteringDocument:
+    """The object `hub.metering` of status."""
     return MeteringDocument(
         messages=dict(usage.messages),
         blocks=dict(usage.blocks),
@@ -392,10 +351,6 @@ def _metering(usage: MeteredUsage) -> MeteringDocument:
         projected_from_seconds=round(usage.span_s),
         unit_share={tier: round(share, 5) for tier, share in usage.shares.items()},
     )
-
-
-def _messages_file(file: MessagesFileStatus) -> MessagesFileDocument:
-    return MessagesFileDocument(written=file.written, last_error=file.last_error)
 
 
 def _add_inbound(document: HubDocument, state: StateSnapshot, delivery: Delivery) -> None:

@@ -7,8 +7,7 @@ makes a `Config` of a document; constructing one directly skips the checks acros
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -26,7 +25,7 @@ from visionedge.config.documents import EXTENSION_PREFIX
 from visionedge.errors import ConfigError
 
 MAX_PROBLEMS = 500
-"""At most so many problems of a document are reported, and the number of the others."""
+"""The problems of a document that are reported; the others are only counted."""
 
 CAMERA_NAME_PATTERN = re.compile(r"[a-z0-9_-]{1,64}")
 _HOST_NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63}){0,31}\.?")
@@ -78,6 +77,10 @@ def _check_camera_name(name: str) -> str:
     return name
 
 
+def _key(default: Any, description: str, **limits: Any) -> Any:
+    return Field(default, description=description, **limits)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(
         alias_generator=to_camel,
@@ -92,28 +95,21 @@ class _Section(BaseModel):
 class GateConfig(_Section):
     """The motion gate of a camera: frames without motion are not analysed."""
 
-    enabled: bool = Field(default=True, description="false keeps the settings and analyses every frame.")
-    every_seconds: float = Field(
-        default=10.0, ge=0.1, le=86400, description="At least one frame is analysed in this time."
-    )
-    sensitivity: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="A higher value finds smaller and fainter motion, and more false motion.",
+    enabled: bool = _key(True, "false keeps the settings and analyses every frame.")
+    every_seconds: float = _key(10.0, "At least one frame is analysed in this time.", ge=0.1, le=86400)
+    sensitivity: float = _key(
+        0.5, "A higher value finds smaller and fainter motion, and more false motion.", ge=0, le=1
     )
 
 
 class TlsConfig(_Section):
     """How the certificate of an rtsps:// or https:// camera is checked."""
 
-    verify: bool = Field(
-        default=False, description="true refuses a camera whose certificate is not trusted; needs PyAV."
-    )
-    ca_file: str | None = Field(
-        default=None,
+    verify: bool = _key(False, "true refuses a camera whose certificate is not trusted; needs PyAV.")
+    ca_file: str | None = _key(
+        None,
+        "PEM: the certificate of the camera or its authority; absent = the system's authorities.",
         min_length=1,
-        description="PEM: the certificate of the camera or its authority; absent = the system's authorities.",
     )
 
     @field_validator("ca_file", mode="after")
@@ -127,34 +123,28 @@ class TlsConfig(_Section):
 class CameraDefaults(_Section):
     """Settings for all cameras; a camera's own keys win."""
 
-    fps: float | None = Field(
-        default=None,
+    fps: float | None = _key(
+        None,
+        "Analysed frames per second; absent = every frame, but 1 of a folder or a still picture.",
         gt=0,
         le=1000,
-        description="Analysed frames per second; absent = every frame of the camera.",
     )
-    enabled: bool = Field(default=True, description="false closes the camera and keeps its settings.")
-    gate: GateConfig | None = Field(
-        default=None, description="Analyse only frames with motion; absent = all frames."
+    enabled: bool = _key(True, "false closes the camera and keeps its settings.")
+    gate: GateConfig | None = _key(None, "Analyse only frames with motion; absent = all frames.")
+    priority: WholeNumber = _key(
+        0, "In an overload, cameras with a lower priority are slowed first.", ge=-1000, le=1000
     )
-    priority: WholeNumber = Field(
-        default=0,
-        ge=-1000,
-        le=1000,
-        description="In an overload, cameras with a lower priority are slowed first.",
+    transport: Literal["tcp", "udp", "auto"] = _key(
+        "tcp", "RTSP: auto = TCP, or UDP if the camera refuses TCP."
     )
-    transport: Literal["tcp", "udp", "auto"] = Field(
-        default="tcp", description="RTSP: auto = TCP, or UDP if the camera refuses TCP."
+    decoder: Literal["auto", "pyav", "opencv"] = _key("auto", "auto = PyAV if it is installed, else OpenCV.")
+    tls: TlsConfig | None = _key(None, "How certificates are checked; absent = not at all.")
+    follow_redirects: Literal["same-host", "any"] = _key(
+        "same-host", "HTTP and RTSP: redirects lead to the camera's host only, or to any."
     )
-    decoder: Literal["auto", "pyav", "opencv"] = Field(
-        default="auto", description="auto = PyAV if it is installed, else OpenCV."
+    loop: bool = _key(
+        False, "A file or a folder begins again at its end, in the same epoch and without an event."
     )
-    tls: TlsConfig | None = Field(default=None, description="absent = certificates are not checked.")
-    follow_redirects: Literal["same-host", "any"] = Field(
-        default="same-host",
-        description="HTTP and RTSP: the hosts that redirects may lead to; any = other hosts, too.",
-    )
-    loop: bool = Field(default=False, description="A file or a folder starts again at its end.")
 
 
 class CameraConfig(CameraDefaults):
@@ -168,16 +158,14 @@ class CameraConfig(CameraDefaults):
 class ModelConfig(_Section):
     """Which model; absent = the bundled one."""
 
-    path: str | None = Field(default=None, description="An ONNX file.")
-    allow_insecure: bool = Field(
-        default=False, description="Also allow http: and file: in 'url'; only in the local file."
-    )
-    max_megabytes: WholeNumber = Field(
-        default=1000, ge=1, le=2000, description="A larger file at 'url' is refused."
-    )
-    url: str | None = Field(default=None, description="An https address of an ONNX file.")
-    sha256: str | None = Field(
-        default=None, pattern=r"^[0-9a-fA-F]{64}$", description="The SHA-256 of the file at 'url'."
+    path: str | None = _key(None, "An ONNX file; absent = the bundled YOLOX-nano, or the one at 'url'.")
+    allow_insecure: bool = _key(False, "Also allow http: and file: in 'url'; only in the local file.")
+    max_megabytes: WholeNumber = _key(1000, "A larger file at 'url' is refused.", ge=1, le=2000)
+    url: str | None = _key(None, "Instead of 'path': the https address of an ONNX file.")
+    sha256: str | None = _key(
+        None,
+        "Required with 'url': the SHA-256 of the file, 64 hexadecimal digits.",
+        pattern=r"^[0-9a-fA-F]{64}$",
     )
 
     @field_validator("url", mode="after")
@@ -191,49 +179,37 @@ class ModelConfig(_Section):
 class InferenceConfig(_Section):
     """How frames are analysed, and what counts as a detection."""
 
-    device: Literal["auto", "cuda", "tensorrt", "cpu"] = Field(
-        default="auto", description="auto = CUDA if it works, else the CPU."
+    device: Literal["auto", "cuda", "tensorrt", "cpu"] = _key(
+        "auto", "auto = CUDA if it works, else the CPU."
     )
     fallback: Annotated[
         Literal["degrade", "hold", "exit"],
         BeforeValidator(
             _fallback_from_bool, json_schema_input_type=Literal["degrade", "hold", "exit"] | bool
         ),
-    ] = Field(
-        default="degrade",
-        description="Without the device: degrade = use the CPU, hold = wait, exit = end with exit code 3.",
+    ] = _key(
+        "degrade", "Without the device: degrade = use the CPU, hold = wait, exit = end with exit code 3."
     )
-    parity: Annotated[Literal["refuse", "warn", "off"], BeforeValidator(_off_from_false)] = Field(
-        default="refuse",
-        description="A device with other results than the CPU: refuse = not used, warn = a log line.",
+    parity: Annotated[Literal["refuse", "warn", "off"], BeforeValidator(_off_from_false)] = _key(
+        "refuse", "A device with other results than the CPU: refuse = not used, warn = a log line."
     )
-    confidence: float = Field(
-        default=0.3, ge=0, le=1, description="The lowest score of a detection that is reported."
+    confidence: float = _key(0.3, "The lowest score of a detection that is reported.", ge=0, le=1)
+    iou: float = _key(0.5, "Boxes of one class with a higher overlap count as one object.", ge=0, le=1)
+    max_batch: WholeNumber = _key(8, "The largest batch.", ge=1, le=64)
+    precision: Literal["auto", "fp32", "fp16", "int8"] = _key(
+        "auto", "auto = the fastest one on this machine that stays within its tolerance."
     )
-    iou: float = Field(
-        default=0.5, ge=0, le=1, description="Boxes of one class with a higher overlap count as one object."
+    latency_budget_ms: float | None = _key(
+        None, "The longest typical batch time of the plan in milliseconds; absent = no limit.", gt=0
     )
-    max_batch: WholeNumber = Field(default=8, ge=1, le=64, description="The largest batch.")
-    precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
-        default="auto", description="auto = the fastest one on this machine that stays within its tolerance."
+    process: bool = _key(
+        True, "Run the engine in its own process, so that its crash does not end the module."
     )
-    latency_budget_ms: float | None = Field(
-        default=None,
-        gt=0,
-        description="The longest time that a batch should take, in milliseconds; absent = no limit.",
+    max_age_seconds: float = _key(
+        2.0, "A frame that waited longer is dropped and counted as 'stale'.", gt=0, le=3600
     )
-    process: bool = Field(
-        default=True,
-        description="Run the engine in a process of its own, so that its crash does not end the module.",
-    )
-    max_age_seconds: float = Field(
-        default=2.0,
-        gt=0,
-        le=3600,
-        description="A frame that waited longer is dropped and counted as 'stale'.",
-    )
-    classes: tuple[str, ...] | None = Field(
-        default=None, strict=False, description="Only these labels are reported; absent = all."
+    classes: tuple[str, ...] | None = _key(
+        None, "Only these labels are reported; absent = all.", strict=False
     )
 
 
@@ -246,102 +222,79 @@ def _check_unique(levels: tuple[str, ...]) -> tuple[str, ...]:
 class OverloadConfig(_Section):
     """How the load is reduced while the device cannot analyse the configured rates."""
 
-    when: Literal["degraded", "always"] = Field(
-        default="degraded",
-        description="degraded = only while a lesser device than the requested one is in use.",
+    when: Literal["degraded", "always"] = _key(
+        "degraded", "degraded = only while the device is less than the requested one; always = on any."
     )
     levels: Annotated[
         tuple[Literal["variant", "gate", "fps"], ...], Field(strict=False), AfterValidator(_check_unique)
-    ] = Field(
-        default=("variant", "gate", "fps"),
-        description="The steps in their order, taken back in reverse; empty = the load is never reduced.",
+    ] = _key(
+        ("variant", "gate", "fps"),
+        "The steps in their order, taken back in reverse; empty = the load is never reduced.",
     )
-    min_fps: float = Field(
-        default=0.5, ge=0.01, le=1000, description="fps: no camera is slowed below this rate."
-    )
-    after_seconds: float = Field(
-        default=15.0, ge=1, le=3600, description="The time of overload before each step."
-    )
-    back_after_seconds: float = Field(
-        default=60.0, ge=1, le=86400, description="The time without overload before a step is taken back."
+    min_fps: float = _key(0.5, "fps: no camera is slowed below this rate.", ge=0.01, le=1000)
+    after_seconds: float = _key(15.0, "The time of overload before each step.", ge=1, le=3600)
+    back_after_seconds: float = _key(
+        60.0, "The time without overload before a step is taken back.", ge=1, le=86400
     )
 
 
 class TelemetryConfig(_Section):
     """Which messages go to IoT Hub, and how often."""
 
-    interval_seconds: float = Field(
-        default=1.0, ge=0.1, le=86400, description="Frames are collected for this time before they are sent."
+    interval_seconds: float = _key(
+        1.0, "Frames are collected for this time before they are sent.", ge=0.1, le=86400
     )
-    mode: Literal["changes", "all", "none"] = Field(
-        default="changes",
-        description="changes = only frames that differ from the last one that was sent.",
+    mode: Literal["changes", "all", "none"] = _key(
+        "changes", "changes = only frames that differ from the last one that was sent."
     )
-    change_seconds: float = Field(
-        default=1.0,
+    change_seconds: float = _key(
+        1.0, "changes: a box, its absence or its class must last this long before it counts.", ge=0, le=3600
+    )
+    max_per_day: WholeNumber = _key(
+        100_000,
+        "Blocks of 4 KB that IoT Hub bills for detections in a UTC day; events are always sent.",
         ge=0,
-        le=3600,
-        description="changes: a box, its absence or its class must last this long before it counts.",
     )
-    max_per_day: WholeNumber = Field(
-        default=100_000,
-        ge=0,
-        description="Blocks of 4 KB that IoT Hub bills for detections in a UTC day; events are always sent.",
+    move_threshold: float = _key(
+        0.05, "changes: a box has moved when an edge moved further, as a part of the frame.", ge=0, le=1
     )
-    move_threshold: float = Field(
-        default=0.05,
-        ge=0,
-        le=1,
-        description="changes: a box has moved when an edge moved further, as a part of the frame;"
-        " for motion alone a camera sends one frame in changeSeconds at most.",
+    heartbeat_seconds: float = _key(
+        60.0, "changes: a frame of each camera is sent at least this often.", ge=1, le=86400
     )
-    heartbeat_seconds: float = Field(
-        default=60.0,
-        ge=1,
-        le=86400,
-        description="changes: a frame of each camera is sent at least this often.",
-    )
-    fill_seconds: float = Field(
-        default=4.0,
+    fill_seconds: float = _key(
+        4.0,
+        "The longest additional time that frames wait until their 4 KB block is full; 0 = none.",
         ge=0,
         le=86400,
-        description="The longest additional time that frames wait until their 4 KB block is full.",
     )
-    spool_megabytes: WholeNumber = Field(
-        default=256,
+    spool_megabytes: WholeNumber = _key(
+        256,
+        "The most megabytes of messages on disk; then the oldest detections are dropped, events last.",
         ge=1,
         le=1_000_000,
-        description="The most megabytes of messages that wait on disk for the hub.",
     )
-    spool_hours: float = Field(
-        default=168.0,
-        gt=0,
-        le=87600,
-        description="How long a message waits, counted in hours in which the module ran.",
+    spool_hours: float = _key(
+        168.0, "How long a message waits, counted in hours in which the module ran.", gt=0, le=87600
     )
 
 
 class HttpConfig(_Section):
     """The address of HTTP, and its access control."""
 
-    host: str = Field(
-        default="127.0.0.1",
+    host: str = _key(
+        "127.0.0.1",
+        "The address to listen on; 0.0.0.0 and :: serve other machines: set a token then.",
         min_length=1,
-        description="The address to listen on; 0.0.0.0 serves other machines, too.",
     )
-    port: WholeNumber = Field(
-        default=8080, ge=0, le=65535, description="The port to listen on; 0 = any free port."
+    port: WholeNumber = _key(8080, "The port to listen on; 0 = any free port.", ge=0, le=65535)
+    token: str | None = _key(
+        None, "Clients must send it as 'Authorization: Bearer …', except to the health checks.", min_length=1
     )
-    token: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Clients must send it as 'Authorization: Bearer …', except to the health checks.",
-    )
-    names: tuple[Annotated[str, AfterValidator(_check_host_name)], ...] = Field(
-        default=(),
+    names: tuple[Annotated[str, AfterValidator(_check_host_name)], ...] = _key(
+        (),
+        "Host names that clients use for the module; without a token other names are refused.",
         max_length=100,
         strict=False,
-        description="Host names that clients use for the module; without a token other names are refused.",
     )
 
     @property
@@ -392,62 +345,3 @@ def _without_titles(value: Any) -> Any:
 
 SECTIONS: Mapping[str, str] = {to_camel(name): name for name in Config.model_fields}
 """The top-level keys of a configuration, as documents write them, and the field of `Config` of each."""
-
-
-@dataclass(frozen=True, slots=True)
-class SectionOutcome:
-    """What became of one section; `reason` says why it is not applied, and is empty if it is.
-
-    `pending`: accepted, but what it configures does not run yet. `rejected`: the section stays as it was.
-    """
-
-    status: Literal["applied", "pending", "rejected"]
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """What became of a wanted configuration: an outcome for each key of `SECTIONS`.
-
-    Raises:
-        ValueError: a section has no outcome, or an outcome is of no section.
-    """
-
-    outcomes: Mapping[str, SectionOutcome]
-
-    def __post_init__(self) -> None:
-        if self.outcomes.keys() != SECTIONS.keys():
-            raise ValueError(f"sections without an outcome: {sorted(SECTIONS.keys() ^ self.outcomes.keys())}")
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every section is in force as it was wanted."""
-        return not self.unapplied
-
-    @property
-    def pending(self) -> dict[str, str]:
-        """The reasons of the sections that are accepted and not in use yet."""
-        return self._reasons("pending")
-
-    @property
-    def rejected(self) -> dict[str, str]:
-        """The reasons of the sections that stay as they were."""
-        return self._reasons("rejected")
-
-    @property
-    def unapplied(self) -> dict[str, str]:
-        """The reasons of all sections that are not in force, pending or rejected."""
-        return self._reasons("pending", "rejected")
-
-    def _reasons(self, *statuses: str) -> dict[str, str]:
-        return {key: each.reason for key, each in self.outcomes.items() if each.status in statuses}
-
-
-class ConfigTarget(Protocol):
-    """What a configuration is applied to: the running module (`AppState`)."""
-
-    def compare(self, wanted: Config) -> Applied:
-        """What of a configuration is in force now; changes nothing."""
-
-    async def apply(self, wanted: Config) -> Applied:
-        """Make the running module that of a configuration, and return what became of it."""

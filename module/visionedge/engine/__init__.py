@@ -4,7 +4,7 @@
 - `lanes`: threads that take a batch, infer and deliver; how one engine replaces another.
 - `interface`: an engine is `infer`, `info` and `close`.
 - `local_engine`: the engine in this process, on the best device. `precision_choice` picks the precision,
-  `device_parity` compares the device with the CPU, `autotune` measures the plan, `plan` keeps it.
+  `device_parity` compares a device with the CPU, `autotune` measures the plan, `plan` keeps it.
 - `device/`: onnxruntime's sessions, their options, and the meaning of a device's errors.
 - `process/`: the same engine in a worker process, with a supervisor that restarts it.
 """

@@ -73,7 +73,7 @@ class ThroughputSample:
 
 
 BatchRunner = Callable[[int], object]
-"""Computes a batch of so many pictures on the thread that calls it."""
+"""Computes a batch of the given size on the thread that calls it."""
 
 NameT = TypeVar("NameT", bound=Hashable)
 
@@ -160,7 +160,7 @@ def _summarize_lanes(point: OperatingPoint, lanes: Sequence[Sequence[_BatchTimin
 # --- the search ---------------------------------------------------------------------------------------------
 
 TrialRunner = Callable[[OperatingPoint, float], ThroughputSample]
-"""Runs a point for about so many seconds."""
+"""Runs a point for about the given time in seconds."""
 
 
 def autotune_plan(
@@ -171,19 +171,17 @@ def autotune_plan(
     fixed_batch: int | None,
     cores: int,
     latency_budget_ms: float | None = None,
-    clock: Callable[[], int] = time.monotonic_ns,
-    spend_s: float = TIME_BUDGET_S,
 ) -> AutotuneResult:
-    """Find the best plan for an engine that is warmed up; `run` computes a batch of so many pictures.
+    """Find the best plan for an engine that is warmed up; `run` computes a batch of the given size.
 
     Raises what `run` raises if not even the smallest batch can be computed.
     """
     request = AutotuneRequest(device, max_batch, fixed_batch, cores, latency_budget_ms)
 
     def trial(point: OperatingPoint, limit_s: float) -> ThroughputSample:
-        return run_trial(run, point, limit_s, clock=clock)
+        return run_trial(run, point, limit_s)
 
-    return search_plan(trial, request, clock=clock, spend_s=spend_s)
+    return search_plan(trial, request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +213,11 @@ class AutotuneRequest:
 
 
 def search_plan(
-    trial: TrialRunner, request: AutotuneRequest, *, clock: Callable[[], int], spend_s: float = TIME_BUDGET_S
+    trial: TrialRunner,
+    request: AutotuneRequest,
+    *,
+    clock: Callable[[], int] = time.monotonic_ns,
+    spend_s: float = TIME_BUDGET_S,
 ) -> AutotuneResult:
     """Try points until the best is known or the time is spent, and choose."""
     began_ns = clock()

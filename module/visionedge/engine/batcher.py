@@ -95,24 +95,16 @@ class _Slot:
 class Batcher:
     """One slot per camera, at most one frame of a camera in flight, cameras in turns.
 
-    `max_batch` bounds a batch. A frame that is older than `max_age_ns` when its turn comes is dropped. With
-    `window_ns`, a batch that is not full waits until its oldest frame is that old; by default it never waits.
+    `max_batch` bounds a batch. A frame that is older than `max_age_ns` when its turn comes is dropped. A
+    batch never waits for more frames: they gather while the lanes are busy.
     """
 
-    def __init__(
-        self,
-        max_batch: int,
-        max_age_ns: int,
-        clock: Callable[[], int] = time.monotonic_ns,
-        window_ns: int = 0,
-    ) -> None:
+    def __init__(self, max_batch: int, max_age_ns: int, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._max_batch = max_batch
         self._max_age_ns = max_age_ns
-        self._window_ns = window_ns
         self._clock = clock
-        self._slots: dict[
-            str, _Slot
-        ] = {}  # in the order of turns: a camera whose frame was taken moves to the end
+        # In the order of turns: a camera whose frame was taken moves to the end.
+        self._slots: dict[str, _Slot] = {}
         self._batch_sizes: Counter[int] = Counter()
         self._closed = False
         self._lock = threading.Lock()
@@ -188,13 +180,11 @@ class Batcher:
             while not self._closed:
                 now_ns = self._clock()
                 if ready := self._ready_frames(now_ns):
-                    wait_ns = self._fill_wait_ns(ready, max_count, now_ns)
-                    if wait_ns <= 0:
-                        return self._form_batch(ready[:max_count], now_ns)
-                else:
-                    wait_ns = None
-                if not self._pause(wait_ns, deadline_ns):
+                    return self._form_batch(ready[:max_count], now_ns)
+                left_s = None if deadline_ns is None else (deadline_ns - time.monotonic_ns()) / 1e9
+                if left_s is not None and left_s <= 0:
                     return None
+                self._work.wait(left_s)
         return None
 
     def done(self, batch: Batch, outcome: Outcome) -> None:
@@ -263,13 +253,6 @@ class Batcher:
                 ready.append(slot.frame)
         return ready
 
-    def _fill_wait_ns(self, ready: list[Frame], max_count: int, now_ns: int) -> int:
-        """How long this batch must wait for more frames; 0 or less: not at all."""
-        expected_count = sum(slot.open and slot.in_flight is None for slot in self._slots.values())
-        if len(ready) >= min(max_count, expected_count):
-            return 0
-        return min(frame.captured_ns for frame in ready) + self._window_ns - now_ns
-
     def _form_batch(self, frames: list[Frame], now_ns: int) -> Batch:
         for frame in frames:
             slot = self._slots.pop(frame.camera)
@@ -281,16 +264,6 @@ class Batcher:
         if any(slot.frame is not None and slot.in_flight is None for slot in self._slots.values()):
             self._work.notify()
         return Batch(tuple(frames), now_ns)
-
-    def _pause(self, wait_ns: int | None, deadline_ns: int | None) -> bool:
-        """Wait until woken; False when the deadline has passed."""
-        if deadline_ns is not None:
-            left_ns = deadline_ns - time.monotonic_ns()
-            if left_ns <= 0:
-                return False
-            wait_ns = left_ns if wait_ns is None else min(wait_ns, left_ns)
-        self._work.wait(None if wait_ns is None else wait_ns / 1e9)
-        return True
 
     def _close_slot(self, slot: _Slot) -> None:
         slot.open = False

@@ -1,23 +1,30 @@
 """Whether a device gives the same results as the CPU: the strongest rows, and the boxes that are reported.
 
 A device rounds differently, so nothing is compared bit by bit: differences that do not change the results are
-accepted.
+accepted. A device is compared when it is opened, on bundled pictures; and before a lost device is put back to
+use, on the newest frames of the cameras.
 """
 
+import logging
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.engine.device.session import PictureBatch, RunnableSession
+from visionedge.engine.device.devices import DeviceVerdict, ReasonCode, classify_device_loss
+from visionedge.engine.device.faults import EngineError, Fault
+from visionedge.engine.device.session import DeviceSession, PictureBatch
 from visionedge.frames.types import Detections, InputSpec, Placement
 from visionedge.model.compiler.trial_run import compute_matching_share
 from visionedge.model.model import Model
 from visionedge.model.parity import MATCH_CONFIDENCE, MIN_BOXES, Parity, Tolerance, compare_detections
 from visionedge.model.postprocess import Rows, to_detections
+
+log = logging.getLogger(__name__)
 
 MAX_COMPARED_ROWS = 10
 """Rows compared for each picture: rows further down have similar scores and may change places."""
@@ -32,7 +39,7 @@ _ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class ParityResult:
-    """A device compared with the CPU on so many `pictures`: the bundled ones, or `frames` of the cameras.
+    """A device compared with the CPU on a number of `pictures`: bundled ones, or `frames` of the cameras.
 
     `rows` is the lowest share of matching rows over all pictures, of the strongest rows of either; None if
     neither detected anything. `boxes` compares the boxes that would be reported.
@@ -128,7 +135,7 @@ class DeviceCheck:
 def check_against_cpu(
     model: Model,
     infer: Callable[[PictureBatch], Rows],
-    cpu: RunnableSession,
+    cpu: DeviceSession,
     images: NDArray[np.uint8],
     *,
     max_batch: int,
@@ -198,3 +205,115 @@ def _compute_matched_share(spec: InputSpec, expected: Rows, rows: Rows) -> float
             if len(strongest):
                 shares.append(compute_matching_share(strongest[None], other[None], tolerance))
     return min(shares, default=None)
+
+
+# --- a candidate, before a device is put back to use --------------------------------------------------------
+
+COMPARED_PICTURES = 4
+"""How many frames are compared."""
+
+_GATHER_TIMEOUT_S = 2.0
+"""How long to wait for frames. Without any, the check that the candidate made when it opened counts."""
+
+
+class ComparedWorker(Protocol):
+    """The part of a `Worker` that a comparison needs."""
+
+    def compute(self, pictures: PictureBatch, min_score: float | None) -> Rows:
+        """Pictures to rows float32 (n, k, 6)."""
+
+
+class RecentPictures:
+    """Copies of the newest pictures that were computed, made only while `gather` waits. Thread-safe.
+
+    `suspect_pictures` are those of the last batch whose rows held NaN or infinity: the device may be faulty,
+    or the model yields them by itself.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._kept: list[NDArray[np.uint8]] | None = None
+        self.suspect_pictures: list[NDArray[np.uint8]] = []
+
+    def record_invalid_output(self, pictures: PictureBatch) -> None:
+        """Keep pictures for which a device gave NaN or infinity."""
+        self.suspect_pictures = [np.array(picture) for picture in pictures[:COMPARED_PICTURES]]
+
+    def offer(self, pictures: PictureBatch) -> None:
+        """Pictures were computed; they are copied only while `gather` waits."""
+        if self._kept is None:
+            return
+        with self._changed:
+            if self._kept is not None:
+                missing = COMPARED_PICTURES - len(self._kept)
+                self._kept += [np.array(picture) for picture in pictures[:missing]]
+                self._changed.notify_all()
+
+    def gather(self, timeout_s: float) -> list[NDArray[np.uint8]]:
+        """The next pictures, as many as are computed in time."""
+        with self._changed:
+            self._kept = []
+            self._changed.wait_for(
+                lambda: self._kept is None or len(self._kept) >= COMPARED_PICTURES, timeout_s
+            )
+            kept, self._kept = self._kept, None
+            return kept or []
+
+    def close(self) -> None:
+        """End the wait of `gather`."""
+        with self._changed:
+            self._kept = None
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateComparison:
+    """What was found. `parity_result` is None if nothing could be compared; `loss`: the candidate failed."""
+
+    parity_result: ParityResult | None
+    message: str
+    loss: DeviceVerdict | None = None
+
+
+def is_model_fault(serving: ComparedWorker | None, suspect_pictures: Sequence[NDArray[np.uint8]]) -> bool:
+    """Whether the model yields NaN or infinity for these pictures on the CPU too."""
+    if serving is None or not suspect_pictures:
+        return False
+    try:
+        return not np.isfinite(serving.compute(suspect_pictures, None)).all()
+    except EngineError:
+        return False  # the worker cannot answer now
+
+
+def compare_candidate(
+    model: Model,
+    serving: ComparedWorker | None,
+    candidate: ComparedWorker,
+    recent: RecentPictures,
+) -> CandidateComparison:
+    """Wait for pictures and compute them on both workers. Never raises: the supervisor waits for a result."""
+    pictures = [] if serving is None else recent.gather(_GATHER_TIMEOUT_S)
+    if serving is None or not pictures:
+        return CandidateComparison(None, "there was no frame to compare")
+    try:
+        return _compare_workers(model, serving, candidate, pictures)
+    except Exception as error:
+        log.exception("the candidate could not be compared")
+        loss = DeviceVerdict(ReasonCode.DEVICE_FAILED, f"it could not be compared: {error}")
+        return CandidateComparison(None, str(error), loss)
+
+
+def _compare_workers(
+    model: Model, serving: ComparedWorker, candidate: ComparedWorker, pictures: Sequence[NDArray[np.uint8]]
+) -> CandidateComparison:
+    try:
+        expected = serving.compute(pictures, None)
+    except EngineError as error:
+        return CandidateComparison(None, f"the CPU could not compute the frames: {error}")
+    try:
+        rows = candidate.compute(pictures, None)
+    except EngineError as error:
+        loss = classify_device_loss(error.fault or Fault.DIED, str(error))
+        return CandidateComparison(None, str(error), loss)
+    parity_result = compare_rows(model, expected, rows, "frames")
+    return CandidateComparison(parity_result, parity_result.message)

@@ -107,14 +107,13 @@ class Lane:
         return Outcome.ANALYSED
 
 
-def make_frame(picture: Picture, engine: Engine, sequence: int = 1, epoch: int = 1) -> Frame:
+def make_frame(picture: Picture, engine: Engine, sequence: int = 1) -> Frame:
     """The picture as a frame of no camera, at the input size of the engine's model."""
     captured_ns, captured_utc = time.monotonic_ns(), utc_now()
     image, placement = fit_to_input(picture, engine.info().model.input)
     height_px, width_px = picture.shape[:2]
-    return Frame(
-        "", sequence, epoch, captured_ns, captured_utc, width_px, height_px, image, placement, lambda: picture
-    )  # fmt: skip
+    size = width_px, height_px
+    return Frame("", sequence, 1, captured_ns, captured_utc, *size, image, placement, lambda: picture)
 
 
 def infer_frames(frames: list[Frame], engine: Engine, selection: Selection) -> list[FrameResult]:
@@ -216,7 +215,7 @@ class LanePool:
         self._lanes = max(self._lanes, lane_count)
 
     def drain_previous(self, timeout_s: float) -> None:
-        """Wait until no frame needs the previous engine, at most so long; then forget the engine."""
+        """Wait until no frame needs the previous engine, at most `timeout_s`; then forget the engine."""
         until_s = time.monotonic() + timeout_s
         with self._changed:
             while self._previous is not None and time.monotonic() < until_s and self._needs(self._previous):
@@ -230,7 +229,7 @@ class LanePool:
             self._changed.notify_all()
 
     def wait_until_needed(self, lane: int) -> EngineInfo | None:
-        """Wait until the engine needs so many lanes; its info, or None once the pool is closed."""
+        """Wait until the engine needs the lane of this number; its info, or None once the pool is closed."""
         with self._changed:
             while not self._closed:
                 if self._current is not None:

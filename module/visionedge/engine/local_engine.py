@@ -41,7 +41,6 @@ from visionedge.engine.device.session import (
     DeviceBackend,
     DeviceSession,
     PictureBatch,
-    RunnableSession,
 )
 from visionedge.engine.device_parity import DeviceCheck, check_against_cpu
 from visionedge.engine.interface import EngineInfo, EngineSettings, Inference
@@ -92,7 +91,7 @@ class LocalEngine:
     def __init__(
         self,
         model: Model,
-        session: RunnableSession,
+        session: DeviceSession,
         device: DeviceState,
         plan: Plan,
         precision: PrecisionChoice | None = None,
@@ -100,7 +99,7 @@ class LocalEngine:
         self.checks_finite = device.effective != "cpu"
         self._input = model.input
         self.on_plan_reduced: Callable[[Plan], None] = lambda _plan: None
-        self._session: RunnableSession | None = session
+        self._session: DeviceSession | None = session
         self._warm: set[int] = set()
         self._lock = threading.Lock()
         self._info = EngineInfo(
@@ -272,7 +271,6 @@ def open_engine(
     data: Path | None = None,
     plans: Mapping[str, Plan] | None = None,
     measuring: bool = True,
-    prober: Callable[[EffectiveDevice], DeviceVerdict] | None = None,
     cores: int | None = None,
     only: DeviceAssignment | None = None,
     backend: DeviceBackend = ORT_BACKEND,
@@ -290,8 +288,6 @@ def open_engine(
         ModelError: the model cannot be compiled or run.
         UnavailableError: onnxruntime is not installed.
     """
-    if prober is not None:
-        backend = dataclasses.replace(backend, probe_device=prober)
     cores = usable_cores() if cores is None else cores
     opening = _EngineOpener(
         model,
@@ -346,7 +342,7 @@ class _EngineOpener:
             if self.settings.fallback != "degrade" and self.settings.device != "auto":
                 raise _make_device_error(device, verdict)
             first = first or verdict
-        return self.on_cpu(first or DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was asked for"))
+        return self.on_cpu(first or DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was requested"))
 
     def only(self, assigned: DeviceAssignment) -> LocalEngine:
         """The engine on this device.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from visionedge.engine.device.faults import describe_error
-from visionedge.engine.device.session import RunnableSession, open_session
+from visionedge.engine.device.session import DeviceSession, open_session
 from visionedge.engine.device_parity import SpeedCheck, measure_median_ms
 from visionedge.engine.local_engine import make_noise_pictures
 from visionedge.model.compiler.build import load_or_compile
@@ -43,7 +43,7 @@ def main(arguments: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(result) + "\n")
 
 
-def measure_speed_check(session: RunnableSession, graph: bytes, model: Model) -> SpeedCheck:
+def measure_speed_check(session: DeviceSession, graph: bytes, model: Model) -> SpeedCheck:
     """Time a picture on a session and on one core of the CPU."""
     cpu = open_session(graph, "cpu", max_batch=1)
     batch = model.interpretation.input.batch or 1

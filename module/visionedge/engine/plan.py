@@ -1,6 +1,6 @@
 """The plan of an engine: how many lanes call it, and with which batch sizes. All sizes are warmed up.
 
-`make_default_plan` follows from the kind of device; `autotune` measures a better one, `plan_cache` keeps it.
+`make_default_plan` suits the kind of device; `autotune` measures a better plan, and `PlanCache` keeps it.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _MAX_BATCH = 4096
 
 @dataclass(frozen=True, slots=True, order=True)
 class OperatingPoint:
-    """A number of lanes, each with batches of so many pictures."""
+    """A number of lanes, and the batch size of each."""
 
     lanes: int
     batch: int
@@ -54,7 +54,7 @@ class MeasuredPoint:
 
 @dataclass(frozen=True, slots=True)
 class LatencyFit:
-    """With so many lanes, a batch of n pictures takes n * `ms_per_picture` + `ms_fixed`."""
+    """With `lanes` lanes, a batch of n pictures takes n * `ms_per_picture` + `ms_fixed`."""
 
     lanes: int
     ms_per_picture: float
@@ -180,7 +180,7 @@ class Plan:
         return self.buckets[-1]
 
     def bucket(self, count: int) -> int:
-        """The smallest bucket for so many pictures, or the largest bucket."""
+        """The smallest bucket for `count` pictures, or the largest bucket."""
         return next((size for size in self.buckets if size >= count), self.buckets[-1])
 
 
@@ -243,7 +243,6 @@ class PlanKey:
         cores: int,
         max_batch: int,
         latency_budget_ms: float | None,
-        hardware: str | None = None,
     ) -> "PlanKey":
         """The key of a compiled graph on this machine, with the installed versions."""
         found = []
@@ -253,7 +252,7 @@ class PlanKey:
         return PlanKey(
             hashlib.sha256(graph).hexdigest(),
             device,
-            read_cpu_name() if hardware is None else hardware,
+            read_cpu_name(),
             (f"visionedge {__version__}", *found),
             cores,
             max_batch,

@@ -35,6 +35,7 @@ from visionedge.iothub.sdk import (
 from visionedge.iothub.sdk_calls import AbandonableCalls, CallTimeoutError, StuckError
 from visionedge.outbound.messages import Message
 from visionedge.outbound.spool import Spool
+from visionedge.outbound.sqlite_store import MessageDropReason
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.retry import RetryPolicy
 from visionedge.runtime.threads import ThreadGroup
@@ -95,20 +96,19 @@ class Deadlines:
 class HubStatus:
     """The state of the client.
 
-    `dropped` counts messages by reason, `faults` counts faults by name. `abandoned` counts the calls that
-    missed their deadline; `hung` is the number of their threads that have not returned. `last_error` has no
-    secrets.
+    `waiting` is the number of messages in the spool, `dropped` counts messages by reason, `faults` counts
+    faults by name, `abandoned_calls` the calls that missed their deadline; `hung` is the number of their
+    threads that have not returned. `last_error` has no secrets.
     """
 
     state: HubState
     connected: bool
     sent: int
-    queued: int
-    queued_bytes: int
+    waiting: int
     dropped: Mapping[str, int]
     last_error: str | None
     rebuilds: int
-    abandoned: int
+    abandoned_calls: int
     hung: int
     faults: Mapping[str, int]
 
@@ -312,7 +312,9 @@ class HubClient:
         # These belong to the thread `hub:client`.
         self._faults: Counter[str] = Counter()
         self._stuck_ns: int | None = None
-        self._probe_s = self._deadlines.probe_s
+        self._retry_policy = RetryPolicy(self._deadlines.first_wait_s, self._deadlines.max_wait_s, jitter=0.5)
+        self._probe_policy = RetryPolicy(self._deadlines.probe_s, 16 * self._deadlines.probe_s)
+        self._unanswered_reads = 0
         self._twin_silent = False
         self._suspect: tuple[str, int] = ("", 0)  # message id, connections lost while it was sent
         self._unexpected_errors = 0
@@ -365,18 +367,17 @@ class HubClient:
 
     def status(self) -> HubStatus:
         """The current state."""
-        abandoned, hung = self._calls.abandoned, self._calls.hung()
+        hung = self._calls.hung()
         with self._wake:
             return HubStatus(
                 state=self._state,
                 connected=self._state == "connected",
                 sent=self._sent,
-                queued=len(self._spool),
-                queued_bytes=self._spool.bytes,
+                waiting=len(self._spool),
                 dropped=self._spool.dropped,
                 last_error=self._last_error,
                 rebuilds=max(0, self._hub_connector.built - 1),
-                abandoned=abandoned,
+                abandoned_calls=self._calls.abandoned,
                 hung=hung,
                 faults=MappingProxyType(dict(self._faults)),
             )
@@ -471,7 +472,8 @@ class HubClient:
         if self._suspect[1] >= self._deadlines.poison_tries:
             connection.quarantine_until_ns = self._connected_ns + _ns(self._deadlines.poison_pause_s)
         # If the twin was not answered before, messages go first and the twin is read later.
-        connection.probe_ns = self._connected_ns + _ns(self._probe_s if self._twin_silent else 0)
+        wait_s = self._probe_policy.wait_s(1 + self._unanswered_reads) if self._twin_silent else 0.0
+        connection.probe_ns = self._connected_ns + _ns(wait_s)
         while (step := self._next(connection)) != "close":
             if isinstance(step, Message):
                 self._send(connection, step)
@@ -547,16 +549,18 @@ class HubClient:
             if self._closing():
                 return  # the deadline was shortened by closing
             # If the hub never answers, each attempt costs the connection: read the twin less often.
-            self._probe_s = min(self._probe_s * 2, 16 * self._deadlines.probe_s)
+            self._unanswered_reads += 1
             self._twin_silent = True
             self._faults["silent"] += 1
             raise
         except LinkError:
             self._twin_silent = True
             raise
-        self._twin_silent, self._probe_s = False, self._deadlines.probe_s
+        self._twin_silent, self._unanswered_reads = False, 0
         # After an error answer the twin is read again soon: the desired properties may have changed.
-        wait_s = self._probe_s if twin is not None else min(self._probe_s, self._deadlines.max_wait_s)
+        wait_s = self._deadlines.probe_s
+        if twin is None:
+            wait_s = min(wait_s, self._deadlines.max_wait_s)
         connection.probe_ns = time.monotonic_ns() + _ns(wait_s)
         if self._listener is not None:
             self._listener.twin(twin, connection.number)
@@ -592,7 +596,7 @@ class HubClient:
         self._suspect = ("", 0)
         self._settle(message, dropped="refused")
 
-    def _settle(self, message: Message, *, dropped: str | None = None) -> None:
+    def _settle(self, message: Message, *, dropped: MessageDropReason | None = None) -> None:
         with self._wake:
             self._spool.settle(message, dropped=dropped)
             self._sent += dropped is None
@@ -649,8 +653,7 @@ class HubClient:
     def _wait_before_retry(self) -> None:
         """Wait before the next attempt: longer each time, with jitter, until the client closes."""
         with self._wake:
-            policy = RetryPolicy(self._deadlines.first_wait_s, self._deadlines.max_wait_s, jitter=0.5)
-            wait_s = policy.wait_s(self._failures)
+            wait_s = self._retry_policy.wait_s(self._failures)
             self._wake.wait_for(lambda: self._flush_until_ns is not None, wait_s)
 
     def _set_state(self, state: HubState) -> None:

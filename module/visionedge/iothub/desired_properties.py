@@ -20,15 +20,18 @@ from typing import Any, Literal
 
 from pydantic.alias_generators import to_camel
 
+from visionedge.config.applied import Applied, ConfigTarget
 from visionedge.config.documents import Document
 from visionedge.config.load import find_local_only_problems, merge, parse_config
-from visionedge.config.schema import Applied, Config, ConfigTarget
+from visionedge.config.schema import Config
 from visionedge.errors import ConfigError
 from visionedge.runtime.files import DamagedStateFileError, parse_count, read_json, set_aside, write_json
 from visionedge.runtime.redaction import find_secrets, redact, register_secrets
+from visionedge.runtime.retry import Backoff, RetryPolicy
 
 log = logging.getLogger(__name__)
 
+# --- desired documents, and how they are acknowledged -------------------------------------------------------
 
 MAX_ACKNOWLEDGEMENT_BYTES = 10_000
 """A third of the limit of a twin. Reasons that do not fit are in the event `config-rejected`."""
@@ -171,18 +174,10 @@ def _shortened(reason: str) -> str:
     return text if len(text) <= _MAX_REASON_CHARACTERS else f"{text[:_MAX_REASON_CHARACTERS]}…"
 
 
+# --- the file with the last good desired properties ---------------------------------------------------------
+
 DESIRED_FILE_NAME = "desired.json"
-
 _SCHEMA = "visionedge/desired/1"
-_MAX_RETRY_S = 3600.0
-_SAVE_RETRY_S = 2.0
-_MAX_LOG_LINES = 50
-_MAX_EVENT_PROBLEMS = 500
-"""The limits of problems in the log and in an event: a twin of 32 KB can have thousands of them."""
-
-ConfigEventCode = Literal["config-applied", "config-rejected"]
-SendConfigEvent = Callable[[ConfigEventCode, str, Mapping[str, Any]], None]
-"""Sends an event: its code, its text, its details."""
 
 
 class LastGoodFile:
@@ -295,6 +290,19 @@ class ConfigurationSources:
         return replace(self, start=StartConfiguration(parse_config(self.local)))
 
 
+# --- the task that applies desired properties ---------------------------------------------------------------
+
+_RETRY_POLICY = RetryPolicy(first_wait_s=30.0, max_wait_s=3600.0)
+_SAVE_RETRY_S = 2.0
+_MAX_LOG_LINES = 50
+_MAX_EVENT_PROBLEMS = 500
+"""The limits of problems in the log and in an event: a twin of 32 KB can have thousands of them."""
+
+ConfigEventCode = Literal["config-applied", "config-rejected"]
+SendConfigEvent = Callable[[ConfigEventCode, str, Mapping[str, Any]], None]
+"""Sends an event: its code, its text, its details."""
+
+
 class DesiredProperties:
     """Processes desired documents, always the newest. For the asyncio loop; `run` is its only task.
 
@@ -304,7 +312,7 @@ class DesiredProperties:
             hour.
         send_event: sends an event.
         cancel_pending_model: called when another model is desired while the target may be downloading one.
-        retry_s: the wait before rejected sections are tried again, at first.
+        retry_policy: the waits before rejected sections are tried again.
     """
 
     def __init__(
@@ -314,7 +322,7 @@ class DesiredProperties:
         send_event: SendConfigEvent,
         *,
         cancel_pending_model: Callable[[], None] = lambda: None,
-        retry_s: float = 30.0,
+        retry_policy: RetryPolicy = _RETRY_POLICY,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         start = config_sources.start
@@ -333,7 +341,8 @@ class DesiredProperties:
         self._send_event = send_event
         self._cancel_pending_model = cancel_pending_model
         self._clock_s = clock_s
-        self._first_retry_s = self._retry_s = retry_s
+        self._backoff = Backoff(retry_policy)
+        self._retry_s = 0.0
         self._rejected: RejectionReasons = {}
         self._rejected_s = 0.0
         self._rejection_reasons: RejectionReasons = {}
@@ -421,10 +430,12 @@ class DesiredProperties:
         again, self._retry_now = self._retry_now, False
         if self._waiting is not None:
             desired, self._waiting = self._waiting, None
-            self._retry_s, self._rejected, self._last_validated = self._first_retry_s, {}, desired
+            self._rejected, self._last_validated = {}, desired
+            self._backoff.reset()
+            self._retry_s = self._backoff.next_wait_s()
             await self._process(desired)
         elif self._last_validated is not None and (timed_out or (again and self._rejected)):
-            self._retry_s = min(2 * self._retry_s, _MAX_RETRY_S)
+            self._retry_s = self._backoff.next_wait_s()
             await self._process(self._last_validated)
 
     async def _process_local(self, read: Callable[[], Document]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from visionedge.config.documents import Document
 from visionedge.config.load import merge
 from visionedge.iothub.client import TaskOutcome
+from visionedge.runtime.retry import Backoff, RetryPolicy
 
 PATCH_BURST = 3
 PATCH_INTERVAL_NS = 5_000_000_000
@@ -22,7 +23,7 @@ an S1 hub together, and rejects further ones."""
 MAX_PATCH_BYTES = 28_000
 """The size limit of a patch; edgeHub accepts 32 KB."""
 
-_MAX_RETRY_NS = 300_000_000_000
+_REFUSED_POLICY = RetryPolicy(first_wait_s=10.0, max_wait_s=300.0)
 
 _UNKNOWN = object()
 """A value that the hub may have lost. It is not equal to any value, so it is reported again."""
@@ -56,12 +57,12 @@ class ReportedProperties:
         self._known: Document | None = None
         self._sending: Document | None = None
         self._retry_ns = clock()
-        self._refusals = 0
+        self._backoff = Backoff(_REFUSED_POLICY)
         self.patches = 0
 
     def __repr__(self) -> str:
         connected = self._known is not None
-        return f"<ReportedProperties connected={connected} patches={self.patches} refusals={self._refusals}>"
+        return f"<ReportedProperties connected={connected} patches={self.patches} {self._backoff!r}>"
 
     def on_connected(self, reported: Mapping[str, Any]) -> None:
         """There is a new connection; `reported` is that half of the twin, empty if it could not be read."""
@@ -97,12 +98,10 @@ class ReportedProperties:
         if patch is None or self._known is None:
             return
         if outcome == "taken":
-            self._refusals = 0
+            self._backoff.reset()
             self._known = merge(self._known, patch)
         elif outcome == "refused":
-            self._refusals += 1
-            wait_ns = min(PATCH_INTERVAL_NS * 2 ** min(self._refusals, 16), _MAX_RETRY_NS)
-            self._retry_ns = self._clock() + wait_ns
+            self._retry_ns = self._clock() + round(self._backoff.next_wait_s() * 1e9)
         else:
             self.lost()
 

@@ -96,7 +96,7 @@ class ModelProvider:
         """The model, downloaded if it is not on this machine; None if `stop` was called.
 
         Raises:
-            FetchError: `tries` attempts failed; without `tries`, never.
+            DownloadError: `tries` attempts failed; without `tries`, never.
             UnavailableError: as `local_source`.
         """
         local_source = await run_on_thread(self._thread_group, "finding", lambda: self.local_source(model))

@@ -1,7 +1,7 @@
 """Usage metering: IoT Hub bills messages in blocks of 4 KB, and each unit has a daily quota of blocks.
 
 `UsageMeter` counts the blocks and projects the last hour to a day; `QuotaForecast` compares the projection
-with the limits. Pure: the clock is an argument.
+with the limits; `DayBudget` counts the blocks that may still be sent today. Pure: the clock is an argument.
 """
 
 import time
@@ -30,6 +30,9 @@ _HYSTERESIS = 0.9
 def count_blocks(size_bytes: int) -> int:
     """The number of blocks that IoT Hub meters for a message of this size, at least one."""
     return max(1, -(-size_bytes // BLOCK_BYTES))
+
+
+# --- the blocks so far, and the projected day ---------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,9 @@ class UsageMeter:
         return max(60.0, (now_ns - since_ns) / 1e9), recent
 
 
+# --- the projected day against the limits -------------------------------------------------------------------
+
+
 class QuotaForecast:
     """Whether the projected day exceeds a limit: `telemetry.maxPerDay`, or the quota of one S1 unit."""
 
@@ -144,6 +150,8 @@ class QuotaForecast:
     def _exceeds(self, name: str, value: float, limit: int) -> bool:
         return value > (limit * _HYSTERESIS if name in self.exceeded else limit)
 
+
+# --- the budget of a UTC day --------------------------------------------------------------------------------
 
 _CLOCK_STEP_S = 60.0
 """The wall clock was set if it moved this much more, or less, than the monotonic clock."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from visionedge.outbound.messages import Message
 from visionedge.outbound.queue_state import QueueState
@@ -164,10 +164,10 @@ class Spool:
                 self._changed.notify_all()
             return message
 
-    def settle(self, message: Message, *, dropped: str | None = None) -> None:
+    def settle(self, message: Message, *, dropped: MessageDropReason | None = None) -> None:
         """Remove the first message: the hub has acknowledged it, or it is dropped for a reason."""
         with self._changed:
-            self._queue.settle(message, cast("MessageDropReason | None", dropped))
+            self._queue.settle(message, dropped)
             self._changed.notify_all()
 
     def __len__(self) -> int:

@@ -262,7 +262,7 @@ class MessageStore:
     def select_evictions(self, transaction: Transaction) -> list[tuple[MessageRow, MessageDropReason]]:
         """The rows to drop: those that are too old, then the oldest telemetry, then the oldest events.
 
-        Rows that the transaction settles are deleted anyway and are no loss.
+        Rows that the transaction settles are deleted anyway and are not a loss.
         """
         sent = {key for key, _ in transaction.settled}
         oldest_s = transaction.running_s - self.limits.max_age_s

@@ -1,8 +1,16 @@
-"""How long to wait before the next attempt of something that failed: exponential backoff with jitter."""
+"""How long to wait before the next attempt of something that failed: the one definition of a back-off.
+
+A `RetryPolicy` is the wait after so many failed attempts. State machines ask it for the next wait, themselves
+or through a `Backoff` that counts for them; a loop of tenacity takes it as its `wait`.
+"""
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import tenacity
+
+_ANY_LOOP = tenacity.Retrying()
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +26,17 @@ class RetryPolicy:
     jitter: float = 0.0
 
     def wait_s(self, failed_attempts: int, random_fraction: Callable[[], float] = random.random) -> float:
-        """Return the wait after so many failed attempts (1 and more), in s."""
-        # 2^30 seconds are 34 years; a larger exponent would only overflow.
-        longest_s = min(self.max_wait_s, self.first_wait_s * 2.0 ** min(failed_attempts - 1, 30))
+        """The wait after so many failed attempts, in s; none after 0 of them."""
+        if failed_attempts == 0:
+            return 0.0
+        state = tenacity.RetryCallState(_ANY_LOOP, None, (), {})
+        state.attempt_number = failed_attempts
+        longest_s = tenacity.wait_exponential(self.first_wait_s, self.max_wait_s)(state)
         return longest_s * (1 - self.jitter * random_fraction())
+
+    def __call__(self, state: tenacity.RetryCallState) -> float:
+        """The same for a loop of tenacity."""
+        return self.wait_s(state.attempt_number)
 
 
 class Backoff:

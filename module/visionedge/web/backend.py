@@ -37,31 +37,24 @@ class Backend(Protocol):
 
     def health(self) -> list[str]:
         """Why the module is not healthy, one line each; empty when it is."""
-        ...
 
     def readiness(self) -> list[str]:
         """Why the module is not ready to answer, one line each; empty when it is."""
-        ...
 
     def status(self) -> Document:
         """`StatusDocument`."""
-        ...
 
     def cameras(self) -> list[Document]:
         """`CameraDocument` of each configured camera, in the order of the configuration."""
-        ...
 
     def camera(self, name: str) -> Document | None:
         """`CameraDocument` of one camera; None where no camera has this name."""
-        ...
 
     def has_camera(self, name: str) -> bool:
         """Whether a camera has this name; much cheaper than its document."""
-        ...
 
     def latest(self, name: str) -> FrameResult | None:
         """The newest result of a camera; None before its first one."""
-        ...
 
     async def wait_for_newer(self, name: str, after: int | None, timeout_s: float) -> FrameResult | None:
         """The newest result with a sequence above `after` (None: any), waiting up to `timeout_s` for it.
@@ -71,7 +64,6 @@ class Backend(Protocol):
         Raises:
             BusyError: too many requests wait.
         """
-        ...
 
     def subscribe(self, camera: str | None) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Every frame object from now on as JSON, of one camera or of all (None), in order.
@@ -79,7 +71,6 @@ class Backend(Protocol):
         The viewer's buffer is bounded: a slow viewer loses its own oldest frames. The stream ends when the
         camera is removed or the module stops. Entering raises `BusyError` when there are too many viewers.
         """
-        ...
 
     async def detect(self, picture: Picture) -> FrameResult:
         """Analyse one picture.
@@ -88,23 +79,18 @@ class Backend(Protocol):
             BusyError: the engine has no capacity now or is not ready yet.
             VisionedgeError: it could not be computed.
         """
-        ...
 
     async def doctor(self) -> Document:
         """`DoctorDocument`; made at most once a minute."""
-        ...
 
     def log(self) -> str:
         """The newest lines of the log, oldest first."""
-        ...
 
     def metrics(self) -> bytes:
         """All metrics in the Prometheus text format 0.0.4."""
-        ...
 
     def model(self) -> ModelMetadata | None:
         """The loaded model; None before it is loaded."""
-        ...
 
     async def infer_rows(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run the compiled model; shapes as in `ModelMetadata`.
@@ -113,4 +99,3 @@ class Backend(Protocol):
             BusyError: the engine has no capacity now or is not ready yet.
             VisionedgeError: it could not be computed.
         """
-        ...

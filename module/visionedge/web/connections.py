@@ -38,7 +38,7 @@ IDLE_LIMIT_S = 60.0
 SWEEP_S = 1.0
 
 _BACKLOG = 1024
-"""The system keeps so many connections until they are accepted; further clients wait for 1 s."""
+"""The number of connections that the system keeps until they are accepted; further clients wait for 1 s."""
 
 _ACCEPTS_AT_ONCE = 32
 _PAUSE_S = 0.5
@@ -215,7 +215,7 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The answer to bytes that are no request, or to an error outside the application's middleware."""
+        """The answer to bytes that are not a request, or to an error outside the application's middleware."""
         if isinstance(exc, HttpProcessingError):
             problem = malformed_request_error(exc)
             self._warn(f"{request.remote} sent bytes that are not an HTTP request: {problem}")
@@ -272,7 +272,7 @@ _ERRORS_BY_PREFIX: dict[str, tuple[int, str]] = {
 
 
 def malformed_request_error(error: HttpProcessingError) -> RequestError:
-    """The error for bytes that are no request. aiohttp's own message is not shown: it quotes the bytes."""
+    """The error for bytes that are not a request. aiohttp's own message is not shown: it quotes the bytes."""
     text = error.message
     by_text = (known for beginning, known in _ERRORS_BY_PREFIX.items() if text.startswith(beginning))
     by_kind = (known for kind, known in _ERRORS_BY_TYPE.items() if isinstance(error, kind))

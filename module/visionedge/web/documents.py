@@ -1,12 +1,12 @@
 """The JSON documents that leave the process: one model each, with what every key means and its unit.
 
-`app.status` and `ops.doctor` build their documents as models and give them away with `dump`; `openapi` makes
+`app.status` and `ops.doctor` build their documents as models and return them with `dump`; `openapi` makes
 the schemas of /openapi.json of all models. Frame objects and messages are built for every frame, so they are
 plain dicts (`frames.types`, `outbound.messages`): their models here only describe them, and tests hold the
 two together.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -49,6 +49,11 @@ class _Document(BaseModel):
         extra="allow",
         model_title_generator=lambda model: schema_name(model.__name__),
     )
+
+    @classmethod
+    def of(cls, source: object) -> Self:
+        """The document of an object whose attributes have the names of the fields."""
+        return cls.model_validate(source, from_attributes=True)
 
     def dump(self) -> Document:
         """The plain document: the keys that were set, in the order of the fields."""
@@ -129,7 +134,7 @@ class MeasuredPointDocument(OperatingPointDocument):
 
 
 class LatencyFitDocument(_Document):
-    """With so many lanes a batch of n takes n * `msPerPicture` + `msFixed` milliseconds."""
+    """With `lanes` lanes a batch of n takes n * `msPerPicture` + `msFixed` milliseconds."""
 
     lanes: Count
     ms_per_picture: float
@@ -231,7 +236,7 @@ class RecoveryDocument(_Document):
 class EngineDocument(_Document):
     """The device that computes frames, the one that was requested, and why they differ."""
 
-    requested: RequestedDevice
+    requested: RequestedDevice = Field(description="The device of the configuration.")
     effective: EffectiveDevice | None = Field(description="The device that computes; null before warm-up.")
     degraded: bool = _absent("The effective device is less than what was requested.")
     reason_code: ReasonCode | Literal["warming-up"] = Field(description="Why this device, for programs.")
@@ -274,24 +279,24 @@ class ThrottleDocument(_Document):
 class CameraDocument(_Document):
     """A configured camera."""
 
-    name: CameraName
-    uri: str = Field(description="Secrets masked.")
-    enabled: bool
+    name: CameraName = Field(description="As in the configuration.")
+    uri: str = Field(description="Its address, secrets masked.")
+    enabled: bool = Field(description="As in the configuration.")
     state: CameraState | Literal["disabled"] = Field(description="docs/cameras.md explains the states.")
     epoch: Count = Field(description="Grows by one at each reconnect.")
     frames_read: Count = Field(description="Pictures decoded from the source.")
-    frames_analysed: Count
+    frames_analysed: Count = Field(description="Frames that were computed.")
     dropped: dict[str, int] = Field(description="Frames that were dropped, by reason.")
     fps: float = Field(description="Analysed frames per second, over the last 5 s.")
     age_ms: float | None = Field(description="Age of the newest result in ms; null before the first one.")
     last_error: str | None = Field(description="The newest error, secrets masked; null without one.")
     next_try_seconds: float | None = Field(
-        description="When the next connection attempt begins, from now; null unless the camera waits for one."
+        description="Until the next connection attempt; null unless the camera waits for one."
     )
     since: Moment = _absent("When the state began.")
     source_fps: float = _absent("Pictures per second that the source sends, over the last 5 s.")
-    width: int | None = _absent("Of the source in px; null before the first picture.")
-    height: int | None = _absent("Of the source in px; null before the first picture.")
+    width: int | None = _absent("In px; null before the first picture.")
+    height: int | None = _absent("In px; null before the first picture.")
     decoder: str | None = _absent("What decodes the source.")
     throttle: ThrottleDocument | None = Field(description="What overload limits it to; null: nothing.")
     sequence: int | None = Field(description="Of the newest result; null before the first one.")
@@ -324,18 +329,18 @@ class OverloadLevelDocument(_Document):
 
 
 class OverloadDocument(_Document):
-    """What is given up to keep up."""
+    """How the load is reduced."""
 
     active: bool = Field(description="The configuration allows it (`overload.when`).")
     exhausted: bool = Field(description="The load is still too high, and no level is left.")
-    since: Moment | None = Field(description="Since when something is given up; null: nothing is.")
+    since: Moment | None = Field(description="When the first level in force was taken; null without one.")
     levels: list[OverloadLevelDocument] = Field(description="The levels in force, in their order.")
 
 
 class CapacityDocument(_Document):
-    """How many frames are analysed of those that the cameras are asked for, and what limits it."""
+    """How many of the configured frames are analysed, and what limits it."""
 
-    window_seconds: float = Field(description="All rates are averages over so long.")
+    window_seconds: float = Field(description="All rates are averages over this time.")
     demanded_per_second: float = Field(description="Frames that the configuration asks for.")
     admitted_per_second: float = Field(description="Frames that overload leaves of these.")
     delivered_per_second: float = Field(description="Frames that are analysed.")
@@ -433,23 +438,23 @@ class LoadedModelDocument(_Document):
     sha256: str
     head: str = Field(description="The family it was recognised as.")
     classes: Count
-    input_width: int = Field(description="px")
-    input_height: int = Field(description="px")
+    input_width: int = Field(description="In px.")
+    input_height: int = Field(description="In px.")
 
 
 class StatusDocument(_Document):
     """The whole module."""
 
-    version: str
-    uptime_seconds: float
-    ready: bool
+    version: str = Field(description="The version of visionedge.")
+    uptime_seconds: float = Field(description="Since the start of the module.")
+    ready: bool = Field(description="A warmed-up engine answers.")
     reasons: list[str] = Field(description="Why no frame can be computed now; empty when ready.")
-    engine: EngineDocument
-    model: LoadedModelDocument | None = Field(description="null before the model is loaded.")
+    engine: EngineDocument = Field(description="The device, and why it is used.")
+    model: LoadedModelDocument | None = Field(description="The model; null before it is loaded.")
     fetching: str | None = Field(description="The state of a model download; null without one.")
-    cameras: list[CameraDocument]
-    capacity: CapacityDocument | None = Field(description="null in the first seconds.")
-    hub: HubDocument
+    cameras: list[CameraDocument] = Field(description="All configured cameras.")
+    capacity: CapacityDocument | None = Field(description="The load; null in the first seconds.")
+    hub: HubDocument = Field(description="What goes to IoT Hub and comes from it.")
 
 
 # --- frames and messages: described here, built as plain dicts ----------------------------------------------
@@ -467,19 +472,19 @@ class BoxDocument(_ClosedDocument):
 class DetectionDocument(_ClosedDocument):
     """One detected object."""
 
-    label: str
-    class_id: Count
-    confidence: Share
-    box: BoxDocument
+    label: str = Field(description="The name of its class.")
+    class_id: Count = Field(description="The number of its class in the model, from 0.")
+    confidence: Share = Field(description="Its score.")
+    box: BoxDocument = Field(description="As parts of the picture, 0 to 1, clipped to it.")
 
 
 class TimingDocument(_ClosedDocument):
     """How long a frame took."""
 
-    wait_ms: float = Field(description="From capture to being taken into a batch.")
+    wait_ms: float = Field(description="From capture to its batch.")
     infer_ms: float = Field(description="In the engine.")
     total_ms: float = Field(description="From capture to result.")
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, description="Frames that were computed together.")
 
 
 class FrameDocument(_ClosedDocument):
@@ -494,13 +499,13 @@ class FrameDocument(_ClosedDocument):
     source: str = _absent("Instead of `camera`: 'upload', or the picture as it was given.")
     sequence: Count = Field(description="Rises; never repeats for a camera, restarts included.")
     epoch: Count = Field(description="Grows by one at each reconnect of the camera.")
-    captured_at: Moment
-    width: Count = Field(description="px")
-    height: Count = Field(description="px")
-    model: str
+    captured_at: Moment = Field(description="When the picture was taken, UTC.")
+    width: Count = Field(description="In px.")
+    height: Count = Field(description="In px.")
+    model: str = Field(description="The model's name.")
     device: str = Field(description="The device that computed this frame.")
-    timing: TimingDocument
-    detections: list[DetectionDocument] = Field(description="Sorted by falling confidence.")
+    timing: TimingDocument = Field(description="How long the frame took, in milliseconds.")
+    detections: list[DetectionDocument] = Field(description="Sorted by falling confidence, at most 100.")
 
 
 class _MessageDocument(_ClosedDocument):
@@ -513,18 +518,18 @@ class BatchDocument(_MessageDocument):
     """The body of a message of the output `detections`."""
 
     schema_: Literal["visionedge/batch/1"] = Field(alias="schema")
-    frames: list[FrameDocument]
+    frames: list[FrameDocument] = Field(description="Frame objects.")
 
 
 class EventDocument(_MessageDocument):
     """The body of a message of the output `events`."""
 
     schema_: Literal["visionedge/event/1"] = Field(alias="schema")
-    at: Moment
-    kind: EventKind
-    code: str = Field(description="docs/messages.md lists the codes.")
+    at: Moment = Field(description="When it happened, UTC.")
+    kind: EventKind = Field(description="engine, camera, model, storage or module.")
+    code: str = Field(description="What happened; docs/messages.md lists the codes.")
     message: str = Field(description="For people: one line, secrets masked.")
-    details: dict[str, Any]
+    details: dict[str, Any] = Field(description="More for programs, by code.")
 
 
 # --- doctor -------------------------------------------------------------------------------------------------

@@ -126,9 +126,7 @@ def _camera_paths() -> Document:
     frame = _get("frame", "The newest frame object, or a newer one than `after`.", _ok("Frame"), unknown)
     frame["parameters"] = [
         _parameter("query", "after", _INTEGER, "Wait for a frame with a higher sequence than this."),
-        _parameter(
-            "query", "timeout", _NUMBER, "Wait at most so many seconds: 10 by default, never more than 60."
-        ),
+        _parameter("query", "timeout", _NUMBER, "The longest wait in seconds: 10 by default, at most 60."),
     ]
     frame["responses"] |= {"204": {"description": "No newer frame came in time."}, "503": _not_yet()}
     snapshot = _get("snapshot", "The picture of the newest frame.", {"200": _jpeg()}, unknown)

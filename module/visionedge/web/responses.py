@@ -114,13 +114,6 @@ def _from_http_exception(error: web.HTTPException, request: web.BaseRequest) -> 
     return RequestError(error.status, message, headers=headers)
 
 
-def _query_value(request: web.Request, name: str) -> str | None:
-    values = request.query.getall(name, [])
-    if len(values) > 1:
-        raise RequestError(400, f"'{name}' is given {len(values)} times")
-    return values[0] if values else None
-
-
 def query_text(request: web.Request, name: str) -> str | None:
     """A query value as text; None where it is absent.
 
@@ -128,14 +121,17 @@ def query_text(request: web.Request, name: str) -> str | None:
         RequestError: 400, it is given more than once. The other functions here also raise it for a value of
             another kind.
     """
-    return _query_value(request, name)
+    values = request.query.getall(name, [])
+    if len(values) > 1:
+        raise RequestError(400, f"'{name}' is given {len(values)} times")
+    return values[0] if values else None
 
 
 def query_integer(
     request: web.Request, name: str, *, minimum: int | None = None, maximum: int | None = None
 ) -> int | None:
     """A query value as a whole number within its limits."""
-    text = _query_value(request, name)
+    text = query_text(request, name)
     if text is None:
         return None
     if not _INTEGER.fullmatch(text):
@@ -148,7 +144,7 @@ def query_integer(
 
 def query_seconds(request: web.Request, name: str, *, max_s: float) -> float | None:
     """A query value as seconds, not below 0; above `max_s` it counts as `max_s`."""
-    text = _query_value(request, name)
+    text = query_text(request, name)
     if text is None:
         return None
     if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
@@ -158,7 +154,7 @@ def query_seconds(request: web.Request, name: str, *, max_s: float) -> float | N
 
 def query_bool(request: web.Request, name: str) -> bool:
     """A query value as a bool: true for 1, true or the bare name; false for 0, false or absent."""
-    text = _query_value(request, name)
+    text = query_text(request, name)
     if text is None:
         return False
     if text.lower() not in _BOOLEANS:

@@ -18,28 +18,13 @@ HEARTBEAT_S = 15.0
 """A silent stream sends a sign of life this often, so that lost clients are found."""
 
 WRITE_LIMIT_S = 20.0
-"""A client that reads nothing for so long is disconnected, so that it does not keep a viewer's place."""
+"""A client that reads nothing for this long is disconnected, so that it does not keep a viewer's place."""
 
 BOUNDARY = "visionedge-picture"
 
 
-class StopSignal:
+class StopSignal(asyncio.Event):
     """Set once when the server stops or the token changes; streams wait for it."""
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-
-    def set(self) -> None:
-        """Set it: every `run_until_set` returns."""
-        self._event.set()
-
-    def is_set(self) -> bool:
-        """Whether it is set."""
-        return self._event.is_set()
-
-    async def wait(self) -> None:
-        """Return when it is set."""
-        await self._event.wait()
 
     async def run_until_set(self, work: Coroutine[None, None, T]) -> T | None:
         """The result of the work, or None when the signal is set first; the work is then cancelled."""

@@ -36,6 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 class ScriptedSession:
     """A session that calls `act` for each run once it is set; before that it works."""
 
+    device: EffectiveDevice = "cpu"
     rows = 9
     node_placement = NodePlacement(1)
     notes: tuple[str, ...] = ()

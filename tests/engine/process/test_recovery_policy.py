@@ -126,7 +126,7 @@ def test_a_failed_attempt_doubles_the_wait_up_to_a_limit() -> None:
 
 def test_waits_have_jitter() -> None:
     chances = iter((0.0, 0.5, 1.0))
-    for due_s in (4.0, 5.0, 6.0):
+    for due_s in (5.0, 4.5, 4.0):
         recovery_policy = RecoveryPolicy(
             "auto", "degrade", RecoveryTiming(first_wait_s=5, jitter=0.2), chances.__next__
         )

@@ -156,7 +156,7 @@ def classify_provider_error(text: str, *, driver_present: bool) -> DeviceVerdict
     if failure := find_cuda_failure(text):
         code = _CUDA_ERROR_CODES.get(failure.number, ReasonCode.CUDA_ERROR)
         if failure.library != "CUDA":
-            code = ReasonCode.CUDA_ERROR  # other libraries have numbers of their own
+            code = ReasonCode.CUDA_ERROR  # other libraries have their own numbers
         # CUDA reports "insufficient" also if there is no driver at all.
         if code is ReasonCode.DRIVER_TOO_OLD and not driver_present:
             return DeviceVerdict(ReasonCode.DRIVER_MISSING, "libcuda.so.1, the NVIDIA driver, is missing")
@@ -201,7 +201,7 @@ class ProbeOutput:
 
 
 ProbeRunner = Callable[[str, float], ProbeOutput]
-"""Runs the probe of a provider, for at most so many seconds."""
+"""Runs the probe of a provider, with a time limit in seconds."""
 
 
 def run_probe(

@@ -129,11 +129,11 @@ def describe_error(error: BaseException, limit: int = 300) -> str:
     return _join_lines(str(error) or type(error).__name__, limit)
 
 
-def shorten_error_text(text: str, limit: int = 300) -> str:
+def shorten_error_text(text: str) -> str:
     """The same for a text; an error of NVIDIA's libraries without the names of hosts and files."""
     failure = find_cuda_failure(text)
-    return _join_lines(text, limit) if failure is None else str(failure)
+    return _join_lines(text) if failure is None else str(failure)
 
 
-def _join_lines(text: str, limit: int) -> str:
+def _join_lines(text: str, limit: int = 300) -> str:
     return " ".join(text.split()).rsplit("[ONNXRuntimeError] : ", 1)[-1][:limit]

@@ -56,7 +56,7 @@ class FaultCondition(_Part):
     """When a fault happens: all given conditions must hold. Seconds and runs count from the opening.
 
     `batch`: at this run; `every`: at each n-th run; `after`, `until`: in this time; `file`: while this file
-    exists; `min_batch`: in runs of at least so many pictures. Runs of the warm-up count.
+    exists; `min_batch`: in runs of at least this many pictures. Runs of the warm-up count.
     """
 
     batch: int | None = None
@@ -198,7 +198,7 @@ class _FaultPoint:
         self._runs = itertools.count(1)
 
     def due(self, size: int) -> list[ScriptedFault]:
-        """Count a run with so many pictures; the faults that happen in it, in the script's order."""
+        """Count a run with `size` pictures; the faults that happen in it, in the script's order."""
         run, seconds = next(self._runs), self._clock() - self._began_s
         return [fault for fault in self._faults if fault.when.is_met(run, seconds, size)]
 

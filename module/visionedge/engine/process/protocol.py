@@ -104,18 +104,11 @@ def _fill(sock: socket.socket, view: memoryview) -> None:
 
 def encode_info(info: EngineInfo) -> bytes:
     """The engine that is open; without the model, which the module has."""
-    device = info.device
     document = {
-        "device": {
-            "requested": device.requested,
-            "effective": device.effective,
-            "code": device.code,
-            "reason": device.reason,
-            "since": device.since_utc.isoformat(),
-        },
+        "device": asdict(info.device) | {"since_utc": info.device.since_utc.isoformat()},
         "plan": _plan_document(info.plan),
         "precision": info.precision.document(),
-        "places": {"onDevice": info.node_placement.on_device, "onCpu": info.node_placement.on_cpu},
+        "nodes": asdict(info.node_placement),
         "notes": info.notes,
         "rows": info.max_rows,
         "parity": [parity_result.document() for parity_result in info.device_check.parity_results],
@@ -171,19 +164,17 @@ def decode_start_reply(payload: bytes, model: Model) -> EngineInfo:
         if kind == "DeviceError":
             raise DeviceError(message, document["code"])
         raise _ERROR_TYPES.get(kind, VisionedgeError)(message)
-    device, placement, speed_check = document["device"], document["places"], document["speedCheck"]
+    device, nodes, speed_check = document["device"], document["nodes"], document["speedCheck"]
+    typed = {
+        "code": ReasonCode(device["code"]),
+        "since_utc": datetime.fromisoformat(device["since_utc"]),
+    }
     return EngineInfo(
         model,
-        DeviceState(
-            device["requested"],
-            device["effective"],
-            ReasonCode(device["code"]),
-            device["reason"],
-            datetime.fromisoformat(device["since"]),
-        ),
+        DeviceState(**device | typed),
         PrecisionChoice.from_document(document["precision"]),
         _parse_plan(document["plan"]),
-        NodePlacement(placement["onDevice"], tuple(placement["onCpu"])),
+        NodePlacement(nodes["on_device"], tuple(nodes["on_cpu"])),
         DeviceCheck(
             tuple(ParityResult.from_document(parity_result) for parity_result in document["parity"]),
             None if speed_check is None else SpeedCheck(**speed_check),

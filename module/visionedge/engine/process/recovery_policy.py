@@ -23,6 +23,7 @@ from visionedge.engine.device.devices import (
 )
 from visionedge.engine.device.faults import Fault
 from visionedge.engine.interface import EngineEventCode, FallbackPolicy, RecoveryStage, RecoveryState
+from visionedge.runtime.retry import RetryPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,10 @@ class RecoveryTiming:
 
     After a loss the first attempt starts after `first_wait_s`; each failed attempt doubles the wait, up to
     `max_wait_s`. Two switches lie at least `min_interval_s` apart. If the device is lost again within
-    `healthy_s` of its return, the first wait doubles. Waits vary by the share `jitter`, so that modules that
-    share a GPU do not probe it at the same time. An engine on the CPU whose process died is started again at
-    once, then after 1, 2, 4 … `max_restart_wait_s`, and at once again if it ran for `stable_s`.
+    `healthy_s` of its return, the first wait doubles. Waits are shortened by the share `jitter` at most, so
+    that modules that share a GPU do not probe it at the same time. An engine on the CPU whose process died is
+    started again at once, then after 1, 2, 4 … `max_restart_wait_s`, and at once again if it ran for
+    `stable_s`.
     """
 
     first_wait_s: float = 5.0
@@ -224,7 +226,7 @@ Steps = list[Step]
 class RecoveryPolicy:
     """A state machine: `handle` takes an event and gives the steps to carry out. For one thread.
 
-    `serving` is the device that computes now, None while none does. `chance` gives random numbers from 0 to
+    `serving` is the device that computes now, None while none does. `random_fraction` gives numbers from 0 to
     1. Without `wait_for_device` a first engine for which `hold` would wait is given up.
     """
 
@@ -233,7 +235,7 @@ class RecoveryPolicy:
         requested: RequestedDevice,
         fallback: FallbackPolicy = "degrade",
         timing: RecoveryTiming | None = None,
-        chance: Callable[[], float] = random.random,
+        random_fraction: Callable[[], float] = random.random,
         *,
         wait_for_device: bool = True,
     ) -> None:
@@ -241,7 +243,11 @@ class RecoveryPolicy:
         self._requested = requested
         self._fallback = fallback
         self._timing = timing or RecoveryTiming()
-        self._chance = chance
+        self._random_fraction = random_fraction
+        self._device_waits = RetryPolicy(
+            self._timing.first_wait_s, self._timing.max_wait_s, self._timing.jitter
+        )
+        self._restart_waits = RetryPolicy(1.0, self._timing.max_restart_wait_s)
         self._waits = wait_for_device
         self._gave_up = False
         # The engine that serves: what is being opened, what would be opened again, and when.
@@ -249,15 +255,14 @@ class RecoveryPolicy:
         self._last_start = StartEngine(None)
         self._opened_once = self._second_try = False
         self._opened_s = 0.0
-        self._restart_wait_s = 0.0
+        self._restarts = 0
         self._restart_at_s: float | None = None
         # The recovery of a lost device.
         self._stage: RecoveryStage = "settled"
         self._untried: list[EffectiveDevice] = []
         self._candidate: EffectiveDevice = "cpu"
-        self._first_wait_s = self._wait_s = self._timing.first_wait_s
         self._retry_at_s = 0.0
-        self._failed_attempts = 0
+        self._quick_losses = self._failed_attempts = 0
         self._reason: DeviceVerdict | None = None
         self._recovered_s: float | None = None
         self._refusal_published = False
@@ -366,7 +371,7 @@ class RecoveryPolicy:
         if not first or self._requested == "cpu" or not (event.died or event.code):
             return self._give_up(None)
         verdict = DeviceVerdict(event.code or ReasonCode.ENGINE_DIED, event.message)
-        # `auto` asks for a device only where there is one, so at the start there is none to wait for.
+        # `auto` requests a device only where there is one, so at the start there is none to wait for.
         fallback = "degrade" if self._requested == "auto" else self._fallback
         if fallback == "hold" and self._waits:
             self._opened_once = True
@@ -389,7 +394,7 @@ class RecoveryPolicy:
             return self._lose_device(fault, message, now_s)
         self.serving = None
         if now_s - self._opened_s >= self._timing.stable_s:
-            self._restart_wait_s = 0.0
+            self._restarts = 0
         wait_s = self._take_restart_wait_s()
         self._restart_at_s = now_s + wait_s
         restarting = f"restarting in {wait_s:g} s" if wait_s else "restarting"
@@ -401,17 +406,15 @@ class RecoveryPolicy:
 
     def _take_restart_wait_s(self) -> float:
         """The wait before an engine is started again: none at first, then 1, 2, 4 … s."""
-        wait_s = self._restart_wait_s
-        self._restart_wait_s = min(self._timing.max_restart_wait_s, 2 * wait_s or 1.0)
+        wait_s = self._restart_waits.wait_s(self._restarts)
+        self._restarts += 1
         return wait_s
 
     def _lose_device(self, fault: Fault, message: str, now_s: float) -> Steps:
         device, self.serving = self.serving, None
         verdict = classify_device_loss(fault, message)
         again = self._recovered_s is not None and now_s - self._recovered_s < self._timing.healthy_s
-        self._first_wait_s = (
-            min(self._timing.max_wait_s, 2 * self._first_wait_s) if again else self._timing.first_wait_s
-        )
+        self._quick_losses = self._quick_losses + 1 if again else 0
         what = f"{device} is lost: {verdict.reason}"
         if self._fallback == "exit":
             message = f"{what}; ending with exit code 3 (inference.fallback: exit)"
@@ -464,7 +467,7 @@ class RecoveryPolicy:
         self.serving, self._recovered_s, self._stage = self._candidate, now_s, "settled"
         self._opening = self._restart_at_s = None
         self._opened_once = True
-        self._failed_attempts, self._reason, self._restart_wait_s = 0, None, 0.0
+        self._failed_attempts, self._restarts, self._reason = 0, 0, None
         return [SwitchToCandidate(), PublishEvent("device-back", f"{self._candidate} is back: {message}")]
 
     def _publish_refusal(self, verdict: DeviceVerdict) -> Steps:
@@ -477,8 +480,7 @@ class RecoveryPolicy:
     def _start_recovery(self, verdict: DeviceVerdict, now_s: float) -> None:
         self._stage, self._reason = "waiting", verdict
         self._failed_attempts, self._refusal_published = 0, False
-        self._wait_s = self._first_wait_s
-        self._retry_at_s = now_s + self._add_jitter(self._wait_s)
+        self._retry_at_s = now_s + self._device_wait_s()
         if self._recovered_s is not None:
             self._retry_at_s = max(self._retry_at_s, self._recovered_s + self._timing.min_interval_s)
 
@@ -488,8 +490,8 @@ class RecoveryPolicy:
 
     def _back_off(self, verdict: DeviceVerdict, now_s: float) -> None:
         self._stage, self._reason, self._failed_attempts = "waiting", verdict, self._failed_attempts + 1
-        self._wait_s = min(self._timing.max_wait_s, 2 * self._wait_s)
-        self._retry_at_s = now_s + self._add_jitter(self._wait_s)
+        self._retry_at_s = now_s + self._device_wait_s()
 
-    def _add_jitter(self, wait_s: float) -> float:
-        return wait_s * (1 + self._timing.jitter * (2 * self._chance() - 1))
+    def _device_wait_s(self) -> float:
+        losses = 1 + self._quick_losses + self._failed_attempts
+        return self._device_waits.wait_s(losses, self._random_fraction)

@@ -37,8 +37,8 @@ _OOM_SCORE_ADJ = "500"
 _MAX_CHANNELS = 250
 
 _NICE_INCREMENT = 1
-"""Added to the niceness of the module, whose cameras, lanes and HTTP replies need the CPU briefly: the
-kernel would run a batch, which always needs it, for milliseconds before them."""
+"""Added to the niceness of the module. Its cameras, lanes and HTTP replies need the CPU only briefly; with
+equal niceness the kernel would run a batch for some milliseconds before them."""
 
 
 def main(control_fd: int, pictures_fd: int, parent: int) -> None:

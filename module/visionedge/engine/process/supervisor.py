@@ -26,6 +26,12 @@ from visionedge.engine.device.devices import (
     classify_device_loss,
 )
 from visionedge.engine.device.faults import EngineError, EngineUnavailableError, Fault
+from visionedge.engine.device_parity import (
+    CandidateComparison,
+    RecentPictures,
+    compare_candidate,
+    is_model_fault,
+)
 from visionedge.engine.interface import (
     EngineEvent,
     EngineInfo,
@@ -65,17 +71,13 @@ from visionedge.engine.process.shared_memory import SharedFramePool
 from visionedge.engine.process.worker import Worker, WorkerLimits, WorkerStartError
 from visionedge.engine.process.worker_pool import (
     NOT_NEEDED,
-    CandidateComparison,
     DeviceProber,
     PlanReduced,
-    RecentPictures,
     WorkerEvent,
     WorkerExited,
     WorkerPool,
     WorkerReady,
     WorkerStartFailed,
-    compare_candidate,
-    is_model_fault,
 )
 from visionedge.errors import DeviceError, ModelError, UnavailableError
 from visionedge.runtime.threads import ThreadGroup
@@ -227,7 +229,7 @@ class ActiveWorker:
 
 
 MAX_REFUSED_BATCHES = 8
-"""When so many batches in a row are refused, and none between them is computed, the device counts as lost."""
+"""After this number of refused batches in a row, the device counts as lost."""
 
 _ERROR_EVENTS = frozenset({"engine-lost", "device-lost", "device-held", "parity-refused"})
 
@@ -567,9 +569,9 @@ class Supervisor:
         self._thread_group.start("engine-comparing", partial(self._run_comparison, main, candidate))
 
     def _run_comparison(self, main: Worker | None, candidate: Worker) -> None:
-        """On a thread of its own: compute the newest pictures on both."""
+        """On a separate thread: compute the newest pictures on both."""
         if is_model_fault(main, self.recent.suspect_pictures):
-            message = "the output of the model contains NaN or infinity for some pictures, on the CPU as well"
+            message = "the output of the model contains NaN or infinity for some pictures, on the CPU, too"
             loss = DeviceVerdict(ReasonCode.INVALID_OUTPUT, message)
             self._events.put(
                 ComparisonDone(candidate, CandidateComparison(None, message, loss), model_fault=True)

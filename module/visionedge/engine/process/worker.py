@@ -44,7 +44,7 @@ _SLICE_S = 0.25
 _MAX_SLICE_S = 2 * _SLICE_S
 
 Readable = Callable[[socket.socket, float], bool]
-"""Waits until a socket has data, for at most so many seconds; False after that."""
+"""Waits until a socket has data, for at most the given time in seconds; False if none came."""
 
 
 class AdaptiveTimeout:
@@ -370,7 +370,7 @@ class Worker:
             code: int | None = self._process.wait(_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             # Its connection is closed, so it cannot be used even if it lives on.
-            self.kill("hung up and did not end")
+            self.kill("closed its connection and did not end")
             code = self._wait_killed()
         self._control.close()
         with self._send_lock:
