@@ -20,24 +20,15 @@ from tiny_models import TinyDetector, classifier
 from visionedge.config.load import parse_config
 from visionedge.engine.batcher import DropReason
 from visionedge.iothub.delivery import Delivery
-<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
 from visionedge.model.download import DownloadRetryPolicy
 from visionedge.model.model_store import MODELS_FOLDER
-=======
-from visionedge.model.download import MODELS_FOLDER, DownloadRetryPolicy, DownloadTimeouts
->>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
 from visionedge.runtime.retry import RetryPolicy
 from visionedge.runtime.threads import ThreadGroup
 
 pytestmark = pytest.mark.system
 
-<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
 AT_ONCE = RetryPolicy(0, 0)
 IMPATIENT = DownloadRetryPolicy(ClientTimeout(total=20, sock_connect=10, sock_read=0.3), AT_ONCE, AT_ONCE)
-=======
-NO_WAIT = RetryPolicy(0.0, 0.0)
-IMPATIENT = DownloadRetryPolicy(DownloadTimeouts(connect_s=10, read_s=0.3, total_s=20), NO_WAIT, NO_WAIT)
->>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
 CAMERAS = ("dock", "gate", "yard")
 
 

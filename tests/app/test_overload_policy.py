@@ -285,15 +285,11 @@ def check_hysteresis(random_load: RandomLoad) -> None:
     for (before_s, _), (at_s, way) in pairwise(level_changes(random_load)):
         if at_s not in random_load.releases_s:
             least_s = (
-<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
-                max(random_load.settings.after_s, random_load.settings.back_after_s) if way == "up" else 0.0
-            )
-            assert at_s - before_s >= max(random_load.settings.after_s, least_s)
-=======
-                max(random_load.settings.after_seconds, random_load.settings.back_after_seconds) if way == "up" else 0.0
+                max(random_load.settings.after_seconds, random_load.settings.back_after_seconds)
+                if way == "up"
+                else 0.0
             )
             assert at_s - before_s >= max(random_load.settings.after_seconds, least_s)
->>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
 
 
 @pytest.mark.parametrize("seed", range(200))

@@ -64,11 +64,7 @@ class StatusEngine:
 
     def info(self) -> EngineInfo:
         model, recovery = load_model(find_bundled_model()), self.recovery
-<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
         if recovery is not None:  # 17.4 s from now, for any duration of the test so far
-=======
-        if recovery is not None:  # 17.4 s from now, however long the test took so far
->>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
             waiting = replace(recovery.recovery_state, retry_at_s=time.monotonic() + 17.43)
             recovery = replace(recovery, recovery_state=waiting)
         return EngineInfo(

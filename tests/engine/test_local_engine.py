@@ -290,7 +290,9 @@ def test_an_unusable_gpu_is_reported_and_the_cpu_computes(
 ) -> None:
     """One loud line; requested, effective and reason in it."""
     config = InferenceConfig(device=requested)  # type: ignore[arg-type]  # of the two words
-    engine = open_engine(model, config, backend=DeviceBackend(probe_device=StubProber(ReasonCode.DRIVER_MISSING)))
+    engine = open_engine(
+        model, config, backend=DeviceBackend(probe_device=StubProber(ReasonCode.DRIVER_MISSING))
+    )
     assert (
         engine.info().device.describe() == f"requested {requested}, effective cpu: because (driver-missing)"
     )
@@ -317,14 +319,10 @@ def test_a_demanded_device_without_fallback_is_an_error_with_reason_and_remedy(
 def test_auto_without_fallback_uses_the_cpu_if_there_is_no_gpu(model: Model) -> None:
     config = InferenceConfig(device="auto", fallback="exit")
     assert (
-<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
-        open_engine(model, config, prober=StubProber(ReasonCode.NO_DEVICE)).info().device.effective == "cpu"
-=======
         open_engine(model, config, backend=DeviceBackend(probe_device=StubProber(ReasonCode.NO_DEVICE)))
         .info()
         .device.effective
         == "cpu"
->>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
     )
 
 
@@ -338,15 +336,10 @@ def test_tensorrt_falls_back_to_cuda_before_the_cpu(model: Model) -> None:
 @pytest.mark.usefixtures("gpu_build")
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")  # the CPU wheel's own error for CUDA
 def test_a_session_that_opens_on_the_cpu_is_not_reported_as_gpu(model: Model) -> None:
-<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
     """The probe succeeded and the session did not: the session counts."""
-    engine = open_engine(model, InferenceConfig(device="cuda"), prober=StubProber(ReasonCode.OK))
-=======
-    """The probe was fine and the session is not: what counts is the session."""
     engine = open_engine(
         model, InferenceConfig(device="cuda"), backend=DeviceBackend(probe_device=StubProber(ReasonCode.OK))
     )
->>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
     if engine.info().device.effective == "cuda":
         pytest.skip("this machine has a GPU")
     assert engine.info().device.code not in (ReasonCode.OK, ReasonCode.CPU_REQUESTED)

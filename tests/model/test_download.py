@@ -10,10 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
 from aiohttp import ClientTimeout
-=======
->>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
 
 from model_server import (
     Answer,
@@ -28,35 +25,16 @@ from model_server import (
     stalled,
     status,
 )
-<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
-from visionedge.errors import FetchError
+from visionedge.errors import DownloadError
 from visionedge.model.download import DownloadRequest, DownloadRetryPolicy, ModelDownload, format_progress
 from visionedge.model.model_store import MODELS_FOLDER, ModelStore
-=======
-from visionedge.errors import DownloadError
-from visionedge.model.download import (
-    MODELS_FOLDER,
-    DownloadProgress,
-    DownloadRequest,
-    DownloadRetryPolicy,
-    DownloadTimeouts,
-    ModelDownload,
-    ModelStore,
-)
->>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
 from visionedge.runtime.retry import RetryPolicy
 
 DATA = b"\x08\x08" + os.urandom(300_000)
 SUM = hashlib.sha256(DATA).hexdigest()
-<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
 NO_WAIT = RetryPolicy(0, 0)
 AT_ONCE = DownloadRetryPolicy(ClientTimeout(total=1800, sock_connect=15, sock_read=20), NO_WAIT, NO_WAIT)
 IMPATIENT = DownloadRetryPolicy(ClientTimeout(total=20, sock_connect=0.3, sock_read=0.3), NO_WAIT, NO_WAIT)
-=======
-NO_WAIT = RetryPolicy(0.0, 0.0)
-AT_ONCE = DownloadRetryPolicy(DownloadTimeouts(read_s=20), NO_WAIT, NO_WAIT)
-IMPATIENT = DownloadRetryPolicy(DownloadTimeouts(connect_s=0.3, read_s=0.3, total_s=20), NO_WAIT, NO_WAIT)
->>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
 
 
 @pytest.fixture
@@ -249,16 +227,10 @@ def test_the_first_download_never_gives_up(tmp_path: Path, server: ModelServer) 
 def test_the_pauses_grow_up_to_a_limit() -> None:
     """Short pauses for temporary errors, long ones for errors that a person has to correct."""
     retry_policy = DownloadRetryPolicy()
-<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
     passing, lasting = retry_policy.wait, retry_policy.lasting_wait
     assert [passing.wait_s(n, lambda: 0.0) for n in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
     assert [lasting.wait_s(n, lambda: 0.0) for n in (1, 2, 7, 5000)] == [60, 120, 3600, 3600]
     assert passing.jitter == lasting.jitter == 0.5
-=======
-    waits, permanent_waits = retry_policy.waits, retry_policy.permanent_waits
-    assert [waits.wait_s(n, lambda: 0.0) for n in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
-    assert [permanent_waits.wait_s(n, lambda: 0.0) for n in (1, 2, 7, 5000)] == [60, 120, 3600, 3600]
->>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
 
 
 def test_an_untrusted_certificate_is_refused(
@@ -306,11 +278,7 @@ def test_a_file_address_that_is_not_a_file_is_refused(tmp_path: Path, kind: str)
     if kind == "pipe":
         os.mkfifo(tmp_path / kind)
     with pytest.raises(
-<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
-        FetchError, match=r"cannot be read: No such file|is not a regular file|Is a directory"
-=======
-        DownloadError, match=r"cannot be read: No such file|is no regular file|Is a directory"
->>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
+        DownloadError, match=r"cannot be read: No such file|is not a regular file|Is a directory"
     ):
         fetch(tmp_path, f"file://{tmp_path}/{kind}")
 

@@ -12,21 +12,9 @@ import pytest
 from repository_paths import REPOSITORY
 from visionedge.config.addresses import format_url, model_name_from_url
 from visionedge.config.load import find_local_only_problems, parse_config
-<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
-from visionedge.errors import ConfigError, FetchError
+from visionedge.errors import ConfigError, DownloadError
 from visionedge.model.download import DownloadRetryPolicy
 from visionedge.model.model_store import MAX_BYTES, MAX_MODELS, MODELS_FOLDER, ModelStore, make_model_path
-=======
-from visionedge.errors import ConfigError, DownloadError
-from visionedge.model.download import (
-    MAX_BYTES,
-    MAX_MODELS,
-    MODELS_FOLDER,
-    DownloadRetryPolicy,
-    DownloadTimeouts,
-    ModelStore,
-)
->>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
 from visionedge.model.provider import MAX_CHANGE_TRIES
 
 
@@ -162,17 +150,10 @@ def test_the_limits_in_the_docs_are_those_of_the_code() -> None:
     assert (MAX_MODELS, MAX_BYTES, MAX_CHANGE_TRIES) == (4, 4 << 30, 5)
     assert "four models and 4 GB" in docs
     assert "after five tries" in docs
-<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
     assert f"{timeouts.sock_connect:g} s for a connection, {timeouts.sock_read:g} s without a byte" in docs
     assert (timeouts.total, "half an hour for a try" in docs) == (1800, True)
     assert (retry_policy.wait.first_wait_s, retry_policy.wait.max_wait_s) == (1, 60)
     assert (retry_policy.lasting_wait.first_wait_s, retry_policy.lasting_wait.max_wait_s) == (60, 3600)
-=======
-    assert f"{timeouts.connect_s:g} s for a connection, {timeouts.read_s:g} s without a byte" in docs
-    assert (timeouts.total_s, "half an hour for a try" in docs) == (1800, True)
-    assert (retry_policy.waits.first_wait_s, retry_policy.waits.max_wait_s) == (1, 60)
-    assert (retry_policy.permanent_waits.first_wait_s, retry_policy.permanent_waits.max_wait_s) == (60, 3600)
->>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
     assert "after 1 s up to a minute" in docs
     assert "after a minute up to an hour" in docs
 

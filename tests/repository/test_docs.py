@@ -4,12 +4,8 @@ import contextlib
 import itertools
 import json
 import re
-<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
 import subprocess
 import sys
-from collections.abc import Iterator
-=======
->>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
 from pathlib import Path
 from typing import get_args
 

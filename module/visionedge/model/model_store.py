@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from visionedge.errors import FetchError
+from visionedge.errors import DownloadError
 from visionedge.runtime.files import evict_least_recently_used, set_aside_special_file
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class ModelStore:
         """The part of a model that has arrived so far.
 
         Raises:
-            FetchError: it cannot be written.
+            DownloadError: it cannot be written.
         """
         return PartialModel(make_model_path(self._data, sha256).with_suffix(".part"))
 
@@ -89,7 +89,7 @@ class PartialModel(contextlib.AbstractContextManager["PartialModel"]):
     """A model that is not complete yet: a file, and the hash of its content. For one thread, in a ``with``.
 
     Raises:
-        FetchError: from any method, if the disk is full or cannot be written.
+        DownloadError: from any method, if the disk is full or cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -120,8 +120,8 @@ class PartialModel(contextlib.AbstractContextManager["PartialModel"]):
             with _wrap_disk_errors(self.path.parent):
                 while left:
                     left = left[self._file.write(left) :]
-        except FetchError:
-            with contextlib.suppress(FetchError):
+        except DownloadError:
+            with contextlib.suppress(DownloadError):
                 self.discard()
             raise
         self._count(block)
@@ -143,7 +143,7 @@ class PartialModel(contextlib.AbstractContextManager["PartialModel"]):
             free_bytes = shutil.disk_usage(self.path.parent).free
         if free_bytes < more_bytes + _SPARE_BYTES:
             needed, spare, free = (f"{size / 1e6:,.0f} MB" for size in (more_bytes, _SPARE_BYTES, free_bytes))
-            raise FetchError(
+            raise DownloadError(
                 f"{self.path.parent}: too little space: {needed} are needed, with {spare} to spare, but only"
                 f" {free} are free",
                 permanent=True,
@@ -165,4 +165,4 @@ def _wrap_disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full" if is_full else f"cannot be written: {error.strerror or error}"
-        raise FetchError(f"{folder}: {reason}", permanent=True) from None
+        raise DownloadError(f"{folder}: {reason}", permanent=True) from None

@@ -115,13 +115,8 @@ def test_nan_rows_on_the_cpu_too_are_blamed_on_the_model(expected: Rows) -> None
 
 
 def test_pictures_are_kept_only_while_they_are_requested() -> None:
-<<<<<<< 0909c1bf4357b1965c23ed910ce116e28db009ab
     """As copies, because their buffers are reused."""
-    recent, got = RecentPictures(3), threading.Event()
-=======
-    """As copies: what they lie in is written again."""
     recent, got = RecentPictures(), threading.Event()
->>>>>>> 286db107d34f6d3d3b708d2e7725082826d44c06
     recent.offer(IMAGES)
     kept: list[np.ndarray] = []
 
