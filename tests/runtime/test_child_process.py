@@ -119,10 +119,7 @@ def _inspection(folder: Path) -> None:
 
 
 def _load(_folder: Path) -> None:
-    client_load = ClientLoad(
-        "127.0.0.1", 9, tls=False, clients=1, rate=1, seconds=0.1, requests=("GET / HTTP/1.1",), loopback=True
-    )
-    with _clients(client_load):
+    with _clients(ClientLoad(["http://127.0.0.1:9/"], {"Authorization": BAIT}, 1, 1, 0.1)):
         pass
 
 

@@ -17,7 +17,7 @@ SOURCES = [*(REPOSITORY / "module").rglob("*.py"), *(REPOSITORY / "tools").glob(
 OPTIONAL = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
-@pytest.mark.parametrize("extra", ["av", "eval", "report"])
+@pytest.mark.parametrize("extra", ["av", "eval"])
 def test_the_command_names_the_pinned_packages_of_the_extra(extra: Extra) -> None:
     """They are on the registry, for a clone and for a wheel alike, and go where visionedge runs."""
     python, *words = shlex.split(build_install_command(extra))

@@ -1,6 +1,7 @@
 """`visionedge bench`: benchmarks of the engine, the pipeline and the HTTP endpoints, and their comparison."""
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -226,7 +227,6 @@ def _parse_counts(text: str) -> tuple[int, ...]:
 def _bench_engine(arguments: argparse.Namespace) -> int:
     from visionedge.ops.bench import engine as bench
 
-    _check_page(arguments)
     inference = {"latencyBudgetMs": arguments.budget, "device": arguments.device}
     others = OtherProcessesLoad()
     report = bench.bench_engine(
@@ -241,14 +241,13 @@ def _bench_engine(arguments: argparse.Namespace) -> int:
         ),
         _print_progress,
     ) | {OTHER_PROCESSES_KEY: others.share()}
-    return _write_outputs(arguments, report, bench.format_report(report), bench.format_caution(report))
+    return _write_outputs(arguments, report, bench.format_report(report))
 
 
 def _bench_pipeline(arguments: argparse.Namespace) -> int:
     from visionedge.ops.bench import pipeline as bench
     from visionedge.ops.bench.pipeline_run import PipelineLoad
 
-    _check_page(arguments)
     configure_malloc()  # as the module does, so that the memory figures are comparable
     # The plain loop computes in fp32, and only the same precision compares the two programs.
     precision = arguments.precision or ("fp32" if arguments.baseline else "auto")
@@ -275,7 +274,6 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
 def _bench_http(arguments: argparse.Namespace) -> int:
     from visionedge.ops.bench import http as bench
 
-    _check_page(arguments)
     given = {"--model": arguments.model, "--device": arguments.device}
     load = bench.HttpLoad(
         url=arguments.url,
@@ -291,7 +289,7 @@ def _bench_http(arguments: argparse.Namespace) -> int:
     # With --url the module is not a child of this process, so its load counts as that of other processes.
     report = bench.bench_http(load, _print_progress)
     report[OTHER_PROCESSES_KEY] = others.share() if load.url is None else None
-    return _write_outputs(arguments, report, bench.format_report(report), bench.format_caution(report))
+    return _write_outputs(arguments, report, bench.format_report(report))
 
 
 def _bench_compare(arguments: argparse.Namespace) -> int:
@@ -304,28 +302,17 @@ def _bench_compare(arguments: argparse.Namespace) -> int:
     return 1 if verdict["verdict"] == "worse" else 0
 
 
-Report = dict[str, Any]
-
-
-def _check_page(arguments: argparse.Namespace) -> None:
-    """Fail before the measurement, not after it, if the page cannot be made."""
-    if arguments.html is not None:
-        from visionedge.ops.bench.report import import_matplotlib
-
-        import_matplotlib()
-
-
-def _write_outputs(arguments: argparse.Namespace, report: Report, text: str, caution: str = "") -> int:
+def _write_outputs(arguments: argparse.Namespace, report: dict[str, Any], text: str) -> int:
     """The report as text on stdout, and as JSON and as a page where these are wanted."""
-    from visionedge.ops.bench.report import render_page, write_json, write_text
+    from visionedge.ops.bench.report import render_page, write_text
 
-    others = describe_other_load(report)
+    text += describe_other_load(report)
     if "-" not in (arguments.json, arguments.html):
-        sys.stdout.write(text + (f"{others}\n" if others else ""))
+        sys.stdout.write(text)
     if arguments.json:
-        write_json(report, Path(arguments.json))
+        write_text(json.dumps(report, indent=2) + "\n", arguments.json)
     if arguments.html:
-        write_text(render_page(report, (caution, others)), Path(arguments.html))
+        write_text(render_page(report, text), arguments.html)
     return 0
 
 

@@ -1,7 +1,6 @@
 """`bench engine`: what is measured beside what, and what the report says of it. Tiny models, short trials."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from tiny_slow import save_with_variant
 from visionedge.__main__ import main
 from visionedge.config.schema import InferenceConfig
 from visionedge.ops.bench.engine import EngineLoad, bench_engine, format_caution, format_report
-from visionedge.runtime.installation import build_install_command
 
 CPU = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 4})
 
@@ -150,22 +148,6 @@ def test_json_on_stdout_is_all_there_is_on_stdout(tmp_path: Path, capsys: pytest
     model = str(TinyDetector().save(tmp_path / "tiny.onnx"))
     assert main(["bench", "engine", "--model", model, *SHORT, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["model"]["name"] == "tiny"
-
-
-def test_without_matplotlib_a_page_is_refused_before_anything_is_measured(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    model = str(TinyDetector().save(tmp_path / "tiny.onnx"))
-    code = main(["bench", "engine", "--model", model, *SHORT, "--html", str(tmp_path / "report.html")])
-    out, err = capsys.readouterr()
-    assert code == 3
-    assert out == ""
-    (line,) = (line for line in err.splitlines() if "matplotlib" in line)
-    needs = f"a page with plots needs matplotlib: {build_install_command('report')}; or leave --html out"
-    assert line == f"visionedge: {needs}"
-    assert "-m pip install matplotlib==" in line
-    assert "round" not in err
 
 
 @pytest.mark.parametrize(

@@ -410,7 +410,7 @@ def build_ceiling_document(
     the bare threads in the same rounds: on a busy machine it is below the ceiling, as the pipeline is.
     """
     alone, together = ([pair[index] for pair in bare] for index in (0, 1))
-    ratios = [run.frames_per_s / each.frames_per_s for run, each in zip(runs, together, strict=True)]
+    ratios = [run.frames_per_second / each.frames_per_s for run, each in zip(runs, together, strict=True)]
     measured = {
         "threads": together[0].threads,
         "measuredPerSecond": round(statistics.median(each.frames_per_s for each in together), 3),
@@ -429,7 +429,7 @@ def _side(bare: Sequence[CeilingMeasurement], runs: Sequence[PipelineRun]) -> di
         "decodeCpuMs": [each.decode_ms for each in bare],
         "runCpuMs": [each.run_ms for each in bare],
         "framesPerSecond": [each.ceiling_per_s for each in bare],
-        "speedToCeiling": [run.frames_per_s / each.ceiling_per_s for run, each in pairs],
+        "speedToCeiling": [run.frames_per_second / each.ceiling_per_s for run, each in pairs],
         "cpuToBare": [run.cpu_ms_per_frame / each.frame_ms for run, each in pairs],
     }
     return {name: round(statistics.median(values), 3) for name, values in figures.items()}

@@ -89,33 +89,24 @@ def bench_engine(load: EngineLoad, progress: Callable[[str], None]) -> dict[str,
     ) as engine:
         progress(f"{model.name}: {engine.info().device.describe()}")
         pictures = np.asarray(make_noise_pictures(model.input, engine.info().plan.max_batch), np.uint8)
-        wanted = AutotuneRequest(
-            engine.info().device.effective, engine.info().plan.max_batch, fixed, usable_cores()
+        device = engine.info().device.effective
+        wanted = AutotuneRequest(device, engine.info().plan.max_batch, fixed, usable_cores())
+        measured = autotune_plan(
+            lambda batch: engine.infer(pictures[:batch]),
+            device=device,
+            max_batch=wanted.max_batch,
+            fixed_batch=fixed,
+            cores=wanted.cores,
+            latency_budget_ms=load.inference.latency_budget_ms,
         )
-        measured = _measured(engine, pictures, wanted, load.inference.latency_budget_ms)
         progress(f"plan: {measured.reason}")
         pairs = _pairs(load, engine.info().plan.buckets, wanted, measured.choice)
         runs = _collect_runs(engine, graph, pictures, pairs, measured.choice)
-        runs += _one_picture_runs(model, graph, pictures[:1], engine.info().device.effective)
-        graphs = {"fp32": graph, **_other_graphs(loaded, engine.info().device.effective, load.data)}
-        runs += _precision_runs(
-            graphs, pictures, OperatingPoint(1, fixed or 1), engine.info().device.effective
-        )
+        runs += _one_picture_runs(model, graph, pictures[:1], device)
+        graphs = {"fp32": graph, **_other_graphs(loaded, device, load.data)}
+        runs += _precision_runs(graphs, pictures, OperatingPoint(1, fixed or 1), device)
         samples = _sweep(runs, load, progress)
         return _report(load, engine, measured, samples)
-
-
-def _measured(
-    engine: LocalEngine, pictures: Picture, wanted: AutotuneRequest, budget_ms: float | None
-) -> AutotuneResult:
-    return autotune_plan(
-        lambda batch: engine.infer(pictures[:batch]),
-        device=wanted.device,
-        max_batch=wanted.max_batch,
-        fixed_batch=wanted.fixed_batch,
-        cores=wanted.cores,
-        latency_budget_ms=budget_ms,
-    )
 
 
 def _pairs(
@@ -243,8 +234,8 @@ def _report(
         "bare": [
             {
                 **_line(point, given),
-                "engineToBare": _ratio(samples["beside", point], given, _by_speed),
-                "engineToBareByCpu": _ratio(given, samples["beside", point], _by_cpu),
+                "engineToBare": _ratio(samples["beside", point], given, "frames_per_s"),
+                "engineToBareByCpu": _ratio(given, samples["beside", point], "cpu_ms"),
             }
             for (kind, point), given in samples.items()
             if kind == "bare"
@@ -268,10 +259,10 @@ def _line(point: OperatingPoint, given: Sequence[ThroughputSample]) -> dict[str,
     return {
         "lanes": point.lanes,
         "batch": point.batch,
-        "framesPerSecond": round(_speed(given), 2),
+        "framesPerSecond": round(_median(given, "frames_per_s"), 2),
         "framesPerSecondAll": [round(sample.frames_per_s, 2) for sample in given],
-        "batchMs": round(_batch_ms(given), 3),
-        "cpuMs": round(median(sample.cpu_ms for sample in given), 3),
+        "batchMs": round(_median(given, "batch_ms"), 3),
+        "cpuMs": round(_median(given, "cpu_ms"), 3),
     }
 
 
@@ -279,7 +270,7 @@ def _fits(pairs: Iterable[OperatingPoint], samples: SamplesByKey) -> list[Latenc
     """The fitted duration of a batch for each number of lanes."""
     points: dict[int, dict[int, float]] = {}
     for point in pairs:
-        points.setdefault(point.lanes, {})[point.batch] = _batch_ms(samples["engine", point])
+        points.setdefault(point.lanes, {})[point.batch] = _median(samples["engine", point], "batch_ms")
     return [fit_latency(lanes, given) for lanes, given in points.items() if len(given) > 1]
 
 
@@ -296,12 +287,12 @@ def _one_picture(samples: SamplesByKey) -> dict[str, Any]:
     given = {
         kind: samples[kind, _ONE] for kind in ("original", "compiled", "plain") if (kind, _ONE) in samples
     }
-    found: dict[str, Any] = {f"{kind}Ms": round(_batch_ms(each), 3) for kind, each in given.items()}
+    found: dict[str, Any] = {f"{kind}Ms": round(_median(each, "batch_ms"), 3) for kind, each in given.items()}
     for kind, each in given.items() if "compiled" in given else ():
         if kind != "compiled":
             name = f"compiledTo{kind.capitalize()}"
-            found[name] = _ratio(given["compiled"], each, _by_duration)
-            found[f"{name}ByCpu"] = _ratio(given["compiled"], each, _by_cpu)
+            found[name] = _ratio(given["compiled"], each, "batch_ms")
+            found[f"{name}ByCpu"] = _ratio(given["compiled"], each, "cpu_ms")
     return found
 
 
@@ -312,43 +303,23 @@ def _precisions(samples: SamplesByKey) -> list[dict[str, Any]]:
         {
             "precision": kind,
             "batch": point.batch,
-            "ms": round(_batch_ms(given), 3),
-            "fp32Ms": round(_batch_ms(fp32), 3),
-            "timesAsFast": _ratio(fp32, given, _by_duration),
-            "timesAsFastByCpu": _ratio(fp32, given, _by_cpu),
+            "ms": round(_median(given, "batch_ms"), 3),
+            "fp32Ms": round(_median(fp32, "batch_ms"), 3),
+            "timesAsFast": _ratio(fp32, given, "batch_ms"),
+            "timesAsFastByCpu": _ratio(fp32, given, "cpu_ms"),
         }
         for (kind, point), given in samples.items()
         if kind in PRECISIONS
     ]
 
 
-def _speed(given: Iterable[ThroughputSample]) -> float:
-    return float(median(sample.frames_per_s for sample in given))
+def _median(given: Iterable[ThroughputSample], figure: str) -> float:
+    return float(median(getattr(sample, figure) for sample in given))
 
 
-def _batch_ms(given: Iterable[ThroughputSample]) -> float:
-    return float(median(sample.batch_ms for sample in given))
-
-
-def _by_speed(sample: ThroughputSample) -> float:
-    return sample.frames_per_s
-
-
-def _by_duration(sample: ThroughputSample) -> float:
-    return sample.batch_ms
-
-
-def _by_cpu(sample: ThroughputSample) -> float:
-    # Processor time varies least on a busy machine; on a GPU it is the host's part only.
-    return max(sample.cpu_ms, 1e-6)
-
-
-def _ratio(
-    ours: Sequence[ThroughputSample],
-    theirs: Sequence[ThroughputSample],
-    figure: Callable[[ThroughputSample], float],
-) -> float:
-    return round(median_ratio(ours, theirs, figure), 3)
+def _ratio(ours: Sequence[ThroughputSample], theirs: Sequence[ThroughputSample], figure: str) -> float:
+    # Processor time varies least on a busy machine; on a GPU it is the host's part only, and may be 0.
+    return round(median_ratio(ours, theirs, lambda sample: max(getattr(sample, figure), 1e-6)), 3)
 
 
 # --- text ---------------------------------------------------------------------------------------------------

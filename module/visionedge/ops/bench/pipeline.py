@@ -8,6 +8,7 @@ all comparisons are medians of the rounds' ratios, because a machine's speed var
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -34,10 +35,9 @@ from visionedge.ops.bench.pipeline_run import (
     RunCost,
     SyntheticSpec,
     cpu_s,
-    open_engine_setup,
+    open_engine_process,
     rss_mib,
     run_pipeline,
-    sum_dropped,
     summarize_run,
 )
 from visionedge.runtime.measurement import median_ratio, run_in_rounds
@@ -56,13 +56,11 @@ def bench_pipeline(load: PipelineLoad, progress: Callable[[str], None]) -> dict[
     model = load_model(load.model)
     selection = Selection.of(model, load.inference.confidence, load.inference.iou)
     _check_source(load)
-    with ExitStack() as stack:
-        setup = stack.enter_context(closing(open_engine_setup(load, model)))
-        engine = setup.engine
+    with open_engine_process(load, model) as (engine, frame_pool), ExitStack() as stack:
         info = engine.info()
         progress(f"{info.device.describe()}; {info.plan.reason}")
         sides: dict[str, Callable[[], PipelineRun]] = {
-            "pipeline": lambda: run_pipeline(load, setup, selection, progress)
+            "pipeline": lambda: run_pipeline(load, engine, frame_pool, selection, progress)
         }
         references = None
         if load.baseline:
@@ -98,7 +96,7 @@ def _run_rounds(
 
     def after_round(number: int, runs: Mapping[str, Sequence[PipelineRun]]) -> None:
         for name, given in runs.items():
-            progress(f"round {number}/{rounds}: {_TITLES[name]} {given[-1].frames_per_s:.1f} frames/s")
+            progress(f"round {number}/{rounds}: {_TITLES[name]} {given[-1].frames_per_second:.1f} frames/s")
         if references is not None:
             references.measure()
 
@@ -151,7 +149,7 @@ def _best_plain(
             threads=threads,
             device=device,
         )
-        speed = _plain_run(loop, max(1.0, load.seconds / 4), load.slo_ms).frames_per_s
+        speed = _plain_run(loop, max(1.0, load.seconds / 4), load.slo_ms).frames_per_second
         progress(f"plain loop, {threads or 'default'} threads: {speed:.1f} frames/s")
         trials.append((speed, loop))
     best = max(trials, key=lambda trial: trial[0])[1]
@@ -190,7 +188,7 @@ def _report(load: PipelineLoad, engine: Engine, runs: Mapping[str, list[Pipeline
         "device": info.device.describe(),
         "plan": {"lanes": info.plan.lanes, "buckets": list(info.plan.buckets)},
         "precision": info.precision.precision,
-        **{name: _medians(given) for name, given in runs.items()},
+        **{name: _summarize_rounds(given) for name, given in runs.items()},
     }
 
 
@@ -210,43 +208,32 @@ def _compared(
 
 def _ratio(ours: Sequence[PipelineRun], theirs: Sequence[PipelineRun]) -> dict[str, float]:
     return {
-        "framesPerSecond": round(median_ratio(ours, theirs, lambda run: run.frames_per_s), 3),
+        "framesPerSecond": round(median_ratio(ours, theirs, lambda run: run.frames_per_second), 3),
         "cpuMsPerFrame": round(median_ratio(ours, theirs, lambda run: run.cpu_ms_per_frame), 3),
     }
 
 
-def _medians(runs: list[PipelineRun]) -> dict[str, Any]:
-    return {
-        "framesPerSecond": round(_median(runs, "frames_per_s"), 3),
-        "framesPerSecondAll": [round(run.frames_per_s, 2) for run in runs],
-        "rounds": [_round(run) for run in runs],
-        "cpuMsPerFrame": round(_median(runs, "cpu_ms_per_frame"), 3),
-        "latencyMs": _median_by_key([run.latency_ms for run in runs]),
-        "ageMs": _median_by_key([run.age_ms for run in runs]),
-        "goodputPerSecond": round(_median(runs, "goodput_per_s"), 3),
-        "stagesMs": _median_by_key([run.stages_ms for run in runs]),
-        "dropped": sum_dropped(runs),
-        "rssMiB": round(max(run.rss_mib for run in runs), 1),
-        "detectionsPerFrame": round(_median(runs, "detections_per_frame"), 3),
-        "fairness": round(_median(runs, "fairness"), 4),
+def _summarize_rounds(runs: Sequence[PipelineRun]) -> dict[str, Any]:
+    """The medians of the rounds, the sums of dropped frames, and the figures of each round."""
+    rounds = [_medians([run.dump()]) for run in runs]
+    dropped = sum((Counter(run.dropped) for run in runs), Counter[str]())
+    return _medians(rounds) | {
+        "framesPerSecondAll": [figures["framesPerSecond"] for figures in rounds],
+        "rssMiB": max(figures["rssMiB"] for figures in rounds),
+        "dropped": dict(dropped),
+        "rounds": rounds,
     }
 
 
-def _round(run: PipelineRun) -> dict[str, Any]:
+def _medians(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The median of every figure of equal documents."""
     return {
-        "framesPerSecond": round(run.frames_per_s, 3),
-        "cpuMsPerFrame": round(run.cpu_ms_per_frame, 3),
-        "latencyMs": {key: round(value, 3) for key, value in run.latency_ms.items()},
-        "ageMs": {key: round(value, 3) for key, value in run.age_ms.items()},
+        key: _medians([document[key] for document in documents])
+        if isinstance(value, Mapping)
+        else round(statistics.median(document[key] for document in documents), 4)
+        for key, value in documents[0].items()
+        if key != "dropped"
     }
-
-
-def _median_by_key(figures: list[Mapping[str, float]]) -> dict[str, float]:
-    return {key: round(statistics.median(f[key] for f in figures), 3) for key in figures[0]}
-
-
-def _median(runs: list[PipelineRun], name: str) -> float:
-    return float(statistics.median(getattr(run, name) for run in runs))
 
 
 # --- text ---------------------------------------------------------------------------------------------------
