@@ -85,7 +85,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     plan = make_eflow_plan(arguments.windows_build, arguments.edition, arguments.gpu)
     if arguments.json:
-        print_json(plan.document())
+        print_json(plan.dump())
     else:
         sys.stdout.write(plan.to_text())
     return 0 if plan.supported else UnavailableError.exit_code

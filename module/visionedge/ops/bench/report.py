@@ -161,7 +161,7 @@ def plot_lines(x_name: str, series: Mapping[str, Points]) -> str:
     """Frames/s as lines by their names, over x values at equal distances, as an SVG."""
     xs = sorted({x for points in series.values() for x, _ in points})
     highest = max((y for points in series.values() for _, y in points), default=0) or 1
-    power = 10 ** math.floor(math.log10(highest))
+    power = 10.0 ** math.floor(math.log10(highest))
     step = next(power * factor for factor in (0.2, 0.5, 1, 2) if highest <= 5 * power * factor)
     steps = math.ceil(highest / step)
 

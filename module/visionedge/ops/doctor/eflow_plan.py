@@ -6,20 +6,20 @@ the same editions of Windows 10 and 11, but not on Server.
 """
 
 import re
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from pydantic import Field
 
 from visionedge.errors import ConfigError
 from visionedge.ops.doctor.checks import Remedy, one_remedy
 from visionedge.ops.doctor.remedies import DISABLE_REQUIRE_ENV, MIN_CORES, MIN_MEMORY_MIB
 from visionedge.ops.doctor.wheel import MIN_WINDOWS_DRIVER
 from visionedge.ops.manifest.gpu_options import GPU_OPTIONS, to_compact_json
+from visionedge.web.documents import JsonDocument
 
-Document = dict[str, Any]
 GpuFamily = Literal["datacenter", "graphics", "maxwell", "intel", "unknown"]
 PassthroughType = Literal["DirectDeviceAssignment", "ParaVirtualization", "none"]
 
-SCHEMA = "visionedge/doctor-plan/1"
 EDITIONS = ("pro", "enterprise", "iot-enterprise", "server", "home")
 DATA_DISK_GB = 20
 
@@ -30,10 +30,10 @@ _SERVERS = {17763: "Windows Server 2019", 20348: "Windows Server 2022"}
 _UNSAFE_GPU_NAME = re.compile(r"[\"'`$;\x00-\x1f]")
 
 
-@dataclass(frozen=True, slots=True)
-class EflowPlan:
+class EflowPlan(JsonDocument):
     """Whether GPU passthrough is supported, which one, why, and what to type on Windows."""
 
+    schema_: Literal["visionedge/doctor-plan/1"] = Field(alias="schema")
     windows: str
     gpu: str
     supported: bool
@@ -41,19 +41,6 @@ class EflowPlan:
     passthrough: PassthroughType
     why: str
     steps: tuple[Remedy, ...]
-
-    def document(self) -> Document:
-        """As JSON."""
-        return {
-            "schema": SCHEMA,
-            "windows": self.windows,
-            "gpu": self.gpu,
-            "supported": self.supported,
-            "cuda": self.cuda,
-            "passthrough": self.passthrough,
-            "why": self.why,
-            "steps": [step.document().dump() for step in self.steps],
-        }
 
     def to_text(self) -> str:
         """As text."""
@@ -70,37 +57,39 @@ def make_eflow_plan(build: str | None, edition: str | None, gpu: str | None) -> 
     Raises:
         ConfigError: one of them is missing or not valid.
     """
-    _check(build, edition, gpu)
-    number, revision = _build(build)
-    edition = _edition(edition)
-    gpu = _gpu(gpu)
-    windows, windows_fault = _windows(number, revision, edition)
-    family = classify_gpu(gpu)
-    passthrough_type, gpu_fault = _choose_passthrough(family, edition)
-    fault = windows_fault or gpu_fault
-    if fault:
-        return EflowPlan(windows, gpu, False, False, "none", fault, one_remedy(*_deploy_without_gpu(gpu)))
-    why = _explain(family, passthrough_type)
-    steps = _steps(family, passthrough_type, gpu, is_windows_10=number < 20000)
-    if number == _MIN_WINDOWS_10[0] and revision is None:
-        least = ".".join(map(str, _MIN_WINDOWS_10))
-        steps = (
-            *one_remedy(f"check in winver that the build is {least} or newer, else update Windows"),
-            *steps,
-        )
-    return EflowPlan(windows, gpu, True, family != "intel", passthrough_type, why, steps)
-
-
-def _check(build: str | None, edition: str | None, gpu: str | None) -> None:
-    """Raise one error with all problems."""
     problems: list[str] = []
+    values: list[Any] = []
     for read, text in ((_build, build), (_edition, edition), (_gpu, gpu)):
         try:
-            read(text)
+            values.append(read(text))
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
+    (number, revision), edition, gpu = values
+    windows, fault = _windows(number, revision, edition)
+    family = classify_gpu(gpu)
+    passthrough, gpu_fault = _choose_passthrough(family, edition)
+    fault = fault or gpu_fault
+    if fault:
+        passthrough, why, steps = "none", fault, one_remedy(*_deploy_without_gpu(gpu))
+    else:
+        why = _explain(family, passthrough)
+        steps = _steps(family, passthrough, gpu, is_windows_10=number < 20000)
+        if number == _MIN_WINDOWS_10[0] and revision is None:
+            least = ".".join(map(str, _MIN_WINDOWS_10))
+            check = one_remedy(f"check in winver that the build is {least} or newer, else update Windows")
+            steps = (*check, *steps)
+    return EflowPlan(
+        schema="visionedge/doctor-plan/1",
+        windows=windows,
+        gpu=gpu,
+        supported=not fault,
+        cuda=not fault and family != "intel",
+        passthrough=passthrough,
+        why=why,
+        steps=steps,
+    )
 
 
 def classify_gpu(gpu: str) -> GpuFamily:

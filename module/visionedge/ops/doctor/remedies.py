@@ -5,7 +5,7 @@ deployment manifest, or here.
 """
 
 from visionedge.engine.device.devices import ReasonCode
-from visionedge.ops.doctor.checks import Remedies, Remedy, one_remedy
+from visionedge.ops.doctor.checks import Remedies, one_remedy
 from visionedge.ops.doctor.facts import HostFacts
 from visionedge.ops.doctor.wheel import MIN_DRIVER, MIN_WINDOWS_DRIVER, format_capability
 from visionedge.ops.manifest.gpu_options import BY_HAND_OPTIONS, GPU_OPTIONS, to_compact_json
@@ -144,12 +144,11 @@ def assign_gpu_to_vm(facts: HostFacts) -> Remedies:
         for passthrough in ("DirectDeviceAssignment", "ParaVirtualization")
     ]
     return (
-        Remedy("on Windows, in an elevated PowerShell, look up the name of the GPU", (GPU_NAME_COMMAND,)),
-        Remedy(
-            "and assign it to the VM, which stops for this; omitted options are reset. T4, A2:",
-            (line[0],),
+        *one_remedy("on Windows, in an elevated PowerShell, look up the name of the GPU", GPU_NAME_COMMAND),
+        *one_remedy(
+            "and assign it to the VM, which stops for this; omitted options are reset. T4, A2:", line[0]
         ),
-        Remedy("GeForce, Quadro, RTX (not on Windows Server):", (line[1],)),
+        *one_remedy("GeForce, Quadro, RTX (not on Windows Server):", line[1]),
     )
 
 

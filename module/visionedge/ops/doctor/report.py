@@ -7,7 +7,7 @@
 import asyncio
 import textwrap
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from visionedge import __version__
@@ -19,7 +19,12 @@ from visionedge.ops.doctor.gpu_checks import run_gpu_checks
 from visionedge.ops.doctor.host import Document, Host, HostEnvironment
 from visionedge.ops.doctor.system_checks import run_system_checks
 from visionedge.runtime.redaction import redact, redact_document
-from visionedge.web.documents import DoctorDeviceDocument, DoctorDocument, DoctorEnvironmentDocument
+from visionedge.web.documents import (
+    DoctorDeviceDocument,
+    DoctorDocument,
+    DoctorEnvironmentDocument,
+    FindingDocument,
+)
 
 _WIDTH = 104
 _MARKS = {
@@ -88,8 +93,8 @@ class DoctorReport:
                 passthrough=self.environment.passthrough,
             ),
             first_broken=first.name if first else None,
-            chain=[finding.document() for finding in self.chain],
-            system_checks=[finding.document() for finding in self.system_checks],
+            chain=_dump_findings(self.chain),
+            system_checks=_dump_findings(self.system_checks),
         )
         masked: Document = redact_document(document.dump())
         return masked
@@ -127,6 +132,10 @@ class DoctorReport:
             f"{f.title}: {f.found}" for f in self.chain if f.state is CheckState.BROKEN and f is not first
         ]
         return lines + (_wrap("", f"also broken: {'; '.join(later)}") if later else [])
+
+
+def _dump_findings(findings: Iterable[CheckResult]) -> list[FindingDocument]:
+    return [FindingDocument.model_validate(finding, from_attributes=True) for finding in findings]
 
 
 def examine(request: DoctorRequest, host: Host) -> DoctorReport:
