@@ -31,17 +31,9 @@ from av.video.stream import VideoStream
 
 from visionedge.camera.sources.base import DecodedPicture, SourceLimits
 from visionedge.camera.sources.diagnosis import (
-    connection_closed,
+    SourceFault,
     diagnose_rtsp_open,
-    ended_early,
-    no_picture_received,
-    no_video,
-    open_timed_out,
-    read_failed,
-    too_many_pixels,
     undecodable_media,
-    undecodable_stream,
-    unreadable_certificates,
 )
 from visionedge.camera.sources.http_camera import HttpFile, HttpFileOpener
 from visionedge.camera.sources.opencv_setup import limit_ffmpeg
@@ -124,7 +116,7 @@ def open_video(path: Path, limits: SourceLimits) -> "PyavSource":
         # An absolute path: FFmpeg takes the text before a colon for a protocol.
         container = _open(str(path.absolute()), {}, limits)
     except FFmpegError:
-        raise SourceError(no_video(str(path))) from None
+        raise SourceFault.NO_VIDEO.error(str(path)) from None
     return _source(container, str(path), live=False, limits=limits)
 
 
@@ -170,7 +162,7 @@ def _remaining_limits(limits: SourceLimits, began_s: float) -> SourceLimits:
 def _tls_options(uri: CameraUri, certificates: str) -> dict[str, str]:
     """Return FFmpeg's options for checking the certificate and the host name of a server."""
     if not os.access(certificates, os.R_OK):
-        raise SourceError(unreadable_certificates(str(uri), certificates))
+        raise SourceFault.UNREADABLE_CERTIFICATES.error(str(uri), file=certificates)
     return {"tls_verify": "1", "ca_file": certificates}
 
 
@@ -203,7 +195,7 @@ def _open_http_container(
         if files.error is not None:
             raise files.error from None
         if time.monotonic() - began_s >= limits.open_timeout_s * 0.95:
-            raise SourceError(open_timed_out(name, limits.open_timeout_s)) from None
+            raise SourceFault.OPEN_TIMED_OUT.error(name, limit_s=limits.open_timeout_s) from None
         raise SourceError(undecodable_media(name, error.strerror or "")) from None
 
 
@@ -234,7 +226,7 @@ def _source(
     stream = next(iter(container.streams.video), None)
     if stream is None or stream.codec_context is None:
         container.close()
-        raise SourceError(no_video(name))
+        raise SourceFault.NO_VIDEO.error(name)
     remote = remote or files is not None
     return PyavSource(
         container, stream, name, live=live, limits=limits, remote=remote, files=files, paced=paced
@@ -472,7 +464,9 @@ class PyavSource:
 
     def _refuse_large(self, width: int, height: int) -> None:
         if width * height > self._limits.max_pixels:
-            raise SourceError(too_many_pixels(self._name, width, height, self._limits.max_pixels))
+            raise SourceFault.TOO_MANY_PIXELS.error(
+                self._name, width=width, height=height, megapixels=self._limits.max_pixels / 1e6
+            )
 
     # --- ends and losses ------------------------------------------------------------------------------------
 
@@ -484,7 +478,7 @@ class PyavSource:
         self._unseen_count += 1
         unseen_s = now_s - self._unseen_since_s
         if unseen_s > self._limits.picture_timeout_s and self._unseen_count > _MAX_UNDECODED_PACKETS:
-            raise SourceError(undecodable_stream(self._name, self._limits.picture_timeout_s))
+            raise SourceFault.UNDECODABLE_STREAM.error(self._name, limit_s=self._limits.picture_timeout_s)
 
     def _judge_loss(self, waited_s: float, error: FFmpegError) -> None:
         """Raise the reason of a loss; a local file that cannot be read further has ended."""
@@ -492,11 +486,15 @@ class PyavSource:
         if not self.live and not self._remote:
             return
         if waited_s >= self._limits.read_timeout_s * 0.9:
-            raise SourceError(no_picture_received(self._name, self._limits.read_timeout_s)) from None
+            raise SourceFault.NO_PICTURE_RECEIVED.error(
+                self._name, limit_s=self._limits.read_timeout_s
+            ) from None
         if isinstance(error, _CLOSED_ERRORS) or error.errno == errno.EIO:
-            raise SourceError(connection_closed(self._name)) from None
+            raise SourceFault.CONNECTION_CLOSED.error(self._name) from None
         # Only FFmpeg's text for the error number: the whole message contains the address with its secrets.
-        raise SourceError(read_failed(self._name, error.strerror or type(error).__name__)) from None
+        raise SourceFault.READ_FAILED.error(
+            self._name, error=error.strerror or type(error).__name__
+        ) from None
 
     def _judge_files(self) -> None:
         """Raise the reason why a segment did not open, which FFmpeg does not report."""
@@ -507,12 +505,12 @@ class PyavSource:
         """Raise unless this is a clean end: PyAV also ends without an error if the server was killed."""
         self._judge_files()
         if self.live:
-            raise SourceError(connection_closed(self._name))
+            raise SourceFault.CONNECTION_CLOSED.error(self._name)
         if self._given_count == 0:
-            raise SourceError(no_video(self._name))
+            raise SourceFault.NO_VIDEO.error(self._name)
         # The number of pictures is an estimate in some containers, hence the factor 0.9.
         if self._remote and self._packet_count < 0.9 * _expected_pictures(self._container, self._stream):
-            raise SourceError(ended_early(self._name, self._packet_count))
+            raise SourceFault.ENDED_EARLY.error(self._name, count=self._packet_count)
 
 
 def _take_spare_threads(stream: VideoStream, limits: SourceLimits) -> int:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from visionedge.camera.sources.open import open_source
@@ -22,7 +22,6 @@ from visionedge.model.model import Model, load_model
 from visionedge.model.postprocess import Selection
 from visionedge.ops.bench.baseline import (
     Ceiling,
-    CeilingMeasurement,
     PlainLoop,
     build_ceiling_document,
     measure_baseline_agreement,
@@ -59,21 +58,28 @@ def bench_pipeline(load: PipelineLoad, progress: Callable[[str], None]) -> dict[
     with open_engine_process(load, model) as (engine, frame_pool), ExitStack() as stack:
         info = engine.info()
         progress(f"{info.device.describe()}; {info.plan.reason}")
-        sides: dict[str, Callable[[], PipelineRun]] = {
-            "pipeline": lambda: run_pipeline(load, engine, frame_pool, selection, progress)
+        sides: dict[str, Callable[[], Any]] = {
+            "pipeline": lambda: run_pipeline(load, engine, frame_pool, selection)
         }
-        references = None
+        plain = None
         if load.baseline:
-            references = _open_references(load, model, engine, selection, progress)
-            plain = stack.enter_context(closing(references.plain))
-            sides["baseline"] = lambda: _plain_run(plain, load.seconds, load.slo_ms)
-        runs = _run_rounds(sides, load.rounds, progress, references)
-        report = _report(load, engine, runs)
-        if references is not None:
-            report |= _compared(report, runs, references)
-            report["baselineAgreement"] = measure_baseline_agreement(
-                load.source, engine, selection, references.plain
-            )
+            device = info.device.effective
+            plain = stack.enter_context(closing(_best_plain(load, model, device, selection, progress)))
+            sides["baseline"] = partial(_plain_run, plain, load.seconds, load.slo_ms)
+            # The ceiling is that of the original network in fp32 on a CPU.
+            if device == "cpu" and info.precision.precision == "fp32":
+                measure = partial(Ceiling(model, load.source).measure, max(0.5, load.seconds / 4))
+                sides["ceiling"] = lambda: (measure(1), measure(info.plan.lanes))
+
+        def after_round(number: int, results: Mapping[str, Sequence[Any]]) -> None:
+            for name in [name for name in _TITLES if name in results]:
+                speed = results[name][-1].frames_per_second
+                progress(f"round {number}/{load.rounds}: {_TITLES[name]} {speed:.1f} frames/s")
+
+        results = run_in_rounds(sides, load.rounds, after_round)
+        report = _report(load, engine, results, plain)
+        if plain is not None:
+            report["baselineAgreement"] = measure_baseline_agreement(load.source, engine, selection, plain)
         return report
 
 
@@ -86,77 +92,22 @@ def _check_source(load: PipelineLoad) -> None:
         raise ConfigError([f"--source {load.source}: the plain loop of --baseline needs a video file"])
 
 
-def _run_rounds(
-    sides: Mapping[str, Callable[[], PipelineRun]],
-    rounds: int,
-    progress: Callable[[str], None],
-    references: "_References | None",
-) -> dict[str, list[PipelineRun]]:
-    """Every side once a round; the ceiling is measured after each round."""
-
-    def after_round(number: int, runs: Mapping[str, Sequence[PipelineRun]]) -> None:
-        for name, given in runs.items():
-            progress(f"round {number}/{rounds}: {_TITLES[name]} {given[-1].frames_per_second:.1f} frames/s")
-        if references is not None:
-            references.measure()
-
-    return run_in_rounds(sides, rounds, after_round)
-
-
-# --- the plain loop and the ceiling -------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _References:
-    """The plain loop in fp32, and for an fp32 pipeline on a CPU the ceiling, with its measurements."""
-
-    plain: PlainLoop
-    ceiling: Ceiling | None
-    seconds: float
-    lanes: int
-    bare: list[tuple[CeilingMeasurement, CeilingMeasurement]] = field(default_factory=list)
-
-    def measure(self) -> None:
-        """The ceiling of this round, on one thread and on one thread per lane."""
-        if self.ceiling is not None:
-            alone, at_once = (self.ceiling.measure(self.seconds, threads) for threads in (1, self.lanes))
-            self.bare.append((alone, at_once))
-
-
-def _open_references(
-    load: PipelineLoad, model: Model, engine: Engine, selection: Selection, progress: Callable[[str], None]
-) -> _References:
-    # The ceiling is that of the original network in fp32 on a CPU.
-    info = engine.info()
-    comparable = info.device.effective == "cpu" and info.precision.precision == "fp32"
-    ceiling = Ceiling(model, load.source) if comparable else None
-    plain = _best_plain(load, model, info.device.effective, selection, progress)
-    return _References(plain, ceiling, max(0.5, load.seconds / 4), info.plan.lanes)
-
-
 def _best_plain(
     load: PipelineLoad, model: Model, device: str, selection: Selection, progress: Callable[[str], None]
 ) -> PlainLoop:
     """The plain loop with its fastest thread setting: a slower setting would flatter the pipeline."""
-    cores = os.cpu_count() or 1
-    trials: list[tuple[float, PlainLoop]] = []
-    for threads in sorted({1, cores, 0}):
-        loop = PlainLoop(
-            model,
-            selection,
-            source=load.source,
-            cameras=load.cameras,
-            threads=threads,
-            device=device,
-        )
-        speed = _plain_run(loop, max(1.0, load.seconds / 4), load.slo_ms).frames_per_second
-        progress(f"plain loop, {threads or 'default'} threads: {speed:.1f} frames/s")
-        trials.append((speed, loop))
-    best = max(trials, key=lambda trial: trial[0])[1]
-    for _, loop in trials:
-        if loop is not best:
-            loop.close()
-    return best
+
+    def open_loop(threads: int) -> PlainLoop:
+        source, cameras = load.source, load.cameras
+        return PlainLoop(model, selection, source=source, cameras=cameras, threads=threads, device=device)
+
+    speeds: dict[int, float] = {}
+    for threads in sorted({1, os.cpu_count() or 1, 0}):
+        with closing(open_loop(threads)) as loop:
+            run = _plain_run(loop, max(1.0, load.seconds / 4), load.slo_ms)
+        speeds[threads] = run.frames_per_second
+        progress(f"plain loop, {threads or 'default'} threads: {run.frames_per_second:.1f} frames/s")
+    return open_loop(max(speeds, key=lambda threads: speeds[threads]))
 
 
 def _plain_run(loop: PlainLoop, seconds: float, slo_ms: float) -> PipelineRun:
@@ -170,9 +121,14 @@ def _plain_run(loop: PlainLoop, seconds: float, slo_ms: float) -> PipelineRun:
     return summarize_run(rows, RunCost(time.monotonic() - began_s, cpu_s() - used_s, {}, rss_mib()), slo_ms)
 
 
-def _report(load: PipelineLoad, engine: Engine, runs: Mapping[str, list[PipelineRun]]) -> dict[str, Any]:
-    info = engine.info()
-    return {
+# --- figures ------------------------------------------------------------------------------------------------
+
+
+def _report(
+    load: PipelineLoad, engine: Engine, results: Mapping[str, list[Any]], plain: PlainLoop | None
+) -> dict[str, Any]:
+    info, runs = engine.info(), results["pipeline"]
+    report = {
         "schema": "visionedge/bench-pipeline/1",
         "machine": describe_machine(info.device),
         "load": {
@@ -188,22 +144,15 @@ def _report(load: PipelineLoad, engine: Engine, runs: Mapping[str, list[Pipeline
         "device": info.device.describe(),
         "plan": {"lanes": info.plan.lanes, "buckets": list(info.plan.buckets)},
         "precision": info.precision.precision,
-        **{name: _summarize_rounds(given) for name, given in runs.items()},
+        "pipeline": _summarize_rounds(runs),
     }
-
-
-def _compared(
-    report: Mapping[str, Any], runs: Mapping[str, list[PipelineRun]], references: _References
-) -> dict[str, Any]:
-    """The ratios of the pipeline to the plain loop and to the ceiling."""
-    plain = {"threads": references.plain.threads, "decode": references.plain.decode}
-    found = {
-        "baseline": report["baseline"] | plain,
-        "ratio": _ratio(runs["pipeline"], runs["baseline"]),
-    }
-    if references.bare:
-        found["ceiling"] = build_ceiling_document(references.bare, runs["pipeline"])
-    return found
+    if plain is not None:
+        settings = {"threads": plain.threads, "decode": plain.decode}
+        report["baseline"] = _summarize_rounds(results["baseline"]) | settings
+        report["ratio"] = _ratio(runs, results["baseline"])
+    if "ceiling" in results:
+        report["ceiling"] = build_ceiling_document(results["ceiling"], runs)
+    return report
 
 
 def _ratio(ours: Sequence[PipelineRun], theirs: Sequence[PipelineRun]) -> dict[str, float]:

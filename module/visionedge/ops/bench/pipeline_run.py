@@ -188,7 +188,6 @@ STAGES = ("late", "decode", "wait", "infer", "deliver")
 _QUANTILES = (50, 95, 99)
 _WARM_UP_S = 1.0
 _STOP_S = 5.0
-_PROGRESS_INTERVAL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,13 +228,9 @@ def open_engine_process(load: PipelineLoad, model: Model) -> Iterator[tuple[Engi
 
 
 def run_pipeline(
-    load: PipelineLoad,
-    engine: EngineClient,
-    frame_pool: SharedFramePool,
-    selection: Selection,
-    progress: Callable[[str], None],
+    load: PipelineLoad, engine: EngineClient, frame_pool: SharedFramePool, selection: Selection
 ) -> "PipelineRun":
-    """Run the load for its seconds, after 1 s of warm-up; `progress` gets a line every 2 s.
+    """Run the load for its seconds, after 1 s of warm-up.
 
     Raises:
         SourceError: no frame came through.
@@ -246,10 +241,7 @@ def run_pipeline(
         failed.wait(_WARM_UP_S)
         recorder.take()
         before, used_s, began_s = _dropped(batcher), cpu_s(engine), time.monotonic()
-        while not failed.is_set() and (left_s := began_s + load.seconds - time.monotonic()) > 0:
-            failed.wait(min(left_s, _PROGRESS_INTERVAL_S))
-            if left_s > _PROGRESS_INTERVAL_S:
-                progress(recorder.progress_line(time.monotonic() - began_s, load.seconds))
+        failed.wait(load.seconds)
         rows, took_s, used_s = recorder.take(), time.monotonic() - began_s, cpu_s(engine) - used_s
         cost = RunCost(took_s, used_s, _dropped(batcher) - before, rss_mib(engine))
     return summarize_run(rows, cost, load.slo_ms, load.cameras)
@@ -327,15 +319,6 @@ class ResultRecorder:
         with self._lock:
             rows, self._rows = self._rows, []
         return rows
-
-    def progress_line(self, elapsed_s: float, seconds: float) -> str:
-        """Frames per second and latency so far, in one line."""
-        with self._lock:
-            rows = list(self._rows)
-        p99_ms = np.percentile([row.total_ns for row in rows], 99) / 1e6 if rows else float("nan")
-        return (
-            f"  {elapsed_s:.0f} of {seconds:g} s: {len(rows) / elapsed_s:.1f} frames/s, p99 {p99_ms:.0f} ms"
-        )
 
 
 def make_record(result: FrameResult, now_ns: int) -> ResultRecord:

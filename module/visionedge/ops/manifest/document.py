@@ -188,15 +188,6 @@ class LintFinding:
         """As a line of text."""
         return f"{self.severity}: {self.path}: {self.problem}; {self.remedy}"
 
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "severity": self.severity,
-            "path": self.path,
-            "problem": self.problem,
-            "remedy": self.remedy,
-        }
-
 
 class LintFindings:
     """Collects problems. Its readers return a value of the wanted type, or report another type."""

@@ -11,7 +11,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class LintReport:
             ],
             "errors": self.errors,
             "warnings": len(self.findings) - self.errors,
-            "findings": [finding.document() for finding in self.findings],
+            "findings": [asdict(finding) for finding in self.findings],
         }
 
     def to_text(self) -> str:
@@ -296,8 +296,7 @@ def _overlaps(one: str, other: str) -> bool:
 
 def _published(module: EdgeModule, findings: LintFindings) -> Iterator[tuple[JsonNode, str, str]]:
     """The port bindings of a module: node, address of the device, and port as `8080/tcp`."""
-    ports = module.options.at("HostConfig", "PortBindings") if module.options else None
-    for inner, bindings in (ports.entries if ports else {}).items():
+    for inner, bindings in module.option_entries("HostConfig", "PortBindings").items():
         protocol = inner.partition("/")[2] or "tcp"
         for binding in bindings.items:
             address, port = read_texts(binding, "HostIp", "HostPort")

@@ -41,17 +41,8 @@ _LABEL_SYNONYMS = {
     "sofa": "couch",
     "tvmonitor": "tv",
 }
-_FIGURES = {
-    "ap": 0,
-    "ap50": 1,
-    "ap75": 2,
-    "apSmall": 3,
-    "apMedium": 4,
-    "apLarge": 5,
-    "ar1": 6,
-    "ar10": 7,
-    "ar100": 8,
-}
+_FIGURES = ("ap", "ap50", "ap75", "apSmall", "apMedium", "apLarge", "ar1", "ar10", "ar100")
+"""In the order of pycocotools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +129,7 @@ def evaluate(request: EvaluationRequest, log: TextIO | None = None) -> dict[str,
         "device": device,
         "precision": precision,
         "pictures": len(state.done),
-        "missing": _requested_count(annotations, request) - len(state.done),
+        "missing": len(annotations.photos[: request.limit]) - len(state.done),
         "classes": len(model.labels),
         "classesWithCategory": len(categories),
         "detections": len(state.found),
@@ -146,10 +137,6 @@ def evaluate(request: EvaluationRequest, log: TextIO | None = None) -> dict[str,
         "picturesPerSecond": round(len(state.done) / took_s, 2) if took_s else None,
         **compute_average_precision(annotations, state.done, state.found),
     }
-
-
-def _requested_count(annotations: Annotations, request: EvaluationRequest) -> int:
-    return min(len(annotations.photos), request.limit or len(annotations.photos))
 
 
 def _present(annotations: Annotations, request: EvaluationRequest, log: TextIO) -> list[AnnotatedImage]:
@@ -358,8 +345,9 @@ def compute_average_precision(
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
-    figures = [float(value) for value in judge.stats]
-    return {name: figures[index] if figures[index] >= 0 else None for name, index in _FIGURES.items()}
+    return {
+        name: float(value) if value >= 0 else None for name, value in zip(_FIGURES, judge.stats, strict=False)
+    }
 
 
 def _entry(found: CocoDetection, number: int) -> dict[str, Any]:
