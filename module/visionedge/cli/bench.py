@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from visionedge.cli.arguments import (
-    Parser,
     Subparsers,
     add_command,
+    add_group,
     add_model_and_device,
+    add_number,
     data_folder,
     fraction,
     positive_integer,
@@ -24,17 +25,15 @@ from visionedge.runtime.process_limits import configure_malloc
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command `bench`."""
-    parser = add_command(
+    benchmarks = add_group(
         subparsers,
         "bench",
-        lambda _: 2,
         "benchmarks of the engine, the pipeline and HTTP",
         "  visionedge bench engine\n"
         "  visionedge bench pipeline --cameras 4 --source yard.mp4 --baseline\n"
         "  visionedge bench pipeline --fps 5 --cameras 16 --json report.json",
-    )
-    benchmarks = parser.add_subparsers(
-        title="benchmarks", metavar="BENCHMARK", required=True, parser_class=Parser
+        title="benchmarks",
+        metavar="BENCHMARK",
     )
     _add_engine(benchmarks)
     _add_pipeline(benchmarks)
@@ -85,13 +84,7 @@ def _add_pipeline(benchmarks: Subparsers) -> None:
         "  visionedge bench pipeline --cameras 16 --fps 5 --slo-ms 500 --source synthetic:1280x720@30",
         codes=(0, 1, 2, 3),
     )
-    pipeline.add_argument(
-        "--cameras",
-        type=positive_integer,
-        default=4,
-        metavar="N",
-        help="the number of cameras (default: %(default)s)",
-    )
+    add_number(pipeline, "--cameras", positive_integer, 4, "the number of cameras")
     pipeline.add_argument(
         "--source",
         default="demo:",
@@ -106,12 +99,13 @@ def _add_pipeline(benchmarks: Subparsers) -> None:
         help="frames per second of each camera (default: as fast as possible)",
     )
     _add_rounds(pipeline, seconds=8.0, rounds=3)
-    pipeline.add_argument(
+    add_number(
+        pipeline,
         "--slo-ms",
-        type=positive_number,
-        default=500.0,
+        positive_number,
+        500.0,
+        "a frame whose result comes within this time counts as goodput",
         metavar="MS",
-        help="a frame whose result comes within this time counts as goodput (default: %(default)s)",
     )
     pipeline.add_argument(
         "--baseline",
@@ -145,27 +139,9 @@ def _add_http(benchmarks: Subparsers) -> None:
     http.add_argument(
         "--token", metavar="TOKEN", help="the http.token of that module (default: VISIONEDGE_HTTP_TOKEN)"
     )
-    http.add_argument(
-        "--clients",
-        type=positive_integer,
-        default=16,
-        metavar="N",
-        help="the number of clients (default: %(default)s)",
-    )
-    http.add_argument(
-        "--rate",
-        type=positive_number,
-        default=200.0,
-        metavar="N",
-        help="the requests per second of all clients together (default: %(default)s)",
-    )
-    http.add_argument(
-        "--cameras",
-        type=positive_integer,
-        default=16,
-        metavar="N",
-        help="the number of cameras of the started module (default: %(default)s)",
-    )
+    add_number(http, "--clients", positive_integer, 16, "the number of clients")
+    add_number(http, "--rate", positive_number, 200.0, "the requests per second of all clients together")
+    add_number(http, "--cameras", positive_integer, 16, "the number of cameras of the started module")
     _add_rounds(http, seconds=5.0, rounds=3)
     _add_reports(http)
     add_model_and_device(http, from_environment=False)
@@ -184,12 +160,8 @@ def _add_compare(benchmarks: Subparsers) -> None:
     )
     compare.add_argument("before", metavar="A.json", help="a report that bench wrote with --json")
     compare.add_argument("after", metavar="B.json", help="a later report of the same benchmark")
-    compare.add_argument(
-        "--tolerance",
-        type=fraction,
-        default=0.03,
-        metavar="X",
-        help="the relative change that counts as none, 0 to 1 (default: %(default)s)",
+    add_number(
+        compare, "--tolerance", fraction, 0.03, "the relative change that counts as none, 0 to 1", metavar="X"
     )
     compare.add_argument(
         "--unlike", action="store_true", help="compare reports of different machines or loads too"
@@ -199,19 +171,11 @@ def _add_compare(benchmarks: Subparsers) -> None:
 
 
 def _add_rounds(parser: argparse.ArgumentParser, *, seconds: float, rounds: int) -> None:
-    parser.add_argument(
-        "--seconds",
-        type=positive_number,
-        default=seconds,
-        metavar="SECONDS",
-        help="the length of each measurement (default: %(default)s)",
+    add_number(
+        parser, "--seconds", positive_number, seconds, "the length of each measurement", metavar="SECONDS"
     )
-    parser.add_argument(
-        "--rounds",
-        type=positive_integer,
-        default=rounds,
-        metavar="N",
-        help="the number of rounds; medians over them are reported (default: %(default)s)",
+    add_number(
+        parser, "--rounds", positive_integer, rounds, "the number of rounds; medians over them are reported"
     )
 
 

@@ -11,7 +11,7 @@ from tiny_models import TinyDetector
 from tiny_slow import save_with_variant
 from visionedge.__main__ import main
 from visionedge.config.schema import InferenceConfig
-from visionedge.ops.bench.engine import EngineLoad, bench_engine, format_caution, format_report
+from visionedge.ops.bench.engine import EngineLoad, bench_engine, format_report
 
 CPU = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 4})
 
@@ -109,14 +109,6 @@ def test_a_model_without_variants_tells_none(report: dict[str, Any]) -> None:
 def test_progress_is_told_by_the_round(tmp_path: Path) -> None:
     _, told = measured(TinyDetector().save(tmp_path / "tiny.onnx"), lanes=(1,), batches=(1,), rounds=2)
     assert [line.split(":")[0] for line in told if line.startswith("round")] == ["round 1/2", "round 2/2"]
-
-
-def test_figures_of_a_busy_machine_come_with_a_warning(report: dict[str, Any]) -> None:
-    busy = {**report, "processorShare": 0.31}
-    assert "got 31% of the processor" in format_caution(busy)
-    assert format_caution(busy) in format_report(busy)
-    assert format_caution({**report, "processorShare": 0.97}) == ""
-    assert format_caution({**report, "processorShare": None}) == "", "a GPU has no such figure"
 
 
 # --- the command line ---------------------------------------------------------------------------------------

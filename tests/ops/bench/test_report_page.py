@@ -52,9 +52,7 @@ def engine_report() -> dict[str, Any]:
             "fits": [],
         },
         "table": rows,
-        "fits": [{"lanes": 2, "msPerPicture": 12.1, "msFixed": 0.2}],
         "choice": {"lanes": 2, "batch": 1, "shareOfBest": 1.0},
-        "processorShare": 0.97,
         "best": {"lanes": 2, "batch": 1},
         "bare": [{**line(2, 1, 166), "engineToBare": 0.982, "engineToBareByCpu": 0.99}],
         "onePicture": {
@@ -234,9 +232,9 @@ def test_the_plans_rows_stand_out() -> None:
 
 
 def test_a_part_without_figures_has_no_table() -> None:
-    less: dict[str, Any] = {"onePicture": {}, "precisions": [], "bare": [], "fits": []}
+    less: dict[str, Any] = {"onePicture": {}, "precisions": [], "bare": []}
     text = text_of(engine_report() | less)
-    for heading in ("One picture", "Other precisions", "Bare session.run", "Duration of a batch"):
+    for heading in ("One picture", "Other precisions", "Bare session.run"):
         assert heading not in text
 
 

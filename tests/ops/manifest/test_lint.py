@@ -239,6 +239,13 @@ def test_cameras_may_stand_in_a_file_on_the_device() -> None:
     assert judge(manifest).findings == ()
 
 
+def test_the_folder_of_visionedge_data_needs_a_volume() -> None:
+    manifest = sound()
+    at(manifest, MODULE)["env"] = {"VISIONEDGE_DATA": {"value": "/state"}}
+    (finding,) = judge(manifest).findings
+    assert "no volume is mounted at /state" in finding.problem
+
+
 def test_secrets_are_never_shown_and_a_template_should_hold_none() -> None:
     """A manifest has to hold them; what it is made of is kept and shared."""
     manifest = change(

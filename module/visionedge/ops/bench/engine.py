@@ -23,12 +23,11 @@ from visionedge.engine.autotune import (
     ThroughputSample,
     autotune_plan,
     compute_relative_speeds,
-    fit_latency,
     run_interleaved,
 )
 from visionedge.engine.device.devices import PROVIDERS
 from visionedge.engine.local_engine import LocalEngine, make_noise_pictures, open_engine
-from visionedge.engine.plan import AutotuneResult, LatencyFit, OperatingPoint, Plan, list_batch_sizes
+from visionedge.engine.plan import AutotuneResult, OperatingPoint, Plan, list_batch_sizes
 from visionedge.engine.precision_choice import list_eligible_variants
 from visionedge.frames.types import Picture
 from visionedge.model.compiler.build import load_or_compile_with_batch
@@ -51,7 +50,6 @@ SamplesByKey = Mapping[RunKey, Sequence[ThroughputSample]]
 
 _ONE = OperatingPoint(1, 1)
 _NO_LIMIT = 1_000_000
-_IDLE_MACHINE_SHARE = 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,13 +221,11 @@ def _report(
         "device": engine.info().device.describe(),
         "plan": measured.document(),
         "table": [_line(point, samples["engine", point]) for point in pairs],
-        "fits": [_fit_line(found) for found in _fits(pairs, samples)],
         "choice": {
             "lanes": choice.lanes,
             "batch": choice.batch,
             "shareOfBest": round(speeds[choice] / speeds[best], 3),
         },
-        "processorShare": _processor_share(engine, choice, samples),
         "best": {"lanes": best.lanes, "batch": best.batch},
         "bare": [
             {
@@ -246,15 +242,6 @@ def _report(
     }
 
 
-def _processor_share(engine: LocalEngine, choice: OperatingPoint, samples: SamplesByKey) -> float | None:
-    """The share of the usable processor time that the plan's lanes got; None on a GPU."""
-    if engine.info().device.effective != "cpu":
-        return None
-    given = samples["engine", choice]
-    busy = median(sample.cpu_ms * sample.frames_per_s / 1000 for sample in given)
-    return round(busy / min(choice.lanes, usable_cores()), 3)
-
-
 def _line(point: OperatingPoint, given: Sequence[ThroughputSample]) -> dict[str, Any]:
     return {
         "lanes": point.lanes,
@@ -263,22 +250,6 @@ def _line(point: OperatingPoint, given: Sequence[ThroughputSample]) -> dict[str,
         "framesPerSecondAll": [round(sample.frames_per_s, 2) for sample in given],
         "batchMs": round(_median(given, "batch_ms"), 3),
         "cpuMs": round(_median(given, "cpu_ms"), 3),
-    }
-
-
-def _fits(pairs: Iterable[OperatingPoint], samples: SamplesByKey) -> list[LatencyFit]:
-    """The fitted duration of a batch for each number of lanes."""
-    points: dict[int, dict[int, float]] = {}
-    for point in pairs:
-        points.setdefault(point.lanes, {})[point.batch] = _median(samples["engine", point], "batch_ms")
-    return [fit_latency(lanes, given) for lanes, given in points.items() if len(given) > 1]
-
-
-def _fit_line(found: LatencyFit) -> dict[str, Any]:
-    return {
-        "lanes": found.lanes,
-        "msPerPicture": round(found.ms_per_picture, 3),
-        "msFixed": round(found.ms_fixed, 3),
     }
 
 
@@ -325,17 +296,6 @@ def _ratio(ours: Sequence[ThroughputSample], theirs: Sequence[ThroughputSample],
 # --- text ---------------------------------------------------------------------------------------------------
 
 
-def format_caution(report: Mapping[str, Any]) -> str:
-    """A warning that the figures are too low; empty if the lanes had the processor for themselves."""
-    share = report["processorShare"]
-    if share is None or share > _IDLE_MACHINE_SHARE:
-        return ""
-    return (
-        f"The machine was busy: the plan's lanes got {share:.0%} of the processor. Speeds are too low; of the"
-        " ratios, use those by processor time."
-    )
-
-
 def format_report(report: Mapping[str, Any]) -> str:
     """The report as text."""
     model, on = report["model"], report["machine"]
@@ -362,7 +322,6 @@ def format_report(report: Mapping[str, Any]) -> str:
         f"plan/best: {report['choice']['shareOfBest']:.3f} of {OperatingPoint(best['lanes'], best['batch'])}",
         *_format_one_picture(report["onePicture"]),
         *map(_format_precision, report["precisions"]),
-        *filter(None, [format_caution(report)]),
     ]
     return "\n".join(lines) + "\n"
 

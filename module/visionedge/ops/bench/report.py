@@ -25,7 +25,6 @@ _HEADINGS = {
     "load": "What was run",
     "table": "Speed by lanes and batch",
     "bare": "Bare session.run, without the engine",
-    "fits": "Duration of a batch, fitted per number of lanes",
     "choice": "The plan and the best pair",
     "onePicture": "One picture on one thread",
     "precisions": "Other precisions, compared to fp32",

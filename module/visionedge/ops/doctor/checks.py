@@ -22,7 +22,7 @@ Remedy = RemedyDocument
 Remedies = tuple[Remedy, ...]
 
 
-def one_remedy(instruction: str, *lines: str) -> Remedies:
+def remedy(instruction: str, *lines: str) -> Remedies:
     """A single remedy: a sentence, and the lines to type or to put into a file."""
     return (Remedy(instruction=instruction, lines=list(lines)),)
 

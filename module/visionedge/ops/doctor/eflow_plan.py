@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from visionedge.errors import ConfigError
-from visionedge.ops.doctor.checks import Remedy, one_remedy
+from visionedge.ops.doctor.checks import Remedy, remedy
 from visionedge.ops.doctor.remedies import DISABLE_REQUIRE_ENV, MIN_CORES, MIN_MEMORY_MIB
 from visionedge.ops.doctor.wheel import MIN_WINDOWS_DRIVER
 from visionedge.ops.manifest.gpu_options import GPU_OPTIONS, to_compact_json
@@ -72,13 +72,13 @@ def make_eflow_plan(build: str | None, edition: str | None, gpu: str | None) -> 
     passthrough, gpu_fault = _choose_passthrough(family, edition)
     fault = fault or gpu_fault
     if fault:
-        passthrough, why, steps = "none", fault, one_remedy(*_deploy_without_gpu(gpu))
+        passthrough, why, steps = "none", fault, remedy(*_deploy_without_gpu(gpu))
     else:
         why = _explain(family, passthrough)
         steps = _steps(family, passthrough, gpu, is_windows_10=number < 20000)
         if number == _MIN_WINDOWS_10[0] and revision is None:
             least = ".".join(map(str, _MIN_WINDOWS_10))
-            check = one_remedy(f"check in winver that the build is {least} or newer, else update Windows")
+            check = remedy(f"check in winver that the build is {least} or newer, else update Windows")
             steps = (*check, *steps)
     return EflowPlan(
         schema="visionedge/doctor-plan/1",
@@ -188,14 +188,14 @@ def _steps(
         f"Deploy-Eflow -cpuCount {MIN_CORES} -memoryInMB {MIN_MEMORY_MIB} -vmDataSize {DATA_DISK_GB}"
         f' -gpuPassthroughType {passthrough_type} -gpuCount 1 -gpuName "{gpu}"'
     )
-    deploy = one_remedy("in an elevated PowerShell (EFLOW inside a VM cannot use a GPU)", line)
+    deploy = remedy("in an elevated PowerShell (EFLOW inside a VM cannot use a GPU)", line)
     if family == "intel":
         return deploy
     before = _before(passthrough_type, is_windows_10=is_windows_10)
-    options = one_remedy("the module's createOptions", to_compact_json(GPU_OPTIONS))
+    options = remedy("the module's createOptions", to_compact_json(GPU_OPTIONS))
     if passthrough_type == "ParaVirtualization":
-        options += one_remedy("and its env, for images that set NVIDIA_REQUIRE_CUDA", DISABLE_REQUIRE_ENV)
-    check = one_remedy(
+        options += remedy("and its env, for images that set NVIDIA_REQUIRE_CUDA", DISABLE_REQUIRE_ENV)
+    check = remedy(
         "then check the GPU from inside the module",
         'Invoke-EflowVmCommand "sudo docker exec vision visionedge doctor"',
     )
@@ -204,13 +204,9 @@ def _steps(
 
 def _before(passthrough_type: PassthroughType, *, is_windows_10: bool) -> tuple[Remedy, ...]:
     if passthrough_type == "DirectDeviceAssignment":
-        mitigation = one_remedy(
-            "on Windows, install NVIDIA's device mitigation driver for a T4 (recommended)"
-        )
-        return (*one_remedy("all cumulative updates of Windows must be installed"), *mitigation)
+        mitigation = remedy("on Windows, install NVIDIA's device mitigation driver for a T4 (recommended)")
+        return (*remedy("all cumulative updates of Windows must be installed"), *mitigation)
     least = MIN_WINDOWS_DRIVER[12]
-    driver = one_remedy(
-        f"on Windows, install NVIDIA's driver {least} or newer (CUDA 12); install none in the VM"
-    )
-    wsl = one_remedy("Windows 10 also needs the libraries of WSL", "wsl --install") if is_windows_10 else ()
+    driver = remedy(f"on Windows, install NVIDIA's driver {least} or newer (CUDA 12); install none in the VM")
+    wsl = remedy("Windows 10 also needs the libraries of WSL", "wsl --install") if is_windows_10 else ()
     return (*driver, *wsl)

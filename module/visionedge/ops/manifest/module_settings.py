@@ -36,7 +36,7 @@ _LOOPBACK = ("127.", "localhost", "::1", "[::1]")
 _VARIABLE_PREFIX = "VISIONEDGE_"
 _VARIABLES = frozenset(
     f"{_VARIABLE_PREFIX}{name}"
-    for name in ("CONFIG", "DATA_FOLDER", "MODEL", "DEVICE", "HTTP", "HTTP_TOKEN", "LOG_LEVEL")
+    for name in ("CONFIG", "CORE_DUMPS", "DATA", "MODEL", "DEVICE", "HTTP", "HTTP_TOKEN", "LOG_LEVEL")
 )
 
 
@@ -149,7 +149,7 @@ def _check_cameras(
 
 
 def _data(module: EdgeModule, variables: Mapping[str, JsonNode], findings: LintFindings) -> None:
-    given = variables.get(f"{_VARIABLE_PREFIX}DATA_FOLDER")
+    given = variables.get(f"{_VARIABLE_PREFIX}DATA")
     folder = given.text.rstrip("/") if given is not None else DATA_FOLDER
     found = [
         m for m in read_mounts(module) if m.target and m.source and f"{folder}/".startswith(f"{m.target}/")

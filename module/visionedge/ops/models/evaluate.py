@@ -84,15 +84,6 @@ class EvaluationRequest:
     limit: int | None = None
 
 
-@dataclass(slots=True)
-class _EvaluationState:
-    """The results so far: detections, ids of the processed pictures, and errors."""
-
-    found: list[CocoDetection]
-    done: list[int]
-    failed: list[str]
-
-
 def evaluate(request: EvaluationRequest, log: TextIO | None = None) -> dict[str, Any]:
     """The figures of a model as a document; progress and unreadable pictures go to `log` (stderr).
 
@@ -115,27 +106,26 @@ def evaluate(request: EvaluationRequest, log: TextIO | None = None) -> dict[str,
         open_engine(model, inference, data=request.data, measuring=False, level=logging.DEBUG)
     ) as engine:
         info, began_ns = engine.info(), time.monotonic_ns()
-        detect_image = _make_detector(request.images, engine, selection)
-        state = _evaluate_images(
-            photos, detect_image, info.plan.lanes, categories, _ProgressBar(len(photos), log)
-        )
+        done: list[int] = []
+        found: list[CocoDetection] = []
+        for photo, result in _detect_images(photos, request.images, engine, selection, log):
+            done.append(photo.number)
+            size = result.frame.width_px, result.frame.height_px
+            found += to_coco(photo.number, *size, result.detections, categories)
         took_s = (time.monotonic_ns() - began_ns) / 1e9
-        device, precision = info.device.effective, info.precision.precision
-    for error in state.failed:
-        log.write(f"visionedge: {redact(error)}\n")
     return {
         "model": model.name,
         "sha256": model.sha256,
-        "device": device,
-        "precision": precision,
-        "pictures": len(state.done),
-        "missing": len(annotations.photos[: request.limit]) - len(state.done),
+        "device": info.device.effective,
+        "precision": info.precision.precision,
+        "pictures": len(done),
+        "missing": len(annotations.photos[: request.limit]) - len(done),
         "classes": len(model.labels),
         "classesWithCategory": len(categories),
-        "detections": len(state.found),
+        "detections": len(found),
         "scoreFloor": SCORE_FLOOR,
-        "picturesPerSecond": round(len(state.done) / took_s, 2) if took_s else None,
-        **compute_average_precision(annotations, state.done, state.found),
+        "picturesPerSecond": round(len(done) / took_s, 2) if took_s else None,
+        **compute_average_precision(annotations, done, found),
     }
 
 
@@ -162,9 +152,15 @@ def _present(annotations: Annotations, request: EvaluationRequest, log: TextIO) 
     return present
 
 
-def _make_detector(
-    folder: Path, engine: LocalEngine, selection: Selection
-) -> Callable[[AnnotatedImage], FrameResult | SourceError]:
+def _detect_images(
+    photos: Sequence[AnnotatedImage],
+    folder: Path,
+    engine: LocalEngine,
+    selection: Selection,
+    log: TextIO,
+) -> Iterator[tuple[AnnotatedImage, FrameResult]]:
+    """The results of the pictures; unreadable ones are reported at the end."""
+
     def detect_image(photo: AnnotatedImage) -> FrameResult | SourceError:
         try:
             picture = read_picture(folder / photo.file)
@@ -172,29 +168,15 @@ def _make_detector(
             return error
         return infer_frames([make_frame(picture, engine)], engine, selection)[0]
 
-    return detect_image
-
-
-def _evaluate_images(
-    photos: Sequence[AnnotatedImage],
-    detect_image: Callable[[AnnotatedImage], FrameResult | SourceError],
-    lanes: int,
-    categories: dict[int, int],
-    progress_bar: "_ProgressBar",
-) -> _EvaluationState:
-    state = _EvaluationState([], [], [])
-    with closing(progress_bar):
-        for photo, result in map_ahead(detect_image, photos, lanes):
-            progress_bar.step()
+    failed: list[SourceError] = []
+    with closing(_Progress(len(photos), log)) as progress:
+        for photo, result in map_ahead(detect_image, photos, engine.info().plan.lanes):
+            progress.step()
             if isinstance(result, SourceError):
-                state.failed.append(str(result))
-                continue
-            state.done.append(photo.number)
-            frame = result.frame
-            state.found += to_coco(
-                photo.number, frame.width_px, frame.height_px, result.detections, categories
-            )
-    return state
+                failed.append(result)
+            else:
+                yield photo, result
+    log.writelines(f"visionedge: {redact(str(error))}\n" for error in failed)
 
 
 def to_coco(
@@ -365,11 +347,8 @@ def _entry(found: CocoDetection, number: int) -> dict[str, Any]:
 # --- progress -----------------------------------------------------------------------------------------------
 
 
-class _ProgressBar:
-    """Progress: a bar on a terminal, else ten lines."""
-
-    WIDTH = 30
-    LINES = 10
+class _Progress:
+    """The number of done pictures: one line on a terminal that is overwritten, else ten lines."""
 
     def __init__(self, total: int, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._total, self._out, self._clock = total, out, clock
@@ -379,22 +358,15 @@ class _ProgressBar:
 
     def step(self) -> None:
         """Count one more picture."""
-        before, self._done = self._done, self._done + 1
-        if self._live or before * self.LINES // self._total < self._done * self.LINES // self._total:
-            self._out.write(self._line())
+        self._done += 1
+        if self._live or (self._done - 1) * 10 // self._total < self._done * 10 // self._total:
+            speed = self._done / max(self._clock() - self._began_s, 1e-9)
+            left_s = (self._total - self._done) / speed
+            line = f"{self._done}/{self._total} pictures, {speed:.1f} per second, {left_s:.0f} s left"
+            self._out.write(f"\r{line}   " if self._live else f"{line}\n")
             self._out.flush()
 
     def close(self) -> None:
-        """End the line of the bar."""
+        """End the line on a terminal."""
         if self._live and self._done:
             self._out.write("\n")
-
-    def _line(self) -> str:
-        spent_s = max(self._clock() - self._began_s, 1e-9)
-        speed = self._done / spent_s
-        left_s = (self._total - self._done) / speed
-        text = f"{self._done}/{self._total} pictures, {speed:.1f} per second, {left_s:.0f} s left"
-        if not self._live:
-            return f"{text}\n"
-        full = self.WIDTH * self._done // self._total
-        return f"\r[{'#' * full}{'.' * (self.WIDTH - full)}] {text}   "

@@ -3,9 +3,7 @@
 `inspect_model` returns the facts as a JSON document; `format_report` makes text of it.
 """
 
-import json
 import math
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ from visionedge.model.labels import choose_labels
 from visionedge.model.model import Model, load_model
 from visionedge.model.onnx_file import ModelFile, iterate_tensors, read_model_file, wrap_model_errors
 from visionedge.model.sidecar import read_sidecar
-from visionedge.runtime.child_process import start_child
+from visionedge.ops.doctor.host import run_probe_child
 
 _WEIGHTS = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
@@ -122,7 +120,7 @@ _MAC_COUNTERS: Mapping[str, Callable[[onnx.NodeProto, Shapes], int | None]] = {
 
 Document = dict[str, Any]
 
-_PLACED_WITHIN_S = 120
+_PLACEMENT_LIMIT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,19 +281,10 @@ def _without_kernel(graph: onnx.ModelProto, types: Mapping[str, onnx.TypeProto])
 
 def _probe_placement(path: Path, device: str) -> Document:
     """The placement of a session on the device, opened in another process, because that may crash."""
-    asked = json.dumps({"device": device, "model": str(path.resolve())})
-    with start_child("visionedge.engine.placement", "placement", asked) as child:
-        try:
-            stdout, _ = child.communicate(timeout=_PLACED_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            return {"error": f"the session did not start within {_PLACED_WITHIN_S} s"}
-        finally:
-            child.kill()
-    try:
-        placement = json.loads(stdout.splitlines()[-1])
-    except (ValueError, IndexError):
-        return {"error": f"the session ended with exit code {child.returncode} and no result"}
-    return {key: placement[key] for key in ("device", "onDevice", "onCpu", "error") if key in placement}
+    arguments = {"device": device, "model": str(path.resolve())}
+    result = run_probe_child("placement", arguments, _PLACEMENT_LIMIT_S)
+    found = result.step("placement") or {"error": f"the session did not start: {result.reason}"}
+    return {key: found[key] for key in ("device", "onDevice", "onCpu", "error") if key in found}
 
 
 # --- text ---------------------------------------------------------------------------------------------------
