@@ -202,7 +202,7 @@ def test_on_a_terminal_progress_is_one_line(tmp_path: Path, model: Path, data: P
     request = EvaluationRequest(model, coco, tmp_path / "in", InferenceConfig(device="cpu"), data)
     evaluate(request, screen)
     last = screen.getvalue().rstrip().split("\r")[-1]
-    assert last.startswith("3/3 pictures")
+    assert "in (3 pictures): 3 frames, " in last
     assert screen.getvalue().count("\n") == 1
 
 

@@ -4,7 +4,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Collection, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from visionedge import __version__
 from visionedge.engine.device.devices import DeviceState
 from visionedge.engine.plan import read_cpu_name
 from visionedge.frames.types import format_utc, utc_now
+from visionedge.ops.doctor.facts import read_memory
 from visionedge.ops.doctor.host import Host, HostEnvironment, detect_environment, this_host
 from visionedge.runtime.process_limits import usable_cores
 
@@ -30,6 +30,7 @@ _DRIVER_LIMIT_S = 10.0
 
 def describe_machine(device: DeviceState | None = None) -> dict[str, Any]:
     """The `machine` of a report; `device` is the device of the engine, if the benchmark opened one."""
+    host = this_host(os.environ)
     return {
         "measuredAt": format_utc(utc_now()),
         "visionedge": __version__,
@@ -37,24 +38,23 @@ def describe_machine(device: DeviceState | None = None) -> dict[str, Any]:
         "cpu": read_cpu_name(),
         "cores": os.cpu_count(),
         "usableCores": usable_cores(),
-        **read_hardware(),
+        **read_hardware(host),
         "loadAverage": round(os.getloadavg()[0], 2),
         **({} if device is None else {"effectiveDevice": device.effective}),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": {name: host.packages[name] for name in _PACKAGES if name in host.packages},
     }
 
 
-def read_hardware(host: Host | None = None) -> dict[str, Any]:
+def read_hardware(host: Host) -> dict[str, Any]:
     """Processor flags, memory, kernel, GPU, its driver and its passthrough; None for what is not there.
 
     The driver is queried in a child process, and only if there are signs of a GPU.
     """
-    host = this_host(os.environ) if host is None else host
     environment = detect_environment(host)
     gpu, driver = _gpu(host, environment)
     return {
         "cpuFlags": _flags(host.text("/proc/cpuinfo")),
-        "memoryMiB": _memory_mib(host.text("/proc/meminfo")),
+        "memoryMiB": read_memory(host).total_bytes // 2**20 or None,
         "kernel": environment.release or None,
         "gpu": gpu,
         "gpuDriver": driver,
@@ -70,13 +70,6 @@ def _flags(cpuinfo: str) -> list[str]:
     return []
 
 
-def _memory_mib(meminfo: str) -> int | None:
-    for line in meminfo.splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) // 1024
-    return None
-
-
 def _gpu(host: Host, environment: HostEnvironment) -> tuple[str | None, str | None]:
     """The names of the usable GPUs, and the version of their driver."""
     if environment.passthrough in ("none", "intel") and environment.host_gpu == "none":
@@ -86,13 +79,6 @@ def _gpu(host: Host, environment: HostEnvironment) -> tuple[str | None, str | No
     names = ", ".join(str(device["name"]) for device in devices)
     probed = answer.step("management").get("driver")
     return names or None, str(probed) if probed else environment.kernel_driver or None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def format_camera_count(number: int) -> str:

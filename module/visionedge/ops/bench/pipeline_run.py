@@ -236,15 +236,15 @@ def run_pipeline(
         SourceError: no frame came through.
         VisionedgeError: a thread failed, or did not end.
     """
-    recorder = ResultRecorder()
-    with _quiet_cameras(), _run_cameras(load, engine, frame_pool, selection, recorder) as (batcher, failed):
+    rows: list[ResultRecord] = []
+    with _quiet_cameras(), _run_cameras(load, engine, frame_pool, selection, rows) as (batcher, failed):
         failed.wait(_WARM_UP_S)
-        recorder.take()
+        rows.clear()
         before, used_s, began_s = _dropped(batcher), cpu_s(engine), time.monotonic()
         failed.wait(load.seconds)
-        rows, took_s, used_s = recorder.take(), time.monotonic() - began_s, cpu_s(engine) - used_s
+        in_time, took_s, used_s = rows.copy(), time.monotonic() - began_s, cpu_s(engine) - used_s
         cost = RunCost(took_s, used_s, _dropped(batcher) - before, rss_mib(engine))
-    return summarize_run(rows, cost, load.slo_ms, load.cameras)
+    return summarize_run(in_time, cost, load.slo_ms, load.cameras)
 
 
 # --- results and figures ------------------------------------------------------------------------------------
@@ -299,26 +299,6 @@ class PipelineRun(JsonDocument):
     rss_mib: float = Field(alias="rssMiB")
     detections_per_frame: float
     fairness: float
-
-
-class ResultRecorder:
-    """Collects results: the lanes call `deliver`, the benchmark calls `take`."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._rows: list[ResultRecord] = []
-
-    def deliver(self, result: FrameResult) -> None:
-        """Record a result with the present time."""
-        row = make_record(result, time.monotonic_ns())
-        with self._lock:
-            self._rows.append(row)
-
-    def take(self) -> list[ResultRecord]:
-        """The results since the last call."""
-        with self._lock:
-            rows, self._rows = self._rows, []
-        return rows
 
 
 def make_record(result: FrameResult, now_ns: int) -> ResultRecord:
@@ -398,9 +378,12 @@ def _run_cameras(
     engine: EngineClient,
     frame_pool: SharedFramePool,
     selection: Selection,
-    recorder: ResultRecorder,
+    rows: list[ResultRecord],
 ) -> Iterator[tuple[Batcher, threading.Event]]:
-    """Running cameras, batcher and lanes, and an event that is set when a thread fails; ends all of them."""
+    """Running cameras, batcher and lanes, and an event that is set when a thread fails; ends all of them.
+
+    The lanes append their results to `rows`.
+    """
     failed = threading.Event()
     thread_group = ThreadGroup(lambda _name, _error: failed.set())
     batcher = Batcher(engine.info().plan.max_batch, int(load.inference.max_age_seconds * 1e9))
@@ -427,7 +410,9 @@ def _run_cameras(
         )
 
     cameras = [make_camera(number) for number in range(load.cameras)]
-    lane_pool = LanePool(batcher, thread_group, recorder.deliver)
+    lane_pool = LanePool(
+        batcher, thread_group, lambda result: rows.append(make_record(result, time.monotonic_ns()))
+    )
     lane_pool.swap_engine(engine, selection)
     for camera in cameras:
         batcher.open(camera.name)

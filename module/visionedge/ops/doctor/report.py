@@ -28,21 +28,13 @@ from visionedge.web.documents import (
 
 _WIDTH = 104
 _MARKS = {
-    CheckState.OK: "✓",
-    CheckState.INFO: "·",
-    CheckState.WARNING: "!",
-    CheckState.BROKEN: "✗",
-    CheckState.SKIPPED: "-",
+    CheckState.OK: ("✓", 32),
+    CheckState.INFO: ("·", 90),
+    CheckState.WARNING: ("!", 33),
+    CheckState.BROKEN: ("✗", 31),
+    CheckState.SKIPPED: ("-", 90),
 }
-
-_COLOURS = {
-    CheckState.OK: 32,
-    CheckState.INFO: 90,
-    CheckState.WARNING: 33,
-    CheckState.BROKEN: 31,
-    CheckState.SKIPPED: 90,
-}
-"""Green, grey, yellow, red, grey: the codes of a terminal."""
+"""The mark, and its colour on a terminal: green, grey, yellow, red, grey."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +152,7 @@ def _table(findings: tuple[CheckResult, ...], but: CheckResult | None = None, *,
     width = max(len(finding.title) for finding in findings)
     lines = []
     for finding in findings:
-        head = f"  {_MARKS[finding.state]} {finding.title:<{width}}  "
+        head = f"  {_MARKS[finding.state][0]} {finding.title:<{width}}  "
         first, *more = _wrap(head, finding.found)
         lines += [_colour_line(first, finding.state) if colours else first, *more]
         if finding is not but:
@@ -171,7 +163,7 @@ def _table(findings: tuple[CheckResult, ...], but: CheckResult | None = None, *,
 def _colour_line(line: str, state: CheckState) -> str:
     """A line with its mark in colour; lines that need no attention are grey as a whole."""
     end = len(line) if state in (CheckState.INFO, CheckState.SKIPPED) else 3
-    return f"\x1b[{_COLOURS[state]}m{line[:end]}\x1b[0m{line[end:]}"
+    return f"\x1b[{_MARKS[state][1]}m{line[:end]}\x1b[0m{line[end:]}"
 
 
 def _remedies(finding: CheckResult) -> list[str]:

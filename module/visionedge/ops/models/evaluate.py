@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from visionedge.errors import ConfigError, SourceError, UnavailableError
 from visionedge.frames.types import Detections, FrameResult
 from visionedge.model.model import load_model
 from visionedge.model.postprocess import Selection
-from visionedge.ops.detect import map_ahead
+from visionedge.ops.detect import VideoProgress, map_ahead
 from visionedge.runtime.installation import build_install_command
 from visionedge.runtime.redaction import redact
 
@@ -169,9 +169,13 @@ def _detect_images(
         return infer_frames([make_frame(picture, engine)], engine, selection)[0]
 
     failed: list[SourceError] = []
-    with closing(_Progress(len(photos), log)) as progress:
-        for photo, result in map_ahead(detect_image, photos, engine.info().plan.lanes):
-            progress.step()
+    title = f"{folder} ({len(photos)} pictures)"
+    with closing(VideoProgress(log, owns_terminal=True)) as progress:
+        results = map_ahead(detect_image, photos, engine.info().plan.lanes)
+        for number, (photo, result) in enumerate(results, 1):
+            progress.note(title, number, video=True)
+            if not log.isatty() and number * 10 // len(photos) > (number - 1) * 10 // len(photos):
+                log.write(f"{number}/{len(photos)} pictures\n")  # ten lines in all
             if isinstance(result, SourceError):
                 failed.append(result)
             else:
@@ -342,31 +346,3 @@ def _entry(found: CocoDetection, number: int) -> dict[str, Any]:
         "score": found.score,
         "iscrowd": 0,
     }
-
-
-# --- progress -----------------------------------------------------------------------------------------------
-
-
-class _Progress:
-    """The number of done pictures: one line on a terminal that is overwritten, else ten lines."""
-
-    def __init__(self, total: int, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._total, self._out, self._clock = total, out, clock
-        self._done = 0
-        self._began_s = clock()
-        self._live = out.isatty()
-
-    def step(self) -> None:
-        """Count one more picture."""
-        self._done += 1
-        if self._live or (self._done - 1) * 10 // self._total < self._done * 10 // self._total:
-            speed = self._done / max(self._clock() - self._began_s, 1e-9)
-            left_s = (self._total - self._done) / speed
-            line = f"{self._done}/{self._total} pictures, {speed:.1f} per second, {left_s:.0f} s left"
-            self._out.write(f"\r{line}   " if self._live else f"{line}\n")
-            self._out.flush()
-
-    def close(self) -> None:
-        """End the line on a terminal."""
-        if self._live and self._done:
-            self._out.write("\n")

@@ -65,11 +65,10 @@ def compute_cost(network: onnx.ModelProto, shapes: Shapes) -> ModelCost:
     return ModelCost(weights, total, known, missing)
 
 
-def count_operators(network: onnx.ModelProto) -> Counter[str]:
+def count_operators(nodes: Iterable[onnx.NodeProto]) -> Counter[str]:
     """The number of nodes of each operator; custom operators with their domain."""
     return Counter(
-        node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        for node in network.graph.node
+        node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}" for node in nodes
     )
 
 
@@ -186,7 +185,7 @@ def _file_facts(file: ModelFile, path: Path) -> Document:
         "macsPerPicture": count.macs,
         "macsUncountedNodes": count.uncounted,
         "nodes": len(model.graph.node),
-        "operators": dict(count_operators(model).most_common()),
+        "operators": dict(count_operators(model.graph.node).most_common()),
     }
 
 
@@ -255,16 +254,10 @@ def _compiled_facts(model: Model, graph: onnx.ModelProto) -> Document:
             "gives": f"float32 [{batch or 'N'},{compiled_metadata.rows},6]",
             "rows": compiled_metadata.rows,
             "nodes": len(graph.graph.node),
-            "added": dict(count_operators(_model_of(ours)).most_common()),
+            "added": dict(count_operators(ours).most_common()),
         },
         "cuda": {"nodes": len(graph.graph.node), "withoutKernel": _without_kernel(graph, types)},
     }
-
-
-def _model_of(nodes: Iterable[onnx.NodeProto]) -> onnx.ModelProto:
-    model = onnx.ModelProto()
-    model.graph.node.extend(nodes)
-    return model
 
 
 def _without_kernel(graph: onnx.ModelProto, types: Mapping[str, onnx.TypeProto]) -> list[Document]:
