@@ -13,8 +13,7 @@ from aiohttp import web
 
 from visionedge.__main__ import main
 from visionedge.errors import VisionedgeError
-from visionedge.ops.bench.http import HttpLoad, format_report, measure_module
-from visionedge.ops.bench.http_clients import ClientLoad, run_clients
+from visionedge.ops.bench.http import ClientLoad, HttpLoad, format_report, measure_module, run_clients
 
 pytestmark = pytest.mark.system
 

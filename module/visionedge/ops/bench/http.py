@@ -1,12 +1,12 @@
 """`visionedge bench http`: clients on the result endpoints of a module, and what they cost its pipeline.
 
-Requests leave on schedule, whether the earlier ones were answered or not, and their latency counts from when
-they were due. The clients run in a process of their own (`http_clients`) on the same machine. Each round
-measures the pipeline with and without clients, and the processor time of the module's main thread and of the
-clients.
+Each client keeps one connection open and sends its requests at fixed times: a request that is due while an
+earlier one is unanswered waits, and its waiting counts as latency. Each round measures the pipeline with and
+without clients, and the processor time of the module's main thread and of the clients, which run in this
+process.
 """
 
-import json
+import asyncio
 import os
 import re
 import subprocess
@@ -15,16 +15,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 from urllib.parse import quote
 
+import aiohttp
 import numpy as np
 
 from visionedge.errors import VisionedgeError
-from visionedge.ops.bench.http_clients import ClientLoad, ClientResults
 from visionedge.ops.bench.machine import describe_machine, format_camera_count
 from visionedge.ops.module_client import fetch_status
 from visionedge.runtime.child_process import start_child
@@ -53,6 +54,30 @@ class HttpLoad:
     rounds: int = 3
     cameras: int = 16
     arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLoad:
+    """`rate` requests per second from `clients` connections together, for the addresses in turn.
+
+    A response that is missing `limit_s` after the last request counts as ``no answer``.
+    """
+
+    urls: Sequence[str]
+    headers: Mapping[str, str]
+    clients: int
+    rate: float
+    seconds: float
+    limit_s: float = 10.0
+
+
+@dataclass(slots=True)
+class ClientResults:
+    """Latencies in ms from when each request was due, statuses with counts, and processor time."""
+
+    latencies_ms: list[float] = field(default_factory=list)
+    statuses: dict[str, int] = field(default_factory=dict)
+    cpu_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,22 +139,19 @@ def measure_module(
         analysed = sum(int(camera["framesAnalysed"]) for camera in cameras)
         return analysed, sum(int(camera["dropped"].get("replaced", 0)) for camera in cameras)
 
-    def measure_phase(run_clients: Callable[[], ClientResults]) -> LoadPhase:
+    def measure_phase(clients: ClientLoad | None) -> LoadPhase:
         before, used_s, began_s = count_frames(), _main_thread_cpu_s(pid), time.monotonic()
-        results = run_clients()
+        results = asyncio.run(run_clients(clients)) if clients else ClientResults()
+        if clients and not results.latencies_ms:
+            raise VisionedgeError(f"{mask_address(url)} answered no request within {clients.limit_s:g} s")
         time.sleep(max(0.0, began_s + load.seconds - time.monotonic()))
         end_s, after = _main_thread_cpu_s(pid), count_frames()
-        cpu_s = None if used_s is None or end_s is None else end_s - used_s
-        frames, replaced = after[0] - before[0], after[1] - before[1]
-        return LoadPhase(time.monotonic() - began_s, frames, replaced, cpu_s, results)
-
-    def measure_loaded() -> LoadPhase:
-        with _clients(clients) as run_clients:
-            phase = measure_phase(run_clients)
-        if not phase.clients.latencies_ms:
-            raise VisionedgeError(f"{mask_address(url)} answered no request within {clients.limit_s:g} s")
+        took_s, cpu_s = (
+            time.monotonic() - began_s,
+            None if used_s is None or end_s is None else end_s - used_s,
+        )
         time.sleep(_SETTLE_S)
-        return phase
+        return LoadPhase(took_s, after[0] - before[0], after[1] - before[1], cpu_s, results)
 
     def after_round(number: int, phases: Mapping[str, Sequence[LoadPhase]]) -> None:
         loaded, unloaded = phases["loaded"][-1], phases["unloaded"][-1]
@@ -139,7 +161,9 @@ def measure_module(
         )
 
     phases = run_in_rounds(
-        {"unloaded": lambda: measure_phase(ClientResults), "loaded": measure_loaded}, load.rounds, after_round
+        {"unloaded": partial(measure_phase, None), "loaded": partial(measure_phase, clients)},
+        load.rounds,
+        after_round,
     )
     return _report(load, status, phases["loaded"], phases["unloaded"])
 
@@ -183,25 +207,6 @@ def _wait_for_address(module: "subprocess.Popen[bytes]", log: int) -> str:
         raise VisionedgeError(f"the module ended with exit code {code}: {redact(last)}")
 
 
-@contextmanager
-def _clients(load: ClientLoad) -> Iterator[Callable[[], ClientResults]]:
-    """A function that runs the clients, which wait in a child process; it is ended afterwards."""
-    with start_child(
-        "visionedge.ops.bench.http_clients", stdin=subprocess.PIPE, stderr=None, text=True
-    ) as process:
-        assert process.stdin is not None  # noqa: S101 - both were asked for
-        assert process.stdout is not None  # noqa: S101
-        # Over stdin: other users can read a process's arguments, and the headers have the token.
-        process.stdin.write(json.dumps(asdict(load)) + "\n")
-        process.stdin.flush()
-        try:
-            if process.stdout.readline() != "ready\n":
-                raise VisionedgeError("the clients of the benchmark did not start")
-            yield lambda: ClientResults(**json.loads(process.communicate("go\n")[0]))
-        finally:
-            process.kill()
-
-
 def _main_thread_cpu_s(pid: int | None) -> float | None:
     """The processor time of a process's main thread, which runs the event loop; None if it cannot be read."""
     try:
@@ -209,6 +214,46 @@ def _main_thread_cpu_s(pid: int | None) -> float | None:
     except (OSError, IndexError):
         return None
     return int(ran_ns) / 1e9
+
+
+# --- clients ------------------------------------------------------------------------------------------------
+
+
+async def run_clients(load: ClientLoad) -> ClientResults:
+    """Send all requests on schedule, and wait for the responses."""
+    results, count = ClientResults(), round(load.rate * load.seconds)
+    used_s, began_s = time.process_time(), time.monotonic()
+
+    async def run_client(session: aiohttp.ClientSession, number: int) -> None:
+        for index in range(number, count, load.clients):
+            due_s = began_s + index / load.rate
+            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+            status = await _request(session, load.urls[index % len(load.urls)])
+            results.statuses[status] = results.statuses.get(status, 0) + 1
+            results.latencies_ms.append((time.monotonic() - due_s) * 1000)
+
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=load.clients), headers=load.headers
+    ) as session:
+        clients = [asyncio.create_task(run_client(session, number)) for number in range(load.clients)]
+        _, late = await asyncio.wait(clients, timeout=load.seconds + load.limit_s)
+        for client in late:
+            client.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+    if missing := count - sum(results.statuses.values()):
+        results.statuses["no answer"] = missing
+    results.cpu_s = time.process_time() - used_s
+    return results
+
+
+async def _request(session: aiohttp.ClientSession, url: str) -> str:
+    """The status of the response, or the kind of error."""
+    try:
+        async with session.get(url, allow_redirects=False) as response:
+            await response.read()
+            return str(response.status)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return type(error).__name__
 
 
 # --- figures ------------------------------------------------------------------------------------------------

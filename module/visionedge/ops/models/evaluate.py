@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -64,11 +64,11 @@ class Annotations:
 
 @dataclass(frozen=True, slots=True)
 class CocoDetection:
-    """One detection; `box` is left, top, width, height in pixels of the picture."""
+    """One detection with COCO's keys; `bbox` is left, top, width, height in pixels of the picture."""
 
-    photo: int
-    category: int
-    box: tuple[float, float, float, float]
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
     score: float
 
 
@@ -322,7 +322,17 @@ def compute_average_precision(
 
     truth, seen = COCO(), COCO()
     truth.dataset = dict(annotations.document)
-    seen.dataset = {**annotations.document, "annotations": [_entry(f, i) for i, f in enumerate(found, 1)]}
+    entries = [
+        {
+            **asdict(each),
+            "bbox": list(each.bbox),
+            "id": number,
+            "area": each.bbox[2] * each.bbox[3],
+            "iscrowd": 0,
+        }
+        for number, each in enumerate(found, 1)
+    ]
+    seen.dataset = {**annotations.document, "annotations": entries}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth.createIndex()
         seen.createIndex()
@@ -333,16 +343,4 @@ def compute_average_precision(
         judge.summarize()
     return {
         name: float(value) if value >= 0 else None for name, value in zip(_FIGURES, judge.stats, strict=False)
-    }
-
-
-def _entry(found: CocoDetection, number: int) -> dict[str, Any]:
-    return {
-        "id": number,
-        "image_id": found.photo,
-        "category_id": found.category,
-        "bbox": list(found.box),
-        "area": found.box[2] * found.box[3],
-        "score": found.score,
-        "iscrowd": 0,
     }
