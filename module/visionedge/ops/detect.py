@@ -20,11 +20,7 @@ from typing import Any, TextIO, TypeVar
 
 import cv2
 
-from visionedge.camera.sources.images import (
-    PICTURE_SUFFIXES,
-    natural_sort_key,
-    read_picture,
-)
+from visionedge.camera.sources.images import PICTURE_SUFFIXES, natural_sort_key, read_picture
 from visionedge.camera.sources.open import open_source
 from visionedge.camera.timing import plausible_fps
 from visionedge.config.addresses import CameraUri
@@ -46,7 +42,6 @@ _VIDEO_SUFFIXES = frozenset(
 )
 """Suffixes of videos in a folder; a video that is given by its path may have any."""
 
-
 _PROGRESS_S = 0.5
 
 
@@ -54,7 +49,8 @@ _PROGRESS_S = 0.5
 class DetectRequest:
     """The arguments of `visionedge detect`. `model` None is the bundled one.
 
-    Of a video, the first of every `video_stride` pictures is used.
+    Of a video, the first of every `video_stride` pictures is used. `data` is the folder of compiled models;
+    None stores nothing.
     """
 
     paths: tuple[str, ...]
@@ -64,7 +60,6 @@ class DetectRequest:
     annotate: Path | None = None
     video_stride: int = 1
     data: Path | None = None
-    """The folder of compiled models; None stores nothing."""
 
 
 @dataclass(frozen=True, slots=True)

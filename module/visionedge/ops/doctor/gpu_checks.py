@@ -347,8 +347,7 @@ def _placement(facts: HostFacts) -> CheckResult:
         return broken(f"the model cannot be opened on {facts.probed.effective}: {probed['error']}")
     if probed["device"] != facts.probed.effective:
         return broken(
-            f"the model runs on {probed['device']} only",
-            *remedies.session_failed(facts, "provider-refused"),
+            f"the model runs on {probed['device']} only", *remedies.session_failed(facts, "provider-refused")
         )
     nodes, on_cpu = probed["onDevice"], probed["onCpu"]
     if on_cpu:

@@ -65,29 +65,15 @@ def gpu_not_exposed(facts: HostFacts) -> Remedies:
     environment = facts.environment
     if facts.environ.get("NVIDIA_VISIBLE_DEVICES", "all").lower() in ("", "none", "void"):
         return remedy("NVIDIA_VISIBLE_DEVICES hides all GPUs from this container: set it to all")
-    by_windows = (
-        environment.host_gpu == "dxg" or environment.passthrough == "gpu-pv" or environment.kernel == "wsl"
-    )
-    if not by_windows:
+    if environment.host_gpu != "dxg" and environment.passthrough != "gpu-pv" and environment.kernel != "wsl":
         return _request_gpu(facts)
-    requests = (
-        (
-            *_request_gpu(facts),
-            *remedy(
-                "and this, if the image sets NVIDIA_REQUIRE_CUDA: GPU-PV refuses such images otherwise",
-                DISABLE_REQUIRE_ENV,
-            ),
-        )
-        if environment.module
-        else remedy("start the container with the GPU", _DOCKER_NO_REQUIRE)
-    )
-    return (
-        *requests,
-        *remedy(
-            "or, without the NVIDIA runtime, pass the GPU-PV device and its libraries explicitly",
-            _manual_gpu_pv(facts),
-        ),
-    )
+    if environment.module:
+        instruction = "and this, if the image sets NVIDIA_REQUIRE_CUDA: GPU-PV refuses such images otherwise"
+        requests = _request_gpu(facts) + remedy(instruction, DISABLE_REQUIRE_ENV)
+    else:
+        requests = remedy("start the container with the GPU", _DOCKER_NO_REQUIRE)
+    instruction = "or, without the NVIDIA runtime, pass the GPU-PV device and its libraries explicitly"
+    return requests + remedy(instruction, _manual_gpu_pv(facts))
 
 
 def _request_gpu(facts: HostFacts, then: str = "") -> Remedies:
@@ -118,7 +104,7 @@ def no_gpu(facts: HostFacts) -> Remedies:
             first = remedy("if the host has an NVIDIA GPU (see nvidia-smi there), pass it to this container")
         case _:
             return _required_gpu_missing(facts)
-    return (*first, *(_request_gpu(facts, "then ") if environment.container else ()))
+    return first + (_request_gpu(facts, "then ") if environment.container else ())
 
 
 def _required_gpu_missing(facts: HostFacts) -> Remedies:
@@ -182,7 +168,7 @@ def denied_device_node(facts: HostFacts, error: str) -> Remedies:
         forbidden = remedy(
             "the device rules of the container forbid it: request the GPU instead of binding the node"
         )
-        return (*forbidden, *gpu_not_exposed(facts))
+        return forbidden + gpu_not_exposed(facts)
     if environment.container:
         group = '{"HostConfig":{"GroupAdd":["44"]}}' if environment.module else "docker run --group-add 44 …"
         instruction = (
@@ -239,14 +225,11 @@ def old_driver(facts: HostFacts) -> Remedies:
     if facts.environment.passthrough == "gpu-pv":
         least = MIN_WINDOWS_DRIVER[cuda]
         instruction = f"update NVIDIA's driver on Windows to {least} or newer; install nothing in Linux"
-        return (*remedy(instruction), *pin)
+        return remedy(instruction) + pin
     if facts.environment.kernel == "eflow":
-        return (
-            *remedy("the driver is part of EFLOW's image and has no update of its own: update EFLOW"),
-            *pin,
-        )
+        return remedy("the driver is part of EFLOW's image and has no update of its own: update EFLOW") + pin
     where = "on the host" if facts.environment.container else "here"
-    return (*remedy(f"update NVIDIA's driver {where} to {MIN_DRIVER[cuda]} or newer"), *pin)
+    return remedy(f"update NVIDIA's driver {where} to {MIN_DRIVER[cuda]} or newer") + pin
 
 
 def _use_cuda_12(facts: HostFacts, instruction: str) -> Remedies:
@@ -273,7 +256,7 @@ def missing_libcuda(facts: HostFacts) -> Remedies:
         bare = remedy(
             "device nodes alone are not enough: only a request for the GPU mounts the driver's libraries"
         )
-        return (*bare, *gpu_not_exposed(facts))
+        return bare + gpu_not_exposed(facts)
     return missing_driver(facts)
 
 
@@ -369,7 +352,12 @@ def hanging_driver(facts: HostFacts) -> Remedies:
 
 def cuda_init_failed(facts: HostFacts, code: int) -> Remedies:
     """cuInit returned `code`."""
-    paravirtual = facts.environment.passthrough == "gpu-pv"
+    if code == CUDA_ERROR_NOT_FOUND and facts.environment.passthrough == "gpu-pv":
+        return old_container_toolkit(facts)
+    if code in (803, 804) and facts.environment.container:
+        return remedy(
+            "restart this container: libcuda must be that of the host's driver, not one of the image"
+        )
     match code:
         case 34:
             return remedy(
@@ -382,12 +370,10 @@ def cuda_init_failed(facts: HostFacts, code: int) -> Remedies:
                 "start NVIDIA's fabric manager on the host", "sudo systemctl start nvidia-fabricmanager"
             )
         case 803 | 804:
-            return _mismatch(facts)
+            why = "the driver was updated while it was loaded"
         case _:
-            is_old = paravirtual and code == CUDA_ERROR_NOT_FOUND
-            return (
-                old_container_toolkit(facts) if is_old else restart_system(facts, "the driver does not work")
-            )
+            why = "the driver does not work"
+    return restart_system(facts, why)
 
 
 def _no_device(facts: HostFacts) -> Remedies:
@@ -399,16 +385,8 @@ def _no_device(facts: HostFacts) -> Remedies:
         instruction = (
             f"install NVIDIA's driver {least} or newer on Windows; a GPU in TCC mode cannot be shared"
         )
-        return (*remedy(instruction), *restart_system(facts, "after that"))
+        return remedy(instruction) + restart_system(facts, "after that")
     return restart_system(facts, "the driver reports no device")
-
-
-def _mismatch(facts: HostFacts) -> Remedies:
-    if facts.environment.container:
-        return remedy(
-            "restart this container: libcuda must be that of the host's driver, not one of the image"
-        )
-    return restart_system(facts, "the driver was updated while it was loaded")
 
 
 def session_failed(facts: HostFacts, code: str) -> Remedies:

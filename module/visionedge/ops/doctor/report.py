@@ -72,10 +72,7 @@ class DoctorReport:
             system=self.system,
             fulfilled=self.fulfilled,
             device=DoctorDeviceDocument(
-                requested=self.requested,
-                effective=self.effective,
-                reason_code=self.code,
-                reason=self.reason,
+                requested=self.requested, effective=self.effective, reason_code=self.code, reason=self.reason
             ),
             environment=DoctorEnvironmentDocument(
                 container=self.environment.container,

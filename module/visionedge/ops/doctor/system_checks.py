@@ -6,16 +6,7 @@ A check judges the facts and reads nothing itself.
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 
-from visionedge.ops.doctor.checks import (
-    Check,
-    CheckResult,
-    Remedies,
-    broken,
-    info,
-    ok,
-    remedy,
-    warning,
-)
+from visionedge.ops.doctor.checks import Check, CheckResult, Remedies, broken, info, ok, remedy, warning
 from visionedge.ops.doctor.facts import HostFacts
 from visionedge.ops.doctor.remedies import RESTART_VM_COMMANDS, set_eflow_vm_command
 from visionedge.runtime.redaction import redact
@@ -213,8 +204,7 @@ def _workload(facts: HostFacts) -> CheckResult | None:
         )
         return broken(f"user {facts.uid} cannot open it: {facts.socket}", *remedy(instruction))
     return broken(
-        facts.socket,
-        *remedy("restart the module: edgeAgent mounts the socket when it creates the container"),
+        facts.socket, *remedy("restart the module: edgeAgent mounts the socket when it creates the container")
     )
 
 

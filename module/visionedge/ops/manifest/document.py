@@ -195,9 +195,6 @@ class LintFindings:
     def __init__(self) -> None:
         self._found: dict[LintFinding, None] = {}
 
-    def __repr__(self) -> str:
-        return f"<LintFindings {len(self._found)}>"
-
     def all(self) -> tuple[LintFinding, ...]:
         """Errors first, then in the order of discovery; without duplicates."""
         return tuple(sorted(self._found, key=lambda finding: finding.severity))

@@ -73,6 +73,11 @@ class LintReport:
         """The number of errors."""
         return sum(finding.severity == "error" for finding in self.findings)
 
+    @property
+    def warnings(self) -> int:
+        """The number of warnings."""
+        return len(self.findings) - self.errors
+
     def document(self) -> dict[str, Any]:
         """As JSON."""
         return {
@@ -84,14 +89,13 @@ class LintReport:
                 for name, gpu_access in self.modules.items()
             ],
             "errors": self.errors,
-            "warnings": len(self.findings) - self.errors,
+            "warnings": self.warnings,
             "findings": [asdict(finding) for finding in self.findings],
         }
 
     def to_text(self) -> str:
         """As text: a line for each finding, and their number."""
-        warnings = len(self.findings) - self.errors
-        counts = f"{_count(self.errors, 'error')}, {_count(warnings, 'warning')}"
+        counts = f"{_count(self.errors, 'error')}, {_count(self.warnings, 'warning')}"
         summary = f"{self.name}: {counts if self.findings else 'no problems'}"
         modules = [f"{name}: has {gpu_access}" for name, gpu_access in self.modules.items()]
         lines = [*(finding.line() for finding in self.findings), *map(to_one_line, [*modules, summary])]

@@ -46,19 +46,11 @@ _FIGURES = ("ap", "ap50", "ap75", "apSmall", "apMedium", "apLarge", "ar1", "ar10
 
 
 @dataclass(frozen=True, slots=True)
-class AnnotatedImage:
-    """A picture of the annotations: its id and its file name."""
-
-    number: int
-    file: str
-
-
-@dataclass(frozen=True, slots=True)
 class Annotations:
-    """Annotated pictures; `categories` are the names by category id."""
+    """Annotated pictures: ids and file names in order, and the names of the categories by id."""
 
     document: Mapping[str, Any]
-    photos: tuple[AnnotatedImage, ...]
+    photos: tuple[tuple[int, str], ...]
     categories: Mapping[int, str]
 
 
@@ -108,10 +100,10 @@ def evaluate(request: EvaluationRequest, log: TextIO | None = None) -> dict[str,
         info, began_ns = engine.info(), time.monotonic_ns()
         done: list[int] = []
         found: list[CocoDetection] = []
-        for photo, result in _detect_images(photos, request.images, engine, selection, log):
-            done.append(photo.number)
+        for number, result in _detect_images(photos, request.images, engine, selection, log):
+            done.append(number)
             size = result.frame.width_px, result.frame.height_px
-            found += to_coco(photo.number, *size, result.detections, categories)
+            found += to_coco(number, *size, result.detections, categories)
         took_s = (time.monotonic_ns() - began_ns) / 1e9
     return {
         "model": model.name,
@@ -129,15 +121,15 @@ def evaluate(request: EvaluationRequest, log: TextIO | None = None) -> dict[str,
     }
 
 
-def _present(annotations: Annotations, request: EvaluationRequest, log: TextIO) -> list[AnnotatedImage]:
+def _present(annotations: Annotations, request: EvaluationRequest, log: TextIO) -> list[tuple[int, str]]:
     """The pictures that exist; one line on stderr for the missing ones.
 
     Raises:
         SourceError: none exists.
     """
     photos = annotations.photos[: request.limit]
-    present = [photo for photo in photos if (request.images / photo.file).is_file()]
-    missing = [photo.file for photo in photos if not (request.images / photo.file).is_file()]
+    present = [(number, file) for number, file in photos if (request.images / file).is_file()]
+    missing = [file for _, file in photos if not (request.images / file).is_file()]
     if not present:
         raise SourceError(
             f"{request.images}: none of the {len(photos)} pictures exists, such as {missing[0]}"
@@ -153,17 +145,13 @@ def _present(annotations: Annotations, request: EvaluationRequest, log: TextIO) 
 
 
 def _detect_images(
-    photos: Sequence[AnnotatedImage],
-    folder: Path,
-    engine: LocalEngine,
-    selection: Selection,
-    log: TextIO,
-) -> Iterator[tuple[AnnotatedImage, FrameResult]]:
-    """The results of the pictures; unreadable ones are reported at the end."""
+    photos: Sequence[tuple[int, str]], folder: Path, engine: LocalEngine, selection: Selection, log: TextIO
+) -> Iterator[tuple[int, FrameResult]]:
+    """The results of the pictures by their ids; unreadable ones are reported at the end."""
 
-    def detect_image(photo: AnnotatedImage) -> FrameResult | SourceError:
+    def detect_image(photo: tuple[int, str]) -> FrameResult | SourceError:
         try:
-            picture = read_picture(folder / photo.file)
+            picture = read_picture(folder / photo[1])
         except SourceError as error:
             return error
         return infer_frames([make_frame(picture, engine)], engine, selection)[0]
@@ -179,7 +167,7 @@ def _detect_images(
             if isinstance(result, SourceError):
                 failed.append(result)
             else:
-                yield photo, result
+                yield photo[0], result
     log.writelines(f"visionedge: {redact(str(error))}\n" for error in failed)
 
 
@@ -236,9 +224,7 @@ def read_annotations(path: Path) -> Annotations:
     except (ValueError, RecursionError):
         raise ConfigError([f"--coco {path}: is not a JSON file"]) from None
     try:
-        photos = tuple(
-            AnnotatedImage(int(image["id"]), str(image["file_name"])) for image in document["images"]
-        )
+        photos = tuple((int(image["id"]), str(image["file_name"])) for image in document["images"])
         categories = {int(entry["id"]): str(entry["name"]) for entry in document["categories"]}
         boxes = [_box(entry, number) for number, entry in enumerate(document["annotations"], start=1)]
     except (KeyError, TypeError, ValueError):

@@ -21,7 +21,6 @@ from visionedge.model.compiled_metadata import require_compiled_metadata
 from visionedge.model.compiler.build import load_or_compile_with_batch
 from visionedge.model.exporter_files import read_custom_vision_manifest
 from visionedge.model.heads import load_heads
-from visionedge.model.interpretation import Preprocess
 from visionedge.model.labels import choose_labels
 from visionedge.model.model import Model, load_model
 from visionedge.model.onnx_file import ModelFile, iterate_tensors, read_model_file, wrap_model_errors
@@ -154,12 +153,9 @@ def inspect_model(path: Path, data: Path, device: str | None = None) -> Inspecti
         if device is not None:
             document["placed"] = {"asked": device} | _probe_placement(path, device)
     except ModelError as error:
-        return Inspection(document | {"refused": str(error), "heads": _head_names()}, str(error), error.state)
+        heads = [head.name for head in load_heads() if head.name != "compiled"]
+        return Inspection(document | {"refused": str(error), "heads": heads}, str(error), error.state)
     return Inspection(document | {"refused": None}, None)
-
-
-def _head_names() -> list[str]:
-    return [head.name for head in load_heads() if head.name != "compiled"]
 
 
 def _file_facts(file: ModelFile, path: Path) -> Document:
@@ -295,12 +291,8 @@ def format_report(inspection: Inspection) -> str:
         lines += ["", *_format_graph(facts)]
     if inspection.refused is not None:
         lines += ["", *_format_refusal(facts, inspection.state)]
-    return "\n".join(_plain(line) for line in lines) + "\n"
-
-
-def _plain(line: str) -> str:
-    """A line without control characters: names come from an untrusted file."""
-    return "".join(c if c.isprintable() else "?" for c in line)
+    # Names come from an untrusted file, and may have control characters.
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in "\n".join([*lines, ""]))
 
 
 def _format_file(facts: Document) -> list[str]:
@@ -356,15 +348,11 @@ def _describe_picture(picture: Document) -> str:
         where = "in the middle" if picture["anchor"] == "center" else "at the top left"
         how = f"letterboxed to {size}, {where}, padded with grey {picture['pad']}"
     how += ", with antialiasing" if picture["resample"] == "antialias" else ""
-    preprocess = Preprocess(scale=picture["scale"], mean=tuple(picture["mean"]), std=tuple(picture["std"]))
-    steps = "pixels of 0-255" if preprocess.scale == 1 else f"pixels x {preprocess.scale:.6g}"
-    steps += f", minus {_three(preprocess.mean)}" if any(preprocess.mean) else ""
-    steps += f", divided by {_three(preprocess.std)}" if set(preprocess.std) != {1.0} else ""
+    scale, mean, std = picture["scale"], picture["mean"], picture["std"]
+    steps = "pixels of 0-255" if scale == 1 else f"pixels x {scale:.6g}"
+    steps += f", minus {'/'.join(f'{value:.5g}' for value in mean)}" if any(mean) else ""
+    steps += f", divided by {'/'.join(f'{value:.5g}' for value in std)}" if set(std) != {1.0} else ""
     return f"{how}; {picture['color'].upper()}, {steps}"
-
-
-def _three(values: tuple[float, float, float]) -> str:
-    return "/".join(f"{value:.5g}" for value in values)
 
 
 def _format_graph(facts: Document) -> list[str]:
