@@ -612,7 +612,7 @@ class Camera:
         return resized
 
     def _check_freeze(self, decoded: DecodedPicture, connection: _Connection, captured_ns: int) -> None:
-        """Show a key picture that does not become a frame to the freeze detector."""
+        """Pass a key picture that does not become a frame to the freeze detector."""
         with contextlib.suppress(DamagedPictureError):
             image, placement = decoded.fit_to_input(self._resizer.spec)
             connection.freeze_detector.inspect(_content_region(image, placement), captured_ns, key=True)

@@ -152,7 +152,7 @@ def _add_compare(benchmarks: Subparsers) -> None:
         benchmarks,
         "compare",
         _bench_compare,
-        "whether the second report is worse than the first, or the difference is noise",
+        "compare two reports: is the second one worse, or is the difference noise?",
         "  visionedge bench compare before.json after.json\n"
         "  visionedge bench compare before.json after.json --tolerance 0.05 --json -",
         codes=(0, 1, 2),

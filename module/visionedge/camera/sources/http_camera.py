@@ -476,7 +476,7 @@ class HttpFileOpener:
     """Opens the addresses that FFmpeg requests for one camera. One thread uses it; any may call `interrupt`.
 
     `name` is the address that FFmpeg opens. With `hides_name` it has no suffix: FFmpeg derives a format from
-    the suffix, and takes `.cgi` for a format of 2003.
+    the suffix, and reads `.cgi` as a format of 2003.
     """
 
     def __init__(self, target: str, limits: SourceLimits, *, hides_name: bool) -> None:

@@ -63,7 +63,7 @@ def open_video(path: Path, limits: SourceLimits) -> "OpencvSource":
     Raises:
         SourceError: it cannot be decoded as video, or is too large.
     """
-    # An absolute path: FFmpeg takes the text before a colon for a protocol.
+    # An absolute path: FFmpeg reads the text before a colon as a protocol.
     capture = _capture(str(path.absolute()), cv2.CAP_FFMPEG, limits)
     if not capture.isOpened():
         capture.release()
@@ -176,7 +176,7 @@ def open_device(path: Path, limits: SourceLimits) -> "OpencvSource":
     """
     if not path.exists():
         raise SourceError(
-            f"{path}: does not exist; plug the camera in, or give it to the container (--device {path})"
+            f"{path}: does not exist; plug the camera in, or pass it to the container (--device {path})"
         )
     if not path.is_char_device():
         raise SourceError(f"{path}: not a video device; use an address such as v4l2:///dev/video0")
@@ -281,7 +281,7 @@ class OpencvSource:
         grabbed = self._capture.grab()
         self.waiting_since_s = None
         if not grabbed:
-            self._judge_end(time.monotonic() - began_s)
+            self._check_end(time.monotonic() - began_s)
             return None
         raw_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
         if not self._paced:
@@ -376,7 +376,7 @@ class OpencvSource:
         if late_s > _MAX_LAG_FACTOR * self._limits.late_s:
             raise SourceFault.DECODING_TOO_SLOW.error(self._name, late_s=late_s)
 
-    def _judge_end(self, waited_s: float) -> None:
+    def _check_end(self, waited_s: float) -> None:
         """Raise unless this is a clean end: OpenCV returns False for an end and for a loss."""
         if self._remote and self._read_count == 0 and waited_s < self._limits.read_timeout_s * 0.9:
             raise SourceError(undecodable_media(self._name, ""))

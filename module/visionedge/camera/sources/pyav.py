@@ -113,7 +113,7 @@ def open_video(path: Path, limits: SourceLimits) -> "PyavSource":
         SourceError: it cannot be decoded as video, or is too large.
     """
     try:
-        # An absolute path: FFmpeg takes the text before a colon for a protocol.
+        # An absolute path: FFmpeg reads the text before a colon as a protocol.
         container = _open(str(path.absolute()), {}, limits)
     except FFmpegError:
         raise SourceFault.NO_VIDEO.error(str(path)) from None
@@ -310,7 +310,7 @@ class PyavSource:
             if self._ready:
                 return self._decoded(self._ready.popleft())
             if self._ended:
-                self._judge_end()
+                self._check_end()
                 return None
             packet, waited_s = self._next_packet()
             if packet is None:
@@ -346,7 +346,7 @@ class PyavSource:
         try:
             packet = next(self._packets, None)
         except FFmpegError as error:
-            self._judge_loss(self._clock() - began_s, error)
+            self._raise_loss(self._clock() - began_s, error)
             packet = None
         finally:
             self.waiting_since_s = None
@@ -359,7 +359,7 @@ class PyavSource:
         self._refuse_large(self._stream.codec_context.width, self._stream.codec_context.height)
         if self.live:
             self._check_decodable()
-            self._judge_clock(packet)
+            self._check_clock(packet)
             if not self._paced and self._is_dropped(packet, waited_s):
                 self._skip_policy.pause()
                 return None
@@ -414,7 +414,7 @@ class PyavSource:
             self._decoder.flush()
         return self._needs_key
 
-    def _judge_clock(self, packet: VideoPacket) -> None:
+    def _check_clock(self, packet: VideoPacket) -> None:
         """Compare time stamps with the clock, except for sources that come in bursts."""
         if not self._paced and self._stream_clock.note(self._time_of(packet), self._clock()):
             self._skip_policy.change_clock()
@@ -480,9 +480,9 @@ class PyavSource:
         if unseen_s > self._limits.picture_timeout_s and self._unseen_count > _MAX_UNDECODED_PACKETS:
             raise SourceFault.UNDECODABLE_STREAM.error(self._name, limit_s=self._limits.picture_timeout_s)
 
-    def _judge_loss(self, waited_s: float, error: FFmpegError) -> None:
+    def _raise_loss(self, waited_s: float, error: FFmpegError) -> None:
         """Raise the reason of a loss; a local file that cannot be read further has ended."""
-        self._judge_files()
+        self._check_files()
         if not self.live and not self._remote:
             return
         if waited_s >= self._limits.read_timeout_s * 0.9:
@@ -496,14 +496,14 @@ class PyavSource:
             self._name, error=error.strerror or type(error).__name__
         ) from None
 
-    def _judge_files(self) -> None:
+    def _check_files(self) -> None:
         """Raise the reason why a segment did not open, which FFmpeg does not report."""
         if self._files is not None and self._files.error is not None and not self._interrupted:
             raise self._files.error
 
-    def _judge_end(self) -> None:
+    def _check_end(self) -> None:
         """Raise unless this is a clean end: PyAV also ends without an error if the server was killed."""
-        self._judge_files()
+        self._check_files()
         if self.live:
             raise SourceFault.CONNECTION_CLOSED.error(self._name)
         if self._given_count == 0:

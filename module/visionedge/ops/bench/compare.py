@@ -1,4 +1,4 @@
-"""`visionedge bench compare`: whether one report is worse than another, or the difference is noise.
+"""`visionedge bench compare`: is the second of two reports worse, or is the difference noise?
 
 A report holds one value of a figure per round. Each round of one report is compared to each round of the
 other, and the interval of the ratio is that of the Mann-Whitney test: it assumes no distribution of the

@@ -40,19 +40,19 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A named check. `judge` returns a result without a name, or None if the check does not apply.
+    """A named check. `evaluate` returns a result without a name, or None if the check does not apply.
 
     `independent`: it is run even after an earlier check of the chain failed.
     """
 
     name: str
     title: str
-    judge: Callable[[HostFacts], CheckResult | None]
+    evaluate: Callable[[HostFacts], CheckResult | None]
     independent: bool = False
 
     def run(self, facts: HostFacts) -> CheckResult | None:
         """The result with the name of this check."""
-        result = self.judge(facts)
+        result = self.evaluate(facts)
         return None if result is None else replace(result, name=self.name, title=self.title)
 
 

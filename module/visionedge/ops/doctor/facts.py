@@ -1,4 +1,4 @@
-"""The facts that the checks judge, gathered at once from a `Host` within the time limits of its probes."""
+"""The facts that the checks evaluate, gathered from a `Host` within the time limits of its probes."""
 
 import os
 import stat

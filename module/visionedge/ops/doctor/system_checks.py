@@ -1,6 +1,6 @@
 """Checks beside the chain to the GPU: packages, memory, disk, clock, gateway, workload socket, HTTP, cameras.
 
-A check judges the facts and reads nothing itself.
+A check evaluates the facts and reads nothing itself.
 """
 
 from dataclasses import replace

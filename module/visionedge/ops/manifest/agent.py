@@ -272,12 +272,12 @@ def check_module_files(modules: Mapping[str, EdgeModule], folder: Path, findings
     """
     for module in modules.values():
         if found := _FOLDER_PLACEHOLDER.fullmatch(module.image):
-            _judge_module_file(module, Path(found["folder"]), found["platform"], folder, findings)
+            _check_module_file(module, Path(found["folder"]), found["platform"], folder, findings)
         elif found := _NAME_PLACEHOLDER.fullmatch(module.image):
-            _judge_module_file(module, Path(_MODULES) / found["name"], found["platform"], folder, findings)
+            _check_module_file(module, Path(_MODULES) / found["name"], found["platform"], folder, findings)
 
 
-def _judge_module_file(
+def _check_module_file(
     module: EdgeModule, inner: Path, platform: str | None, folder: Path, findings: LintFindings
 ) -> None:
     where, file = module.image_node(), folder / inner / "module.json"

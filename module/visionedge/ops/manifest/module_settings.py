@@ -198,10 +198,10 @@ def _http(module: EdgeModule, document: Document, findings: LintFindings) -> Non
         findings.warning(mode or module.node, "other machines can use HTTP without a token", remedy)
     for inner, bindings in module.option_entries("HostConfig", "PortBindings").items():
         if loopback:
-            what = f"leads nowhere: http.host {host} is the loopback of the container"
+            what = f"reaches no server: http.host {host} is the loopback of the container"
             findings.warning(bindings, what, "remove http.host; the images listen on all addresses")
         elif inner.partition("/")[0] != str(port):
-            findings.warning(bindings, f"leads nowhere: HTTP is on port {port}", f'write "{port}/tcp"')
+            findings.warning(bindings, f"reaches no server: HTTP is on port {port}", f'write "{port}/tcp"')
         elif not token and any(_is_public(binding) for binding in bindings.items):
             findings.warning(bindings, "other machines can use HTTP without a token", remedy)
 
@@ -225,7 +225,7 @@ def _files(module: EdgeModule, twin: JsonNode, findings: LintFindings) -> None:
             continue
         if path.startswith("/dev/"):
             if path not in nodes and "/dev" not in targets:
-                findings.warning(node, f"{path} is not handed to the module", _device(path))
+                findings.warning(node, f"{path} is not passed to the module", _device(path))
         elif not path.startswith("/"):
             what = f"{path} is relative: in the container it is looked for in {DATA_FOLDER}"
             findings.warning(node, what, f"write its path in the container; {_BIND}")

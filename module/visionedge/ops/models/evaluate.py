@@ -322,11 +322,10 @@ def compute_average_precision(
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth.createIndex()
         seen.createIndex()
-        judge = COCOeval(truth, seen, "bbox")
-        judge.params.imgIds = sorted(photos)
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    return {
-        name: float(value) if value >= 0 else None for name, value in zip(_FIGURES, judge.stats, strict=False)
-    }
+        score = COCOeval(truth, seen, "bbox")
+        score.params.imgIds = sorted(photos)
+        score.evaluate()
+        score.accumulate()
+        score.summarize()
+    figures = zip(_FIGURES, score.stats, strict=False)
+    return {name: float(value) if value >= 0 else None for name, value in figures}
