@@ -117,7 +117,8 @@ def open_video(path: Path, limits: SourceLimits) -> "PyavSource":
         container = _open(str(path.absolute()), {}, limits)
     except FFmpegError:
         raise SourceFault.NO_VIDEO.error(str(path)) from None
-    return _source(container, str(path), live=False, limits=limits)
+    name = str(path)
+    return PyavSource(container, _find_video(container, name), name, live=False, limits=limits)
 
 
 def open_stream(uri: CameraUri, limits: SourceLimits) -> "PyavSource":
@@ -144,7 +145,8 @@ def open_stream(uri: CameraUri, limits: SourceLimits) -> "PyavSource":
             describe_reply=found.describe_reply,
         )
         raise SourceError(reason) from None
-    return _source(container, str(uri), live=True, limits=limits, remote=True)
+    stream = _find_video(container, str(uri))
+    return PyavSource(container, stream, str(uri), live=True, limits=limits, remote=True)
 
 
 def _remaining_limits(limits: SourceLimits, began_s: float) -> SourceLimits:
@@ -180,7 +182,9 @@ def open_media(target: str, limits: SourceLimits, *, playlist: bool) -> "PyavSou
         container = _open_http_container(target, options, limits, files)
         live = container.duration is None
         paced = live and playlist
-        source = _source(container, mask_address(target), live=live, limits=limits, files=files, paced=paced)
+        name = mask_address(target)
+        stream = _find_video(container, name)
+        source = PyavSource(container, stream, name, live=live, limits=limits, files=files, paced=paced)
         failing.pop_all()
     return source
 
@@ -213,24 +217,13 @@ def _open(
     )
 
 
-def _source(
-    container: InputContainer,
-    name: str,
-    *,
-    live: bool,
-    limits: SourceLimits,
-    remote: bool = False,
-    files: HttpFileOpener | None = None,
-    paced: bool = False,
-) -> "PyavSource":
+def _find_video(container: InputContainer, name: str) -> VideoStream:
+    """Return the first video; close the container and raise `SourceError` without one."""
     stream = next(iter(container.streams.video), None)
     if stream is None or stream.codec_context is None:
         container.close()
         raise SourceFault.NO_VIDEO.error(name)
-    remote = remote or files is not None
-    return PyavSource(
-        container, stream, name, live=live, limits=limits, remote=remote, files=files, paced=paced
-    )
+    return stream
 
 
 @lru_cache(maxsize=1)
@@ -274,7 +267,7 @@ class PyavSource:
     ) -> None:
         self.live = live
         self._container, self._stream, self._name = container, stream, name
-        self._limits, self._remote, self._clock = limits, remote, clock
+        self._limits, self._remote, self._clock = limits, remote or files is not None, clock
         self._files, self._paced = files, paced or not live
         self._spare = _take_spare_threads(stream, limits)
         self._decoder = PyavDecoder(stream.codec_context, 1 + self._spare)
