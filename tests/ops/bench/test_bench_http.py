@@ -31,7 +31,7 @@ class FakeModule:
         self.asked: list[str] = []
         self.began_s = time.monotonic()
 
-    async def tell(self, _request: web.Request) -> web.Response:
+    async def answer_line(self, _request: web.Request) -> web.Response:
         analysed = int((time.monotonic() - self.began_s) * 100)
         camera = {"framesAnalysed": analysed, "dropped": {"replaced": analysed * self.replaced}}
         document = {"engine": {"effective": "cpu"}, "model": {"name": "tiny"}}
@@ -74,7 +74,7 @@ def test_every_request_of_the_rate_is_sent_to_the_cameras_in_turn() -> None:
     assert report["http"]["statuses"] == {"200": 60}
 
 
-def test_a_slow_answer_makes_the_ones_after_it_late_and_they_are_charged_for_it() -> None:
+def test_the_delay_after_a_slow_answer_counts_in_later_latencies() -> None:
     """One client, an answer each 50 ms, a request each 10 ms: the last is due long before it can be sent."""
     load = HttpLoad(clients=1, rate=100.0, seconds=0.2, rounds=1)
     latency_ms = measured(FakeModule(answer_s=0.05), load)["http"]["latencyMs"]
@@ -90,7 +90,7 @@ def test_the_pipelines_share_is_that_of_phases_side_by_side() -> None:
     assert json.loads(json.dumps(report)) == report
 
 
-def test_what_the_clients_cost_is_told_apart_from_what_the_module_does() -> None:
+def test_the_cost_of_clients_is_separated_from_that_of_the_module() -> None:
     report = measured(FakeModule())
     assert report["http"]["clientCpuMsPerResponse"] > 0
     assert 0 < report["pipeline"]["clientShare"] < 1
@@ -114,21 +114,21 @@ def test_a_server_that_never_answers_is_counted() -> None:
     assert (results.statuses, results.latencies_ms) == ({"no answer": 1}, [])
 
 
-def test_a_pipeline_with_time_to_spare_is_told_to_prove_nothing() -> None:
+def test_a_pipeline_that_is_not_saturated_is_reported_as_inconclusive() -> None:
     assert "Use more --cameras" in format_report(measured(FakeModule(replaced=0)))
 
 
-def test_a_module_that_wants_a_token_is_told_in_one_line() -> None:
+def test_a_missing_token_gives_a_one_line_error() -> None:
     with pytest.raises(VisionedgeError, match="answers 401: set VISIONEDGE_HTTP_TOKEN, or use --token"):
         measured(FakeModule(status=401))
 
 
-def test_a_module_that_is_not_there_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_module_gives_a_one_line_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "http", "--url", "http://127.0.0.1:9"]) == 1
     assert "http://127.0.0.1:9 cannot be reached" in capsys.readouterr().err
 
 
-def test_its_own_module_is_started_measured_and_stopped(
+def test_the_benchmark_starts_measures_and_stops_its_own_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3] / "module"))
@@ -140,7 +140,7 @@ def test_its_own_module_is_started_measured_and_stopped(
     assert sum(report["http"]["statuses"].values()) == 10
 
 
-def test_a_module_that_does_not_start_is_told_with_its_last_words(
+def test_a_module_that_does_not_start_is_reported_with_its_last_log_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3] / "module"))

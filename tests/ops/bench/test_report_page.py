@@ -133,7 +133,7 @@ PAGES = [
 ]
 
 
-class Reader(HTMLParser):
+class PageParser(HTMLParser):
     """Follows the tags of a page, and gathers its text and its addresses."""
 
     VOID = frozenset({"meta", "link", "br"})
@@ -171,21 +171,21 @@ class Reader(HTMLParser):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_well_formed_and_its_ids_are_its_own(page: str) -> None:
-    reader = Reader(page)
+    reader = PageParser(page)
     assert (reader.open, reader.wrong) == ([], [])
     assert len(reader.ids) == len(set(reader.ids))
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_fetches_nothing_and_runs_nothing(page: str) -> None:
-    reader = Reader(page)
+    reader = PageParser(page)
     assert all(address.startswith("#") and address[1:] in reader.ids for address in reader.addresses)
     assert set(re.findall(r"url\(([^)]*)\)", page)) <= {f"#{name}" for name in reader.ids}
     assert not re.search(r"<script|<link|<img|@import|javascript:", page)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_colour_of_a_plot_is_one_of_the_page_so_that_it_suits_the_dark_too(page: str) -> None:
+def test_every_colour_of_a_plot_is_defined_for_light_and_dark(page: str) -> None:
     plots = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert plots
     for plot in plots:
@@ -203,8 +203,8 @@ def _schemes(page: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_says_where_and_when_it_was_measured(page: str) -> None:
-    text = " ".join(Reader(page).words)
+def test_a_page_names_machine_and_time_of_the_measurement(page: str) -> None:
+    text = " ".join(PageParser(page).words)
     for words in ("A <fast> processor & more", "2026-11-22T10:00:00.000Z", "onnxruntime 1.31.1"):
         assert words in text
 
@@ -216,7 +216,7 @@ def test_a_page_begins_with_the_text_of_the_report(page: str) -> None:
 
 
 def text_of(report: dict[str, Any]) -> str:
-    return " ".join(Reader(render_page(report, TEXT)).words)
+    return " ".join(PageParser(render_page(report, TEXT)).words)
 
 
 def test_the_page_of_the_engine_has_its_figures() -> None:
@@ -225,7 +225,7 @@ def test_the_page_of_the_engine_has_its_figures() -> None:
         assert words in text
 
 
-def test_the_plans_rows_stand_out() -> None:
+def test_the_rows_of_the_plan_are_highlighted() -> None:
     rows = re.findall(r'<tr class="marked">(.*?)</tr>', render_page(engine_report(), TEXT))
     assert rows
     assert all(row.startswith("<td>2</td><td>1</td>") for row in rows)
@@ -263,7 +263,7 @@ def test_the_page_of_http_shows_the_pipeline_with_and_without_clients() -> None:
         assert words in text
 
 
-def test_the_page_holds_the_whole_report() -> None:
+def test_the_page_contains_the_whole_report() -> None:
     (document,) = re.findall(r"<pre>(.*?)</pre>", render_page(http_report(), TEXT), re.DOTALL)
     assert json.loads(unescape(document)) == http_report()
 
@@ -277,7 +277,7 @@ def test_a_plot_has_five_or_six_round_ticks_from_0(highest: float, ticks: int) -
     assert values[-1] >= highest
 
 
-def test_text_from_outside_is_never_markup() -> None:
+def test_foreign_text_is_escaped() -> None:
     bad = "<script>alert(1)</script>"
     report = engine_report() | {"device": bad, "machine": MACHINE | {"cpu": bad, "packages": {bad: bad}}}
     report["plan"] |= {"reason": bad}

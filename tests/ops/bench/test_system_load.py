@@ -21,7 +21,7 @@ from visionedge.ops.bench.machine import (
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-class Machine:
+class FakeProc:
     """The times of cores in a /proc/stat, in seconds, our own processor time, and a clock."""
 
     def __init__(self, folder: Path) -> None:
@@ -43,13 +43,13 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    made = Machine(tmp_path)
+def machine(tmp_path: Path) -> FakeProc:
+    made = FakeProc(tmp_path)
     made.cores({}, {})
     return made
 
 
-def test_what_this_process_uses_is_not_others(machine: Machine) -> None:
+def test_the_use_of_this_process_does_not_count_as_others(machine: FakeProc) -> None:
     watched = machine.watch()
     machine.now_s, machine.own_s = 110, 14
     machine.cores({"user": 7, "idle": 3}, {"user": 6, "system": 1, "idle": 3})
@@ -69,7 +69,7 @@ def test_what_a_child_has_used_is_our_own() -> None:
     assert read_own_cpu_s() - before >= used_s - 2 / TICKS
 
 
-def test_what_other_processes_use_is_a_share_of_the_cores(machine: Machine) -> None:
+def test_the_use_of_other_processes_is_a_share_of_the_cores(machine: FakeProc) -> None:
     """Time that a hypervisor takes away counts, waiting for a disk does not."""
     watched = machine.watch()
     machine.now_s, machine.own_s = 110, 5
@@ -77,7 +77,7 @@ def test_what_other_processes_use_is_a_share_of_the_cores(machine: Machine) -> N
     assert watched.share() == 0.25
 
 
-def test_only_the_cores_that_may_be_used_count(machine: Machine) -> None:
+def test_only_the_cores_that_may_be_used_count(machine: FakeProc) -> None:
     """A process that keeps another core busy takes nothing away."""
     watched = machine.watch(cores=(1,))
     machine.now_s += 10
@@ -85,12 +85,12 @@ def test_only_the_cores_that_may_be_used_count(machine: Machine) -> None:
     assert watched.share() == 0.1
 
 
-def test_without_proc_it_is_not_known(tmp_path: Path) -> None:
+def test_without_proc_the_load_is_unknown(tmp_path: Path) -> None:
     """No share is made up."""
     assert OtherProcessesLoad(tmp_path / "stat", (0,)).share() is None
 
 
-def test_a_share_is_said_where_it_matters() -> None:
+def test_a_significant_share_is_reported() -> None:
     """An idle machine and an unknown share need no sentence."""
     assert "37% of the processor" in describe_other_load({OTHER_PROCESSES_KEY: 0.37})
     assert [describe_other_load({OTHER_PROCESSES_KEY: share}) for share in (None, 0.02)] == ["", ""]
@@ -98,7 +98,7 @@ def test_a_share_is_said_where_it_matters() -> None:
 
 
 @pytest.mark.parametrize("share", [0.6, 0.01])
-def test_every_bench_says_how_busy_the_machine_was(
+def test_every_benchmark_reports_the_load_of_the_machine(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     """In the text; all benchmarks print it in the same function."""
