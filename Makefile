@@ -130,7 +130,7 @@ lock: ## make requirements/*.txt anew after a change of a pin (UPGRADE=--upgrade
 	sed -n 's/^ *"\(av==[^"]*\)".*/\1/p' pyproject.toml | sort -u | compile run-av.txt -; \
 	for extra in cpu gpu; do \
 		compile run-$$extra.txt pyproject.toml --extra $$extra -c requirements/build.txt; \
-		compile dev-$$extra.txt pyproject.toml --extra $$extra --extra eval --extra report --extra dev -c requirements/run-$$extra.txt -c requirements/build.txt; \
+		compile dev-$$extra.txt pyproject.toml --extra $$extra --extra eval --extra dev -c requirements/run-$$extra.txt -c requirements/build.txt; \
 	done
 
 setup: ## only the set-up for `make test`

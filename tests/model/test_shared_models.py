@@ -58,12 +58,12 @@ def labelled(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab
         archive.extract(members["annotations/instances_val2017.json"], folder, filter="data")
         annotations = read_annotations(folder / "annotations" / "instances_val2017.json")
         pictures = {}
-        for photo in annotations.photos[:PICTURES]:
-            file = archive.extractfile(members[f"val2017/{photo.file}"])
+        for number, name in annotations.photos[:PICTURES]:
+            file = archive.extractfile(members[f"val2017/{name}"])
             assert file is not None
             picture = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)
             assert picture is not None
-            pictures[photo.number] = picture
+            pictures[number] = picture
     return LabelledPictures(annotations, pictures)
 
 

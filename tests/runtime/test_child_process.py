@@ -20,8 +20,7 @@ from visionedge.engine.process.shared_memory import SharedFramePool
 from visionedge.errors import ModelError
 from visionedge.model.compiler.trial_run import run_trial
 from visionedge.model.model import load_model
-from visionedge.ops.bench.http import _clients, run_module
-from visionedge.ops.bench.http_clients import ClientLoad
+from visionedge.ops.bench.http import run_module
 from visionedge.ops.doctor.host import run_probe_child
 from visionedge.ops.models.inspect import _probe_placement
 from visionedge.runtime import child_process
@@ -118,20 +117,12 @@ def _inspection(folder: Path) -> None:
     assert "did not start" not in json.dumps(_probe_placement(path, "cpu"))
 
 
-def _load(_folder: Path) -> None:
-    client_load = ClientLoad(
-        "127.0.0.1", 9, tls=False, clients=1, rate=1, seconds=0.1, requests=("GET / HTTP/1.1",), loopback=True
-    )
-    with _clients(client_load):
-        pass
-
-
 def _module(_folder: Path) -> None:
     with run_module(1, ["--device", "cpu"]) as (url, _pid):
         assert url.startswith("http://127.0.0.1:")
 
 
-KINDS = [_engine, _probe, _first_run, _questions, _inspection, _load, _module]
+KINDS = [_engine, _probe, _first_run, _questions, _inspection, _module]
 
 
 @pytest.mark.parametrize("start", KINDS, ids=lambda kind: kind.__name__.strip("_"))

@@ -17,7 +17,7 @@ SOURCES = [*(REPOSITORY / "module").rglob("*.py"), *(REPOSITORY / "tools").glob(
 OPTIONAL = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
-@pytest.mark.parametrize("extra", ["av", "eval", "report"])
+@pytest.mark.parametrize("extra", ["av", "eval"])
 def test_the_install_command_names_the_pinned_packages_of_the_extra(extra: Extra) -> None:
     """They come from the registry, for a clone and for a wheel, into the environment of visionedge."""
     python, *words = shlex.split(build_install_command(extra))

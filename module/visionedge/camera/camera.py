@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 from visionedge.camera.freeze_detection import FreezeDetector
 from visionedge.camera.motion_gate import GateSettings
 from visionedge.camera.sources.base import DecodedPicture, FrameSource, SourceLimits, waiting_since_s
-from visionedge.camera.sources.diagnosis import no_picture_received
+from visionedge.camera.sources.diagnosis import SourceFault
 from visionedge.camera.sources.open import open_source
 from visionedge.camera.timing import (
     UNTHROTTLED,
@@ -612,7 +612,7 @@ class Camera:
         return resized
 
     def _check_freeze(self, decoded: DecodedPicture, connection: _Connection, captured_ns: int) -> None:
-        """Show a key picture that does not become a frame to the freeze detector."""
+        """Pass a key picture that does not become a frame to the freeze detector."""
         with contextlib.suppress(DamagedPictureError):
             image, placement = decoded.fit_to_input(self._resizer.spec)
             connection.freeze_detector.inspect(_content_region(image, placement), captured_ns, key=True)
@@ -639,7 +639,9 @@ class Camera:
         if now_ns - round(since_s * 1e9) > silence_limit_ns:
             silence_s = round(silence_limit_ns / 1e9, 1)
             with self._handover_lock:  # afterwards no frame comes from this connection
-                thread.abandon(SourceError(no_picture_received(mask_address(self._uri), silence_s)))
+                thread.abandon(
+                    SourceFault.NO_PICTURE_RECEIVED.error(mask_address(self._uri), limit_s=silence_s)
+                )
 
     def _is_stale(self, now_ns: int) -> bool:
         with self._lock:

@@ -232,7 +232,7 @@ class CameraRegistry:
         log.info("camera %s: closed (changed, removed or to be opened again)", name)
 
     def _changed(self, camera: Camera, status: CameraStatus) -> None:
-        # The end of a camera that was replaced would be taken for the end of the new one.
+        # The state of a camera that was replaced would be shown as that of the new one.
         if self.by_name.get(camera.name, camera) is camera:
             self._on_change(status)
 

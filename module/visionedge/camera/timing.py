@@ -75,7 +75,7 @@ class FrameSampler:
             return False
         self._taken_s = at_s
         self._next_s += self._interval_s
-        if self._next_s <= at_s:  # pictures missed in a gap are not made up for
+        if self._next_s <= at_s:  # pictures that were missed in a gap are not replaced
             self._next_s = at_s + self._interval_s
         return True
 

@@ -91,6 +91,39 @@ def add_command(
     return parser
 
 
+def add_group(
+    subparsers: Subparsers,
+    name: str,
+    help_line: str,
+    examples: str,
+    *,
+    title: str = "commands",
+    metavar: str = "COMMAND",
+) -> Subparsers:
+    """Add a command that has commands of its own, and return the place for these."""
+    parser = add_command(subparsers, name, lambda _: ConfigError.exit_code, help_line, examples)
+    return parser.add_subparsers(title=title, metavar=metavar, required=True, parser_class=Parser)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--json`; see `print_report`."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+
+
+def add_number(
+    parser: argparse.ArgumentParser,
+    name: str,
+    parse: Callable[[str], float],
+    default: float,
+    help_line: str,
+    *,
+    metavar: str = "N",
+) -> None:
+    """Add an option with a number and its default."""
+    help_line += " (default: %(default)s)"
+    parser.add_argument(name, type=parse, default=default, metavar=metavar, help=help_line)
+
+
 def add_model_and_device(parser: argparse.ArgumentParser, *, from_environment: bool = True) -> None:
     """Add the options of every command that runs a model; most of them also read the environment."""
     model, device = ("VISIONEDGE_MODEL, else ", "VISIONEDGE_DEVICE, else ") if from_environment else ("", "")
@@ -171,9 +204,9 @@ def supports_colours(stream: TextIO, environ: Mapping[str, str]) -> bool:
     return stream.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
 
 
-def print_json(document: Document) -> None:
-    """Print one JSON document on stdout, for people and programs."""
-    sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+def print_report(arguments: argparse.Namespace, document: Document, text: str) -> None:
+    """Print a result on stdout: the document with `--json`, else the text."""
+    sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n" if arguments.json else text)
 
 
 # Types of arguments. argparse shows the name of a type function for a ValueError, so they raise none.

@@ -1,16 +1,18 @@
 """`visionedge bench`: benchmarks of the engine, the pipeline and the HTTP endpoints, and their comparison."""
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from visionedge.cli.arguments import (
-    Parser,
     Subparsers,
     add_command,
+    add_group,
     add_model_and_device,
+    add_number,
     data_folder,
     fraction,
     positive_integer,
@@ -23,17 +25,15 @@ from visionedge.runtime.process_limits import configure_malloc
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command `bench`."""
-    parser = add_command(
+    benchmarks = add_group(
         subparsers,
         "bench",
-        lambda _: 2,
         "benchmarks of the engine, the pipeline and HTTP",
         "  visionedge bench engine\n"
         "  visionedge bench pipeline --cameras 4 --source yard.mp4 --baseline\n"
         "  visionedge bench pipeline --fps 5 --cameras 16 --json report.json",
-    )
-    benchmarks = parser.add_subparsers(
-        title="benchmarks", metavar="BENCHMARK", required=True, parser_class=Parser
+        title="benchmarks",
+        metavar="BENCHMARK",
     )
     _add_engine(benchmarks)
     _add_pipeline(benchmarks)
@@ -84,13 +84,7 @@ def _add_pipeline(benchmarks: Subparsers) -> None:
         "  visionedge bench pipeline --cameras 16 --fps 5 --slo-ms 500 --source synthetic:1280x720@30",
         codes=(0, 1, 2, 3),
     )
-    pipeline.add_argument(
-        "--cameras",
-        type=positive_integer,
-        default=4,
-        metavar="N",
-        help="the number of cameras (default: %(default)s)",
-    )
+    add_number(pipeline, "--cameras", positive_integer, 4, "the number of cameras")
     pipeline.add_argument(
         "--source",
         default="demo:",
@@ -105,12 +99,13 @@ def _add_pipeline(benchmarks: Subparsers) -> None:
         help="frames per second of each camera (default: as fast as possible)",
     )
     _add_rounds(pipeline, seconds=8.0, rounds=3)
-    pipeline.add_argument(
+    add_number(
+        pipeline,
         "--slo-ms",
-        type=positive_number,
-        default=500.0,
+        positive_number,
+        500.0,
+        "a frame whose result comes within this time counts as goodput",
         metavar="MS",
-        help="a frame whose result comes within this time counts as goodput (default: %(default)s)",
     )
     pipeline.add_argument(
         "--baseline",
@@ -144,27 +139,9 @@ def _add_http(benchmarks: Subparsers) -> None:
     http.add_argument(
         "--token", metavar="TOKEN", help="the http.token of that module (default: VISIONEDGE_HTTP_TOKEN)"
     )
-    http.add_argument(
-        "--clients",
-        type=positive_integer,
-        default=16,
-        metavar="N",
-        help="the number of clients (default: %(default)s)",
-    )
-    http.add_argument(
-        "--rate",
-        type=positive_number,
-        default=200.0,
-        metavar="N",
-        help="the requests per second of all clients together (default: %(default)s)",
-    )
-    http.add_argument(
-        "--cameras",
-        type=positive_integer,
-        default=16,
-        metavar="N",
-        help="the number of cameras of the started module (default: %(default)s)",
-    )
+    add_number(http, "--clients", positive_integer, 16, "the number of clients")
+    add_number(http, "--rate", positive_number, 200.0, "the requests per second of all clients together")
+    add_number(http, "--cameras", positive_integer, 16, "the number of cameras of the started module")
     _add_rounds(http, seconds=5.0, rounds=3)
     _add_reports(http)
     add_model_and_device(http, from_environment=False)
@@ -175,7 +152,7 @@ def _add_compare(benchmarks: Subparsers) -> None:
         benchmarks,
         "compare",
         _bench_compare,
-        "whether the second report is worse than the first, or the difference is noise",
+        "compare two reports: is the second one worse, or is the difference noise?",
         "  visionedge bench compare before.json after.json\n"
         "  visionedge bench compare before.json after.json --tolerance 0.05 --json -",
         codes=(0, 1, 2),
@@ -183,12 +160,8 @@ def _add_compare(benchmarks: Subparsers) -> None:
     )
     compare.add_argument("before", metavar="A.json", help="a report that bench wrote with --json")
     compare.add_argument("after", metavar="B.json", help="a later report of the same benchmark")
-    compare.add_argument(
-        "--tolerance",
-        type=fraction,
-        default=0.03,
-        metavar="X",
-        help="the relative change that counts as none, 0 to 1 (default: %(default)s)",
+    add_number(
+        compare, "--tolerance", fraction, 0.03, "the relative change that counts as none, 0 to 1", metavar="X"
     )
     compare.add_argument(
         "--unlike", action="store_true", help="compare reports of different machines or loads too"
@@ -198,19 +171,11 @@ def _add_compare(benchmarks: Subparsers) -> None:
 
 
 def _add_rounds(parser: argparse.ArgumentParser, *, seconds: float, rounds: int) -> None:
-    parser.add_argument(
-        "--seconds",
-        type=positive_number,
-        default=seconds,
-        metavar="SECONDS",
-        help="the length of each measurement (default: %(default)s)",
+    add_number(
+        parser, "--seconds", positive_number, seconds, "the length of each measurement", metavar="SECONDS"
     )
-    parser.add_argument(
-        "--rounds",
-        type=positive_integer,
-        default=rounds,
-        metavar="N",
-        help="the number of rounds; medians over them are reported (default: %(default)s)",
+    add_number(
+        parser, "--rounds", positive_integer, rounds, "the number of rounds; medians over them are reported"
     )
 
 
@@ -226,7 +191,6 @@ def _parse_counts(text: str) -> tuple[int, ...]:
 def _bench_engine(arguments: argparse.Namespace) -> int:
     from visionedge.ops.bench import engine as bench
 
-    _check_page(arguments)
     inference = {"latencyBudgetMs": arguments.budget, "device": arguments.device}
     others = OtherProcessesLoad()
     report = bench.bench_engine(
@@ -241,14 +205,13 @@ def _bench_engine(arguments: argparse.Namespace) -> int:
         ),
         _print_progress,
     ) | {OTHER_PROCESSES_KEY: others.share()}
-    return _write_outputs(arguments, report, bench.format_report(report), bench.format_caution(report))
+    return _write_outputs(arguments, report, bench.format_report(report))
 
 
 def _bench_pipeline(arguments: argparse.Namespace) -> int:
     from visionedge.ops.bench import pipeline as bench
     from visionedge.ops.bench.pipeline_run import PipelineLoad
 
-    _check_page(arguments)
     configure_malloc()  # as the module does, so that the memory figures are comparable
     # The plain loop computes in fp32, and only the same precision compares the two programs.
     precision = arguments.precision or ("fp32" if arguments.baseline else "auto")
@@ -275,7 +238,6 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
 def _bench_http(arguments: argparse.Namespace) -> int:
     from visionedge.ops.bench import http as bench
 
-    _check_page(arguments)
     given = {"--model": arguments.model, "--device": arguments.device}
     load = bench.HttpLoad(
         url=arguments.url,
@@ -291,7 +253,7 @@ def _bench_http(arguments: argparse.Namespace) -> int:
     # With --url the module is not a child of this process, so its load counts as that of other processes.
     report = bench.bench_http(load, _print_progress)
     report[OTHER_PROCESSES_KEY] = others.share() if load.url is None else None
-    return _write_outputs(arguments, report, bench.format_report(report), bench.format_caution(report))
+    return _write_outputs(arguments, report, bench.format_report(report))
 
 
 def _bench_compare(arguments: argparse.Namespace) -> int:
@@ -304,28 +266,17 @@ def _bench_compare(arguments: argparse.Namespace) -> int:
     return 1 if verdict["verdict"] == "worse" else 0
 
 
-Report = dict[str, Any]
-
-
-def _check_page(arguments: argparse.Namespace) -> None:
-    """Fail before the measurement, not after it, if the page cannot be made."""
-    if arguments.html is not None:
-        from visionedge.ops.bench.report import import_matplotlib
-
-        import_matplotlib()
-
-
-def _write_outputs(arguments: argparse.Namespace, report: Report, text: str, caution: str = "") -> int:
+def _write_outputs(arguments: argparse.Namespace, report: dict[str, Any], text: str) -> int:
     """The report as text on stdout, and as JSON and as a page where these are wanted."""
-    from visionedge.ops.bench.report import render_page, write_json, write_text
+    from visionedge.ops.bench.report import render_page, write_text
 
-    others = describe_other_load(report)
+    text += describe_other_load(report)
     if "-" not in (arguments.json, arguments.html):
-        sys.stdout.write(text + (f"{others}\n" if others else ""))
+        sys.stdout.write(text)
     if arguments.json:
-        write_json(report, Path(arguments.json))
+        write_text(json.dumps(report, indent=2) + "\n", arguments.json)
     if arguments.html:
-        write_text(render_page(report, (caution, others)), Path(arguments.html))
+        write_text(render_page(report, text), arguments.html)
     return 0
 
 

@@ -7,8 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from visionedge.cli.arguments import Parser, Subparsers, add_command, add_line_numbers, print_json
-from visionedge.config.documents import read_configuration
+from visionedge.cli.arguments import (
+    Subparsers,
+    add_command,
+    add_group,
+    add_json,
+    add_line_numbers,
+    print_report,
+)
+from visionedge.config.documents import Document, read_configuration
 from visionedge.config.load import parse_config
 from visionedge.errors import ConfigError
 from visionedge.runtime.redaction import redact
@@ -18,15 +25,13 @@ SCHEMA = "visionedge/config-check/1"
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command `config`."""
-    parser = add_command(
+    commands = add_group(
         subparsers,
         "config",
-        lambda _: 2,
         "check a configuration file before it is deployed; print the schema of configurations",
         "  visionedge config check vision.yaml          every problem, with its line\n"
         "  visionedge config schema > vision.schema.json    for editors and pipelines",
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     check = add_command(
         commands,
         "check",
@@ -37,7 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
         notes="exit code 2 also means that the file has a problem",
     )
     check.add_argument("file", metavar="FILE", help="a configuration, YAML or JSON")
-    check.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_json(check)
     add_schema_command(commands, "config")
 
 
@@ -60,19 +65,16 @@ def _check(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         if not arguments.json:
             raise
-        _print_problems(path, error.problems)
+        print_report(arguments, _make_document(path, error.problems), "")
         return ConfigError.exit_code
-    if arguments.json:
-        _print_problems(path, ())
-    else:
-        cameras = ", ".join(checked.cameras) or "none"
-        sys.stdout.write(f"{path}: no problems found; cameras: {cameras}\n")
+    cameras = ", ".join(checked.cameras) or "none"
+    text = f"{path}: no problems found; cameras: {cameras}\n"
+    print_report(arguments, _make_document(path, ()), text)
     return 0
 
 
-def _print_problems(path: Path, problems: Sequence[str]) -> None:
-    shown = {"schema": SCHEMA, "file": str(path), "problems": [redact(each) for each in problems]}
-    print_json(shown)
+def _make_document(path: Path, problems: Sequence[str]) -> Document:
+    return {"schema": SCHEMA, "file": str(path), "problems": [redact(each) for each in problems]}
 
 
 def _schema(_arguments: argparse.Namespace) -> int:

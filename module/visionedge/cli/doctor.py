@@ -8,12 +8,13 @@ from pathlib import Path
 from visionedge.cli.arguments import (
     Subparsers,
     add_command,
+    add_json,
     add_line_numbers,
     add_model_and_device,
     build_document,
     configuration_file,
     data_folder,
-    print_json,
+    print_report,
     supports_colours,
 )
 from visionedge.config.load import parse_config
@@ -39,7 +40,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--config", metavar="FILE", help="the configuration, YAML or JSON (default: VISIONEDGE_CONFIG)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_json(parser)
     parser.add_argument(
         "--bundle",
         metavar="FILE",
@@ -70,10 +71,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
         checked = parse_config(document)
     host = this_host(os.environ)
     report = examine(DoctorRequest(checked.inference.device, checked, data_folder(os.environ)), host)
-    if arguments.json:
-        print_json(report.document())
-    else:
-        sys.stdout.write(report.to_text(colours=supports_colours(sys.stdout, os.environ)))
+    print_report(
+        arguments, report.document(), report.to_text(colours=supports_colours(sys.stdout, os.environ))
+    )
     if arguments.bundle:
         written = write_bundle(Path(arguments.bundle), report, checked, host)
         print(written, file=sys.stderr)
@@ -84,8 +84,5 @@ def _plan(arguments: argparse.Namespace) -> int:
     from visionedge.ops.doctor.eflow_plan import make_eflow_plan
 
     plan = make_eflow_plan(arguments.windows_build, arguments.edition, arguments.gpu)
-    if arguments.json:
-        print_json(plan.document())
-    else:
-        sys.stdout.write(plan.to_text())
+    print_report(arguments, plan.dump(), plan.to_text())
     return 0 if plan.supported else UnavailableError.exit_code

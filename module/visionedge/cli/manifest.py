@@ -1,7 +1,6 @@
 """`visionedge manifest`: deployment manifests, their cost in IoT Hub, the schema of their configuration."""
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -10,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visionedge.cli.arguments import (
-    Parser,
     Subparsers,
     add_command,
+    add_group,
+    add_json,
     add_line_numbers,
     parse_cameras,
-    print_json,
+    print_report,
 )
 from visionedge.cli.config import add_schema_command
 from visionedge.config.documents import read_document, without_extensions
@@ -36,17 +36,15 @@ _NO_MESSAGES_GIVEN = (
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command `manifest`."""
-    parser = add_command(
+    commands = add_group(
         subparsers,
         "manifest",
-        lambda _: 2,
         "make and check deployment manifests of IoT Edge, and estimate their cost",
         "  visionedge manifest generate --image registry.example.com/visionedge:1.0-gpu --gpu dda\n"
         "  visionedge manifest lint deployment.json           every problem, with its place and its remedy\n"
         "  visionedge manifest estimate --messages out.jsonl  messages, 4 KB blocks, IoT Hub units a day\n"
         "  visionedge manifest schema > vision.schema.json    the JSON Schema of a configuration",
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     _add_generate(commands)
     _add_lint(commands)
     _add_estimate(commands)
@@ -174,7 +172,7 @@ def _add_lint(commands: Subparsers) -> None:
         metavar="NAME",
         help="repeatable: which modules are visionedge (default: 'vision', and images called visionedge)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_json(parser)
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -260,10 +258,7 @@ def _lint(arguments: argparse.Namespace) -> int:
     name = "stdin" if arguments.file == "-" else arguments.file
     folder = None if arguments.file == "-" else Path(arguments.file).parent
     report = lint_manifest(_read_manifest(arguments.file), name, arguments.module, folder=folder)
-    if arguments.json:
-        print_json(report.document())
-    else:
-        sys.stdout.write(report.to_text())
+    print_report(arguments, report.document(), report.to_text())
     return ConfigError.exit_code if report.errors else 0
 
 
@@ -303,7 +298,7 @@ def _add_estimate(commands: Subparsers) -> None:
         metavar="FILE",
         help="the configuration with telemetry.maxPerDay, the limit of a day (default: VISIONEDGE_CONFIG)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_json(parser)
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
@@ -325,5 +320,5 @@ def _estimate(arguments: argparse.Namespace) -> int:
     else:
         raise ConfigError([_NO_MESSAGES_GIVEN])
     made = Estimate(measured, policy.max_per_day)
-    sys.stdout.write(json.dumps(made.document()) + "\n" if arguments.json else to_text(made))
+    print_report(arguments, made.document(), to_text(made))
     return 0

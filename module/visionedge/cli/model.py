@@ -1,19 +1,20 @@
 """`visionedge model`: inspect a model, compile it, measure its accuracy."""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
 from visionedge.cli.arguments import (
     DEVICES,
-    Parser,
     Subparsers,
     add_command,
+    add_group,
+    add_json,
     data_folder,
     fraction,
     positive_integer,
+    print_report,
 )
 from visionedge.config.load import merge, parse_config, read_environment
 from visionedge.errors import ConfigError
@@ -22,16 +23,14 @@ from visionedge.runtime.installation import build_install_command
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command `model`."""
-    parser = add_command(
+    commands = add_group(
         subparsers,
         "model",
-        lambda _: 2,
         "inspect a model, compile it, measure its accuracy",
         "  visionedge model inspect yolov8n.onnx                 what it is, and how it will be compiled\n"
         "  visionedge model compile yolov8n.onnx -o fast.onnx    one graph from pixels to boxes\n"
         "  visionedge model eval yolov8n.onnx --coco instances.json --images photos/",
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     _add_inspect(commands)
     _add_compile(commands)
     _add_eval(commands)
@@ -52,7 +51,7 @@ def _add_inspect(commands: Subparsers) -> None:
         notes="A model that cannot be used is described as far as it could be read; the exit code is then 2.",
     )
     parser.add_argument("path", metavar="PATH", help="the model, an ONNX file")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_json(parser)
     parser.add_argument(
         "--device",
         choices=("cuda", "cpu"),
@@ -64,10 +63,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from visionedge.ops.models.inspect import format_report, inspect_model
 
     inspection = inspect_model(Path(arguments.path), data_folder(os.environ), arguments.device)
-    if arguments.json:
-        print(json.dumps(inspection.document, ensure_ascii=False))
-    else:
-        sys.stdout.write(format_report(inspection))
+    print_report(arguments, inspection.document, format_report(inspection))
     if inspection.refused is None:
         return 0
     print(f"visionedge: {inspection.refused}", file=sys.stderr)
@@ -218,7 +214,7 @@ def _add_eval(commands: Subparsers) -> None:
         "--coco", required=True, metavar="FILE", help="the annotations, a JSON file in the format of COCO"
     )
     parser.add_argument("--images", required=True, metavar="DIR", help="the folder with their pictures")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_json(parser)
     parser.add_argument("--limit", type=positive_integer, metavar="N", help="use only the first N pictures")
     parser.add_argument(
         "--device",
@@ -251,5 +247,5 @@ def _eval(arguments: argparse.Namespace) -> int:
             limit=arguments.limit,
         )
     )
-    sys.stdout.write(json.dumps(report) + "\n" if arguments.json else format_report(report))
+    print_report(arguments, report, format_report(report))
     return 1 if report["missing"] else 0

@@ -14,17 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO, TypeVar
 
 import cv2
 
-from visionedge.camera.sources.images import (
-    PICTURE_SUFFIXES,
-    natural_sort_key,
-    read_picture,
-)
+from visionedge.camera.sources.images import PICTURE_SUFFIXES, natural_sort_key, read_picture
 from visionedge.camera.sources.open import open_source
 from visionedge.camera.timing import plausible_fps
 from visionedge.config.addresses import CameraUri
@@ -46,7 +42,6 @@ _VIDEO_SUFFIXES = frozenset(
 )
 """Suffixes of videos in a folder; a video that is given by its path may have any."""
 
-
 _PROGRESS_S = 0.5
 
 
@@ -54,7 +49,8 @@ _PROGRESS_S = 0.5
 class DetectRequest:
     """The arguments of `visionedge detect`. `model` None is the bundled one.
 
-    Of a video, the first of every `video_stride` pictures is used.
+    Of a video, the first of every `video_stride` pictures is used. `data` is the folder of compiled models;
+    None stores nothing.
     """
 
     paths: tuple[str, ...]
@@ -64,7 +60,6 @@ class DetectRequest:
     annotate: Path | None = None
     video_stride: int = 1
     data: Path | None = None
-    """The folder of compiled models; None stores nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +90,7 @@ def run_detect(request: DetectRequest, out: TextIO | None = None) -> int:
     with ExitStack() as stack:
         progress = stack.enter_context(closing(VideoProgress(sys.stderr, owns_terminal=not out.isatty())))
         annotated_output = (
-            stack.enter_context(AnnotatedOutput(request.annotate)) if request.annotate else None
+            stack.enter_context(closing(AnnotatedOutput(request.annotate))) if request.annotate else None
         )
         # Measuring the best plan takes longer than a few pictures.
         opened = open_engine(
@@ -119,8 +114,9 @@ def _results(
         frames = [make_frame(item.picture, engine, item.number) for item in items]
         return infer_frames(frames, engine, selection)
 
-    plan = engine.info().plan
-    for items, results in map_ahead(infer, _batched(reader, plan.buckets[-1]), plan.lanes):
+    plan, pictures = engine.info().plan, reader.read()
+    batches = iter(lambda: list(islice(pictures, plan.buckets[-1])), [])
+    for items, results in map_ahead(infer, batches, plan.lanes):
         yield from zip(items, results, strict=True)
 
 
@@ -138,17 +134,6 @@ def map_ahead(
                 yield first, result.result()
         for first, result in waiting:
             yield first, result.result()
-
-
-def _batched(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
-    group: list[_Item] = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 # --- reading pictures ---------------------------------------------------------------------------------------
@@ -169,15 +154,9 @@ class _Reader:
                 self.inputs += _list_inputs(path)
             except SourceError as error:
                 self._report_error(error)
-        self._items = self._read()
 
-    def __iter__(self) -> Iterator[_Item]:
-        return self
-
-    def __next__(self) -> _Item:
-        return next(self._items)
-
-    def _read(self) -> Iterator[_Item]:
+    def read(self) -> Iterator[_Item]:
+        """The pictures."""
         for source in self.inputs:
             try:
                 if Path(source).suffix.lower() in PICTURE_SUFFIXES:
@@ -321,33 +300,24 @@ class AnnotatedOutput:
         self._taken: set[str] = set()
         self._video: _Video | None = None
 
-    def __enter__(self) -> "AnnotatedOutput":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end_video()
-
     def add(self, source: Path, position_s: float | None, result: FrameResult) -> None:
         """Draw a result on its picture and write it; `position_s` is None for a still picture."""
         picture = draw_detections(result.frame.full_picture(), result)
         if position_s is None:
-            self._end_video()
-            self._write_picture(self._output_path(source.name), picture)
+            self.close()
+            path = self._output_path(source.name)
+            try:
+                path.write_bytes(cv2.imencode(path.suffix, picture)[1].tobytes())
+            except OSError as error:
+                raise SourceError(f"{path} cannot be written: {error.strerror}") from None
             return
         if self._video is None or self._video.source != source:
-            self._end_video()
+            self.close()
             self._video = _Video(source, self._output_path(f"{source.stem}.mp4"))
         self._video.add(picture, position_s)
 
-    def _write_picture(self, place: Path, picture: Picture) -> None:
-        try:
-            place.write_bytes(cv2.imencode(place.suffix, picture)[1].tobytes())
-        except OSError as error:
-            raise SourceError(f"{place} cannot be written: {error.strerror}") from None
-
-    def _end_video(self) -> None:
+    def close(self) -> None:
+        """End the present video."""
         if self._video is not None:
             self._video.close()
         self._video = None
@@ -361,45 +331,39 @@ class AnnotatedOutput:
         return self._folder / name
 
 
-@dataclass(frozen=True, slots=True)
-class _VideoFrame:
-    picture: Picture
-    position_s: float
-
-
 class _Video:
     """A video that is written. Its first picture waits for the second, because their distance is the rate."""
 
-    def __init__(self, source: Path, place: Path) -> None:
+    def __init__(self, source: Path, path: Path) -> None:
         self.source = source
-        self._output_path = place
-        self._first: _VideoFrame | None = None
+        self._path = path
+        self._first: tuple[Picture, float] | None = None
         self._writer: cv2.VideoWriter | None = None
 
     def add(self, picture: Picture, position_s: float) -> None:
-        video_frame = _VideoFrame(picture, position_s)
-        if self._writer is not None:
-            self._writer.write(picture)
-        elif self._first is None:
-            self._first = video_frame
-        else:
-            self._writer = self._open(self._first, position_s - self._first.position_s)
-            self._writer.write(picture)
+        """Write the next picture."""
+        if self._first is None:
+            self._first = picture, position_s
+            return
+        if self._writer is None:
+            self._writer = self._open(self._first[0], position_s - self._first[1])
+        self._writer.write(picture)
 
     def close(self) -> None:
+        """Complete the file."""
         if self._writer is None and self._first is not None:  # a video of one picture
-            self._writer = self._open(self._first, 0.0)
+            self._writer = self._open(self._first[0], 0.0)
         if self._writer is not None:
             self._writer.release()
 
-    def _open(self, first: _VideoFrame, step_s: float) -> cv2.VideoWriter:
-        height_px, width_px = first.picture.shape[:2]
+    def _open(self, first: Picture, step_s: float) -> cv2.VideoWriter:
+        height_px, width_px = first.shape[:2]
         rate = plausible_fps(1 / step_s if step_s > 0 else 0.0)
         code = cv2.VideoWriter.fourcc(*"mp4v")
-        writer = cv2.VideoWriter(str(self._output_path), code, rate, (width_px, height_px))
+        writer = cv2.VideoWriter(str(self._path), code, rate, (width_px, height_px))
         if not writer.isOpened():
-            raise SourceError(f"{self._output_path} cannot be written")
-        writer.write(first.picture)
+            raise SourceError(f"{self._path} cannot be written")
+        writer.write(first)
         return writer
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from visionedge.errors import UnavailableError
 
-Extra = Literal["av", "eval", "report"]
+Extra = Literal["av", "eval"]
 """Names of the optional dependencies in pyproject.toml."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]

@@ -39,7 +39,7 @@ def _absent(description: str) -> Any:
     return Field(default=None, description=description)
 
 
-class _Document(BaseModel):
+class JsonDocument(BaseModel):
     """Keys are camelCase. Programs must expect more keys than these: a later version may add some."""
 
     model_config = ConfigDict(
@@ -60,7 +60,7 @@ class _Document(BaseModel):
         return self.model_dump(exclude_unset=True)
 
 
-class _ClosedDocument(_Document):
+class _ClosedDocument(JsonDocument):
     """Exactly these keys; a change needs a new number in `schema`."""
 
     model_config = ConfigDict(extra="forbid")
@@ -76,19 +76,19 @@ class ErrorDetailsDocument(_ClosedDocument):
     message: str = Field(description="For people: one line, secrets masked.")
 
 
-class ErrorDocument(_Document):
+class ErrorDocument(JsonDocument):
     """The answer to a request that failed."""
 
     error: ErrorDetailsDocument
 
 
-class ProtocolErrorDocument(_Document):
+class ProtocolErrorDocument(JsonDocument):
     """The same under /v2, as the Open Inference Protocol wants it."""
 
     error: str
 
 
-class HealthDocument(_Document):
+class HealthDocument(JsonDocument):
     """Whether the module works."""
 
     status: Literal["ok", "unhealthy"]
@@ -96,7 +96,7 @@ class HealthDocument(_Document):
     error: ErrorDetailsDocument = _absent("The same as an error; absent when the module is healthy.")
 
 
-class ReadinessDeviceDocument(_Document):
+class ReadinessDeviceDocument(JsonDocument):
     """The device, so that a module that computes on the CPU in place of a GPU is not silent about it."""
 
     requested: RequestedDevice
@@ -104,7 +104,7 @@ class ReadinessDeviceDocument(_Document):
     degraded: bool = _absent("The effective device is less than what was requested.")
 
 
-class ReadinessDocument(_Document):
+class ReadinessDocument(JsonDocument):
     """Whether a warmed-up engine answers."""
 
     status: Literal["ready", "not_ready"]
@@ -116,7 +116,7 @@ class ReadinessDocument(_Document):
 # --- the engine ---------------------------------------------------------------------------------------------
 
 
-class OperatingPointDocument(_Document):
+class OperatingPointDocument(JsonDocument):
     """A number of lanes and a batch size."""
 
     lanes: Count
@@ -133,15 +133,20 @@ class MeasuredPointDocument(OperatingPointDocument):
     note: str = Field(description="Why it was not run or not run again, or how it failed; else empty.")
 
 
+<<<<<<< b75a5acbee40a9826b417d6dbffc8c5374850112
 class LatencyFitDocument(_Document):
     """With `lanes` lanes a batch of n takes n * `msPerPicture` + `msFixed` milliseconds."""
+=======
+class LatencyFitDocument(JsonDocument):
+    """With so many lanes a batch of n takes n * `msPerPicture` + `msFixed` milliseconds."""
+>>>>>>> 42b663f9f7c1c4c8d24995cebbde64430fcc4441
 
     lanes: Count
     ms_per_picture: float
     ms_fixed: float
 
 
-class PlanMeasurementDocument(_Document):
+class PlanMeasurementDocument(JsonDocument):
     """What the warm-up measured, and what was chosen by it."""
 
     choice: OperatingPointDocument
@@ -152,7 +157,7 @@ class PlanMeasurementDocument(_Document):
     fits: list[LatencyFitDocument]
 
 
-class PlanDocument(_Document):
+class PlanDocument(JsonDocument):
     """Lanes and batch sizes of the engine."""
 
     lanes: Count
@@ -161,7 +166,7 @@ class PlanDocument(_Document):
     measured: PlanMeasurementDocument | None = Field(description="null where a rule decided.")
 
 
-class PrecisionDocument(_Document):
+class PrecisionDocument(JsonDocument):
     """The precision that the engine computes in."""
 
     precision: str = Field(description="fp32, fp16 or int8.")
@@ -169,7 +174,7 @@ class PrecisionDocument(_Document):
     milliseconds: dict[str, float] = Field(description="Milliseconds for one picture, by precision.")
 
 
-class ApComparisonDocument(_Document):
+class ApComparisonDocument(JsonDocument):
     """Average precision on labelled pictures: fp32, and the variant."""
 
     pictures: Count
@@ -179,7 +184,7 @@ class ApComparisonDocument(_Document):
     variant_ap50: float
 
 
-class ParityBoxesDocument(_Document):
+class ParityBoxesDocument(JsonDocument):
     """How far the boxes of two engines agree."""
 
     pictures: Count
@@ -192,7 +197,7 @@ class ParityBoxesDocument(_Document):
     ap: ApComparisonDocument | None
 
 
-class ParityDocument(_Document):
+class ParityDocument(JsonDocument):
     """A comparison of the device with the CPU."""
 
     on: Literal["pictures", "frames"] = Field(description="Bundled pictures, or frames of the cameras.")
@@ -204,7 +209,7 @@ class ParityDocument(_Document):
     refusal: str | None = Field(description="Why the device cannot be trusted; null where it can.")
 
 
-class SpeedCheckDocument(_Document):
+class SpeedCheckDocument(JsonDocument):
     """Milliseconds for one picture on the device, and on one core of the CPU."""
 
     device_ms: float
@@ -212,7 +217,7 @@ class SpeedCheckDocument(_Document):
     doubt: str | None = Field(description="Why the device is implausibly slow; null where it is not.")
 
 
-class EngineProcessDocument(_Document):
+class EngineProcessDocument(JsonDocument):
     """The process that the engine runs in."""
 
     pid: int | None = Field(description="null while no process runs.")
@@ -220,7 +225,7 @@ class EngineProcessDocument(_Document):
     down: str | None = Field(description="Why the process computes nothing now; null where it computes.")
 
 
-class RecoveryDocument(_Document):
+class RecoveryDocument(JsonDocument):
     """Faults and probes since the start, and the state of the recovery of a lost device."""
 
     stage: RecoveryStage = Field(description="settled: no device is looked for.")
@@ -233,7 +238,7 @@ class RecoveryDocument(_Document):
     probes: dict[str, int] = Field(description="By the reason code of the answer.")
 
 
-class EngineDocument(_Document):
+class EngineDocument(JsonDocument):
     """The device that computes frames, the one that was requested, and why they differ."""
 
     requested: RequestedDevice = Field(description="The device of the configuration.")
@@ -253,7 +258,7 @@ class EngineDocument(_Document):
     recovery: RecoveryDocument | None = _absent("The recovery of a lost device.")
 
 
-class EngineEventDocument(_Document):
+class EngineEventDocument(JsonDocument):
     """The `details` of an event about the engine; everything else is in the status."""
 
     requested: RequestedDevice
@@ -269,14 +274,14 @@ class EngineEventDocument(_Document):
 # --- cameras ------------------------------------------------------------------------------------------------
 
 
-class ThrottleDocument(_Document):
+class ThrottleDocument(JsonDocument):
     """What overload limits a camera to."""
 
     fps: float | None = Field(description="Analysed frames per second at most; null: no limit.")
     gate: bool = Field(description="Pictures without motion are not analysed.")
 
 
-class CameraDocument(_Document):
+class CameraDocument(JsonDocument):
     """A configured camera."""
 
     name: CameraName = Field(description="As in the configuration.")
@@ -302,7 +307,7 @@ class CameraDocument(_Document):
     sequence: int | None = Field(description="Of the newest result; null before the first one.")
 
 
-class CamerasDocument(_Document):
+class CamerasDocument(JsonDocument):
     """All configured cameras."""
 
     cameras: list[CameraDocument]
@@ -311,7 +316,7 @@ class CamerasDocument(_Document):
 # --- capacity and overload ----------------------------------------------------------------------------------
 
 
-class CameraLoadDocument(_Document):
+class CameraLoadDocument(JsonDocument):
     """The rates of one camera."""
 
     demanded_per_second: float
@@ -320,7 +325,7 @@ class CameraLoadDocument(_Document):
     decode_cores: float = Field(description="Cores that its thread uses.")
 
 
-class OverloadLevelDocument(_Document):
+class OverloadLevelDocument(JsonDocument):
     """A level of degradation that is in force."""
 
     level: Literal["variant", "gate", "fps"]
@@ -328,8 +333,13 @@ class OverloadLevelDocument(_Document):
     what: str = Field(description="What it means now, in a few words.")
 
 
+<<<<<<< b75a5acbee40a9826b417d6dbffc8c5374850112
 class OverloadDocument(_Document):
     """How the load is reduced."""
+=======
+class OverloadDocument(JsonDocument):
+    """What is given up to keep up."""
+>>>>>>> 42b663f9f7c1c4c8d24995cebbde64430fcc4441
 
     active: bool = Field(description="The configuration allows it (`overload.when`).")
     exhausted: bool = Field(description="The load is still too high, and no level is left.")
@@ -337,8 +347,13 @@ class OverloadDocument(_Document):
     levels: list[OverloadLevelDocument] = Field(description="The levels in force, in their order.")
 
 
+<<<<<<< b75a5acbee40a9826b417d6dbffc8c5374850112
 class CapacityDocument(_Document):
     """How many of the configured frames are analysed, and what limits it."""
+=======
+class CapacityDocument(JsonDocument):
+    """How many frames are analysed of those that the cameras are asked for, and what limits it."""
+>>>>>>> 42b663f9f7c1c4c8d24995cebbde64430fcc4441
 
     window_seconds: float = Field(description="All rates are averages over this time.")
     demanded_per_second: float = Field(description="Frames that the configuration asks for.")
@@ -356,7 +371,7 @@ class CapacityDocument(_Document):
 # --- IoT Hub ------------------------------------------------------------------------------------------------
 
 
-class SpoolDocument(_Document):
+class SpoolDocument(JsonDocument):
     """The messages that wait for the hub."""
 
     mode: Literal["disk", "memory"]
@@ -366,7 +381,7 @@ class SpoolDocument(_Document):
     dropped: dict[str, int] = Field(description="Messages that were dropped, by reason.")
 
 
-class TelemetryDocument(_Document):
+class TelemetryDocument(JsonDocument):
     """What became of the results since the start; `telemetry.mode` and the budget decide."""
 
     frames_offered: Count
@@ -377,7 +392,7 @@ class TelemetryDocument(_Document):
     left_today: int = Field(description="Blocks of 4 KB that `telemetry.maxPerDay` still allows today.")
 
 
-class MeteringDocument(_Document):
+class MeteringDocument(JsonDocument):
     """Messages as IoT Hub meters them, in blocks of 4 KB, and what the last hour projects for a day."""
 
     messages: dict[str, int] = Field(description="By output.")
@@ -389,21 +404,21 @@ class MeteringDocument(_Document):
     unit_share: dict[str, float] = Field(description="The part of one unit's daily quota, by tier.")
 
 
-class MessagesFileDocument(_Document):
+class MessagesFileDocument(JsonDocument):
     """The file of `--messages`."""
 
     written: Count = Field(description="Lines.")
     last_error: str | None
 
 
-class InputPicturesDocument(_Document):
+class InputPicturesDocument(JsonDocument):
     """Pictures that other modules sent."""
 
     answered: Count
     dropped: dict[str, int] = Field(description="By reason.")
 
 
-class HubDocument(_Document):
+class HubDocument(JsonDocument):
     """What goes to IoT Hub and comes from it; outside IoT Edge only `state`, telemetry and metering."""
 
     state: HubState | Literal["local"] = Field(description="local: outside IoT Edge.")
@@ -431,7 +446,7 @@ class HubDocument(_Document):
 # --- status -------------------------------------------------------------------------------------------------
 
 
-class LoadedModelDocument(_Document):
+class LoadedModelDocument(JsonDocument):
     """The loaded model."""
 
     name: str
@@ -442,7 +457,7 @@ class LoadedModelDocument(_Document):
     input_height: int = Field(description="In px.")
 
 
-class StatusDocument(_Document):
+class StatusDocument(JsonDocument):
     """The whole module."""
 
     version: str = Field(description="The version of visionedge.")
@@ -535,14 +550,14 @@ class EventDocument(_MessageDocument):
 # --- doctor -------------------------------------------------------------------------------------------------
 
 
-class RemedyDocument(_Document):
+class RemedyDocument(JsonDocument):
     """What to do."""
 
     instruction: str
     lines: list[str] = Field(description="To be typed or copied.")
 
 
-class FindingDocument(_Document):
+class FindingDocument(JsonDocument):
     """The result of one check."""
 
     name: str = Field(pattern="^[a-z-]+$")
@@ -552,7 +567,7 @@ class FindingDocument(_Document):
     remedies: list[RemedyDocument]
 
 
-class DoctorDeviceDocument(_Document):
+class DoctorDeviceDocument(JsonDocument):
     """The device that this machine offers."""
 
     requested: RequestedDevice
@@ -561,7 +576,7 @@ class DoctorDeviceDocument(_Document):
     reason: str
 
 
-class DoctorEnvironmentDocument(_Document):
+class DoctorEnvironmentDocument(JsonDocument):
     """What surrounds the process."""
 
     container: bool
@@ -573,7 +588,7 @@ class DoctorEnvironmentDocument(_Document):
     )
 
 
-class DoctorDocument(_Document):
+class DoctorDocument(JsonDocument):
     """What this machine offers, and the first broken check of the chain to the GPU."""
 
     schema_: Literal["visionedge/doctor/1"] = Field(alias="schema")
@@ -588,7 +603,7 @@ class DoctorDocument(_Document):
     system_checks: list[FindingDocument]
 
 
-DOCUMENTS: tuple[type[_Document], ...] = (
+DOCUMENTS: tuple[type[JsonDocument], ...] = (
     ErrorDocument,
     ProtocolErrorDocument,
     HealthDocument,

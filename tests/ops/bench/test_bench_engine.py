@@ -1,7 +1,6 @@
 """`bench engine`: measurements and their report. Tiny models, short trials."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ from tiny_graphs import Graph
 from tiny_models import TinyDetector
 from visionedge.__main__ import main
 from visionedge.config.schema import InferenceConfig
-from visionedge.ops.bench.engine import EngineLoad, bench_engine, format_caution, format_report
-from visionedge.runtime.installation import build_install_command
+from visionedge.ops.bench.engine import EngineLoad, bench_engine, format_report
 
 CPU = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 4})
 
@@ -113,14 +111,6 @@ def test_progress_is_reported_per_round(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in progress if line.startswith("round")] == ["round 1/2", "round 2/2"]
 
 
-def test_figures_of_a_busy_machine_have_a_warning(report: dict[str, Any]) -> None:
-    busy = {**report, "processorShare": 0.31}
-    assert "got 31% of the processor" in format_caution(busy)
-    assert format_caution(busy) in format_report(busy)
-    assert format_caution({**report, "processorShare": 0.97}) == ""
-    assert format_caution({**report, "processorShare": None}) == "", "a GPU has no such figure"
-
-
 # --- the command line ---------------------------------------------------------------------------------------
 
 
@@ -150,22 +140,6 @@ def test_with_json_stdout_has_only_the_document(tmp_path: Path, capsys: pytest.C
     model = str(TinyDetector().save(tmp_path / "tiny.onnx"))
     assert main(["bench", "engine", "--model", model, *SHORT, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["model"]["name"] == "tiny"
-
-
-def test_without_matplotlib_a_page_is_refused_before_anything_is_measured(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    model = str(TinyDetector().save(tmp_path / "tiny.onnx"))
-    code = main(["bench", "engine", "--model", model, *SHORT, "--html", str(tmp_path / "report.html")])
-    out, err = capsys.readouterr()
-    assert code == 3
-    assert out == ""
-    (line,) = (line for line in err.splitlines() if "matplotlib" in line)
-    needs = f"a page with plots needs matplotlib: {build_install_command('report')}; or leave --html out"
-    assert line == f"visionedge: {needs}"
-    assert "-m pip install matplotlib==" in line
-    assert "round" not in err
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,18 @@ def test_a_slow_machine_is_corrected_by_the_plain_loop_beside_it() -> None:
     assert verdicts(compare_reports(before, after))["frames/s to the plain loop"] == "same"
 
 
+def test_reports_of_http_are_compared_by_the_pipelines_speed_and_the_latency() -> None:
+    before = {
+        "schema": "visionedge/bench-http/3",
+        "machine": MACHINE,
+        "http": {"rounds": [{"p95": 4.0 + index / 100} for index in range(5)]},
+        "pipeline": {"withClients": list(QUIET)},
+    }
+    after = {**before, "pipeline": {"withClients": scaled(QUIET, 0.5)}}
+    found = verdicts(compare_reports(before, after))
+    assert found == {"frames/s with clients": "worse", "latency p95 ms": "same"}
+
+
 def test_three_rounds_each_give_ninety_percent_confidence_and_two_give_none() -> None:
     assert compute_ratio_interval((1, 2, 3), (1, 2, 3)).confidence == 0.9
     with pytest.raises(ConfigError, match="3 rounds"):

@@ -9,7 +9,7 @@ from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
 from visionedge.model.model import load_model
 from visionedge.ops.bench.pipeline import bench_pipeline
-from visionedge.ops.bench.pipeline_run import PipelineLoad, cpu_s, open_engine_setup
+from visionedge.ops.bench.pipeline_run import PipelineLoad, cpu_s, open_engine_process
 
 pytestmark = pytest.mark.system
 
@@ -33,10 +33,7 @@ def test_no_frame_is_lost_at_full_speed(load: PipelineLoad) -> None:
 
 def test_the_processor_time_of_the_engine_process_counts(load: PipelineLoad) -> None:
     """Otherwise a frame would look free."""
-    setup = open_engine_setup(load, load_model(load.model))
-    try:
-        before, alone = cpu_s(setup.engine), cpu_s()
-        while cpu_s(setup.engine) - before <= cpu_s() - alone + 0.05:
-            setup.engine.infer(pictures(8))
-    finally:
-        setup.close()
+    with open_engine_process(load, load_model(load.model)) as (engine, _):
+        before, alone = cpu_s(engine), cpu_s()
+        while cpu_s(engine) - before <= cpu_s() - alone + 0.05:
+            engine.infer(pictures(8))

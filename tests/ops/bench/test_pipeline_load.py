@@ -25,6 +25,7 @@ from visionedge.ops.bench.pipeline_run import (
     compute_ages_ns,
     fairness,
     make_record,
+    make_synthetic_pictures,
     summarize_run,
 )
 
@@ -60,7 +61,8 @@ class PipelineHarness:
 
     def wrap_source(self, pictures: int, fps: float) -> list[StampedFrame]:
         virtual = VirtualCamera(self, scheduled=True, clock=lambda: self.now_ns, wait=self.wait)
-        source = virtual.wrap_source(SyntheticSource(SyntheticSpec(8, 8, fps)))
+        spec = SyntheticSpec(8, 8, fps)
+        source = virtual.wrap_source(SyntheticSource(spec, make_synthetic_pictures(spec)))
         assert source.live
         for number in range(pictures):
             decoded = source.read()
@@ -109,7 +111,8 @@ def test_an_invalid_synthetic_camera_is_reported(wrong: str) -> None:
 
 
 def test_a_synthetic_camera_moves_and_has_its_size() -> None:
-    source = SyntheticSource(SyntheticSpec(64, 48, 30))
+    spec = SyntheticSpec(64, 48, 30)
+    source = SyntheticSource(spec, make_synthetic_pictures(spec))
     first, second = source.read(), source.read()
     assert first is not None
     assert second is not None
@@ -150,7 +153,7 @@ def test_the_age_grows_with_every_dropped_frame() -> None:
 def test_goodput_counts_only_timely_results() -> None:
     rows = [result(100), result(200), result(300, latency_ms=90), result(400)]
     run = summarize_run(rows, RunCost(2.0, 0.04, {"replaced": 3, "stale": 0}, 10.0), slo_ms=50)
-    assert (run.frames_per_s, run.goodput_per_s) == (2.0, 1.5)
+    assert (run.frames_per_second, run.goodput_per_second) == (2.0, 1.5)
     assert run.cpu_ms_per_frame == pytest.approx(10)
     assert run.dropped == {"replaced": 3}
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,27 +11,38 @@ import pytest
 
 from command_line import CommandLine
 from tiny_models import TinyDetector
-from visionedge.ops.bench.machine import OTHER_PROCESSES_KEY, OtherProcessesLoad, describe_other_load
+from visionedge.ops.bench.machine import (
+    OTHER_PROCESSES_KEY,
+    OtherProcessesLoad,
+    describe_other_load,
+    read_own_cpu_s,
+)
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class FakeProc:
-    """A /proc of cores and processes whose times a test sets, in seconds, and a clock."""
+    """The times of cores in a /proc/stat, in seconds, our own processor time, and a clock."""
 
     def __init__(self, folder: Path) -> None:
-        self.proc = folder
+        self.stat = folder / "stat"
         self.now_s = 100.0
+        self.own_s = 0.0
 
     def cores(self, *busy_s: Mapping[str, float]) -> None:
+<<<<<<< b75a5acbee40a9826b417d6dbffc8c5374850112
         """Set the times of each core by name; the rest of the passed time is idle."""
+=======
+        """Set the times of each core, by name."""
+>>>>>>> 42b663f9f7c1c4c8d24995cebbde64430fcc4441
         lines = ["cpu  0 0 0 0 0 0 0 0 0 0"]
         for number, spent in enumerate(busy_s):
             names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
             ticks = [int(spent.get(name, 0) * TICKS) for name in names]
             lines.append(f"cpu{number} {' '.join(map(str, ticks))} 0 0")
-        (self.proc / "stat").write_text("\n".join([*lines, "intr 1 2 3"]) + "\n")
+        self.stat.write_text("\n".join([*lines, "", "intr 1 2 3"]) + "\n")
 
+<<<<<<< b75a5acbee40a9826b417d6dbffc8c5374850112
     def process(self, number: int, parent: int, *, user: float = 0, children: float = 0) -> None:
         """Set a process whose name contains characters that are hard to parse."""
         fields = [str(parent), *["0"] * 9, *(str(int(s * TICKS)) for s in (user, 0, children, 0)), "0"]
@@ -38,21 +51,21 @@ class FakeProc:
 
     def clock(self) -> float:
         return self.now_s
+=======
+    def watch(self, cores: tuple[int, ...] = (0, 1)) -> OtherProcessesLoad:
+        return OtherProcessesLoad(self.stat, cores, lambda: self.now_s, lambda: self.own_s)
+>>>>>>> 42b663f9f7c1c4c8d24995cebbde64430fcc4441
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> FakeProc:
     made = FakeProc(tmp_path)
     made.cores({}, {})
-    made.process(os.getpid(), 1)
     return made
 
 
-def watch(machine: FakeProc, cores: tuple[int, ...] = (0, 1)) -> OtherProcessesLoad:
-    return OtherProcessesLoad(machine.proc, cores, machine.clock)
-
-
 def test_the_use_of_this_process_does_not_count_as_others(machine: FakeProc) -> None:
+<<<<<<< b75a5acbee40a9826b417d6dbffc8c5374850112
     """Nor the use of its running and ended children and theirs."""
     machine.process(7, os.getpid())
     watched = watch(machine)
@@ -60,32 +73,51 @@ def test_the_use_of_this_process_does_not_count_as_others(machine: FakeProc) -> 
     machine.process(os.getpid(), 1, user=4, children=2)
     machine.process(7, os.getpid(), user=3)
     machine.process(8, 7, user=5)
+=======
+    watched = machine.watch()
+    machine.now_s, machine.own_s = 110, 14
+>>>>>>> 42b663f9f7c1c4c8d24995cebbde64430fcc4441
     machine.cores({"user": 7, "idle": 3}, {"user": 6, "system": 1, "idle": 3})
     assert watched.share() == 0
 
 
+def test_what_a_child_has_used_is_our_own() -> None:
+    """As soon as it has ended."""
+    before = read_own_cpu_s()
+    used_s = float(
+        subprocess.run(
+            [sys.executable, "-c", "import time\nwhile time.process_time() < 0.1: pass\nprint(0.1)"],
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
+    )
+    assert read_own_cpu_s() - before >= used_s - 2 / TICKS
+
+
 def test_the_use_of_other_processes_is_a_share_of_the_cores(machine: FakeProc) -> None:
     """Time that a hypervisor takes away counts, waiting for a disk does not."""
-    machine.process(9, 1)
-    watched = watch(machine)
-    machine.now_s += 10
-    machine.process(os.getpid(), 1, user=5)
-    machine.process(9, 1, user=3)
+    watched = machine.watch()
+    machine.now_s, machine.own_s = 110, 5
     machine.cores({"user": 5, "iowait": 5}, {"user": 3, "steal": 2, "idle": 5})
     assert watched.share() == 0.25
 
 
 def test_only_the_cores_that_may_be_used_count(machine: FakeProc) -> None:
     """A process that keeps another core busy takes nothing away."""
-    watched = watch(machine, cores=(1,))
+    watched = machine.watch(cores=(1,))
     machine.now_s += 10
     machine.cores({"user": 10}, {"user": 1, "idle": 9})
     assert watched.share() == 0.1
 
 
 def test_without_proc_the_load_is_unknown(tmp_path: Path) -> None:
+<<<<<<< b75a5acbee40a9826b417d6dbffc8c5374850112
     """No share is invented."""
     assert OtherProcessesLoad(tmp_path, (0,)).share() is None
+=======
+    """No share is made up."""
+    assert OtherProcessesLoad(tmp_path / "stat", (0,)).share() is None
+>>>>>>> 42b663f9f7c1c4c8d24995cebbde64430fcc4441
 
 
 def test_a_significant_share_is_reported() -> None:

@@ -2,11 +2,8 @@
 
 import json
 import socket
-import struct
 import sys
 from pathlib import Path
-
-import pytest
 
 from tiny_models import TinyDetector
 from visionedge.engine.device.session import open_session
@@ -16,7 +13,6 @@ from visionedge.model.compiler.build import load_or_compile
 from visionedge.model.model import find_bundled_model, load_model
 from visionedge.ops.doctor import probe_child
 from visionedge.ops.doctor.host import ProbeResult, run_probe_child, this_host
-from visionedge.ops.doctor.wheel import read_needed_libraries
 
 NO_LIBRARY = "libvisionedge-is-not-here.so.7"
 
@@ -103,32 +99,6 @@ def test_a_model_that_cannot_be_placed_is_reported(tmp_path: Path) -> None:
     path.write_bytes(b"no model")
     answer = run_probe_child("placement", {"device": "cpu", "model": str(path)}, 60)
     assert "broken.onnx" in answer.step("placement")["error"]
-
-
-def test_the_needs_of_a_real_library_are_read_from_its_header() -> None:
-    with Path("/proc/self/maps").open() as maps:
-        loaded = {line.split()[-1] for line in maps if ".so" in line}
-    read = {path: read_needed_libraries(Path(path)) for path in loaded}
-    assert any("libc.so.6" in names for names in read.values())
-    assert all(name.startswith(("lib", "ld-")) for names in read.values() for name in names)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\x7fELF",
-        b"#!/bin/sh\n",
-        b"\x7fELF\x02\x01" + bytes(58),
-        b"\x7fELF\x02\x01" + b"\xff" * 58,
-        b"\x7fELF\x02\x01" + bytes(26) + struct.pack("<Q", 2**62) + bytes(14) + struct.pack("<HH", 56, 9),
-    ],
-    ids=["empty", "cut", "script", "zeros", "ones", "beyond"],
-)
-def test_a_file_that_is_not_a_library_needs_nothing(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "x.so").write_bytes(content)
-    assert read_needed_libraries(tmp_path / "x.so") == ()
-    assert read_needed_libraries(tmp_path / "absent.so") == ()
 
 
 def test_the_host_describes_this_machine() -> None:

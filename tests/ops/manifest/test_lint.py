@@ -241,6 +241,13 @@ def test_cameras_may_be_in_a_file_on_the_device() -> None:
     assert lint(manifest).findings == ()
 
 
+def test_the_folder_of_visionedge_data_needs_a_volume() -> None:
+    manifest = valid_manifest()
+    value_at(manifest, MODULE)["env"] = {"VISIONEDGE_DATA": {"value": "/state"}}
+    (finding,) = lint(manifest).findings
+    assert "no volume is mounted at /state" in finding.problem
+
+
 def test_secrets_are_never_shown_and_are_reported_in_a_template() -> None:
     """A manifest must stay within them together with its other content."""
     manifest = change(

@@ -379,4 +379,4 @@ def test_weights_are_counted_and_shapes_are_not() -> None:
         helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.zeros(5, np.float32)))
     )
     assert compute_cost(model, {}).parameters == 17
-    assert count_operators(model) == {"Relu": 1, "Constant": 1}
+    assert count_operators(model.graph.node) == {"Relu": 1, "Constant": 1}

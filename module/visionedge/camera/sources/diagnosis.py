@@ -7,11 +7,13 @@ camera shows it as `lastError` and logs it.
 import socket
 import ssl
 from collections.abc import Sequence
+from enum import StrEnum
 from http import HTTPStatus
 from urllib.parse import SplitResult, urlsplit
 
 from visionedge.camera.sources import rtsp
 from visionedge.camera.sources.network import Challenge, format_host_port, speaks_plaintext, speaks_tls
+from visionedge.errors import SourceError
 from visionedge.runtime.redaction import mask_address, redact
 
 _PROBE_TIMEOUT_S = 1.0
@@ -28,6 +30,55 @@ _RTSP_STATUS = {
     462: "Destination Unreachable",
     551: "Option Not Supported",
 }
+
+
+class SourceFault(StrEnum):
+    """The reasons that need no inquiry: what happened, and what to do."""
+
+    # opening
+    OPEN_TIMED_OUT = "no picture within {limit_s:g} s; check address and network"
+    CLOSED_WITHOUT_ANSWER = (
+        "{server} closed the connection without an answer; check port and protocol, or restart the camera"
+    )
+    NOT_FOUND = "not found on the server (404); check the path"
+    EMPTY_BODY = "empty answer; check the path"
+    NO_VIDEO = "not a readable video or picture; check that it plays elsewhere"
+    NOT_A_PICTURE = (
+        "the answer is text ({content_type}), not a picture or video (a login page?); check the path"
+    )
+    UNREADABLE_CERTIFICATES = "the certificates in {file} cannot be read; check tls.caFile"
+    # redirects and playlists
+    REDIRECT_WITHOUT_ADDRESS = "redirects to an invalid address; check the path"
+    REDIRECT_LOOP = "redirect loop; check the path"
+    REDIRECT_TO_OTHER_HOST = "points to another host, {host}; use its address, or set followRedirects: any"
+    REDIRECT_TO_LOCAL_HOST = "points to {host}, a link-local or loopback address, which is never followed"
+    REDIRECT_TO_OTHER_SCHEME = "points to an address of kind '{scheme}:', which is not followed"
+    # pictures
+    NO_JPEG = "no JPEG picture in the stream; check the path, or set the camera's stream to MJPEG"
+    DAMAGED_PICTURE = "damaged picture; restart the camera"
+    TOO_MANY_PIXELS = (
+        "{width} x {height} pixels, more than the limit of {megapixels:g} megapixels; use a smaller stream"
+    )
+    TOO_MANY_BYTES = "a picture of more than {mebibytes} MiB; reduce its size"
+    # reading
+    NO_PICTURE_RECEIVED = "no picture for {limit_s:g} s"
+    CONNECTION_CLOSED = "the camera closed the connection"
+    READ_FAILED = "reading failed: {error}"
+    ENDED_EARLY = "ended early, after {count} pictures"
+    UNDECODABLE_STREAM = "data without a decodable picture for {limit_s:g} s; restart the camera"
+    DECODING_TOO_SLOW = (
+        "{late_s:.0f} s behind, decoding is slower than the camera; use a smaller stream, or install the"
+        " extra 'av', which can skip pictures"
+    )
+
+    def describe(self, name: str, **values: str | float) -> str:
+        """Return the line for a source; secrets in the values of the placeholders are masked."""
+        shown = {key: redact(value) if isinstance(value, str) else value for key, value in values.items()}
+        return f"{name}: {self.value.format(**shown)}"
+
+    def error(self, name: str, **values: str | float) -> SourceError:
+        """Return the error with that line."""
+        return SourceError(self.describe(name, **values))
 
 
 def diagnose_rtsp_open(
@@ -50,8 +101,7 @@ def diagnose_rtsp_open(
         certificates: the file of trusted certificates; None: they are not checked.
         name: the camera's address to show, if it redirected to `target`; None: that of `target`.
         describe_reply: the server's earlier answer to DESCRIBE. After a refusal the server is not asked
-        again,
-            because some cameras lock a user out after a few failed logins.
+            again, because some cameras lock a user out after a few failed logins.
     """
     name, parts = name or mask_address(target), urlsplit(target)
     try:
@@ -62,7 +112,7 @@ def diagnose_rtsp_open(
     except (OSError, ValueError, rtsp.NoRtspReplyError) as error:
         return diagnose_rtsp_error(name, parts, error, limit_s)
     if refusal.status == 200 and waited_s >= limit_s * 0.95:
-        return open_timed_out(name, limit_s)
+        return SourceFault.OPEN_TIMED_OUT.describe(name, limit_s=limit_s)
     return _describe_refusal(name, parts, refusal, transport)
 
 
@@ -102,15 +152,15 @@ def _tls_mismatch(name: str, parts: SplitResult, ask_s: float) -> str | None:
 def _describe_connection_error(name: str, server: str, error: Exception, limit_s: float) -> str:
     match error:
         case TimeoutError():
-            return open_timed_out(name, limit_s)
+            return SourceFault.OPEN_TIMED_OUT.describe(name, limit_s=limit_s)
         case ssl.SSLEOFError() | ssl.SSLZeroReturnError() | ConnectionResetError() | BrokenPipeError():
-            return closed_without_answer(name, server)
+            return SourceFault.CLOSED_WITHOUT_ANSWER.describe(name, server=server)
         case ssl.SSLError():
             return f"{name}: TLS connection to {server} failed ({error.reason or 'handshake failed'})"
         case OSError():
             return f"{name}: {server} cannot be reached: {redact(error.strerror or str(error))}"
         case _:
-            return closed_without_answer(name, server)
+            return SourceFault.CLOSED_WITHOUT_ANSWER.describe(name, server=server)
 
 
 def _describe_refusal(name: str, parts: SplitResult, refusal: rtsp.RtspResult, transport: str) -> str:
@@ -118,7 +168,7 @@ def _describe_refusal(name: str, parts: SplitResult, refusal: rtsp.RtspResult, t
     if status == HTTPStatus.UNAUTHORIZED:
         return login_refused(name, parts, refusal.challenges)
     if status == HTTPStatus.NOT_FOUND:
-        return not_found(name)
+        return SourceFault.NOT_FOUND.describe(name)
     if status < HTTPStatus.MULTIPLE_CHOICES:
         return _describe_undecodable(name, refusal)
     return f"{name}: {_status_remedy(refusal, 'tcp' if transport == 'udp' else 'udp')}"
@@ -171,7 +221,7 @@ def http_refused(name: str, parts: SplitResult, status: int, challenges: Sequenc
     if status == HTTPStatus.UNAUTHORIZED:
         return login_refused(name, parts, challenges)
     if status == HTTPStatus.NOT_FOUND:
-        return not_found(name)
+        return SourceFault.NOT_FOUND.describe(name)
     return f"{name}: the server refuses the request ({status_text(status)})"
 
 
@@ -183,22 +233,6 @@ def status_text(status: int) -> str:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
         return str(status)
-
-
-def not_found(name: str) -> str:
-    """404."""
-    return f"{name}: not found on the server (404); check the path"
-
-
-def open_timed_out(name: str, limit_s: float) -> str:
-    """No picture came while the source was opened."""
-    return f"{name}: no picture within {limit_s:g} s; check address and network"
-
-
-def closed_without_answer(name: str, server: str) -> str:
-    """The server closed the connection before it answered."""
-    remedy = "check port and protocol, or restart the camera"
-    return f"{name}: {server} closed the connection without an answer; {remedy}"
 
 
 def not_rtsp(name: str, parts: SplitResult, reply: bytes, ask_s: float) -> str:
@@ -221,107 +255,7 @@ def not_http(name: str, parts: SplitResult, reply: bytes) -> str:
     return f"{name}: {server} does not speak HTTP; check the port"
 
 
-def redirect_without_address(name: str) -> str:
-    """The camera redirects to an invalid address."""
-    return f"{name}: redirects to an invalid address; check the path"
-
-
-def redirect_loop(name: str) -> str:
-    """The camera redirects too often."""
-    return f"{name}: redirect loop; check the path"
-
-
-def redirect_to_other_host(name: str, host: str) -> str:
-    """A redirect or playlist names another host, which the configuration does not allow."""
-    return f"{name}: points to another host, {redact(host)}; use its address, or set followRedirects: any"
-
-
-def redirect_to_local_host(name: str, host: str) -> str:
-    """A redirect or playlist names a host that only this machine can reach."""
-    return f"{name}: points to {redact(host)}, a link-local or loopback address, which is never followed"
-
-
-def redirect_to_other_scheme(name: str, scheme: str) -> str:
-    """A redirect or playlist names an address of another protocol."""
-    return f"{name}: points to an address of kind '{redact(scheme[:20])}:', which is not followed"
-
-
-def not_a_picture(name: str, content_type: str) -> str:
-    """The answer is text, such as HTML or JSON."""
-    kind = redact(content_type[:60]) or "no content type"
-    return f"{name}: the answer is text ({kind}), not a picture or video (a login page?); check the path"
-
-
-def empty_body(name: str) -> str:
-    """The answer has no body."""
-    return f"{name}: empty answer; check the path"
-
-
 def undecodable_media(name: str, error: str) -> str:
     """The decoder cannot read the answer, which is no text; `error` is the decoder's message, if any."""
     detail = f" ({redact(error)})" if error else ""
     return f"{name}: the answer cannot be decoded as video{detail}; check the path"
-
-
-def no_jpeg(name: str) -> str:
-    """A stream of type MJPEG without JPEG pictures."""
-    return f"{name}: no JPEG picture in the stream; check the path, or set the camera's stream to MJPEG"
-
-
-def damaged_picture(name: str) -> str:
-    """A picture is cut off or damaged."""
-    return f"{name}: damaged picture; restart the camera"
-
-
-def unreadable_certificates(name: str, file: str) -> str:
-    """The file of trusted certificates cannot be read."""
-    return f"{name}: the certificates in {file} cannot be read; check tls.caFile"
-
-
-def no_video(name: str) -> str:
-    """There is no video in it."""
-    return f"{name}: not a readable video or picture; check that it plays elsewhere"
-
-
-def too_many_pixels(name: str, width: int, height: int, max_pixels: int) -> str:
-    """The pictures would take too much memory."""
-    limit = f"more than the limit of {max_pixels / 1e6:g} megapixels"
-    return f"{name}: {width} x {height} pixels, {limit}; use a smaller stream"
-
-
-def too_many_bytes(name: str, max_bytes: int) -> str:
-    """A picture has more bytes than are read."""
-    return f"{name}: a picture of more than {max_bytes >> 20} MiB; reduce its size"
-
-
-def no_picture_received(name: str, limit_s: float) -> str:
-    """No data came."""
-    return f"{name}: no picture for {limit_s:g} s"
-
-
-def connection_closed(name: str) -> str:
-    """The server closed the connection while it was read."""
-    return f"{name}: the camera closed the connection"
-
-
-def read_failed(name: str, error: str) -> str:
-    """Reading failed, and the server did not close the connection."""
-    return f"{name}: reading failed: {redact(error)}"
-
-
-def ended_early(name: str, count: int) -> str:
-    """A file at a network address ended before its end."""
-    return f"{name}: ended early, after {count} pictures"
-
-
-def undecodable_stream(name: str, limit_s: float) -> str:
-    """Data comes, but no picture can be decoded."""
-    return f"{name}: data without a decodable picture for {limit_s:g} s; restart the camera"
-
-
-def decoding_too_slow(name: str, late_s: float) -> str:
-    """This machine decodes more slowly than the camera sends."""
-    return (
-        f"{name}: {late_s:.0f} s behind, decoding is slower than the camera; "
-        f"use a smaller stream, or install the extra 'av', which can skip pictures"
-    )

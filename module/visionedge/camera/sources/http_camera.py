@@ -16,8 +16,8 @@ from typing import Literal
 
 import numpy as np
 
-from visionedge.camera.sources import diagnosis
 from visionedge.camera.sources.base import DecodedPicture, FrameSource, SourceLimits, WholePicture
+from visionedge.camera.sources.diagnosis import SourceFault, http_refused
 from visionedge.camera.sources.http_client import HttpClient, HttpResponse, ResponseHead
 from visionedge.camera.sources.images import (
     JPEG_END,
@@ -85,9 +85,10 @@ def _raise_refusal(client: HttpClient, response: HttpResponse, kind: ContentKind
     if response.head.status >= 300:
         raise SourceError(describe_http_refusal(client, response))
     if kind == "page" and not first_bytes.strip():
-        raise SourceError(diagnosis.empty_body(client.name))
+        raise SourceFault.EMPTY_BODY.error(client.name)
     if kind == "page":
-        raise SourceError(diagnosis.not_a_picture(client.name, response.head.content_type))
+        content_type = response.head.content_type[:60] or "no content type"
+        raise SourceFault.NOT_A_PICTURE.error(client.name, content_type=content_type)
 
 
 def detect_content_kind(head: ResponseHead, first_bytes: bytes) -> ContentKind:
@@ -194,14 +195,14 @@ class HttpPictureSource:
             except TimeoutError:
                 if self._waiting:
                     return
-                raise SourceError(
-                    diagnosis.open_timed_out(self._client.name, self._limits.open_timeout_s)
+                raise SourceFault.OPEN_TIMED_OUT.error(
+                    self._client.name, limit_s=self._limits.open_timeout_s
                 ) from None
         if self._response.is_finished:
             self._finish()
             self._is_polling = self._body_count == 1
             if self._body_count == 0:
-                raise SourceError(diagnosis.damaged_picture(self._client.name))
+                raise SourceFault.DAMAGED_PICTURE.error(self._client.name)
 
     def read(self) -> DecodedPicture | None:
         """See `FrameSource.read`."""
@@ -244,8 +245,8 @@ class HttpPictureSource:
             try:
                 self._feed(self._response.read(silence_limit_s))
             except TimeoutError:
-                raise SourceError(
-                    diagnosis.no_picture_received(self._client.name, round(silence_limit_s, 1))
+                raise SourceFault.NO_PICTURE_RECEIVED.error(
+                    self._client.name, limit_s=round(silence_limit_s, 1)
                 ) from None
             if self._clock() - self._progress_s > max(silence_limit_s, self._limits.picture_timeout_s):
                 raise SourceError(self._no_progress())
@@ -262,7 +263,7 @@ class HttpPictureSource:
         if not self._jpeg:
             self._whole += data
             if len(self._whole) > MAX_PICTURE_BYTES:
-                raise SourceError(diagnosis.too_many_bytes(self._client.name, MAX_PICTURE_BYTES))
+                raise SourceFault.TOO_MANY_BYTES.error(self._client.name, mebibytes=MAX_PICTURE_BYTES >> 20)
             return
         self._scanner.feed(data)
         while (picture := self._scanner.take()) is not None:
@@ -309,8 +310,10 @@ class HttpPictureSource:
 
     def _no_progress(self) -> str:
         if self._given_count == 0:
-            return diagnosis.no_jpeg(self._client.name)
-        return diagnosis.undecodable_stream(self._client.name, self._limits.picture_timeout_s)
+            return SourceFault.NO_JPEG.describe(self._client.name)
+        return SourceFault.UNDECODABLE_STREAM.describe(
+            self._client.name, limit_s=self._limits.picture_timeout_s
+        )
 
     # --- the next answer ------------------------------------------------------------------------------------
 
@@ -319,10 +322,10 @@ class HttpPictureSource:
         multipart = self._response.head.content_type.startswith("multipart/")
         if not self._is_polling and (multipart or self._body_count != 1):
             if self._given_count == 0:
-                raise SourceError(diagnosis.no_jpeg(self._client.name))
-            raise SourceError(diagnosis.connection_closed(self._client.name))
+                raise SourceFault.NO_JPEG.error(self._client.name)
+            raise SourceFault.CONNECTION_CLOSED.error(self._client.name)
         if self._is_polling and self._body_count == 0:
-            self._fail(diagnosis.damaged_picture(self._client.name))
+            self._fail(SourceFault.DAMAGED_PICTURE.describe(self._client.name))
         self._is_polling = True
         while not self._client.interrupted and not self._fetch():
             pass
@@ -368,7 +371,9 @@ class HttpPictureSource:
             self._reject()
             return None
         if size[0] * size[1] > self._limits.max_pixels:
-            raise SourceError(diagnosis.too_many_pixels(self._client.name, *size, self._limits.max_pixels))
+            raise SourceFault.TOO_MANY_PIXELS.error(
+                self._client.name, width=size[0], height=size[1], megapixels=self._limits.max_pixels / 1e6
+            )
         decoded = WholePicture(lambda: _decode(received.data, self._client.name), *size, None)
         if self._given_count == 0:  # the first picture must prove that the source has pictures
             try:
@@ -384,13 +389,13 @@ class HttpPictureSource:
     def _reject(self) -> None:
         """Skip a damaged picture; while polling it counts as a failure."""
         if self._is_polling:
-            self._fail(diagnosis.damaged_picture(self._client.name))
+            self._fail(SourceFault.DAMAGED_PICTURE.describe(self._client.name))
 
 
 def describe_http_refusal(client: HttpClient, response: HttpResponse) -> str:
     """Return why the server refused the request."""
     challenges = parse_challenges(response.head.get_all("www-authenticate"))
-    return diagnosis.http_refused(client.name, client.origin, response.head.status, challenges)
+    return http_refused(client.name, client.origin, response.head.status, challenges)
 
 
 def _decode(data: bytes, name: str) -> Picture:
@@ -426,7 +431,7 @@ class HttpFile:
             while self._response is not None and not self._left and not self._response.is_finished:
                 self._left = self._response.read(self._timeout_s)
         except TimeoutError:
-            raise SourceError(diagnosis.no_picture_received(self._client.name, self._timeout_s)) from None
+            raise SourceFault.NO_PICTURE_RECEIVED.error(self._client.name, limit_s=self._timeout_s) from None
         data, self._left = self._left[:size], self._left[size:]
         self._at += len(data)
         return data
@@ -471,7 +476,7 @@ class HttpFileOpener:
     """Opens the addresses that FFmpeg requests for one camera. One thread uses it; any may call `interrupt`.
 
     `name` is the address that FFmpeg opens. With `hides_name` it has no suffix: FFmpeg derives a format from
-    the suffix, and takes `.cgi` for a format of 2003.
+    the suffix, and reads `.cgi` as a format of 2003.
     """
 
     def __init__(self, target: str, limits: SourceLimits, *, hides_name: bool) -> None:

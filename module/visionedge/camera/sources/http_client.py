@@ -12,8 +12,8 @@ import time
 from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from visionedge.camera.sources import diagnosis
 from visionedge.camera.sources.base import SourceLimits
+from visionedge.camera.sources.diagnosis import SourceFault, diagnose_connection_error, not_http
 from visionedge.camera.sources.network import HttpLogin, parse_challenges, strip_login
 from visionedge.camera.sources.redirects import check_redirect, connect_guarded, resolve_location
 from visionedge.errors import SourceError
@@ -229,7 +229,7 @@ class HttpClient:
             if response.head.status not in _REDIRECT_STATUSES or not where:
                 return response
             url = resolve_location(url, where)
-        raise SourceError(diagnosis.redirect_loop(self.name))
+        raise SourceFault.REDIRECT_LOOP.error(self.name)
 
     def interrupt(self) -> None:
         """End waiting reads at once; called by any thread."""
@@ -266,16 +266,16 @@ class HttpClient:
                 return self._send_request(self._connection, parts, headers, deadline_s)
         self.close()
         if self.interrupted:
-            raise SourceError(diagnosis.connection_closed(self.name))
+            raise SourceFault.CONNECTION_CLOSED.error(self.name)
         try:
             self._connection, self._peer = self._open_connection(parts, deadline_s), peer
             return self._send_request(self._connection, parts, headers, deadline_s)
         except (OSError, ConnectionClosedError) as error:
             self.close()
             if self.interrupted:
-                raise SourceError(diagnosis.connection_closed(self.name)) from None
+                raise SourceFault.CONNECTION_CLOSED.error(self.name) from None
             limit_s = self._limits.open_timeout_s
-            raise SourceError(diagnosis.diagnose_connection_error(self.name, parts, error, limit_s)) from None
+            raise SourceError(diagnose_connection_error(self.name, parts, error, limit_s)) from None
 
     def _open_connection(self, parts: SplitResult, deadline_s: float) -> socket.socket:
         return connect_guarded(
@@ -323,7 +323,7 @@ class HttpClient:
     ) -> ResponseHead:
         while (end := _end_of_head(raw)) is None:
             if len(raw) > _MAX_HEAD_BYTES or (len(raw) >= 5 and not raw.startswith(_STATUS_LINE_STARTS)):
-                raise SourceError(diagnosis.not_http(self.name, parts, bytes(raw[:16])))
+                raise SourceError(not_http(self.name, parts, bytes(raw[:16])))
             connection.settimeout(_remaining_s(deadline_s))
             more = connection.recv(4096)
             if not more:
@@ -337,7 +337,7 @@ class HttpClient:
             or not _STATUS.fullmatch(words[1])
             or not first.encode().startswith(_STATUS_LINE_STARTS)
         ):
-            raise SourceError(diagnosis.not_http(self.name, parts, first.encode()[:16]))
+            raise SourceError(not_http(self.name, parts, first.encode()[:16]))
         pairs = (line.partition(":") for line in lines if ":" in line)
         headers = tuple((name.strip().lower(), value.strip()) for name, _, value in pairs)
         return ResponseHead(int(words[1]), headers, words[0].upper())

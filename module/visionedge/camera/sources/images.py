@@ -334,7 +334,7 @@ class FolderSource:
                 self._skip(error)
                 continue
             return self._decoded(picture)
-        self._judge_end()
+        self._check_end()
         return None
 
     def set_wanted_rate(self, pictures_per_s: float | None) -> None:
@@ -357,7 +357,7 @@ class FolderSource:
         if self.skipped == 1:
             log.warning("%s; skipped, further unreadable pictures are counted", error)
 
-    def _judge_end(self) -> None:
+    def _check_end(self) -> None:
         if self._given == 0:
             raise SourceError(f"{self._name}: none of the {self.skipped} pictures can be read")
         if self.skipped > 1:

@@ -22,14 +22,8 @@ import numpy as np
 
 from visionedge.camera.sources.base import DecodedPicture, SourceLimits, WholePicture
 from visionedge.camera.sources.diagnosis import (
-    connection_closed,
-    decoding_too_slow,
+    SourceFault,
     diagnose_rtsp_open,
-    ended_early,
-    no_picture_received,
-    no_video,
-    open_timed_out,
-    too_many_pixels,
     undecodable_media,
 )
 from visionedge.camera.sources.http_client import HttpClient
@@ -69,11 +63,11 @@ def open_video(path: Path, limits: SourceLimits) -> "OpencvSource":
     Raises:
         SourceError: it cannot be decoded as video, or is too large.
     """
-    # An absolute path: FFmpeg takes the text before a colon for a protocol.
+    # An absolute path: FFmpeg reads the text before a colon as a protocol.
     capture = _capture(str(path.absolute()), cv2.CAP_FFMPEG, limits)
     if not capture.isOpened():
         capture.release()
-        raise SourceError(no_video(str(path)))
+        raise SourceFault.NO_VIDEO.error(str(path))
     return OpencvSource(capture, str(path), live=False, limits=limits)
 
 
@@ -115,7 +109,9 @@ def open_media(target: str, limits: SourceLimits, *, playlist: bool) -> "OpencvS
     if capture is None:
         most_s = min(limits.open_timeout_s, _MAX_OPEN_S)
         late = waited_s >= most_s * 0.95
-        raise SourceError(open_timed_out(name, most_s) if late else undecodable_media(name, ""))
+        raise SourceError(
+            SourceFault.OPEN_TIMED_OUT.describe(name, limit_s=most_s) if late else undecodable_media(name, "")
+        )
     # A file has a number of pictures; for a stream OpenCV returns a value below zero.
     live = capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0
     return OpencvSource(capture, name, live=live, limits=limits, remote=True, paced=live and playlist)
@@ -180,7 +176,7 @@ def open_device(path: Path, limits: SourceLimits) -> "OpencvSource":
     """
     if not path.exists():
         raise SourceError(
-            f"{path}: does not exist; plug the camera in, or give it to the container (--device {path})"
+            f"{path}: does not exist; plug the camera in, or pass it to the container (--device {path})"
         )
     if not path.is_char_device():
         raise SourceError(f"{path}: not a video device; use an address such as v4l2:///dev/video0")
@@ -285,7 +281,7 @@ class OpencvSource:
         grabbed = self._capture.grab()
         self.waiting_since_s = None
         if not grabbed:
-            self._judge_end(time.monotonic() - began_s)
+            self._check_end(time.monotonic() - began_s)
             return None
         raw_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
         if not self._paced:
@@ -296,7 +292,9 @@ class OpencvSource:
         width = int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH))
         height = int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
         if width * height > self._limits.max_pixels:
-            raise SourceError(too_many_pixels(self._name, width, height, self._limits.max_pixels))
+            raise SourceFault.TOO_MANY_PIXELS.error(
+                self._name, width=width, height=height, megapixels=self._limits.max_pixels / 1e6
+            )
         position_s = self._timeline.advance(raw_s) if self._paced else None
         take = self._retrieve_next
         if self._checked_px != (width, height) and (first := self._retrieve_first()) is not None:
@@ -376,21 +374,21 @@ class OpencvSource:
     def _refuse_late(self, late_s: float) -> None:
         """Refuse a stream that is too late: OpenCV cannot skip pictures, but a new connection can."""
         if late_s > _MAX_LAG_FACTOR * self._limits.late_s:
-            raise SourceError(decoding_too_slow(self._name, late_s))
+            raise SourceFault.DECODING_TOO_SLOW.error(self._name, late_s=late_s)
 
-    def _judge_end(self, waited_s: float) -> None:
+    def _check_end(self, waited_s: float) -> None:
         """Raise unless this is a clean end: OpenCV returns False for an end and for a loss."""
         if self._remote and self._read_count == 0 and waited_s < self._limits.read_timeout_s * 0.9:
             raise SourceError(undecodable_media(self._name, ""))
         if self.live:
             if waited_s >= self._limits.read_timeout_s * 0.9:
-                raise SourceError(no_picture_received(self._name, self._limits.read_timeout_s))
-            raise SourceError(connection_closed(self._name))
+                raise SourceFault.NO_PICTURE_RECEIVED.error(self._name, limit_s=self._limits.read_timeout_s)
+            raise SourceFault.CONNECTION_CLOSED.error(self._name)
         if self._read_count == 0:
-            raise SourceError(no_video(self._name))
+            raise SourceFault.NO_VIDEO.error(self._name)
         # The number of pictures is an estimate in some containers, hence the factor 0.9.
         if self._remote and self._read_count < 0.9 * self._capture.get(cv2.CAP_PROP_FRAME_COUNT):
-            raise SourceError(ended_early(self._name, self._read_count))
+            raise SourceFault.ENDED_EARLY.error(self._name, count=self._read_count)
 
 
 def _identity(picture: Picture) -> Picture:

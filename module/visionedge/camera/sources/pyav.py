@@ -31,17 +31,9 @@ from av.video.stream import VideoStream
 
 from visionedge.camera.sources.base import DecodedPicture, SourceLimits
 from visionedge.camera.sources.diagnosis import (
-    connection_closed,
+    SourceFault,
     diagnose_rtsp_open,
-    ended_early,
-    no_picture_received,
-    no_video,
-    open_timed_out,
-    read_failed,
-    too_many_pixels,
     undecodable_media,
-    undecodable_stream,
-    unreadable_certificates,
 )
 from visionedge.camera.sources.http_camera import HttpFile, HttpFileOpener
 from visionedge.camera.sources.opencv_setup import limit_ffmpeg
@@ -121,11 +113,12 @@ def open_video(path: Path, limits: SourceLimits) -> "PyavSource":
         SourceError: it cannot be decoded as video, or is too large.
     """
     try:
-        # An absolute path: FFmpeg takes the text before a colon for a protocol.
+        # An absolute path: FFmpeg reads the text before a colon as a protocol.
         container = _open(str(path.absolute()), {}, limits)
     except FFmpegError:
-        raise SourceError(no_video(str(path))) from None
-    return _source(container, str(path), live=False, limits=limits)
+        raise SourceFault.NO_VIDEO.error(str(path)) from None
+    name = str(path)
+    return PyavSource(container, _find_video(container, name), name, live=False, limits=limits)
 
 
 def open_stream(uri: CameraUri, limits: SourceLimits) -> "PyavSource":
@@ -152,7 +145,8 @@ def open_stream(uri: CameraUri, limits: SourceLimits) -> "PyavSource":
             describe_reply=found.describe_reply,
         )
         raise SourceError(reason) from None
-    return _source(container, str(uri), live=True, limits=limits, remote=True)
+    stream = _find_video(container, str(uri))
+    return PyavSource(container, stream, str(uri), live=True, limits=limits, remote=True)
 
 
 def _remaining_limits(limits: SourceLimits, began_s: float) -> SourceLimits:
@@ -170,7 +164,7 @@ def _remaining_limits(limits: SourceLimits, began_s: float) -> SourceLimits:
 def _tls_options(uri: CameraUri, certificates: str) -> dict[str, str]:
     """Return FFmpeg's options for checking the certificate and the host name of a server."""
     if not os.access(certificates, os.R_OK):
-        raise SourceError(unreadable_certificates(str(uri), certificates))
+        raise SourceFault.UNREADABLE_CERTIFICATES.error(str(uri), file=certificates)
     return {"tls_verify": "1", "ca_file": certificates}
 
 
@@ -188,7 +182,9 @@ def open_media(target: str, limits: SourceLimits, *, playlist: bool) -> "PyavSou
         container = _open_http_container(target, options, limits, files)
         live = container.duration is None
         paced = live and playlist
-        source = _source(container, mask_address(target), live=live, limits=limits, files=files, paced=paced)
+        name = mask_address(target)
+        stream = _find_video(container, name)
+        source = PyavSource(container, stream, name, live=live, limits=limits, files=files, paced=paced)
         failing.pop_all()
     return source
 
@@ -203,7 +199,7 @@ def _open_http_container(
         if files.error is not None:
             raise files.error from None
         if time.monotonic() - began_s >= limits.open_timeout_s * 0.95:
-            raise SourceError(open_timed_out(name, limits.open_timeout_s)) from None
+            raise SourceFault.OPEN_TIMED_OUT.error(name, limit_s=limits.open_timeout_s) from None
         raise SourceError(undecodable_media(name, error.strerror or "")) from None
 
 
@@ -221,24 +217,13 @@ def _open(
     )
 
 
-def _source(
-    container: InputContainer,
-    name: str,
-    *,
-    live: bool,
-    limits: SourceLimits,
-    remote: bool = False,
-    files: HttpFileOpener | None = None,
-    paced: bool = False,
-) -> "PyavSource":
+def _find_video(container: InputContainer, name: str) -> VideoStream:
+    """Return the first video; close the container and raise `SourceError` without one."""
     stream = next(iter(container.streams.video), None)
     if stream is None or stream.codec_context is None:
         container.close()
-        raise SourceError(no_video(name))
-    remote = remote or files is not None
-    return PyavSource(
-        container, stream, name, live=live, limits=limits, remote=remote, files=files, paced=paced
-    )
+        raise SourceFault.NO_VIDEO.error(name)
+    return stream
 
 
 @lru_cache(maxsize=1)
@@ -282,7 +267,7 @@ class PyavSource:
     ) -> None:
         self.live = live
         self._container, self._stream, self._name = container, stream, name
-        self._limits, self._remote, self._clock = limits, remote, clock
+        self._limits, self._remote, self._clock = limits, remote or files is not None, clock
         self._files, self._paced = files, paced or not live
         self._spare = _take_spare_threads(stream, limits)
         self._decoder = PyavDecoder(stream.codec_context, 1 + self._spare)
@@ -318,7 +303,7 @@ class PyavSource:
             if self._ready:
                 return self._decoded(self._ready.popleft())
             if self._ended:
-                self._judge_end()
+                self._check_end()
                 return None
             packet, waited_s = self._next_packet()
             if packet is None:
@@ -354,7 +339,7 @@ class PyavSource:
         try:
             packet = next(self._packets, None)
         except FFmpegError as error:
-            self._judge_loss(self._clock() - began_s, error)
+            self._raise_loss(self._clock() - began_s, error)
             packet = None
         finally:
             self.waiting_since_s = None
@@ -367,7 +352,7 @@ class PyavSource:
         self._refuse_large(self._stream.codec_context.width, self._stream.codec_context.height)
         if self.live:
             self._check_decodable()
-            self._judge_clock(packet)
+            self._check_clock(packet)
             if not self._paced and self._is_dropped(packet, waited_s):
                 self._skip_policy.pause()
                 return None
@@ -422,7 +407,7 @@ class PyavSource:
             self._decoder.flush()
         return self._needs_key
 
-    def _judge_clock(self, packet: VideoPacket) -> None:
+    def _check_clock(self, packet: VideoPacket) -> None:
         """Compare time stamps with the clock, except for sources that come in bursts."""
         if not self._paced and self._stream_clock.note(self._time_of(packet), self._clock()):
             self._skip_policy.change_clock()
@@ -472,7 +457,9 @@ class PyavSource:
 
     def _refuse_large(self, width: int, height: int) -> None:
         if width * height > self._limits.max_pixels:
-            raise SourceError(too_many_pixels(self._name, width, height, self._limits.max_pixels))
+            raise SourceFault.TOO_MANY_PIXELS.error(
+                self._name, width=width, height=height, megapixels=self._limits.max_pixels / 1e6
+            )
 
     # --- ends and losses ------------------------------------------------------------------------------------
 
@@ -484,35 +471,39 @@ class PyavSource:
         self._unseen_count += 1
         unseen_s = now_s - self._unseen_since_s
         if unseen_s > self._limits.picture_timeout_s and self._unseen_count > _MAX_UNDECODED_PACKETS:
-            raise SourceError(undecodable_stream(self._name, self._limits.picture_timeout_s))
+            raise SourceFault.UNDECODABLE_STREAM.error(self._name, limit_s=self._limits.picture_timeout_s)
 
-    def _judge_loss(self, waited_s: float, error: FFmpegError) -> None:
+    def _raise_loss(self, waited_s: float, error: FFmpegError) -> None:
         """Raise the reason of a loss; a local file that cannot be read further has ended."""
-        self._judge_files()
+        self._check_files()
         if not self.live and not self._remote:
             return
         if waited_s >= self._limits.read_timeout_s * 0.9:
-            raise SourceError(no_picture_received(self._name, self._limits.read_timeout_s)) from None
+            raise SourceFault.NO_PICTURE_RECEIVED.error(
+                self._name, limit_s=self._limits.read_timeout_s
+            ) from None
         if isinstance(error, _CLOSED_ERRORS) or error.errno == errno.EIO:
-            raise SourceError(connection_closed(self._name)) from None
+            raise SourceFault.CONNECTION_CLOSED.error(self._name) from None
         # Only FFmpeg's text for the error number: the whole message contains the address with its secrets.
-        raise SourceError(read_failed(self._name, error.strerror or type(error).__name__)) from None
+        raise SourceFault.READ_FAILED.error(
+            self._name, error=error.strerror or type(error).__name__
+        ) from None
 
-    def _judge_files(self) -> None:
+    def _check_files(self) -> None:
         """Raise the reason why a segment did not open, which FFmpeg does not report."""
         if self._files is not None and self._files.error is not None and not self._interrupted:
             raise self._files.error
 
-    def _judge_end(self) -> None:
+    def _check_end(self) -> None:
         """Raise unless this is a clean end: PyAV also ends without an error if the server was killed."""
-        self._judge_files()
+        self._check_files()
         if self.live:
-            raise SourceError(connection_closed(self._name))
+            raise SourceFault.CONNECTION_CLOSED.error(self._name)
         if self._given_count == 0:
-            raise SourceError(no_video(self._name))
+            raise SourceFault.NO_VIDEO.error(self._name)
         # The number of pictures is an estimate in some containers, hence the factor 0.9.
         if self._remote and self._packet_count < 0.9 * _expected_pictures(self._container, self._stream):
-            raise SourceError(ended_early(self._name, self._packet_count))
+            raise SourceFault.ENDED_EARLY.error(self._name, count=self._packet_count)
 
 
 def _take_spare_threads(stream: VideoStream, limits: SourceLimits) -> int:

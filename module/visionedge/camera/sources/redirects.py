@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from visionedge.camera.sources import diagnosis
 from visionedge.camera.sources.base import RedirectPolicy, SourceLimits
+from visionedge.camera.sources.diagnosis import SourceFault, diagnose_rtsp_error
 from visionedge.camera.sources.network import connect, strip_login
 from visionedge.camera.sources.rtsp import NoRtspReplyError, RtspResult, send_describe
 from visionedge.config.addresses import CameraUri
@@ -49,11 +49,11 @@ def check_redirect(
         parts = urlsplit(url)
         _ = parts.port  # raises if it is not a number
     except ValueError:
-        raise SourceError(diagnosis.redirect_without_address(name)) from None
+        raise SourceFault.REDIRECT_WITHOUT_ADDRESS.error(name) from None
     if parts.scheme.lower() not in schemes or not parts.hostname:
-        raise SourceError(diagnosis.redirect_to_other_scheme(name, parts.scheme))
+        raise SourceFault.REDIRECT_TO_OTHER_SCHEME.error(name, scheme=parts.scheme[:20])
     if parts.hostname != origin.hostname and redirects != "any":
-        raise SourceError(diagnosis.redirect_to_other_host(name, parts.hostname))
+        raise SourceFault.REDIRECT_TO_OTHER_HOST.error(name, host=parts.hostname)
     return parts
 
 
@@ -79,7 +79,7 @@ def connect_guarded(
         found = socket.getaddrinfo(parts.hostname, None, proto=socket.IPPROTO_TCP)
         _refuse_local(name, origin, parts, (str(place[4][0]) for place in found))
     if tls and certificates is not None and not os.access(certificates, os.R_OK):
-        raise SourceError(diagnosis.unreadable_certificates(name, certificates))
+        raise SourceFault.UNREADABLE_CERTIFICATES.error(name, file=certificates)
     connection = connect(parts, timeout_s, tls=tls, certificates=certificates)
     try:
         if other:  # DNS may return another address by now
@@ -109,7 +109,7 @@ def _refuse_local(name: str, origin: SplitResult, parts: SplitResult, addresses:
     is_origin_loopback = _address(str(own[0][4][0])).is_loopback
     for address in map(_address, addresses):
         if address.is_link_local or (address.is_loopback and not is_origin_loopback):
-            raise SourceError(diagnosis.redirect_to_local_host(name, parts.hostname or ""))
+            raise SourceFault.REDIRECT_TO_LOCAL_HOST.error(name, host=parts.hostname or "")
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
@@ -148,17 +148,15 @@ def resolve_rtsp_redirects(uri: CameraUri, limits: SourceLimits) -> RtspTarget:
         except (OSError, ValueError, NoRtspReplyError) as error:
             if hop == 0:
                 return RtspTarget(url, None)
-            raise SourceError(
-                diagnosis.diagnose_rtsp_error(name, parts, error, limits.open_timeout_s)
-            ) from None
+            raise SourceError(diagnose_rtsp_error(name, parts, error, limits.open_timeout_s)) from None
         if not 300 <= describe_reply.status < 400:
             return RtspTarget(url, describe_reply)
         if not describe_reply.location:
-            raise SourceError(diagnosis.redirect_without_address(name))
+            raise SourceFault.REDIRECT_WITHOUT_ADDRESS.error(name)
         url = resolve_location(url, describe_reply.location)
         check_redirect(name, origin, url, _RTSP_SCHEMES, limits.redirects)
         url = copy_login(url, uri.target)
-    raise SourceError(diagnosis.redirect_loop(name))
+    raise SourceFault.REDIRECT_LOOP.error(name)
 
 
 def _describe(

@@ -28,7 +28,7 @@ from visionedge.config.addresses import parse_camera_uri
 from visionedge.engine.interface import Engine
 from visionedge.errors import SourceError
 from visionedge.frames.letterbox import fit_to_input
-from visionedge.frames.types import Detections, Picture
+from visionedge.frames.types import Detections, Picture, Placement
 from visionedge.model.compiler.compile import compile_model
 from visionedge.model.decoding import DenseDecoder
 from visionedge.model.heads.nanodet import DflDecoder, NanoDetScale
@@ -73,23 +73,24 @@ class PlainLoop:
 
     def step(self) -> tuple[int, int]:
         """Process one frame of the next camera: the ns in `session.run`, and the number of detections."""
-        picture = self._read()
-        image, _ = fit_to_input(picture, self._model.input)
+        rows, _, infer_ns = self._infer(self._read(), self._selection)
+        return infer_ns, len(rows)
+
+    def detect(self, picture: Picture, selection: Selection) -> Detections:
+        """The detections of one picture, relative to its size."""
+        rows, placement, _ = self._infer(picture, selection)
+        return replace(selection, iou=None).apply(rows, placement)
+
+    def _infer(self, picture: Picture, selection: Selection) -> tuple[FloatArray, Placement, int]:
+        """The rows (n, 6) after suppression, the place of the picture, and the ns in `session.run`."""
+        image, placement = fit_to_input(picture, self._model.input)
         tensor = self._network.tensor(image)
         began_ns = time.monotonic_ns()
         outputs = self._network.run(tensor)
         infer_ns = time.monotonic_ns() - began_ns
-        found = self._network.candidates(outputs, self._selection.confidence)
-        return infer_ns, len(_suppress(*found, self._selection))
-
-    def detect(self, picture: Picture, selection: Selection) -> Detections:
-        """The detections of one picture, relative to its size."""
-        image, placement = fit_to_input(picture, self._model.input)
-        outputs = self._network.run(self._network.tensor(image))
         boxes, scores, ids = self._network.candidates(outputs, selection.confidence)
         kept = _suppress(boxes, scores, ids, selection)
-        rows = np.column_stack([boxes, scores, ids])[kept].astype(np.float32)
-        return replace(selection, iou=None).apply(rows, placement)
+        return np.column_stack([boxes, scores, ids])[kept].astype(np.float32), placement, infer_ns
 
     def pictures(self) -> Iterator[Picture]:
         """The pictures of the clip, once."""
@@ -410,7 +411,7 @@ def build_ceiling_document(
     the bare threads in the same rounds: on a busy machine it is below the ceiling, as the pipeline is.
     """
     alone, together = ([pair[index] for pair in bare] for index in (0, 1))
-    ratios = [run.frames_per_s / each.frames_per_s for run, each in zip(runs, together, strict=True)]
+    ratios = [run.frames_per_second / each.frames_per_s for run, each in zip(runs, together, strict=True)]
     measured = {
         "threads": together[0].threads,
         "measuredPerSecond": round(statistics.median(each.frames_per_s for each in together), 3),
@@ -429,7 +430,7 @@ def _side(bare: Sequence[CeilingMeasurement], runs: Sequence[PipelineRun]) -> di
         "decodeCpuMs": [each.decode_ms for each in bare],
         "runCpuMs": [each.run_ms for each in bare],
         "framesPerSecond": [each.ceiling_per_s for each in bare],
-        "speedToCeiling": [run.frames_per_s / each.ceiling_per_s for run, each in pairs],
+        "speedToCeiling": [run.frames_per_second / each.ceiling_per_s for run, each in pairs],
         "cpuToBare": [run.cpu_ms_per_frame / each.frame_ms for run, each in pairs],
     }
     return {name: round(statistics.median(values), 3) for name, values in figures.items()}

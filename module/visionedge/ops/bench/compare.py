@@ -1,4 +1,4 @@
-"""`visionedge bench compare`: whether one report is worse than another, or the difference is noise.
+"""`visionedge bench compare`: is the second of two reports worse, or is the difference noise?
 
 A report holds one value of a figure per round. Each round of one report is compared to each round of the
 other, and the interval of the ratio is that of the Mann-Whitney test: it assumes no distribution of the
@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any, Literal
 
 from visionedge.errors import ConfigError
+from visionedge.web.documents import JsonDocument
 
 BenchReport = Mapping[str, Any]
 ComparisonVerdict = Literal["worse", "better", "same", "undecided"]
@@ -37,15 +38,17 @@ class ConfidenceInterval:
     confidence: float
 
 
-@dataclass(frozen=True, slots=True)
-class FigureComparison:
-    """One figure of both reports. `before` and `after` are medians; `interval` is after to before."""
+class FigureComparison(JsonDocument):
+    """One figure of both reports. `before` and `after` are medians; the ratio is after to before."""
 
     figure: str
     higher_is_better: bool
     before: float
     after: float
-    interval: ConfidenceInterval
+    ratio: float
+    low: float
+    high: float
+    confidence: float
     verdict: ComparisonVerdict
 
 
@@ -80,7 +83,7 @@ def compare_reports(
         "tolerance": tolerance,
         "unlike": differences,
         "software": _describe_changes(before["machine"], after["machine"], _SOFTWARE),
-        "figures": [_comparison_document(finding) for finding in findings],
+        "figures": [finding.dump() for finding in findings],
     }
 
 
@@ -108,7 +111,14 @@ def compare_figure(
         verdict = "better"
     elif good.low >= 1 - tolerance and good.high <= 1 / (1 - tolerance):
         verdict = "same"
-    return FigureComparison(figure, higher_is_better, median(before), median(after), interval, verdict)
+    return FigureComparison(
+        figure=figure,
+        higher_is_better=higher_is_better,
+        before=round(median(before), 3),
+        after=round(median(after), 3),
+        **{name: round(value, 4) for name, value in asdict(interval).items()},
+        verdict=verdict,
+    )
 
 
 def _invert(interval: ConfidenceInterval) -> ConfidenceInterval:
@@ -168,6 +178,9 @@ def collect_figures(report: BenchReport) -> dict[str, tuple[bool, list[float]]]:
 
 def _pipeline_figures(report: BenchReport) -> dict[str, tuple[bool, list[float]]]:
     ours = report["pipeline"]
+    if "http" in report:
+        latencies = [each["p95"] for each in report["http"]["rounds"]]
+        return {"frames/s with clients": (True, ours["withClients"]), "latency p95 ms": (False, latencies)}
     found = {"frames/s": (True, list(ours["framesPerSecondAll"]))}
     rounds = ours.get("rounds", [])
     if rounds:
@@ -218,18 +231,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {version}" for name, version in value.items())
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _comparison_document(finding: FigureComparison) -> dict[str, Any]:
-    interval = {name: round(value, 4) for name, value in asdict(finding.interval).items()}
-    return {
-        "figure": finding.figure,
-        "higherIsBetter": finding.higher_is_better,
-        "before": round(finding.before, 3),
-        "after": round(finding.after, 3),
-        **interval,
-        "verdict": finding.verdict,
-    }
 
 
 # --- text ---------------------------------------------------------------------------------------------------

@@ -23,12 +23,11 @@ from visionedge.engine.autotune import (
     ThroughputSample,
     autotune_plan,
     compute_relative_speeds,
-    fit_latency,
     run_interleaved,
 )
 from visionedge.engine.device.devices import PROVIDERS
 from visionedge.engine.local_engine import LocalEngine, make_noise_pictures, open_engine
-from visionedge.engine.plan import AutotuneResult, LatencyFit, OperatingPoint, Plan, list_batch_sizes
+from visionedge.engine.plan import AutotuneResult, OperatingPoint, Plan, list_batch_sizes
 from visionedge.engine.precision_choice import list_eligible_variants
 from visionedge.frames.types import Picture
 from visionedge.model.compiler.build import load_or_compile_with_batch
@@ -51,7 +50,6 @@ SamplesByKey = Mapping[RunKey, Sequence[ThroughputSample]]
 
 _ONE = OperatingPoint(1, 1)
 _NO_LIMIT = 1_000_000
-_IDLE_MACHINE_SHARE = 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,33 +87,24 @@ def bench_engine(load: EngineLoad, progress: Callable[[str], None]) -> dict[str,
     ) as engine:
         progress(f"{model.name}: {engine.info().device.describe()}")
         pictures = np.asarray(make_noise_pictures(model.input, engine.info().plan.max_batch), np.uint8)
-        wanted = AutotuneRequest(
-            engine.info().device.effective, engine.info().plan.max_batch, fixed, usable_cores()
+        device = engine.info().device.effective
+        wanted = AutotuneRequest(device, engine.info().plan.max_batch, fixed, usable_cores())
+        measured = autotune_plan(
+            lambda batch: engine.infer(pictures[:batch]),
+            device=device,
+            max_batch=wanted.max_batch,
+            fixed_batch=fixed,
+            cores=wanted.cores,
+            latency_budget_ms=load.inference.latency_budget_ms,
         )
-        measured = _measured(engine, pictures, wanted, load.inference.latency_budget_ms)
         progress(f"plan: {measured.reason}")
         pairs = _pairs(load, engine.info().plan.buckets, wanted, measured.choice)
         runs = _collect_runs(engine, graph, pictures, pairs, measured.choice)
-        runs += _one_picture_runs(model, graph, pictures[:1], engine.info().device.effective)
-        graphs = {"fp32": graph, **_other_graphs(loaded, engine.info().device.effective, load.data)}
-        runs += _precision_runs(
-            graphs, pictures, OperatingPoint(1, fixed or 1), engine.info().device.effective
-        )
+        runs += _one_picture_runs(model, graph, pictures[:1], device)
+        graphs = {"fp32": graph, **_other_graphs(loaded, device, load.data)}
+        runs += _precision_runs(graphs, pictures, OperatingPoint(1, fixed or 1), device)
         samples = _sweep(runs, load, progress)
         return _report(load, engine, measured, samples)
-
-
-def _measured(
-    engine: LocalEngine, pictures: Picture, wanted: AutotuneRequest, budget_ms: float | None
-) -> AutotuneResult:
-    return autotune_plan(
-        lambda batch: engine.infer(pictures[:batch]),
-        device=wanted.device,
-        max_batch=wanted.max_batch,
-        fixed_batch=wanted.fixed_batch,
-        cores=wanted.cores,
-        latency_budget_ms=budget_ms,
-    )
 
 
 def _pairs(
@@ -232,19 +221,17 @@ def _report(
         "device": engine.info().device.describe(),
         "plan": measured.document(),
         "table": [_line(point, samples["engine", point]) for point in pairs],
-        "fits": [_fit_line(found) for found in _fits(pairs, samples)],
         "choice": {
             "lanes": choice.lanes,
             "batch": choice.batch,
             "shareOfBest": round(speeds[choice] / speeds[best], 3),
         },
-        "processorShare": _processor_share(engine, choice, samples),
         "best": {"lanes": best.lanes, "batch": best.batch},
         "bare": [
             {
                 **_line(point, given),
-                "engineToBare": _ratio(samples["beside", point], given, _by_speed),
-                "engineToBareByCpu": _ratio(given, samples["beside", point], _by_cpu),
+                "engineToBare": _ratio(samples["beside", point], given, "frames_per_s"),
+                "engineToBareByCpu": _ratio(given, samples["beside", point], "cpu_ms"),
             }
             for (kind, point), given in samples.items()
             if kind == "bare"
@@ -255,39 +242,14 @@ def _report(
     }
 
 
-def _processor_share(engine: LocalEngine, choice: OperatingPoint, samples: SamplesByKey) -> float | None:
-    """The share of the usable processor time that the plan's lanes got; None on a GPU."""
-    if engine.info().device.effective != "cpu":
-        return None
-    given = samples["engine", choice]
-    busy = median(sample.cpu_ms * sample.frames_per_s / 1000 for sample in given)
-    return round(busy / min(choice.lanes, usable_cores()), 3)
-
-
 def _line(point: OperatingPoint, given: Sequence[ThroughputSample]) -> dict[str, Any]:
     return {
         "lanes": point.lanes,
         "batch": point.batch,
-        "framesPerSecond": round(_speed(given), 2),
+        "framesPerSecond": round(_median(given, "frames_per_s"), 2),
         "framesPerSecondAll": [round(sample.frames_per_s, 2) for sample in given],
-        "batchMs": round(_batch_ms(given), 3),
-        "cpuMs": round(median(sample.cpu_ms for sample in given), 3),
-    }
-
-
-def _fits(pairs: Iterable[OperatingPoint], samples: SamplesByKey) -> list[LatencyFit]:
-    """The fitted duration of a batch for each number of lanes."""
-    points: dict[int, dict[int, float]] = {}
-    for point in pairs:
-        points.setdefault(point.lanes, {})[point.batch] = _batch_ms(samples["engine", point])
-    return [fit_latency(lanes, given) for lanes, given in points.items() if len(given) > 1]
-
-
-def _fit_line(found: LatencyFit) -> dict[str, Any]:
-    return {
-        "lanes": found.lanes,
-        "msPerPicture": round(found.ms_per_picture, 3),
-        "msFixed": round(found.ms_fixed, 3),
+        "batchMs": round(_median(given, "batch_ms"), 3),
+        "cpuMs": round(_median(given, "cpu_ms"), 3),
     }
 
 
@@ -296,12 +258,12 @@ def _one_picture(samples: SamplesByKey) -> dict[str, Any]:
     given = {
         kind: samples[kind, _ONE] for kind in ("original", "compiled", "plain") if (kind, _ONE) in samples
     }
-    found: dict[str, Any] = {f"{kind}Ms": round(_batch_ms(each), 3) for kind, each in given.items()}
+    found: dict[str, Any] = {f"{kind}Ms": round(_median(each, "batch_ms"), 3) for kind, each in given.items()}
     for kind, each in given.items() if "compiled" in given else ():
         if kind != "compiled":
             name = f"compiledTo{kind.capitalize()}"
-            found[name] = _ratio(given["compiled"], each, _by_duration)
-            found[f"{name}ByCpu"] = _ratio(given["compiled"], each, _by_cpu)
+            found[name] = _ratio(given["compiled"], each, "batch_ms")
+            found[f"{name}ByCpu"] = _ratio(given["compiled"], each, "cpu_ms")
     return found
 
 
@@ -312,57 +274,26 @@ def _precisions(samples: SamplesByKey) -> list[dict[str, Any]]:
         {
             "precision": kind,
             "batch": point.batch,
-            "ms": round(_batch_ms(given), 3),
-            "fp32Ms": round(_batch_ms(fp32), 3),
-            "timesAsFast": _ratio(fp32, given, _by_duration),
-            "timesAsFastByCpu": _ratio(fp32, given, _by_cpu),
+            "ms": round(_median(given, "batch_ms"), 3),
+            "fp32Ms": round(_median(fp32, "batch_ms"), 3),
+            "timesAsFast": _ratio(fp32, given, "batch_ms"),
+            "timesAsFastByCpu": _ratio(fp32, given, "cpu_ms"),
         }
         for (kind, point), given in samples.items()
         if kind in PRECISIONS
     ]
 
 
-def _speed(given: Iterable[ThroughputSample]) -> float:
-    return float(median(sample.frames_per_s for sample in given))
+def _median(given: Iterable[ThroughputSample], figure: str) -> float:
+    return float(median(getattr(sample, figure) for sample in given))
 
 
-def _batch_ms(given: Iterable[ThroughputSample]) -> float:
-    return float(median(sample.batch_ms for sample in given))
-
-
-def _by_speed(sample: ThroughputSample) -> float:
-    return sample.frames_per_s
-
-
-def _by_duration(sample: ThroughputSample) -> float:
-    return sample.batch_ms
-
-
-def _by_cpu(sample: ThroughputSample) -> float:
-    # Processor time varies least on a busy machine; on a GPU it is the host's part only.
-    return max(sample.cpu_ms, 1e-6)
-
-
-def _ratio(
-    ours: Sequence[ThroughputSample],
-    theirs: Sequence[ThroughputSample],
-    figure: Callable[[ThroughputSample], float],
-) -> float:
-    return round(median_ratio(ours, theirs, figure), 3)
+def _ratio(ours: Sequence[ThroughputSample], theirs: Sequence[ThroughputSample], figure: str) -> float:
+    # Processor time varies least on a busy machine; on a GPU it is the host's part only, and may be 0.
+    return round(median_ratio(ours, theirs, lambda sample: max(getattr(sample, figure), 1e-6)), 3)
 
 
 # --- text ---------------------------------------------------------------------------------------------------
-
-
-def format_caution(report: Mapping[str, Any]) -> str:
-    """A warning that the figures are too low; empty if the lanes had the processor for themselves."""
-    share = report["processorShare"]
-    if share is None or share > _IDLE_MACHINE_SHARE:
-        return ""
-    return (
-        f"The machine was busy: the plan's lanes got {share:.0%} of the processor. Speeds are too low; of the"
-        " ratios, use those by processor time."
-    )
 
 
 def format_report(report: Mapping[str, Any]) -> str:
@@ -391,7 +322,6 @@ def format_report(report: Mapping[str, Any]) -> str:
         f"plan/best: {report['choice']['shareOfBest']:.3f} of {OperatingPoint(best['lanes'], best['batch'])}",
         *_format_one_picture(report["onePicture"]),
         *map(_format_precision, report["precisions"]),
-        *filter(None, [format_caution(report)]),
     ]
     return "\n".join(lines) + "\n"
 

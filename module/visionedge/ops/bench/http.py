@@ -1,34 +1,33 @@
 """`visionedge bench http`: clients on the result endpoints of a module, and what they cost its pipeline.
 
-Requests leave on schedule, whether the earlier ones were answered or not, and their latency counts from when
-they were due. The clients run in a process of their own (`http_clients`) on the same machine, so each round
-has three phases: clients of the module (loaded), clients that do the same work over a socket pair without the
-module (loopback), and no clients (unloaded). Loaded against loopback is what HTTP costs the pipeline, loaded
-against unloaded what HTTP and the clients cost it.
+Each client keeps one connection open and sends its requests at fixed times: a request that is due while an
+earlier one is unanswered waits, and its waiting counts as latency. Each round measures the pipeline with and
+without clients, and the processor time of the module's main thread and of the clients, which run in this
+process.
 """
 
-import json
+import asyncio
 import os
 import re
 import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from statistics import median
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
+import aiohttp
 import numpy as np
 
 from visionedge.errors import VisionedgeError
-from visionedge.ops.bench.http_clients import ClientLoad
 from visionedge.ops.bench.machine import describe_machine, format_camera_count
+from visionedge.ops.module_client import fetch_status
 from visionedge.runtime.child_process import start_child
 from visionedge.runtime.measurement import run_in_rounds
 from visionedge.runtime.process_limits import usable_cores
@@ -37,7 +36,6 @@ from visionedge.runtime.redaction import mask_address, redact
 _READY = re.compile(r"ready: open (http://\S+)/")
 _STOP_S = 15.0
 _SETTLE_S = 0.5
-_LIMIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,44 +56,63 @@ class HttpLoad:
     arguments: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ClientLoad:
+    """`rate` requests per second from `clients` connections together, for the addresses in turn.
+
+    A response that is missing `limit_s` after the last request counts as ``no answer``.
+    """
+
+    urls: Sequence[str]
+    headers: Mapping[str, str]
+    clients: int
+    rate: float
+    seconds: float
+    limit_s: float = 10.0
+
+
 @dataclass(slots=True)
+class ClientResults:
+    """Latencies in ms from when each request was due, statuses with counts, and processor time."""
+
+    latencies_ms: list[float] = field(default_factory=list)
+    statuses: dict[str, int] = field(default_factory=dict)
+    cpu_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class LoadPhase:
-    """The responses of one phase with their latencies in ms, and the frames that the pipeline analysed.
+    """The results of the clients of one phase, and the frames that the pipeline analysed.
 
     `main_thread_cpu_s` is the processor time of the module's main thread; None if it cannot be read.
     """
 
-    latencies_ms: list[float] = field(default_factory=list)
-    statuses: Counter[str] = field(default_factory=Counter)
-    took_s: float = 0.0
-    frames: int = 0
-    replaced: int = 0
-    clients_cpu_s: float = 0.0
-    main_thread_cpu_s: float | None = None
+    took_s: float
+    frames: int
+    replaced: int
+    main_thread_cpu_s: float | None
+    clients: ClientResults = field(default_factory=ClientResults)
 
     @property
     def frames_per_s(self) -> float:
         """The speed of the pipeline."""
         return self.frames / self.took_s
 
+    @property
+    def responses(self) -> int:
+        """The number of responses, at least 1."""
+        return max(1, len(self.clients.latencies_ms))
 
-RunClients = Callable[[], Mapping[str, Any]]
-"""Lets the clients send their requests, waits for the end, and returns their results."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadPhases:
-    """The phases of all rounds, by kind; one of each kind per round."""
-
-    loaded: Sequence[LoadPhase]
-    loopback: Sequence[LoadPhase]
-    unloaded: Sequence[LoadPhase]
+    def percentile_ms(self, q: int) -> float:
+        """A percentile of the latencies."""
+        return float(np.percentile(self.clients.latencies_ms, q))
 
 
 def bench_http(load: HttpLoad, progress: Callable[[str], None]) -> dict[str, Any]:
     """Measure, and return the report as a document. `progress` gets a line for each step.
 
     Raises:
+        ConfigError: the address or the token is not valid.
         VisionedgeError: the module cannot be started or reached.
     """
     if load.url is not None:
@@ -109,30 +126,46 @@ def measure_module(
     load: HttpLoad, url: str, progress: Callable[[str], None], pid: int | None = None
 ) -> dict[str, Any]:
     """Measure the module at this address, which runs as process `pid` of this machine; see `bench_http`."""
-    module = _ModuleClient(url, load.token, pid)
-    status = module.status()
-    names = [camera["name"] for camera in status["cameras"]]
-    if not names:
+    status = fetch_status(url, load.token)
+    urls = [f"{url}/api/v1/cameras/{quote(camera['name'])}/frame" for camera in status["cameras"]]
+    if not urls:
         raise VisionedgeError(f"{mask_address(url)} has no camera whose frames could be requested")
-    client_load = module.client_load(load, [f"/api/v1/cameras/{quote(name)}/frame" for name in names])
+    headers = {"Authorization": f"Bearer {load.token}"} if load.token else {}
+    clients = ClientLoad(urls, headers, load.clients, load.rate, load.seconds)
 
-    def run_phase(clients: ClientLoad | None) -> LoadPhase:
-        with nullcontext() if clients is None else _clients(clients) as run_clients:
-            phase = _measure_phase(module, load.seconds, run_clients)
-        if clients is not None and not phase.latencies_ms:
-            raise VisionedgeError(f"{mask_address(url)} answered no request within {_LIMIT_S:g} s")
+    def count_frames() -> tuple[int, int]:
+        """The frames so far: analysed, and replaced by newer ones."""
+        cameras = fetch_status(url, load.token)["cameras"]
+        analysed = sum(int(camera["framesAnalysed"]) for camera in cameras)
+        return analysed, sum(int(camera["dropped"].get("replaced", 0)) for camera in cameras)
+
+    def measure_phase(clients: ClientLoad | None) -> LoadPhase:
+        before, used_s, began_s = count_frames(), _main_thread_cpu_s(pid), time.monotonic()
+        results = asyncio.run(run_clients(clients)) if clients else ClientResults()
+        if clients and not results.latencies_ms:
+            raise VisionedgeError(f"{mask_address(url)} answered no request within {clients.limit_s:g} s")
+        time.sleep(max(0.0, began_s + load.seconds - time.monotonic()))
+        end_s, after = _main_thread_cpu_s(pid), count_frames()
+        took_s, cpu_s = (
+            time.monotonic() - began_s,
+            None if used_s is None or end_s is None else end_s - used_s,
+        )
         time.sleep(_SETTLE_S)
-        return phase
+        return LoadPhase(took_s, after[0] - before[0], after[1] - before[1], cpu_s, results)
 
-    kinds = {
-        "unloaded": partial(run_phase, None),
-        "loopback": partial(run_phase, replace(client_load, loopback=True)),
-        "loaded": partial(run_phase, client_load),
-    }
+    def after_round(number: int, phases: Mapping[str, Sequence[LoadPhase]]) -> None:
+        loaded, unloaded = phases["loaded"][-1], phases["unloaded"][-1]
+        progress(
+            f"round {number}/{load.rounds}: p99 {loaded.percentile_ms(99):.1f} ms; pipeline"
+            f" {loaded.frames_per_s:.1f} frames/s with clients, {unloaded.frames_per_s:.1f} without clients"
+        )
+
     phases = run_in_rounds(
-        kinds, load.rounds, lambda number, results: progress(_progress(number, load, LoadPhases(**results)))
+        {"unloaded": partial(measure_phase, None), "loaded": partial(measure_phase, clients)},
+        load.rounds,
+        after_round,
     )
-    return _report(load, status, LoadPhases(**phases))
+    return _report(load, status, phases["loaded"], phases["unloaded"])
 
 
 @contextmanager
@@ -174,121 +207,72 @@ def _wait_for_address(module: "subprocess.Popen[bytes]", log: int) -> str:
         raise VisionedgeError(f"the module ended with exit code {code}: {redact(last)}")
 
 
-@contextmanager
-def _clients(client_load: ClientLoad) -> Iterator[RunClients]:
-    """Connected clients in a child process, which is ended afterwards.
-
-    Raises:
-        VisionedgeError: they cannot connect.
-    """
-    with start_child(
-        "visionedge.ops.bench.http_clients", stdin=subprocess.PIPE, stderr=None, text=True
-    ) as process:
-        assert process.stdin is not None  # noqa: S101 - both were asked for
-        assert process.stdout is not None  # noqa: S101
-        # Over stdin: other users can read a process's arguments, and the requests have the token.
-        process.stdin.write(json.dumps(asdict(client_load)) + "\n")
-        process.stdin.flush()
-        if process.stdout.readline() != "ready\n":
-            raise VisionedgeError("the clients of the benchmark cannot connect to the module")
-
-        def run_clients() -> Mapping[str, Any]:
-            results, _ = process.communicate("go\n")
-            found: Mapping[str, Any] = json.loads(results)
-            return found
-
-        try:
-            yield run_clients
-        finally:
-            process.kill()
+def _main_thread_cpu_s(pid: int | None) -> float | None:
+    """The processor time of a process's main thread, which runs the event loop; None if it cannot be read."""
+    try:
+        ran_ns = Path(f"/proc/{pid}/task/{pid}/schedstat").read_text("ascii").split()[0]
+    except (OSError, IndexError):
+        return None
+    return int(ran_ns) / 1e9
 
 
-def _measure_phase(module: "_ModuleClient", seconds: float, run_clients: RunClients | None) -> LoadPhase:
-    phase = LoadPhase()
-    before, main_thread_cpu_s, began_s = module.count_frames(), module.main_thread_cpu_s(), time.monotonic()
-    if run_clients is not None:
-        results = run_clients()
-        phase.latencies_ms, phase.clients_cpu_s = results["latencies_ms"], results["cpu_s"]
-        phase.statuses = Counter(results["statuses"])
-    time.sleep(max(0.0, began_s + seconds - time.monotonic()))
-    loop_end_s, after = module.main_thread_cpu_s(), module.count_frames()
-    phase.frames, phase.replaced = after[0] - before[0], after[1] - before[1]
-    phase.took_s = time.monotonic() - began_s
-    if main_thread_cpu_s is not None and loop_end_s is not None:
-        phase.main_thread_cpu_s = loop_end_s - main_thread_cpu_s
-    return phase
+# --- clients ------------------------------------------------------------------------------------------------
 
 
-class _ModuleClient:
-    """The measured module: its status, its frame counts, and the requests that clients send to it."""
+async def run_clients(load: ClientLoad) -> ClientResults:
+    """Send all requests on schedule, and wait for the responses."""
+    results, count = ClientResults(), round(load.rate * load.seconds)
+    used_s, began_s = time.process_time(), time.monotonic()
 
-    def __init__(self, url: str, token: str | None, pid: int | None) -> None:
-        self._shown = mask_address(url)
-        self._parts = urlsplit(url)
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._pid = pid
+    async def run_client(session: aiohttp.ClientSession, number: int) -> None:
+        for index in range(number, count, load.clients):
+            due_s = began_s + index / load.rate
+            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+            status = await _request(session, load.urls[index % len(load.urls)])
+            results.statuses[status] = results.statuses.get(status, 0) + 1
+            results.latencies_ms.append((time.monotonic() - due_s) * 1000)
 
-    def client_load(self, load: HttpLoad, paths: list[str]) -> ClientLoad:
-        """The load of the clients."""
-        host, tls = self._parts.hostname or "", self._parts.scheme == "https"
-        port = self._parts.port or (443 if tls else 80)
-        lines = [f"Host: {self._parts.netloc.rpartition('@')[2]}"]
-        lines += [f"{name}: {value}" for name, value in self._headers.items()]
-        heads = [f"GET {self._parts.path}{path} HTTP/1.1" for path in paths]
-        requests = tuple("\r\n".join([head, *lines, "", ""]) for head in heads)
-        return ClientLoad(host, port, tls, load.clients, load.rate, load.seconds, requests, _LIMIT_S)
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=load.clients), headers=load.headers
+    ) as session:
+        clients = [asyncio.create_task(run_client(session, number)) for number in range(load.clients)]
+        _, late = await asyncio.wait(clients, timeout=load.seconds + load.limit_s)
+        for client in late:
+            client.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+    if missing := count - sum(results.statuses.values()):
+        results.statuses["no answer"] = missing
+    results.cpu_s = time.process_time() - used_s
+    return results
 
-    def status(self) -> dict[str, Any]:
-        """The answer of `/api/v1/status`.
 
-        Raises:
-            VisionedgeError: the module cannot be reached, or refuses.
-        """
-        kind = HTTPSConnection if self._parts.scheme == "https" else HTTPConnection
-        try:
-            connection = kind(self._parts.hostname or "", self._parts.port, timeout=_LIMIT_S)
-            try:
-                connection.request("GET", f"{self._parts.path}/api/v1/status", headers=self._headers)
-                answer = connection.getresponse()
-                if answer.status != 200:
-                    raise VisionedgeError(
-                        f"{self._shown} answers {answer.status}; if it needs a token, use --token"
-                    )
-                found: dict[str, Any] = json.loads(answer.read())
-            finally:
-                connection.close()
-        except (OSError, HTTPException, ValueError) as error:
-            raise VisionedgeError(
-                f"{self._shown} cannot be reached: {redact(str(error)) or 'no answer'}"
-            ) from None
-        return found
-
-    def count_frames(self) -> tuple[int, int]:
-        """The frames so far: analysed, and replaced by newer ones."""
-        cameras = self.status()["cameras"]
-        analysed = sum(int(camera["framesAnalysed"]) for camera in cameras)
-        return analysed, sum(int(camera["dropped"].get("replaced", 0)) for camera in cameras)
-
-    def main_thread_cpu_s(self) -> float | None:
-        """The processor time of its main thread, which runs the event loop; None if it cannot be read."""
-        if self._pid is None:
-            return None
-        try:
-            ran_ns = Path(f"/proc/{self._pid}/task/{self._pid}/schedstat").read_text("ascii").split()[0]
-        except (OSError, IndexError):
-            return None
-        return int(ran_ns) / 1e9
+async def _request(session: aiohttp.ClientSession, url: str) -> str:
+    """The status of the response, or the kind of error."""
+    try:
+        async with session.get(url, allow_redirects=False) as response:
+            await response.read()
+            return str(response.status)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return type(error).__name__
 
 
 # --- figures ------------------------------------------------------------------------------------------------
 
 
-def _report(load: HttpLoad, status: dict[str, Any], phases: LoadPhases) -> dict[str, Any]:
-    loaded = phases.loaded
-    statuses = sum((phase.statuses for phase in loaded), Counter[str]())
-    pairs = list(zip(loaded, phases.unloaded, strict=True))
+def _report(
+    load: HttpLoad, status: dict[str, Any], loaded: Sequence[LoadPhase], unloaded: Sequence[LoadPhase]
+) -> dict[str, Any]:
+    pairs = list(zip(loaded, unloaded, strict=True))
+    rounds = [{f"p{q}": round(phase.percentile_ms(q), 3) for q in (50, 95, 99)} for phase in loaded]
+    statuses = sum((Counter(phase.clients.statuses) for phase in loaded), Counter[str]())
+    # The processor time of the main thread above that without clients; None if it cannot be read.
+    added_s = [
+        (a, a.main_thread_cpu_s - b.main_thread_cpu_s * a.took_s / b.took_s)
+        for a, b in pairs
+        if a.main_thread_cpu_s is not None and b.main_thread_cpu_s is not None
+    ]
     return {
-        "schema": "visionedge/bench-http/2",
+        "schema": "visionedge/bench-http/3",
         "machine": describe_machine() | {"effectiveDevice": status["engine"].get("effective")},
         "load": {
             "clients": load.clients,
@@ -300,118 +284,58 @@ def _report(load: HttpLoad, status: dict[str, Any], phases: LoadPhases) -> dict[
         },
         "model": (status.get("model") or {}).get("name"),
         "http": {
-            "responsesPerSecond": round(median(len(s.latencies_ms) / s.took_s for s in loaded), 2),
-            "latencyMs": {
-                f"p{q}": round(median(float(np.percentile(s.latencies_ms, q)) for s in loaded), 3)
-                for q in (50, 95, 99)
-            },
+            "responsesPerSecond": _median(phase.responses / phase.took_s for phase in loaded),
+            "latencyMs": {key: _median(each[key] for each in rounds) for key in rounds[0]},
             "statuses": dict(sorted(statuses.items())),
-            "serverCpuMsPerResponse": _server_ms(pairs),
-            "clientCpuMsPerResponse": round(median(_ms_per_response(s.clients_cpu_s, s) for s in loaded), 4),
-            "rounds": [
-                {f"p{q}": round(float(np.percentile(s.latencies_ms, q)), 3) for q in (50, 95, 99)}
-                for s in loaded
-            ],
+            "serverCpuMsPerResponse": _median(cpu_s * 1000 / phase.responses for phase, cpu_s in added_s),
+            "clientCpuMsPerResponse": _median(
+                phase.clients.cpu_s * 1000 / phase.responses for phase in loaded
+            ),
+            "rounds": rounds,
         },
         "pipeline": {
-            "withClients": _collect_speeds(loaded),
-            "withLoopbackClients": _collect_speeds(phases.loopback),
-            "withoutClients": _collect_speeds(phases.unloaded),
-            "kept": _kept(loaded, phases.loopback),
-            "keptVersusNoClients": _kept(loaded, phases.unloaded),
-            "serverShare": _server_share(pairs),
-            "clientShare": round(median(s.clients_cpu_s / s.took_s for s in loaded) / usable_cores(), 4),
-            "replacedWithoutClients": sum(phase.replaced for phase in phases.unloaded),
+            "withClients": [round(phase.frames_per_s, 3) for phase in loaded],
+            "withoutClients": [round(phase.frames_per_s, 3) for phase in unloaded],
+            "kept": _median(a.frames_per_s / b.frames_per_s for a, b in pairs if b.frames),
+            "serverShare": _median(cpu_s / phase.took_s / usable_cores() for phase, cpu_s in added_s),
+            "clientShare": _median(phase.clients.cpu_s / phase.took_s / usable_cores() for phase in loaded),
+            "replacedWithoutClients": sum(phase.replaced for phase in unloaded),
         },
     }
 
 
-def _collect_speeds(phase_list: Sequence[LoadPhase]) -> list[float]:
-    return [round(phase.frames_per_s, 3) for phase in phase_list]
+def _median(values: Iterable[float]) -> float | None:
+    """The median over the rounds; None without values."""
+    found = list(values)
+    return round(median(found), 4) if found else None
 
 
-def _kept(loaded: Sequence[LoadPhase], other: Sequence[LoadPhase]) -> float | None:
-    """The median over the rounds of the ratio of frames/s to those of the other phase."""
-    ratios = [a.frames_per_s / b.frames_per_s for a, b in zip(loaded, other, strict=True) if b.frames]
-    return round(median(ratios), 4) if ratios else None
-
-
-def _ms_per_response(used_s: float, phase: LoadPhase) -> float:
-    return used_s * 1000 / max(1, len(phase.latencies_ms))
-
-
-def _server_ms(pairs: Sequence[tuple[LoadPhase, LoadPhase]]) -> float | None:
-    """The processor ms of a response in the module's main thread, above that of the unloaded phases."""
-    costs = [
-        _ms_per_response(used_s, loaded)
-        for loaded, unloaded in pairs
-        if (used_s := _added_loop_s(loaded, unloaded)) is not None
-    ]
-    return round(median(costs), 4) if costs else None
-
-
-def _server_share(pairs: Sequence[tuple[LoadPhase, LoadPhase]]) -> float | None:
-    """The processor time of all responses in the module's main thread as a share of all cores."""
-    shares = [
-        used_s / loaded.took_s
-        for loaded, unloaded in pairs
-        if (used_s := _added_loop_s(loaded, unloaded)) is not None
-    ]
-    return round(median(shares) / usable_cores(), 4) if shares else None
-
-
-def _added_loop_s(loaded: LoadPhase, unloaded: LoadPhase) -> float | None:
-    if loaded.main_thread_cpu_s is None or unloaded.main_thread_cpu_s is None:
-        return None
-    return loaded.main_thread_cpu_s - unloaded.main_thread_cpu_s * loaded.took_s / unloaded.took_s
-
-
-def _progress(number: int, load: HttpLoad, phases: LoadPhases) -> str:
-    loaded = phases.loaded[-1]
-    p99_ms = float(np.percentile(loaded.latencies_ms, 99))
-    return (
-        f"round {number}/{load.rounds}: p99 {p99_ms:.1f} ms; pipeline {loaded.frames_per_s:.1f} frames/s with"
-        f" clients, {phases.loopback[-1].frames_per_s:.1f} with loopback clients,"
-        f" {phases.unloaded[-1].frames_per_s:.1f} without clients"
-    )
-
-
-def format_caution(report: Mapping[str, Any]) -> str:
-    """A warning that the cost for the pipeline was not measured; empty if the pipeline was at its limit."""
-    if report["pipeline"]["replacedWithoutClients"]:
-        return ""
-    return (
-        "The pipeline was not at its limit: it analysed all frames with and without clients, so their cost is"
-        " not visible. Use more --cameras."
-    )
+# --- text ---------------------------------------------------------------------------------------------------
 
 
 def format_report(report: Mapping[str, Any]) -> str:
     """The report as text."""
     load, http, pipeline = report["load"], report["http"], report["pipeline"]
     latency = "  ".join(f"{key} {value:.1f}" for key, value in http["latencyMs"].items())
-    kept = "no frames were analysed"
-    if None not in (pipeline["kept"], pipeline["keptVersusNoClients"]):
-        kept = (
-            f"{pipeline['kept']:.1%} of its frames/s compared to loopback clients,"
-            f" {pipeline['keptVersusNoClients']:.1%} compared to no clients"
-        )
-    return (
+    statuses = ", ".join(f"{count} x {status}" for status, count in http["statuses"].items())
+    kept = (
+        "no frames were analysed" if pipeline["kept"] is None else f"{pipeline['kept']:.1%} of its frames/s"
+    )
+    lines = [
         f"{load['clients']} clients, {load['rate']:g} requests/s for the newest frames of"
-        f" {format_camera_count(load['cameras'])}\n"
-        f"  {http['responsesPerSecond']:.1f} responses/s  latency ms {latency}"
-        f"  {_format_counts(http['statuses'])}\n"
+        f" {format_camera_count(load['cameras'])}",
+        f"  {http['responsesPerSecond']:.1f} responses/s  latency ms {latency}  {statuses or 'no responses'}",
         f"  processor: {_cost(http['serverCpuMsPerResponse'], pipeline['serverShare'])} in the module,"
-        f" {_cost(http['clientCpuMsPerResponse'], pipeline['clientShare'])} in the clients\n"
-        f"  pipeline: {kept}\n  {_range(pipeline['withClients'])} frames/s with clients,"
-        f" {_range(pipeline['withLoopbackClients'])} with loopback clients,"
-        f" {_range(pipeline['withoutClients'])} without clients\n"
-        f"{format_caution(report)}"
-    ).rstrip() + "\n"
-
-
-def _format_counts(statuses: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} x {status}" for status, count in statuses.items()) or "no responses"
+        f" {_cost(http['clientCpuMsPerResponse'], pipeline['clientShare'])} in the clients",
+        f"  pipeline: {kept}; {_range(pipeline['withClients'])} frames/s with clients,"
+        f" {_range(pipeline['withoutClients'])} without clients",
+    ]
+    if not pipeline["replacedWithoutClients"]:
+        lines.append(
+            "The pipeline was not at its limit: it analysed all frames with and without clients, so their"
+            " cost is not visible. Use more --cameras."
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _cost(ms_per_response: float | None, share: float | None) -> str:
@@ -420,5 +344,5 @@ def _cost(ms_per_response: float | None, share: float | None) -> str:
     return f"{ms_per_response:.2f} ms per response ({share:.1%} of the cores)"
 
 
-def _range(values: list[float]) -> str:
+def _range(values: Sequence[float]) -> str:
     return f"{min(values):.1f} to {max(values):.1f}"

@@ -4,7 +4,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Collection, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from visionedge import __version__
 from visionedge.engine.device.devices import DeviceState
 from visionedge.engine.plan import read_cpu_name
 from visionedge.frames.types import format_utc, utc_now
+from visionedge.ops.doctor.facts import read_memory
 from visionedge.ops.doctor.host import Host, HostEnvironment, detect_environment, this_host
 from visionedge.runtime.process_limits import usable_cores
 
@@ -30,6 +30,7 @@ _DRIVER_LIMIT_S = 10.0
 
 def describe_machine(device: DeviceState | None = None) -> dict[str, Any]:
     """The `machine` of a report; `device` is the device of the engine, if the benchmark opened one."""
+    host = this_host(os.environ)
     return {
         "measuredAt": format_utc(utc_now()),
         "visionedge": __version__,
@@ -37,24 +38,23 @@ def describe_machine(device: DeviceState | None = None) -> dict[str, Any]:
         "cpu": read_cpu_name(),
         "cores": os.cpu_count(),
         "usableCores": usable_cores(),
-        **read_hardware(),
+        **read_hardware(host),
         "loadAverage": round(os.getloadavg()[0], 2),
         **({} if device is None else {"effectiveDevice": device.effective}),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": {name: host.packages[name] for name in _PACKAGES if name in host.packages},
     }
 
 
-def read_hardware(host: Host | None = None) -> dict[str, Any]:
+def read_hardware(host: Host) -> dict[str, Any]:
     """Processor flags, memory, kernel, GPU, its driver and its passthrough; None for what is not there.
 
     The driver is queried in a child process, and only if there are signs of a GPU.
     """
-    host = this_host(os.environ) if host is None else host
     environment = detect_environment(host)
     gpu, driver = _gpu(host, environment)
     return {
         "cpuFlags": _flags(host.text("/proc/cpuinfo")),
-        "memoryMiB": _memory_mib(host.text("/proc/meminfo")),
+        "memoryMiB": read_memory(host).total_bytes // 2**20 or None,
         "kernel": environment.release or None,
         "gpu": gpu,
         "gpuDriver": driver,
@@ -70,13 +70,6 @@ def _flags(cpuinfo: str) -> list[str]:
     return []
 
 
-def _memory_mib(meminfo: str) -> int | None:
-    for line in meminfo.splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) // 1024
-    return None
-
-
 def _gpu(host: Host, environment: HostEnvironment) -> tuple[str | None, str | None]:
     """The names of the usable GPUs, and the version of their driver."""
     if environment.passthrough in ("none", "intel") and environment.host_gpu == "none":
@@ -88,17 +81,12 @@ def _gpu(host: Host, environment: HostEnvironment) -> tuple[str | None, str | No
     return names or None, str(probed) if probed else environment.kernel_driver or None
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def format_camera_count(number: int) -> str:
     """``1 camera``, ``2 cameras``."""
     return f"{number} camera{'' if number == 1 else 's'}"
 
+
+# --- other processes ----------------------------------------------------------------------------------------
 
 OTHER_PROCESSES_KEY = "otherProcessesShare"
 """Key of every bench report: the share of the cores that this process may use, 0 to 1, or null."""
@@ -106,83 +94,67 @@ OTHER_PROCESSES_KEY = "otherProcessesShare"
 MAX_IDLE_SHARE = 0.05
 """Up to this share, which a desktop or a monitoring agent needs, a machine counts as idle."""
 
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
 _IDLE_COLUMNS = (3, 4)
 """Columns of idle and iowait in a line of /proc/stat; guest time is part of user time already."""
+
+
+def read_own_cpu_s() -> float:
+    """The processor time in s of this process and of all its descendants that have ended."""
+    return sum(os.times()[:4])
 
 
 class OtherProcessesLoad:
     """The processor time that other processes used since this object was made.
 
-    This process and its descendants do not count; time that a hypervisor takes away (steal) does.
+    This process does not count, nor its descendants if they have ended before `share` is called. Time that a
+    hypervisor takes away (steal) counts.
 
     Args:
-        proc: Linux's /proc.
+        stat: Linux's /proc/stat.
         cores: numbers of the cores that count; None: those that this process may use.
         clock: monotonic seconds.
+        own_s: see `read_own_cpu_s`.
     """
 
     def __init__(
         self,
-        proc: Path = Path("/proc"),
+        stat: Path = Path("/proc/stat"),
         cores: Collection[int] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        own_s: Callable[[], float] = read_own_cpu_s,
     ) -> None:
-        self._proc = proc
+        self._stat, self._clock, self._own_s = stat, clock, own_s
         self._cores = os.sched_getaffinity(0) if cores is None else cores
-        self._clock = clock
-        self._tick_s = 1 / os.sysconf("SC_CLK_TCK")
         self._before = self._now()
 
     def share(self) -> float | None:
-        """Return the share of the cores that others used, 0 to 1; None if /proc cannot be read."""
+        """Return the share of the cores that others used, 0 to 1; None if /proc/stat cannot be read."""
         now = self._now()
         if self._before is None or now is None:
             return None
-        took_s, busy_s, own_s = (after - before for before, after in zip(self._before, now, strict=True))
-        others_s = max(0.0, busy_s - own_s)
-        return round(min(1.0, others_s / (max(took_s, 1e-9) * len(self._cores))), 3)
+        took_s, others_s = (after - before for before, after in zip(self._before, now, strict=True))
+        return round(min(1.0, max(0.0, others_s) / (max(took_s, 1e-9) * len(self._cores))), 3)
 
-    def _now(self) -> tuple[float, float, float] | None:
-        """The clock, the busy time of the cores, and our own processor time; all in seconds."""
+    def _now(self) -> tuple[float, float] | None:
+        """The clock, and the busy time of the cores without our own; in seconds."""
+        names = [f"cpu{core}" for core in self._cores]
         try:
-            return self._clock(), self._busy_s(), self._own_s()
-        except (OSError, ValueError, IndexError):
+            lines = map(str.split, self._stat.read_text(encoding="ascii").splitlines())
+            columns = {words[0]: words[1:9] for words in lines if words}
+            ticks = [int(w) for name in names for i, w in enumerate(columns[name]) if i not in _IDLE_COLUMNS]
+        except (OSError, ValueError, KeyError):
             return None
-
-    def _busy_s(self) -> float:
-        wanted = {f"cpu{core}" for core in self._cores}
-        lines = (line.split() for line in (self._proc / "stat").read_text(encoding="ascii").splitlines())
-        found = [words[1:9] for words in lines if words and words[0] in wanted]
-        if len(found) != len(wanted):
-            raise ValueError("not all cores are listed")
-        ticks = sum(int(w) for words in found for place, w in enumerate(words) if place not in _IDLE_COLUMNS)
-        return ticks * self._tick_s
-
-    def _own_s(self) -> float:
-        """Processor time of this process and its descendants, also of those that have ended."""
-        parents: dict[int, int] = {}
-        ticks: dict[int, int] = {}
-        for folder in self._proc.glob("[0-9]*"):
-            try:
-                text = (folder / "stat").read_text(encoding="utf-8", errors="replace")
-            except OSError:
-                continue  # the process ended after the folder was listed
-            fields = text.rpartition(")")[2].split()
-            number = int(folder.name)
-            parents[number] = int(fields[1])
-            ticks[number] = sum(map(int, fields[11:15]))  # utime, stime, and the same of children that ended
-        ours = {os.getpid()}
-        while more := {number for number, parent in parents.items() if parent in ours} - ours:
-            ours |= more
-        return sum(ticks[number] for number in ours if number in ticks) * self._tick_s
+        return self._clock(), sum(ticks) * TICK_S - self._own_s()
 
 
 def describe_other_load(report: Mapping[str, Any]) -> str:
-    """A caution about the load of other processes during a measurement; empty if the machine was idle."""
+    """A line about the load of other processes during a measurement; empty if the machine was idle."""
     share = report.get(OTHER_PROCESSES_KEY)
     if share is None or share <= MAX_IDLE_SHARE:
         return ""
     return (
         f"Other processes used {share:.0%} of the processor during the measurement: on an otherwise idle"
-        " machine the figures are better."
+        " machine the figures are better.\n"
     )

@@ -8,9 +8,10 @@ all comparisons are medians of the rounds' ratios, because a machine's speed var
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from visionedge.camera.sources.open import open_source
@@ -21,7 +22,6 @@ from visionedge.model.model import Model, load_model
 from visionedge.model.postprocess import Selection
 from visionedge.ops.bench.baseline import (
     Ceiling,
-    CeilingMeasurement,
     PlainLoop,
     build_ceiling_document,
     measure_baseline_agreement,
@@ -34,10 +34,9 @@ from visionedge.ops.bench.pipeline_run import (
     RunCost,
     SyntheticSpec,
     cpu_s,
-    open_engine_setup,
+    open_engine_process,
     rss_mib,
     run_pipeline,
-    sum_dropped,
     summarize_run,
 )
 from visionedge.runtime.measurement import median_ratio, run_in_rounds
@@ -56,26 +55,31 @@ def bench_pipeline(load: PipelineLoad, progress: Callable[[str], None]) -> dict[
     model = load_model(load.model)
     selection = Selection.of(model, load.inference.confidence, load.inference.iou)
     _check_source(load)
-    with ExitStack() as stack:
-        setup = stack.enter_context(closing(open_engine_setup(load, model)))
-        engine = setup.engine
+    with open_engine_process(load, model) as (engine, frame_pool), ExitStack() as stack:
         info = engine.info()
         progress(f"{info.device.describe()}; {info.plan.reason}")
-        sides: dict[str, Callable[[], PipelineRun]] = {
-            "pipeline": lambda: run_pipeline(load, setup, selection, progress)
+        sides: dict[str, Callable[[], Any]] = {
+            "pipeline": lambda: run_pipeline(load, engine, frame_pool, selection)
         }
-        references = None
+        plain = None
         if load.baseline:
-            references = _open_references(load, model, engine, selection, progress)
-            plain = stack.enter_context(closing(references.plain))
-            sides["baseline"] = lambda: _plain_run(plain, load.seconds, load.slo_ms)
-        runs = _run_rounds(sides, load.rounds, progress, references)
-        report = _report(load, engine, runs)
-        if references is not None:
-            report |= _compared(report, runs, references)
-            report["baselineAgreement"] = measure_baseline_agreement(
-                load.source, engine, selection, references.plain
-            )
+            device = info.device.effective
+            plain = stack.enter_context(closing(_best_plain(load, model, device, selection, progress)))
+            sides["baseline"] = partial(_plain_run, plain, load.seconds, load.slo_ms)
+            # The ceiling is that of the original network in fp32 on a CPU.
+            if device == "cpu" and info.precision.precision == "fp32":
+                measure = partial(Ceiling(model, load.source).measure, max(0.5, load.seconds / 4))
+                sides["ceiling"] = lambda: (measure(1), measure(info.plan.lanes))
+
+        def after_round(number: int, results: Mapping[str, Sequence[Any]]) -> None:
+            for name in [name for name in _TITLES if name in results]:
+                speed = results[name][-1].frames_per_second
+                progress(f"round {number}/{load.rounds}: {_TITLES[name]} {speed:.1f} frames/s")
+
+        results = run_in_rounds(sides, load.rounds, after_round)
+        report = _report(load, engine, results, plain)
+        if plain is not None:
+            report["baselineAgreement"] = measure_baseline_agreement(load.source, engine, selection, plain)
         return report
 
 
@@ -88,77 +92,22 @@ def _check_source(load: PipelineLoad) -> None:
         raise ConfigError([f"--source {load.source}: the plain loop of --baseline needs a video file"])
 
 
-def _run_rounds(
-    sides: Mapping[str, Callable[[], PipelineRun]],
-    rounds: int,
-    progress: Callable[[str], None],
-    references: "_References | None",
-) -> dict[str, list[PipelineRun]]:
-    """Every side once a round; the ceiling is measured after each round."""
-
-    def after_round(number: int, runs: Mapping[str, Sequence[PipelineRun]]) -> None:
-        for name, given in runs.items():
-            progress(f"round {number}/{rounds}: {_TITLES[name]} {given[-1].frames_per_s:.1f} frames/s")
-        if references is not None:
-            references.measure()
-
-    return run_in_rounds(sides, rounds, after_round)
-
-
-# --- the plain loop and the ceiling -------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _References:
-    """The plain loop in fp32, and for an fp32 pipeline on a CPU the ceiling, with its measurements."""
-
-    plain: PlainLoop
-    ceiling: Ceiling | None
-    seconds: float
-    lanes: int
-    bare: list[tuple[CeilingMeasurement, CeilingMeasurement]] = field(default_factory=list)
-
-    def measure(self) -> None:
-        """The ceiling of this round, on one thread and on one thread per lane."""
-        if self.ceiling is not None:
-            alone, at_once = (self.ceiling.measure(self.seconds, threads) for threads in (1, self.lanes))
-            self.bare.append((alone, at_once))
-
-
-def _open_references(
-    load: PipelineLoad, model: Model, engine: Engine, selection: Selection, progress: Callable[[str], None]
-) -> _References:
-    # The ceiling is that of the original network in fp32 on a CPU.
-    info = engine.info()
-    comparable = info.device.effective == "cpu" and info.precision.precision == "fp32"
-    ceiling = Ceiling(model, load.source) if comparable else None
-    plain = _best_plain(load, model, info.device.effective, selection, progress)
-    return _References(plain, ceiling, max(0.5, load.seconds / 4), info.plan.lanes)
-
-
 def _best_plain(
     load: PipelineLoad, model: Model, device: str, selection: Selection, progress: Callable[[str], None]
 ) -> PlainLoop:
     """The plain loop with its fastest thread setting: a slower setting would flatter the pipeline."""
-    cores = os.cpu_count() or 1
-    trials: list[tuple[float, PlainLoop]] = []
-    for threads in sorted({1, cores, 0}):
-        loop = PlainLoop(
-            model,
-            selection,
-            source=load.source,
-            cameras=load.cameras,
-            threads=threads,
-            device=device,
-        )
-        speed = _plain_run(loop, max(1.0, load.seconds / 4), load.slo_ms).frames_per_s
-        progress(f"plain loop, {threads or 'default'} threads: {speed:.1f} frames/s")
-        trials.append((speed, loop))
-    best = max(trials, key=lambda trial: trial[0])[1]
-    for _, loop in trials:
-        if loop is not best:
-            loop.close()
-    return best
+
+    def open_loop(threads: int) -> PlainLoop:
+        source, cameras = load.source, load.cameras
+        return PlainLoop(model, selection, source=source, cameras=cameras, threads=threads, device=device)
+
+    speeds: dict[int, float] = {}
+    for threads in sorted({1, os.cpu_count() or 1, 0}):
+        with closing(open_loop(threads)) as loop:
+            run = _plain_run(loop, max(1.0, load.seconds / 4), load.slo_ms)
+        speeds[threads] = run.frames_per_second
+        progress(f"plain loop, {threads or 'default'} threads: {run.frames_per_second:.1f} frames/s")
+    return open_loop(max(speeds, key=lambda threads: speeds[threads]))
 
 
 def _plain_run(loop: PlainLoop, seconds: float, slo_ms: float) -> PipelineRun:
@@ -172,9 +121,14 @@ def _plain_run(loop: PlainLoop, seconds: float, slo_ms: float) -> PipelineRun:
     return summarize_run(rows, RunCost(time.monotonic() - began_s, cpu_s() - used_s, {}, rss_mib()), slo_ms)
 
 
-def _report(load: PipelineLoad, engine: Engine, runs: Mapping[str, list[PipelineRun]]) -> dict[str, Any]:
-    info = engine.info()
-    return {
+# --- figures ------------------------------------------------------------------------------------------------
+
+
+def _report(
+    load: PipelineLoad, engine: Engine, results: Mapping[str, list[Any]], plain: PlainLoop | None
+) -> dict[str, Any]:
+    info, runs = engine.info(), results["pipeline"]
+    report = {
         "schema": "visionedge/bench-pipeline/1",
         "machine": describe_machine(info.device),
         "load": {
@@ -190,63 +144,45 @@ def _report(load: PipelineLoad, engine: Engine, runs: Mapping[str, list[Pipeline
         "device": info.device.describe(),
         "plan": {"lanes": info.plan.lanes, "buckets": list(info.plan.buckets)},
         "precision": info.precision.precision,
-        **{name: _medians(given) for name, given in runs.items()},
+        "pipeline": _summarize_rounds(runs),
     }
-
-
-def _compared(
-    report: Mapping[str, Any], runs: Mapping[str, list[PipelineRun]], references: _References
-) -> dict[str, Any]:
-    """The ratios of the pipeline to the plain loop and to the ceiling."""
-    plain = {"threads": references.plain.threads, "decode": references.plain.decode}
-    found = {
-        "baseline": report["baseline"] | plain,
-        "ratio": _ratio(runs["pipeline"], runs["baseline"]),
-    }
-    if references.bare:
-        found["ceiling"] = build_ceiling_document(references.bare, runs["pipeline"])
-    return found
+    if plain is not None:
+        settings = {"threads": plain.threads, "decode": plain.decode}
+        report["baseline"] = _summarize_rounds(results["baseline"]) | settings
+        report["ratio"] = _ratio(runs, results["baseline"])
+    if "ceiling" in results:
+        report["ceiling"] = build_ceiling_document(results["ceiling"], runs)
+    return report
 
 
 def _ratio(ours: Sequence[PipelineRun], theirs: Sequence[PipelineRun]) -> dict[str, float]:
     return {
-        "framesPerSecond": round(median_ratio(ours, theirs, lambda run: run.frames_per_s), 3),
+        "framesPerSecond": round(median_ratio(ours, theirs, lambda run: run.frames_per_second), 3),
         "cpuMsPerFrame": round(median_ratio(ours, theirs, lambda run: run.cpu_ms_per_frame), 3),
     }
 
 
-def _medians(runs: list[PipelineRun]) -> dict[str, Any]:
-    return {
-        "framesPerSecond": round(_median(runs, "frames_per_s"), 3),
-        "framesPerSecondAll": [round(run.frames_per_s, 2) for run in runs],
-        "rounds": [_round(run) for run in runs],
-        "cpuMsPerFrame": round(_median(runs, "cpu_ms_per_frame"), 3),
-        "latencyMs": _median_by_key([run.latency_ms for run in runs]),
-        "ageMs": _median_by_key([run.age_ms for run in runs]),
-        "goodputPerSecond": round(_median(runs, "goodput_per_s"), 3),
-        "stagesMs": _median_by_key([run.stages_ms for run in runs]),
-        "dropped": sum_dropped(runs),
-        "rssMiB": round(max(run.rss_mib for run in runs), 1),
-        "detectionsPerFrame": round(_median(runs, "detections_per_frame"), 3),
-        "fairness": round(_median(runs, "fairness"), 4),
+def _summarize_rounds(runs: Sequence[PipelineRun]) -> dict[str, Any]:
+    """The medians of the rounds, the sums of dropped frames, and the figures of each round."""
+    rounds = [_medians([run.dump()]) for run in runs]
+    dropped = sum((Counter(run.dropped) for run in runs), Counter[str]())
+    return _medians(rounds) | {
+        "framesPerSecondAll": [figures["framesPerSecond"] for figures in rounds],
+        "rssMiB": max(figures["rssMiB"] for figures in rounds),
+        "dropped": dict(dropped),
+        "rounds": rounds,
     }
 
 
-def _round(run: PipelineRun) -> dict[str, Any]:
+def _medians(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The median of every figure of equal documents."""
     return {
-        "framesPerSecond": round(run.frames_per_s, 3),
-        "cpuMsPerFrame": round(run.cpu_ms_per_frame, 3),
-        "latencyMs": {key: round(value, 3) for key, value in run.latency_ms.items()},
-        "ageMs": {key: round(value, 3) for key, value in run.age_ms.items()},
+        key: _medians([document[key] for document in documents])
+        if isinstance(value, Mapping)
+        else round(statistics.median(document[key] for document in documents), 4)
+        for key, value in documents[0].items()
+        if key != "dropped"
     }
-
-
-def _median_by_key(figures: list[Mapping[str, float]]) -> dict[str, float]:
-    return {key: round(statistics.median(f[key] for f in figures), 3) for key in figures[0]}
-
-
-def _median(runs: list[PipelineRun], name: str) -> float:
-    return float(statistics.median(getattr(run, name) for run in runs))
 
 
 # --- text ---------------------------------------------------------------------------------------------------

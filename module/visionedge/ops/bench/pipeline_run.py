@@ -1,27 +1,27 @@
 """One measured run of `bench pipeline`: real cameras, batcher, engine and lanes, and what the run costs.
 
-`open_engine_setup` opens the engine in its own process, as the module does. `run_pipeline` runs a load on it
-for some seconds and returns the figures.
+`open_engine_process` opens the engine in its own process, as the module does. `run_pipeline` runs a load on
+it for some seconds and returns the figures.
 """
 
 import logging
 import os
 import re
-import resource
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
 from visionedge.camera.camera import Camera, CameraDependencies, FrameSink
 from visionedge.camera.sources.base import DecodedPicture, FrameSource, SourceLimits, WholePicture
-from visionedge.camera.sources.open import LoopedSource, open_source
+from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import CameraUri
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.batcher import Batcher
@@ -33,7 +33,9 @@ from visionedge.errors import ConfigError, SourceError, VisionedgeError
 from visionedge.frames.types import Frame, FrameResult, Picture
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
+from visionedge.ops.bench.machine import TICK_S
 from visionedge.runtime.threads import ThreadGroup
+from visionedge.web.documents import JsonDocument
 
 _SYNTHETIC = re.compile(r"synthetic:(\d{2,5})x(\d{2,5})@(\d+(?:\.\d+)?)")
 _SYNTHETIC_PICTURES = 8
@@ -49,7 +51,7 @@ class StampedFrame(Frame):
 
 
 class VirtualCamera:
-    """One camera of a load: wraps the source that it plays, and is the sink of its frames.
+    """One camera of a load: the source that its `Camera` reads, and the sink of its frames.
 
     With `scheduled` a picture is held back until its media time; else pictures come as the source gives them
     and are only stamped. The camera's thread calls everything but `interrupt`.
@@ -63,30 +65,32 @@ class VirtualCamera:
         clock: Callable[[], int] = time.monotonic_ns,
         wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
     ) -> None:
-        self.scheduled = scheduled
+        self._scheduled = scheduled
         self._sink = sink
         self._clock = clock
         self._wait = wait
+        self._stop = threading.Event()
         self._start_ns: int | None = None
         self._read_ns = 0
         self._fill_from_ns = 0
         self._due_ns: int | None = None
+        self.count_gated = sink.count_gated
+        self.wait_taken = sink.wait_taken
 
     def wrap_source(self, source: FrameSource) -> FrameSource:
-        """The source, with the schedule of this camera."""
-        return _ScheduledSource(self, source)
+        """The source, with the schedule of this camera; a camera has one source at a time."""
+        self._source = source
+        self.live, self.decoder = source.live or self._scheduled, source.decoder
+        self.set_wanted_rate, self.close = source.set_wanted_rate, source.close
+        return self
 
-    # --- between the source and the camera ------------------------------------------------------------------
-
-    def read_when_due(
-        self, read: Callable[[], DecodedPicture | None], stop: threading.Event
-    ) -> DecodedPicture | None:
-        """Read the next picture and hold it back until it is due; None when the source ended or stopped."""
+    def read(self) -> DecodedPicture | None:
+        """See `FrameSource.read`: hold the picture back until it is due."""
         began_ns = self._clock()
-        decoded = read()
+        decoded = self._source.read()
         self._fill_from_ns = self._clock()
         self._read_ns = self._fill_from_ns - began_ns
-        if decoded is None or not self.scheduled or decoded.position_s is None:
+        if decoded is None or not self._scheduled or decoded.position_s is None:
             self._due_ns = None
             return decoded
         if self._start_ns is None:
@@ -96,56 +100,23 @@ class VirtualCamera:
         # The picture is decoded already, but a camera would have sent it at `due` and decoding would follow.
         early_ns = self._due_ns + self._read_ns - self._clock()
         if early_ns > 0:
-            self._wait(stop, early_ns / 1e9)
+            self._wait(self._stop, early_ns / 1e9)
         self._fill_from_ns = self._clock()
-        return None if stop.is_set() else decoded
-
-    # --- between the camera and the batcher -----------------------------------------------------------------
-
-    def put(self, frame: Frame) -> None:
-        """See `FrameSink.put`."""
-        now_ns = self._clock()
-        values = {each.name: getattr(frame, each.name) for each in fields(Frame)}
-        if self._due_ns is not None:
-            values["captured_ns"] = self._due_ns
-        decode_ns = self._read_ns + now_ns - self._fill_from_ns
-        self._sink.put(StampedFrame(**values, decode_ns=decode_ns, put_ns=now_ns))
-
-    def count_gated(self, camera: str) -> None:
-        """See `FrameSink.gate`."""
-        self._sink.count_gated(camera)
-
-    def wait_taken(self, camera: str, timeout_s: float) -> bool:
-        """See `FrameSink.wait_taken`."""
-        return self._sink.wait_taken(camera, timeout_s)
-
-
-class _ScheduledSource:
-    """A source that holds each picture back until the camera's schedule releases it."""
-
-    def __init__(self, camera: VirtualCamera, source: FrameSource) -> None:
-        self._camera = camera
-        self._source = source
-        self._stop = threading.Event()
-        self.live = source.live or camera.scheduled
-        self.decoder = source.decoder
-
-    def read(self) -> DecodedPicture | None:
-        """See `FrameSource.read`."""
-        return self._camera.read_when_due(self._source.read, self._stop)
-
-    def set_wanted_rate(self, pictures_per_s: float | None) -> None:
-        """See `FrameSource.set_wanted_rate`."""
-        self._source.set_wanted_rate(pictures_per_s)
+        return None if self._stop.is_set() else decoded
 
     def interrupt(self) -> None:
         """See `FrameSource.interrupt`."""
         self._stop.set()
         self._source.interrupt()
 
-    def close(self) -> None:
-        """See `FrameSource.close`."""
-        self._source.close()
+    def put(self, frame: Frame) -> None:
+        """See `FrameSink.put`: stamp the frame."""
+        now_ns = self._clock()
+        values = {each.name: getattr(frame, each.name) for each in fields(Frame)}
+        if self._due_ns is not None:
+            values["captured_ns"] = self._due_ns
+        decode_ns = self._read_ns + now_ns - self._fill_from_ns
+        self._sink.put(StampedFrame(**values, decode_ns=decode_ns, put_ns=now_ns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +148,9 @@ class SyntheticSource:
     live = False
     decoder = "synthetic"
 
-    def __init__(self, spec: SyntheticSpec, pictures: list[Picture] | None = None) -> None:
+    def __init__(self, spec: SyntheticSpec, pictures: Sequence[Picture]) -> None:
         self._spec = spec
-        self._pictures = pictures or make_synthetic_pictures(spec)
+        self._pictures = pictures
         self._count = 0
         self._ended = False
 
@@ -204,24 +175,19 @@ class SyntheticSource:
 
 
 def make_synthetic_pictures(spec: SyntheticSpec) -> list[Picture]:
-    """The pictures of a synthetic camera; all cameras of a load may share them."""
-    return list(_pictures(spec))
-
-
-def _pictures(spec: SyntheticSpec) -> Iterator[Picture]:
+    """The pictures of a synthetic camera; all cameras of a load share them."""
     noise = np.random.default_rng(1).integers(0, 64, (spec.height_px, spec.width_px, 3), np.uint8)
     step_px = max(1, spec.width_px // _SYNTHETIC_PICTURES)
-    for number in range(_SYNTHETIC_PICTURES):
-        picture = noise.copy()
+    pictures = [noise.copy() for _ in range(_SYNTHETIC_PICTURES)]
+    for number, picture in enumerate(pictures):
         picture[:, number * step_px : (number + 1) * step_px] = 230
-        yield picture
+    return pictures
 
 
 STAGES = ("late", "decode", "wait", "infer", "deliver")
 _QUANTILES = (50, 95, 99)
 _WARM_UP_S = 1.0
 _STOP_S = 5.0
-_PROGRESS_INTERVAL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,56 +211,40 @@ class PipelineLoad:
     data: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSetup:
-    """An open engine in its own process, and the shared memory of its frames."""
-
-    engine: EngineClient
-    frame_pool: SharedFramePool
-
-    def close(self) -> None:
-        """Close both."""
-        self.engine.close()
-        self.frame_pool.close()
-
-
-def open_engine_setup(load: PipelineLoad, model: Model) -> EngineSetup:
-    """Open an engine for a load.
+@contextmanager
+def open_engine_process(load: PipelineLoad, model: Model) -> Iterator[tuple[EngineClient, SharedFramePool]]:
+    """An open engine in its own process, and the shared memory of its frames; both are closed afterwards.
 
     Raises:
         ModelError, DeviceError: the engine cannot be opened.
     """
     frame_pool = SharedFramePool(model.input, compute_block_count(load.cameras))
-    engine = EngineClient(model, load.inference, frame_pool, data=load.data)
-    try:
+    with (
+        closing(frame_pool),
+        closing(EngineClient(model, load.inference, frame_pool, data=load.data)) as engine,
+    ):
         engine.open()
-    except BaseException:
-        frame_pool.close()
-        raise
-    return EngineSetup(engine, frame_pool)
+        yield engine, frame_pool
 
 
 def run_pipeline(
-    load: PipelineLoad, setup: EngineSetup, selection: Selection, progress: Callable[[str], None]
+    load: PipelineLoad, engine: EngineClient, frame_pool: SharedFramePool, selection: Selection
 ) -> "PipelineRun":
-    """Run the load for its seconds, after 1 s of warm-up; `progress` gets a line every 2 s.
+    """Run the load for its seconds, after 1 s of warm-up.
 
     Raises:
         SourceError: no frame came through.
         VisionedgeError: a thread failed, or did not end.
     """
-    recorder = ResultRecorder()
-    with _quiet_cameras(), _run_cameras(load, setup, selection, recorder) as (batcher, failed):
+    rows: list[ResultRecord] = []
+    with _quiet_cameras(), _run_cameras(load, engine, frame_pool, selection, rows) as (batcher, failed):
         failed.wait(_WARM_UP_S)
-        recorder.take()
-        before, cpu, began_s = _dropped(batcher), cpu_s(setup.engine), time.monotonic()
-        while not failed.is_set() and (left_s := began_s + load.seconds - time.monotonic()) > 0:
-            failed.wait(min(left_s, _PROGRESS_INTERVAL_S))
-            if left_s > _PROGRESS_INTERVAL_S:
-                progress(recorder.progress_line(time.monotonic() - began_s, load.seconds))
-        rows, took_s, cpu = recorder.take(), time.monotonic() - began_s, cpu_s(setup.engine) - cpu
-        dropped, rss = _dropped(batcher) - before, rss_mib(setup.engine)
-    return summarize_run(rows, RunCost(took_s, cpu, dropped, rss), load.slo_ms, load.cameras)
+        rows.clear()
+        before, used_s, began_s = _dropped(batcher), cpu_s(engine), time.monotonic()
+        failed.wait(load.seconds)
+        in_time, took_s, used_s = rows.copy(), time.monotonic() - began_s, cpu_s(engine) - used_s
+        cost = RunCost(took_s, used_s, _dropped(batcher) - before, rss_mib(engine))
+    return summarize_run(in_time, cost, load.slo_ms, load.cameras)
 
 
 # --- results and figures ------------------------------------------------------------------------------------
@@ -330,9 +280,8 @@ class RunCost:
     rss_mib: float
 
 
-@dataclass(frozen=True, slots=True)
-class PipelineRun:
-    """The figures of one run.
+class PipelineRun(JsonDocument):
+    """The figures of one run, and their medians over several runs.
 
     Latency is from capture to result, in ms. Age is the age of a camera's newest result when the next one
     replaces it, in ms: it grows with latency and with every dropped frame. Goodput is the number of frames
@@ -340,45 +289,16 @@ class PipelineRun:
     all are equal, 1/n if one camera has all of them.
     """
 
-    frames_per_s: float
-    goodput_per_s: float
+    frames_per_second: float
     cpu_ms_per_frame: float
-    latency_ms: Mapping[str, float]
-    age_ms: Mapping[str, float]
-    stages_ms: Mapping[str, float]
-    dropped: Mapping[str, int]
+    latency_ms: dict[str, float]
+    age_ms: dict[str, float]
+    goodput_per_second: float
+    stages_ms: dict[str, float]
+    dropped: dict[str, int]
+    rss_mib: float = Field(alias="rssMiB")
     detections_per_frame: float
-    rss_mib: float
     fairness: float
-
-
-class ResultRecorder:
-    """Collects results: the lanes call `deliver`, the benchmark calls `take`."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._rows: list[ResultRecord] = []
-
-    def deliver(self, result: FrameResult) -> None:
-        """Record a result with the present time."""
-        row = make_record(result, time.monotonic_ns())
-        with self._lock:
-            self._rows.append(row)
-
-    def take(self) -> list[ResultRecord]:
-        """The results since the last call."""
-        with self._lock:
-            rows, self._rows = self._rows, []
-        return rows
-
-    def progress_line(self, elapsed_s: float, seconds: float) -> str:
-        """Frames per second and latency so far, in one line."""
-        with self._lock:
-            rows = list(self._rows)
-        p99_ms = np.percentile([row.total_ns for row in rows], 99) / 1e6 if rows else float("nan")
-        return (
-            f"  {elapsed_s:.0f} of {seconds:g} s: {len(rows) / elapsed_s:.1f} frames/s, p99 {p99_ms:.0f} ms"
-        )
 
 
 def make_record(result: FrameResult, now_ns: int) -> ResultRecord:
@@ -415,15 +335,15 @@ def summarize_run(
     total_ms = np.array([row.total_ns for row in rows]) / 1e6
     stages = {name: [getattr(row, f"{name}_ns") for row in rows] for name in STAGES}
     return PipelineRun(
-        frames_per_s=len(rows) / cost.took_s,
-        goodput_per_s=float((total_ms <= slo_ms).sum()) / cost.took_s,
+        frames_per_second=len(rows) / cost.took_s,
         cpu_ms_per_frame=cost.cpu_s * 1000 / len(rows),
         latency_ms=_percentiles(total_ms),
         age_ms=_percentiles(np.array(compute_ages_ns(rows) or [0]) / 1e6),
+        goodput_per_second=float((total_ms <= slo_ms).sum()) / cost.took_s,
         stages_ms={name: float(np.median(each)) / 1e6 for name, each in stages.items()},
         dropped={reason: count for reason, count in sorted(cost.dropped.items()) if count},
+        rssMiB=cost.rss_mib,
         detections_per_frame=float(np.mean([row.found for row in rows])),
-        rss_mib=cost.rss_mib,
         fairness=fairness(list(Counter(row.camera for row in rows).values()), cameras),
     )
 
@@ -449,30 +369,50 @@ def _percentiles(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> dict
     return {f"p{q}": float(np.percentile(values, q)) for q in _QUANTILES}
 
 
-def sum_dropped(runs: Sequence[PipelineRun]) -> dict[str, int]:
-    """The dropped frames of all runs, by reason."""
-    return dict(sum((Counter(run.dropped) for run in runs), Counter()))
-
-
 # --- cameras and threads ------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _run_cameras(
-    load: PipelineLoad, setup: EngineSetup, selection: Selection, recorder: ResultRecorder
+    load: PipelineLoad,
+    engine: EngineClient,
+    frame_pool: SharedFramePool,
+    selection: Selection,
+    rows: list[ResultRecord],
 ) -> Iterator[tuple[Batcher, threading.Event]]:
-    """Running cameras, batcher and lanes, and an event that is set when a thread fails; ends all of them."""
-    failed, engine = threading.Event(), setup.engine
+    """Running cameras, batcher and lanes, and an event that is set when a thread fails; ends all of them.
+
+    The lanes append their results to `rows`.
+    """
+    failed = threading.Event()
     thread_group = ThreadGroup(lambda _name, _error: failed.set())
     batcher = Batcher(engine.info().plan.max_batch, int(load.inference.max_age_seconds * 1e9))
     synthetic = SyntheticSpec.parse(load.source)
-    pictures = make_synthetic_pictures(synthetic) if synthetic else None
+    pictures = make_synthetic_pictures(synthetic) if synthetic else []
 
-    def opener(uri: CameraUri, limits: SourceLimits) -> FrameSource:
-        return SyntheticSource(synthetic, pictures) if synthetic else _open_looped(uri, limits)
+    def make_camera(number: int) -> Camera:
+        virtual = VirtualCamera(batcher, scheduled=load.fps is not None)
 
-    cameras = [_camera(load, number, setup, batcher, opener) for number in range(load.cameras)]
-    lane_pool = LanePool(batcher, thread_group, recorder.deliver)
+        def opener(uri: CameraUri, limits: SourceLimits) -> FrameSource:
+            if synthetic is not None:
+                return virtual.wrap_source(SyntheticSource(synthetic, pictures))
+            return virtual.wrap_source(open_source(uri, replace(limits, loop=True)))
+
+        return Camera(
+            f"bench-{number}",
+            "demo:" if synthetic else load.source,
+            engine.info().model.input,
+            virtual,
+            fps=load.fps,
+            paced=load.fps is not None,
+            allocate=frame_pool.allocate,
+            dependencies=CameraDependencies(opener=opener),
+        )
+
+    cameras = [make_camera(number) for number in range(load.cameras)]
+    lane_pool = LanePool(
+        batcher, thread_group, lambda result: rows.append(make_record(result, time.monotonic_ns()))
+    )
     lane_pool.swap_engine(engine, selection)
     for camera in cameras:
         batcher.open(camera.name)
@@ -504,35 +444,6 @@ def _quiet_cameras() -> Iterator[None]:
         cameras.setLevel(before)
 
 
-def _camera(
-    load: PipelineLoad,
-    number: int,
-    setup: EngineSetup,
-    batcher: Batcher,
-    opener: Callable[[CameraUri, SourceLimits], FrameSource],
-) -> Camera:
-    """One camera of the load."""
-    virtual = VirtualCamera(batcher, scheduled=load.fps is not None)
-    return Camera(
-        f"bench-{number}",
-        load.source if SyntheticSpec.parse(load.source) is None else "demo:",
-        setup.engine.info().model.input,
-        virtual,
-        fps=load.fps,
-        paced=load.fps is not None,
-        allocate=setup.frame_pool.allocate,
-        dependencies=CameraDependencies(opener=lambda uri, limits: virtual.wrap_source(opener(uri, limits))),
-    )
-
-
-def _open_looped(uri: CameraUri, limits: SourceLimits) -> FrameSource:
-    source = open_source(uri, limits)
-    if source.live:
-        return source
-    source.close()
-    return LoopedSource(lambda: open_source(uri, limits))
-
-
 def _dropped(batcher: Batcher) -> Counter[str]:
     total: Counter[str] = Counter()
     for camera in batcher.statistics().cameras.values():
@@ -545,20 +456,21 @@ def _dropped(batcher: Batcher) -> Counter[str]:
 
 def cpu_s(engine: Engine | None = None) -> float:
     """The processor time of this process and of the engine's process so far."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    child = engine.info().process if engine else None
-    return used.ru_utime + used.ru_stime + (_child_s(child.pid) if child and child.pid else 0.0)
-
-
-def _child_s(pid: int) -> float:
-    """User and system time of a process, from /proc."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    used_s = time.process_time()
+    for pid in _child(engine):
+        columns = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        used_s += (int(columns[11]) + int(columns[12])) * TICK_S
+    return used_s
 
 
 def rss_mib(engine: Engine | None = None) -> float:
     """The resident memory of this process and of the engine's process."""
-    child = engine.info().process if engine else None
-    pids = [os.getpid(), *([child.pid] if child and child.pid else [])]
-    pages = sum(int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) for pid in pids)
+    files = [Path(f"/proc/{pid}/statm") for pid in ("self", *_child(engine))]
+    pages = sum(int(file.read_text(encoding="ascii").split()[1]) for file in files)
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _child(engine: Engine | None) -> list[int]:
+    """The number of the engine's process, if it has one."""
+    process = engine.info().process if engine else None
+    return [process.pid] if process and process.pid else []

@@ -6,8 +6,6 @@ the configuration and the environment are masked wherever they occur.
 
 import json
 import re
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,10 +17,10 @@ from visionedge.config.schema import Config
 from visionedge.errors import VisionedgeError
 from visionedge.ops.doctor.host import Host
 from visionedge.ops.doctor.report import DoctorReport
+from visionedge.ops.module_client import fetch
 from visionedge.runtime.redaction import KnownSecrets, find_secrets, redact
 
 _TIMEOUT_S = 3.0
-_MAX_BYTES = 8 * 2**20
 _MODULE_FILES = {
     "module/status.json": "/api/v1/status",
     "module/cameras.json": "/api/v1/cameras",
@@ -127,28 +125,15 @@ def _module(config: Config) -> dict[str, str]:
     """The state of the module that runs at the configured address, if any."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.http.host, config.http.host)  # noqa: S104 - read, not bound
     base = f"http://{f'[{host}]' if ':' in host else host}:{config.http.port}"
-    headers = {"Authorization": f"Bearer {config.http.token}"} if config.http.token else {}
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     texts: dict[str, str] = {}
-    for name, page in _MODULE_FILES.items():
-        request = urllib.request.Request(base + page, headers=headers)  # noqa: S310 - always http
+    for name, path in _MODULE_FILES.items():
         try:
-            texts[name] = _body(opener, request)
-        except OSError as error:
-            reason = getattr(error, "reason", None) or error
-            return {**texts, "module/missing.txt": f"{base}{page}: {reason}\n"}
+            code, body = fetch(base, path, config.http.token, timeout_s=_TIMEOUT_S)
+        except VisionedgeError as error:
+            return {**texts, "module/missing.txt": f"{base}{path}: {error}\n"}
+        # 503 is an answer of /readyz with reasons.
+        texts[name] = body.decode(errors="replace") if code in (200, 503) else f"HTTP status {code}\n"
     return texts
-
-
-def _body(opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> str:
-    try:
-        with opener.open(request, timeout=_TIMEOUT_S) as answer:
-            data = answer.read(_MAX_BYTES)
-    except urllib.error.HTTPError as error:
-        if error.code != 503:  # the body has the reasons of /readyz
-            raise
-        data = error.read(_MAX_BYTES)
-    return str(data.decode(errors="replace"))
 
 
 def _format_json(document: object) -> str:

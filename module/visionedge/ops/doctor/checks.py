@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from visionedge.ops.doctor.facts import HostFacts
-from visionedge.web.documents import FindingDocument, RemedyDocument
+from visionedge.web.documents import RemedyDocument
 
 
 class CheckState(StrEnum):
@@ -18,24 +18,13 @@ class CheckState(StrEnum):
     SKIPPED = "skipped"
 
 
-@dataclass(frozen=True, slots=True)
-class Remedy:
-    """A sentence, and the lines to type or to put into a file."""
-
-    instruction: str
-    lines: tuple[str, ...] = ()
-
-    def document(self) -> RemedyDocument:
-        """As JSON."""
-        return RemedyDocument(instruction=self.instruction, lines=list(self.lines))
-
-
+Remedy = RemedyDocument
 Remedies = tuple[Remedy, ...]
 
 
-def one_remedy(instruction: str, *lines: str) -> Remedies:
-    """A single remedy."""
-    return (Remedy(instruction, lines),)
+def remedy(instruction: str, *lines: str) -> Remedies:
+    """A single remedy: a sentence, and the lines to type or to put into a file."""
+    return (Remedy(instruction=instruction, lines=list(lines)),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,32 +37,22 @@ class CheckResult:
     name: str = ""
     title: str = ""
 
-    def document(self) -> FindingDocument:
-        """As JSON."""
-        return FindingDocument(
-            name=self.name,
-            title=self.title,
-            state=self.state.value,
-            found=self.found,
-            remedies=[remedy.document() for remedy in self.remedies],
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A named check. `judge` returns a result without a name, or None if the check does not apply.
+    """A named check. `evaluate` returns a result without a name, or None if the check does not apply.
 
     `independent`: it is run even after an earlier check of the chain failed.
     """
 
     name: str
     title: str
-    judge: Callable[[HostFacts], CheckResult | None]
+    evaluate: Callable[[HostFacts], CheckResult | None]
     independent: bool = False
 
     def run(self, facts: HostFacts) -> CheckResult | None:
         """The result with the name of this check."""
-        result = self.judge(facts)
+        result = self.evaluate(facts)
         return None if result is None else replace(result, name=self.name, title=self.title)
 
 

@@ -6,54 +6,42 @@ the same editions of Windows 10 and 11, but not on Server.
 """
 
 import re
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import Field
+
 from visionedge.errors import ConfigError
-from visionedge.ops.doctor.checks import Remedy, one_remedy
+from visionedge.ops.doctor.checks import Remedies, remedy
 from visionedge.ops.doctor.remedies import DISABLE_REQUIRE_ENV, MIN_CORES, MIN_MEMORY_MIB
 from visionedge.ops.doctor.wheel import MIN_WINDOWS_DRIVER
 from visionedge.ops.manifest.gpu_options import GPU_OPTIONS, to_compact_json
+from visionedge.web.documents import JsonDocument
 
-Document = dict[str, Any]
 GpuFamily = Literal["datacenter", "graphics", "maxwell", "intel", "unknown"]
 PassthroughType = Literal["DirectDeviceAssignment", "ParaVirtualization", "none"]
 
-SCHEMA = "visionedge/doctor-plan/1"
 EDITIONS = ("pro", "enterprise", "iot-enterprise", "server", "home")
 DATA_DISK_GB = 20
 
 _MIN_WINDOWS_10 = (19044, 1620)
+_MIN_BUILD = ".".join(map(str, _MIN_WINDOWS_10))
 _WINDOWS_11 = 22000
 _SERVERS = {17763: "Windows Server 2019", 20348: "Windows Server 2022"}
 # Characters with a meaning in PowerShell.
 _UNSAFE_GPU_NAME = re.compile(r"[\"'`$;\x00-\x1f]")
 
 
-@dataclass(frozen=True, slots=True)
-class EflowPlan:
+class EflowPlan(JsonDocument):
     """Whether GPU passthrough is supported, which one, why, and what to type on Windows."""
 
+    schema_: Literal["visionedge/doctor-plan/1"] = Field(alias="schema")
     windows: str
     gpu: str
     supported: bool
     cuda: bool
     passthrough: PassthroughType
     why: str
-    steps: tuple[Remedy, ...]
-
-    def document(self) -> Document:
-        """As JSON."""
-        return {
-            "schema": SCHEMA,
-            "windows": self.windows,
-            "gpu": self.gpu,
-            "supported": self.supported,
-            "cuda": self.cuda,
-            "passthrough": self.passthrough,
-            "why": self.why,
-            "steps": [step.document().dump() for step in self.steps],
-        }
+    steps: Remedies
 
     def to_text(self) -> str:
         """As text."""
@@ -70,37 +58,36 @@ def make_eflow_plan(build: str | None, edition: str | None, gpu: str | None) -> 
     Raises:
         ConfigError: one of them is missing or not valid.
     """
-    _check(build, edition, gpu)
-    number, revision = _build(build)
-    edition = _edition(edition)
-    gpu = _gpu(gpu)
-    windows, windows_fault = _windows(number, revision, edition)
-    family = classify_gpu(gpu)
-    passthrough_type, gpu_fault = _choose_passthrough(family, edition)
-    fault = windows_fault or gpu_fault
-    if fault:
-        return EflowPlan(windows, gpu, False, False, "none", fault, one_remedy(*_deploy_without_gpu(gpu)))
-    why = _explain(family, passthrough_type)
-    steps = _steps(family, passthrough_type, gpu, is_windows_10=number < 20000)
-    if number == _MIN_WINDOWS_10[0] and revision is None:
-        least = ".".join(map(str, _MIN_WINDOWS_10))
-        steps = (
-            *one_remedy(f"check in winver that the build is {least} or newer, else update Windows"),
-            *steps,
-        )
-    return EflowPlan(windows, gpu, True, family != "intel", passthrough_type, why, steps)
-
-
-def _check(build: str | None, edition: str | None, gpu: str | None) -> None:
-    """Raise one error with all problems."""
     problems: list[str] = []
+    values: list[Any] = []
     for read, text in ((_build, build), (_edition, edition), (_gpu, gpu)):
         try:
-            read(text)
+            values.append(read(text))
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
+    (number, revision), edition, gpu = values
+    windows, fault = _windows(number, revision, edition)
+    family = classify_gpu(gpu)
+    passthrough, gpu_fault = _choose_passthrough(family, edition)
+    fault = fault or gpu_fault
+    if fault:
+        passthrough = "none"
+        line = f"Deploy-Eflow -cpuCount {MIN_CORES} -memoryInMB 4096 -vmDataSize {DATA_DISK_GB}"
+        steps = remedy(f"deploy without {gpu}; visionedge computes on the CPU", line)
+    else:
+        steps = _steps(family, passthrough, gpu, number, revision)
+    return EflowPlan(
+        schema="visionedge/doctor-plan/1",
+        windows=windows,
+        gpu=gpu,
+        supported=not fault,
+        cuda=not fault and family != "intel",
+        passthrough=passthrough,
+        why=fault or _explain(family, passthrough),
+        steps=steps,
+    )
 
 
 def classify_gpu(gpu: str) -> GpuFamily:
@@ -156,9 +143,8 @@ def _windows(number: int, revision: int | None, edition: str) -> tuple[str, str]
         return windows, "EFLOW needs Pro, Enterprise, IoT Enterprise or Server"
     if number in _SERVERS and number > _MIN_WINDOWS_10[0]:
         return windows, f"build {number} is {_SERVERS[number]}, not Windows 10"
-    least = ".".join(map(str, _MIN_WINDOWS_10))
     if (number, _MIN_WINDOWS_10[1] if revision is None else revision) < _MIN_WINDOWS_10:
-        return windows, f"GPU passthrough needs build {least} or newer: update Windows"
+        return windows, f"GPU passthrough needs build {_MIN_BUILD} or newer: update Windows"
     return windows, ""
 
 
@@ -179,49 +165,41 @@ def _choose_passthrough(family: GpuFamily, edition: str) -> tuple[PassthroughTyp
             )
 
 
-def _explain(family: GpuFamily, passthrough_type: PassthroughType) -> str:
+def _explain(family: GpuFamily, passthrough: PassthroughType) -> str:
     if family == "intel":
         return "GPU-PV is supported, but an Intel GPU is not a CUDA device: visionedge computes on the CPU"
-    if passthrough_type == "DirectDeviceAssignment":
+    if passthrough == "DirectDeviceAssignment":
         return "DDA: the VM owns the GPU and uses its own Linux driver; Windows cannot use the GPU"
     return "GPU-PV: Windows and the VM share the GPU and the NVIDIA driver of Windows"
 
 
-def _deploy_without_gpu(gpu: str) -> tuple[str, str]:
-    instruction = f"deploy without {gpu}; visionedge computes on the CPU"
-    return instruction, f"Deploy-Eflow -cpuCount {MIN_CORES} -memoryInMB 4096 -vmDataSize {DATA_DISK_GB}"
-
-
 def _steps(
-    family: GpuFamily, passthrough_type: PassthroughType, gpu: str, *, is_windows_10: bool
-) -> tuple[Remedy, ...]:
+    family: GpuFamily, passthrough: PassthroughType, gpu: str, number: int, revision: int | None
+) -> Remedies:
     line = (
         f"Deploy-Eflow -cpuCount {MIN_CORES} -memoryInMB {MIN_MEMORY_MIB} -vmDataSize {DATA_DISK_GB}"
-        f' -gpuPassthroughType {passthrough_type} -gpuCount 1 -gpuName "{gpu}"'
+        f' -gpuPassthroughType {passthrough} -gpuCount 1 -gpuName "{gpu}"'
     )
-    deploy = one_remedy("in an elevated PowerShell (EFLOW inside a VM cannot use a GPU)", line)
+    steps: Remedies = ()
+    if number == _MIN_WINDOWS_10[0] and revision is None:
+        steps += remedy(f"check in winver that the build is {_MIN_BUILD} or newer, else update Windows")
+    if passthrough == "DirectDeviceAssignment":
+        steps += remedy("all cumulative updates of Windows must be installed")
+        steps += remedy("on Windows, install NVIDIA's device mitigation driver for a T4 (recommended)")
+    elif family != "intel":
+        least = MIN_WINDOWS_DRIVER[12]
+        steps += remedy(
+            f"on Windows, install NVIDIA's driver {least} or newer (CUDA 12); install none in the VM"
+        )
+        if number < _WINDOWS_11:
+            steps += remedy("Windows 10 also needs the libraries of WSL", "wsl --install")
+    steps += remedy("in an elevated PowerShell (EFLOW inside a VM cannot use a GPU)", line)
     if family == "intel":
-        return deploy
-    before = _before(passthrough_type, is_windows_10=is_windows_10)
-    options = one_remedy("the module's createOptions", to_compact_json(GPU_OPTIONS))
-    if passthrough_type == "ParaVirtualization":
-        options += one_remedy("and its env, for images that set NVIDIA_REQUIRE_CUDA", DISABLE_REQUIRE_ENV)
-    check = one_remedy(
+        return steps
+    steps += remedy("the module's createOptions", to_compact_json(GPU_OPTIONS))
+    if passthrough == "ParaVirtualization":
+        steps += remedy("and its env, for images that set NVIDIA_REQUIRE_CUDA", DISABLE_REQUIRE_ENV)
+    return steps + remedy(
         "then check the GPU from inside the module",
         'Invoke-EflowVmCommand "sudo docker exec vision visionedge doctor"',
     )
-    return (*before, *deploy, *options, *check)
-
-
-def _before(passthrough_type: PassthroughType, *, is_windows_10: bool) -> tuple[Remedy, ...]:
-    if passthrough_type == "DirectDeviceAssignment":
-        mitigation = one_remedy(
-            "on Windows, install NVIDIA's device mitigation driver for a T4 (recommended)"
-        )
-        return (*one_remedy("all cumulative updates of Windows must be installed"), *mitigation)
-    least = MIN_WINDOWS_DRIVER[12]
-    driver = one_remedy(
-        f"on Windows, install NVIDIA's driver {least} or newer (CUDA 12); install none in the VM"
-    )
-    wsl = one_remedy("Windows 10 also needs the libraries of WSL", "wsl --install") if is_windows_10 else ()
-    return (*driver, *wsl)

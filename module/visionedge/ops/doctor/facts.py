@@ -1,4 +1,4 @@
-"""The facts that the checks judge, gathered at once from a `Host` within the time limits of its probes."""
+"""The facts that the checks evaluate, gathered from a `Host` within the time limits of its probes."""
 
 import os
 import stat
@@ -142,7 +142,7 @@ def gather_facts(request: DoctorRequest, host: Host) -> HostFacts:
         environ=host.environ,
         cores=host.cores,
         uid=host.uid,
-        memory=_memory(host),
+        memory=read_memory(host),
         space=host.space(request.data),
         writable=_is_writable(host, request.data),
         socket=_check_socket(host),
@@ -264,7 +264,8 @@ def _identity(host: Host) -> Identity | None:
         return None
 
 
-def _memory(host: Host) -> MemorySize:
+def read_memory(host: Host) -> MemorySize:
+    """The main memory of a machine; 0 bytes if it cannot be read."""
     kib = {}
     for line in host.text("/proc/meminfo").splitlines():
         fields = line.split()

@@ -1,6 +1,6 @@
 """The chain of checks from this process to a session on the GPU; each depends on the ones before it.
 
-A check judges the facts and reads nothing itself. docs/gpu.md explains each.
+A check evaluates the facts and reads nothing itself. docs/gpu.md explains each.
 """
 
 from dataclasses import replace
@@ -181,8 +181,8 @@ def _libcuda(facts: HostFacts) -> CheckResult:
     if driver := probed.step("management").get("driver"):
         text += f", driver {driver}"
     if facts.environment.passthrough == "gpu-pv" and path.startswith("/") and "/wsl/" not in path:
-        judge = broken if probed.step("init").get("code") else warning
-        return judge(f"{text}; under GPU-PV libcuda must be that of /usr/lib/wsl", *remedies.FOREIGN_LIBCUDA)
+        state = broken if probed.step("init").get("code") else warning
+        return state(f"{text}; under GPU-PV libcuda must be that of /usr/lib/wsl", *remedies.FOREIGN_LIBCUDA)
     return ok(text)
 
 
@@ -347,8 +347,7 @@ def _placement(facts: HostFacts) -> CheckResult:
         return broken(f"the model cannot be opened on {facts.probed.effective}: {probed['error']}")
     if probed["device"] != facts.probed.effective:
         return broken(
-            f"the model runs on {probed['device']} only",
-            *remedies.session_failed(facts, "provider-refused"),
+            f"the model runs on {probed['device']} only", *remedies.session_failed(facts, "provider-refused")
         )
     nodes, on_cpu = probed["onDevice"], probed["onCpu"]
     if on_cpu:

@@ -5,7 +5,7 @@ deployment manifest, or here.
 """
 
 from visionedge.engine.device.devices import ReasonCode
-from visionedge.ops.doctor.checks import Remedies, Remedy, one_remedy
+from visionedge.ops.doctor.checks import Remedies, remedy
 from visionedge.ops.doctor.facts import HostFacts
 from visionedge.ops.doctor.wheel import MIN_DRIVER, MIN_WINDOWS_DRIVER, format_capability
 from visionedge.ops.manifest.gpu_options import BY_HAND_OPTIONS, GPU_OPTIONS, to_compact_json
@@ -26,12 +26,8 @@ _DOCKER_BY_HAND = (
 )
 _MIB = 2**20
 INSTALL_CUDA_12 = "pip install 'onnxruntime-gpu[cuda,cudnn]==1.26.0'"
-PARTIAL_IDENTITY = one_remedy(
-    "let IoT Edge start this container, or unset its variables to run without IoT Edge"
-)
-FOREIGN_LIBCUDA = one_remedy(
-    "remove it from the image or the VM: GPU-PV uses the libcuda of the Windows driver"
-)
+PARTIAL_IDENTITY = remedy("let IoT Edge start this container, or unset its variables to run without IoT Edge")
+FOREIGN_LIBCUDA = remedy("remove it from the image or the VM: GPU-PV uses the libcuda of the Windows driver")
 
 _IMAGE = "make image VARIANT=gpu"
 _PACKAGES = {
@@ -68,37 +64,23 @@ def gpu_not_exposed(facts: HostFacts) -> Remedies:
     """The host has a GPU that is not passed to this container."""
     environment = facts.environment
     if facts.environ.get("NVIDIA_VISIBLE_DEVICES", "all").lower() in ("", "none", "void"):
-        return one_remedy("NVIDIA_VISIBLE_DEVICES hides all GPUs from this container: set it to all")
-    by_windows = (
-        environment.host_gpu == "dxg" or environment.passthrough == "gpu-pv" or environment.kernel == "wsl"
-    )
-    if not by_windows:
+        return remedy("NVIDIA_VISIBLE_DEVICES hides all GPUs from this container: set it to all")
+    if environment.host_gpu != "dxg" and environment.passthrough != "gpu-pv" and environment.kernel != "wsl":
         return _request_gpu(facts)
-    requests = (
-        (
-            *_request_gpu(facts),
-            *one_remedy(
-                "and this, if the image sets NVIDIA_REQUIRE_CUDA: GPU-PV refuses such images otherwise",
-                DISABLE_REQUIRE_ENV,
-            ),
-        )
-        if environment.module
-        else one_remedy("start the container with the GPU", _DOCKER_NO_REQUIRE)
-    )
-    return (
-        *requests,
-        *one_remedy(
-            "or, without the NVIDIA runtime, pass the GPU-PV device and its libraries explicitly",
-            _manual_gpu_pv(facts),
-        ),
-    )
+    if environment.module:
+        instruction = "and this, if the image sets NVIDIA_REQUIRE_CUDA: GPU-PV refuses such images otherwise"
+        requests = _request_gpu(facts) + remedy(instruction, DISABLE_REQUIRE_ENV)
+    else:
+        requests = remedy("start the container with the GPU", _DOCKER_NO_REQUIRE)
+    instruction = "or, without the NVIDIA runtime, pass the GPU-PV device and its libraries explicitly"
+    return requests + remedy(instruction, _manual_gpu_pv(facts))
 
 
 def _request_gpu(facts: HostFacts, then: str = "") -> Remedies:
     if facts.environment.module:
         instruction = f"{then}add this to the module's createOptions"
-        return one_remedy(instruction, to_compact_json(GPU_OPTIONS))
-    return one_remedy(f"{then}start the container with the GPU", _DOCKER)
+        return remedy(instruction, to_compact_json(GPU_OPTIONS))
+    return remedy(f"{then}start the container with the GPU", _DOCKER)
 
 
 def _manual_gpu_pv(facts: HostFacts) -> str:
@@ -113,18 +95,16 @@ def no_gpu(facts: HostFacts) -> Remedies:
             first = assign_gpu_to_vm(facts)
         case "wsl":
             instruction = "install NVIDIA's driver on Windows (not in Linux), then"
-            first = one_remedy(instruction, "wsl --update", "wsl --shutdown")
+            first = remedy(instruction, "wsl --update", "wsl --shutdown")
         case "hyper-v":
-            first = one_remedy(
+            first = remedy(
                 "assign the GPU to this VM on the Hyper-V host (DDA), then install NVIDIA's driver here"
             )
         case _ if environment.container and not environment.pci_visible:
-            first = one_remedy(
-                "if the host has an NVIDIA GPU (see nvidia-smi there), pass it to this container"
-            )
+            first = remedy("if the host has an NVIDIA GPU (see nvidia-smi there), pass it to this container")
         case _:
             return _required_gpu_missing(facts)
-    return (*first, *(_request_gpu(facts, "then ") if environment.container else ()))
+    return first + (_request_gpu(facts, "then ") if environment.container else ())
 
 
 def _required_gpu_missing(facts: HostFacts) -> Remedies:
@@ -134,7 +114,7 @@ def _required_gpu_missing(facts: HostFacts) -> Remedies:
     instruction = (
         f"if there is no NVIDIA GPU {where}, set device to auto or cpu instead of {facts.request.device}"
     )
-    return one_remedy(f"{instruction}. A GPU must have compute capability {least} or newer")
+    return remedy(f"{instruction}. A GPU must have compute capability {least} or newer")
 
 
 def assign_gpu_to_vm(facts: HostFacts) -> Remedies:
@@ -144,24 +124,21 @@ def assign_gpu_to_vm(facts: HostFacts) -> Remedies:
         for passthrough in ("DirectDeviceAssignment", "ParaVirtualization")
     ]
     return (
-        Remedy("on Windows, in an elevated PowerShell, look up the name of the GPU", (GPU_NAME_COMMAND,)),
-        Remedy(
-            "and assign it to the VM, which stops for this; omitted options are reset. T4, A2:",
-            (line[0],),
-        ),
-        Remedy("GeForce, Quadro, RTX (not on Windows Server):", (line[1],)),
+        *remedy("on Windows, in an elevated PowerShell, look up the name of the GPU", GPU_NAME_COMMAND),
+        *remedy("and assign it to the VM, which stops for this; omitted options are reset. T4, A2:", line[0]),
+        *remedy("GeForce, Quadro, RTX (not on Windows Server):", line[1]),
     )
 
 
 def intel_gpu(facts: HostFacts) -> Remedies:
     """An Intel GPU, which CUDA cannot use."""
     without = "set device to auto or cpu" if facts.gpu_required else "the CPU computes, and nothing is wrong"
-    first = one_remedy(f"CUDA needs an NVIDIA GPU; without one, {without}")
+    first = remedy(f"CUDA needs an NVIDIA GPU; without one, {without}")
     if facts.environment.kernel != "eflow":
         return first
     return (
         *first,
-        *one_remedy("check whether this Windows machine has an NVIDIA GPU too", GPU_NAME_COMMAND),
+        *remedy("check whether this Windows machine has an NVIDIA GPU too", GPU_NAME_COMMAND),
         *assign_gpu_to_vm(facts)[1:],
     )
 
@@ -172,36 +149,34 @@ def missing_device_nodes(facts: HostFacts) -> Remedies:
     if facts.environment.kernel == "eflow":
         instruction = "on Windows: check that the driver in the VM works, and create its device nodes"
         return (
-            *one_remedy(instruction, eflow_vm_command("sudo nvidia-smi"), eflow_vm_command(make)),
-            *one_remedy("if that does not help, restart the VM", *RESTART_VM_COMMANDS),
+            *remedy(instruction, eflow_vm_command("sudo nvidia-smi"), eflow_vm_command(make)),
+            *remedy("if that does not help, restart the VM", *RESTART_VM_COMMANDS),
         )
     if facts.environment.container:
         return (
-            *one_remedy(
-                "on the host, create the device nodes of the driver, then restart this container", make
-            ),
-            *one_remedy("and request the GPU instead of binding device nodes:"),
+            *remedy("on the host, create the device nodes of the driver, then restart this container", make),
+            *remedy("and request the GPU instead of binding device nodes:"),
             *_request_gpu(facts),
         )
-    return one_remedy("create the device nodes of the driver", make)
+    return remedy("create the device nodes of the driver", make)
 
 
 def denied_device_node(facts: HostFacts, error: str) -> Remedies:
     """This user may not open a device node."""
     environment = facts.environment
     if environment.container and error == "EPERM":
-        forbidden = one_remedy(
+        forbidden = remedy(
             "the device rules of the container forbid it: request the GPU instead of binding the node"
         )
-        return (*forbidden, *gpu_not_exposed(facts))
+        return forbidden + gpu_not_exposed(facts)
     if environment.container:
         group = '{"HostConfig":{"GroupAdd":["44"]}}' if environment.module else "docker run --group-add 44 …"
         instruction = (
             "add the group of the device node to this container (replace 44 by its number: ls -ln /dev)"
         )
-        return one_remedy(instruction, group)
+        return remedy(instruction, group)
     instruction = "add this user to the group of the device node (ls -l /dev), then log in again"
-    return one_remedy(instruction, 'sudo usermod -aG video "$USER"')
+    return remedy(instruction, 'sudo usermod -aG video "$USER"')
 
 
 def wsl_libraries(facts: HostFacts) -> Remedies:
@@ -210,18 +185,16 @@ def wsl_libraries(facts: HostFacts) -> Remedies:
         return gpu_not_exposed(facts)
     instruction = "install NVIDIA's driver on Windows, and on Windows 10 also WSL, then restart"
     if facts.environment.kernel == "eflow":
-        return one_remedy(instruction, *RESTART_VM_COMMANDS)
-    return one_remedy(instruction, "wsl --update", "wsl --shutdown")
+        return remedy(instruction, *RESTART_VM_COMMANDS)
+    return remedy(instruction, "wsl --update", "wsl --shutdown")
 
 
 def old_container_toolkit(facts: HostFacts) -> Remedies:
     """A Windows driver from 555 on needs a library that an old NVIDIA runtime does not mount."""
     newer = "EFLOW to 1.5.7 or newer" if facts.environment.kernel == "eflow" else "nvidia-container-toolkit"
     return (
-        *one_remedy(
-            f"update {newer}: the NVIDIA runtime does not mount this library of newer Windows drivers"
-        ),
-        *one_remedy("or pass the GPU-PV device and its libraries explicitly", _manual_gpu_pv(facts)),
+        *remedy(f"update {newer}: the NVIDIA runtime does not mount this library of newer Windows drivers"),
+        *remedy("or pass the GPU-PV device and its libraries explicitly", _manual_gpu_pv(facts)),
     )
 
 
@@ -232,15 +205,15 @@ def missing_driver(facts: HostFacts) -> Remedies:
     """An NVIDIA card without a driver."""
     if facts.environment.kernel == "eflow":
         return (
-            *one_remedy(
+            *remedy(
                 "the driver is part of EFLOW's image: update EFLOW to 1.5.7 or newer, then",
                 *RESTART_VM_COMMANDS,
             ),
-            *one_remedy("and check the driver in the VM", eflow_vm_command("sudo nvidia-smi")),
+            *remedy("and check the driver in the VM", eflow_vm_command("sudo nvidia-smi")),
         )
     where = "on the host" if facts.environment.container else "here"
     least = MIN_DRIVER[facts.wheel.cuda or 12]
-    return one_remedy(
+    return remedy(
         f"install NVIDIA's driver {least} or newer {where}, and check that Secure Boot does not block it"
     )
 
@@ -252,21 +225,18 @@ def old_driver(facts: HostFacts) -> Remedies:
     if facts.environment.passthrough == "gpu-pv":
         least = MIN_WINDOWS_DRIVER[cuda]
         instruction = f"update NVIDIA's driver on Windows to {least} or newer; install nothing in Linux"
-        return (*one_remedy(instruction), *pin)
+        return remedy(instruction) + pin
     if facts.environment.kernel == "eflow":
-        return (
-            *one_remedy("the driver is part of EFLOW's image and has no update of its own: update EFLOW"),
-            *pin,
-        )
+        return remedy("the driver is part of EFLOW's image and has no update of its own: update EFLOW") + pin
     where = "on the host" if facts.environment.container else "here"
-    return (*one_remedy(f"update NVIDIA's driver {where} to {MIN_DRIVER[cuda]} or newer"), *pin)
+    return remedy(f"update NVIDIA's driver {where} to {MIN_DRIVER[cuda]} or newer") + pin
 
 
 def _use_cuda_12(facts: HostFacts, instruction: str) -> Remedies:
     """onnxruntime 1.26, the last version for CUDA 12."""
     if facts.environment.container:
-        return one_remedy(f"{instruction} (the GPU image)", _IMAGE)
-    return one_remedy(instruction, INSTALL_CUDA_12)
+        return remedy(f"{instruction} (the GPU image)", _IMAGE)
+    return remedy(instruction, INSTALL_CUDA_12)
 
 
 def missing_libcuda(facts: HostFacts) -> Remedies:
@@ -274,7 +244,7 @@ def missing_libcuda(facts: HostFacts) -> Remedies:
     environment = facts.environment
     if environment.passthrough == "gpu-pv":
         if any(name.startswith("libcuda.so") for name in environment.wsl_libraries):
-            return one_remedy(
+            return remedy(
                 "it is in /usr/lib/wsl/lib: add that folder to the library path",
                 "LD_LIBRARY_PATH=/usr/lib/wsl/lib",
             )
@@ -282,21 +252,21 @@ def missing_libcuda(facts: HostFacts) -> Remedies:
     if environment.nodes and environment.container:
         capabilities = facts.environ.get("NVIDIA_DRIVER_CAPABILITIES", "compute").split(",")
         if not {"compute", "all"} & set(capabilities):
-            return one_remedy("NVIDIA_DRIVER_CAPABILITIES has no compute: set it to compute,utility")
-        bare = one_remedy(
+            return remedy("NVIDIA_DRIVER_CAPABILITIES has no compute: set it to compute,utility")
+        bare = remedy(
             "device nodes alone are not enough: only a request for the GPU mounts the driver's libraries"
         )
-        return (*bare, *gpu_not_exposed(facts))
+        return bare + gpu_not_exposed(facts)
     return missing_driver(facts)
 
 
 def cpu_only_onnxruntime(facts: HostFacts) -> Remedies:
     """The installed onnxruntime has no CUDA."""
     if facts.environment.module:
-        return one_remedy("deploy the GPU image (Dockerfile.gpu)", _IMAGE)
+        return remedy("deploy the GPU image (Dockerfile.gpu)", _IMAGE)
     if facts.environment.container:
-        return one_remedy("use the GPU image", _IMAGE, "docker run --gpus all visionedge:gpu")
-    return one_remedy(
+        return remedy("use the GPU image", _IMAGE, "docker run --gpus all visionedge:gpu")
+    return remedy(
         "install the GPU extra instead; never install both",
         "pip uninstall -y onnxruntime",
         "pip install '.[gpu]'",
@@ -306,48 +276,48 @@ def cpu_only_onnxruntime(facts: HostFacts) -> Remedies:
 def conflicting_onnxruntimes(facts: HostFacts) -> Remedies:
     """Two packages in one folder, or a package with missing files."""
     if facts.environment.container:
-        return one_remedy("build the image again from one lock file: these packages share one folder", _IMAGE)
+        return remedy("build the image again from one lock file: these packages share one folder", _IMAGE)
     every = " ".join(sorted({facts.wheel.package, *facts.wheel.others}))
     instruction = "these packages share one folder: uninstall them, then install one"
-    return one_remedy(instruction, f"pip uninstall -y {every}", "pip install '.[gpu]'")
+    return remedy(instruction, f"pip uninstall -y {every}", "pip install '.[gpu]'")
 
 
 def missing_cuda_library(facts: HostFacts, name: str) -> Remedies:
     """A CUDA library is missing."""
     kind = name.partition(".so")[0]
     if kind not in _PACKAGES:
-        return one_remedy(
+        return remedy(
             "it belongs to TensorRT 10, which no extra includes: install TensorRT 10, or use device cuda"
         )
     if facts.environment.container:
-        return one_remedy("use the GPU image, which has all of them", _IMAGE)
+        return remedy("use the GPU image, which has all of them", _IMAGE)
     cuda, package = facts.wheel.cuda, _PACKAGES[kind]
     # The packages of CUDA 13 have no suffix, except cuDNN's.
     suffix = f"-cu{cuda}" if cuda == 12 or kind == "libcudnn" else ""
     instruction = (
         f"install all of them (this one is in {package}{suffix}); the extra [cuda] alone has no cuBLAS"
     )
-    return one_remedy(instruction, f"pip install 'onnxruntime-gpu[cuda,cudnn]=={facts.wheel.version}'")
+    return remedy(instruction, f"pip install 'onnxruntime-gpu[cuda,cudnn]=={facts.wheel.version}'")
 
 
 def unsupported_by_cudnn(facts: HostFacts) -> Remedies:
     """The installed cuDNN has no kernels for this GPU."""
     if facts.environment.container:
-        return one_remedy("use the GPU image: its cuDNN 9.10 has kernels for this GPU", _IMAGE)
+        return remedy("use the GPU image: its cuDNN 9.10 has kernels for this GPU", _IMAGE)
     line = f"pip install 'nvidia-cudnn-cu{facts.wheel.cuda}<9.11'"
-    return one_remedy("the last cuDNN with kernels for this GPU is 9.10", line)
+    return remedy("the last cuDNN with kernels for this GPU is 9.10", line)
 
 
 def unsupported_capability(facts: HostFacts, device: int) -> Remedies:
     """The wheel has no kernels for a GPU (`device` is 75 for capability 7.5)."""
     if device < 60:
-        return one_remedy("this GPU is too old for onnxruntime's packages: the CPU computes")
+        return remedy("this GPU is too old for onnxruntime's packages: the CPU computes")
     if device < min(facts.wheel.sass):
         return _use_cuda_12(facts, "the last onnxruntime with kernels for it is 1.26")
     instruction = (
         "the GPU is newer than this onnxruntime: try a newer one; its CUDA 13 needs driver 580 or newer"
     )
-    return one_remedy(instruction, "pip install --upgrade 'onnxruntime-gpu[cuda,cudnn]'")
+    return remedy(instruction, "pip install --upgrade 'onnxruntime-gpu[cuda,cudnn]'")
 
 
 def gpu_memory_unavailable(facts: HostFacts, code: int) -> Remedies:
@@ -357,22 +327,22 @@ def gpu_memory_unavailable(facts: HostFacts, code: int) -> Remedies:
     shared = (
         "; under GPU-PV, Windows programs use it too" if facts.environment.passthrough == "gpu-pv" else ""
     )
-    return one_remedy(f"find the processes that use the GPU's memory (nvidia-smi) and stop some{shared}")
+    return remedy(f"find the processes that use the GPU's memory (nvidia-smi) and stop some{shared}")
 
 
 def restart_system(facts: HostFacts, why: str) -> Remedies:
     """Restart the system that runs the driver."""
     match facts.environment.kernel:
         case "eflow":
-            return one_remedy(
+            return remedy(
                 f"{why}: restart the VM from Windows (a restart from inside leaves it off)",
                 *RESTART_VM_COMMANDS,
             )
         case "wsl":
-            return one_remedy(f"{why}: restart WSL", "wsl --shutdown")
+            return remedy(f"{why}: restart WSL", "wsl --shutdown")
         case _:
             machine = "the host of this container" if facts.environment.container else "the machine"
-            return one_remedy(f"{why}: restart {machine}")
+            return remedy(f"{why}: restart {machine}")
 
 
 def hanging_driver(facts: HostFacts) -> Remedies:
@@ -382,46 +352,41 @@ def hanging_driver(facts: HostFacts) -> Remedies:
 
 def cuda_init_failed(facts: HostFacts, code: int) -> Remedies:
     """cuInit returned `code`."""
-    paravirtual = facts.environment.passthrough == "gpu-pv"
+    if code == CUDA_ERROR_NOT_FOUND and facts.environment.passthrough == "gpu-pv":
+        return old_container_toolkit(facts)
+    if code in (803, 804) and facts.environment.container:
+        return remedy(
+            "restart this container: libcuda must be that of the host's driver, not one of the image"
+        )
     match code:
         case 34:
-            return one_remedy(
+            return remedy(
                 "remove the folder of stubs from LD_LIBRARY_PATH, so that the driver's own library is found"
             )
         case 100 | 101:
             return _no_device(facts)
         case 802:
-            return one_remedy(
+            return remedy(
                 "start NVIDIA's fabric manager on the host", "sudo systemctl start nvidia-fabricmanager"
             )
         case 803 | 804:
-            return _mismatch(facts)
+            why = "the driver was updated while it was loaded"
         case _:
-            is_old = paravirtual and code == CUDA_ERROR_NOT_FOUND
-            return (
-                old_container_toolkit(facts) if is_old else restart_system(facts, "the driver does not work")
-            )
+            why = "the driver does not work"
+    return restart_system(facts, why)
 
 
 def _no_device(facts: HostFacts) -> Remedies:
     hidden = facts.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and hidden.strip() in ("", "-1", "none"):
-        return one_remedy("CUDA_VISIBLE_DEVICES hides all devices: unset it")
+        return remedy("CUDA_VISIBLE_DEVICES hides all devices: unset it")
     if facts.environment.passthrough == "gpu-pv":
         least = MIN_WINDOWS_DRIVER[facts.wheel.cuda or 12]
         instruction = (
             f"install NVIDIA's driver {least} or newer on Windows; a GPU in TCC mode cannot be shared"
         )
-        return (*one_remedy(instruction), *restart_system(facts, "after that"))
+        return remedy(instruction) + restart_system(facts, "after that")
     return restart_system(facts, "the driver reports no device")
-
-
-def _mismatch(facts: HostFacts) -> Remedies:
-    if facts.environment.container:
-        return one_remedy(
-            "restart this container: libcuda must be that of the host's driver, not one of the image"
-        )
-    return restart_system(facts, "the driver was updated while it was loaded")
 
 
 def session_failed(facts: HostFacts, code: str) -> Remedies:
@@ -429,13 +394,11 @@ def session_failed(facts: HostFacts, code: str) -> Remedies:
     match code:
         case ReasonCode.LIBRARY_MISSING:
             instruction = "the loader does not find the libraries: install them as packages"
-            return one_remedy(
-                instruction, f"pip install 'onnxruntime-gpu[cuda,cudnn]=={facts.wheel.version}'"
-            )
+            return remedy(instruction, f"pip install 'onnxruntime-gpu[cuda,cudnn]=={facts.wheel.version}'")
         case ReasonCode.DRIVER_TOO_OLD:
             return old_driver(facts)
         case ReasonCode.DEVICE_UNSUPPORTED:
-            return one_remedy("use a GPU that this onnxruntime supports, or the CPU")
+            return remedy("use a GPU that this onnxruntime supports, or the CPU")
         case ReasonCode.OUT_OF_MEMORY:
             return gpu_memory_unavailable(facts, 2)
         case ReasonCode.PROBE_TIMEOUT | ReasonCode.PROBE_CRASHED:
@@ -444,5 +407,5 @@ def session_failed(facts: HostFacts, code: str) -> Remedies:
             instruction = "if that does not help, send the file that this command writes to your support"
             return (
                 *restart_system(facts, "CUDA fails"),
-                *one_remedy(instruction, "visionedge doctor --bundle doctor.zip"),
+                *remedy(instruction, "visionedge doctor --bundle doctor.zip"),
             )

@@ -7,7 +7,7 @@
 import asyncio
 import textwrap
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from visionedge import __version__
@@ -19,25 +19,22 @@ from visionedge.ops.doctor.gpu_checks import run_gpu_checks
 from visionedge.ops.doctor.host import Document, Host, HostEnvironment
 from visionedge.ops.doctor.system_checks import run_system_checks
 from visionedge.runtime.redaction import redact, redact_document
-from visionedge.web.documents import DoctorDeviceDocument, DoctorDocument, DoctorEnvironmentDocument
+from visionedge.web.documents import (
+    DoctorDeviceDocument,
+    DoctorDocument,
+    DoctorEnvironmentDocument,
+    FindingDocument,
+)
 
 _WIDTH = 104
 _MARKS = {
-    CheckState.OK: "✓",
-    CheckState.INFO: "·",
-    CheckState.WARNING: "!",
-    CheckState.BROKEN: "✗",
-    CheckState.SKIPPED: "-",
+    CheckState.OK: ("✓", 32),
+    CheckState.INFO: ("·", 90),
+    CheckState.WARNING: ("!", 33),
+    CheckState.BROKEN: ("✗", 31),
+    CheckState.SKIPPED: ("-", 90),
 }
-
-_COLOURS = {
-    CheckState.OK: 32,
-    CheckState.INFO: 90,
-    CheckState.WARNING: 33,
-    CheckState.BROKEN: 31,
-    CheckState.SKIPPED: 90,
-}
-"""Green, grey, yellow, red, grey: the codes of a terminal."""
+"""The mark, and its colour on a terminal: green, grey, yellow, red, grey."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +72,7 @@ class DoctorReport:
             system=self.system,
             fulfilled=self.fulfilled,
             device=DoctorDeviceDocument(
-                requested=self.requested,
-                effective=self.effective,
-                reason_code=self.code,
-                reason=self.reason,
+                requested=self.requested, effective=self.effective, reason_code=self.code, reason=self.reason
             ),
             environment=DoctorEnvironmentDocument(
                 container=self.environment.container,
@@ -88,8 +82,8 @@ class DoctorReport:
                 passthrough=self.environment.passthrough,
             ),
             first_broken=first.name if first else None,
-            chain=[finding.document() for finding in self.chain],
-            system_checks=[finding.document() for finding in self.system_checks],
+            chain=_dump_findings(self.chain),
+            system_checks=_dump_findings(self.system_checks),
         )
         masked: Document = redact_document(document.dump())
         return masked
@@ -129,6 +123,10 @@ class DoctorReport:
         return lines + (_wrap("", f"also broken: {'; '.join(later)}") if later else [])
 
 
+def _dump_findings(findings: Iterable[CheckResult]) -> list[FindingDocument]:
+    return [FindingDocument.model_validate(finding, from_attributes=True) for finding in findings]
+
+
 def examine(request: DoctorRequest, host: Host) -> DoctorReport:
     """Examine a machine: 1 to 2 s, at most the sum of the probes' time limits."""
     facts = gather_facts(request, host)
@@ -151,7 +149,7 @@ def _table(findings: tuple[CheckResult, ...], but: CheckResult | None = None, *,
     width = max(len(finding.title) for finding in findings)
     lines = []
     for finding in findings:
-        head = f"  {_MARKS[finding.state]} {finding.title:<{width}}  "
+        head = f"  {_MARKS[finding.state][0]} {finding.title:<{width}}  "
         first, *more = _wrap(head, finding.found)
         lines += [_colour_line(first, finding.state) if colours else first, *more]
         if finding is not but:
@@ -162,7 +160,7 @@ def _table(findings: tuple[CheckResult, ...], but: CheckResult | None = None, *,
 def _colour_line(line: str, state: CheckState) -> str:
     """A line with its mark in colour; lines that need no attention are grey as a whole."""
     end = len(line) if state in (CheckState.INFO, CheckState.SKIPPED) else 3
-    return f"\x1b[{_COLOURS[state]}m{line[:end]}\x1b[0m{line[end:]}"
+    return f"\x1b[{_MARKS[state][1]}m{line[:end]}\x1b[0m{line[end:]}"
 
 
 def _remedies(finding: CheckResult) -> list[str]:

@@ -1,21 +1,12 @@
 """Checks beside the chain to the GPU: packages, memory, disk, clock, gateway, workload socket, HTTP, cameras.
 
-A check judges the facts and reads nothing itself.
+A check evaluates the facts and reads nothing itself.
 """
 
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 
-from visionedge.ops.doctor.checks import (
-    Check,
-    CheckResult,
-    Remedies,
-    broken,
-    info,
-    ok,
-    one_remedy,
-    warning,
-)
+from visionedge.ops.doctor.checks import Check, CheckResult, Remedies, broken, info, ok, remedy, warning
 from visionedge.ops.doctor.facts import HostFacts
 from visionedge.ops.doctor.remedies import RESTART_VM_COMMANDS, set_eflow_vm_command
 from visionedge.runtime.redaction import redact
@@ -50,11 +41,9 @@ def _packages(facts: HostFacts) -> CheckResult:
     if wheel.others:
         every = ", ".join(sorted({wheel.package, *wheel.others}))
         instruction = "uninstall all of them, then install one"
-        return broken(
-            f"{every} share one folder; {wheel.package} was installed last", *one_remedy(instruction)
-        )
+        return broken(f"{every} share one folder; {wheel.package} was installed last", *remedy(instruction))
     if not wheel.package:
-        return broken("onnxruntime is not installed", *one_remedy("install it", "pip install '.[cpu]'"))
+        return broken("onnxruntime is not installed", *remedy("install it", "pip install '.[cpu]'"))
     return ok(f"{wheel.name}, no other onnxruntime")
 
 
@@ -69,7 +58,7 @@ def _cpu_quota(facts: HostFacts) -> CheckResult | None:
         "HostConfig.NanoCpus" if facts.environment.module else "docker run --cpus, or CPUQuota= of systemd"
     )
     return warning(
-        f"{text}: decoding and inference slow each other down", *one_remedy(f"raise the quota ({where})")
+        f"{text}: decoding and inference slow each other down", *remedy(f"raise the quota ({where})")
     )
 
 
@@ -85,15 +74,15 @@ def _memory(facts: HostFacts) -> CheckResult:
     if total < wanted * 0.9:  # a VM of 4096 MiB reports less
         return warning(f"{text}: {wanted} MiB are recommended", *_more_memory(facts))
     if available < _MIN_AVAILABLE_MIB:
-        return warning(f"{text}: too little is available", *one_remedy("stop other programs, or add memory"))
+        return warning(f"{text}: too little is available", *remedy("stop other programs, or add memory"))
     return ok(text)
 
 
 def _more_memory(facts: HostFacts) -> Remedies:
     if facts.memory.limited:
-        return one_remedy("raise the limit of this container (HostConfig.Memory)")
+        return remedy("raise the limit of this container (HostConfig.Memory)")
     if facts.environment.kernel != "eflow":
-        return one_remedy("add memory to this machine")
+        return remedy("add memory to this machine")
     passthrough = {"dda": "DirectDeviceAssignment", "gpu-pv": "ParaVirtualization"}.get(
         facts.environment.passthrough
     )
@@ -103,7 +92,7 @@ def _more_memory(facts: HostFacts) -> Remedies:
         )
     else:
         line = set_eflow_vm_command(passthrough, facts.cores, facts.memory.total_bytes, _gpu_name(facts))
-    return one_remedy("on Windows; omitted options are reset, the GPU included", line)
+    return remedy("on Windows; omitted options are reset, the GPU included", line)
 
 
 def _gpu_name(facts: HostFacts) -> str:
@@ -130,22 +119,22 @@ def _disk(facts: HostFacts) -> CheckResult:
         line = "Deploy-Eflow -vmDataSize 20 …"
         return warning(
             f"{text}: an update of the GPU image needs {_MIN_EFLOW_DISK_GIB} GiB in total",
-            *one_remedy(instruction, line),
+            *remedy(instruction, line),
         )
     return ok(text)
 
 
 def _fix_data_folder(facts: HostFacts) -> Remedies:
     if facts.environment.container:
-        return one_remedy(
+        return remedy(
             "on the host, make this user the owner of the folder that is mounted there",
             f"chown {facts.uid}:{facts.uid} …",
         )
-    return one_remedy("use a folder that you can write to", "VISIONEDGE_DATA=… visionedge run")
+    return remedy("use a folder that you can write to", "VISIONEDGE_DATA=… visionedge run")
 
 
 def _free_disk_space(facts: HostFacts) -> Remedies:
-    return one_remedy("remove unused images" if facts.environment.container else "free disk space")
+    return remedy("remove unused images" if facts.environment.container else "free disk space")
 
 
 def _clock(facts: HostFacts) -> CheckResult:
@@ -180,11 +169,9 @@ def _skew_s(facts: HostFacts) -> float | None:
 
 def _set_clock(facts: HostFacts) -> Remedies:
     if facts.environment.kernel == "eflow":
-        return one_remedy(
-            "the clock of the VM stops while Windows sleeps: restart the VM", *RESTART_VM_COMMANDS
-        )
+        return remedy("the clock of the VM stops while Windows sleeps: restart the VM", *RESTART_VM_COMMANDS)
     where = "on the host, " if facts.environment.container else ""
-    return one_remedy(f"{where}synchronise the clock by NTP", "timedatectl set-ntp true")
+    return remedy(f"{where}synchronise the clock by NTP", "timedatectl set-ntp true")
 
 
 def _gateway(facts: HostFacts) -> CheckResult | None:
@@ -198,7 +185,7 @@ def _gateway(facts: HostFacts) -> CheckResult | None:
     options = '{"NetworkingConfig":{"EndpointsConfig":{"azure-iot-edge":{}}}}'
     return broken(
         f"{name} cannot be resolved: {why}",
-        *one_remedy(
+        *remedy(
             "edgeHub must run, and the module must be on its network; if createOptions name a network, add",
             options,
         ),
@@ -215,10 +202,9 @@ def _workload(facts: HostFacts) -> CheckResult | None:
         instruction = (
             "edgeAgent creates the socket with mode 0666: restore that mode, or run the module as root"
         )
-        return broken(f"user {facts.uid} cannot open it: {facts.socket}", *one_remedy(instruction))
+        return broken(f"user {facts.uid} cannot open it: {facts.socket}", *remedy(instruction))
     return broken(
-        facts.socket,
-        *one_remedy("restart the module: edgeAgent mounts the socket when it creates the container"),
+        facts.socket, *remedy("restart the module: edgeAgent mounts the socket when it creates the container")
     )
 
 
@@ -229,7 +215,7 @@ def _http(facts: HostFacts) -> CheckResult | None:
     return warning(
         f"listens on {http.host}:{http.port} without a token: every machine that reaches it can read"
         " pictures, status and log",
-        *one_remedy("set http.token (or VISIONEDGE_HTTP_TOKEN), or listen on 127.0.0.1"),
+        *remedy("set http.token (or VISIONEDGE_HTTP_TOKEN), or listen on 127.0.0.1"),
     )
 
 
@@ -241,7 +227,7 @@ def _camera(facts: HostFacts, name: str, state: str) -> CheckResult:
         if not state:
             return ok("can be read")
         denied = (
-            one_remedy("add the group of the device to the container (HostConfig.GroupAdd)")
+            remedy("add the group of the device to the container (HostConfig.GroupAdd)")
             if "Permission" in state
             else ()
         )
@@ -251,7 +237,7 @@ def _camera(facts: HostFacts, name: str, state: str) -> CheckResult:
         return ok("reachable at its port")
     reason = step.get("error") or facts.probed.network.reason or "no answer"
     return broken(
-        redact(f"cannot be reached: {reason}"), *one_remedy("check its address, its power and the network")
+        redact(f"cannot be reached: {reason}"), *remedy("check its address, its power and the network")
     )
 
 

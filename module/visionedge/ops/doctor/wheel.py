@@ -1,84 +1,18 @@
 """The installed onnxruntime: its CUDA version, its supported GPUs, and the libraries that it needs.
 
-`read_wheel` reads package metadata and the ELF header of the CUDA provider; nothing is loaded.
+`read_wheel` reads package metadata and the names of files; nothing is loaded.
 """
 
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from visionedge.ops.doctor.host import Host
-
-_NEEDED, _STRINGS, _END = 1, 5, 0
-_DYNAMIC, _LOAD = 2, 1
-_MAX_ENTRIES, _MAX_SEGMENTS, _SEGMENT_BYTES = 4096, 128, 56
-_MAX_NAME_BYTES = 256
-
-
-def read_needed_libraries(path: Path) -> tuple[str, ...]:
-    """The needed libraries (DT_NEEDED) of a 64-bit little-endian ELF file, in order; else empty."""
-    try:
-        with path.open("rb") as file:
-            return _read(file)
-    # A damaged file may point outside of itself, to nothing, or beyond any file size.
-    except (OSError, struct.error, StopIteration, ValueError, OverflowError):
-        return ()
-
-
-def _read(file: BinaryIO) -> tuple[str, ...]:
-    header = file.read(64)
-    if header[:6] != b"\x7fELF\x02\x01":
-        return ()
-    (start,) = struct.unpack_from("<Q", header, 32)
-    size, count = struct.unpack_from("<HH", header, 54)
-    if size != _SEGMENT_BYTES or count > _MAX_SEGMENTS:
-        return ()
-    file.seek(start)
-    segments = [_segment(file.read(size)) for _ in range(count)]
-    dynamic = next(segment for segment in segments if segment[0] == _DYNAMIC)
-    file.seek(dynamic[1])
-    entries = _entries(file.read(min(dynamic[3], 16 * _MAX_ENTRIES)))
-    strings = _file_offset(segments, next(value for tag, value in entries if tag == _STRINGS))
-    return tuple(_name(file, strings + value) for tag, value in entries if tag == _NEEDED)
-
-
-def _name(file: BinaryIO, offset: int) -> str:
-    file.seek(offset)
-    return file.read(_MAX_NAME_BYTES).split(b"\0")[0].decode(errors="replace")
-
-
-def _segment(data: bytes) -> tuple[int, int, int, int]:
-    """Type, offset in the file, address, and size in the file."""
-    (kind,) = struct.unpack_from("<I", data)
-    offset, address, _, size = struct.unpack_from("<QQQQ", data, 8)
-    return kind, offset, address, size
-
-
-def _entries(data: bytes) -> list[tuple[int, int]]:
-    entries: list[tuple[int, int]] = []
-    for tag, value in struct.iter_unpack("<qQ", data[: len(data) // 16 * 16]):
-        if tag == _END:
-            break
-        entries.append((tag, value))
-    return entries
-
-
-def _file_offset(segments: list[tuple[int, int, int, int]], address: int) -> int:
-    """The file offset of an address of the loaded object."""
-    return next(
-        offset + address - start
-        for kind, offset, start, size in segments
-        if kind == _LOAD and start <= address < start + size
-    )
-
 
 _FOLDER = "onnxruntime/capi"
 _PROVIDER = "libonnxruntime_providers_cuda.so"
 _BUILD_INFO = re.compile(r"^(\w+) = '([^']*)'", re.MULTILINE)
 _ONNXRUNTIME_NAME = re.compile(r"onnxruntime(-gpu|-openvino|-rocm|-training|-directml|-qnn)?")
-_CUDA_LIBRARY_NAME = re.compile(r"lib(cublas|cudart|cufft|curand|cudnn|cuda|nv|cusparse)")
 _TENSORRT = ("libnvinfer.so.10", "libnvonnxparser.so.10")
 
 # The libraries that the providers of CUDA 12 and 13 load, in the loader's order.
@@ -160,9 +94,7 @@ def read_wheel(host: Host, *, tensorrt: bool = False) -> OnnxruntimeWheel:
     is_there = host.exists(provider)
     if package == "onnxruntime" or not (is_there or package == "onnxruntime-gpu"):
         return OnnxruntimeWheel(package, version, others, 0)
-    linked = tuple(n for n in read_needed_libraries(host.at(provider)) if _CUDA_LIBRARY_NAME.match(n))
-    cuda = _cuda(stated.get("cuda_version", ""), version, linked)
-    needed = dict.fromkeys([*linked, *_LIBRARIES[cuda], _CUDNN, *(_TENSORRT if tensorrt else ())])
+    cuda = _cuda(stated.get("cuda_version", ""), version)
     folders = [host.site / "nvidia" / name / "lib" for name in host.names(host.site / "nvidia")]
     return OnnxruntimeWheel(
         package=package,
@@ -172,18 +104,15 @@ def read_wheel(host: Host, *, tensorrt: bool = False) -> OnnxruntimeWheel:
         has_provider=is_there,
         sass=_SASS[cuda],
         ptx=_PTX[cuda],
-        needed=tuple(name for name in needed if not name.startswith("libcuda.")),
+        needed=(*_LIBRARIES[cuda], _CUDNN, *(_TENSORRT if tensorrt else ())),
         folders=tuple(folder for folder in folders if host.exists(folder)),
     )
 
 
-def _cuda(stated: str, version: str, linked: tuple[str, ...]) -> int:
-    """The CUDA version of the provider: as stated, else from its libraries, else from the wheel's version."""
+def _cuda(stated: str, version: str) -> int:
+    """The CUDA version of the provider: as stated, else from the wheel's version."""
     if (major := stated.split(".", maxsplit=1)[0]) in ("12", "13"):
         return int(major)
-    for name in linked:
-        if found := re.fullmatch(r"libcu(?:blasLt|blas|dart)\.so\.(12|13)", name):
-            return int(found[1])
     number = re.match(r"(\d+)\.(\d+)", version)
     newer = number is not None and (int(number[1]), int(number[2])) >= _FIRST_CUDA_13
     return 13 if newer else 12

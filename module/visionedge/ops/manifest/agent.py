@@ -68,6 +68,20 @@ class EdgeModule:
     options: JsonNode | None = None
     env: Mapping[str, JsonNode] = field(default_factory=dict)
 
+    def option(self, *keys: str) -> JsonNode | None:
+        """The node below these keys of its createOptions, if there is one."""
+        return self.options.at(*keys) if self.options is not None else None
+
+    def option_entries(self, *keys: str) -> Mapping[str, JsonNode]:
+        """The entries of an object in its createOptions; empty without it."""
+        found = self.option(*keys)
+        return found.entries if found is not None else {}
+
+    def option_items(self, *keys: str) -> tuple[JsonNode, ...]:
+        """The items of a list in its createOptions; empty without it."""
+        found = self.option(*keys)
+        return found.items if found is not None else ()
+
     def image_node(self) -> JsonNode:
         """The node of its image, or that of the module without an image."""
         return self.node.at("settings", "image") or self.node
@@ -258,12 +272,12 @@ def check_module_files(modules: Mapping[str, EdgeModule], folder: Path, findings
     """
     for module in modules.values():
         if found := _FOLDER_PLACEHOLDER.fullmatch(module.image):
-            _judge_module_file(module, Path(found["folder"]), found["platform"], folder, findings)
+            _check_module_file(module, Path(found["folder"]), found["platform"], folder, findings)
         elif found := _NAME_PLACEHOLDER.fullmatch(module.image):
-            _judge_module_file(module, Path(_MODULES) / found["name"], found["platform"], folder, findings)
+            _check_module_file(module, Path(_MODULES) / found["name"], found["platform"], folder, findings)
 
 
-def _judge_module_file(
+def _check_module_file(
     module: EdgeModule, inner: Path, platform: str | None, folder: Path, findings: LintFindings
 ) -> None:
     where, file = module.image_node(), folder / inner / "module.json"

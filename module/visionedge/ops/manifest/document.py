@@ -188,24 +188,12 @@ class LintFinding:
         """As a line of text."""
         return f"{self.severity}: {self.path}: {self.problem}; {self.remedy}"
 
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "severity": self.severity,
-            "path": self.path,
-            "problem": self.problem,
-            "remedy": self.remedy,
-        }
-
 
 class LintFindings:
     """Collects problems. Its readers return a value of the wanted type, or report another type."""
 
     def __init__(self) -> None:
         self._found: dict[LintFinding, None] = {}
-
-    def __repr__(self) -> str:
-        return f"<LintFindings {len(self._found)}>"
 
     def all(self) -> tuple[LintFinding, ...]:
         """Errors first, then in the order of discovery; without duplicates."""

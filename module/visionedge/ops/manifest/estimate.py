@@ -8,20 +8,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 from visionedge.errors import ConfigError, VisionedgeError
+from visionedge.ops.module_client import fetch_status
 from visionedge.outbound.messages import DETECTIONS, MAX_BYTES, Message, parse_message
 from visionedge.outbound.metering import BLOCK_BYTES, DAY_S, UNIT_BLOCKS_PER_DAY, count_blocks
 
 _SHORT_S = 600.0
 _BUDGET_SPENT = "telemetry-budget-spent"
-_STATUS = "/api/v1/status"
-_MAX_RESPONSE_BYTES = 4_000_000
-_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +228,7 @@ def measure_running_module(url: str, token: str | None) -> MeasuredMessages:
         ConfigError: the URL is not valid.
         VisionedgeError: the module cannot be reached, or sends no messages.
     """
-    hub = _status(url, token).get("hub")
+    hub = fetch_status(url, token).get("hub")
     bill = hub.get("metering") if isinstance(hub, dict) else None
     if not isinstance(hub, dict) or not isinstance(bill, dict):
         raise VisionedgeError(f"{url}: the module has counted no messages yet; try again when it is ready")
@@ -260,48 +256,3 @@ def _from_projection(url: str, bill: Mapping[str, Any]) -> MeasuredMessages:
     }
     size_bytes = sum(counted.values()) * BLOCK_BYTES * float(bill["blockFill"])
     return MeasuredMessages(url, seconds, messages, counted, size_bytes)
-
-
-def _status(url: str, token: str | None) -> Mapping[str, Any]:
-    """The status of a module.
-
-    Raises:
-        ConfigError: the URL or the token is not valid.
-        VisionedgeError: the module cannot be reached, or refuses.
-    """
-    if token and not (token.isascii() and token.isprintable()):
-        raise ConfigError(["--token: has characters that are not allowed in an HTTP header"])
-    code, body = _get(url, {"Authorization": f"Bearer {token}"} if token else {})
-    if code in {401, 403}:
-        raise VisionedgeError(f"{url}: needs a token: set VISIONEDGE_HTTP_TOKEN, or use --token")
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        document = None
-    if code != 200 or not isinstance(document, dict):
-        raise VisionedgeError(f"{url}: answered {code}, which is not the status of a visionedge module")
-    return document
-
-
-def _get(url: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
-    """Request the status without proxy and redirects, so that only this host gets the token."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise ConfigError(["--url: is not a URL such as http://127.0.0.1:8080"]) from None
-    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
-        raise ConfigError(["--url: write the address of a module, such as http://127.0.0.1:8080"])
-    connection_type = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    connection = connection_type(parts.hostname, port, timeout=_TIMEOUT_S)
-    try:
-        connection.request(
-            "GET", parts.path.rstrip("/").removesuffix(_STATUS) + _STATUS, headers=dict(headers)
-        )
-        response = connection.getresponse()
-        return response.status, response.read(_MAX_RESPONSE_BYTES)
-    except (OSError, HTTPException, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise VisionedgeError(f"{url}: cannot be reached: {reason or type(error).__name__}") from None
-    finally:
-        connection.close()

@@ -44,20 +44,18 @@ class ContainerMount:
 
 def read_mounts(module: EdgeModule) -> Iterator[ContainerMount]:
     """The binds and mounts of a module's createOptions."""
-    host = module.options.at("HostConfig") if module.options else None
-    for bind in _items(host, "Binds"):
+    for bind in module.option_items("HostConfig", "Binds"):
         # A Windows path would be split wrongly, but the hosts of IoT Edge and EFLOW are Linux.
         source, _, rest = bind.text.partition(":")
         target, _, mode = rest.partition(":")
         yield ContainerMount(bind, source, (target or source).rstrip("/"), "ro" in mode.split(","))
-    for mount in _items(host, "Mounts"):
+    for mount in module.option_items("HostConfig", "Mounts"):
         source, target = read_texts(mount, "Source", "Target")
         read_only = mount.at("ReadOnly")
         yield ContainerMount(
             mount, source, target.rstrip("/"), read_only is not None and read_only.value is True
         )
-    volumes = module.options.at("Volumes") if module.options else None
-    for target, volume in (volumes.entries if volumes else {}).items():
+    for target, volume in module.option_entries("Volumes").items():
         yield ContainerMount(volume, "", target.rstrip("/"), read_only=False)
 
 
@@ -72,8 +70,7 @@ class ContainerDevice:
 
 def read_devices(module: EdgeModule) -> Iterator[ContainerDevice]:
     """The device nodes that are passed to a module."""
-    host = module.options.at("HostConfig") if module.options else None
-    for device in _items(host, "Devices"):
+    for device in module.option_items("HostConfig", "Devices"):
         source, target = read_texts(device, "PathOnHost", "PathInContainer")
         yield ContainerDevice(device, source, target or source)
 
@@ -99,8 +96,7 @@ def describe_gpu_access(module: EdgeModule) -> str:
 
 def check_gpu_options(module: EdgeModule, device: str | None, findings: LintFindings) -> None:
     """Check how a GPU is passed to a module, and whether it can use one; `device` is inference.device."""
-    host = module.options.at("HostConfig") if module.options else None
-    for request in _items(host, "DeviceRequests"):
+    for request in module.option_items("HostConfig", "DeviceRequests"):
         _check_device_request(request, findings)
     gpu_request = _find_gpu_request(module)
     nodes = {
@@ -140,11 +136,11 @@ def _check_nvidia_variables(variables: Mapping[str, JsonNode], findings: LintFin
 
 def _find_gpu_request(module: EdgeModule) -> JsonNode | None:
     """The node that requests a GPU from the NVIDIA runtime."""
-    host = module.options.at("HostConfig") if module.options else None
-    runtime = host.at("Runtime") if host else None
+    runtime = module.option("HostConfig", "Runtime")
     if runtime is not None and runtime.text == "nvidia":
         return runtime
-    return next((request for request in _items(host, "DeviceRequests") if _wants_gpu(request)), None)
+    requests = module.option_items("HostConfig", "DeviceRequests")
+    return next((request for request in requests if _wants_gpu(request)), None)
 
 
 def _wants_gpu(request: JsonNode) -> bool:
@@ -204,7 +200,7 @@ def read_module_environment(module: EdgeModule) -> dict[str, JsonNode]:
     A node of the former is `NAME=value` in the manifest; here it has only the value.
     """
     found = {}
-    for item in _items(module.options, "Env"):
+    for item in module.option_items("Env"):
         name, _, value = item.text.partition("=")
         found[name] = JsonNode(item.path, value)
     return {**found, **{name: JsonNode(node.path, _text(node.value)) for name, node in module.env.items()}}
@@ -241,11 +237,6 @@ def classify_image(image: str) -> str:
     """`gpu` or `cpu` if the name, the tag or the platform of an image says so, else empty."""
     kinds = {found.replace("cuda", "gpu") for found in _KIND.findall(image.lower().rpartition("/")[2])}
     return kinds.pop() if len(kinds) == 1 else ""
-
-
-def _items(node: JsonNode | None, key: str) -> tuple[JsonNode, ...]:
-    found = node.at(key) if node is not None else None
-    return found.items if found is not None else ()
 
 
 def create_options_path(module: EdgeModule) -> str:

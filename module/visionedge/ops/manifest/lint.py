@@ -11,7 +11,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,11 @@ class LintReport:
         """The number of errors."""
         return sum(finding.severity == "error" for finding in self.findings)
 
+    @property
+    def warnings(self) -> int:
+        """The number of warnings."""
+        return len(self.findings) - self.errors
+
     def document(self) -> dict[str, Any]:
         """As JSON."""
         return {
@@ -84,14 +89,13 @@ class LintReport:
                 for name, gpu_access in self.modules.items()
             ],
             "errors": self.errors,
-            "warnings": len(self.findings) - self.errors,
-            "findings": [finding.document() for finding in self.findings],
+            "warnings": self.warnings,
+            "findings": [asdict(finding) for finding in self.findings],
         }
 
     def to_text(self) -> str:
         """As text: a line for each finding, and their number."""
-        warnings = len(self.findings) - self.errors
-        counts = f"{_count(self.errors, 'error')}, {_count(warnings, 'warning')}"
+        counts = f"{_count(self.errors, 'error')}, {_count(self.warnings, 'warning')}"
         summary = f"{self.name}: {counts if self.findings else 'no problems'}"
         modules = [f"{name}: has {gpu_access}" for name, gpu_access in self.modules.items()]
         lines = [*(finding.line() for finding in self.findings), *map(to_one_line, [*modules, summary])]
@@ -296,8 +300,7 @@ def _overlaps(one: str, other: str) -> bool:
 
 def _published(module: EdgeModule, findings: LintFindings) -> Iterator[tuple[JsonNode, str, str]]:
     """The port bindings of a module: node, address of the device, and port as `8080/tcp`."""
-    ports = module.options.at("HostConfig", "PortBindings") if module.options else None
-    for inner, bindings in (ports.entries if ports else {}).items():
+    for inner, bindings in module.option_entries("HostConfig", "PortBindings").items():
         protocol = inner.partition("/")[2] or "tcp"
         for binding in bindings.items:
             address, port = read_texts(binding, "HostIp", "HostPort")

@@ -36,7 +36,7 @@ _LOOPBACK = ("127.", "localhost", "::1", "[::1]")
 _VARIABLE_PREFIX = "VISIONEDGE_"
 _VARIABLES = frozenset(
     f"{_VARIABLE_PREFIX}{name}"
-    for name in ("CONFIG", "DATA_FOLDER", "MODEL", "DEVICE", "HTTP", "HTTP_TOKEN", "LOG_LEVEL")
+    for name in ("CONFIG", "CORE_DUMPS", "DATA", "MODEL", "DEVICE", "HTTP", "HTTP_TOKEN", "LOG_LEVEL")
 )
 
 
@@ -149,11 +149,8 @@ def _check_cameras(
 
 
 def _data(module: EdgeModule, variables: Mapping[str, JsonNode], findings: LintFindings) -> None:
-    folder = (
-        variables[f"{_VARIABLE_PREFIX}DATA_FOLDER"].text.rstrip("/")
-        if f"{_VARIABLE_PREFIX}DATA_FOLDER" in variables
-        else DATA_FOLDER
-    )
+    given = variables.get(f"{_VARIABLE_PREFIX}DATA")
+    folder = given.text.rstrip("/") if given is not None else DATA_FOLDER
     found = [
         m for m in read_mounts(module) if m.target and m.source and f"{folder}/".startswith(f"{m.target}/")
     ]
@@ -173,13 +170,11 @@ def _container(module: EdgeModule, findings: LintFindings) -> None:
     if policy is not None and policy.text == "never":
         what = "the module ends with exit code 75 when it needs a restart"
         findings.warning(policy, what, "write always")
-    if module.options is None:
-        return
-    networks = module.options.at("NetworkingConfig")
+    networks = module.option("NetworkingConfig")
     if networks is not None and networks.entries and not _on_host(module):
         what = "edgeAgent connects the module to edgeHub's network only if the options name no networks"
         findings.warning(networks, what, "remove it")
-    privileged = module.options.at("HostConfig", "Privileged")
+    privileged = module.option("HostConfig", "Privileged")
     if privileged is not None and privileged.value is True:
         findings.warning(
             privileged, "visionedge needs no privileges", 'remove it, and add "CapDrop": ["ALL"]'
@@ -187,7 +182,7 @@ def _container(module: EdgeModule, findings: LintFindings) -> None:
 
 
 def _on_host(module: EdgeModule) -> bool:
-    mode = module.options.at("HostConfig", "NetworkMode") if module.options else None
+    mode = module.option("HostConfig", "NetworkMode")
     return mode is not None and mode.text == "host"
 
 
@@ -197,17 +192,16 @@ def _http(module: EdgeModule, document: Document, findings: LintFindings) -> Non
     http = http if isinstance(http, Mapping) else {}
     host, port, token = http.get("host", "0.0.0.0"), http.get("port", IMAGE_PORT), http.get("token")  # noqa: S104 - the default of the images
     loopback = is_loopback(host)
-    ports = module.options.at("HostConfig", "PortBindings") if module.options else None
     remedy = 'set a token ("http": {"token": …} in the desired properties), or publish on 127.0.0.1 only'
     if _on_host(module) and not loopback and not token:
-        mode = module.options.at("HostConfig", "NetworkMode") if module.options else None
+        mode = module.option("HostConfig", "NetworkMode")
         findings.warning(mode or module.node, "other machines can use HTTP without a token", remedy)
-    for inner, bindings in (ports.entries if ports else {}).items():
+    for inner, bindings in module.option_entries("HostConfig", "PortBindings").items():
         if loopback:
-            what = f"leads nowhere: http.host {host} is the loopback of the container"
+            what = f"reaches no server: http.host {host} is the loopback of the container"
             findings.warning(bindings, what, "remove http.host; the images listen on all addresses")
         elif inner.partition("/")[0] != str(port):
-            findings.warning(bindings, f"leads nowhere: HTTP is on port {port}", f'write "{port}/tcp"')
+            findings.warning(bindings, f"reaches no server: HTTP is on port {port}", f'write "{port}/tcp"')
         elif not token and any(_is_public(binding) for binding in bindings.items):
             findings.warning(bindings, "other machines can use HTTP without a token", remedy)
 
@@ -231,7 +225,7 @@ def _files(module: EdgeModule, twin: JsonNode, findings: LintFindings) -> None:
             continue
         if path.startswith("/dev/"):
             if path not in nodes and "/dev" not in targets:
-                findings.warning(node, f"{path} is not handed to the module", _device(path))
+                findings.warning(node, f"{path} is not passed to the module", _device(path))
         elif not path.startswith("/"):
             what = f"{path} is relative: in the container it is looked for in {DATA_FOLDER}"
             findings.warning(node, what, f"write its path in the container; {_BIND}")

@@ -367,7 +367,7 @@ def _photos(
 ) -> list[_CalibrationImage]:
     """Each different picture once, in the order of the names."""
     if source.is_dir():
-        numbers = {Path(p.file).name: p.number for p in annotations.photos} if annotations else {}
+        numbers = {Path(file).name: number for number, file in annotations.photos} if annotations else {}
         pictures = _read_folder(source, numbers, progress)
     else:
         pictures = ((picture, None) for picture in _read_video(source))

@@ -11,9 +11,9 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,7 +25,7 @@ from visionedge.errors import ConfigError, SourceError, UnavailableError
 from visionedge.frames.types import Detections, FrameResult
 from visionedge.model.model import load_model
 from visionedge.model.postprocess import Selection
-from visionedge.ops.detect import map_ahead
+from visionedge.ops.detect import VideoProgress, map_ahead
 from visionedge.runtime.installation import build_install_command
 from visionedge.runtime.redaction import redact
 
@@ -41,43 +41,26 @@ _LABEL_SYNONYMS = {
     "sofa": "couch",
     "tvmonitor": "tv",
 }
-_FIGURES = {
-    "ap": 0,
-    "ap50": 1,
-    "ap75": 2,
-    "apSmall": 3,
-    "apMedium": 4,
-    "apLarge": 5,
-    "ar1": 6,
-    "ar10": 7,
-    "ar100": 8,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class AnnotatedImage:
-    """A picture of the annotations: its id and its file name."""
-
-    number: int
-    file: str
+_FIGURES = ("ap", "ap50", "ap75", "apSmall", "apMedium", "apLarge", "ar1", "ar10", "ar100")
+"""In the order of pycocotools."""
 
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """Annotated pictures; `categories` are the names by category id."""
+    """Annotated pictures: ids and file names in order, and the names of the categories by id."""
 
     document: Mapping[str, Any]
-    photos: tuple[AnnotatedImage, ...]
+    photos: tuple[tuple[int, str], ...]
     categories: Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True)
 class CocoDetection:
-    """One detection; `box` is left, top, width, height in pixels of the picture."""
+    """One detection with COCO's keys; `bbox` is left, top, width, height in pixels of the picture."""
 
-    photo: int
-    category: int
-    box: tuple[float, float, float, float]
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
     score: float
 
 
@@ -91,15 +74,6 @@ class EvaluationRequest:
     inference: InferenceConfig
     data: Path | None = None
     limit: int | None = None
-
-
-@dataclass(slots=True)
-class _EvaluationState:
-    """The results so far: detections, ids of the processed pictures, and errors."""
-
-    found: list[CocoDetection]
-    done: list[int]
-    failed: list[str]
 
 
 def evaluate(request: EvaluationRequest, log: TextIO | None = None) -> dict[str, Any]:
@@ -124,43 +98,38 @@ def evaluate(request: EvaluationRequest, log: TextIO | None = None) -> dict[str,
         open_engine(model, inference, data=request.data, measuring=False, level=logging.DEBUG)
     ) as engine:
         info, began_ns = engine.info(), time.monotonic_ns()
-        detect_image = _make_detector(request.images, engine, selection)
-        state = _evaluate_images(
-            photos, detect_image, info.plan.lanes, categories, _ProgressBar(len(photos), log)
-        )
+        done: list[int] = []
+        found: list[CocoDetection] = []
+        for number, result in _detect_images(photos, request.images, engine, selection, log):
+            done.append(number)
+            size = result.frame.width_px, result.frame.height_px
+            found += to_coco(number, *size, result.detections, categories)
         took_s = (time.monotonic_ns() - began_ns) / 1e9
-        device, precision = info.device.effective, info.precision.precision
-    for error in state.failed:
-        log.write(f"visionedge: {redact(error)}\n")
     return {
         "model": model.name,
         "sha256": model.sha256,
-        "device": device,
-        "precision": precision,
-        "pictures": len(state.done),
-        "missing": _requested_count(annotations, request) - len(state.done),
+        "device": info.device.effective,
+        "precision": info.precision.precision,
+        "pictures": len(done),
+        "missing": len(annotations.photos[: request.limit]) - len(done),
         "classes": len(model.labels),
         "classesWithCategory": len(categories),
-        "detections": len(state.found),
+        "detections": len(found),
         "scoreFloor": SCORE_FLOOR,
-        "picturesPerSecond": round(len(state.done) / took_s, 2) if took_s else None,
-        **compute_average_precision(annotations, state.done, state.found),
+        "picturesPerSecond": round(len(done) / took_s, 2) if took_s else None,
+        **compute_average_precision(annotations, done, found),
     }
 
 
-def _requested_count(annotations: Annotations, request: EvaluationRequest) -> int:
-    return min(len(annotations.photos), request.limit or len(annotations.photos))
-
-
-def _present(annotations: Annotations, request: EvaluationRequest, log: TextIO) -> list[AnnotatedImage]:
+def _present(annotations: Annotations, request: EvaluationRequest, log: TextIO) -> list[tuple[int, str]]:
     """The pictures that exist; one line on stderr for the missing ones.
 
     Raises:
         SourceError: none exists.
     """
     photos = annotations.photos[: request.limit]
-    present = [photo for photo in photos if (request.images / photo.file).is_file()]
-    missing = [photo.file for photo in photos if not (request.images / photo.file).is_file()]
+    present = [(number, file) for number, file in photos if (request.images / file).is_file()]
+    missing = [file for _, file in photos if not (request.images / file).is_file()]
     if not present:
         raise SourceError(
             f"{request.images}: none of the {len(photos)} pictures exists, such as {missing[0]}"
@@ -175,39 +144,31 @@ def _present(annotations: Annotations, request: EvaluationRequest, log: TextIO) 
     return present
 
 
-def _make_detector(
-    folder: Path, engine: LocalEngine, selection: Selection
-) -> Callable[[AnnotatedImage], FrameResult | SourceError]:
-    def detect_image(photo: AnnotatedImage) -> FrameResult | SourceError:
+def _detect_images(
+    photos: Sequence[tuple[int, str]], folder: Path, engine: LocalEngine, selection: Selection, log: TextIO
+) -> Iterator[tuple[int, FrameResult]]:
+    """The results of the pictures by their ids; unreadable ones are reported at the end."""
+
+    def detect_image(photo: tuple[int, str]) -> FrameResult | SourceError:
         try:
-            picture = read_picture(folder / photo.file)
+            picture = read_picture(folder / photo[1])
         except SourceError as error:
             return error
         return infer_frames([make_frame(picture, engine)], engine, selection)[0]
 
-    return detect_image
-
-
-def _evaluate_images(
-    photos: Sequence[AnnotatedImage],
-    detect_image: Callable[[AnnotatedImage], FrameResult | SourceError],
-    lanes: int,
-    categories: dict[int, int],
-    progress_bar: "_ProgressBar",
-) -> _EvaluationState:
-    state = _EvaluationState([], [], [])
-    with closing(progress_bar):
-        for photo, result in map_ahead(detect_image, photos, lanes):
-            progress_bar.step()
+    failed: list[SourceError] = []
+    title = f"{folder} ({len(photos)} pictures)"
+    with closing(VideoProgress(log, owns_terminal=True)) as progress:
+        results = map_ahead(detect_image, photos, engine.info().plan.lanes)
+        for number, (photo, result) in enumerate(results, 1):
+            progress.note(title, number, video=True)
+            if not log.isatty() and number * 10 // len(photos) > (number - 1) * 10 // len(photos):
+                log.write(f"{number}/{len(photos)} pictures\n")  # ten lines in all
             if isinstance(result, SourceError):
-                state.failed.append(str(result))
-                continue
-            state.done.append(photo.number)
-            frame = result.frame
-            state.found += to_coco(
-                photo.number, frame.width_px, frame.height_px, result.detections, categories
-            )
-    return state
+                failed.append(result)
+            else:
+                yield photo[0], result
+    log.writelines(f"visionedge: {redact(str(error))}\n" for error in failed)
 
 
 def to_coco(
@@ -263,9 +224,7 @@ def read_annotations(path: Path) -> Annotations:
     except (ValueError, RecursionError):
         raise ConfigError([f"--coco {path}: is not a JSON file"]) from None
     try:
-        photos = tuple(
-            AnnotatedImage(int(image["id"]), str(image["file_name"])) for image in document["images"]
-        )
+        photos = tuple((int(image["id"]), str(image["file_name"])) for image in document["images"])
         categories = {int(entry["id"]): str(entry["name"]) for entry in document["categories"]}
         boxes = [_box(entry, number) for number, entry in enumerate(document["annotations"], start=1)]
     except (KeyError, TypeError, ValueError):
@@ -349,64 +308,24 @@ def compute_average_precision(
 
     truth, seen = COCO(), COCO()
     truth.dataset = dict(annotations.document)
-    seen.dataset = {**annotations.document, "annotations": [_entry(f, i) for i, f in enumerate(found, 1)]}
+    entries = [
+        {
+            **asdict(each),
+            "bbox": list(each.bbox),
+            "id": number,
+            "area": each.bbox[2] * each.bbox[3],
+            "iscrowd": 0,
+        }
+        for number, each in enumerate(found, 1)
+    ]
+    seen.dataset = {**annotations.document, "annotations": entries}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth.createIndex()
         seen.createIndex()
-        judge = COCOeval(truth, seen, "bbox")
-        judge.params.imgIds = sorted(photos)
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    figures = [float(value) for value in judge.stats]
-    return {name: figures[index] if figures[index] >= 0 else None for name, index in _FIGURES.items()}
-
-
-def _entry(found: CocoDetection, number: int) -> dict[str, Any]:
-    return {
-        "id": number,
-        "image_id": found.photo,
-        "category_id": found.category,
-        "bbox": list(found.box),
-        "area": found.box[2] * found.box[3],
-        "score": found.score,
-        "iscrowd": 0,
-    }
-
-
-# --- progress -----------------------------------------------------------------------------------------------
-
-
-class _ProgressBar:
-    """Progress: a bar on a terminal, else ten lines."""
-
-    WIDTH = 30
-    LINES = 10
-
-    def __init__(self, total: int, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._total, self._out, self._clock = total, out, clock
-        self._done = 0
-        self._began_s = clock()
-        self._live = out.isatty()
-
-    def step(self) -> None:
-        """Count one more picture."""
-        before, self._done = self._done, self._done + 1
-        if self._live or before * self.LINES // self._total < self._done * self.LINES // self._total:
-            self._out.write(self._line())
-            self._out.flush()
-
-    def close(self) -> None:
-        """End the line of the bar."""
-        if self._live and self._done:
-            self._out.write("\n")
-
-    def _line(self) -> str:
-        spent_s = max(self._clock() - self._began_s, 1e-9)
-        speed = self._done / spent_s
-        left_s = (self._total - self._done) / speed
-        text = f"{self._done}/{self._total} pictures, {speed:.1f} per second, {left_s:.0f} s left"
-        if not self._live:
-            return f"{text}\n"
-        full = self.WIDTH * self._done // self._total
-        return f"\r[{'#' * full}{'.' * (self.WIDTH - full)}] {text}   "
+        score = COCOeval(truth, seen, "bbox")
+        score.params.imgIds = sorted(photos)
+        score.evaluate()
+        score.accumulate()
+        score.summarize()
+    figures = zip(_FIGURES, score.stats, strict=False)
+    return {name: float(value) if value >= 0 else None for name, value in figures}

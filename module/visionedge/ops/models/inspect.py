@@ -3,9 +3,7 @@
 `inspect_model` returns the facts as a JSON document; `format_report` makes text of it.
 """
 
-import json
 import math
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,12 +21,11 @@ from visionedge.model.compiled_metadata import require_compiled_metadata
 from visionedge.model.compiler.build import load_or_compile_with_batch
 from visionedge.model.exporter_files import read_custom_vision_manifest
 from visionedge.model.heads import load_heads
-from visionedge.model.interpretation import Preprocess
 from visionedge.model.labels import choose_labels
 from visionedge.model.model import Model, load_model
 from visionedge.model.onnx_file import ModelFile, iterate_tensors, read_model_file, wrap_model_errors
 from visionedge.model.sidecar import read_sidecar
-from visionedge.runtime.child_process import start_child
+from visionedge.ops.doctor.host import run_probe_child
 
 _WEIGHTS = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
@@ -67,11 +64,10 @@ def compute_cost(network: onnx.ModelProto, shapes: Shapes) -> ModelCost:
     return ModelCost(weights, total, known, missing)
 
 
-def count_operators(network: onnx.ModelProto) -> Counter[str]:
+def count_operators(nodes: Iterable[onnx.NodeProto]) -> Counter[str]:
     """The number of nodes of each operator; custom operators with their domain."""
     return Counter(
-        node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        for node in network.graph.node
+        node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}" for node in nodes
     )
 
 
@@ -122,7 +118,7 @@ _MAC_COUNTERS: Mapping[str, Callable[[onnx.NodeProto, Shapes], int | None]] = {
 
 Document = dict[str, Any]
 
-_PLACED_WITHIN_S = 120
+_PLACEMENT_LIMIT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +153,9 @@ def inspect_model(path: Path, data: Path, device: str | None = None) -> Inspecti
         if device is not None:
             document["placed"] = {"asked": device} | _probe_placement(path, device)
     except ModelError as error:
-        return Inspection(document | {"refused": str(error), "heads": _head_names()}, str(error), error.state)
+        heads = [head.name for head in load_heads() if head.name != "compiled"]
+        return Inspection(document | {"refused": str(error), "heads": heads}, str(error), error.state)
     return Inspection(document | {"refused": None}, None)
-
-
-def _head_names() -> list[str]:
-    return [head.name for head in load_heads() if head.name != "compiled"]
 
 
 def _file_facts(file: ModelFile, path: Path) -> Document:
@@ -188,7 +181,7 @@ def _file_facts(file: ModelFile, path: Path) -> Document:
         "macsPerPicture": count.macs,
         "macsUncountedNodes": count.uncounted,
         "nodes": len(model.graph.node),
-        "operators": dict(count_operators(model).most_common()),
+        "operators": dict(count_operators(model.graph.node).most_common()),
     }
 
 
@@ -257,16 +250,10 @@ def _compiled_facts(model: Model, graph: onnx.ModelProto) -> Document:
             "gives": f"float32 [{batch or 'N'},{compiled_metadata.rows},6]",
             "rows": compiled_metadata.rows,
             "nodes": len(graph.graph.node),
-            "added": dict(count_operators(_model_of(ours)).most_common()),
+            "added": dict(count_operators(ours).most_common()),
         },
         "cuda": {"nodes": len(graph.graph.node), "withoutKernel": _without_kernel(graph, types)},
     }
-
-
-def _model_of(nodes: Iterable[onnx.NodeProto]) -> onnx.ModelProto:
-    model = onnx.ModelProto()
-    model.graph.node.extend(nodes)
-    return model
 
 
 def _without_kernel(graph: onnx.ModelProto, types: Mapping[str, onnx.TypeProto]) -> list[Document]:
@@ -283,19 +270,10 @@ def _without_kernel(graph: onnx.ModelProto, types: Mapping[str, onnx.TypeProto])
 
 def _probe_placement(path: Path, device: str) -> Document:
     """The placement of a session on the device, opened in another process, because that may crash."""
-    asked = json.dumps({"device": device, "model": str(path.resolve())})
-    with start_child("visionedge.engine.placement", "placement", asked) as child:
-        try:
-            stdout, _ = child.communicate(timeout=_PLACED_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            return {"error": f"the session did not start within {_PLACED_WITHIN_S} s"}
-        finally:
-            child.kill()
-    try:
-        placement = json.loads(stdout.splitlines()[-1])
-    except (ValueError, IndexError):
-        return {"error": f"the session ended with exit code {child.returncode} and no result"}
-    return {key: placement[key] for key in ("device", "onDevice", "onCpu", "error") if key in placement}
+    arguments = {"device": device, "model": str(path.resolve())}
+    result = run_probe_child("placement", arguments, _PLACEMENT_LIMIT_S)
+    found = result.step("placement") or {"error": f"the session did not start: {result.reason}"}
+    return {key: found[key] for key in ("device", "onDevice", "onCpu", "error") if key in found}
 
 
 # --- text ---------------------------------------------------------------------------------------------------
@@ -313,12 +291,8 @@ def format_report(inspection: Inspection) -> str:
         lines += ["", *_format_graph(facts)]
     if inspection.refused is not None:
         lines += ["", *_format_refusal(facts, inspection.state)]
-    return "\n".join(_plain(line) for line in lines) + "\n"
-
-
-def _plain(line: str) -> str:
-    """A line without control characters: names come from an untrusted file."""
-    return "".join(c if c.isprintable() else "?" for c in line)
+    # Names come from an untrusted file, and may have control characters.
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in "\n".join([*lines, ""]))
 
 
 def _format_file(facts: Document) -> list[str]:
@@ -374,15 +348,11 @@ def _describe_picture(picture: Document) -> str:
         where = "in the middle" if picture["anchor"] == "center" else "at the top left"
         how = f"letterboxed to {size}, {where}, padded with grey {picture['pad']}"
     how += ", with antialiasing" if picture["resample"] == "antialias" else ""
-    preprocess = Preprocess(scale=picture["scale"], mean=tuple(picture["mean"]), std=tuple(picture["std"]))
-    steps = "pixels of 0-255" if preprocess.scale == 1 else f"pixels x {preprocess.scale:.6g}"
-    steps += f", minus {_three(preprocess.mean)}" if any(preprocess.mean) else ""
-    steps += f", divided by {_three(preprocess.std)}" if set(preprocess.std) != {1.0} else ""
+    scale, mean, std = picture["scale"], picture["mean"], picture["std"]
+    steps = "pixels of 0-255" if scale == 1 else f"pixels x {scale:.6g}"
+    steps += f", minus {'/'.join(f'{value:.5g}' for value in mean)}" if any(mean) else ""
+    steps += f", divided by {'/'.join(f'{value:.5g}' for value in std)}" if set(std) != {1.0} else ""
     return f"{how}; {picture['color'].upper()}, {steps}"
-
-
-def _three(values: tuple[float, float, float]) -> str:
-    return "/".join(f"{value:.5g}" for value in values)
 
 
 def _format_graph(facts: Document) -> list[str]:
