@@ -133,13 +133,8 @@ class MeasuredPointDocument(OperatingPointDocument):
     note: str = Field(description="Why it was not run or not run again, or how it failed; else empty.")
 
 
-<<<<<<< b75a5acbee40a9826b417d6dbffc8c5374850112
-class LatencyFitDocument(_Document):
-    """With `lanes` lanes a batch of n takes n * `msPerPicture` + `msFixed` milliseconds."""
-=======
 class LatencyFitDocument(JsonDocument):
-    """With so many lanes a batch of n takes n * `msPerPicture` + `msFixed` milliseconds."""
->>>>>>> 42b663f9f7c1c4c8d24995cebbde64430fcc4441
+    """With `lanes` lanes a batch of n takes n * `msPerPicture` + `msFixed` milliseconds."""
 
     lanes: Count
     ms_per_picture: float
@@ -333,13 +328,8 @@ class OverloadLevelDocument(JsonDocument):
     what: str = Field(description="What it means now, in a few words.")
 
 
-<<<<<<< b75a5acbee40a9826b417d6dbffc8c5374850112
-class OverloadDocument(_Document):
-    """How the load is reduced."""
-=======
 class OverloadDocument(JsonDocument):
-    """What is given up to keep up."""
->>>>>>> 42b663f9f7c1c4c8d24995cebbde64430fcc4441
+    """How the load is reduced."""
 
     active: bool = Field(description="The configuration allows it (`overload.when`).")
     exhausted: bool = Field(description="The load is still too high, and no level is left.")
@@ -347,13 +337,8 @@ class OverloadDocument(JsonDocument):
     levels: list[OverloadLevelDocument] = Field(description="The levels in force, in their order.")
 
 
-<<<<<<< b75a5acbee40a9826b417d6dbffc8c5374850112
-class CapacityDocument(_Document):
-    """How many of the configured frames are analysed, and what limits it."""
-=======
 class CapacityDocument(JsonDocument):
-    """How many frames are analysed of those that the cameras are asked for, and what limits it."""
->>>>>>> 42b663f9f7c1c4c8d24995cebbde64430fcc4441
+    """How many of the configured frames are analysed, and what limits it."""
 
     window_seconds: float = Field(description="All rates are averages over this time.")
     demanded_per_second: float = Field(description="Frames that the configuration asks for.")

@@ -1,8 +1,4 @@
-<<<<<<< b75a5acbee40a9826b417d6dbffc8c5374850112
 """Reports as pages: self-contained, well-formed, in light and dark, with the content of the document."""
-=======
-"""Reports as pages: self-contained, well-formed, light and dark, with all figures of the document."""
->>>>>>> 42b663f9f7c1c4c8d24995cebbde64430fcc4441
 
 import json
 import re

@@ -30,11 +30,7 @@ class FakeProc:
         self.own_s = 0.0
 
     def cores(self, *busy_s: Mapping[str, float]) -> None:
-<<<<<<< b75a5acbee40a9826b417d6dbffc8c5374850112
-        """Set the times of each core by name; the rest of the passed time is idle."""
-=======
         """Set the times of each core, by name."""
->>>>>>> 42b663f9f7c1c4c8d24995cebbde64430fcc4441
         lines = ["cpu  0 0 0 0 0 0 0 0 0 0"]
         for number, spent in enumerate(busy_s):
             names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
@@ -42,19 +38,8 @@ class FakeProc:
             lines.append(f"cpu{number} {' '.join(map(str, ticks))} 0 0")
         self.stat.write_text("\n".join([*lines, "", "intr 1 2 3"]) + "\n")
 
-<<<<<<< b75a5acbee40a9826b417d6dbffc8c5374850112
-    def process(self, number: int, parent: int, *, user: float = 0, children: float = 0) -> None:
-        """Set a process whose name contains characters that are hard to parse."""
-        fields = [str(parent), *["0"] * 9, *(str(int(s * TICKS)) for s in (user, 0, children, 0)), "0"]
-        (self.proc / str(number)).mkdir(exist_ok=True)
-        (self.proc / str(number) / "stat").write_text(f"{number} (a) b ( c) S {' '.join(fields)}\n")
-
-    def clock(self) -> float:
-        return self.now_s
-=======
     def watch(self, cores: tuple[int, ...] = (0, 1)) -> OtherProcessesLoad:
         return OtherProcessesLoad(self.stat, cores, lambda: self.now_s, lambda: self.own_s)
->>>>>>> 42b663f9f7c1c4c8d24995cebbde64430fcc4441
 
 
 @pytest.fixture
@@ -65,18 +50,8 @@ def machine(tmp_path: Path) -> FakeProc:
 
 
 def test_the_use_of_this_process_does_not_count_as_others(machine: FakeProc) -> None:
-<<<<<<< b75a5acbee40a9826b417d6dbffc8c5374850112
-    """Nor the use of its running and ended children and theirs."""
-    machine.process(7, os.getpid())
-    watched = watch(machine)
-    machine.now_s += 10
-    machine.process(os.getpid(), 1, user=4, children=2)
-    machine.process(7, os.getpid(), user=3)
-    machine.process(8, 7, user=5)
-=======
     watched = machine.watch()
     machine.now_s, machine.own_s = 110, 14
->>>>>>> 42b663f9f7c1c4c8d24995cebbde64430fcc4441
     machine.cores({"user": 7, "idle": 3}, {"user": 6, "system": 1, "idle": 3})
     assert watched.share() == 0
 
@@ -111,13 +86,8 @@ def test_only_the_cores_that_may_be_used_count(machine: FakeProc) -> None:
 
 
 def test_without_proc_the_load_is_unknown(tmp_path: Path) -> None:
-<<<<<<< b75a5acbee40a9826b417d6dbffc8c5374850112
     """No share is invented."""
-    assert OtherProcessesLoad(tmp_path, (0,)).share() is None
-=======
-    """No share is made up."""
     assert OtherProcessesLoad(tmp_path / "stat", (0,)).share() is None
->>>>>>> 42b663f9f7c1c4c8d24995cebbde64430fcc4441
 
 
 def test_a_significant_share_is_reported() -> None:
