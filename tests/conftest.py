@@ -8,11 +8,16 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from edge_runtime.fixtures import drive, edge_runtime
 from repository_paths import SHARED
 
 __all__ = ["drive", "edge_runtime"]
+
+# A slow machine is no failure: `make coverage` takes several times as long.
+settings.register_profile("untimed", settings(), deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
