@@ -12,12 +12,16 @@ from hypothesis import settings
 
 from edge_runtime.fixtures import drive, edge_runtime
 from repository_paths import SHARED
+from visionedge.runtime import child_process
 
 __all__ = ["drive", "edge_runtime"]
 
 # A slow machine is no failure: `make coverage` takes several times as long.
 settings.register_profile("untimed", settings(), deadline=None)
 settings.load_profile("untimed")
+
+if "COVERAGE_PROCESS_START" in os.environ:  # `make coverage` measures children, too
+    child_process._PASSED_PREFIXES += ("COVERAGE_",)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@
 
     python tools/branch_coverage.py -m "not system"           # the arguments are those of pytest
 
-The child processes are measured, too. A child gets few of the variables of its parent, but it gets the import
-path, so a `sitecustomize.py` in a folder of that path starts the measurement in each Python.
+Coverage measures each Python that finds its settings in the environment. The module gives its children few
+variables, so `tests/conftest.py` adds those of coverage.
 """
 
 import json
@@ -25,14 +25,6 @@ _SETTINGS = REPOSITORY / "pyproject.toml"
 MIN_BRANCHES_PERCENT = 90.0
 MAX_LEFT_OUT_PERCENT = 5.0
 _LISTED_FILES = 20
-
-_START = """
-import os
-os.environ |= {{"COVERAGE_PROCESS_START": {settings!r}, "COVERAGE_FILE": {data!r}}}
-import coverage
-coverage.process_startup()
-"""
-"""Runs at the start of each Python that has its folder on the import path."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +116,14 @@ def find_problems(total: Counts) -> list[str]:
 
 
 def _run_tests(folder: Path, arguments: Sequence[str]) -> int:
-    data = folder / "data" / ".coverage"
-    data.parent.mkdir()
-    (folder / "sitecustomize.py").write_text(_START.format(settings=str(_SETTINGS), data=str(data)))
-    paths = [str(folder), str(REPOSITORY / "module"), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    variables = {
+        "COVERAGE_PROCESS_START": str(_SETTINGS),
+        "COVERAGE_FILE": str(folder / "data" / ".coverage"),
+        "COVERAGE_SOURCE": str(REPOSITORY / "module" / "visionedge"),
+    }
+    (folder / "data").mkdir()
     command = [sys.executable, "-m", "pytest", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode
+    return subprocess.run(command, cwd=REPOSITORY, env=os.environ | variables, check=False).returncode
 
 
 def _combine(folder: Path) -> dict[str, Any]:
