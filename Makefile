@@ -55,19 +55,18 @@ define run_tests
 @folder=$$(mktemp -d) || exit 1; trap 'rm -rf "$$folder"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
 	TMPDIR="$$folder" .venv/bin/python $(1) -n auto --dist loadfile
 endef
-QUICK := -m "not system and not cuda-libs and not exporters"
 
 test: ## the quick tests, some minutes on two cores: every part by itself
 	$(prepare) dev
-	$(call run_tests,-m pytest) $(QUICK) $(ARGS)
+	$(call run_tests,-m pytest) -m "not system and not cuda-libs and not exporters" $(ARGS)
 
 test-system: ## the tests that start a whole module, a server or a browser
 	$(prepare) dev
 	$(call run_tests,-m pytest) -m "system" $(ARGS)
 
-coverage: ## which branches the quick tests run through, at least 90 %
+coverage: ## which branches both kinds of tests run through, at least 90 %; a quarter of an hour on two cores
 	$(prepare) dev
-	$(call run_tests,tools/branch_coverage.py) $(QUICK) $(ARGS)
+	$(call run_tests,tools/branch_coverage.py) $(ARGS)
 
 wheel: ## build the wheel, install it into an empty environment of every Python here, try it
 	$(prepare) dev
