@@ -1,4 +1,4 @@
-"""What all tests share: the shared data, markers by folder, no thread left behind, no silent skip in CI."""
+"""Shared by all tests: test data, markers by folder, the check for left threads, no silent skips in CI."""
 
 import logging
 import os
@@ -16,9 +16,9 @@ from visionedge.runtime import child_process
 
 __all__ = ["drive", "edge_runtime"]
 
-# A slow machine is no failure: `make coverage` takes several times as long.
-settings.register_profile("untimed", settings(), deadline=None)
-settings.load_profile("untimed")
+# The duration of one example says nothing on a busy machine.
+settings.register_profile("visionedge", deadline=None)
+settings.load_profile("visionedge")
 
 if "COVERAGE_PROCESS_START" in os.environ:  # `make coverage` measures children, too
     child_process._PASSED_PREFIXES += ("COVERAGE_",)
@@ -49,7 +49,7 @@ def _no_thread_left() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _log_as_it_was() -> Iterator[None]:
-    """The command line sets up the root logger; what it leaves would write to a stream that is gone."""
+    """The command line sets up the root logger; its handler would write to a closed stream."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -94,7 +94,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Text that UTF-8 cannot hold (tests log such names) would end a parallel run; and skips in CI."""
+    """Text that UTF-8 cannot encode (tests log such names) would end a parallel run; and skips in CI."""
     report = yield
     report.sections = [
         (title, text.encode("utf-8", "backslashreplace").decode("utf-8")) for title, text in report.sections

@@ -2,14 +2,15 @@
 
 import ast
 from collections import Counter
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from visionedge.app.metrics import SCRAPED_METRICS
 
-PACKAGE = Path(__file__).resolve().parents[1] / "module" / "visionedge"
+TESTS = Path(__file__).resolve().parent
+PACKAGE = TESTS.parent / "module" / "visionedge"
 
-# Names of version 0.1 that said nothing to an engineer of the field; the right ones are in the code.
+# Former private names; each has a standard term in the code.
 PRIVATE_CLASSES = """
 AnyEngine Apart Arena Asked Attempt Backlog Bill Board Book Calls Children Choice Conductor ContentWatch
 Crew Desk Door Ears EngineInUse EngineRoom Errand Facade Facts Fitting Fleet Halver Journal Keeper
@@ -32,19 +33,25 @@ bury deeds errand give_way handing hearing let_in retire rung rungs settle_alloc
 tidy told untold vain vain_tries well wish wishes words
 """
 
+METAPHORS = "Askew Basket Life River Siege Witness World"
+"""Former names of doubles; the standard terms are harness, simulation, recorder, fake and stub."""
+
 PRIVATE_TEXTS = ("rung", "letIn", "let_in", "vain", "untold", "DEED", "outbox")
-"""What metrics, keys of documents and usage texts do not hold any more."""
+"""Parts of former names of metrics, keys of documents and usage texts."""
 
 
-def _trees() -> Iterator[tuple[Path, ast.Module]]:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        yield path.relative_to(PACKAGE), ast.parse(path.read_text(encoding="utf-8"))
+@cache
+def _trees(folder: Path = PACKAGE) -> list[tuple[Path, ast.Module]]:
+    return [
+        (path.relative_to(folder), ast.parse(path.read_text(encoding="utf-8")))
+        for path in sorted(folder.rglob("*.py"))
+    ]
 
 
-def _classes() -> list[tuple[str, Path]]:
+def _classes(folder: Path = PACKAGE) -> list[tuple[str, Path]]:
     return [
         (node.name, path)
-        for path, tree in _trees()
+        for path, tree in _trees(folder)
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
     ]
@@ -52,6 +59,11 @@ def _classes() -> list[tuple[str, Path]]:
 
 def test_classes_have_the_names_that_the_field_uses() -> None:
     assert not [(name, str(path)) for name, path in _classes() if name.lstrip("_") in PRIVATE_CLASSES.split()]
+
+
+def test_classes_of_tests_have_the_names_that_the_field_uses() -> None:
+    private = {*PRIVATE_CLASSES.split(), *METAPHORS.split()}
+    assert not [(name, str(path)) for name, path in _classes(TESTS) if name.lstrip("_") in private]
 
 
 def test_a_public_class_name_occurs_once() -> None:

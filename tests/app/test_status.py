@@ -1,6 +1,6 @@
 """The documents of status: every key, in this order, with this value.
 
-The expected documents are in tests/golden/status; `VISIONEDGE_GOLDEN=write make test` writes them anew.
+The expected documents are in tests/golden/status; `VISIONEDGE_GOLDEN=write make test` rewrites them.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 from pydantic import BaseModel
 
+from fake_backend import result
 from visionedge.app.load_meter import CameraLoad, LoadMeasurement
 from visionedge.app.overload_policy import OverloadStatus, TakenLevel
 from visionedge.app.state import AppState, InboundStatistics, StateSnapshot
@@ -39,7 +40,6 @@ from visionedge.outbound.spool import SpoolStatus
 from visionedge.runtime.measurement import PrecisionChoice
 from visionedge.web.documents import EngineEventDocument, StatusDocument
 from visionedge.web.latest_results import LatestResults
-from web_module import result
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "status"
 SINCE = datetime(2026, 11, 22, 10, 0, 0, 123_000, UTC)
@@ -48,7 +48,7 @@ LONG_REASON = "CUDA failure 700: " + "an illegal memory access was encountered "
 
 @dataclass
 class StatusEngine:
-    """An engine of which only what status shows is there."""
+    """An engine with only the data that status shows."""
 
     device: DeviceState
     plan: Plan
@@ -63,12 +63,12 @@ class StatusEngine:
     device_check: DeviceCheck = field(default_factory=DeviceCheck)
 
     def info(self) -> EngineInfo:
-        recovery = self.recovery
-        if recovery is not None:  # 17.4 s from now, however long the test took so far
+        model, recovery = load_model(find_bundled_model()), self.recovery
+        if recovery is not None:  # 17.4 s from now, for any duration of the test so far
             waiting = replace(recovery.recovery_state, retry_at_s=time.monotonic() + 17.43)
             recovery = replace(recovery, recovery_state=waiting)
         return EngineInfo(
-            load_model(find_bundled_model()),
+            model,
             self.device,
             self.precision,
             self.plan,
@@ -84,7 +84,7 @@ class StatusEngine:
 
 @dataclass
 class StatusCamera:
-    """A camera that only says what it is doing."""
+    """A camera that only has a status."""
 
     seen: CameraStatus
 
@@ -101,7 +101,7 @@ class StatusRegistry:
 
 @dataclass
 class StatusDelivery:
-    """A delivery that only says what was delivered."""
+    """A delivery that only has a status."""
 
     seen: DeliveryStatus
 
@@ -269,7 +269,7 @@ STATES = {"starting": starting, "degraded-in-edge": degraded_in_edge, "local-on-
 
 
 def fixed(status: dict[str, Any]) -> dict[str, Any]:
-    """The document with what differs from run to run, and the sentences of other parts, replaced."""
+    """The document with run-dependent values and texts of other parts replaced."""
     assert status["uptimeSeconds"] >= 0
     assert status["version"]
     for owner, key in ((status["capacity"], "sentence"), (status["engine"].get("speedCheck"), "doubt")):
@@ -306,8 +306,8 @@ def undescribed(document: object) -> list[str]:
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_every_key_of_status_and_its_place_is_the_golden_one(name: str, tmp_path: Path) -> None:
-    """The order of the keys as well: people read the document as it is."""
+def test_the_keys_of_status_equal_the_golden_file(name: str, tmp_path: Path) -> None:
+    """The order of keys too, because people read the document."""
     state = STATES[name](tmp_path)
     documents = {
         "status": fixed(build_status(state)),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from command_line import CommandLine
-from tiny_deep import deep_detector, save_deep
+from deep_models import deep_detector, save_deep
 from tiny_models import MEAN, TinyDetector
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.local_engine import open_engine
@@ -47,7 +47,7 @@ def scene(number: int) -> Picture:
 
 
 def grey(number: int) -> Picture:
-    """A camera behind its cover: the mean that is taken off, and another picture for each number."""
+    """A covered camera: the mean that the model subtracts, and another picture for each number."""
     picture = np.full((HEIGHT_PX, WIDTH_PX, 3), np.round(MEAN), np.uint8)
     picture[0, number] += 1
     return picture
@@ -78,8 +78,8 @@ def visionedge(
     return CommandLine(capsys)
 
 
-def test_a_long_wait_is_filled_with_steps_but_not_with_one_for_each() -> None:
-    """A step is told once the last line, of whatever kind, is three seconds old."""
+def test_a_long_wait_reports_some_steps_but_not_each() -> None:
+    """A step is reported if the last line is three seconds old."""
     lines: list[str] = []
     seconds = iter(range(100))
     progress = ProgressReporter(
@@ -91,14 +91,14 @@ def test_a_long_wait_is_filled_with_steps_but_not_with_one_for_each() -> None:
 
 
 @pytest.mark.parametrize("recipe", [(), ("--thorough",)])
-def test_no_part_of_making_integers_is_silent(
+def test_every_part_of_the_int8_conversion_reports_progress(
     visionedge: CommandLine,
     model: Path,
     photos: Path,
     monkeypatch: pytest.MonkeyPatch,
     recipe: tuple[str, ...],
 ) -> None:
-    """Each picture that is looked at, in whatever part, is a step that may be told."""
+    """Each processed picture, in any part, is a step that may be reported."""
     monkeypatch.setattr("visionedge.model.quantization.calibration.REPORT_INTERVAL_S", 0.0)
     outcome = visionedge("model", "compile", model, "--precision", "int8", "--calibrate", photos, *recipe)
     for part in ("pass 1 of ", "pass 2 of ", "comparing detections", "comparing ranges"):
@@ -126,10 +126,10 @@ def rows_of(model: Path, data: Path, precision: str) -> NDArray[np.float32]:
         engine.close()
 
 
-def test_an_int8_variant_is_kept_with_its_report_and_used_where_it_is_asked_for(
+def test_an_int8_variant_is_saved_with_its_report_and_used_on_request(
     visionedge: CommandLine, model: Path, photos: Path, data: Path
 ) -> None:
-    """Beside the model; the table of what was tried is the result, the rest goes to stderr."""
+    """Beside the model; the table of attempts is the result, the rest goes to stderr."""
     outcome = visionedge("model", "compile", model, "--precision", "int8", "--calibrate", photos)
     assert outcome.code == 0
     assert outcome.out.count("<- chosen") == 1
@@ -145,10 +145,10 @@ def test_an_int8_variant_is_kept_with_its_report_and_used_where_it_is_asked_for(
     assert 0 < np.abs(fp32[:, :20, 4] - int8[:, :20, 4]).max() < 0.1
 
 
-def test_thorough_sets_ranges_tensor_by_tensor_and_keeps_what_is_more_alike(
+def test_thorough_tunes_ranges_tensor_by_tensor_and_keeps_the_better_ones(
     visionedge: CommandLine, model: Path, photos: Path
 ) -> None:
-    """Even where one way for all tensors was good enough; how far it got is told meanwhile."""
+    """Even if one method for all tensors was good enough; the progress is reported meanwhile."""
     arguments = ("model", "compile", model, "--precision", "int8", "--calibrate", photos)
     outcome = visionedge(*arguments, "--recipe", "everything", "--thorough")
     assert outcome.code == 0
@@ -160,7 +160,7 @@ def test_thorough_sets_ranges_tensor_by_tensor_and_keeps_what_is_more_alike(
     assert chosen["matched"] - chosen["scoreShift"] >= other["matched"] - other["scoreShift"] - 1e-3
 
 
-def test_an_fp16_variant_needs_no_pictures_to_set_ranges_but_some_to_judge_by(
+def test_an_fp16_variant_needs_no_calibration_but_pictures_to_judge_it(
     visionedge: CommandLine, model: Path, photos: Path
 ) -> None:
     outcome = visionedge("model", "compile", model, "--precision", "fp16", "--calibrate", photos)
@@ -172,12 +172,12 @@ def test_an_fp16_variant_needs_no_pictures_to_set_ranges_but_some_to_judge_by(
     assert TensorProto.FLOAT16 in kinds
 
 
-def test_ranges_set_by_grey_pictures_are_refused_and_nothing_is_kept(
+def test_ranges_calibrated_on_grey_pictures_are_refused_and_not_saved(
     visionedge: CommandLine, model: Path, tmp_path: Path
 ) -> None:
-    """Every second picture sets ranges, the others judge; the values of real ones are cut off.
+    """Every second picture calibrates, the others judge; the values of real pictures are clipped.
 
-    All recipes are tried, and the one that is most alike says why it is not enough.
+    All recipes are tried, and the best one has the reason of its refusal.
     """
     pictures = [grey(i) if i % 2 == 0 else scene(i) for i in range(24)]
     bad = folder_of(tmp_path / "bad", pictures)
@@ -199,8 +199,8 @@ def faint(number: int) -> Picture:
     return np.asarray(np.round(np.array(MEAN) + 0.1 * (scene(number) - np.array(MEAN))), np.uint8)
 
 
-def test_ranges_that_suit_only_the_pictures_they_were_set_by_are_refused(model: Path) -> None:
-    """What was set by faint pictures is good enough for faint pictures, and for nothing else."""
+def test_ranges_that_fit_only_their_calibration_pictures_are_refused(model: Path) -> None:
+    """Ranges from faint pictures are good enough only for faint pictures."""
     loaded = load_model(model)
     whole = loaded.input.place(WIDTH_PX, HEIGHT_PX)
     faint_ones = [CalibrationSample(faint(number), whole) for number in range(16)]
@@ -232,7 +232,7 @@ def test_ranges_that_suit_only_the_pictures_they_were_set_by_are_refused(model: 
         (["--precision", "fp16", "--thorough"], 2, "--thorough: needs --precision int8"),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_an_impossible_conversion_gives_a_one_line_error(
     visionedge: CommandLine,
     model: Path,
     tmp_path: Path,
@@ -249,10 +249,8 @@ def test_what_cannot_be_is_one_line(
     assert words in line
 
 
-def test_a_recipe_that_is_named_is_taken_whatever_its_pace(
-    visionedge: CommandLine, model: Path, photos: Path
-) -> None:
-    """The others are timed and told all the same; a name that no recipe has is told with those there are."""
+def test_a_named_recipe_is_used_at_any_speed(visionedge: CommandLine, model: Path, photos: Path) -> None:
+    """The others are timed and reported too; an unknown recipe is reported with the existing ones."""
     arguments = ("model", "compile", model, "--precision", "int8", "--calibrate", photos, "--recipe")
     assert visionedge(*arguments, "everything, behind the first 2").code == 0
     report = json.loads(model.with_name("deep.int8.json").read_bytes())
@@ -267,7 +265,7 @@ def test_a_recipe_that_is_named_is_taken_whatever_its_pace(
     assert "everything but depthwise" in outcome.complaints[0]
 
 
-def test_pictures_that_show_nothing_judge_nothing(
+def test_pictures_without_objects_do_not_judge_a_variant(
     visionedge: CommandLine, tmp_path: Path, photos: Path
 ) -> None:
     """fp32 itself sees too little on them, so that no variant could be refused."""
@@ -285,9 +283,7 @@ def test_pictures_that_show_nothing_judge_nothing(
     assert "give pictures that show what the model knows" in line
 
 
-def test_a_model_in_integers_is_not_made_into_another(
-    visionedge: CommandLine, tmp_path: Path, photos: Path
-) -> None:
+def test_an_int8_model_is_not_converted_again(visionedge: CommandLine, tmp_path: Path, photos: Path) -> None:
     simple = fold_constants(deep_detector(SMALL))
     ranges = dict.fromkeys(list_float_tensors(simple.graph), (-9.0, 9.0))
     model = tmp_path / "integers.onnx"

@@ -72,14 +72,12 @@ def bomb(item: str) -> str:
         ("bytes.yaml", "a: \0", "is not valid YAML"),
     ],
 )
-def test_a_file_that_is_made_to_do_harm_is_refused_in_one_line(
-    tmp_path: Path, name: str, text: str, says: str
-) -> None:
-    """However it is nested, repeated or written, and before its content is built up in memory."""
+def test_a_malicious_file_is_refused_in_one_line(tmp_path: Path, name: str, text: str, says: str) -> None:
+    """For any nesting, repetition or notation, and before its content is built in memory."""
     assert says in refusal(written(tmp_path, name, text))
 
 
-def test_the_work_on_a_file_grows_with_its_size_and_not_with_what_its_aliases_stand_for(
+def test_parsing_time_grows_with_the_file_size_and_not_with_its_aliases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A value that is given once and used a hundred times is read once."""
@@ -99,7 +97,7 @@ def test_the_work_on_a_file_grows_with_its_size_and_not_with_what_its_aliases_st
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
-    """A FIFO would wait for ever, /dev/zero fills the memory, a name of 300 letters is no name."""
+    """A FIFO would block, /dev/zero would fill the memory, a name of 300 letters is invalid."""
     os.mkfifo(tmp_path / "fifo.yaml")
     (tmp_path / "zero.yaml").symlink_to("/dev/zero")
     (tmp_path / "folder.yaml").mkdir()
@@ -110,8 +108,8 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     assert "not a valid file name" in refusal(Path("a\0.yaml"))
 
 
-def test_a_file_is_read_up_to_its_limit_and_no_further(tmp_path: Path) -> None:
-    """Exactly the limit is read; one byte more is refused, and so is a file that is none when it is read."""
+def test_a_file_is_read_only_up_to_its_limit(tmp_path: Path) -> None:
+    """Exactly the limit is read; one byte more is refused, also if the file grew meanwhile."""
     path = written(tmp_path, "a", "x" * 100)
     assert read_regular_file(path, max_bytes=100) == b"x" * 100
     with pytest.raises(OSError, match="larger than") as caught:
@@ -119,8 +117,8 @@ def test_a_file_is_read_up_to_its_limit_and_no_further(tmp_path: Path) -> None:
     assert caught.value.strerror is not None
 
 
-def test_a_key_is_the_text_that_stands_there(tmp_path: Path) -> None:
-    """YAML takes off for a truth value and 18:00 for 1080; a camera may have such a name all the same."""
+def test_a_key_is_the_text_as_written(tmp_path: Path) -> None:
+    """YAML reads off as a boolean and 18:00 as 1080; a camera may have such a name."""
     text = "cameras: {off: {uri: 'demo:'}, 1: {uri: 'demo:'}, on: {uri: 'demo:'}}\ninference: {parity: off}\n"
     checked = parse_config(read_document(written(tmp_path, "a.yaml", text)))
     assert list(checked.cameras) == ["off", "1", "on"]
@@ -136,8 +134,8 @@ cameras:
 """
 
 
-def test_keys_that_begin_with_x_hold_anchors_and_are_ignored(tmp_path: Path) -> None:
-    """As in compose; a mapping's own keys win over what it merges, wherever `<<` stands."""
+def test_keys_that_begin_with_x_dash_may_contain_anchors_and_are_ignored(tmp_path: Path) -> None:
+    """As in compose; the keys of a mapping win over merged ones at any position of `<<`."""
     checked = parse_config(read_configuration(written(tmp_path, "a.yaml", ANCHORED), {}))
     hall, yard = checked.cameras["hall"], checked.cameras["yard"]
     assert (hall.fps, yard.fps, yard.decoder) == (2, 10, "opencv")
@@ -161,14 +159,14 @@ def test_only_top_level_keys_that_begin_with_x_dash_are_ignored(
         parse_config(read_document(written(tmp_path, "a.yaml", text)))
 
 
-def test_a_key_that_is_written_twice_beside_a_merge_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_key_beside_a_merge_is_refused(tmp_path: Path) -> None:
     text = "x-a: &a {fps: 2}\ncameras: {hall: {<<: *a, uri: 'demo:', fps: 1, fps: 3}}\n"
     with pytest.raises(ConfigError, match="key 'fps' is given twice"):
         read_document(written(tmp_path, "a.yaml", text))
 
 
-def test_of_very_many_problems_the_first_and_their_number_are_told() -> None:
-    """Nobody reads ten thousand lines, and making them takes long."""
+def test_very_many_problems_are_reported_as_the_first_ones_and_a_number() -> None:
+    """Ten thousand lines are unreadable and slow to make."""
     with pytest.raises(ConfigError) as caught:
         parse_config({f"key{n}": 1 for n in range(10_000)})
     assert len(caught.value.problems) == MAX_PROBLEMS + 1
@@ -210,7 +208,7 @@ def test_a_problem_names_its_file_and_its_line(tmp_path: Path) -> None:
     ]
 
 
-def test_variables_in_a_file_are_filled_from_the_environment(tmp_path: Path) -> None:
+def test_variables_in_a_file_are_replaced_from_the_environment(tmp_path: Path) -> None:
     """In any text, also several in one; a dollar sign alone means nothing."""
     path = written(
         tmp_path,
@@ -226,7 +224,7 @@ def test_variables_in_a_file_are_filled_from_the_environment(tmp_path: Path) -> 
     }
 
 
-def test_a_variable_that_is_not_there_is_a_problem_with_its_line(tmp_path: Path) -> None:
+def test_a_missing_variable_is_a_problem_with_its_line(tmp_path: Path) -> None:
     """Else a camera would be opened with the placeholder for its password."""
     path = written(tmp_path, "a.yaml", "http:\n  token: ${NO_SUCH_TOKEN}\n  host: ${not a name}\n")
     with pytest.raises(ConfigError) as caught:
@@ -250,8 +248,8 @@ def test_config_check_reports_every_problem_with_its_line(visionedge: CommandLin
     assert [problem.partition(": ")[0] for problem in shown["problems"]] == [f"{path}:3", f"{path}:2"]
 
 
-def test_config_check_names_the_cameras_of_a_right_file(visionedge: CommandLine, tmp_path: Path) -> None:
-    """So that one sees that the file which was meant was read."""
+def test_config_check_names_the_cameras_of_a_valid_file(visionedge: CommandLine, tmp_path: Path) -> None:
+    """The user sees that the intended file was read."""
     path = written(tmp_path, "a.yaml", "cameras: {dock: {uri: 'demo:'}, yard: {uri: 'demo:'}}")
     done = visionedge("config", "check", str(path))
     assert (done.code, done.out) == (0, f"{path}: no problems found; cameras: dock, yard\n")
@@ -260,7 +258,7 @@ def test_config_check_names_the_cameras_of_a_right_file(visionedge: CommandLine,
 
 
 def test_problems_of_arguments_name_no_line_of_the_file(visionedge: CommandLine, tmp_path: Path) -> None:
-    """`doctor` and `run` lay arguments over the file; each problem names the place where it can be mended."""
+    """`doctor` and `run` lay arguments over the file; each problem names the place of its correction."""
     path = written(tmp_path, "a.yaml", "inference:\n  iou: 2\n")
     done = visionedge("doctor", "--config", str(path), "--http", "x:70000")
     assert done.code == 2

@@ -1,4 +1,4 @@
-"""A real browser without a screen, driven over its DevTools protocol: what does a page show?"""
+"""A headless browser, driven over its DevTools protocol."""
 
 import asyncio
 import itertools
@@ -25,7 +25,7 @@ _SEEN_S = 30.0
 
 
 def program() -> str:
-    """Where the browser is; the test is skipped where there is none."""
+    """The path of the browser; skips the test if there is none."""
     found = next(filter(None, map(shutil.which, _PROGRAMS)), None)
     if found is None:
         pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
@@ -40,7 +40,7 @@ class Tab:
         self._numbers = itertools.count(1)
 
     async def call(self, method: str, **parameters: Any) -> Any:
-        """Call a method of DevTools and wait for its result; events in between are let go."""
+        """Call a method of DevTools and wait for its result; events meanwhile are ignored."""
         number = next(self._numbers)
         await self._socket.send_json({"id": number, "method": method, "params": parameters})
         while True:
@@ -66,7 +66,7 @@ class Tab:
 
 
 class Browser:
-    """A browser that runs; windows are opened in it."""
+    """A running browser that opens windows."""
 
     def __init__(self, session: aiohttp.ClientSession, port: int, control: Tab) -> None:
         self._session = session
@@ -74,7 +74,7 @@ class Browser:
         self._control = control
 
     async def open(self, url: str) -> Tab:
-        """Another window of its own, so that those opened before stay visible."""
+        """Open another window, so that earlier ones stay visible."""
         target = await self._control.call("Target.createTarget", url="about:blank", newWindow=True)
         tab = Tab(await _connected(self._session, self._port, f"page/{target['targetId']}"))
         await tab.call("Page.navigate", url=url)
@@ -83,7 +83,7 @@ class Browser:
 
 @asynccontextmanager
 async def browser() -> AsyncIterator[Browser]:
-    """A browser with a profile of its own, ended with all of its processes."""
+    """A browser with a temporary profile; all its processes end with the block."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = await asyncio.create_subprocess_exec(
             program(),

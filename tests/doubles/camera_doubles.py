@@ -1,4 +1,4 @@
-"""Stand-ins around the camera: a sink that remembers, a scripted source, a clock that jumps."""
+"""Doubles for camera tests: a frame recorder, a status recorder, a scripted source and a fake clock."""
 
 import threading
 import time
@@ -14,8 +14,8 @@ from visionedge.frames.types import Frame, InputSpec, Picture
 SPEC = InputSpec(64, 64)
 
 
-class Basket:
-    """A sink that keeps every frame; `taken` answers `wait_taken`."""
+class FrameRecorder:
+    """A sink that records every frame; `taken` is the answer of `wait_taken`."""
 
     def __init__(self, taken: Callable[[str], bool] = lambda _camera: True) -> None:
         self.frames: list[Frame] = []
@@ -39,39 +39,39 @@ class Basket:
         return self._taken(camera)
 
     def wait_for(self, wanted: Callable[[list[Frame]], bool], timeout_s: float = 15.0) -> list[Frame]:
-        """The frames, as soon as they are as wanted."""
+        """Wait until the frames meet a condition; returns them."""
         with self._changed:
             assert self._changed.wait_for(lambda: wanted(self.frames), timeout_s), (
-                f"not so within {timeout_s} s: {len(self.frames)} frames"
+                f"the condition was not met within {timeout_s} s: {len(self.frames)} frames"
             )
             return list(self.frames)
 
 
-class Changes:
-    """An `on_change` that keeps what it hears."""
+class StatusRecorder:
+    """An `on_change` callback that records every status."""
 
     def __init__(self) -> None:
-        self.heard: list[CameraStatus] = []
+        self.statuses: list[CameraStatus] = []
         self._changed = threading.Condition()
 
     def __call__(self, status: CameraStatus) -> None:
         with self._changed:
-            self.heard.append(status)
+            self.statuses.append(status)
             self._changed.notify_all()
 
     @property
     def states(self) -> list[str]:
-        return [status.state for status in self.heard]
+        return [status.state for status in self.statuses]
 
     def wait_for(self, state: str, timeout_s: float = 15.0) -> CameraStatus:
-        """The first status of this state, as soon as it is heard."""
+        """Wait for the first status with this state."""
         with self._changed:
             assert self._changed.wait_for(lambda: state in self.states, timeout_s), self.states
-            return next(status for status in self.heard if status.state == state)
+            return next(status for status in self.statuses if status.state == state)
 
 
-class JumpClock:
-    """Monotonic ns that pass only when somebody waits; every wait is kept in `waits_s`."""
+class FakeClock:
+    """A monotonic clock in ns that only `wait` advances; `waits_s` records every wait."""
 
     def __init__(self) -> None:
         self.now_ns = 1_000_000_000
@@ -82,7 +82,7 @@ class JumpClock:
         return self.now_ns
 
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
-        """Let the time pass at once; after so many waits the event is set, to end what runs."""
+        """Advance the clock at once; sets the event after `stop_after_waits` waits."""
         self.waits_s.append(timeout_s)
         self.now_ns += round(timeout_s * 1e9)
         if self.stop_after_waits is not None and len(self.waits_s) >= self.stop_after_waits:
@@ -91,15 +91,15 @@ class JumpClock:
 
 
 Step = float | None | Exception
-"""What a scripted source does: a picture of this media time (live: after so many s), its end, or a loss."""
+"""A step of a scripted source: a picture of this media time (live: after so many s), its end, or a loss."""
 
 
 class ScriptedSource:
-    """Plays steps; after the last it ends cleanly."""
+    """A source that plays steps and then ends."""
 
     decoder = "scripted"
 
-    def __init__(self, steps: Sequence[Step], *, live: bool = False, clock: JumpClock | None = None) -> None:
+    def __init__(self, steps: Sequence[Step], *, live: bool = False, clock: FakeClock | None = None) -> None:
         self.live = live
         self.closed = False
         self.converted = 0
@@ -134,8 +134,8 @@ class ScriptedSource:
         self.closed = True
 
 
-class Opener:
-    """Opens prepared sources in turn; an exception in their place is raised."""
+class ScriptedOpener:
+    """Returns prepared sources in turn; raises those that are exceptions."""
 
     def __init__(self, *sources: ScriptedSource | Exception) -> None:
         self.opened = 0
@@ -151,7 +151,7 @@ class Opener:
 
 @contextmanager
 def running(camera: Camera, end_limit_s: float = 5.0) -> Iterator[Camera]:
-    """The camera in a thread of its own; it must end within the limit after `stop`."""
+    """Run the camera in its own thread; it must end within the limit after `stop`."""
     thread = threading.Thread(target=camera.run, name=f"camera:{camera.name}", daemon=True)
     thread.start()
     try:

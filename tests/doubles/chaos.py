@@ -1,12 +1,12 @@
-"""Chaos: the whole module against the stand-in runtime, with everything going wrong, and the laws checked.
+"""Chaos test: the whole module in the stand-in runtime with random faults; checks invariants.
 
     make chaos SECONDS=600 SEED=1
 
 Broker stops, hangs, resets in mid-publish, swallowed PUBACKs, half-open connections, lost sessions, failing
-signatures, refused connections, and `kill -9` of the module, in an order that the seed decides. Afterwards:
+signatures, refused connections, and `kill -9` of the module, in an order that the seed determines. Then:
 every `messageSequence` of both outputs arrived at least once, in order after de-duplication by message id,
 each camera's frames in order, no gap between arrivals above a minute, and memory flat. One JSON document on
-stdout; exit code 1 if a law was broken.
+stdout; exit code 1 if an invariant was violated.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.account import Received
+from edge_runtime.account import ReceivedMessage
 from edge_runtime.contract import check_messages
 from edge_runtime.packets import NOT_AUTHORIZED
 from edge_runtime.runtime import EdgeRuntime
@@ -42,7 +42,7 @@ CONFIG = {
     "inference": {"device": "cpu"},
 }
 
-# Faults that are switched on for some seconds, and those that happen in a moment.
+# Faults that last for some seconds, and faults of a moment.
 LASTING = (
     *("swallow", "swallow_pubacks", "swallow_connacks", "swallow_subacks", "silent_twin", "forget_sessions"),
     *("fail_signing", "drop_signing", "wrong_signing", "hang_signing", "fail_trust_bundle"),
@@ -52,14 +52,14 @@ SLOW = (*QUICK, *LASTING, "hang", "slow")
 
 
 @dataclass(slots=True)
-class Life:
-    """One start of the module: how its memory went, in MB, against the seconds since it was ready."""
+class ModuleRun:
+    """One run of the module: its memory in MB by seconds since it was ready."""
 
     rss_mb: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def warm(self) -> list[float]:
-        """Without the first seconds, in which models and buffers are still made."""
+        """Without the first seconds, in which models are loaded and buffers allocated."""
         return [mb for at_s, mb in self.rss_mb if at_s >= _WARM_S]
 
 
@@ -74,52 +74,52 @@ class Chaos:
         self._runtime = EdgeRuntime()
         self._pause = threading.Event()
         self.faults: Counter[str] = Counter()
-        self.lives: list[Life] = []
+        self.runs: list[ModuleRun] = []
         self.kills = 0
 
     def run(self) -> dict[str, Any]:
-        """Run it all; the figures, with `broken` laws by name."""
+        """Run it; returns the figures, with violated invariants in `broken`."""
         with tempfile.TemporaryDirectory() as name, self._runtime:
             folder = Path(name)
             (folder / "vision.json").write_text(json.dumps(CONFIG))
             until_s = time.monotonic() + self._seconds
             while time.monotonic() < until_s or self.kills < 2:
-                self._live(folder)
-            self._calm()
+                self._run_until_kill(folder)
+            self._restore_hub()
             self._drain(folder)
             last_numbers, waiting = self._spool(folder / "data" / SPOOL_FILE_NAME)
-            return self._judge(self._runtime.messages, last_numbers, waiting)
+            return self._check(self._runtime.messages, last_numbers, waiting)
 
-    # --- what happens ---------------------------------------------------------------------------------------
+    # --- the run ------------------------------------------------------------------------------------------
 
-    def _live(self, folder: Path) -> None:
-        """One life of the module, ended by `kill -9` in the middle of whatever it does."""
-        life = Life()
-        self.lives.append(life)
+    def _run_until_kill(self, folder: Path) -> None:
+        """Run the module with faults and end it by `kill -9`."""
+        run = ModuleRun()
+        self.runs.append(run)
         with self._start(folder) as module:
             module.ready()
             ready_s = time.monotonic()
             end_s = ready_s + self._kill_every_s
             while time.monotonic() < end_s:
-                self._one_fault(end_s)
-                life.rss_mb.append((time.monotonic() - ready_s, rss_mb(module.pid)))
+                self._inject_one_fault(end_s)
+                run.rss_mb.append((time.monotonic() - ready_s, rss_mb(module.pid)))
             self.kills += 1  # leaving the block kills it
 
     def _start(self, folder: Path) -> ModuleProcess:
         arguments = ("--config", str(folder / "vision.json"))
         return ModuleProcess(folder / "data", *arguments, environ=self._runtime.environ)
 
-    def _one_fault(self, end_s: float) -> None:
-        """A fault for some seconds, then quiet for some."""
+    def _inject_one_fault(self, end_s: float) -> None:
+        """A fault for some seconds, then a pause."""
         kind = self._random.choice(self._kinds)
         self.faults[kind] += 1
-        mend = self._break(kind)
+        end_fault = self._start_fault(kind)
         self._wait(self._random.uniform(0.2, 6.0), end_s)
-        mend()
+        end_fault()
         self._wait(self._random.uniform(0.5, 6.0), end_s)
 
-    def _break(self, kind: str) -> Callable[[], None]:
-        """Let something go wrong; what mends it."""
+    def _start_fault(self, kind: str) -> Callable[[], None]:
+        """Start a fault; returns the function that ends it."""
         runtime, faults = self._runtime, self._runtime.faults
         match kind:
             case "stop":
@@ -141,43 +141,45 @@ class Chaos:
                 faults.puback_delay_s = 0.3
             case _:
                 setattr(faults, kind, True)
-                # Most of them matter only to who connects.
+                # Most of these faults only affect a new connection.
                 if kind not in ("swallow", "swallow_pubacks", "silent_twin"):
                     runtime.cut()
-        return self._mend
+        return self._end_faults
 
-    def _mend(self) -> None:
+    def _end_faults(self) -> None:
         self._runtime.faults.end()
         self._runtime.resume()
 
     def _wait(self, seconds: float, end_s: float) -> None:
         self._pause.wait(max(0.0, min(seconds, end_s - time.monotonic())))
 
-    def _calm(self) -> None:
-        self._mend()
+    def _restore_hub(self) -> None:
+        self._end_faults()
         if not self._runtime.broker.listening:
             self._runtime.hub_up()
 
     def _drain(self, folder: Path) -> None:
-        """A last life without faults, until the hub has everything; it ends as it should."""
+        """A last run without faults, until the hub has all messages."""
         with self._start(folder) as module:
             module.ready()
-            self._runtime.wait_for(lambda _: _empty(module), LONGEST_GAP_S)
+            self._runtime.wait_for(lambda _: _is_spool_empty(module), LONGEST_GAP_S)
             code = module.stop(10)
             if code != 0:
-                raise AssertionError(f"the last life ended with {code}:\n{module.log}")
+                raise AssertionError(f"the last run ended with {code}:\n{module.log}")
 
-    # --- what must be so ------------------------------------------------------------------------------------
+    # --- the invariants ------------------------------------------------------------------------------------
 
     def _spool(self, path: Path) -> tuple[dict[str, int], int]:
-        """The last numbers that were given, and how many messages are left."""
+        """The last message numbers and the count of waiting messages."""
         identity = Identity.from_environ(self._runtime.environ)
         assert identity is not None
         store = MessageStore(path, identity.owner, SpoolLimits())
         store.close()
         return store.last_numbers, store.count
 
-    def _judge(self, messages: list[Received], last_numbers: dict[str, int], waiting: int) -> dict[str, Any]:
+    def _check(
+        self, messages: list[ReceivedMessage], last_numbers: dict[str, int], waiting: int
+    ) -> dict[str, Any]:
         once = {message.message_id: message for message in reversed(messages)}
         gaps = [(b.received_ns - a.received_ns) / 1e9 for a, b in pairwise(messages)]
         broken = [
@@ -185,14 +187,14 @@ class Chaos:
             *(
                 f"{output}: numbers missing"
                 for output in last_numbers
-                if not _all_there(messages, output, last_numbers)
+                if not _has_all_numbers(messages, output, last_numbers)
             ),
         ]
         longest_s = max(gaps, default=0.0)
         if longest_s > LONGEST_GAP_S:
             broken.append(f"a gap of {longest_s:.1f} s")
         memory = self._memory()
-        if memory["grownInALife"] > _FLAT or memory["grownOverLives"] > _FLAT:
+        if memory["grownInARun"] > _FLAT or memory["grownOverRuns"] > _FLAT:
             broken.append(f"memory: {memory}")
         return {
             "seconds": self._seconds,
@@ -207,8 +209,8 @@ class Chaos:
             "broken": broken,
         }
 
-    def _order(self, messages: list[Received]) -> list[str]:
-        """Contract, order of numbers, order of each camera."""
+    def _order(self, messages: list[ReceivedMessage]) -> list[str]:
+        """Violations of schemas, order of numbers or order of a camera."""
         try:
             check_messages(messages)
         except AssertionError as error:
@@ -216,28 +218,28 @@ class Chaos:
         return []
 
     def _memory(self) -> dict[str, float]:
-        """MB, and how much the memory grew within a life and from the first to the last."""
-        warm = [life.warm for life in self.lives if len(life.warm) >= 4]
+        """The largest memory in MB, and its growth within a run and from the first to the last run."""
+        warm = [run.warm for run in self.runs if len(run.warm) >= 4]
         if not warm:
-            return {"largestMb": 0.0, "grownInALife": 1.0, "grownOverLives": 1.0}
+            return {"largestMb": 0.0, "grownInARun": 1.0, "grownOverRuns": 1.0}
         ends = [sum(each[-2:]) / 2 for each in warm]
         return {
             "largestMb": round(max(max(each) for each in warm), 1),
-            "grownInALife": round(
+            "grownInARun": round(
                 max(end / (sum(each[:2]) / 2) for end, each in zip(ends, warm, strict=True)), 3
             ),
-            "grownOverLives": round(ends[-1] / ends[0], 3),
+            "grownOverRuns": round(ends[-1] / ends[0], 3),
         }
 
 
-def _all_there(messages: list[Received], output: str, last_numbers: dict[str, int]) -> bool:
-    """Whether the numbers 1 to the last that was given have arrived, and no other."""
+def _has_all_numbers(messages: list[ReceivedMessage], output: str, last_numbers: dict[str, int]) -> bool:
+    """Whether exactly the numbers from 1 to the last one have arrived."""
     there = {m.json()["messageSequence"] for m in messages if m.output == output}
     return there == set(range(1, last_numbers[output] + 1))
 
 
-def _empty(module: ModuleProcess) -> bool:
-    """Whether nothing waits but what has just been made."""
+def _is_spool_empty(module: ModuleProcess) -> bool:
+    """Whether at most the newest message waits."""
     return int(module.get("/api/v1/status")["hub"]["waiting"]) <= 1
 
 
@@ -251,7 +253,7 @@ def rss_mb(pid: int) -> float:
 
 
 def main() -> int:
-    """Run it; 1 if a law was broken."""
+    """Run it; returns 1 if an invariant was violated."""
     parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=1)

@@ -18,7 +18,7 @@ def numbered_picture(number: int, width_px: int = 160, height_px: int = 120) -> 
 
 
 def number_of(picture: Picture) -> int:
-    """The number that a picture shows, as far as compression leaves it, modulo 24."""
+    """The number that a picture shows, modulo 24, tolerant to compression."""
     return round((float(picture.mean()) - 20) / 9) % _STEPS
 
 

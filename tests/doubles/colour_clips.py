@@ -17,7 +17,7 @@ RANGES = {"limited": 1, "full": 2}
 
 
 def scene(width_px: int, height_px: int) -> Picture:
-    """A picture with all hues in it and no edge sharper than chroma at half the size can hold."""
+    """A picture with all hues, and edges that chroma at half the resolution can represent."""
     rows, columns = np.mgrid[0:height_px, 0:width_px]
     across, down = columns / max(1, width_px - 1), rows / max(1, height_px - 1)
     blue = 40 + 190 * across
@@ -40,7 +40,7 @@ def ycbcr(picture: Picture, matrix: str, full: bool, bits: int) -> tuple[NDArray
 
 
 def _shrunk(plane: NDArray[np.float64], height_px: int, width_px: int) -> NDArray[np.float64]:
-    """The mean of the samples that each new one covers; odd edges cover what there is."""
+    """The mean of the samples under each new one; at odd edges of the existing samples."""
     down, across = -(-plane.shape[0] // height_px), -(-plane.shape[1] // width_px)
     padded = np.pad(
         plane, ((0, height_px * down - plane.shape[0]), (0, width_px * across - plane.shape[1])), "edge"

@@ -1,4 +1,4 @@
-"""The command line called in this process: its exit code, and what it left on stdout and stderr."""
+"""Calls the command line in this process and returns its exit code, stdout and stderr."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from visionedge.__main__ import main
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call left behind."""
+    """The result of a call."""
 
     code: int
     out: str
@@ -18,12 +18,12 @@ class Outcome:
 
     @property
     def complaints(self) -> list[str]:
-        """The lines on stderr that are ours and no log lines."""
+        """The error lines of visionedge on stderr, without log lines."""
         return [line for line in self.err.splitlines() if line.startswith("visionedge")]
 
 
 class CommandLine:
-    """Calls `visionedge` with arguments; never a traceback."""
+    """Calls `visionedge` with arguments; fails on a traceback."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys

@@ -1,4 +1,4 @@
-"""The info of an engine that was never opened, for doubles of `Engine`."""
+"""An `EngineInfo` for doubles of `Engine`."""
 
 from datetime import UTC, datetime
 

@@ -1,4 +1,4 @@
-"""Manifests for tests: a sound one, how to change it, and faults with the places where they are told."""
+"""Manifests for tests: a valid one, functions to change it, and faults with the expected finding."""
 
 import json
 from typing import Any
@@ -21,28 +21,28 @@ IN_VISION = '$.modulesContent.vision["properties.desired"]'
 IN_MODULE = f"{IN_AGENT}.modules.vision"
 IN_OPTIONS = f"{IN_MODULE}.settings.createOptions"
 NOTHING = object()
-"""In place of a value: the key is taken away."""
+"""In place of a value: the key is removed."""
 
 
 @pytest.fixture(autouse=True)
-def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who imports this: the made-up secrets of a test, plain words many of them, are masked in it alone."""
+def fresh_known_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake secrets of a test, many of them plain words, are masked only in that test."""
     monkeypatch.setattr("visionedge.runtime.redaction._known", KnownSecrets())
 
 
-def sound(gpu: str = "none", **changes: Any) -> Manifest:
-    """A manifest in which nothing is wrong, its createOptions opened so that they can be changed."""
+def valid_manifest(gpu: str = "none", **changes: Any) -> Manifest:
+    """A valid manifest, its createOptions as objects so that tests can change them."""
     kind = "cpu" if gpu == "none" else "gpu"
     request = ManifestRequest(image=f"registry.example.com/visionedge:1.0-{kind}", gpu=gpu, **changes)  # type: ignore[arg-type]  # tests give names of Gpu
     manifest: Manifest = json.loads(generate_manifest(request, {}).text)
-    agent = at(manifest, AGENT)
+    agent = value_at(manifest, AGENT)
     for module in (*agent["systemModules"].values(), *agent["modules"].values()):
         module["settings"]["createOptions"] = json.loads(module["settings"]["createOptions"])
     return manifest
 
 
-def at(document: Any, path: tuple[Any, ...]) -> Any:
-    """What stands at a path."""
+def value_at(document: Any, path: tuple[Any, ...]) -> Any:
+    """The value at a path."""
     for key in path:
         document = document[key]
     return document
@@ -50,7 +50,7 @@ def at(document: Any, path: tuple[Any, ...]) -> Any:
 
 def change(manifest: Manifest, path: tuple[Any, ...], value: Any) -> Manifest:
     """The manifest with another value at a path."""
-    holder = at(manifest, path[:-1])
+    holder = value_at(manifest, path[:-1])
     if value is NOTHING:
         del holder[path[-1]]
     else:
@@ -58,37 +58,44 @@ def change(manifest: Manifest, path: tuple[Any, ...], value: Any) -> Manifest:
     return manifest
 
 
-def judge(manifest: Any, name: str = "deployment.json", modules: tuple[str, ...] = ()) -> LintReport:
-    """Lint a manifest, its createOptions closed again."""
+def lint(manifest: Any, name: str = "deployment.json", modules: tuple[str, ...] = ()) -> LintReport:
+    """Lint a manifest, its createOptions as text again."""
 
-    def closed(value: Any) -> Any:
+    def serialised(value: Any) -> Any:
         if isinstance(value, list):
-            return [closed(item) for item in value]
+            return [serialised(item) for item in value]
         if not isinstance(value, dict):
             return value
-        shut = isinstance(value.get("createOptions"), dict) and not name.endswith(".template.json")
-        options = {"createOptions": json.dumps(value["createOptions"])} if shut else {}
-        return {**{key: closed(item) for key, item in value.items()}, **options}
+        must_serialise = isinstance(value.get("createOptions"), dict) and not name.endswith(".template.json")
+        options = {"createOptions": json.dumps(value["createOptions"])} if must_serialise else {}
+        return {**{key: serialised(item) for key, item in value.items()}, **options}
 
-    return lint_manifest(json.dumps(closed(manifest)).encode(), name, modules)
+    return lint_manifest(json.dumps(serialised(manifest)).encode(), name, modules)
 
 
-def told(report: LintReport) -> set[tuple[str, str]]:
-    """The severity and place of each finding."""
+def finding_places(report: LintReport) -> set[tuple[str, str]]:
+    """The severity and path of each finding."""
     return {(finding.severity, finding.path) for finding in report.findings}
 
 
 FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
-    # what is changed, where, to what, then severity, place and a word of the finding
+    # name, changed path, new value; then severity, path and a word of the finding
     (
-        "no agent",
+        "missing agent",
         ("modulesContent", "$edgeAgent"),
         NOTHING,
         "error",
         '$.modulesContent["$edgeAgent"]',
         "missing",
     ),
-    ("no hub", ("modulesContent", "$edgeHub"), NOTHING, "error", '$.modulesContent["$edgeHub"]', "missing"),
+    (
+        "missing hub",
+        ("modulesContent", "$edgeHub"),
+        NOTHING,
+        "error",
+        '$.modulesContent["$edgeHub"]',
+        "missing",
+    ),
     ("agent's schema", (*AGENT, "schemaVersion"), "1.2", "error", f"{IN_AGENT}.schemaVersion", "1.0 or 1.1"),
     ("a number", (*AGENT, "schemaVersion"), 1.1, "error", f"{IN_AGENT}.schemaVersion", "a number"),
     ("hub's schema", (*HUB, "schemaVersion"), "2.0", "error", f"{IN_HUB}.schemaVersion", "1.0 or 1.1"),
@@ -102,7 +109,7 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
         "missing",
     ),
     (
-        "half a registry",
+        "a registry without password",
         (*AGENT, "runtime", "settings", "registryCredentials"),
         {"mine": {"address": "https://registry.example.com", "username": "me"}},
         "error",
@@ -110,7 +117,7 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
         "missing",
     ),
     (
-        "no hub to run",
+        "edgeHub missing in systemModules",
         (*AGENT, "systemModules", "edgeHub"),
         NOTHING,
         "error",
@@ -150,7 +157,7 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
         "StorageFolder",
     ),
     (
-        "a store that is not bound",
+        "a store without a volume",
         (*AGENT, "systemModules", "edgeHub", "settings", "createOptions"),
         {},
         "warning",
@@ -166,7 +173,7 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
         "MQTT",
     ),
     (
-        "a truth value that is none",
+        "an invalid boolean",
         (*AGENT, "systemModules", "edgeHub", "env", "OptimizeForPerformance"),
         {"value": "no"},
         "warning",
@@ -185,9 +192,23 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
         f"{IN_MODULE}.restartPolicy",
         "no effect",
     ),
-    ("never again", (*MODULE, "restartPolicy"), "never", "warning", f"{IN_MODULE}.restartPolicy", "75"),
+    (
+        "restart policy never",
+        (*MODULE, "restartPolicy"),
+        "never",
+        "warning",
+        f"{IN_MODULE}.restartPolicy",
+        "75",
+    ),
     ("an order", (*MODULE, "startupOrder"), -1, "error", f"{IN_MODULE}.startupOrder", "out of range"),
-    ("a truth for a number", (*MODULE, "startupOrder"), True, "error", f"{IN_MODULE}.startupOrder", "whole"),
+    (
+        "a boolean for a number",
+        (*MODULE, "startupOrder"),
+        True,
+        "error",
+        f"{IN_MODULE}.startupOrder",
+        "whole",
+    ),
     (
         "a typing error",
         (*MODULE, "restartpolicy"),
@@ -198,7 +219,7 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
     ),
     ("no image", (*MODULE, "settings", "image"), NOTHING, "error", f"{IN_MODULE}.settings.image", "missing"),
     (
-        "blanks",
+        "an image with a blank",
         (*MODULE, "settings", "image"),
         "vision edge:1",
         "error",
@@ -216,7 +237,7 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
         "VISIONEDGE_HTTP_TOKEN",
     ),
     (
-        "a device that there is not",
+        "an unknown device",
         (*MODULE, "env"),
         {"VISIONEDGE_DEVICE": {"value": "npu"}},
         "error",
@@ -225,7 +246,7 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
     ),
     ("an unfilled placeholder", (*MODULE, "version"), "${TAG}", "error", f"{IN_MODULE}.version", "${TAG}"),
     (
-        "options that are no JSON",
+        "options that are not JSON",
         (*MODULE, "settings", "createOptions"),
         "{'a'",
         "error",
@@ -242,7 +263,7 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
     ),
     ("no volume", (*HOST, "Binds"), [], "warning", IN_OPTIONS, "visionedge-data:/data"),
     (
-        "a volume to read",
+        "a read-only volume",
         (*HOST, "Binds"),
         ["d:/data:ro"],
         "error",
@@ -250,7 +271,7 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
         "read-only",
     ),
     (
-        "all privileges",
+        "privileged",
         (*HOST, "Privileged"),
         True,
         "warning",
@@ -258,7 +279,7 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
         "CapDrop",
     ),
     (
-        "the world reaches HTTP",
+        "HTTP open to the network",
         (*HOST, "PortBindings"),
         {"8080/tcp": [{"HostPort": "8080"}]},
         "warning",
@@ -266,7 +287,7 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
         "token",
     ),
     (
-        "a port of nobody",
+        "a port without a listener",
         (*HOST, "PortBindings"),
         {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "80"}]},
         "warning",
@@ -274,7 +295,7 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
         "8080/tcp",
     ),
     (
-        "a network of its own",
+        "a separate network",
         (*MODULE, "settings", "createOptions", "NetworkingConfig"),
         {"EndpointsConfig": {"mine": {}}},
         "warning",
@@ -308,7 +329,7 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
     ("a camera's URI", (*VISION, "cameras", "demo"), {}, "error", f"{IN_VISION}.cameras.demo.uri", "missing"),
     ("an unknown key", (*VISION, "inferense"), {}, "error", f"{IN_VISION}.inferense", "inference"),
     (
-        "what only a file may say",
+        "a key only for the local file",
         (*VISION, "model"),
         {"allowInsecure": True},
         "error",
@@ -317,7 +338,7 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
     ),
     ("no cameras", (*VISION, "cameras"), {}, "warning", f"{IN_VISION}.cameras", "no camera"),
     (
-        "a camera at the device",
+        "a camera device",
         (*VISION, "cameras", "usb"),
         {"uri": "v4l2:///dev/video0"},
         "warning",
@@ -341,7 +362,7 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
         "GPU image",
     ),
     (
-        "HTTP of its own loopback",
+        "HTTP only on the container's loopback",
         (*VISION, "http"),
         {"host": "127.0.0.1"},
         "warning",
@@ -357,7 +378,7 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
         "7200",
     ),
     (
-        "nothing kept",
+        "messages not kept",
         (*HUB, "storeAndForwardConfiguration", "timeToLiveSecs"),
         0,
         "warning",
@@ -366,7 +387,7 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
     ),
     ("no routes", (*HUB, "routes"), {}, "warning", f"{IN_HUB}.routes", "outputs/detections"),
     (
-        "a twin of nobody",
+        "a twin without a module",
         ("modulesContent", "other"),
         {"properties.desired": {}},
         "warning",

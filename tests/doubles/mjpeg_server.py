@@ -1,4 +1,4 @@
-"""A HTTP camera whose rate a test sets while it runs: MJPEG of two pictures that have nothing in common."""
+"""An MJPEG camera over HTTP whose rate a test can change; it alternates between two different pictures."""
 
 import threading
 import time
@@ -42,11 +42,11 @@ class MjpegServer:
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The address of the stream."""
         return f"http://127.0.0.1:{self._server.server_address[1]}/stream"
 
     def set_fps(self, fps: float) -> None:
-        """Another rate, from the next picture on."""
+        """Change the rate from the next picture on."""
         with self._changed:
             self._fps = fps
             self._changed.notify_all()
@@ -68,7 +68,7 @@ class MjpegServer:
                     pass  # the module is gone
 
             def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - its name there
-                """Nobody reads it."""
+                """Log nothing."""
 
         return Handler
 

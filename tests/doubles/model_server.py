@@ -1,4 +1,4 @@
-"""An https server for models that does what it is told: well, badly, for ever, not at all."""
+"""An https server for models with scripted answers, also wrong, endless and missing ones."""
 
 import select
 import socket
@@ -14,13 +14,13 @@ import trustme
 
 
 class Request(BaseHTTPRequestHandler):
-    """One request; an answer writes to it."""
+    """One request; a scripted answer writes to it."""
 
-    server: "_Threads"
+    server: "_ThreadingServer"
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """Answer as it was told for this path."""
+        """Answer with the script of this path."""
         self.close_connection = True
         with self.server.changed:
             self.server.seen.append((self.path, dict(self.headers)))
@@ -35,18 +35,18 @@ class Request(BaseHTTPRequestHandler):
         self.end_headers()
 
     def until_stopped(self) -> None:
-        """Keep the connection and say nothing, until the server ends."""
+        """Keep the connection without sending, until the server ends."""
         self.server.ending.wait()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name it is called by
-        """Nothing."""
+        """Log nothing."""
 
 
 Answer = Callable[[Request], None]
 
 
-class _Threads(ThreadingHTTPServer):
-    """A thread for each connection, TLS included: one that does not speak delays no other."""
+class _ThreadingServer(ThreadingHTTPServer):
+    """One thread per connection, TLS included, so that a silent client delays no other."""
 
     daemon_threads = False
     request_queue_size = 20
@@ -61,7 +61,7 @@ class _Threads(ThreadingHTTPServer):
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away in the middle is what these tests are about."""
+        """Ignore clients that disconnect; the tests do this on purpose."""
 
 
 class ModelServer:
@@ -79,7 +79,7 @@ class ModelServer:
             ca.cert_pem.write_to_path(str(self.authority))
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             ca.issue_cert(host).configure_cert(context)
-        self._server = _Threads(context)
+        self._server = _ThreadingServer(context)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="model-server")
         self._scheme = "https" if tls else "http"
         self.answers = self._server.answers
@@ -98,27 +98,27 @@ class ModelServer:
         self._server.server_close()
 
     def wait_for_requests(self, count: int) -> None:
-        """Wait until so many have come."""
+        """Wait until `count` requests have arrived."""
         with self._server.changed:
             assert self._server.changed.wait_for(lambda: len(self.seen) >= count, 20)
 
     @property
     def port(self) -> int:
-        """Where it listens on 127.0.0.1."""
+        """The port on 127.0.0.1."""
         return self._server.server_address[1]
 
     def url(self, path: str) -> str:
-        """The address of a path here."""
+        """The address of a path."""
         return f"{self._scheme}://127.0.0.1:{self.port}{path}"
 
     @property
     def environ(self) -> dict[str, str]:
-        """What lets a process trust it."""
+        """Environment variables that make a process trust the server."""
         return {"SSL_CERT_FILE": str(self.authority)}
 
 
 def content(data: bytes, *, ranges: bool = True) -> Answer:
-    """The file, or the rest of it."""
+    """The whole file, or the requested range."""
 
     def answer(request: Request) -> None:
         asked = request.headers.get("Range")
@@ -138,7 +138,7 @@ def content(data: bytes, *, ranges: bool = True) -> Answer:
 
 
 def cut(data: bytes, after_bytes: int) -> Answer:
-    """The file announced whole, and the connection closed in the middle of it."""
+    """Announce the whole file and close the connection in the middle of it."""
 
     def answer(request: Request) -> None:
         request.head(200, {"Content-Length": len(data)})
@@ -148,14 +148,14 @@ def cut(data: bytes, after_bytes: int) -> Answer:
 
 
 def endless(request: Request) -> None:
-    """Bytes without end, and no word of how many."""
+    """Endless bytes without a length."""
     request.head(200, {"Connection": "close"})
     while not request.server.ending.is_set():
         request.wfile.write(b"x" * 65536)
 
 
 def hanging(request: Request) -> None:
-    """Not even a status."""
+    """No answer at all."""
     request.until_stopped()
 
 
@@ -171,7 +171,7 @@ def stalled(data: bytes) -> Answer:
 
 
 def redirect(location: str, status: int = 302) -> Answer:
-    """Somewhere else."""
+    """A redirect."""
     return lambda request: request.head(status, {"Location": location, "Content-Length": 0})
 
 
@@ -181,7 +181,7 @@ def status(code: int, **headers: object) -> Answer:
 
 
 def in_turn(*answers: Answer) -> Answer:
-    """One after the other; the last one stays."""
+    """One answer after the other; the last one repeats."""
     left = list(answers)
 
     def answer(request: Request) -> None:
@@ -191,10 +191,10 @@ def in_turn(*answers: Answer) -> Answer:
     return answer
 
 
-class _Tunnel(socketserver.StreamRequestHandler):
-    """CONNECT, and bytes both ways until one side ends."""
+class _TunnelHandler(socketserver.StreamRequestHandler):
+    """Handles CONNECT: bytes in both directions until one side ends."""
 
-    server: "Proxy"
+    server: "ConnectProxy"
 
     def handle(self) -> None:
         line = self.rfile.readline().decode()
@@ -202,9 +202,9 @@ class _Tunnel(socketserver.StreamRequestHandler):
             pass
         self.server.asked.append(line.split()[1])
         host, _, port = line.split()[1].rpartition(":")
-        with socket.create_connection((host, int(port))) as far:
+        with socket.create_connection((host, int(port))) as remote:
             self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
-            pairs = {self.connection: far, far: self.connection}
+            pairs = {self.connection: remote, remote: self.connection}
             while True:
                 for ready in select.select(list(pairs), [], [], 30)[0]:
                     block = ready.recv(65536)
@@ -213,13 +213,13 @@ class _Tunnel(socketserver.StreamRequestHandler):
                     pairs[ready].sendall(block)
 
 
-class Proxy(socketserver.ThreadingTCPServer):
-    """A proxy as companies have them; `asked` is where it was asked to connect."""
+class ConnectProxy(socketserver.ThreadingTCPServer):
+    """An HTTP CONNECT proxy; `asked` has the requested targets."""
 
     daemon_threads = False
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Tunnel)
+        super().__init__(("127.0.0.1", 0), _TunnelHandler)
         self.asked: list[str] = []
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="proxy")
         self._thread.start()
@@ -230,9 +230,9 @@ class Proxy(socketserver.ThreadingTCPServer):
         self.server_close()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Connections that break are no matter."""
+        """Ignore broken connections."""
 
     @property
     def url(self) -> str:
-        """Its address, as HTTPS_PROXY has it."""
+        """The address for HTTPS_PROXY."""
         return f"http://127.0.0.1:{self.server_address[1]}"

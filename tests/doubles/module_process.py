@@ -1,4 +1,4 @@
-"""The whole module as people start it: `visionedge run` in a process, watched over HTTP and its log."""
+"""The whole module: `visionedge run` in a process, observed over HTTP and its log."""
 
 import atexit
 import json
@@ -20,14 +20,14 @@ from typing import Any
 
 _ROOT = Path(__file__).resolve().parents[2]
 _READY = re.compile(r"ready: open (http://\S+/)")
-_LEARNT = tempfile.TemporaryDirectory(prefix="visionedge-tests-")
-"""Compiled graphs and plans of the modules that ran so far, by names that hold for one model each."""
+_CACHE_FOLDER = tempfile.TemporaryDirectory(prefix="visionedge-tests-")
+"""Compiled graphs and plans of earlier runs; each file name belongs to one model."""
 
-atexit.register(_LEARNT.cleanup)
+atexit.register(_CACHE_FOLDER.cleanup)
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy what is kept under lasting names and not there yet."""
+    """Copy the compiled graphs and plans that the target lacks."""
     for kept in (*source.glob("compiled/*.graph"), *source.glob("plans/*.json")):
         copy = target / kept.relative_to(source)
         if not copy.exists():
@@ -38,8 +38,8 @@ def _copy(source: Path, target: Path) -> None:
 class ModuleProcess:
     """``with ModuleProcess(data, "--camera", "dock=…") as module: …``; killed if a test leaves it running.
 
-    Without a ``--config`` it computes in fp32: to find the fastest precision would take seconds more. What
-    modules before it have compiled and measured is in its data folder already, unless it starts `cold`.
+    Without a ``--config`` it computes in fp32, as finding the fastest precision takes seconds more. Unless
+    `cold`, its data folder already has the compiled graphs and plans of earlier runs.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ModuleProcess:
     ) -> None:
         self._data = data
         if not cold:
-            _copy(Path(_LEARNT.name), data)
+            _copy(Path(_CACHE_FOLDER.name), data)
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("IOTEDGE_", "VISIONEDGE_"))}
         plain = data.with_suffix(".fp32.json")
         document: dict[str, Any] = {"inference": {"precision": "fp32"}}
@@ -65,7 +65,7 @@ class ModuleProcess:
             text=True,
         )
         self._log: list[str] = []
-        self._news = threading.Condition()
+        self._log_changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, name="module-log")
         self._reader.start()
 
@@ -83,33 +83,33 @@ class ModuleProcess:
         assert self._process.stderr is not None
         self._process.stdout.close()
         self._process.stderr.close()
-        _copy(self._data, Path(_LEARNT.name))
+        _copy(self._data, Path(_CACHE_FOLDER.name))
 
     @property
     def log(self) -> str:
         """All of stderr so far."""
-        with self._news:
+        with self._log_changed:
             return "\n".join(self._log)
 
     @property
     def pid(self) -> int:
-        """The process's number."""
+        """The process id."""
         return self._process.pid
 
     def ready(self, timeout_s: float = 60) -> str:
-        """Wait until it is ready; the address of its page."""
+        """Wait until it is ready; returns the address of its page."""
         return self.wait_for_log(_READY, timeout_s)[1]
 
     def wait_for_log(self, pattern: re.Pattern[str], timeout_s: float = 30) -> re.Match[str]:
-        """Wait for a line of the log that fits."""
+        """Wait for a log line that matches."""
         found: list[re.Match[str]] = []
 
         def look() -> bool:
             found.extend(m for line in self._log if (m := pattern.search(line)))
             return bool(found) or self._process.poll() is not None
 
-        with self._news:
-            self._news.wait_for(look, timeout_s)
+        with self._log_changed:
+            self._log_changed.wait_for(look, timeout_s)
             assert found, "\n".join(self._log)
         return found[0]
 
@@ -133,7 +133,7 @@ class ModuleProcess:
         return {camera["name"]: camera for camera in self.get("/api/v1/cameras")["cameras"]}
 
     def until(self, condition: Callable[[dict[str, dict[str, Any]]], bool], timeout_s: float = 60) -> None:
-        """Ask for the cameras, again at each new frame of any of them, until the condition holds."""
+        """Request the cameras at each new frame until the condition holds."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             cameras = self.cameras()
@@ -143,10 +143,10 @@ class ModuleProcess:
             frame = self.get(
                 f"/api/v1/cameras/{moving['name']}/frame?after={moving['sequence'] or 0}&timeout=1"
             )
-            if frame is not None and "error" in frame:  # there is no frame at all: nothing was waited for
-                with self._news:
-                    self._news.wait(0.2)
-        raise AssertionError(f"never: {self.cameras()}\n{self.log}")
+            if frame is not None and "error" in frame:  # there is no frame yet, so the request did not wait
+                with self._log_changed:
+                    self._log_changed.wait(0.2)
+        raise AssertionError(f"the condition never held: {self.cameras()}\n{self.log}")
 
     def stop(self, timeout_s: float = 5, number: signal.Signals = signal.SIGTERM) -> int:
         """Signal it and wait; its exit code. Fails if it takes longer than `timeout_s`."""
@@ -160,8 +160,8 @@ class ModuleProcess:
     def _read(self) -> None:
         assert self._process.stderr is not None
         for line in self._process.stderr:
-            with self._news:
+            with self._log_changed:
                 self._log.append(line.rstrip("\n"))
-                self._news.notify_all()
-        with self._news:
-            self._news.notify_all()
+                self._log_changed.notify_all()
+        with self._log_changed:
+            self._log_changed.notify_all()

@@ -31,7 +31,7 @@ def raw_map_model(
     each: int = 3,
     **model: Any,
 ) -> Path:
-    """Raw maps of YOLO in one of the orders that exporters know, behind one activation."""
+    """Raw maps of YOLO in one of the exporters' layouts, after one activation."""
     graph = Graph(13)
     picture = graph.input("images", "float32", "n", 3, HEIGHT_PX, WIDTH_PX)
     small = picture = graph.stem(picture)

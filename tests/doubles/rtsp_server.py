@@ -65,19 +65,19 @@ class RtspServer:
                 raise RuntimeError(f"the RTSP server did not start on port {self.port}")
 
     def kill(self) -> None:
-        """End it at once; nothing happens if it is not running."""
+        """Kill it, if it is running."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def halt(self) -> None:
-        """Freeze it: connections stay open and nothing comes any more."""
+        """Freeze it: connections stay open, but nothing is sent."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a frozen one go on."""
+        """Resume it after `halt`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
@@ -86,6 +86,6 @@ class RtspServer:
             with socket.create_connection(("127.0.0.1", self.port), 0.2):
                 return True
         except OSError:
-            # A pause between tries, not a wait for a guess: the loop ends when the port answers.
+            # A pause between attempts; the loop ends when the port answers.
             time.sleep(0.02)
             return False

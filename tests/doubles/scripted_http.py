@@ -1,4 +1,4 @@
-"""A server that says exactly what a test scripts, byte by byte: cameras break the rules of HTTP."""
+"""A server that sends scripted bytes, also invalid HTTP, as some cameras do."""
 
 import socket
 import ssl
@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 
 Serve = Callable[["ScriptedServer", socket.socket, str], None]
-"""Talks over one connection: (server, connection, the request's head)."""
+"""Serves one request: (server, connection, head of the request)."""
 
 
 class ScriptedServer:
@@ -45,11 +45,11 @@ class ScriptedServer:
             thread.join(10)
 
     def url(self, path: str = "/stream", login: str = "", scheme: str = "http") -> str:
-        """Where it is."""
+        """The address of a path."""
         return f"{scheme}://{login}{self.host}:{self.port}{path}"
 
     def wait_requests(self, count: int, timeout_s: float = 15.0) -> list[str]:
-        """The requests, as soon as there are so many."""
+        """Wait for `count` requests; returns them."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.requests) >= count, timeout_s), self.requests
             return list(self.requests)
@@ -84,7 +84,7 @@ def answer(
     more: str = "",
     length: bool = True,
 ) -> bytes:
-    """A whole answer."""
+    """The bytes of an answer."""
     head = f"HTTP/1.1 {status}\r\n"
     head += f"Content-Type: {content_type}\r\n" if content_type else ""
     head += f"Content-Length: {len(body)}\r\n" if length else ""
@@ -103,7 +103,7 @@ def always(data: bytes, *, close: bool = True) -> Serve:
 
 
 def in_turn(*answers: bytes) -> Serve:
-    """One answer after the other, the last one again and again."""
+    """One answer after the other; the last one repeats."""
 
     def serve(server: ScriptedServer, connection: socket.socket, _head: str) -> None:
         connection.sendall(answers[min(len(server.requests), len(answers)) - 1])

@@ -1,10 +1,10 @@
-"""Soak: the whole module for an hour on RTSP servers that die, freeze and change, and the laws checked.
+"""Soak test: the whole module for an hour on RTSP servers that die, freeze and change; checks invariants.
 
     make soak SECONDS=3600
 
 Three cameras: one steady, one whose server is killed, frozen (SIGSTOP), started again and given another
-resolution in turns, and one far faster than real time. Every second memory and threads of module and engine,
-ages and every frame's whereabouts are noted. One JSON document on stdout; exit code 1 if a law was broken.
+resolution in turns, and one far faster than real time. Memory and threads of module and engine, ages and
+frame counts are sampled every second. One JSON document on stdout; exit code 1 if an invariant was violated.
 """
 
 import argparse
@@ -49,10 +49,10 @@ class Sample:
     unaccounted: dict[str, int] = field(default_factory=dict)
 
 
-def broken_laws(samples: Sequence[Sample]) -> list[str]:
-    """What the samples forbid to be called a success; nothing if all is well."""
+def find_violations(samples: Sequence[Sample]) -> list[str]:
+    """The violated invariants, as sentences."""
     warm = samples[int(len(samples) * _WARM_SHARE) :]
-    if len(warm) < 4:  # quarters of fewer mean nothing
+    if len(warm) < 4:  # too few for quarters
         return [f"only {len(samples)} samples were taken"]
     broken = []
     lost = sum(abs(count) for sample in samples for count in sample.unaccounted.values())
@@ -70,7 +70,7 @@ def broken_laws(samples: Sequence[Sample]) -> list[str]:
     if last > first + 1:
         broken.append(f"threads grew from {first:g} to {last:g}")
     for name, most in (("age_ms", MOST_AGE_MS), ("latency_ms", MOST_LATENCY_MS)):
-        # The median of ten neighbours: one moment in which the machine was busy is no growing queue.
+        # The median of ten neighbours, because a short load of the machine is not a growing queue.
         worst = max(
             median(getattr(s, name) for s in warm[at : at + 10]) for at in range(max(1, len(warm) - 9))
         )
@@ -87,23 +87,23 @@ def slope_mib_per_hour(samples: Sequence[Sample]) -> float:
 
 @dataclass
 class Soak:
-    """A run of so many seconds with a fault every so many."""
+    """A run with a fault every `fault_every_s`."""
 
     seconds: float
     fault_every_s: float = 60.0
-    rest_s: float = 6.0
+    fault_duration_s: float = 6.0
     faults: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
 
     def run(self) -> dict[str, Any]:
-        """Run it; the figures as a document, what was broken among them."""
+        """Run it; returns the figures, with violated invariants in `broken`."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            with self._module(folder) as (module, shaken):
+            with self._module(folder) as (module, faulty):
                 module.ready(120)
                 module.until(lambda cameras: all(camera["framesAnalysed"] for camera in cameras.values()))
-                self._play(module, shaken, folder)
-                broken = broken_laws(self.samples) + self._back(module)
+                self._run_with_faults(module, faulty, folder)
+                broken = find_violations(self.samples) + self._find_missing_cameras(module)
                 cameras = module.cameras()
                 if (code := module.stop(10)) != 0:
                     broken.append(f"the module ended with {code}")
@@ -112,34 +112,34 @@ class Soak:
     @contextmanager
     def _module(self, folder: Path) -> Iterator[tuple[ModuleProcess, RtspServer]]:
         make_clip(folder / "steady.mp4", pictures=100, fps=10)
-        make_clip(folder / "shaken.mp4", pictures=100, fps=10)
+        make_clip(folder / "faulty.mp4", pictures=100, fps=10)
         make_clip(folder / "fast.mp4", pictures=1500, fps=300)
-        with RtspServer(folder) as steady, RtspServer(folder) as shaken:
+        with RtspServer(folder) as steady, RtspServer(folder) as faulty:
             uris = {
                 "steady": steady.uri("steady.mp4"),
-                "shaken": shaken.uri("shaken.mp4"),
+                "faulty": faulty.uri("faulty.mp4"),
                 "fast": steady.uri("fast.mp4"),
             }
             words = [word for name, uri in uris.items() for word in ("--camera", f"{name}={uri}")]
             with ModuleProcess(folder / "data", *words, "--device", "cpu") as module:
-                yield module, shaken
+                yield module, faulty
 
-    def _play(self, module: ModuleProcess, shaken: RtspServer, folder: Path) -> None:
+    def _run_with_faults(self, module: ModuleProcess, faulty: RtspServer, folder: Path) -> None:
         began_s = time.monotonic()
         end_s, fault_s, repair_s = began_s + self.seconds, began_s + self.fault_every_s, float("inf")
         while (now_s := time.monotonic()) < end_s:
             if now_s >= repair_s:
-                self._repair(shaken)
+                self._end_fault(faulty)
                 repair_s = float("inf")
             elif now_s >= fault_s:
-                self._fault(shaken, folder)
-                fault_s, repair_s = now_s + self.fault_every_s, now_s + self.rest_s
+                self._start_fault(faulty, folder)
+                fault_s, repair_s = now_s + self.fault_every_s, now_s + self.fault_duration_s
             self.samples.append(sample(module, now_s - began_s))
             time.sleep(max(0.0, now_s + 1 - time.monotonic()))  # the pace of the samples
         if repair_s < float("inf"):
-            self._repair(shaken)
+            self._end_fault(faulty)
 
-    def _fault(self, server: RtspServer, folder: Path) -> None:
+    def _start_fault(self, server: RtspServer, folder: Path) -> None:
         kind = ("kill", "halt", "resize")[len(self.faults) % 3]
         self.faults.append(kind)
         if kind == "halt":
@@ -148,16 +148,16 @@ class Soak:
         server.kill()
         if kind == "resize":
             width_px, height_px = _SIZES[(1 + self.faults.count("resize")) % 2 - 1]
-            make_clip(folder / "shaken.mp4", pictures=100, fps=10, width_px=width_px, height_px=height_px)
+            make_clip(folder / "faulty.mp4", pictures=100, fps=10, width_px=width_px, height_px=height_px)
 
-    def _repair(self, server: RtspServer) -> None:
+    def _end_fault(self, server: RtspServer) -> None:
         if self.faults[-1] == "halt":
             server.resume()
         else:
             server.start()
 
-    def _back(self, module: ModuleProcess) -> list[str]:
-        """Every camera gives frames again."""
+    def _find_missing_cameras(self, module: ModuleProcess) -> list[str]:
+        """Cameras that give no frames again within the limit, as sentences."""
         before = {name: camera["framesAnalysed"] for name, camera in module.cameras().items()}
         deadline_s = time.monotonic() + _BACK_WITHIN_S
         missing = list(before)
@@ -166,7 +166,7 @@ class Soak:
             missing = [name for name in missing if seen[name]["framesAnalysed"] == before[name]]
             if missing:
                 module.get(f"/api/v1/cameras/steady/frame?after={seen['steady']['sequence']}&timeout=1")
-        return [f"camera {name} never came back" for name in missing]
+        return [f"camera {name} never returned" for name in missing]
 
     def _figures(self, broken: list[str], cameras: dict[str, dict[str, Any]]) -> dict[str, Any]:
         warm = self.samples[int(len(self.samples) * _WARM_SHARE) :]
@@ -189,7 +189,7 @@ class Soak:
 
 
 def sample(module: ModuleProcess, at_s: float) -> Sample:
-    """Ask the module and the kernel how it is."""
+    """Take a sample from the module and the kernel."""
     status = module.get("/api/v1/status")
     pids = [module.pid, (status["engine"].get("process") or {}).get("pid")]
     kernel = [process(pid) for pid in pids if pid]
@@ -206,7 +206,7 @@ def sample(module: ModuleProcess, at_s: float) -> Sample:
 
 
 def process(pid: int) -> tuple[float, int]:
-    """Resident memory in MiB and threads of a process; nothing of one that is gone."""
+    """Resident memory in MiB and threads of a process; zeros if it has ended."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     except OSError:
@@ -225,7 +225,7 @@ def unaccounted(metrics: str) -> dict[str, int]:
 
 
 def main() -> int:
-    """The command."""
+    """Run it; returns 1 if an invariant was violated."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--fault-every", type=float, default=60.0)

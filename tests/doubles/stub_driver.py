@@ -1,4 +1,4 @@
-"""The scripted NVIDIA driver (`stub_libcuda.c`), built where there is a compiler."""
+"""A scripted NVIDIA driver (`stub_libcuda.c`), compiled by the tests."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def stub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def script(stub_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
-    """The driver, found by the loader of every child; see `Script`."""
+    """Puts the driver into the library path of every child; see `Script`."""
     paths = [str(stub_folder), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     monkeypatch.setenv("LD_LIBRARY_PATH", os.pathsep.join(paths))
 

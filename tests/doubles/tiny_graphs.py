@@ -1,4 +1,4 @@
-"""Networks written down node by node in a test, and what the compiled graph makes of them."""
+"""Networks that tests build node by node, and the rows of their compiled graphs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -67,7 +67,7 @@ class Graph:
         return self.add("Conv", tensor, kernel, self.noise(channels, scale=0.1), strides=[stride, stride])
 
     def stem(self, picture: str) -> str:
-        """A first layer that hardly changes a picture [N, 3, H, W]: what follows is no preparation of it."""
+        """A first layer that hardly changes a picture [N, 3, H, W] and so ends its preprocessing."""
         mixed = np.eye(3) * 0.9 + 0.1 / 3
         return self.add("Conv", picture, self.constant(mixed[:, :, None, None]))
 
@@ -101,7 +101,7 @@ def state(path: Path, **keys: Any) -> None:
 
 
 def compiled_rows(model: Model, pictures: NDArray[np.uint8], limit: int = 500) -> NDArray[np.float32]:
-    """What the compiled graph gives for pictures (n, H, W, 3), one by one if it takes but one: (n, K, 6)."""
+    """The rows of the compiled graph for pictures (n, H, W, 3), one by one if its batch is one: (n, K, 6)."""
     session = onnxruntime.InferenceSession(compile_model(model, limit), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     step = model.interpretation.input.batch or len(pictures)
@@ -110,7 +110,7 @@ def compiled_rows(model: Model, pictures: NDArray[np.uint8], limit: int = 500) -
 
 
 def network(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """What the bare network gives, by name."""
+    """The outputs of the bare network, by name."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, dict(feeds)), strict=True))

@@ -1,4 +1,4 @@
-"""Tiny detectors made in the test, with random but fixed weights, and a slow decoder that shares no code."""
+"""Tiny detectors with random but fixed weights, and a slow reference decoder."""
 
 import json
 import math
@@ -132,7 +132,7 @@ class TinyDetector:
     # --- the slow reference ---------------------------------------------------------------------------------
 
     def tensor(self, pictures: NDArray[np.uint8]) -> NDArray[Any]:
-        """What this network wants for pictures (n, H, W, 3), from its metadata, in numpy."""
+        """The input of this network for pictures (n, H, W, 3), from its metadata, in numpy."""
         if self.dtype == "uint8":
             floats = pictures
         else:

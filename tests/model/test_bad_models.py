@@ -50,7 +50,7 @@ def changed(change: Callable[[onnx.ModelProto], None], **kind: object) -> Maker:
 
 
 def first_node(operator: str, domain: str = "", **attributes: Any) -> Maker:
-    """One more node in front of the tiny detector, whose output nobody needs."""
+    """One more node in front of the tiny detector, whose output is unused."""
 
     def change(proto: onnx.ModelProto) -> None:
         node = helper.make_node(operator, ["image"], ["aside"], domain=domain, **attributes)
@@ -90,7 +90,7 @@ def link_out(path: Path) -> None:
     external("w.bin")(path)
 
 
-def promise(proto: onnx.ModelProto) -> None:
+def huge_dimensions(proto: onnx.ModelProto) -> None:
     """Two gigabytes of weights, of which not one byte is there."""
     weight = proto.graph.initializer[0]
     weight.ClearField("raw_data")
@@ -98,7 +98,7 @@ def promise(proto: onnx.ModelProto) -> None:
     weight.dims.extend([1 << 15, 1 << 14])
 
 
-def external_promise(path: Path) -> None:
+def huge_external_data(path: Path) -> None:
     """The same, in a file beside it that is short."""
 
     def change(proto: onnx.ModelProto) -> None:
@@ -166,7 +166,7 @@ def circle(proto: onnx.ModelProto) -> None:
 
 
 def long_circle(proto: onnx.ModelProto) -> None:
-    """The first convolution wants what is made of its own scores: no order of nodes can help."""
+    """The first convolution needs its own scores as input: no order of nodes can help."""
     proto.graph.node[0].input[0] = proto.graph.node[3].output[0]
 
 
@@ -219,7 +219,7 @@ def nested(depth: int) -> Maker:
 
 
 def message_bomb(levels: int) -> bytes:
-    """A model whose graph holds a node that holds a graph, and so on, as bytes: nothing else is in it."""
+    """A model whose graph contains a node with a graph, and so on, as bytes without other content."""
     data = b""
     for _ in range(levels):
         attribute = b"\x32" + varint(len(data)) + data  # AttributeProto.g
@@ -241,8 +241,8 @@ def memory_bomb(proto: onnx.ModelProto) -> None:
     """A few bytes that become terabytes, added to the picture as a mean of one."""
     graph = proto.graph
     graph.initializer.append(numpy_helper.from_array(np.array([1 << 20, 1 << 20], np.int64), "huge"))
-    graph.node.insert(0, helper.make_node("ConstantOfShape", ["huge"], ["terabytes"]))
-    graph.node.insert(1, helper.make_node("ReduceMean", ["terabytes"], ["mean"], keepdims=0))
+    graph.node.insert(0, helper.make_node("ConstantOfShape", ["huge"], ["terabytes of memory"]))
+    graph.node.insert(1, helper.make_node("ReduceMean", ["terabytes of memory"], ["mean"], keepdims=0))
     graph.node.insert(2, helper.make_node("Add", ["image", "mean"], ["with mean"]))
     for node in list(graph.node)[3:]:
         for index, name in enumerate(node.input):
@@ -276,7 +276,7 @@ def endless(proto: onnx.ModelProto) -> None:
 
 
 def nothing(_: onnx.ModelProto) -> None:
-    """As it is."""
+    """Unchanged."""
 
 
 NOISE = random.Random(0).randbytes(5000)  # noqa: S311 - noise, not a secret
@@ -292,52 +292,54 @@ BAD: dict[str, tuple[Maker, str]] = {
     "a classifier": (lambda path: (classifier(path), None)[1], "no detector"),
     "a folder": (lambda path: path.mkdir(), "no file"),
     "a pipe": (os.mkfifo, "no regular file"),
-    "external data that is missing": (external("w.bin"), "w.bin is missing"),
-    "external data above": (external("../w.bin"), "outside"),
-    "external data anywhere": (external("/etc/passwd"), "outside"),
-    "external data behind a link": (link_out, "outside"),
+    "missing external data": (external("w.bin"), "w.bin is missing"),
+    "external data in the parent folder": (external("../w.bin"), "outside"),
+    "external data at an absolute path": (external("/etc/passwd"), "outside"),
+    "external data via a link": (link_out, "outside"),
     "external data in memory": (external("*/_ORT_MEM_ADDR_/*"), "is missing"),
     "external data of a sparse tensor": (changed(external_sparse), "external data"),
-    "2 GB promised in it": (changed(promise), "is not complete"),
-    "2 GB promised beside it": (external_promise, "ends at 5 bytes"),
-    "an opset from the future": (changed(opset(99)), "opset 99"),
-    "an opset of long ago": (changed(opset(5)), "opset 5 is too old"),
-    "a form from the future": (changed(future_form), "IR version 99"),
-    "outputs that are no numbers": (changed(nothing, poison=float("nan")), "contains NaN or infinity"),
+    "2 GB declared inside": (changed(huge_dimensions), "is not complete"),
+    "2 GB declared as external data": (huge_external_data, "ends at 5 bytes"),
+    "a future opset": (changed(opset(99)), "opset 99"),
+    "an old opset": (changed(opset(5)), "opset 5 is too old"),
+    "a future IR version": (changed(future_form), "IR version 99"),
+    "NaN outputs": (changed(nothing, poison=float("nan")), "contains NaN or infinity"),
     "an input of three dimensions": (changed(shaped(3, 48, 64)), "Seen: "),
     "an input of five dimensions": (changed(shaped(1, 1, 3, 48, 64)), "Seen: "),
-    "an input of no dimension": (changed(shaped()), "Seen: "),
-    "an input of no size": (changed(shaped(1, 3, 0, 0)), ""),
+    "an input without dimensions": (changed(shaped()), "Seen: "),
+    "an input of size 0": (changed(shaped(1, 3, 0, 0)), ""),
     "two pictures": (changed(second_picture), "Seen: "),
     "no output": (changed(no_outputs), ""),
     "no input": (changed(no_inputs), "which no earlier node computes"),
     "text as input": (changed(text_input), ""),
     "a sequence as output": (changed(sequence_output), ""),
     "an optional output": (changed(optional_output), ""),
-    "an operator of somebody else": (first_node("Exec", "evil.domain"), "'Exec' of 'evil.domain'"),
+    "an operator of an unknown domain": (first_node("Exec", "evil.domain"), "'Exec' of 'evil.domain'"),
     "an operator of an extension": (first_node("Inverse2", "ai.onnx.contrib"), "ai.onnx.contrib"),
     "an engine for one device": (
         first_node("EPContext", "com.microsoft", ep_cache_context="/tmp/x", embed_mode=0),  # noqa: S108 - bait
         "'EPContext'",
     ),
-    "an operator that there is not": (first_node("FlyToTheMoon"), "FlyToTheMoon"),
+    "an unknown operator": (first_node("FlyToTheMoon"), "FlyToTheMoon"),
     "a node that uses itself": (changed(circle), "which no earlier node computes"),
     "nodes that use each other": (changed(long_circle), "which no earlier node computes"),
-    "a tensor made twice": (changed(made_twice), "computed twice"),
+    "a tensor computed twice": (changed(made_twice), "computed twice"),
     "a node without arguments": (changed(no_arguments), ""),
     "a weight of another size": (changed(wrong_size), ""),
     "names of 10 000 letters": (changed(long_names), "Seen: "),
-    "names that paint the screen": (changed(screen_names), "Seen: "),
+    "names with escape sequences": (changed(screen_names), "Seen: "),
     "branches 20 deep": (nested(20), "deeper than"),
     "messages 200 deep": (content(message_bomb(200)), "no ONNX file"),
     "messages 10 000 deep": (content(message_bomb(10_000)), "no ONNX file"),
-    "terabytes": (changed(memory_bomb), "cannot be run"),
+    "terabytes of memory": (changed(memory_bomb), "cannot be run"),
 }
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_model_is_one_line_and_exit_2(visionedge: CommandLine, tmp_path: Path, name: str) -> None:
+def test_a_bad_model_gives_a_one_line_error_and_exit_code_2(
+    visionedge: CommandLine, tmp_path: Path, name: str
+) -> None:
     """Named by its path, without a traceback, a hang or the end of the process."""
     make, expected = BAD[name]
     path = tmp_path / "bad.onnx"
@@ -352,18 +354,16 @@ def test_a_bad_model_is_one_line_and_exit_2(visionedge: CommandLine, tmp_path: P
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize(
-    "name", ["a classifier", "outputs that are no numbers", "names that paint the screen"]
-)
-@pytest.mark.parametrize("deed", ["inspect", "compile"])
-def test_the_other_verbs_refuse_it_as_well(
-    visionedge: CommandLine, tmp_path: Path, name: str, deed: str
+@pytest.mark.parametrize("name", ["a classifier", "NaN outputs", "names with escape sequences"])
+@pytest.mark.parametrize("command", ["inspect", "compile"])
+def test_the_other_commands_refuse_a_bad_model_too(
+    visionedge: CommandLine, tmp_path: Path, name: str, command: str
 ) -> None:
     """inspect teaches on stdout, but ends with the same line and code; compile writes nothing."""
     path = tmp_path / "bad.onnx"
     BAD[name][0](path)
-    output = ("-o", tmp_path / "out.onnx") if deed == "compile" else ()
-    outcome = visionedge("model", deed, path, *output)
+    output = ("-o", tmp_path / "out.onnx") if command == "compile" else ()
+    outcome = visionedge("model", command, path, *output)
     assert outcome.code == 2
     (line,) = outcome.complaints
     assert BAD[name][1] in line
@@ -372,7 +372,7 @@ def test_the_other_verbs_refuse_it_as_well(
 
 
 @pytest.mark.timeout(60)
-def test_a_model_that_never_ends_is_told_in_time(
+def test_a_model_that_never_finishes_is_reported_in_time(
     visionedge: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its first run is in a process of its own, which is ended."""
@@ -385,7 +385,7 @@ def test_a_model_that_never_ends_is_told_in_time(
     assert "does not finish a picture within 2 s" in line
 
 
-def test_a_file_of_more_than_2_gb_is_not_even_read(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_a_file_of_more_than_2_gb_is_not_read(visionedge: CommandLine, tmp_path: Path) -> None:
     path = tmp_path / "sparse.onnx"
     with path.open("wb") as file:
         file.truncate(3 << 30)
@@ -394,10 +394,10 @@ def test_a_file_of_more_than_2_gb_is_not_even_read(visionedge: CommandLine, tmp_
     assert "larger than 2 GB" in outcome.complaints[0]
 
 
-def test_a_file_that_may_not_be_read(visionedge: CommandLine, tmp_path: Path) -> None:
-    """Root may read everything, so for the moment of the command this process is somebody else."""
+def test_an_unreadable_file_is_refused(visionedge: CommandLine, tmp_path: Path) -> None:
+    """Root may read everything, so the process changes its user for the command."""
     path = DETECTOR.save(tmp_path / "secret.onnx")
-    assert visionedge("model", "inspect", path).code == 0  # imports what somebody else may not read
+    assert visionedge("model", "inspect", path).code == 0  # imports files that the other user may not read
     path.chmod(0)
     user = os.geteuid()
     os.seteuid(user or 65534)
@@ -409,7 +409,7 @@ def test_a_file_that_may_not_be_read(visionedge: CommandLine, tmp_path: Path) ->
     assert "cannot be read: Permission denied" in outcome.complaints[0]
 
 
-def test_a_file_below_a_file(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_a_path_below_a_file_is_refused(visionedge: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     outcome = visionedge("model", "inspect", tmp_path / "file" / "m.onnx")
     assert outcome.code == 2
@@ -417,8 +417,8 @@ def test_a_file_below_a_file(visionedge: CommandLine, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(110)
-def test_threescore_damaged_models_are_each_refused_or_run(visionedge: CommandLine, tmp_path: Path) -> None:
-    """Single bytes changed anywhere: whatever becomes of it, it is 0, 1 or 2, and one line if it is not 0."""
+def test_sixty_damaged_models_are_each_refused_or_run(visionedge: CommandLine, tmp_path: Path) -> None:
+    """Single bytes are changed anywhere: the exit code is 0, 1 or 2, with one line if it is not 0."""
     dice = random.Random(7)  # noqa: S311 - damage, not a secret
     path = tmp_path / "damaged.onnx"
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""The bundled model through the whole of it: as the slow way has it, and what is on a real picture."""
+"""The bundled model in the whole pipeline: against a slow reference, and on a real picture."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +37,7 @@ def squeezed(picture: Picture) -> Picture:
 
 
 def slow_rows(image: Picture) -> NDArray[np.float64]:
-    """The bare network on the picture as it is, and each cell above the floor decoded one by one."""
+    """The bare network on the picture, and each cell above the floor decoded one by one."""
     session = onnxruntime.InferenceSession(str(find_bundled_model()), providers=["CPUExecutionProvider"])
     tensor = image.astype(np.float32).transpose(2, 0, 1)[None]
     (table,) = session.run(None, {"images": tensor})[0]
@@ -58,7 +58,7 @@ def slow_rows(image: Picture) -> NDArray[np.float64]:
 
 
 @pytest.mark.shared
-def test_its_rows_are_those_of_a_slow_reference(engine: LocalEngine, shared_data: Path) -> None:
+def test_the_rows_of_the_bundled_model_equal_a_slow_reference(engine: LocalEngine, shared_data: Path) -> None:
     image = squeezed(photo(shared_data, "darknet_dog.jpg"))
     expected = slow_rows(image)
     rows = engine.infer(image[None]).rows[0]
@@ -78,7 +78,7 @@ def test_its_rows_are_those_of_a_slow_reference(engine: LocalEngine, shared_data
         ("darknet_dog.jpg", {"dog", "bicycle", "car"}),
     ],
 )
-def test_it_finds_what_is_on_a_picture(
+def test_the_bundled_model_finds_the_objects_of_a_picture(
     engine: LocalEngine, shared_data: Path, name: str, labels: set[str]
 ) -> None:
     picture = photo(shared_data, name)

@@ -1,5 +1,5 @@
-"""What the tests of messages on their way out share."""
+"""Fixtures that the tests of outbound messages share."""
 
-from spool_world import world
+from spool_harness import harness
 
-__all__ = ["world"]
+__all__ = ["harness"]

@@ -4,22 +4,22 @@ import sqlite3
 
 import pytest
 
-from spool_world import SpoolWorld, drain, message, turn
+from spool_harness import SpoolHarness, drain, message, run_round
 from visionedge.outbound.spool import Spool
 
 
-def filled(world: SpoolWorld, count: int = 3) -> None:
+def filled(harness: SpoolHarness, count: int = 3) -> None:
     """Leave a file with `count` messages of a module that was killed."""
-    spool = world.spool()
+    spool = harness.spool()
     for sequence_number in range(1, count + 1):
         spool.put(message(sequence_number))
-    turn(spool)
-    world.crash()
+    run_round(spool)
+    harness.crash()
 
 
-def change(world: SpoolWorld, statement: str) -> None:
+def change(harness: SpoolHarness, statement: str) -> None:
     """Change the file while no module uses it."""
-    with sqlite3.connect(world.path) as database:
+    with sqlite3.connect(harness.path) as database:
         database.executescript(statement)
     database.close()
 
@@ -35,34 +35,36 @@ def losses(spool: Spool) -> list[tuple[int, int, str]]:
 
 
 def test_a_file_that_cannot_be_renamed_means_memory(
-    world: SpoolWorld, monkeypatch: pytest.MonkeyPatch
+    harness: SpoolHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The messages go on in memory; the file stays for a look at it."""
-    filled(world)
-    change(world, "PRAGMA user_version = 99")
+    filled(harness)
+    change(harness, "PRAGMA user_version = 99")
 
     def refuse(*_paths: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr("visionedge.outbound.spool.set_aside", refuse)
-    spool = world.spool()
+    spool = harness.spool()
     status = spool.status()
     assert status.mode == "memory"
     assert "renaming the file failed: Operation not permitted" in str(status.reason)
     spool.put(message(4))
     assert numbers(spool) == [4]
-    assert world.path.exists()
+    assert harness.path.exists()
 
 
-def test_messages_that_can_no_longer_be_read_back_are_reported_and_numbers_go_on(world: SpoolWorld) -> None:
+def test_messages_that_can_no_longer_be_read_back_are_reported_and_numbers_go_on(
+    harness: SpoolHarness,
+) -> None:
     """The disk fails while the spool reads what did not fit into its memory."""
-    filled(world, 5)
-    again = world.spool()
-    world.databases[-1].execute("PRAGMA writable_schema = ON")
-    world.databases[-1].execute("DROP TABLE message")
-    turn(again)
+    filled(harness, 5)
+    again = harness.spool()
+    harness.databases[-1].execute("PRAGMA writable_schema = ON")
+    harness.databases[-1].execute("DROP TABLE message")
+    run_round(again)
     assert [news.code for news in again.take_events()] == ["spool-lost"]
-    turn(again)
+    run_round(again)
     assert losses(again) == [(1, 5, "unreadable")]
     again.put(message(6))
     assert numbers(again) == [6]

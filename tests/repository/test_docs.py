@@ -1,4 +1,4 @@
-"""Docs are a tested contract: settings, metrics, drop reasons, reason codes and exit codes stand in them."""
+"""The docs are a tested contract: settings, metrics, drop reasons, reason codes and exit codes."""
 
 import contextlib
 import itertools
@@ -84,7 +84,7 @@ FAMILY_WORDS = {"head", "anchors", "nms=True", "scale_factor"}
 """What stands between backticks in the first column of the families' table and is no family."""
 
 
-def test_the_table_of_families_is_that_of_the_known_heads() -> None:
+def test_the_table_of_families_lists_the_known_heads() -> None:
     """docs/models.md has each of them in its first column, and no other."""
     lines = (DOCS / "models.md").read_text().splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("| family (`head`)"))
@@ -97,17 +97,17 @@ def test_the_table_of_families_is_that_of_the_known_heads() -> None:
 
 @pytest.mark.parametrize("reason", list(DropReason))
 def test_every_drop_reason_is_documented(reason: DropReason) -> None:
-    """docs/configuration.md says what becomes of frames."""
+    """In docs/configuration.md."""
     assert f"| `{reason}` |" in (DOCS / "configuration.md").read_text()
 
 
 @pytest.mark.parametrize("code", list(ReasonCode))
 def test_every_reason_code_is_documented(code: ReasonCode) -> None:
-    """docs/gpu.md says what it means and what to do."""
+    """In docs/gpu.md, with meaning and remedy."""
     assert f"| `{code}` |" in (DOCS / "gpu.md").read_text()
 
 
-def test_the_files_that_contributors_are_sent_to_are_there() -> None:
+def test_the_files_named_for_contributors_exist() -> None:
     """CONTRIBUTING.md names no file and no make target that does not exist."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     words = re.findall(r"`((?:module|docs|tests|requirements)/[^`\s]*)`", text)
@@ -121,7 +121,7 @@ def test_the_files_that_contributors_are_sent_to_are_there() -> None:
 
 
 def test_the_architecture_names_files_and_threads_that_exist() -> None:
-    """A reader who follows it into the code finds these files and threads."""
+    """The files and threads that it names exist in the code."""
     text = (ROOT / "docs/architecture.md").read_text()
     sources = list((ROOT / "module/visionedge").rglob("*.py"))
     paths = {path.relative_to(ROOT / "module/visionedge").as_posix() for path in sources}
@@ -166,7 +166,7 @@ TEXTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY"
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
-def test_every_link_leads_to_a_file_and_a_heading_that_exist(path: Path) -> None:
+def test_every_link_has_an_existing_file_and_heading(path: Path) -> None:
     """Links to other sites are not followed."""
     text = path.read_text()
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
@@ -174,7 +174,7 @@ def test_every_link_leads_to_a_file_and_a_heading_that_exist(path: Path) -> None
 
 
 def leads_somewhere(path: Path, link: str) -> bool:
-    """Whether a relative link of this file has its file and, behind a #, its heading."""
+    """Whether a relative link of this file has its file and, after a #, its heading."""
     name, _, anchor = link.partition("#")
     target = (path.parent / name).resolve() if name else path
     if not target.exists() or not anchor:

@@ -1,4 +1,4 @@
-"""What docs/iot-edge.md and docs/messages.md promise of delivery, checked against the code."""
+"""The statements of docs/iot-edge.md and docs/messages.md about delivery, checked against the code."""
 
 import re
 from pathlib import Path
@@ -31,7 +31,7 @@ IOT_EDGE = (DOCS / "iot-edge.md").read_text()
 
 @pytest.mark.parametrize("fault", get_args(HubFault))
 def test_every_fault_is_documented(fault: str) -> None:
-    """In the table of what is done."""
+    """In the table of reactions."""
     assert f"`{fault}`" in IOT_EDGE
 
 
@@ -89,7 +89,7 @@ def test_every_kind_of_event_has_a_row(kind: str) -> None:
 
 @pytest.mark.parametrize("reason", get_args(MessageDropReason))
 def test_every_reason_for_a_dropped_message_is_documented(reason: str) -> None:
-    """With what it means."""
+    """With its meaning."""
     assert f"`{reason}`" in IOT_EDGE
 
 
@@ -115,7 +115,7 @@ def methods() -> dict[str, DirectMethod]:
 
 @pytest.mark.parametrize("reason", get_args(ImageDropReason))
 def test_every_reason_for_a_picture_without_an_answer_is_documented(reason: str) -> None:
-    """With what it means."""
+    """With its meaning."""
     assert f"| `{reason}` |" in IOT_EDGE
 
 
@@ -130,7 +130,7 @@ def test_the_bounds_of_the_twin_are_those_of_the_code() -> None:
     """Reported properties and answers."""
     assert f"({MAX_ACKNOWLEDGEMENT_BYTES // 1000} KB)" in IOT_EDGE
     assert PATCH_BURST == 3
-    assert f"Three patches may go at once, then one every {PATCH_INTERVAL_NS // 10**9} s" in IOT_EDGE
+    assert f"Three patches may be sent at once, then one every {PATCH_INTERVAL_NS // 10**9} s" in IOT_EDGE
     assert f"{MAX_PATCH_BYTES // 1000} KB" in IOT_EDGE
     assert MAX_ACKNOWLEDGEMENT_BYTES + MAX_CAMERAS_BYTES < MAX_PATCH_BYTES
     assert f"below {MAX_RESULT_BYTES:,} bytes" in IOT_EDGE
@@ -159,12 +159,12 @@ def test_the_measured_examples_are_consistent() -> None:
     ]
     assert len(rows) == 4
     for _, analysed, sent, messages, counted, full, share in rows:
-        seen, told, made, metered = (
+        seen, sent_count, made, metered = (
             int(cell.replace(",", "")) for cell in (analysed, sent, messages, counted)
         )
-        assert told <= seen
+        assert sent_count <= seen
         assert made <= metered
         assert 0 < float(full.split()[0]) <= 100
         assert float(share.split()[0]) == pytest.approx(
-            100 * metered / UNIT_BLOCKS_PER_DAY["S1"], abs=0.06 if told < seen else 0.5
+            100 * metered / UNIT_BLOCKS_PER_DAY["S1"], abs=0.06 if sent_count < seen else 0.5
         )

@@ -27,7 +27,7 @@ def made(folder: Path, detector: TinyDetector) -> bytes:
 
 
 def configuration(folder: Path) -> Path:
-    """Two cameras and a small model; every frame is told."""
+    """Two cameras and a small model; every frame is sent."""
     TinyDetector().save(folder / "small.onnx")
     document = {
         "cameras": {name: {"uri": "demo:", "fps": 4} for name in CAMERAS},
@@ -41,7 +41,7 @@ def configuration(folder: Path) -> Path:
 
 
 def acknowledged(hub: EdgeRuntime, version: int) -> dict[str, Any]:
-    """What the module answers to desired properties of this version, once it does."""
+    """The answer to desired properties of this version, once it exists."""
 
     def answer() -> dict[str, Any]:
         return dict(hub.broker.twin.reported.get("config", {}).get("model") or {})
@@ -50,15 +50,15 @@ def acknowledged(hub: EdgeRuntime, version: int) -> dict[str, Any]:
     return answer()
 
 
-def wish(server: ModelServer, path: str, data: bytes) -> dict[str, Any]:
-    """Desired properties that ask for what is behind a path."""
+def model_document(server: ModelServer, path: str, data: bytes) -> dict[str, Any]:
+    """Desired properties with the model at a path."""
     url = f"{server.url(path)}?sig={SECRET}"
     return {"model": {"url": url, "sha256": hashlib.sha256(data).hexdigest()}}
 
 
 @pytest.mark.timeout(300)
 def test_the_twin_changes_the_model_and_no_frame_is_lost(tmp_path: Path, edge_runtime: EdgeRuntime) -> None:
-    """What cannot be had is refused with its reason while the old one goes on; the right one takes over."""
+    """An unavailable model is rejected with its reason while the old one runs; a valid one takes over."""
     right = made(tmp_path, TinyDetector(width_px=96, height_px=64, seed=1))
     poisoned = made(tmp_path, TinyDetector(poison=float("nan")))
     wrong: dict[str, tuple[Answer, bytes, str]] = {
@@ -73,14 +73,16 @@ def test_the_twin_changes_the_model_and_no_frame_is_lost(tmp_path: Path, edge_ru
         environ = {**edge_runtime.environ, **server.environ}
         with ModuleProcess(tmp_path / "data", *arguments, environ=environ) as module:
             module.until(lambda c: all(c[name]["framesAnalysed"] >= 2 for name in CAMERAS))
-            for path, (answer, promised, words) in wrong.items():
+            for path, (answer, expected, words) in wrong.items():
                 server.answers[path] = answer
-                told = acknowledged(edge_runtime, edge_runtime.desire(wish(server, path, promised)))
-                assert told["status"] == "rejected"
-                assert words in " ".join(told["reasons"])
+                config = acknowledged(
+                    edge_runtime, edge_runtime.desire(model_document(server, path, expected))
+                )
+                assert config["status"] == "rejected"
+                assert words in " ".join(config["reasons"])
                 assert module.get("/readyz")["status"] == "ready"
                 assert module.get("/api/v1/status")["model"]["name"] == "small"
-            version = edge_runtime.desire(wish(server, "/forklift-v3.onnx", right))
+            version = edge_runtime.desire(model_document(server, "/forklift-v3.onnx", right))
             assert acknowledged(edge_runtime, version)["status"] == "applied"
             edge_runtime.wait_for(lambda got: {f["model"] for f in frames(got[-5:])} == {"forklift-v3"}, 60)
             edge_runtime.wait_until(

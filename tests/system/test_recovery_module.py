@@ -1,6 +1,6 @@
-"""The whole module with four cameras while its device fails in every way: frames flow, and it comes back.
+"""The whole module with four cameras while its device fails in every way: frames continue, it returns.
 
-The device is pretended: a session on the CPU that says it is CUDA and fails as it is told to.
+The device is simulated: a session on the CPU that claims to be CUDA and fails as scripted.
 """
 
 import json
@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from fault_script import FaultScript
 from module_process import ModuleProcess
-from scripted_faults import Faults
 from tiny_models import TinyDetector
 
 CONFIG = """
@@ -38,7 +38,7 @@ LOSSES = {
 }
 
 
-class Asking:
+class HealthPoller:
     """Asks for the health of a module without a pause; `answers` by their status."""
 
     def __init__(self, url: str) -> None:
@@ -47,7 +47,7 @@ class Asking:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> "Asking":
+    def __enter__(self) -> "HealthPoller":
         self._thread.start()
         return self
 
@@ -65,7 +65,7 @@ class Asking:
 
 
 def engine_of(module: ModuleProcess) -> dict[str, Any]:
-    """What status says of the engine."""
+    """The engine in status."""
     engine: dict[str, Any] = module.get("/api/v1/status")["engine"]
     return engine
 
@@ -78,7 +78,7 @@ def metrics_of(module: ModuleProcess) -> dict[str, float]:
 
 
 def assert_every_frame_is_accounted_for(module: ModuleProcess) -> None:
-    """offered = analysed + dropped, for whatever reason + waiting, in one snapshot and for each camera."""
+    """offered = analysed + dropped (all reasons) + waiting, in one snapshot and for each camera."""
     samples = metrics_of(module)
     for camera in module.cameras():
         label = f'camera="{camera}"'
@@ -92,7 +92,7 @@ def assert_every_frame_is_accounted_for(module: ModuleProcess) -> None:
 
 
 def until_back(module: ModuleProcess, count: int) -> dict[str, Any]:
-    """Look at each new frame until the device came back so often; what status says of the engine then."""
+    """Wait, frame by frame, until the device has returned so often; returns the engine in status."""
     for _ in range(400):
         engine = engine_of(module)
         if engine["recovery"]["changeOvers"] == count:
@@ -104,18 +104,18 @@ def until_back(module: ModuleProcess, count: int) -> dict[str, Any]:
 
 @pytest.mark.timeout(600)  # a dozen processes start, one after the other
 @pytest.mark.parametrize("names", [("sticky", "gone", "nan", "crashed"), ("hang", "no-memory", "refused")])
-def test_a_device_is_lost_in_every_way_and_comes_back_while_the_module_runs(
+def test_a_device_lost_by_any_fault_returns_while_the_module_runs(
     tmp_path: Path, names: tuple[str, ...]
 ) -> None:
-    """Each loss is told once in log, events and metrics; no camera reconnects, HTTP answers, all adds up."""
-    faults = Faults(tmp_path, run_s=5.0)
+    """Each loss is reported once in log, events and metrics; no camera reconnects, and all counts add up."""
+    faults = FaultScript(tmp_path, run_s=5.0)
     (tmp_path / "vision.yaml").write_text(CONFIG)
     model = TinyDetector().save(tmp_path / "tiny.onnx")
     arguments = ["--config", tmp_path / "vision.yaml", "--model", model, "--messages", tmp_path / "out.jsonl"]
     environ = {"VISIONEDGE_INJECT_FAULTS": "1"}
     words = [str(word) for word in (*arguments, "--inject", faults.path)]
     with ModuleProcess(tmp_path / "data", *words, environ=environ) as module:
-        with Asking(module.ready()) as asking:
+        with HealthPoller(module.ready()) as asking:
             module.until(lambda c: all(camera["framesAnalysed"] >= 3 for camera in c.values()))
             assert (engine_of(module)["requested"], engine_of(module)["effective"]) == ("auto", "cuda")
             for number, name in enumerate(names, 1):
@@ -133,7 +133,7 @@ def test_a_device_is_lost_in_every_way_and_comes_back_while_the_module_runs(
     assert "left behind" not in module.log
 
 
-def lose_and_return(module: ModuleProcess, faults: Faults, name: str, number: int) -> None:
+def lose_and_return(module: ModuleProcess, faults: FaultScript, name: str, number: int) -> None:
     """One fault: the CPU takes over for its reason, all cameras go on; lifted, the device is used again."""
     code, kind, once = LOSSES[name]
     faults.begin(name, "absent")
@@ -159,7 +159,7 @@ def lose_and_return(module: ModuleProcess, faults: Faults, name: str, number: in
 
 def test_exit_ends_the_module_with_3_when_its_device_is_lost(tmp_path: Path) -> None:
     """`inference.fallback: exit`, and the event is still written."""
-    faults = Faults(tmp_path)
+    faults = FaultScript(tmp_path)
     (tmp_path / "vision.yaml").write_text(CONFIG + "inference: {fallback: exit}\n")
     model = TinyDetector().save(tmp_path / "tiny.onnx")
     arguments = ["--config", tmp_path / "vision.yaml", "--model", model, "--messages", tmp_path / "out.jsonl"]
@@ -175,7 +175,7 @@ def test_exit_ends_the_module_with_3_when_its_device_is_lost(tmp_path: Path) -> 
 
 
 def test_faults_are_injected_only_where_that_is_allowed(tmp_path: Path) -> None:
-    """Without the variable there is no such argument; a script that makes no sense is told in a line."""
+    """Without the variable the argument does not exist; an invalid script gives a one-line error."""
     with ModuleProcess(tmp_path / "data", "--inject", "x.yaml") as module:
         assert module.wait(60) == 2
     assert "unrecognized arguments: --inject x.yaml" in module.log

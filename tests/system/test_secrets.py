@@ -99,7 +99,7 @@ REFUSED = [f"rtsp://viewer-user:{{}}{character}{{}}@127.0.0.1:9/cam" for charact
 BAITS: list[str] = []
 
 
-def baited(template: str) -> str:
+def with_secret(template: str) -> str:
     """The address with new baits in it."""
     while "{}" in template:
         BAITS.append(f"b41t-{len(BAITS):03}")
@@ -118,14 +118,14 @@ WORDS = {
 
 
 def configuration(folder: Path) -> Path:
-    """Secrets wherever a configuration takes them."""
+    """A configuration with secrets at all possible places."""
     document = {
         "cameras": {
             "dock": {"uri": "demo:", "fps": 5},
             "gate": {"uri": f"rtsp://viewer-user:{quote(RTSP, safe='')}@127.0.0.1:9/live?token={QUERY}"},
             "yard": {"uri": f"http://viewer-user:{HTTP}@127.0.0.1:9/x.mjpg?pwd={QUERY}"},
             "lost": {"uri": f"{folder}/no-such-file?password={LATE}"},
-            **{name: {"uri": baited(template)} for name, template in HUNTED.items()},
+            **{name: {"uri": with_secret(template)} for name, template in HUNTED.items()},
             **{name: {"uri": f"rtsp://{login}@127.0.0.1:9/s"} for login, name in WORDS.items()},
         },
         "telemetry": {"mode": "all", "intervalSeconds": 0.2, "fillSeconds": 0},
@@ -137,7 +137,7 @@ def configuration(folder: Path) -> Path:
 
 
 def ask(url: str, token: str | None, method: str = "GET", body: bytes | None = None) -> bytes:
-    """What a path answers, headers and errors included."""
+    """The answer of a path, with headers and errors."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310 - http, by ready()
     try:
@@ -165,13 +165,13 @@ def answers(url: str) -> Iterator[tuple[str, bytes]]:
 
 
 def cloud(runtime: EdgeRuntime) -> Iterator[tuple[str, bytes]]:
-    """Secrets in right and wrong desired properties, in calls and in questions; what is answered to them."""
+    """Secrets in valid and invalid desired properties, in calls and in requests; returns the answers."""
     right = {"cameras": {"twin": {"uri": f"rtsp://viewer-user:{quote(TWIN, safe='')}@127.0.0.1:9/t"}}}
     bad = f"foo://viewer-user:{quote(WRONG, safe='')}@h/?token={WRONG}"
     wrong = {"cameras": {"lost": {"uri": bad}}, "http": {"token": {"password": WRONG}, "port": bad}}
     url = f"https://viewer-user:{quote(FETCHED)}@127.0.0.1:9/m.onnx?x={FETCHED}"
     fetched = {"model": {"url": url, "sha256": "ab" * 32}, "cameras": {"lost": None}}
-    raw = {"cameras": {f"raw-{number}": {"uri": baited(uri)} for number, uri in enumerate(REFUSED)}}
+    raw = {"cameras": {f"raw-{number}": {"uri": with_secret(uri)} for number, uri in enumerate(REFUSED)}}
     for patch in (right, wrong, {**raw, "http": None}, {"cameras": dict.fromkeys(raw["cameras"]), **fetched}):
         version = runtime.desire(patch)
         runtime.wait_until(lambda wanted=version: _acknowledged(runtime, wanted), 60)  # type: ignore[misc]
@@ -196,7 +196,7 @@ def cloud(runtime: EdgeRuntime) -> Iterator[tuple[str, bytes]]:
 
 
 def bundled(folder: Path, url: str, environ: dict[str, str]) -> Iterator[tuple[str, bytes]]:
-    """What `doctor` prints, and what it packs about the module that runs."""
+    """The output of `doctor`, and the bundle about the running module."""
     document = json.loads((folder / "vision.json").read_text())
     document["http"]["port"] = urlsplit(url).port
     path = folder / "doctor.json"
@@ -238,11 +238,11 @@ def ask_json(url: str) -> bytes:
 
 
 def _acknowledged(runtime: EdgeRuntime, version: int) -> bool:
-    told = runtime.broker.twin.reported.get("config", {})
-    return bool(told) and all(entry["version"] == version for entry in told.values())
+    acknowledged = runtime.broker.twin.reported.get("config", {})
+    return bool(acknowledged) and all(entry["version"] == version for entry in acknowledged.values())
 
 
-def test_no_secret_comes_out_anywhere(tmp_path: Path, edge_runtime: EdgeRuntime) -> None:
+def test_no_output_contains_a_secret(tmp_path: Path, edge_runtime: EdgeRuntime) -> None:
     """Log (at its most talkative), HTTP, messages, twin, metrics, spool and every file of the state."""
     key = base64.b64encode(edge_runtime.account.key).decode()
     out = tmp_path / "messages.jsonl"
@@ -262,7 +262,7 @@ def test_no_secret_comes_out_anywhere(tmp_path: Path, edge_runtime: EdgeRuntime)
             camera["name"]: camera
             for camera in json.loads(ask_json(f"{module.ready()}api/v1/cameras"))["cameras"]
         }
-        # The hub goes and comes with a wrong signature: the SDK has things to say about tokens.
+        # The hub disappears and returns with a wrong signature, so the SDK logs errors about tokens.
         edge_runtime.faults.refuse_code = 5
         edge_runtime.cut()
         edge_runtime.wait_for_attempts(3)
@@ -277,7 +277,7 @@ def test_no_secret_comes_out_anywhere(tmp_path: Path, edge_runtime: EdgeRuntime)
         seen[f"message {number}"] = message.topic.encode() + message.body
     seen["twin"] = json.dumps(edge_runtime.broker.twin.patches).encode()
 
-    # The one place where they may lie, as it has to open cameras without a hub; and only those in force.
+    # The only file that may contain them, for cameras without a hub; and only those in force.
     kept = tmp_path / "data" / LAST_GOOD
     assert kept.stat().st_mode & 0o777 == 0o600
     assert quote(TWIN, safe="") in kept.read_text()
@@ -300,7 +300,7 @@ def test_no_secret_comes_out_anywhere(tmp_path: Path, edge_runtime: EdgeRuntime)
             assert leaks == [], f"{spelling} in {leaks}"
 
 
-def test_the_command_line_and_its_errors_hold_none(tmp_path: Path) -> None:
+def test_the_command_line_and_its_errors_contain_no_secret(tmp_path: Path) -> None:
     """Arguments that are wrong are quoted back without their secrets."""
     for arguments in (
         ("--camera", f"dock=foo://me:{LATE}@h/x"),
@@ -319,8 +319,8 @@ def test_the_command_line_and_its_errors_hold_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("password", PASSWORDS)
-def test_no_exception_holds_a_password(password: str) -> None:
-    """Wherever it was written in a configuration, and however wrong that was."""
+def test_no_exception_contains_a_password(password: str) -> None:
+    """At any place of a configuration, and with any error in it."""
     escaped = quote(password, safe="")
     for document in (
         {"cameras": {"dock": {"uri": f"foo://me:{escaped}@host/x"}}},
@@ -351,8 +351,8 @@ def test_no_exception_holds_a_password(password: str) -> None:
         "http: {token: @secret-one}",
     ],
 )
-def test_a_file_that_is_no_yaml_does_not_quote_its_secrets(tmp_path: Path, text: str) -> None:
-    """What YAML calls an alias or a tag may be a token that somebody forgot to quote."""
+def test_the_error_about_invalid_yaml_quotes_no_secret(tmp_path: Path, text: str) -> None:
+    """An alias or a tag of YAML may be a token that is not quoted."""
     path = tmp_path / "vision.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -361,7 +361,7 @@ def test_a_file_that_is_no_yaml_does_not_quote_its_secrets(tmp_path: Path, text:
 
 
 @pytest.mark.parametrize("password", PASSWORDS)
-def test_a_log_line_masks_what_some_library_says(password: str) -> None:
+def test_log_lines_of_libraries_are_masked(password: str) -> None:
     """Far from any URI, in any spelling, in a traceback as well."""
     register_secrets(
         find_secrets({"cameras": {"dock": {"uri": f"rtsp://me:{quote(password, safe='')}@h/x"}}})
@@ -378,7 +378,7 @@ def test_a_log_line_masks_what_some_library_says(password: str) -> None:
 # --- which, and how ---------------------------------------------------------------------------------------
 
 
-def test_secrets_are_found_by_their_places() -> None:
+def test_secrets_are_found_by_their_position() -> None:
     """URIs, secret queries and secret keys anywhere; names of cameras and settings are none."""
     found = find_secrets(
         {
@@ -402,7 +402,7 @@ def test_short_secrets_are_masked_as_words_only() -> None:
 
 
 def test_the_number_of_known_secrets_is_bounded() -> None:
-    """A twin that changes its passwords for ever is no leak; the newest count."""
+    """A twin with ever new passwords does not leak memory; the newest ones are masked."""
     known = KnownSecrets(limit=10)
     for number in range(100):
         known.add([f"secret-{number:03}"])
@@ -410,14 +410,14 @@ def test_the_number_of_known_secrets_is_bounded() -> None:
     assert len(known._kept) == 10
 
 
-def test_ordinary_text_stays_as_it_is() -> None:
+def test_ordinary_text_is_unchanged() -> None:
     """Without known secrets and patterns nothing changes."""
     text = "camera dock is live: 25 frames/s from rtsp://192.0.2.5/stream1"
     assert redact(text) == text
 
 
 def test_a_long_traceback_keeps_its_end() -> None:
-    """The last line holds the error; the middle is left out, and each line is redacted."""
+    """The last line contains the error; the middle is left out, and each line is redacted."""
     frames = "\n".join(f"  File {number}, token=hidden-{number}" for number in range(5_000))
     record = logging.LogRecord("x", logging.ERROR, "x", 1, "it failed", None, None)
     record.exc_text = f"Traceback\n{frames}\nValueError: the last line"
@@ -429,8 +429,8 @@ def test_a_long_traceback_keeps_its_end() -> None:
     assert len(shown.splitlines()) < 100
 
 
-def test_a_text_that_holds_addresses_is_no_address() -> None:
-    """What stands between an address and some '@' further on is no password."""
+def test_a_text_that_contains_addresses_is_not_an_address() -> None:
+    """Text between an address and a later '@' is not a password."""
     options = (
         '{"Env": ["PROXY=http://me:hunter2@192.0.2.9:3128"], "Image": "vision@sha256:ab", "Port": "9:9"}'
     )

@@ -21,10 +21,8 @@ from visionedge.model.model import Model, load_model
 WAIT_S = 60
 
 
-def test_a_model_that_takes_long_to_read_does_not_keep_the_module_from_stopping(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A signal is heard, and the module ends, while the model is still read."""
+def test_a_slow_model_load_does_not_delay_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal is handled, and the module ends, while the model is still read."""
     stopped = threading.Event()
 
     def slow(path: Path) -> Model:
@@ -47,10 +45,10 @@ def test_a_model_that_takes_long_to_read_does_not_keep_the_module_from_stopping(
     assert service.still_running == []
 
 
-def test_the_address_is_told_and_answers_before_the_model_is_read(
+def test_the_address_is_logged_and_answers_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is the first line of all, and readyz says there what is missing, however long the model takes."""
+    """It is the first line, and readyz has the reason meanwhile, for any duration."""
     first: list[str] = []
     answered: list[tuple[int, str]] = []
 

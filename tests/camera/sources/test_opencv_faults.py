@@ -1,4 +1,4 @@
-"""OpenCV says of all ends and faults only that there is no picture; the source tells which it was."""
+"""OpenCV reports any end or fault only as "no picture"; the source reports which one it was."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ LIMITS = SourceLimits(library="opencv")
 
 
 class Capture:
-    """A `VideoCapture` of ten pictures, or of so many; those in `damaged` are grabbed and cannot be had."""
+    """A `VideoCapture` of ten pictures, or of so many; those in `damaged` are grabbed and cannot be decoded."""
 
     def __init__(self, pictures: int = 10, *, claimed: int = 10, damaged: tuple[int, ...] = ()) -> None:
         self._pictures, self._claimed, self._damaged = pictures, claimed, damaged
@@ -81,7 +81,7 @@ def test_a_file_ends_after_its_last_picture() -> None:
         (5, True, True, 0, "no picture for 0 s"),
     ],
 )
-def test_the_reason_why_there_are_no_more_pictures_is_told(
+def test_the_reason_why_there_are_no_more_pictures_is_reported(
     pictures: int, live: bool, remote: bool, read_timeout_s: float, reason: str
 ) -> None:
     limits = SourceLimits(library="opencv", read_timeout_s=read_timeout_s)
@@ -95,7 +95,7 @@ def test_a_remote_file_may_have_a_few_pictures_less_than_it_claims() -> None:
 
 
 @pytest.mark.parametrize("damaged", [0, 4])
-def test_a_picture_that_cannot_be_had_is_an_error_of_this_picture_alone(damaged: int) -> None:
+def test_a_picture_that_cannot_be_decoded_is_an_error_of_this_picture_alone(damaged: int) -> None:
     opened = source(Capture(damaged=(damaged,)))
     numbers = []
     while (decoded := opened.read()) is not None:
@@ -139,13 +139,13 @@ def test_pictures_that_were_kept_stay_as_they_are() -> None:
     assert [number_of(np.asarray(picture)) for picture in kept] == list(range(10))
 
 
-def test_a_file_that_is_no_video_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_no_video_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(b"no video at all" * 100)
     with pytest.raises(SourceError, match="not a readable video or picture"):
         open_source(parse_camera_uri(str(path)), LIMITS)
 
 
-def test_a_device_that_is_no_camera_is_told() -> None:
+def test_a_device_that_is_no_camera_is_reported() -> None:
     with pytest.raises(SourceError, match="no video; another program may be using it"):
         open_source(parse_camera_uri("v4l2:///dev/null"), LIMITS)

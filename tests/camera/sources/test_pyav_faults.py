@@ -171,7 +171,9 @@ def test_a_stream_that_never_catches_up_gives_late_pictures_all_the_same(clip: P
         ),
     ],
 )
-def test_the_reason_of_a_loss_is_told_without_the_address(clip: Path, error: Exception, reason: str) -> None:
+def test_the_reason_of_a_loss_is_reported_without_the_address(
+    clip: Path, error: Exception, reason: str
+) -> None:
     source = live(clip, Clock(), SourceLimits(), error)
     for _ in range(5):
         assert source.read() is not None
@@ -193,7 +195,7 @@ def test_a_camera_that_sent_nothing_for_the_time_limit_is_silent(clip: Path) -> 
 
 
 def test_a_transport_stream_at_an_address_is_played_to_its_end(tmp_path: Path) -> None:
-    """It says nowhere how many pictures it has; its length in seconds tells whether it ended early."""
+    """It does not state how many pictures it has; its length in seconds tells whether it ended early."""
     data = make_clip(tmp_path / "a.ts", pictures=40).read_bytes()
 
     def serve(_server: ScriptedServer, connection: Any, head: str) -> None:

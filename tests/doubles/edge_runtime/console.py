@@ -1,4 +1,4 @@
-"""Commands that are typed while a module runs: the cloud's side of twin, direct methods and inputs."""
+"""The console: commands for twin, direct methods and inputs while a module runs."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ send INPUT FILE                          send a file to an input: send frames ph
 quit                                     stop the module and end"""
 
 
-def obey(runtime: EdgeRuntime, line: str) -> str:
+def run_command(runtime: EdgeRuntime, line: str) -> str:
     """Run a command; returns the text to print."""
     command, _, rest = line.strip().partition(" ")
     try:

@@ -1,4 +1,4 @@
-"""The packets of MQTT 3.1.1, as far as edgeHub's clients use them. Pure."""
+"""The packets of MQTT 3.1.1 that clients of edgeHub use. Pure functions."""
 
 import asyncio
 import struct

@@ -1,4 +1,4 @@
-"""Boxes and scores in two outputs, and plugins of TensorRT whose inputs those are."""
+"""Boxes and scores in two outputs, and TensorRT plugins with these inputs."""
 
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def _apart(
     boxes, scores = _cells(graph, inner, less=less, sigmoid=sigmoid)
     if columns:
         scores = graph.add("Transpose", scores, perm=[0, 2, 1])
-    # The names lie: what counts is the shapes.
+    # The names are wrong: the shapes count.
     graph.output(
         scores, "boxes", "float32", "n", *((CLASSES, len(cells())) if columns else (len(cells()), CLASSES))
     )
@@ -82,9 +82,7 @@ def _wanted(boxes: NDArray[Any], scores: NDArray[Any]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("less", ["Sub", "Neg", "Mul"])
 @pytest.mark.parametrize("columns", [False, True])
-def test_boxes_and_scores_are_read_whatever_their_order_and_layout(
-    tmp_path: Path, less: str, columns: bool
-) -> None:
+def test_boxes_and_scores_are_read_in_any_order_and_layout(tmp_path: Path, less: str, columns: bool) -> None:
     """YOLO-NAS and PP-YOLOE subtract distances in other ways, PP-YOLOE has its scores in columns."""
     path = _apart(tmp_path / "m.onnx", less=less, columns=columns)
     state(path, input=LETTERBOX)
@@ -101,7 +99,7 @@ def test_boxes_and_scores_are_read_whatever_their_order_and_layout(
         np.testing.assert_allclose(rows, _wanted(box, score), rtol=1e-4, atol=1e-3)
 
 
-def test_scores_without_their_sigmoid_get_it(tmp_path: Path) -> None:
+def test_scores_without_a_sigmoid_get_one(tmp_path: Path) -> None:
     """Where the last layer gives them as they are."""
     path = _apart(tmp_path / "m.onnx", sigmoid=False)
     state(path, input=LETTERBOX)
@@ -111,8 +109,8 @@ def test_scores_without_their_sigmoid_get_it(tmp_path: Path) -> None:
     np.testing.assert_allclose(compiled_rows(load_model(path), pictures)[0], wanted, rtol=1e-4, atol=1e-3)
 
 
-def test_how_pictures_are_prepared_is_never_guessed(tmp_path: Path) -> None:
-    """These families differ in that and in nothing that shows; a graph that scales by itself says it."""
+def test_preprocessing_is_never_guessed(tmp_path: Path) -> None:
+    """These families differ only in that, and nothing shows it; a graph that scales by itself does."""
     path = _apart(tmp_path / "m.onnx")
     with pytest.raises(ModelError, match="prepared in different ways; state input"):
         load_model(path)
@@ -122,7 +120,7 @@ def test_how_pictures_are_prepared_is_never_guessed(tmp_path: Path) -> None:
     assert known.interpretation.preprocess.scale == 1 / 255
 
 
-def test_boxes_that_no_node_tells_the_form_of_have_to_be_stated(tmp_path: Path) -> None:
+def test_an_unknown_box_encoding_has_to_be_stated(tmp_path: Path) -> None:
     """Two corners or a centre and a size: their shape is the same."""
     graph = Graph(13)
     picture = graph.input("input", "float32", "n", 3, HEIGHT_PX, WIDTH_PX)
@@ -189,10 +187,10 @@ def _with_plugin(
         ),
     ],
 )
-def test_a_plugin_of_tensorrt_is_replaced_by_our_own_suppression(
+def test_a_tensorrt_plugin_is_replaced_by_the_modules_own_suppression(
     tmp_path: Path, plugin: str, centers: bool, sigmoid: bool, attributes: dict[str, Any]
 ) -> None:
-    """Its attributes say how boxes and scores are written."""
+    """Its attributes give the encoding of boxes and scores."""
     path = _with_plugin(tmp_path / "m.onnx", plugin, centers=centers, sigmoid=sigmoid, **attributes)
     model = load_model(path)
     assert (model.head, model.interpretation.class_count, model.interpretation.needs_nms) == (
@@ -213,8 +211,8 @@ def test_a_plugin_of_tensorrt_is_replaced_by_our_own_suppression(
     np.testing.assert_allclose(compiled_rows(model, pictures)[0], wanted, rtol=1e-4, atol=1e-3)
 
 
-def test_a_background_class_is_no_class(tmp_path: Path) -> None:
-    """The plugin names it, first or last; what is left is counted from 0."""
+def test_a_background_class_is_not_reported(tmp_path: Path) -> None:
+    """The plugin names it, first or last; the remaining classes are counted from 0."""
     path = _with_plugin(tmp_path / "m.onnx", "EfficientNMS_TRT", background_class=0)
     model = load_model(path)
     assert model.interpretation.class_count == CLASSES - 1
@@ -225,7 +223,7 @@ def test_a_background_class_is_no_class(tmp_path: Path) -> None:
 
 
 def test_a_plugin_with_boxes_for_each_class_is_refused(tmp_path: Path) -> None:
-    """One line that says what would help."""
+    """One line with the remedy."""
     path = _with_plugin(tmp_path / "m.onnx", "BatchedNMS_TRT", shareLocation=0)
     with pytest.raises(
         ModelError, match=r"separate boxes for each class.*export the model without its suppression"

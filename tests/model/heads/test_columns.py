@@ -1,4 +1,4 @@
-"""Lists whose columns are not those of the YOLOs, though their shape is: refused, never read by guess."""
+"""Lists with other columns than YOLO's but the same shape are refused, never guessed."""
 
 from pathlib import Path
 
@@ -35,20 +35,22 @@ def _six(path: Path, order: str, first: int = 0) -> Path:
     return graph.save(path)
 
 
-def test_box_score_and_class_from_0_are_the_yolos(tmp_path: Path) -> None:
+def test_columns_of_box_score_and_class_from_0_are_read_as_a_yolo_list(tmp_path: Path) -> None:
     model = load_model(_six(tmp_path / "m.onnx", "bsc"))
     assert (model.head, model.interpretation.class_count) == ("yolov10", CLASSES)
 
 
 @pytest.mark.parametrize(("order", "first"), [("bsc", 1), ("bcs", 0), ("csb", 0), ("scb", 0)])
-def test_other_columns_or_classes_from_1_are_not(tmp_path: Path, order: str, first: int) -> None:
+def test_other_columns_or_classes_from_1_are_not_read_as_a_yolo_list(
+    tmp_path: Path, order: str, first: int
+) -> None:
     """EfficientDet in PyTorch counts from 1, and takes pictures prepared otherwise."""
     with pytest.raises(ModelError, match="no detector"):
         load_model(_six(tmp_path / "m.onnx", order, first))
 
 
 def _seven(path: Path, *, score_last: bool) -> Path:
-    """[n, 7] behind a suppression: picture, box, and class and score in either order."""
+    """[n, 7] after a suppression: picture, box, and class and score in either order."""
     graph = Graph(13)
     picture = graph.input("images", "float32", 1, 3, HEIGHT_PX, WIDTH_PX)
     boxes = graph.add("Reshape", graph.features(picture, CELLS * 4), graph.whole(1, CELLS, 4))

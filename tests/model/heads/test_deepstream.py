@@ -16,7 +16,7 @@ TO_CORNERS = [[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]]
 
 
 def _deepstream(path: Path, *, converted: bool = True, exponential: bool = False, **model: Any) -> Path:
-    """A YOLO with what its DeepStream exporter puts behind it."""
+    """A YOLO with the last nodes of its DeepStream exporter."""
     graph = Graph(13)
     picture = graph.input("input", "float32", 1, 3, HEIGHT_PX, WIDTH_PX)
     sides = graph.add(
@@ -63,15 +63,15 @@ def test_each_cell_is_a_row_and_boxes_still_overlap(tmp_path: Path) -> None:
     np.testing.assert_allclose(rows, by_score([tuple(row) for row in given.tolist()]), rtol=1e-4, atol=1e-3)
 
 
-def test_metadata_of_ultralytics_does_not_make_it_a_finished_list(tmp_path: Path) -> None:
-    """Nobody chose its rows: read as a list, each thing would be found many times."""
+def test_ultralytics_metadata_does_not_imply_a_finished_list(tmp_path: Path) -> None:
+    """Its rows are not selected: read as a list, each object would be found many times."""
     metadata = {"author": "Ultralytics", "task": "detect"}
     assert load_model(_deepstream(tmp_path / "m.onnx", metadata=metadata)).interpretation.needs_nms
 
 
 @pytest.mark.parametrize("how", [{"converted": False}, {"exponential": True}])
-def test_other_families_have_to_state_their_pictures(tmp_path: Path, how: dict[str, bool]) -> None:
-    """PP-YOLOE, YOLO-NAS and YOLOX have such exports too, and are prepared otherwise."""
+def test_other_families_need_stated_preprocessing(tmp_path: Path, how: dict[str, bool]) -> None:
+    """PP-YOLOE, YOLO-NAS and YOLOX have such exports too, with other preprocessing."""
     path = _deepstream(tmp_path / "m.onnx", **how)
     with pytest.raises(ModelError, match="state input"):
         load_model(path)

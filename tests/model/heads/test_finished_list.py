@@ -52,7 +52,7 @@ def _made(path: Path, kind: Kind, *, batch: bool = False, normalises: bool | Non
         graph.output(graph.add("Unsqueeze", dets, graph.whole(0)), "dets", "float32", 1, COUNT, 5)
         graph.output(graph.add("Unsqueeze", labels, graph.whole(0)), "labels", "int64", 1, COUNT)
         return graph.save(path)
-    # The names lie: what counts is the shapes.
+    # The names are wrong: the shapes count.
     graph.output(boxes, "scores", "float32", "n", 4)
     graph.output(scores, "boxes", "float32", "n")
     graph.output(labels, "labels", "int64", "n")
@@ -86,8 +86,8 @@ def test_a_detector_of_torchvision_gets_pixels_of_0_to_1_and_its_classes_count_f
     np.testing.assert_allclose(compiled_rows(model, pictures)[0, :COUNT], wanted, rtol=1e-4, atol=1e-3)
 
 
-def test_labels_may_name_the_background_or_leave_it_out_but_not_be_of_another_number(tmp_path: Path) -> None:
-    """Its last layer tells that there are five, the background among them."""
+def test_labels_may_include_or_omit_the_background_but_their_number_must_match(tmp_path: Path) -> None:
+    """Its last layer has five classes, the background among them."""
     path = _made(tmp_path / "m.onnx", "torchvision")
     for words in (["__background__", "a", "b", "c", "d"], ["a", "b", "c", "d"]):
         state(path, labels=words)
@@ -97,8 +97,8 @@ def test_labels_may_name_the_background_or_leave_it_out_but_not_be_of_another_nu
         load_model(path)
 
 
-def test_a_detector_of_automl_is_prepared_as_its_own_script_does_it(tmp_path: Path) -> None:
-    """The labels.json that it puts beside the model tells: stretched, ImageNet's mean taken off."""
+def test_an_automl_detector_is_preprocessed_like_its_own_script(tmp_path: Path) -> None:
+    """The labels.json beside the model shows it: stretched, ImageNet's mean subtracted."""
     path = _made(tmp_path / "model.onnx", "automl", batch=True)
     with pytest.raises(ModelError, match=r"for Azure AutoML put its labels\.json beside it"):
         load_model(path)
@@ -110,7 +110,7 @@ def test_a_detector_of_automl_is_prepared_as_its_own_script_does_it(tmp_path: Pa
 
 
 def test_a_detector_of_detectron2_gets_bgr_and_its_classes_count_from_0(tmp_path: Path) -> None:
-    """The order of the mean that it subtracts tells the order of its colours."""
+    """The order of the subtracted mean shows the order of colours."""
     path = _made(tmp_path / "m.onnx", "detectron2")
     (tmp_path / "labels.txt").write_text("a\nb\nc\nd\n")
     model = load_model(path)
@@ -120,8 +120,8 @@ def test_a_detector_of_detectron2_gets_bgr_and_its_classes_count_from_0(tmp_path
     np.testing.assert_allclose(compiled_rows(model, pictures)[0, :COUNT], wanted, rtol=1e-4, atol=1e-3)
 
 
-def test_a_model_of_mmdeploy_has_to_state_how_pictures_are_prepared(tmp_path: Path) -> None:
-    """Its means stand in a configuration that does not come with the file."""
+def test_an_mmdeploy_model_needs_stated_preprocessing(tmp_path: Path) -> None:
+    """Its means are in a configuration that is not exported."""
     path = _made(tmp_path / "m.onnx", "mmdeploy", batch=True)
     with pytest.raises(ModelError, match=r"state input\.scale, input\.mean and input\.std"):
         load_model(path)
@@ -145,8 +145,8 @@ def test_a_model_of_mmdeploy_has_to_state_how_pictures_are_prepared(tmp_path: Pa
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "[1, 2]", "[" * 10_000])
-def test_a_labels_json_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
-    """It is named, with what to do."""
+def test_an_invalid_labels_json_gives_a_one_line_error(tmp_path: Path, text: str) -> None:
+    """It is named with the remedy."""
     path = _made(tmp_path / "m.onnx", "torchvision")
     (tmp_path / "labels.json").write_text(text)
     with pytest.raises(ModelError, match=r"labels\.json: is no JSON list of labels"):

@@ -39,7 +39,7 @@ def _package(name: str) -> Any:
 
 
 def _seeded() -> Any:
-    """torch, with its random numbers begun anew."""
+    """torch with a fixed seed."""
     torch = _package("torch")
     torch.manual_seed(7)
     torch.set_num_threads(1)  # several wait for each other in loops, for minutes on a busy machine
@@ -275,9 +275,9 @@ TRANSFORMERS: dict[str, tuple[Callable[[Any], Any], str, Spreads, str]] = {
 
 
 def _two_outputs(torch: Any, network: Any) -> Any:
-    """The network with what its exporters keep: logits and boxes."""
+    """The network with only the outputs of its exporters: logits and boxes."""
 
-    class Two(torch.nn.Module):  # type: ignore[misc] # torch is Any here
+    class TwoOutputs(torch.nn.Module):  # type: ignore[misc] # torch is Any here
         def __init__(self) -> None:
             super().__init__()
             self.network = network
@@ -286,7 +286,7 @@ def _two_outputs(torch: Any, network: Any) -> Any:
             result = self.network(pixel_values=pixel_values)
             return result.logits, result.pred_boxes
 
-    return Two().eval()
+    return TwoOutputs().eval()
 
 
 @pytest.mark.parametrize("kind", TRANSFORMERS)
@@ -352,7 +352,7 @@ def ultralytics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def _predicted(network: Any, picture: NDArray[np.uint8]) -> Rows:
-    """What `predict` gives, as rows."""
+    """The results of `predict`, as rows."""
     height_px, width_px = picture.shape[:2]
     size = (height_px, width_px)
     result = network.predict(picture, imgsz=size, conf=0.25, iou=IOU, max_det=300, verbose=False)[0]
@@ -410,7 +410,7 @@ LIGHT_QUERIES = {
 
 @pytest.mark.parametrize("kind", RFDETR)
 def test_an_rf_detr_gives_the_boxes_of_its_predict(kind: str, tmp_path: Path) -> None:
-    """The slot behind somebody's own classes is the background, which is no class of ours."""
+    """The slot after the user's classes is the background, which is not a class."""
     torch, rfdetr = _seeded(), _package("rfdetr")
     options, classes = RFDETR[kind]
     detector = rfdetr.RFDETRNano(pretrain_weights=None, device="cpu", **options)
@@ -432,7 +432,7 @@ def test_an_rf_detr_gives_the_boxes_of_its_predict(kind: str, tmp_path: Path) ->
 
 
 def _reader(normal: Mapping[str, Any]) -> dict[str, Any]:
-    """What PaddleDetection does with a picture: the last part of each configuration of a model."""
+    """PaddleDetection's preprocessing: the last part of each configuration of a model."""
     resize = {"target_size": [256, 320], "keep_ratio": False, "interp": 2}
     steps = [{"Decode": {}}, {"Resize": resize}, {"NormalizeImage": dict(normal)}, {"Permute": {}}]
     return {"inputs_def": {"image_shape": [3, 256, 320]}, "sample_transforms": steps, "batch_size": 1}
@@ -559,7 +559,7 @@ PADDLE: dict[str, tuple[dict[str, Any], Spreads, dict[str, Any], str]] = {
 
 @pytest.fixture
 def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Mapping[str, Any]], Any]]:
-    """Makes what `tools/export_model.py` makes of a configuration; files go into the test's own folder."""
+    """Exports a configuration like `tools/export_model.py`; files go into the test's own folder."""
     # PaddleDetection writes graphs of the kind that Paddle had before 3.0.
     monkeypatch.setenv("FLAGS_enable_pir_api", "0")
     monkeypatch.setenv("ENABLE_FALL_BACK", "false")
@@ -621,10 +621,10 @@ def _spread_by_paddle(paddle: Any, layer: Any, run: Callable[[], Any], mean: flo
 
 
 def _of_paddle(trainer: Any, last: Spreads, picture: NDArray[np.uint8], *, suppressed: bool) -> Rows:
-    """What a network of Paddle finds in a picture that it reads itself, made to find many things.
+    """The detections of a Paddle network in a picture that it reads itself; it is made to find many objects.
 
-    Its suppression takes each class of a cell for itself. Where our decoder takes the best one alone, it is
-    not asked for: then ours is done here too.
+    Its suppression keeps each class of a cell. Where visionedge's decoder keeps only the best one, Paddle's
+    suppression is off and visionedge's is applied here too.
     """
     paddle, network = _package("paddle"), trainer.model
     cv2.imwrite("picture.png", picture)

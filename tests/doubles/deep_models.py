@@ -1,4 +1,4 @@
-"""A tiny detector with layers in front of its last ones: something for other precisions to work on."""
+"""A tiny detector with more layers, for tests of other precisions."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tiny_models import TinyDetector
 
 
 def deep_detector(detector: TinyDetector | None = None, seed: int = 5) -> onnx.ModelProto:
-    """The network of a `TinyDetector` behind a convolution, a depthwise one, a sum and a point-wise one."""
+    """A `TinyDetector` after a convolution, a depthwise one, a sum and a pointwise one."""
     model = (detector or TinyDetector()).proto()
     random = np.random.default_rng(seed)
     nodes: list[onnx.NodeProto] = []
@@ -46,6 +46,6 @@ def deep_detector(detector: TinyDetector | None = None, seed: int = 5) -> onnx.M
 
 
 def save_deep(path: Path, detector: TinyDetector | None = None) -> Path:
-    """Write it to a file; the path."""
+    """Write it to a file; returns the path."""
     onnx.save(deep_detector(detector), path)
     return path

@@ -1,4 +1,4 @@
-"""A script of faults, each of which begins and ends with a file; `fault_injection` reads it."""
+"""A script for `fault_injection`: each fault is active while its file exists."""
 
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ FAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-class Faults:
-    """`begin` lets a fault of `FAULTS` happen until `end`."""
+class FaultScript:
+    """`begin` activates faults of `FAULTS`, `end` deactivates them."""
 
     def __init__(self, folder: Path, *, run_s: float = 30.0, first_s: float = 0.3, **timing: float) -> None:
         self._folder = folder
@@ -46,12 +46,12 @@ class Faults:
         self.path.write_text(yaml.safe_dump(document))
 
     def begin(self, *names: str) -> None:
-        """These faults happen from now on."""
+        """Activate faults."""
         for name in names:
             assert name in FAULTS
             (self._folder / name).touch()
 
     def end(self, *names: str) -> None:
-        """These faults happen no more."""
+        """Deactivate faults."""
         for name in names:
             (self._folder / name).unlink()

@@ -1,4 +1,4 @@
-"""Tiny detectors with a variant: one that takes long and has a quick one, and one with real integers."""
+"""Tiny detectors with variants: a slow one with a fast variant, and one with a real int8 variant."""
 
 import math
 import time
@@ -21,7 +21,7 @@ _TIMED_ROUNDS = 8
 
 
 def slow_detector(detector: TinyDetector, rounds: int) -> onnx.ModelProto:
-    """The network of a detector, that first goes over its picture so many times for nothing."""
+    """The network of a detector with `rounds` useless convolutions in front."""
     model = detector.proto()
     kernel = np.random.default_rng(7).normal(0, 0.03, (32, 32, 3, 3)).astype(np.float32)
     first = np.random.default_rng(8).normal(0, 0.1, (32, 3, 3, 3)).astype(np.float32)
@@ -51,15 +51,15 @@ def slow_detector(detector: TinyDetector, rounds: int) -> onnx.ModelProto:
 
 
 def save_slow(path: Path, rounds: int, detector: TinyDetector | None = None) -> Path:
-    """Write it to a file; the path."""
+    """Write it to a file; returns the path."""
     onnx.save(slow_detector(detector or TinyDetector(), rounds), path)
     return path
 
 
 def rounds_for(picture_ms: float) -> int:
-    """How many rounds make a slow detector need so long for a picture, on one core of this processor.
+    """The number of rounds that makes a slow detector take `picture_ms` per picture on one core here.
 
-    Processors differ by more than ten times in how fast they convolve, so no fixed number is slow on all.
+    The speed of processors differs more than tenfold, so no fixed number is slow on all.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -70,7 +70,7 @@ def rounds_for(picture_ms: float) -> int:
     (source,) = session.get_inputs()
     image = np.zeros([size if isinstance(size, int) else 1 for size in source.shape], np.float32)
     taken_ms = []
-    for _ in range(8):  # the shortest is the one that nothing else disturbed
+    for _ in range(8):  # the shortest one was disturbed least
         began_ns = time.perf_counter_ns()
         session.run(None, {source.name: image})
         taken_ms.append((time.perf_counter_ns() - began_ns) / 1e6)
@@ -78,7 +78,7 @@ def rounds_for(picture_ms: float) -> int:
 
 
 def save_with_variant(path: Path) -> Path:
-    """A `TinyDetector` in a file, and beside it a real int8 variant of it that the report lets be used."""
+    """A `TinyDetector` in a file, and beside it a real int8 variant that its report accepts."""
     model = load_model(TinyDetector().save(path))
     network = fold_constants(TinyDetector().proto())
     values = collect_statistics(network, model.interpretation, list(pictures(8))).values("all")
@@ -92,14 +92,14 @@ def save_with_variant(path: Path) -> Path:
     return path
 
 
-def store_quick_variant(model: Model, data: Path, rounds: int = 0) -> None:
-    """Put a variant of a slow `TinyDetector` into the data folder; it says int8, and sees the same."""
+def store_fast_variant(model: Model, data: Path, rounds: int = 0) -> None:
+    """Put a fast variant of a slow `TinyDetector` into the data folder, labelled int8, with equal results."""
     network = slow_detector(TinyDetector(), rounds) if rounds else TinyDetector().proto()
     save_variant(make_variant_path(model, "int8", data=data), network, model, "int8", _report("does less"))
 
 
 def _report(recipe: str) -> dict[str, Any]:
-    """What a variant says of itself that sees all that fp32 sees."""
+    """The report of a variant that agrees fully with fp32."""
     return {
         "recipe": recipe,
         "parity": Parity(pictures=8, boxes=100, matched=1.0, score_shift=0.0, max_score_shift=0.0).document(),

@@ -1,4 +1,4 @@
-"""Telemetry over a scripted clock and made-up detections, for the tests of what is sent and when."""
+"""Telemetry with a fake clock and fake detections."""
 
 import json
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from visionedge.outbound.messages import Message, Sender
 LABELS = ("person", "car", "person")
 SECOND_NS = 1_000_000_000
 Box = tuple[float, float, float, float]
-MAN: Box = (0.1, 0.1, 0.3, 0.9)
+PERSON_BOX: Box = (0.1, 0.1, 0.3, 0.9)
 
 
-class World:
-    """Both clocks, moved by hand."""
+class TelemetryHarness:
+    """Both clocks, and results and telemetry that use them."""
 
     def __init__(self) -> None:
         self.now_ns = 0
         self.utc = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
-    def pass_s(self, seconds: float) -> int:
-        """Let time go by; the monotonic moment after it."""
+    def advance_s(self, seconds: float) -> int:
+        """Advance both clocks; returns the monotonic time in ns."""
         self.now_ns += round(seconds * SECOND_NS)
         self.utc += timedelta(seconds=seconds)
         return self.now_ns
@@ -62,7 +62,7 @@ class World:
         return FrameResult(frame, found, Timing(1, 2, 3, 1), "cpu", "tiny", labels)
 
     def telemetry(self, **policy: Any) -> Telemetry:
-        """Telemetry in this world, with the contract's keys as policy; blocks are not waited for."""
+        """Telemetry with this clock and policy; it does not wait to fill blocks."""
         return Telemetry(
             TelemetryConfig.model_validate({"fillSeconds": 0, **policy}),
             Sender("press-7", "vision", "run"),
@@ -72,5 +72,5 @@ class World:
 
 
 def documents(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Their bodies."""
+    """The bodies of messages, decoded."""
     return [json.loads(message.body) for message in messages]

@@ -1,4 +1,4 @@
-"""A module for the HTTP tests: a hand-written `Backend` over a real `LatestResults`, told what to answer."""
+"""A fake `Backend` for HTTP tests, with scripted answers over real `LatestResults`."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,19 +24,19 @@ SPEC = InputSpec(16, 8)
 
 
 def grey(width_px: int = 64, height_px: int = 48, level: int = 90) -> Picture:
-    """A plain picture."""
+    """A plain grey picture."""
     return np.full((height_px, width_px, 3), level, np.uint8)
 
 
 def jpeg(picture: Picture | None = None, kind: str = ".jpg") -> bytes:
-    """A picture packed."""
+    """A picture, encoded."""
     done, data = cv2.imencode(kind, grey() if picture is None else picture)
     assert done
     return data.tobytes()
 
 
-def unpacked(data: bytes) -> Picture:
-    """A packed picture as an array."""
+def decode(data: bytes) -> Picture:
+    """An encoded picture as an array."""
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert picture is not None
     return np.asarray(picture, np.uint8)
@@ -75,8 +75,8 @@ def result(
     return FrameResult(frame, found, Timing(3_100_000, 7_900_000, 12_400_000, 4), "cpu", "nano", LABELS)
 
 
-class FakeModule:
-    """A running module with the cameras it is told of; what it computes can be checked."""
+class FakeBackend:
+    """A running module with the given cameras; `seen` has the analysed pictures."""
 
     def __init__(self, *cameras: str, latest_results: LatestResults | None = None) -> None:
         self.latest_results = latest_results or LatestResults()
@@ -94,7 +94,7 @@ class FakeModule:
             "degraded": False,
             "since": "2026-11-22T10:00:00.000Z",
         }
-        self.examination: Document = {
+        self.doctor_report: Document = {
             "schema": "visionedge/doctor/1",
             "version": "0.1.0",
             "at": "2026-11-22T10:00:00.000Z",
@@ -194,7 +194,7 @@ class FakeModule:
 
     async def doctor(self) -> Document:
         await self._work()
-        return self.examination
+        return self.doctor_report
 
     def log(self) -> str:
         return "camera dock is live at rtsp://***@192.0.2.5/\n"
@@ -222,7 +222,7 @@ class FakeModule:
             await self.hold.wait()
 
     def remove(self, name: str) -> None:
-        """A camera goes away."""
+        """Remove a camera."""
         self.names.remove(name)
         self.latest_results.forget(name)
 
@@ -245,14 +245,14 @@ async def serving(
         await server.close()
 
 
-def talk(
+def run_scenario(
     module: Backend,
     conversation: Callable[[Client], Awaitable[None]],
     *,
     token: str | None = None,
     http: HttpConfig | None = None,
 ) -> None:
-    """Serve the module, hold the conversation, and end everything."""
+    """Serve the module, run the scenario with a client, and close everything."""
 
     async def whole() -> None:
         async with serving(module, token, http) as client:
@@ -264,13 +264,13 @@ def talk(
 async def until(condition: Callable[[], bool]) -> None:
     """Let the loop run until the condition holds."""
     async with asyncio.timeout(5):
-        # It may be anything, of the server or of the board: there is no event for it.
+        # The condition may be about anything, so there is no event for it.
         while not condition():  # noqa: ASYNC110 - see above
             await asyncio.sleep(0)
 
 
 async def error_of(answer: aiohttp.ClientResponse) -> tuple[int, str, str]:
-    """Status, code and message of an error, which must have the one shape."""
+    """Status, code and message of an error document."""
     document: Any = await answer.json()
     assert set(document["error"]) == {"code", "message"}
     return answer.status, document["error"]["code"], document["error"]["message"]

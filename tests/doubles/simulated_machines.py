@@ -1,4 +1,4 @@
-"""Machines that exist on paper: how long a batch takes on so many lanes, with a clock and noise."""
+"""Simulated machines for autotune: batch times by lanes, with a clock and noise."""
 
 import math
 import random
@@ -9,12 +9,12 @@ from visionedge.engine.autotune import MAX_BATCHES, AutotuneRequest, ThroughputS
 from visionedge.engine.plan import OperatingPoint
 
 BatchMs = Callable[[int, int], float]
-"""(lanes, batch) → ms that one batch takes while all lanes work."""
+"""(lanes, batch) → ms of one batch while all lanes work."""
 
 
 @dataclass
-class Machine:
-    """Runs trials in no time and tells how long they took. `noise` is the spread of a whole trial."""
+class SimulatedMachine:
+    """Runs trials in simulated time. `noise` is the spread of a whole trial."""
 
     batch_ms: BatchMs
     noise: float = 0.0
@@ -22,7 +22,7 @@ class Machine:
     slower: Callable[[float], float] = lambda _now_s: 1.0
     broken: Callable[[OperatingPoint], bool] = lambda _pair: False
     now_s: float = 0.0
-    tried: list[OperatingPoint] = field(default_factory=list)
+    trials: list[OperatingPoint] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)  # noqa: S311 - no secret
@@ -32,8 +32,8 @@ class Machine:
         return int(self.now_s * 1e9)
 
     def trial(self, point: OperatingPoint, limit_s: float) -> ThroughputSample:
-        """As `trial.run_trial`: one batch to settle, then as many as fill the time."""
-        self.tried.append(point)
+        """As the real trial: one batch to warm up, then as many as fill the time."""
+        self.trials.append(point)
         if self.broken(point):
             raise MemoryError(f"no room for\n{point.batch} pictures")
         real_ms = self.batch_ms(point.lanes, point.batch)
@@ -45,35 +45,37 @@ class Machine:
         return ThroughputSample(point.lanes * point.batch * 1000 / took_ms, took_ms, real_ms / point.batch)
 
     def frames_per_s(self, point: OperatingPoint) -> float:
-        """The truth about a pair."""
+        """The exact speed of a point."""
         return point.lanes * point.batch * 1000 / self.batch_ms(point.lanes, point.batch)
 
     def share_of_best(self, point: OperatingPoint, wanted: AutotuneRequest) -> float:
-        """The truth about a choice: its speed beside that of the best pair an exhaustive sweep finds."""
+        """The exact speed of a point divided by that of the best point."""
         every = [OperatingPoint(lanes, batch) for lanes in wanted.lanes() for batch in wanted.batches()]
         return self.frames_per_s(point) / max(self.frames_per_s(each) for each in every)
 
 
-def processor(cores: int, picture_ms: float = 12.0) -> BatchMs:
-    """A CPU whose caches like small batches; lanes above its cores share them."""
+def cpu_with_caches(cores: int, picture_ms: float = 12.0) -> BatchMs:
+    """A CPU whose caches favour small batches; lanes above the number of cores share them."""
 
     def batch_ms(lanes: int, batch: int) -> float:
-        crowd = 1 + 0.15 * (min(lanes, cores) - 1) / max(1, cores - 1)
-        return (picture_ms * batch * (1 + 0.05 * math.log2(batch)) + 0.5) * crowd * max(1.0, lanes / cores)
+        contention = 1 + 0.15 * (min(lanes, cores) - 1) / max(1, cores - 1)
+        return (
+            (picture_ms * batch * (1 + 0.05 * math.log2(batch)) + 0.5) * contention * max(1.0, lanes / cores)
+        )
 
     return batch_ms
 
 
-def crowded_memory(lanes: int, batch: int) -> float:
-    """A CPU whose cores wait for memory: what helps is to read the weights once for many pictures."""
+def memory_bound_cpu(lanes: int, batch: int) -> float:
+    """A memory-bound CPU: large batches help, because the weights are read once for many pictures."""
     return lanes * (9.0 * batch + 3.0)
 
 
-def accelerator(lanes: int, batch: int) -> float:
-    """A GPU: a batch of eight hardly takes longer than one picture, and two lanes hide the host's part."""
+def gpu(lanes: int, batch: int) -> float:
+    """A GPU: a batch of eight takes hardly longer than one picture; two lanes hide the work of the host."""
     return max(0.3 * batch + 2.0, lanes * (0.3 * batch + 1.4))
 
 
-def single_accelerator(lanes: int, batch: int) -> float:
+def single_lane_gpu(lanes: int, batch: int) -> float:
     """A GPU that gains nothing from a second lane."""
     return lanes * (0.3 * batch + 2.0)

@@ -21,8 +21,8 @@ from visionedge.model.download import DownloadRetryPolicy
 from visionedge.runtime.threads import ThreadGroup
 
 
-class Module:
-    """Cameras, batcher and engine host, and the results and events that they give."""
+class EngineHostHarness:
+    """Runs cameras, batcher and engine host, and collects results and events."""
 
     def __init__(
         self,
@@ -73,12 +73,12 @@ class Module:
         """Apply the document with these sections changed."""
         return await self.state.apply(parse_config({**self.document, **over}))
 
-    async def begin(self) -> None:
-        """Load or fetch the model, then start cameras and engine."""
+    async def start(self) -> None:
+        """Load or download the model, then start cameras and engine."""
         state = self.state
 
         def ignore(_status: CameraStatus) -> None:
-            """States of cameras do not matter here."""
+            """Ignore the states of cameras."""
 
         resizer = self.engine_host.load() or await self.engine_host.fetch()
         registry = CameraRegistry(
@@ -95,19 +95,22 @@ async def running(
     data: Path,
     *,
     retry_policy: DownloadRetryPolicy | None = None,
-    begun: bool = True,
+    wait_for_start: bool = True,
     inject: Path | None = None,
-) -> AsyncIterator[Module]:
-    """A module that runs; not `begun`: it may still wait for its model. `inject` is a script of faults."""
-    module = Module(document, data, retry_policy, inject)
+) -> AsyncIterator[EngineHostHarness]:
+    """A module that runs; with `wait_for_start=False` it may still wait for its model.
+
+    `inject` is a script of faults.
+    """
+    module = EngineHostHarness(document, data, retry_policy, inject)
     state = module.state
-    beginning = asyncio.ensure_future(module.begin())
+    starting = asyncio.ensure_future(module.start())
     try:
-        if begun:
-            await beginning
+        if wait_for_start:
+            await starting
         yield module
     finally:
-        beginning.cancel()
+        starting.cancel()
         module.thread_group.stopping.set()
         if (registry := state.snapshot().camera_registry) is not None:
             registry.stop()
@@ -127,25 +130,27 @@ def document(clip: Path, models: Path, *, process: bool) -> dict[str, Any]:
     }
 
 
-def of(results: list[FrameResult], camera: str) -> list[FrameResult]:
+def results_of(results: list[FrameResult], camera: str) -> list[FrameResult]:
     """The results of one camera."""
     return [each for each in results if each.frame.camera == camera]
 
 
-def play(
-    story: Callable[[Module], Awaitable[None]],
+def run_scenario(
+    story: Callable[[EngineHostHarness], Awaitable[None]],
     start: dict[str, Any],
     data: Path,
     *,
     retry_policy: DownloadRetryPolicy | None = None,
-    begun: bool = True,
+    wait_for_start: bool = True,
     inject: Path | None = None,
-) -> Module:
-    """Run a module through a story; the module as it was at the end."""
+) -> EngineHostHarness:
+    """Run a scenario in a module; returns the module after its end."""
 
-    async def run_story() -> Module:
-        async with running(start, data, retry_policy=retry_policy, begun=begun, inject=inject) as module:
+    async def run() -> EngineHostHarness:
+        async with running(
+            start, data, retry_policy=retry_policy, wait_for_start=wait_for_start, inject=inject
+        ) as module:
             await story(module)
         return module
 
-    return asyncio.run(run_story())
+    return asyncio.run(run())

@@ -13,31 +13,31 @@ from visionedge.runtime.threads import ThreadGroup
 
 
 def message(sequence_number: int, output: str = "detections", size: int = 100) -> Message:
-    """A message with a body of so many bytes."""
+    """A message with a body of `size` bytes."""
     return Message(
         output, b"x" * size, f"{output}-{sequence_number}", {"schema": "s"}, sequence_number, frames=2
     )
 
 
-class SpoolWorld:
-    """A folder, a clock moved by hand, and a disk that fails on command; spools are stepped by hand."""
+class SpoolHarness:
+    """A folder, a fake clock, and a disk that fails on command; tests run the rounds of a spool."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "data" / "spool.db"
         self.now_ns = 0
         self.thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
         self.databases: list[sqlite3.Connection] = []
-        self._happenings: list[tuple[str, Callable[[], None]]] = []
+        self._actions: list[tuple[str, Callable[[], None]]] = []
 
     def connect(self, path: Path) -> sqlite3.Connection:
-        """The real database, kept so that a test can make it fail."""
+        """Open the real database and keep it, so that a test can make it fail."""
         database = open_database(path)
         database.execute("PRAGMA synchronous=OFF")
         self.databases.append(database)
         return database
 
     def spool(self, *, owner: str = "me", memory_bytes: int = 1_000_000, **limits: float) -> Spool:
-        """A spool that is not started: `turn` does a round of its thread."""
+        """A spool without its thread; `run_round` does one round."""
         return Spool(
             self.path,
             owner,
@@ -49,42 +49,42 @@ class SpoolWorld:
         )
 
     def crash(self) -> None:
-        """What `kill -9` leaves: what was not committed is gone."""
+        """The state after `kill -9`: uncommitted data is lost."""
         self.databases[-1].close()
 
     def meanwhile(self, statement: str, happens: Callable[[], None]) -> None:
-        """Have something happen once the disk is busy with such a statement; in the order of the calls."""
-        self._happenings.append((statement, happens))
+        """Call a function at the next disk statement that starts so; in the order of the calls."""
+        self._actions.append((statement, happens))
         self.databases[-1].set_trace_callback(self._trace)
 
     def _trace(self, statement: str) -> None:
-        if self._happenings and statement.startswith(self._happenings[0][0]):
-            self._happenings.pop(0)[1]()
+        if self._actions and statement.startswith(self._actions[0][0]):
+            self._actions.pop(0)[1]()
 
     def read_only(self, *, on: bool) -> None:
-        """The disk takes nothing more, or does again."""
+        """Make the disk read-only, or writable again."""
         self.databases[-1].execute(f"PRAGMA query_only={'ON' if on else 'OFF'}")
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[SpoolWorld]:
-    """Closes what tests leave open."""
-    world = SpoolWorld(tmp_path)
-    yield world
-    for database in world.databases:
+def harness(tmp_path: Path) -> Iterator[SpoolHarness]:
+    """A harness; closes open databases."""
+    harness = SpoolHarness(tmp_path)
+    yield harness
+    for database in harness.databases:
         database.close()
 
 
-def turn(spool: Spool) -> None:
+def run_round(spool: Spool) -> None:
     """One round of the thread `spool`."""
     spool._write_and_refill()
 
 
 def drain(spool: Spool) -> list[Message]:
-    """Take everything as a hub does that is never away."""
+    """Take all messages, as a connected hub does."""
     got: list[Message] = []
     for _ in range(10_000):
-        turn(spool)
+        run_round(spool)
         following = spool.peek()
         if following is None and not len(spool):
             return got

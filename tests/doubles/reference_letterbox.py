@@ -1,12 +1,12 @@
-"""Fitting a picture to an input, the slow way."""
+"""A slow reference implementation of the letterbox."""
 
 import numpy as np
 
 from visionedge.frames.types import InputSpec, Picture
 
 
-def slow_fit(picture: Picture, spec: InputSpec) -> Picture:
-    """The same, plainly: a padded canvas and bilinear interpolation pixel by pixel in float64."""
+def reference_letterbox(picture: Picture, spec: InputSpec) -> Picture:
+    """A padded canvas and bilinear interpolation, pixel by pixel in float64."""
     place = spec.place(picture.shape[1], picture.shape[0])
     width, height = int(place.width_px), int(place.height_px)
     canvas = np.full((spec.height_px, spec.width_px, 3), spec.pad, np.float64)
