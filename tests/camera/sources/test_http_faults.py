@@ -184,7 +184,7 @@ def test_a_file_without_a_length_has_no_end_to_go_to() -> None:
 
 
 def test_a_file_that_the_server_refuses_is_remembered_with_its_reason() -> None:
-    """FFmpeg leaves a segment out that it cannot open, without a word."""
+    """FFmpeg skips a segment that it cannot open and does not report it."""
     with ScriptedServer(always(answer(b"", "text/plain", status="403 Forbidden"))) as server:
         opener = HttpFileOpener(server.url("/clip.ts"), SourceLimits(), hides_name=True)
         with pytest.raises(SourceError, match="403 Forbidden"):

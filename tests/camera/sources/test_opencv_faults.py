@@ -19,7 +19,7 @@ LIMITS = SourceLimits(library="opencv")
 
 
 class Capture:
-    """A `VideoCapture` of ten pictures, or of so many; those in `damaged` are grabbed and cannot be decoded."""
+    """A `VideoCapture` of so many pictures; those in `damaged` are grabbed and cannot be decoded."""
 
     def __init__(self, pictures: int = 10, *, claimed: int = 10, damaged: tuple[int, ...] = ()) -> None:
         self._pictures, self._claimed, self._damaged = pictures, claimed, damaged
