@@ -19,8 +19,6 @@ from visionedge.runtime.process_limits import cpu_quota, usable_cores
 
 Bottleneck = Literal["none", "quota", "decode", "engine", "others", "idle"]
 
-BOTTLENECKS: tuple[Bottleneck, ...] = ("none", "quota", "decode", "engine", "others", "idle")
-
 _KEEPS_UP_SHARE = 0.95
 _SLACK_PER_S = 0.5
 _SATURATED_SHARE = 0.85
