@@ -21,7 +21,7 @@ settings.register_profile("visionedge", deadline=None)
 settings.load_profile("visionedge")
 
 if "COVERAGE_PROCESS_START" in os.environ:  # `make coverage` measures children, too
-    child_process._PASSED_PREFIXES += ("COVERAGE_",)
+    child_process._PASSED_PREFIXES += ("COVERAGE_",)  # type: ignore[assignment]  # a longer tuple
 
 
 @pytest.fixture(scope="session")

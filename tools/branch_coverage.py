@@ -74,7 +74,11 @@ def main(arguments: Sequence[str]) -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         exit_code = _run_tests(Path(folder), arguments)
-        report = _combine(Path(folder))
+        try:
+            report = _combine(Path(folder))
+        except coverage.CoverageException as error:
+            print(f"coverage: {error}", file=sys.stderr)
+            return exit_code or 1
     total = Counts.of(report["totals"])
     print("\n".join(list_files({name: Counts.of(file["summary"]) for name, file in report["files"].items()})))
     print(

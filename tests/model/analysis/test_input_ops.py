@@ -196,7 +196,7 @@ def _picture() -> NDArray[np.float32]:
 
 def _expected(picture: NDArray[np.float32], read: InputOps) -> NDArray[np.float32]:
     factor, offset = (np.array(numbers).reshape(1, 3, 1, 1) for numbers in (read.factor, read.offset))
-    changed = picture * factor + offset
+    changed: NDArray[np.float32] = picture * factor + offset
     return changed[:, ::-1] if read.swaps_red_blue else changed
 
 
