@@ -12,12 +12,16 @@ from hypothesis import settings
 
 from edge_runtime.fixtures import drive, edge_runtime
 from repository_paths import SHARED
+from visionedge.runtime import child_process
 
 __all__ = ["drive", "edge_runtime"]
 
 # The duration of one example says nothing on a busy machine.
 settings.register_profile("visionedge", deadline=None)
 settings.load_profile("visionedge")
+
+if "COVERAGE_PROCESS_START" in os.environ:  # `make coverage` measures children, too
+    child_process._PASSED_PREFIXES += ("COVERAGE_",)  # type: ignore[assignment]  # a longer tuple
 
 
 @pytest.fixture(scope="session")

@@ -390,7 +390,8 @@ class PyavSource:
         now_s = self._clock()
         late_s = self._lag.late_s(self._time_of(packet), now_s, waited_s)
         if self._behind_since_s is None:
-            if late_s <= self._limits.late_s:
+            # While a key picture is awaited, a late one is better than none.
+            if late_s <= self._limits.late_s or self._needs_key:
                 return self._awaits_key(packet)
             self._behind_since_s = now_s
             return True

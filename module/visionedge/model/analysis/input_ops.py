@@ -182,12 +182,15 @@ class _Walk:
         return None
 
     def _reshaped(self, node: onnx.NodeProto, values: Values) -> Values:
-        if node.op_type == "Reshape":
-            shape = self.constant(node.input[1])
-            return values if shape is None else values.reshape([int(n) for n in shape.ravel()])
-        if node.op_type == "Unsqueeze":
-            return np.expand_dims(values, tuple(self.numbers(node, "axes", 1) or (0,)))
-        return np.squeeze(values) if node.op_type == "Squeeze" else values
+        numbers = self.numbers(node, "shape" if node.op_type == "Reshape" else "axes", 1)
+        match node.op_type, numbers:
+            case "Reshape", list(shape):  # a side of 0 stays as it is
+                return values.reshape([side or values.shape[place] for place, side in enumerate(shape)])
+            case "Unsqueeze", list(axes):
+                return np.expand_dims(values, tuple(axes))
+            case "Squeeze", axes:
+                return np.squeeze(values, axes and tuple(axes))
+        return values
 
     def numbers(self, node: onnx.NodeProto, attribute: str, place: int) -> list[int] | None:
         """Integers that a node has as an attribute (older opsets) or as an input; None if it has neither."""
