@@ -21,7 +21,7 @@ from visionedge.frames.letterbox import fit_to_input
 from visionedge.model.compiler.compile import compile_model
 from visionedge.model.model import load_model
 from visionedge.model.postprocess import Selection
-from visionedge.model.quantization.int8 import open_cpu_session
+from visionedge.model.quantization.calibration import open_cpu_session
 from visionedge.ops.models.evaluate import (
     Annotations,
     CocoDetection,

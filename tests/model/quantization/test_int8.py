@@ -18,12 +18,16 @@ from deep_models import deep_detector, save_deep
 from tiny_models import MEAN, STD, TinyDetector, pictures
 from visionedge.errors import ModelError
 from visionedge.model.model import Model, load_model
-from visionedge.model.quantization.calibration import TensorRanges, collect_statistics, fold_constants
+from visionedge.model.quantization.calibration import (
+    TensorRanges,
+    collect_statistics,
+    fold_constants,
+    open_cpu_session,
+)
 from visionedge.model.quantization.int8 import (
     QuantizationRecipe,
     RangeTuner,
     generate_recipes,
-    open_cpu_session,
     quantize,
 )
 

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -170,7 +170,7 @@ class TensorStatistics:
 
     def __repr__(self) -> str:
         pictures = len(next(iter(self.lows.values()), []))
-        return f"<Observed tensors={len(self.lows)} pictures={pictures}>"
+        return f"<TensorStatistics tensors={len(self.lows)} pictures={pictures}>"
 
     def values(self, method: RangeMethod) -> "TensorRanges":
         """The range of each tensor; 0 is always in it, as padding needs it."""
@@ -209,6 +209,62 @@ class TensorStatistics:
         return min(low, 0.0), max(high, 0.0)
 
 
+class PictureSession:
+    """A network on the CPU with the compiler's preprocessing and decoding; it computes one picture at a time.
+
+    `watched` are float tensors that `run` can return, with the values that they have in the network itself.
+    """
+
+    def __init__(
+        self,
+        network: onnx.ModelProto,
+        interpretation: ModelInterpretation,
+        *,
+        watched: Sequence[str] = (),
+        optimized: bool = True,
+        exact: bool = False,
+        threads: int = 0,
+    ) -> None:
+        """`optimized` as in normal operation; the other arguments are those of `open_cpu_session`.
+
+        Raises what onnxruntime raises.
+        """
+        copy = onnx.ModelProto()
+        copy.CopyFrom(network)
+        graph = compile_graph(copy, interpretation, watched=watched).SerializeToString()
+        self._session = open_cpu_session(graph, optimized=optimized, exact=exact, threads=threads)
+        self._source = self._session.get_inputs()[0].name
+        self._batch = interpretation.input.batch or 1
+
+    def run(self, picture: Picture, names: Sequence[str] | None = None) -> list[NDArray[np.float32]]:
+        """The watched tensors `names` for a picture, or, without names, the rows and all watched tensors."""
+        images = np.repeat(picture[None], self._batch, axis=0)
+        tensors: list[NDArray[np.float32]] = self._session.run(names, {self._source: images})
+        return tensors
+
+
+def open_cpu_session(graph: bytes, *, optimized: bool = True, exact: bool = False, threads: int = 0) -> Any:
+    """A session of a graph on the CPU. `threads` 0 is as many as there are cores.
+
+    onnxruntime replaces a node between QDQ pairs by one integer kernel. These kernels differ between
+    processors: x86 without VNNI adds products in 16 bits and saturates. With `exact`, nodes compute in floats
+    and only the pairs round: the same on every machine, slower than floats, and equal to an integer kernel
+    that keeps all bits.
+
+    Raises what onnxruntime raises.
+    """
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others may need the cores
+    if exact:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
 def collect_statistics(
     network: onnx.ModelProto,
     interpretation: ModelInterpretation,
@@ -221,46 +277,21 @@ def collect_statistics(
         ModelError: a tensor contains NaN or infinity, or it cannot be run.
     """
     statistics = TensorStatistics()
-    watched = _InstrumentedNetwork(network, interpretation)
-    names = watched.names
+    names = sorted(list_float_tensors(network.graph))
+    # Optimisations would remove or change the watched tensors.
+    session = PictureSession(network, interpretation, watched=names, optimized=False)
     groups = [names[start : start + _TENSORS_PER_RUN] for start in range(0, len(names), _TENSORS_PER_RUN)]
     progress, passes = progress or make_silent_reporter(), 2 * len(groups)
     for number, group in enumerate(groups):
         first, second = (
             progress.track(pictures, f"pass {2 * number + each} of {passes}, pictures") for each in (1, 2)
         )
-        for name, values in watched.values(group, first):
-            if not np.isfinite(values).all():
-                raise ModelError(f"tensor '{name}' contains NaN or infinity")
-            statistics.add_extremes(name, values)
-        for name, values in watched.values(group, second):
-            statistics.add_counts(name, values)
+        for picture in first:
+            for name, values in zip(group, session.run(picture, group), strict=True):
+                if not np.isfinite(values).all():
+                    raise ModelError(f"tensor '{name}' contains NaN or infinity")
+                statistics.add_extremes(name, values)
+        for picture in second:
+            for name, values in zip(group, session.run(picture, group), strict=True):
+                statistics.add_counts(name, values)
     return statistics
-
-
-class _InstrumentedNetwork:
-    """The compiled graph with inner tensors as outputs; its preprocessing is that of normal operation."""
-
-    def __init__(self, network: onnx.ModelProto, interpretation: ModelInterpretation) -> None:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(network)
-        self.names = sorted(list_float_tensors(network.graph))
-        graph = compile_graph(copy, interpretation, watched=self.names)
-        onnxruntime = import_onnxruntime()
-        options = onnxruntime.SessionOptions()
-        # Optimisations would remove or change the watched tensors.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session: Any = onnxruntime.InferenceSession(
-            graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        self._source = self._session.get_inputs()[0].name
-        self._batch = interpretation.input.batch or 1
-
-    def values(
-        self, names: Sequence[str], pictures: Iterable[Picture]
-    ) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        for picture in pictures:
-            images = np.repeat(picture[None], self._batch, axis=0)
-            yield from zip(names, self._session.run(list(names), {self._source: images}), strict=True)

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from visionedge.frames.types import Picture
-from visionedge.model.compiler.compile import compile_graph
 from visionedge.model.graph import list_inputs
 from visionedge.model.interpretation import ModelInterpretation
 from visionedge.model.quantization.calibration import (
     RANGE_METHODS,
     WEIGHTED_OPERATORS,
+    PictureSession,
     ProgressReporter,
     RangeMethod,
     TensorRanges,
@@ -32,7 +32,6 @@ from visionedge.model.quantization.calibration import (
     list_float_tensors,
     make_silent_reporter,
 )
-from visionedge.runtime.ort import import_onnxruntime
 
 _CONVOLUTION_OPERATORS = frozenset({"Conv", "Relu", "Clip"})
 _ALL_OPERATORS = _CONVOLUTION_OPERATORS | {
@@ -394,29 +393,6 @@ class _QdqInserter:
         self.body.append(node)
 
 
-# --- running on a CPU ---------------------------------------------------------------------------------------
-#
-# onnxruntime replaces a node between QDQ pairs by one integer kernel. These kernels differ between
-# processors: x86 without VNNI adds products in 16 bits and saturates. With `exact`, nodes compute in floats
-# and only the pairs round: the same on every machine, slower than floats, and equal to an integer kernel
-# that keeps all bits.
-
-
-def open_cpu_session(graph: bytes, *, exact: bool, threads: int = 0) -> Any:
-    """A session of a graph on the CPU; `exact` without integer kernels. `threads` 0 is as many as there are.
-
-    Raises what onnxruntime raises.
-    """
-    onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others may need the cores
-    if exact:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
 # --- range tuning -------------------------------------------------------------------------------------------
 #
 # No single method of setting ranges is the best for every tensor. So each tensor, in the order of the
@@ -442,7 +418,7 @@ class RangeTuner:
         progress: ProgressReporter | None = None,
     ) -> None:
         self._simple = simple
-        self._reading = interpretation
+        self._interpretation = interpretation
         self._ways = {method: statistics.values(method) for method in RANGE_METHODS}
         self._pictures = pictures
         self._progress = progress or make_silent_reporter()
@@ -477,7 +453,7 @@ class RangeTuner:
         # With a reduced range integer kernels give the same results, and are faster.
         network, exact = quantize(self._simple, values, recipe), not recipe.reduced_range
         pictures = self._progress.track(self._pictures, "comparing ranges, pictures")
-        return self._distance(run_network(network, self._reading, pictures, exact=exact))
+        return self._distance(run_network(network, self._interpretation, pictures, exact=exact))
 
 
 def _list_quantized_tensors(network: onnx.ModelProto, ranges: Mapping[str, ValueRange]) -> list[str]:
@@ -494,20 +470,13 @@ def run_network(
     exact: bool = False,
 ) -> list[NetworkOutputs]:
     """The network's own outputs for each picture, with the compiler's preprocessing in front."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(network)
     own = [
-        value for value in network.graph.output if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        value.name
+        for value in network.graph.output
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     ]
-    graph = compile_graph(copy, interpretation)
-    graph.graph.output.extend(own)
-    session = open_cpu_session(graph.SerializeToString(), exact=exact)
-    source, names = session.get_inputs()[0].name, [value.name for value in own]
-    batch = interpretation.input.batch or 1
-    return [
-        [values.astype(np.float64) for values in session.run(names, {source: np.repeat(p[None], batch, 0)})]
-        for p in pictures
-    ]
+    session = PictureSession(network, interpretation, watched=own, exact=exact)
+    return [[values.astype(np.float64) for values in session.run(p, own)] for p in pictures]
 
 
 def make_distance(expected: list[NetworkOutputs]) -> Callable[[list[NetworkOutputs]], float]:

@@ -3,14 +3,15 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from visionedge.errors import ConfigError, ModelError, VisionedgeError
 from visionedge.frames.types import Detections, Picture, Placement
-from visionedge.model.compiler.compile import compile_graph, read_unchanged_network
+from visionedge.model.compiler.compile import read_unchanged_network
 from visionedge.model.model import Model
 from visionedge.model.parity import (
     MIN_BOXES,
@@ -23,6 +24,7 @@ from visionedge.model.parity import (
 from visionedge.model.postprocess import Selection
 from visionedge.model.quantization.calibration import (
     RANGE_METHODS,
+    PictureSession,
     ProgressReporter,
     TensorRanges,
     TensorStatistics,
@@ -34,12 +36,13 @@ from visionedge.model.quantization.int8 import (
     QuantizationRecipe,
     RangeTuner,
     generate_recipes,
-    open_cpu_session,
     quantize,
 )
 from visionedge.runtime.measurement import RelativeSpeed, interleaved_medians
 
 Precision = Literal["fp16", "int8"]
+
+ItemT = TypeVar("ItemT")
 
 _IOU = 0.5
 _MIN_SCORE = 0.01
@@ -82,9 +85,9 @@ class CalibrationData:
 class CandidateResult:
     """One way that was tried. `parity` is None if it was not judged: a faster one was good enough.
 
-    `parity` is of the network computed as it is written, `here` of the same with the integer kernels of this
-    processor; None if it has no integers, or was refused before. `common` is as written on the pictures
-    that everybody has; None if fp32 sees too little on them, or it was refused before.
+    `parity` is of the network computed as it is written, `with_integer_kernels` of the same with the integer
+    kernels of this processor; None if it has no integers, or was refused before. `common` is as written on
+    the pictures that everybody has; None if fp32 sees too little on them, or it was refused before.
     """
 
     description: str
@@ -154,18 +157,13 @@ class _CompiledNetwork:
     def __init__(
         self, model: Model, network: onnx.ModelProto, *, threads: int = 0, exact: bool = False
     ) -> None:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(network)
-        graph = compile_graph(copy, model.interpretation).SerializeToString()
         try:
-            self._session = open_cpu_session(graph, exact=exact, threads=threads)
+            self._session = PictureSession(network, model.interpretation, exact=exact, threads=threads)
         except VisionedgeError:
             raise
         except Exception as error:
             description = " ".join(str(error).split())[:200]
             raise ModelError(f"cannot be run in another precision: {description}") from error
-        self._source = self._session.get_inputs()[0].name
-        self._batch = model.interpretation.input.batch or 1
         self._selection = Selection.of(model, _MIN_SCORE, _IOU)
 
     def detect(self, sample: CalibrationSample) -> Detections:
@@ -176,9 +174,9 @@ class _CompiledNetwork:
         """A function that runs the network once, for timing."""
         return lambda: self._rows(image)
 
-    def _rows(self, image: Picture) -> Any:
-        images = np.repeat(image[None], self._batch, axis=0)
-        return self._session.run(None, {self._source: images})[0][0]
+    def _rows(self, image: Picture) -> NDArray[np.float32]:
+        rows: NDArray[np.float32] = self._session.run(image)[0][0]
+        return rows
 
 
 @dataclass(slots=True)
@@ -213,7 +211,7 @@ class _QuantizationSearch:
             self.simple,
             self.model.interpretation,
             statistics,
-            _sample_evenly(pictures, _TUNING_PICTURES),
+            sample_evenly(pictures, _TUNING_PICTURES),
             self.progress,
         )
         attempts: list[_Trial] = []
@@ -380,11 +378,11 @@ def _select_recipes(
     return [ways[names.index(only)]]
 
 
-def _sample_evenly(pictures: Sequence[Picture], most: int) -> list[Picture]:
-    """At most so many, from all over the list."""
-    if len(pictures) <= most:
-        return list(pictures)
-    return [pictures[index * len(pictures) // most] for index in range(most)]
+def sample_evenly(items: Sequence[ItemT], most: int) -> list[ItemT]:
+    """At most `most` of the items, at equal distances."""
+    if len(items) <= most:
+        return list(items)
+    return [items[index * len(items) // most] for index in range(most)]
 
 
 @dataclass(frozen=True, slots=True)

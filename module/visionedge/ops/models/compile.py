@@ -36,6 +36,7 @@ from visionedge.model.quantization.search import (
     Precision,
     QuantizationResult,
     make_variant,
+    sample_evenly,
 )
 from visionedge.model.quantization.variants import (
     make_tolerance_document,
@@ -331,10 +332,10 @@ def read_calibration_data(
     if annotations is not None and not labelled:
         raise ConfigError([f"--labels {labels}: none, or almost none, of its pictures is in {source}"])
     unlabelled = [photo for photo in validation if photo.number is None]
-    calibration = _sample_evenly(photos[::2], MAX_CALIBRATION_PICTURES)
+    calibration = sample_evenly(photos[::2], MAX_CALIBRATION_PICTURES)
     return CalibrationData(
         tuple(photo.sample for photo in calibration),
-        tuple(photo.sample for photo in (*labelled, *_sample_evenly(unlabelled, MAX_VALIDATION_PICTURES))),
+        tuple(photo.sample for photo in (*labelled, *sample_evenly(unlabelled, MAX_VALIDATION_PICTURES))),
         None if annotations is None else _make_ap_measure(annotations, labelled, model),
         len(labelled),
         tuple(make_sample_pictures(model.input)),
@@ -353,13 +354,6 @@ def _source(model: Model, precision: Precision, folder: Path | None, progress: C
         )
     progress("no --calibrate: using pictures of the bundled clip")
     return find_bundled_file("media/demo.mp4")
-
-
-def _sample_evenly(photos: Sequence[_CalibrationImage], most: int) -> list[_CalibrationImage]:
-    """At most `most` of them, at equal distances."""
-    if len(photos) <= most:
-        return list(photos)
-    return [photos[index * len(photos) // most] for index in range(most)]
 
 
 def _photos(
