@@ -2,8 +2,8 @@
 
 A part stands between two comments, the first of which names what it is made from:
 
-    <!-- make docs: visionedge.web.documents.CameraDocument -->
-    <!-- end -->
+    <!--make-docs:visionedge.web.documents.CameraDocument-->
+    <!--end-->
 
 A model of `config.schema` gives a row for each setting, a model of `web.documents` an item for each key, and
 `app.metrics.METRICS` a row for each metric; the texts are the descriptions there. docs/config.schema.json is
@@ -25,7 +25,7 @@ from visionedge.config.schema import CameraConfig, Config, json_schema
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
-_PART = re.compile(r"(<!-- make docs: ([\w.]+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
+_PART = re.compile(r"(<!--make-docs:([\w.]+)-->\n).*?(<!--end-->\n)", re.DOTALL)
 _SECTION_PATHS: Mapping[object, str] = {
     CameraConfig: "cameras.NAME",
     **{field.annotation: str(field.alias) for field in Config.model_fields.values()},

@@ -36,7 +36,7 @@ def test_every_section_of_the_configuration_has_its_table(name: str) -> None:
     model = CameraConfig if name.startswith("camera") else Config.model_fields[name].annotation
     assert model is not None
     assert (
-        f"<!-- make docs: {model.__module__}.{model.__name__} -->" in (DOCS / "configuration.md").read_text()
+        f"<!--make-docs:{model.__module__}.{model.__name__}-->" in (DOCS / "configuration.md").read_text()
     )
 
 
