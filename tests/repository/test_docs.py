@@ -35,9 +35,7 @@ def test_every_section_of_the_configuration_has_its_table(name: str) -> None:
     """`make docs` fills it; that of `cameras` holds for `cameraDefaults`, too."""
     model = CameraConfig if name.startswith("camera") else Config.model_fields[name].annotation
     assert model is not None
-    assert (
-        f"<!--make-docs:{model.__module__}.{model.__name__}-->" in (DOCS / "configuration.md").read_text()
-    )
+    assert f"<!--make-docs:{model.__module__}.{model.__name__}-->" in (DOCS / "configuration.md").read_text()
 
 
 def test_the_documents_in_the_docs_have_the_described_shapes() -> None:
