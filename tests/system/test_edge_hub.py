@@ -62,7 +62,7 @@ def test_a_hub_that_starts_later_gets_everything(edge_runtime: EdgeRuntime, driv
     for _ in range(3):
         module.do("frames", camera="dock", count=1)
     module.wait_for_log("no connection to IoT Hub")
-    assert module.do("status")["hub"]["queued"] == 3
+    assert module.do("status")["hub"]["waiting"] == 3
 
     edge_runtime.hub_up()
 
@@ -87,7 +87,7 @@ def test_a_restart_of_the_hub_loses_no_message(edge_runtime: EdgeRuntime, drive:
     check_messages(edge_runtime.wait_for(at_least(3)))
     status = module.close()
     assert status["hub"]["rebuilds"] >= 1
-    assert status["hub"]["abandoned"] == 0
+    assert status["hub"]["abandoned_calls"] == 0
     assert status["clean"]
 
 
@@ -118,7 +118,7 @@ def test_a_missing_acknowledgement_times_out(edge_runtime: EdgeRuntime, drive: D
     check_messages(messages)
     assert len(messages) > 2, "the first was sent more than once"
     status = module.close()
-    assert status["hub"]["abandoned"] >= 1
+    assert status["hub"]["abandoned_calls"] >= 1
     assert status["hub"]["hung"] == 0, "taking leave of the old connection set its thread free"
     assert status["clean"]
 
@@ -203,7 +203,7 @@ def test_the_connection_is_renewed_before_its_token_ends(edge_runtime: EdgeRunti
     check_messages(edge_runtime.messages)
     assert len(edge_runtime.messages) == 5
     assert status["hub"]["last_error"] is None
-    assert status["hub"]["abandoned"] == 0
+    assert status["hub"]["abandoned_calls"] == 0
     assert status["clean"]
 
 
