@@ -1,1 +1,1 @@
-"""The configuration: one schema, three carriers (file, environment, twin), every problem at once."""
+"""The configuration: one schema, three sources (file, environment, twin), every problem at once."""
