@@ -124,7 +124,7 @@ def test_an_unavailable_model_changes_nothing_and_a_valid_one_takes_over(
             assert applied.unapplied.keys() == applied.rejected.keys() == {"model"}, path
             assert words in applied.rejected["model"]
             assert server.url(path) in applied.rejected["model"]
-            if path == "/gone":  # tried again, it is refused again, and told once
+            if path == "/gone":  # refused at each attempt, and reported once
                 assert await module.apply(wanted(server, path, expected)) == applied
             await module.until(lambda r, before=before: len(r) > before)  # type: ignore[misc]
         server.answers["/forklift-v3.onnx"] = content(right)

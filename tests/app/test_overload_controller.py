@@ -172,7 +172,7 @@ def play(
     return asyncio.run(events())
 
 
-def told_of(harness: ControllerHarness) -> dict[str, Any]:
+def capacity_of(harness: ControllerHarness) -> dict[str, Any]:
     """The object `capacity` of status."""
     capacity = report.build_capacity(harness.state.snapshot())
     assert capacity is not None
@@ -190,7 +190,7 @@ def test_a_lost_device_lowers_the_camera_rates_and_is_reported(tmp_path: Path) -
     harness = play(scenario, tmp_path)
     assert harness.codes[:2] == [("overload-taken", "gate"), ("overload-taken", "fps")]
     assert harness.camera_registry.throttles["dock"] == Throttle(6.0, GateSettings())
-    status = told_of(harness)
+    status = capacity_of(harness)
     assert status["demandedPerSecond"] == 60
     assert status["deliveredPerSecond"] == pytest.approx(18)
     assert status["sentence"] == (
@@ -216,7 +216,7 @@ def test_a_requested_cpu_lowers_nothing_by_default(tmp_path: Path) -> None:
     harness = play(scenario, tmp_path)
     assert harness.events == []
     assert harness.camera_registry.eased == 0
-    assert told_of(harness)["overload"] == {
+    assert capacity_of(harness)["overload"] == {
         "active": False,
         "exhausted": False,
         "since": None,
@@ -315,7 +315,7 @@ def test_a_configured_gate_is_not_changed(tmp_path: Path) -> None:
     harness = play(scenario, tmp_path)
     assert set(harness.camera_registry.throttles) == {"yard"}
     assert harness.codes == [("overload-taken", "gate"), ("overload-exhausted", "")]
-    sentence = told_of(harness)["sentence"]
+    sentence = capacity_of(harness)["sentence"]
     assert sentence == "15.0 of 60.0 frames/s: too much for the CPU even with a motion gate on yard"
 
 

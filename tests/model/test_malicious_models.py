@@ -253,7 +253,7 @@ def test_control_characters_in_labels_never_reach_a_terminal(tmp_path: Path, by:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "message",
     [
         b"OpenBLAS blas_thread_init: pthread_create failed: Resource temporarily unavailable",
         b"ImportError: libonnxruntime.so: failed to map segment from shared object",
@@ -261,8 +261,8 @@ def test_control_characters_in_labels_never_reach_a_terminal(tmp_path: Path, by:
         b"OSError: [Errno 12] Cannot allocate memory",
     ],
 )
-def test_reaching_a_resource_limit_is_not_blamed_on_the_model(told: bytes) -> None:
-    assert explain_machine_limit(told)
+def test_reaching_a_resource_limit_is_not_blamed_on_the_model(message: bytes) -> None:
+    assert explain_machine_limit(message)
     assert explain_machine_limit(b"Traceback: IndexError: list index out of range") is None
 
 

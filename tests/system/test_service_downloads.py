@@ -69,9 +69,9 @@ def test_the_module_waits_for_its_model_and_keeps_it(tmp_path: Path) -> None:
             assert module.get("/api/v1/status")["fetching"] is None
             assert module.stop(20) == 0
         assert SECRET not in module.log
-    told = (tmp_path / "messages.jsonl").read_text()
-    assert '"model-waiting"' in told
-    assert SECRET not in told
+    messages = (tmp_path / "messages.jsonl").read_text()
+    assert '"model-waiting"' in messages
+    assert SECRET not in messages
     with ModuleProcess(tmp_path / "data", *arguments) as module:
         module.until(lambda c: c["demo"]["framesAnalysed"] >= 1)
         assert module.stop(20) == 0

@@ -112,7 +112,7 @@ remedy remote remove removed renamed renew renewed repeatable repeats replace re
 reported reporting reports request requested requests required resample resized resolution resolve resolved
 response responses rest restart restarted restarting restarts result results retiring retrying return
 returned reverse rewritten rgb right rights ring rise rocm role room root rotation round rounded rounds route
-routes row rows rtdetr rtsp rtsps rtx rule rules run rung rungs running runs runtime rwm safe said same
+routes row rows rtdetr rtsp rtsps rtx rule rules run running runs runtime rwm safe said same
 sameness sans sas saturate saturation save saves saw say says scale scaled scales scaling scene schedstat
 schedule schema schemas scheme scope score scores script sdp search second seconds secret secrets section
 sections security see seen sees segment self send sends sense sensor sent sentence sequence sequences series
@@ -130,7 +130,7 @@ sure surrogatepass surroundings survives sve svg swaps switched synchronised syn
 systemctl table tag take taken takes taking target task tbody tcp telemetry tell telling tells template
 templates tensor tensorrt tensors tesla test tests text tfod than that the thead their them then there these
 they thing things this thorough those thread threads three throttle through tidying tie tier tif tiff tile
-tiles time timedatectl timeout times timing tiny title tls tmp together token tokens told tolerance tomorrow
+tiles time timedatectl timeout times timing tiny title tls tmp together token tokens tolerance tomorrow
 too took toolkit tools top topleft total touched tracks traffic train training transformer transformers
 transport transportmode trial trials tried trt truck true trusted truth try trying tsv tuple turn turns twice
 twin two txt type types udp uint ultralytics unauthorized unavailable unchanged undecided under unhealthy

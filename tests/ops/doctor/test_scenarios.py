@@ -55,14 +55,14 @@ def test_without_a_gpu_nothing_is_reported_as_broken(name: str, tmp_path: Path) 
     assert len(report.chain) == len(GPU_CHECKS)
 
 
-@pytest.mark.parametrize(("quota", "told"), [(None, None), (4.0, None), (1.5, "info"), (0.5, "warning")])
-def test_a_limiting_cpu_quota_is_reported(quota: float | None, told: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("quota", "state"), [(None, None), (4.0, None), (1.5, "info"), (0.5, "warning")])
+def test_a_limiting_cpu_quota_is_reported(quota: float | None, state: str | None, tmp_path: Path) -> None:
     """On a machine of 4 cores."""
     machine = linux(tmp_path).cpu_wheel()
     machine.cpu_quota = quota
     report = examine(DoctorRequest("auto", parse_config({}), DATA), machine.host())
     states = [str(found.state) for found in report.system_checks if found.name == "cpu-quota"]
-    assert states == ([] if told is None else [told])
+    assert states == ([] if state is None else [state])
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)

@@ -105,10 +105,10 @@ def test_a_generated_manifest_has_no_findings(
     camera = ("--camera", "dock=rtsp://me:${DOCK_PASSWORD}@192.0.2.5/stream1")
     if form == ("--template",):
         camera = ("--camera", "dock=rtsp://${DOCK_USER}:${DOCK_PASSWORD}@192.0.2.5/stream1")
-    told = [(), camera, ("--config", str(configuration)), ("--config", str(configuration), *camera)]
+    cameras = [(), camera, ("--config", str(configuration)), ("--config", str(configuration), *camera)]
     registries = REGISTRIES[:1] if form == ("--layered",) else REGISTRIES
     ids = itertools.cycle([(), ("--module-id", "dock-camera_2")])
-    for rest in itertools.product(told, registries, PUBLISHED):
+    for rest in itertools.product(cameras, registries, PUBLISHED):
         arguments = (*form, *image, "--gpu", gpu, *itertools.chain(*rest), *next(ids))
         outcome = visionedge("manifest", "generate", *arguments)
         assert outcome.code == 0, outcome.err
@@ -331,7 +331,9 @@ def test_help_has_examples_and_exit_codes(visionedge: CommandLine, arguments: tu
 def test_every_option_is_documented(visionedge: CommandLine) -> None:
     """docs/iot-edge.md has the options of generate and of lint."""
     text = (REPOSITORY / "docs" / "iot-edge.md").read_text()
-    told = "".join(visionedge("manifest", subcommand, "--help").out for subcommand in ("generate", "lint"))
-    options = set(re.findall(r"^  (?:-\w \w+, )?(--[a-z-]+)", told, re.MULTILINE)) - {"--log-level"}
+    help_text = "".join(
+        visionedge("manifest", subcommand, "--help").out for subcommand in ("generate", "lint")
+    )
+    options = set(re.findall(r"^  (?:-\w \w+, )?(--[a-z-]+)", help_text, re.MULTILINE)) - {"--log-level"}
     assert {"--image", "--gpu", "--module", "--json"} <= options
     assert [option for option in sorted(options) if option not in text] == ["--output"]
