@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
 
 import pytest
 
@@ -274,16 +275,20 @@ def test_all_addresses_of_ipv6_mean_those_of_ipv4_too(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "token", "warns"),
-    [("0.0.0.0", None, True), ("0.0.0.0", "secret-token", False), ("127.0.0.2", None, False)],
+    ("host", "access", "warns"),
+    [
+        ("0.0.0.0", {"allowAnonymous": True}, True),
+        ("0.0.0.0", {"allowAnonymous": True, "token": "secret-token"}, False),
+        ("127.0.0.2", {"allowAnonymous": True}, False),
+    ],
 )
 def test_an_open_module_warns_once_with_the_remedy(
-    host: str, token: str | None, warns: bool, caplog: pytest.LogCaptureFixture
+    host: str, access: dict[str, Any], warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story(_server: HttpServer, _module: FakeModule) -> None:
         return
 
-    serve(story, HttpConfig(host=host, port=0, token=token))
+    serve(story, HttpConfig(host=host, port=0, **access))
     told = [record.getMessage() for record in caplog.records if "without a token" in record.getMessage()]
     assert len(told) == warns
     assert all(host in text and "http.token" in text for text in told)

@@ -437,6 +437,15 @@ class LoadedModelDocument(_Document):
     input_height: int = Field(description="px")
 
 
+class HttpDocument(_Document):
+    """Who may use HTTP."""
+
+    access: Literal["local", "token", "anonymous"] = Field(
+        description="local: only this machine, without a token; token: whoever sends it; anonymous: every machine"
+        " that reaches it (`http.allowAnonymous`)."
+    )
+
+
 class StatusDocument(_Document):
     """The whole module."""
 
@@ -450,6 +459,7 @@ class StatusDocument(_Document):
     cameras: list[CameraDocument]
     capacity: CapacityDocument | None = Field(description="null in the first seconds.")
     hub: HubDocument
+    http: HttpDocument
 
 
 # --- frames and messages: described here, built as plain dicts ----------------------------------------------
