@@ -74,7 +74,7 @@ def test_the_labels_of_a_histogram_stay() -> None:
     assert found[-1][1] == {"device": "cpu", "le": "+Inf", "edge_device": "press-7"}
 
 
-@pytest.mark.parametrize("line", ["x{a=b} 1", "x 1 # {trace=\"1\"} 2", "x +Inf", "x NaN", 'x{a="1" 2'])
+@pytest.mark.parametrize("line", ["x{a=b} 1", 'x 1 # {trace="1"} 2', "x +Inf", "x NaN", 'x{a="1" 2'])
 def test_the_collectors_rules_refuse_what_it_would_lose(line: str) -> None:
     with pytest.raises(ValueError, match=r"lost|labels|dropped"):
         list(collect(line))

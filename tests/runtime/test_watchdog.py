@@ -80,7 +80,11 @@ asyncio.run(main())
 
 def run_hanging(hang: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", HANGS.format(hang=hang)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", HANGS.format(hang=hang)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 

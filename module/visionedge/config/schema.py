@@ -339,7 +339,8 @@ class HttpConfig(_Section):
         " none on loopback, else one is made: `visionedge token` prints it.",
     )
     allow_anonymous: bool = Field(
-        default=False, description="true makes no token: every machine that reaches the port may ask everything."
+        default=False,
+        description="true makes no token: every machine that reaches the port may ask everything.",
     )
     metrics_token: Literal["none"] | None = Field(
         default=None,

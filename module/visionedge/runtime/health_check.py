@@ -26,7 +26,9 @@ def keep_address(data: Path, url: str) -> None:
 def find_address(environ: Mapping[str, str]) -> str:
     """The address that the module listens on, else the one in VISIONEDGE_HTTP."""
     with suppress(OSError, UnicodeDecodeError):
-        kept = read_regular_file(Path(environ.get("VISIONEDGE_DATA", "/data")) / ADDRESS_FILE_NAME, max_bytes=300)
+        kept = read_regular_file(
+            Path(environ.get("VISIONEDGE_DATA", "/data")) / ADDRESS_FILE_NAME, max_bytes=300
+        )
         if (url := kept.decode("ascii").strip()).startswith("http://"):
             return url
     port = environ.get("VISIONEDGE_HTTP", _DEFAULT_ADDRESS).rpartition(":")[2]

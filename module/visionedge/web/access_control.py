@@ -66,7 +66,9 @@ class AccessControl:
             RequestError: 403, its host name is not known or a page of another site sent it; 401, the token is
                 missing or wrong.
         """
-        has_no_secret = self._token is None or (request.path == METRICS_PATH and METRICS_PATH in self._open_paths)
+        has_no_secret = self._token is None or (
+            request.path == METRICS_PATH and METRICS_PATH in self._open_paths
+        )
         if has_no_secret and not self._is_known_host(request.headers.get(hdrs.HOST)):
             raise RequestError(
                 403,
