@@ -18,7 +18,8 @@ _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"(?:,|$)')
 def collect(text: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
     """The samples that the metrics collector 2.0 takes from a page.
 
-    Its rules: classic Prometheus text, a sample per line, no exemplars; it drops infinite and undefined values.
+    Its rules: classic Prometheus text, a sample per line, no exemplars; it drops infinite and undefined
+    values.
 
     Raises:
         ValueError: the collector would lose a line.
@@ -67,7 +68,7 @@ def test_outside_iot_edge_samples_have_only_their_own_labels() -> None:
 
 
 def test_the_labels_of_a_histogram_stay() -> None:
-    metrics = Metrics(lambda: [], {"edge_device": "press-7"})
+    metrics = Metrics(list, {"edge_device": "press-7"})
     metrics._histograms["frame_infer_seconds"].labels("cpu").observe(0.003)
     found = [s for s in collect(metrics.render().decode()) if s[0] == "visionedge_frame_infer_seconds_bucket"]
     assert {labels["device"] for _, labels, _ in found} == {"cpu"}

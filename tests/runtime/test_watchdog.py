@@ -117,7 +117,7 @@ def test_a_closed_watchdog_ends_nothing() -> None:
         watchdog = LoopWatchdog(limit_s=0.05, on_hang=reported.append)
         watchdog.start(asyncio.get_running_loop())
         watchdog.close()
-        time.sleep(0.2)
+        time.sleep(0.2)  # noqa: ASYNC251 - the loop hangs
         await asyncio.sleep(0.05)
 
     asyncio.run(main())
@@ -133,7 +133,7 @@ def test_a_hang_is_reported_once(limit_s: float) -> None:
         watchdog.start(asyncio.get_running_loop())
         deadline = time.monotonic() + 30
         while not reported and time.monotonic() < deadline:
-            time.sleep(0.01)  # the loop hangs
+            time.sleep(0.01)  # noqa: ASYNC251 - the loop hangs
         watchdog.close()
 
     asyncio.run(main())

@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 class MadeToken:
     """The token of a module without `http.token` that other machines can reach.
 
-    It is made once and kept in the data folder, readable for its owner only. In a folder that cannot be written
-    it lasts until the module stops.
+    It is made once and kept in the data folder, readable for its owner only. In a folder that cannot be
+    written it lasts until the module stops.
     """
 
     FILE_NAME = "http-token"

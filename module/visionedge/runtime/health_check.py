@@ -42,7 +42,7 @@ def main(environ: Mapping[str, str]) -> int:
         with opener.open(f"{find_address(environ)}healthz", timeout=_TIMEOUT_S):
             return 0
     except OSError as error:
-        print(f"not healthy: {error}", file=sys.stderr)
+        sys.stderr.write(f"not healthy: {error}\n")
         return 1
 
 

@@ -111,7 +111,7 @@ def read_recent_log() -> str:
 
 
 def configure_logging(level: str = "INFO", log_format: LogFormat = "text") -> None:
-    """Log to stderr and keep the newest lines; called again, it changes level and format and keeps the lines."""
+    """Log to stderr and keep the newest lines; a later call changes level and format and keeps the lines."""
     root = logging.getLogger()
     recent = next((h for h in root.handlers if isinstance(h, RecentLogHandler)), RecentLogHandler())
     to_stderr = logging.StreamHandler(sys.stderr)

@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Callable
 
-
 log = logging.getLogger(__name__)
 
 EXIT_HUNG = 75
@@ -87,8 +86,8 @@ def end_hung_process(silent_s: float) -> None:
     """Log the stacks of all threads, then end the process with `EXIT_HUNG`."""
     faulthandler.cancel_dump_traceback_later()
     text = (
-        f"the main loop has not run for {silent_s:.0f} s: ending with exit code {EXIT_HUNG}, to be started again;"
-        f" all threads:\n{format_all_stacks()}"
+        f"the main loop has not run for {silent_s:.0f} s: ending with exit code {EXIT_HUNG}, to be started"
+        f" again; all threads:\n{format_all_stacks()}"
     )
     # On another thread: the one that hangs may hold the lock of the log.
     logging_thread = threading.Thread(target=lambda: log.critical("%s", text), name="last-words", daemon=True)
@@ -104,5 +103,5 @@ def format_all_stacks() -> str:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     return "\n".join(
         f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame)).rstrip()}"
-        for ident, frame in sys._current_frames().items()
+        for ident, frame in sys._current_frames().items()  # noqa: SLF001 - public in spite of its name
     )

@@ -46,7 +46,7 @@ class AccessControl:
 
     def _read(self, http: HttpConfig) -> None:
         self._token = None if http.token is None else http.token.encode()
-        self._open_paths = OPEN_PATHS | ({METRICS_PATH} if http.metrics_token == "none" else set())
+        self._open_paths = OPEN_PATHS | ({METRICS_PATH} if http.metrics_token is not None else set())
         self._names = self._own_names | {_normalize_name(name) for name in http.names}
         # The last host that was accepted: parsing a host costs as much as all other checks of a request.
         self._known_host: str | None = None

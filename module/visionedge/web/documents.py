@@ -441,8 +441,8 @@ class HttpDocument(_Document):
     """Who may use HTTP."""
 
     access: Literal["local", "token", "anonymous"] = Field(
-        description="local: only this machine, without a token; token: whoever sends it; anonymous: every machine"
-        " that reaches it (`http.allowAnonymous`)."
+        description="local: only this machine, without a token; token: whoever sends it; anonymous: every"
+        " machine that reaches it (`http.allowAnonymous`)."
     )
 
 
