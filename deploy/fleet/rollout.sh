@@ -19,10 +19,10 @@
 # | az iot edge deployment delete --hub-name --deployment-id                      | [2] az iot edge deployment      |
 #
 # Each also has --output json and --only-show-errors, which all commands of az have.
-# [1] Azure CLI reference on learn.microsoft.com, written down on 2026-11-30 without a look at the page.
-# [2] Compared on 2026-11-30 with the parameters that azure-iot-cli-extension 0.25.0 registers (2024-10-15,
-#     azext_iot/_params.py and commands.py) and with its reference on learn.microsoft.com.
-# Not run against a real hub. tests/repository/test_fleet_rollout.py runs all of it against a stand-in for az.
+# [1] Azure CLI 2.91.0 (2026-10): its own parser accepts the command with all these parameters.
+# [2] As [1], with the extension azure-iot 0.25.0 (2024-10-15); compared with its reference on learn.microsoft.com.
+# Looked at on 2026-11-30. Not run against a real hub: tests/repository/test_fleet_rollout.py runs all of it against
+# a stand-in for az that takes these commands and parameters, and no others.
 set -euo pipefail
 
 folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -43,6 +43,7 @@ polls=60
 soak=10
 dry_run=
 force=
+metrics=
 
 usage() {
   cat << 'END'
@@ -152,7 +153,7 @@ create_layer() { # ID RING PRIORITY
   change iot edge deployment create --hub-name "$hub" --deployment-id "$1" --content "$layer" \
     --target-condition "tags.$tag='$2'" --priority "$3" \
     --labels "{\"visionedge\": \"$name\", \"version\": \"$version\", \"ring\": \"$2\"}" \
-    --metrics "$work/metrics.json" --layered
+    --metrics "$metrics" --layered
 }
 
 create_base() { # CONTENT CONDITION
@@ -217,8 +218,8 @@ run_tag() {
 
 run_roll() {
   need_version
-  twins check-layer --name "$name" --content "$layer" || exit $?
-  twins metrics --name "$name" --version "$version" > "$work/metrics.json"
+  twins check-layer --name "$name" --version "$version" --content "$layer" || exit $?
+  metrics=$(twins metrics --name "$name" --version "$version")
   list_deployments
   [[ -n $priority ]] || priority=$(twins next-priority --name "$name" < "$work/deployments")
   # All rings are looked at before anything is changed.

@@ -199,17 +199,23 @@ def table(arguments: argparse.Namespace) -> None:
 
 
 def check_layer(arguments: argparse.Namespace) -> None:
-    """Check that a file is a layered deployment that runs the module."""
+    """Check that a file is a layered deployment that runs the module; warn of what may be a mistake."""
     content = modules_of(read_json_file(arguments.content))
     if not isinstance(content, dict):
         raise InputError(f"{arguments.content}: has no modulesContent")
-    if f"properties.desired.modules.{arguments.name}" not in content.get("$edgeAgent", {}):
+    module = content.get("$edgeAgent", {}).get(f"properties.desired.modules.{arguments.name}")
+    if module is None:
         raise InputError(f"{arguments.content}: is no layered deployment of the module {arguments.name}")
     if "properties.desired" in content.get(arguments.name, {}):
         raise InputError(
             f"{arguments.content}: sets properties.desired of {arguments.name} as a whole, which deletes the"
             " cameras of each device; write properties.desired.SECTION"
         )
+    image = module["settings"]["image"]
+    if "@sha256:" not in image and arguments.version not in image:
+        warn(f"the image {image} does not name the version {arguments.version}")
+    if any(key.startswith("properties.desired.cameras") for key in content.get(arguments.name, {})):
+        warn(f"{arguments.content}: sets cameras for all devices, which may replace those of each device")
 
 
 def metrics(arguments: argparse.Namespace) -> None:
@@ -284,10 +290,9 @@ def read_cameras(path: str) -> Json:
                 " file on the device"
             )
         if _PASSWORD.search(text):
-            print(
-                f"rollout: warning: the password of camera {name} will be in the module twin, readable for"
-                " everyone with access to it; docs/fleet.md says how to keep it on the device",
-                file=sys.stderr,
+            warn(
+                f"the password of camera {name} will be in the module twin, readable for everyone with"
+                " access to it; docs/fleet.md says how to keep it on the device"
             )
     wanted: Json = document["cameras"]
     return wanted
@@ -308,6 +313,11 @@ def read_yaml_or_json(path: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}" if mark else ""
         raise InputError(f"{path}{place}: is not valid YAML") from None
+
+
+def warn(text: str) -> None:
+    """Print a warning on stderr."""
+    print(f"rollout: warning: {text}", file=sys.stderr)
 
 
 # --- input --------------------------------------------------------------------------------------------------
@@ -356,7 +366,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], list[str]]] = {
     "compare": (compare, ["--id", "--content"]),
     "ids": (ids, ["--name", "--version", "--ring"]),
     "table": (table, ["--name"]),
-    "check-layer": (check_layer, ["--name", "--content"]),
+    "check-layer": (check_layer, ["--name", "--version", "--content"]),
     "metrics": (metrics, ["--name", "--version"]),
     "fill": (fill, ["--content"]),
     "cameras": (cameras, ["--file"]),

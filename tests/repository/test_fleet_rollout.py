@@ -290,8 +290,8 @@ def test_a_disconnected_device_is_not_healthy(running: Fleet) -> None:
 
 def test_the_same_version_with_another_content_is_refused(running: Fleet) -> None:
     """The content of a deployment cannot be changed in IoT Hub."""
-    layer = running.layer(NEW)
-    layer.write_text(layer.read_text().replace("0.2.0-gpu", "0.2.1-gpu"))
+    layer = running.layer(OLD)
+    layer.write_text(layer.read_text().replace('"confidence": 0.4', '"confidence": 0.5'))
     ended = running("roll", *QUICK, "--version", OLD, "--layer", layer)
     assert ended.code == 2
     assert "deployment vision-0-1-0-ring0 exists with other content" in complaint(ended)
@@ -335,6 +335,17 @@ def test_a_layer_that_replaces_the_twin_is_refused(running: Fleet) -> None:
     ended = running("roll", *QUICK, "--version", NEW, "--layer", running.layer(NEW).with_name("whole.json"))
     assert ended.code == 2
     assert "deletes the cameras of each device" in complaint(ended)
+
+
+def test_a_layer_that_may_be_a_mistake_is_a_warning(running: Fleet) -> None:
+    """The image of another version, and cameras for all devices."""
+    layer = running.layer("0.3.0")
+    layer.write_text(layer.read_text().replace("properties.desired.http", "properties.desired.cameras"))
+    ended = running("roll", *QUICK, "--version", NEW, "--layer", layer, "--dry-run")
+    assert ended.code == 0
+    first, second = ended.err.splitlines()
+    assert "visionedge:0.3.0-gpu does not name the version 0.2.0" in first
+    assert "sets cameras for all devices" in second
 
 
 # --- what changes nothing -----------------------------------------------------------------------------------
