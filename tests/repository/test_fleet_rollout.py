@@ -535,16 +535,34 @@ def test_a_password_for_the_twin_is_a_warning_that_does_not_show_it(running: Fle
 
 
 def test_the_file_on_the_device_keeps_the_password_and_the_twin_changes_the_rest(tmp_path: Path) -> None:
-    """As docs/fleet.md says: address from the file, with a variable; fps from the twin."""
-    (text,) = re.findall(r"(?:^    .*\n)+", DOCS.partition("`/etc/visionedge/vision.yaml`")[2], re.MULTILINE)[
-        :1
-    ]
+    """As docs/fleet.md says: address from the file, fps from the twin; and a variable, where there is one."""
+    section = DOCS.partition("`/etc/visionedge/vision.yaml`")[2]
+    text = re.findall(r"(?:^ {8}.*\n)+", section, re.MULTILINE)[0]
     file = tmp_path / "vision.yaml"
-    file.write_text(re.sub(r"^    ", "", text, flags=re.MULTILINE))
-    local = read_configuration(file, {"DOCK_PASSWORD": "t0psecret"})
-    made = parse_config(overlay_desired(local, {"cameras": {"dock": {"fps": 2}}}))
-    assert made.cameras["dock"].uri == "rtsp://viewer:t0psecret@192.0.2.5/stream1"
-    assert made.cameras["dock"].fps == 2
+    variants: list[tuple[str, dict[str, str]]] = [
+        ("s3cret", {}),
+        ("${DOCK_PASSWORD}", {"DOCK_PASSWORD": "s3cret"}),
+    ]
+    for password, environ in variants:
+        file.write_text(re.sub(r"^ {8}", "", text, flags=re.MULTILINE).replace("s3cret", password))
+        local = read_configuration(file, environ)
+        made = parse_config(overlay_desired(local, {"cameras": {"dock": {"fps": 2}}}))
+        assert made.cameras["dock"].uri == "rtsp://viewer:s3cret@192.0.2.5/stream1"
+        assert made.cameras["dock"].fps == 2
+
+
+def test_lint_finds_nothing_in_a_layer_with_the_file_of_the_device(visionedge: CommandLine) -> None:
+    """With the bind and the variable of docs/fleet.md."""
+    (bind,) = re.findall(r"`--bind (\S+)`", DOCS)
+    (env,) = re.findall(r'^ +("env": .*)$', DOCS, re.MULTILINE)
+    image = ("--image", "registry.example.com/visionedge:0.2.0-gpu", "--gpu", "dda")
+    made = visionedge(
+        *("manifest", "generate", "--layered", *image, "--bind", bind, "--config", FOLDER / "vision.yaml")
+    )
+    layer = json.loads(made.out)
+    module = layer["content"]["modulesContent"]["$edgeAgent"]["properties.desired.modules.vision"]
+    module.update(json.loads(f"{{{env}}}"))
+    assert lint_manifest(json.dumps(layer).encode(), "layer.json").findings == ()
 
 
 # --- the files, the stand-in and the page -------------------------------------------------------------------
