@@ -117,9 +117,17 @@ call_az() {
   fail 1 "az $1 $2 $3 ${4:-} failed: ${text:-exit code $code}"
 }
 
+# Prints a command as it can be pasted.
 show_command() {
+  local word
   printf '+ az'
-  printf ' %q' "$@"
+  for word; do
+    if [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then
+      printf ' %s' "$word"
+    else
+      printf " '%s'" "${word//\'/\'\\\'\'}"
+    fi
+  done
   printf '\n'
 }
 
@@ -140,9 +148,15 @@ read_into() { # FILE ARGUMENT...
 check_az() {
   command -v az > /dev/null || fail 3 "az is missing: install the Azure CLI"
   command -v python3 > /dev/null || fail 3 "python3 is missing: install it"
-  az extension show --name azure-iot --output json --only-show-errors > /dev/null 2>&1 \
+  probe extension show --name azure-iot \
     || fail 3 "the extension azure-iot of az is missing: az extension add --name azure-iot"
-  az account show --output json --only-show-errors > /dev/null 2>&1 || fail 3 "nobody is logged in: run 'az login'"
+  probe account show || fail 3 "nobody is logged in: run 'az login'"
+}
+
+# A command of which only the exit code counts.
+probe() {
+  [[ -z $dry_run ]] || show_command "$@"
+  az "$@" --output json --only-show-errors > /dev/null 2>&1
 }
 
 query() { read_into "$1" iot hub query --hub-name "$hub" --query-command "$2"; }
@@ -226,7 +240,11 @@ run_roll() {
   local ring
   for ring in "${ring_list[@]}"; do query_ring "$ring"; done
   for ring in "${ring_list[@]}"; do roll_ring "$ring"; done
-  say "version $version: all rings are done"
+  if [[ -n $dry_run ]]; then
+    say "dry run: nothing is changed; without --dry-run each ring is waited for"
+  else
+    say "version $version: all rings are done"
+  fi
 }
 
 roll_ring() { # RING
@@ -386,6 +404,7 @@ done
 IFS=, read -r -a ring_list <<< "$rings"
 ((percent <= 100)) || fail 2 "--percent: $percent is more than 100"
 
+((BASH_VERSINFO[0] >= 4)) || fail 3 "bash 4 or newer is needed"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 check_az

@@ -61,8 +61,9 @@ class AzError(Exception):
 def make_device(ring: str | None, **more: Any) -> Json:
     """A device with the cameras of its site.
 
-    `more`: `effective` (where it computes, whatever is requested), `rejects` (sections), `delay` (queries
-    until it takes a deployment), `dead` (it takes none), `cameraStates`.
+    `more`: `effective` (where it computes, whatever is requested), `recovers` (queries until that ends),
+    `rejects` (sections), `delay` (queries until it takes a deployment), `dead` (it takes none),
+    `cameraStates`.
     """
     return {
         "tags": {"ring": ring} if ring is not None else {},
@@ -186,11 +187,25 @@ def take_deployments(hub: Json) -> None:
                     desired[key.removeprefix("properties.desired.")] = value
         device["desired"] = desired
         if image == device["image"] or device["behaviour"].get("dead"):
+            recover(device)
             continue
         device["left"] = (device["left"] or device["behaviour"]["delay"] + 1) - 1
         if device["left"] == 0:
             device["image"] = image
             device["reported"] = report(device) if image else {}
+
+
+def recover(device: Json) -> None:
+    """A device that computes elsewhere for a while comes one query nearer to what is requested."""
+    behaviour = device["behaviour"]
+    if (
+        "recovers" in behaviour
+        and device["reported"].get("engine", {}).get("effective") == behaviour["effective"]
+    ):
+        behaviour["recovers"] -= 1
+        if behaviour["recovers"] == 0:
+            del behaviour["effective"], behaviour["recovers"]
+            device["reported"] = report(device)
 
 
 def report(device: Json) -> Json:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -203,6 +204,25 @@ def test_a_ring_on_the_cpu_stops_the_roll_out_and_names_the_devices(running: Fle
     assert f"rollout.sh rollback --hub hub --version {NEW}" in ended.out
 
 
+def test_a_fault_in_one_look_alone_does_not_stop_the_roll_out(running: Fleet) -> None:
+    """A device may need a moment; and a healthy ring is looked at again before the next one."""
+    running.behave("edge-00", effective="cpu", recovers=1)
+    looks = len(module_queries(running))
+    ended = running.roll(NEW, "--rings", "0", "--soak", "3")
+    assert ended.code == 0, ended.err
+    assert "ring 0: 1 of 2 healthy" in ended.out
+    healthy = int(re.findall(r"ring 0: 2 of 2 healthy \(look (\d+)\)", ended.out)[0])
+    # One before the deployment, those until the ring is healthy, and three more.
+    assert len(module_queries(running)) - looks == 1 + healthy + 3
+
+
+def module_queries(fleet: Fleet) -> list[list[str]]:
+    """The looks at the module twins so far."""
+    if not Path(f"{fleet.path}.calls").exists():
+        return []
+    return [call for call in fleet.calls() if call[1:3] == ["hub", "query"] and "devices.modules" in call[-4]]
+
+
 def test_known_faults_can_be_tolerated(running: Fleet) -> None:
     """And the share of healthy devices is lowered with them."""
     running.behave("edge-03", effective="cpu")
@@ -361,8 +381,14 @@ def test_a_dry_run_changes_nothing_and_prints_every_command(running: Fleet) -> N
     assert running.versions() == {"0": {OLD}, "1": {OLD}, "2": {OLD}}
     printed = [line for line in ended.out.splitlines() if line.startswith("+ az ")]
     assert sum("edge deployment create" in line for line in printed) == 3
-    assert all("--priority 11" in line for line in printed if "create" in line)
+    made = [shlex.split(line) for line in printed if "create" in line]
+    assert {words[words.index("--priority") + 1] for words in made} == {"11"}
+    conditions = [words[words.index("--target-condition") + 1] for words in made]
+    assert conditions == ["tags.ring='0'", "tags.ring='1'", "tags.ring='2'"], "a printed line can be pasted"
     assert sum("iot hub query" in line for line in printed) >= 6
+    assert len(printed) == 3 + len(running.calls()), (
+        "each call is printed, and those that would change something"
+    )
     assert {" ".join(call[:4]) for call in running.calls()[-20:]} >= {"iot edge deployment list"}
     assert not [call for call in running.calls() if "0-2-0" in " ".join(call)]
 
@@ -375,6 +401,7 @@ def test_the_other_commands_have_a_dry_run_too(running: Fleet, command: tuple[st
     ended = running(*command, "--hub", "hub", "--dry-run")
     assert ended.code == 0, ended.err
     assert "+ az iot" in ended.out
+    assert "s3cret" not in ended.out
     assert running.path.read_text() == text
 
 
