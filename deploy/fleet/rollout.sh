@@ -72,17 +72,17 @@ Options:
   --percent N             the share of a ring's devices that must be healthy (default: 100)
   --tolerate N            devices of a ring that may have a fault (default: 0)
   --device DEVICE         where all devices must compute, such as cuda (default: as each device was requested to)
-  --interval SECONDS      between two looks at the ring (default: 30)
-  --polls N               looks at a ring before the roll-out gives up (default: 60)
-  --soak N                further looks at a healthy ring before the next ring (default: 10)
+  --interval SECONDS      between two polls of a ring (default: 30)
+  --polls N               polls of a ring before the roll-out gives up (default: 60)
+  --soak N                further polls of a healthy ring before the next ring (default: 10)
   --force                 rollback even if no other deployment of the module is left for a ring
   --dry-run               change nothing: print each command that would change something, and run those that read
   -h, --help              this text
 
-A ring stops the roll-out when, in two looks in a row, more devices than --tolerate report with the new version
+A ring stops the roll-out when, in two polls in a row, more devices than --tolerate report with the new version
   - that they compute on the CPU although a GPU was requested (or not on --device), or
   - that a section of their configuration is rejected,
-or when after --polls looks fewer than --percent % of its devices are healthy: new version, connected, an engine, and
+or when after --polls polls fewer than --percent % of its devices are healthy: new version, connected, an engine, and
 each camera live that was live before.
 
 Exit codes: 0 done; 1 a command of az failed; 2 wrong arguments or files; 3 az, its extension or python3 is missing,
@@ -264,28 +264,28 @@ roll_ring() { # RING
 }
 
 wait_for_ring() { # RING
-  local ring=$1 looks healthy_looks=0 faulty_looks=0 state healthy total last=''
-  for ((looks = 1; looks <= polls + soak; looks++)); do
+  local ring=$1 poll healthy_polls=0 faulty_polls=0 state healthy total last=''
+  for ((poll = 1; poll <= polls + soak; poll++)); do
     query_modules
     judge_ring > "$work/judged" || exit $?
     read -r state healthy total < "$work/judged"
-    show_progress "$looks" "ring $ring: $healthy of $total healthy"
+    show_progress "$poll" "ring $ring: $healthy of $total healthy"
     if [[ $state == fault ]]; then
-      faulty_looks=$((faulty_looks + 1))
-      ((faulty_looks < 2)) || stop "$ring" "$(devices_judged) devices have a fault (at most $tolerate may)"
+      faulty_polls=$((faulty_polls + 1))
+      ((faulty_polls < 2)) || stop "$ring" "$(devices_judged) devices have a fault (at most $tolerate may)"
     else
-      faulty_looks=0
+      faulty_polls=0
     fi
     if [[ $state == enough ]]; then
-      healthy_looks=$((healthy_looks + 1))
-      ((healthy_looks <= soak)) || return 0
+      healthy_polls=$((healthy_polls + 1))
+      ((healthy_polls <= soak)) || return 0
     else
-      healthy_looks=0
-      ((looks < polls)) || break
+      healthy_polls=0
+      ((poll < polls)) || break
     fi
     sleep "$interval"
   done
-  stop "$ring" "$healthy of $total devices are healthy after $looks looks; $percent % are needed"
+  stop "$ring" "$healthy of $total devices are healthy after $poll polls; $percent % are needed"
 }
 
 judge_ring() {
@@ -295,9 +295,9 @@ judge_ring() {
 
 devices_judged() { tail -n +2 "$work/judged" | wc -l; }
 
-# Only what has changed since the look before.
-show_progress() { # LOOK TEXT
-  [[ $2 == "$last" ]] || say "$2 (look $1)"
+# Only what has changed since the poll before.
+show_progress() { # POLL TEXT
+  [[ $2 == "$last" ]] || say "$2 (poll $1)"
   last=$2
 }
 

@@ -204,20 +204,20 @@ def test_a_ring_on_the_cpu_stops_the_roll_out_and_names_the_devices(running: Fle
     assert f"rollout.sh rollback --hub hub --version {NEW}" in ended.out
 
 
-def test_a_fault_in_one_look_alone_does_not_stop_the_roll_out(running: Fleet) -> None:
-    """A device may need a moment; and a healthy ring is looked at again before the next one."""
+def test_a_fault_in_one_poll_alone_does_not_stop_the_roll_out(running: Fleet) -> None:
+    """A device may need a moment; and a healthy ring is polled again before the next one."""
     running.behave("edge-00", effective="cpu", recovers=1)
-    looks = len(module_queries(running))
+    polls = len(module_queries(running))
     ended = running.roll(NEW, "--rings", "0", "--soak", "3")
     assert ended.code == 0, ended.err
     assert "ring 0: 1 of 2 healthy" in ended.out
-    healthy = int(re.findall(r"ring 0: 2 of 2 healthy \(look (\d+)\)", ended.out)[0])
+    healthy = int(re.findall(r"ring 0: 2 of 2 healthy \(poll (\d+)\)", ended.out)[0])
     # One before the deployment, those until the ring is healthy, and three more.
-    assert len(module_queries(running)) - looks == 1 + healthy + 3
+    assert len(module_queries(running)) - polls == 1 + healthy + 3
 
 
 def module_queries(fleet: Fleet) -> list[list[str]]:
-    """The looks at the module twins so far."""
+    """The polls of the module twins so far."""
     if not Path(f"{fleet.path}.calls").exists():
         return []
     return [call for call in fleet.calls() if call[1:3] == ["hub", "query"] and "devices.modules" in call[-4]]
@@ -290,12 +290,12 @@ def test_a_section_that_waits_for_the_first_engine_is_no_fault(running: Fleet) -
 def test_too_few_healthy_devices_stop_the_roll_out(
     running: Fleet, behaviour: dict[str, Any], line: str
 ) -> None:
-    """A device that takes nothing, or loses its cameras, after a bounded number of looks."""
+    """A device that takes nothing, or loses its cameras, after a bounded number of polls."""
     running.behave("edge-00", **behaviour)
     ended = running.roll(NEW, "--rings", "0")
     assert ended.code == 4
     assert f"  {line}\n" in ended.err
-    assert "stopped in ring 0: 1 of 2 devices are healthy after 5 looks; 100 % are needed" in ended.err
+    assert "stopped in ring 0: 1 of 2 devices are healthy after 5 polls; 100 % are needed" in ended.err
     again = running.roll(NEW, "--rings", "0", "--percent", "50")
     assert again.code == 0
     assert "deployment vision-0-2-0-ring0 exists already" in again.out
