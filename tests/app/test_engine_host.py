@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from clips import make_clip
-from engine_rooms import Module, document, of, play
-from scripted_faults import Faults
+from engine_host_harness import EngineHostHarness, document, results_of, run_scenario
+from fault_script import FaultScript
 from tiny_models import TinyDetector
 from visionedge.engine.batcher import DropReason
 
@@ -36,22 +36,22 @@ def test_another_model_takes_over_and_no_frame_is_lost(
 ) -> None:
     """Of another size, so that pictures have to be prepared otherwise from one frame to the next."""
 
-    async def story(module: Module) -> None:
-        await module.until(lambda r: all(len(of(r, name)) >= 3 for name in ("dock", "gate", "yard")))
+    async def scenario(module: EngineHostHarness) -> None:
+        await module.until(lambda r: all(len(results_of(r, name)) >= 3 for name in ("dock", "gate", "yard")))
         assert (await module.apply({"model": {"path": str(models / "large.onnx")}})).is_complete
         await module.until(
-            lambda r: all(any(e.model == "large" for e in of(r, n)[-3:]) for n in ("dock", "gate", "yard"))
+            lambda r: all(any(e.model == "large" for e in results_of(r, n)[-3:]) for n in ("dock", "gate", "yard"))
         )
         now = module.state.snapshot()
         assert now.loaded_model is not None
         assert now.loaded_model.name == "large"
         assert now.config.model.path == str(models / "large.onnx")
 
-    module = play(story, document(clip, models, process=process), tmp_path)
+    module = run_scenario(scenario, document(clip, models, process=process), tmp_path)
     for camera, seen in module.state.batcher.statistics().cameras.items():
         assert seen.dropped[DropReason.FAILED] == 0
         assert seen.offered == seen.analysed + sum(seen.dropped.values())
-        theirs = of(module.results, camera)
+        theirs = results_of(module.results, camera)
         numbers = [each.frame.sequence for each in theirs]
         assert all(before < after for before, after in pairwise(numbers))
         names = [each.model for each in theirs]
@@ -59,10 +59,10 @@ def test_another_model_takes_over_and_no_frame_is_lost(
         assert {each.frame.image.shape[1] for each in theirs if each.model == "large"} == {96}
 
 
-def test_a_model_that_cannot_be_had_leaves_the_old_one_at_work(
+def test_an_unavailable_model_leaves_the_old_one_running(
     tmp_path: Path, clip: Path, models: Path
 ) -> None:
-    async def story(module: Module) -> None:
+    async def scenario(module: EngineHostHarness) -> None:
         for name, words in (
             ("gone", "no such model file"),
             ("empty", "empty"),
@@ -76,16 +76,16 @@ def test_a_model_that_cannot_be_had_leaves_the_old_one_at_work(
         assert {each.model for each in module.results} == {"small"}
         assert module.state.snapshot().config.model.path == str(models / "small.onnx")
 
-    module = play(story, document(clip, models, process=True), tmp_path)
+    module = run_scenario(scenario, document(clip, models, process=True), tmp_path)
     assert all(c.dropped[DropReason.FAILED] == 0 for c in module.state.batcher.statistics().cameras.values())
 
 
-def test_what_counts_as_a_detection_changes_without_another_engine(
+def test_detection_thresholds_change_without_another_engine(
     tmp_path: Path, clip: Path, models: Path
 ) -> None:
     start = document(clip, models, process=False)
 
-    async def story(module: Module) -> None:
+    async def scenario(module: EngineHostHarness) -> None:
         await module.until(lambda r: len(r) >= 3)
         engine = module.state.snapshot().engine
         assert (await module.apply({"inference": {**start["inference"], "confidence": 1.0}})).is_complete
@@ -94,21 +94,21 @@ def test_what_counts_as_a_detection_changes_without_another_engine(
         assert module.state.snapshot().engine is engine
         assert {len(each.detections) for each in module.results[-3:]} == {0}
 
-    module = play(story, start, tmp_path)
+    module = run_scenario(scenario, start, tmp_path)
     assert any(len(each.detections) for each in module.results[:3])
 
 
-def test_classes_that_the_model_does_not_know_are_a_problem_of_inference(
+def test_unknown_classes_are_a_problem_of_the_inference_section(
     tmp_path: Path, clip: Path, models: Path
 ) -> None:
     start = document(clip, models, process=False)
 
-    async def story(module: Module) -> None:
+    async def scenario(module: EngineHostHarness) -> None:
         applied = await module.apply({"inference": {**start["inference"], "classes": ["unicorn"]}})
         assert "unicorn" in applied.rejected["inference"]
         assert module.state.snapshot().config.inference.classes is None
 
-    play(story, start, tmp_path)
+    run_scenario(scenario, start, tmp_path)
 
 
 # --- while the first engine still opens ---------------------------------------------------------------------
@@ -121,20 +121,20 @@ def _held(clip: Path, models: Path) -> dict[str, Any]:
     return start
 
 
-async def _until_held(module: Module) -> None:
+async def _until_held(module: EngineHostHarness) -> None:
     await module.until_event("device-held")
     module.state.set_waiting_reason("the device is not there")  # as the service notes it
 
 
-def test_what_waits_for_the_first_engine_is_not_in_force(
+def test_a_section_that_waits_for_the_first_engine_is_not_in_force(
     tmp_path: Path, clip: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is said so for both sections, and becomes true when the policy lets the CPU take over."""
-    faults = Faults(tmp_path, first_s=60.0)
+    faults = FaultScript(tmp_path, first_s=60.0)
     faults.begin("absent")
     start = _held(clip, models)
 
-    async def story(module: Module) -> None:
+    async def scenario(module: EngineHostHarness) -> None:
         await _until_held(module)
         with monkeypatch.context() as patched:
             patched.setattr("visionedge.app.engine_host._FIRST_ENGINE_TIMEOUT_S", 0.01)
@@ -152,34 +152,34 @@ def test_what_waits_for_the_first_engine_is_not_in_force(
         assert now.selection is not None
         assert now.selection.confidence == pytest.approx(0.9)
 
-    play(story, start, tmp_path, begun=False, inject=faults.path)
+    run_scenario(scenario, start, tmp_path, wait_for_start=False, inject=faults.path)
 
 
-def test_another_device_takes_the_place_of_one_that_is_waited_for(
+def test_a_new_device_replaces_a_pending_one(
     tmp_path: Path, clip: Path, models: Path
 ) -> None:
     """And one that cannot be had changes nothing: the first is waited for as before."""
-    faults = Faults(tmp_path, first_s=60.0)
+    faults = FaultScript(tmp_path, first_s=60.0)
     faults.begin("absent")
     start = _held(clip, models)
 
-    async def story(module: Module) -> None:
+    async def scenario(module: EngineHostHarness) -> None:
         await _until_held(module)
         applied = await module.apply({"inference": {**start["inference"], "maxBatch": 2}})
         assert applied.rejected.keys() == {"inference"}
         assert applied.pending.keys() == {"model"}
         assert module.state.snapshot().engine is None
         assert (await module.apply({"inference": {**start["inference"], "device": "cpu"}})).is_complete
-        await module.until(lambda r: all(len(of(r, name)) >= 2 for name in ("dock", "gate", "yard")))
+        await module.until(lambda r: all(len(results_of(r, name)) >= 2 for name in ("dock", "gate", "yard")))
         assert {each.device for each in module.results} == {"cpu"}
 
-    play(story, start, tmp_path, begun=False, inject=faults.path)
+    run_scenario(scenario, start, tmp_path, wait_for_start=False, inject=faults.path)
 
 
-def test_the_policy_of_a_running_engine_changes_without_another_one(
+def test_the_fallback_policy_of_a_running_engine_changes_without_another_engine(
     tmp_path: Path, clip: Path, models: Path
 ) -> None:
-    async def story(module: Module) -> None:
+    async def scenario(module: EngineHostHarness) -> None:
         await module.until(lambda r: len(r) >= 3)
         before = module.state.snapshot().engine
         for policy in ("hold", "exit", "degrade"):
@@ -188,4 +188,4 @@ def test_the_policy_of_a_running_engine_changes_without_another_one(
             assert module.state.snapshot().config.inference.fallback == policy
             assert module.state.snapshot().engine is before
 
-    play(story, document(clip, models, process=True), tmp_path)
+    run_scenario(scenario, document(clip, models, process=True), tmp_path)

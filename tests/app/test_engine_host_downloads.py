@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto
 
 from clips import make_clip
-from engine_rooms import Module, document, of, play
+from engine_host_harness import EngineHostHarness, document, results_of, run_scenario
 from model_server import Answer, ModelServer, content, cut, endless, hanging, redirect, status
 from tiny_models import TinyDetector, classifier
 from visionedge.config.load import parse_config
@@ -41,7 +41,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_clip(tmp_path_factory.mktemp("clips") / "long.mp4", pictures=1200, fps=20)
 
 
-class Told:
+class EventRecorder:
     """A delivery that keeps the events; `first` is set with the first."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ def bad(folder: Path) -> dict[str, tuple[Answer, bytes, str]]:
     }
 
 
-def test_a_model_that_cannot_be_had_changes_nothing_and_the_right_one_takes_over(
+def test_an_unavailable_model_changes_nothing_and_a_valid_one_takes_over(
     tmp_path: Path, clip: Path, server: ModelServer
 ) -> None:
     """Ten ways to fail, each told with its reason, while frames go on; then one that goes well."""
@@ -108,40 +108,40 @@ def test_a_model_that_cannot_be_had_changes_nothing_and_the_right_one_takes_over
     events = tmp_path / "events.jsonl"
     cases = bad(tmp_path)
 
-    async def story(module: Module) -> None:
+    async def scenario(module: EngineHostHarness) -> None:
         threads = ThreadGroup(lambda *_: None)
         delivery = Delivery.build(parse_config({}).telemetry, None, events, threads, data=tmp_path)
         delivery.start()
         module.state.set_delivery(delivery)
-        for path, (answer, promised, words) in cases.items():
+        for path, (answer, expected, words) in cases.items():
             server.answers[path] = answer
             before = len(module.results)
-            applied = await module.apply(wanted(server, path, promised))
+            applied = await module.apply(wanted(server, path, expected))
             assert applied.unapplied.keys() == applied.rejected.keys() == {"model"}, path
             assert words in applied.rejected["model"]
             assert server.url(path) in applied.rejected["model"]
             if path == "/gone":  # tried again, it is refused again, and told once
-                assert await module.apply(wanted(server, path, promised)) == applied
+                assert await module.apply(wanted(server, path, expected)) == applied
             await module.until(lambda r, before=before: len(r) > before)  # type: ignore[misc]
         server.answers["/forklift-v3.onnx"] = content(right)
         assert (await module.apply(wanted(server, "/forklift-v3.onnx", right))).is_complete
-        await module.until(lambda r: all(of(r, n)[-1].model == "forklift-v3" for n in CAMERAS))
+        await module.until(lambda r: all(results_of(r, n)[-1].model == "forklift-v3" for n in CAMERAS))
         assert module.state.snapshot().config.model.sha256 == hashlib.sha256(right).hexdigest()
         assert await asyncio.to_thread(delivery.close, 5)
 
     data = tmp_path / "data"
-    module = play(story, document(clip, tmp_path, process=False), data, retry_policy=IMPATIENT)
+    module = run_scenario(scenario, document(clip, tmp_path, process=False), data, retry_policy=IMPATIENT)
     for camera, seen in module.state.batcher.statistics().cameras.items():
         assert seen.dropped[DropReason.FAILED] == 0
         assert seen.offered == seen.analysed + sum(seen.dropped.values())
-        numbers = [each.frame.sequence for each in of(module.results, camera)]
+        numbers = [each.frame.sequence for each in results_of(module.results, camera)]
         assert all(before < after for before, after in pairwise(numbers))
-        names = [each.model for each in of(module.results, camera)]
+        names = [each.model for each in results_of(module.results, camera)]
         assert names == sorted(names, reverse=True)  # small, and from some frame on forklift-v3
-    told = [json.loads(line) for line in events.read_text().splitlines()]
-    assert [each["code"] for each in told] == ["model-refused"] * len(cases) + ["model-changed"]
-    assert told[-1]["details"]["running"]["name"] == "forklift-v3"
-    assert told[-1]["details"]["before"]["name"] == told[0]["details"]["running"]["name"] == "small"
+    event_documents = [json.loads(line) for line in events.read_text().splitlines()]
+    assert [each["code"] for each in event_documents] == ["model-refused"] * len(cases) + ["model-changed"]
+    assert event_documents[-1]["details"]["running"]["name"] == "forklift-v3"
+    assert event_documents[-1]["details"]["before"]["name"] == event_documents[0]["details"]["running"]["name"] == "small"
     assert "s3cret" not in events.read_text()
     kept = {path.name for path in (data / MODELS_FOLDER).iterdir() if path.stat().st_size}
     assert f"{hashlib.sha256(right).hexdigest()}.onnx" in kept
@@ -156,7 +156,7 @@ def test_a_newer_change_does_not_wait_for_an_older_one(
     right = of_file(TinyDetector(seed=1).save, tmp_path)
     server.answers |= {"/slow": hanging, "/b.onnx": content(right)}
 
-    async def story(module: Module) -> None:
+    async def scenario(module: EngineHostHarness) -> None:
         older = asyncio.ensure_future(module.apply(wanted(server, "/slow", b"x")))
         await asyncio.to_thread(server.wait_for_requests, 1)
         assert module.state.snapshot().fetch_progress == "downloading the model: 0.0 MB"
@@ -167,10 +167,10 @@ def test_a_newer_change_does_not_wait_for_an_older_one(
         assert loaded_model.name == "b"
         assert module.state.snapshot().fetch_progress is None
 
-    play(story, document(clip, tmp_path, process=False), tmp_path / "data")
+    run_scenario(scenario, document(clip, tmp_path, process=False), tmp_path / "data")
 
 
-def test_a_first_model_that_never_comes_may_be_replaced(
+def test_a_first_model_that_never_arrives_can_be_replaced(
     tmp_path: Path, clip: Path, server: ModelServer
 ) -> None:
     """A wrong address in the local file is mended from outside while the module waits for it."""
@@ -178,18 +178,18 @@ def test_a_first_model_that_never_comes_may_be_replaced(
     server.answers |= {"/wrong": status(404), "/a.onnx": content(right)}
     start = document(clip, tmp_path, process=False) | wanted(server, "/wrong", right)
 
-    async def story(module: Module) -> None:
-        told = Told()
-        module.state.set_delivery(told)  # type: ignore[arg-type]  # as much of it as is used
-        await asyncio.wait_for(told.first.wait(), 20)
-        assert told.events[0][:2] == ("model", "model-waiting")
-        assert "the server answers 404 Not Found" in told.events[0][2]
+    async def scenario(module: EngineHostHarness) -> None:
+        event_documents = EventRecorder()
+        module.state.set_delivery(event_documents)  # type: ignore[arg-type]  # as much of it as is used
+        await asyncio.wait_for(event_documents.first.wait(), 20)
+        assert event_documents.events[0][:2] == ("model", "model-waiting")
+        assert "the server answers 404 Not Found" in event_documents.events[0][2]
         (reason,) = module.state.snapshot().readiness()
         assert reason.startswith("cannot download the model, retrying: ")
         assert module.state.snapshot().running_cameras == {}
         assert (await module.apply(wanted(server, "/a.onnx", right))).is_complete
-        await module.until(lambda r: all(of(r, name) for name in CAMERAS))
+        await module.until(lambda r: all(results_of(r, name) for name in CAMERAS))
         assert module.state.snapshot().readiness() == []
 
-    module = play(story, start, tmp_path / "data", begun=False)
+    module = run_scenario(scenario, start, tmp_path / "data", wait_for_start=False)
     assert {each.model for each in module.results} == {"a"}

@@ -38,7 +38,7 @@ SLOW = LoadMeasurement(
 )
 
 
-def test_who_gets_all_that_it_demands_keeps_up() -> None:
+def test_a_camera_that_gets_its_full_rate_keeps_up() -> None:
     fine = replace(SLOW, cameras={"yard": load(5.0, 4.9, 0.2)}, decode_cores=0.2, infer_cores=0.4)
     verdict = find_bottleneck(fine)
     assert (verdict.bottleneck, verdict.sentence) == (
@@ -47,20 +47,20 @@ def test_who_gets_all_that_it_demands_keeps_up() -> None:
     )
 
 
-def test_decoding_is_named_with_the_camera_that_costs_most() -> None:
+def test_decoding_is_the_limit_with_the_most_expensive_camera() -> None:
     verdict = find_bottleneck(SLOW)
     assert verdict.bottleneck == "decode"
     assert "10.0 of 35.0 frames/s: decode takes 61 % of 2 cores: lower fps of yard" in verdict.sentence
 
 
-def test_a_model_that_takes_the_cores_is_named_with_its_remedies() -> None:
+def test_a_model_that_uses_the_cores_is_the_limit_with_its_remedies() -> None:
     verdict = find_bottleneck(replace(SLOW, decode_cores=0.3, infer_cores=1.6))
     assert verdict.bottleneck == "engine"
     assert "the model takes 80 % of 2 cores" in verdict.sentence
     assert "int8" in verdict.sentence
 
 
-def test_a_gpu_is_the_limit_where_the_processor_is_not() -> None:
+def test_a_gpu_is_the_limit_if_the_processor_is_not() -> None:
     verdict = find_bottleneck(replace(SLOW, decode_cores=0.5, infer_cores=0.2, gpu=True))
     assert verdict.bottleneck == "engine"
     assert "the GPU is the limit, the module uses only 40 % of 2 cores" in verdict.sentence
@@ -70,7 +70,7 @@ def test_even_with_a_gpu_decoding_can_be_the_limit() -> None:
     assert find_bottleneck(replace(SLOW, decode_cores=1.8, infer_cores=0.1, gpu=True)).bottleneck == "decode"
 
 
-def test_a_camera_that_its_own_thread_cannot_decode_is_named_while_the_rest_of_the_machine_idles() -> None:
+def test_a_camera_that_one_thread_cannot_decode_is_named_on_an_idle_machine() -> None:
     lame = CameraLoad(30.0, 30.0, 12.0, 12.0, 0.0, 1.0)
     verdict = find_bottleneck(
         replace(SLOW, cores=8, cameras={"yard": lame}, decode_cores=1.0, infer_cores=0.5)
@@ -79,7 +79,7 @@ def test_a_camera_that_its_own_thread_cannot_decode_is_named_while_the_rest_of_t
     assert "12.0 of 30.0 frames/s: yard is decoded at 12.0 of 30.0 frames/s" in verdict.sentence
 
 
-def test_other_programs_that_take_the_cores_are_blamed() -> None:
+def test_other_programs_that_use_the_cores_are_the_limit() -> None:
     verdict = find_bottleneck(
         replace(SLOW, decode_cores=0.3, infer_cores=0.4, other_cores=0.0, external_cores=1.2)
     )
@@ -103,7 +103,7 @@ def test_a_cpu_quota_above_what_is_used_is_not_the_limit() -> None:
     assert find_bottleneck(replace(SLOW, quota=6.0)).bottleneck == "decode"
 
 
-def test_a_quota_bounds_what_others_can_take_away() -> None:
+def test_a_quota_bounds_the_share_of_other_programs() -> None:
     """Of a machine with 24 busy cores, half a core is missing at most."""
     after = sample(4, {}, {}, process_s=1.6, machine_s=96.0)
     seen = compute_load(sample(0, {}, {}), after, cores=1, machine_cores=24, gpu=False, quota=0.5)
@@ -131,7 +131,7 @@ def sample(
     return LoadSample(round(at_s * 1e9), threads, frames=frames, **times)
 
 
-def test_threads_are_told_apart_by_their_names() -> None:
+def test_threads_are_classified_by_their_names() -> None:
     before = sample(
         0, {1: ("MainThread", 1.0), 2: ("camera:a", 1.0), 4: ("lane:0", 0.0)}, {"a": counted(100, 50)}
     )
@@ -143,14 +143,14 @@ def test_threads_are_told_apart_by_their_names() -> None:
     assert figures == pytest.approx((0.75, 0.6, 0.15, 0.3))
 
 
-def test_an_engine_that_was_started_again_gives_no_negative_time() -> None:
+def test_a_restarted_engine_gives_no_negative_time() -> None:
     before = sample(0, {}, {}, child_s=9.0)
     after = sample(5, {}, {}, child_s=1.0)
     assert compute_load(before, after, cores=2, machine_cores=2, gpu=False).infer_cores == 0.0
 
 
 @pytest.mark.parametrize(("machine_busy_s", "foreign"), [(60.0, 0.0), (128.0, 1.0)])
-def test_busy_cores_that_are_not_ours_take_nothing_from_us_until_all_are_busy(
+def test_busy_foreign_cores_do_not_limit_the_module_until_all_are_busy(
     machine_busy_s: float, foreign: float
 ) -> None:
     before, after = sample(0, {}, {}), sample(2, {}, {}, process_s=2.0, machine_s=machine_busy_s)
@@ -172,7 +172,7 @@ def read(*moments: tuple[BatcherStatistics, dict[str, AdmissionCounts]]) -> Load
     return meter.measurement
 
 
-def test_what_is_asked_let_in_handed_on_analysed_and_lost_are_told_apart() -> None:
+def test_requested_admitted_offered_analysed_and_lost_frames_are_separate() -> None:
     seen = read(
         (taken(10, 0, gated=10), {"a": AdmissionCounts(50, 20)}),
         (taken(30, 4, gated=20, replaced=3, stale=1, failed=1), {"a": AdmissionCounts(150, 40)}),
@@ -181,14 +181,14 @@ def test_what_is_asked_let_in_handed_on_analysed_and_lost_are_told_apart() -> No
     assert (seen.delivered, seen.lost) == (2, 2)
 
 
-def test_a_camera_that_was_opened_again_counts_from_there() -> None:
+def test_a_reopened_camera_is_counted_from_its_reopening() -> None:
     seen = read(
         (taken(100, 90), {"a": AdmissionCounts(500, 500)}), (taken(110, 100), {"a": AdmissionCounts(10, 10)})
     )
     assert (seen.demanded, seen.offered, seen.delivered) == (5, 5, 5)
 
 
-def test_of_a_camera_that_has_just_come_nothing_is_concluded() -> None:
+def test_a_new_camera_is_not_judged_yet() -> None:
     """What was counted under its name in an earlier life did not come within these seconds."""
     assert read((taken(100, 90), {}), (taken(110, 100), {"a": AdmissionCounts(10, 10)})).cameras == {}
     seen = read(
@@ -199,7 +199,7 @@ def test_of_a_camera_that_has_just_come_nothing_is_concluded() -> None:
     assert seen.delivered == 5
 
 
-def test_a_busy_camera_thread_is_seen_by_the_real_clock_of_its_thread() -> None:
+def test_a_busy_camera_thread_is_measured_by_its_cpu_clock() -> None:
     stop, busy = threading.Event(), threading.Event()
 
     def burn() -> None:
@@ -222,7 +222,7 @@ def test_a_busy_camera_thread_is_seen_by_the_real_clock_of_its_thread() -> None:
     assert meter.measurement.decode_cores >= meter.measurement.cameras["a"].decode_cores
 
 
-def test_processes_that_are_gone_count_nothing(tmp_path: Path) -> None:
+def test_ended_processes_count_nothing(tmp_path: Path) -> None:
     meter = LoadMeter(proc=tmp_path)
     for _ in range(2):
         meter.take_sample(taken(0, 0), {}, child=1, gpu=False)

@@ -21,7 +21,7 @@ PLACEMENT = Placement(0.0, 0.0, 2.0, 2.0)
 
 
 @dataclass
-class World:
+class OverloadSimulation:
     """Cameras at even phases and lanes whose batches take a fixed time, played on a clock of its own."""
 
     lanes: int
@@ -85,12 +85,12 @@ def frame(camera: str, sequence: int, at_ns: int) -> Frame:
 
 
 @pytest.fixture(scope="module", params=[(1, 8), (2, 1), (2, 8)], ids=lambda pair: f"{pair[0]}x{pair[1]}")
-def played(request: pytest.FixtureRequest) -> tuple[World, BatcherStatistics]:
-    world = World(*request.param)
-    return world, world.play()
+def played(request: pytest.FixtureRequest) -> tuple[OverloadSimulation, BatcherStatistics]:
+    simulation = OverloadSimulation(*request.param)
+    return simulation, simulation.play()
 
 
-Played = tuple[World, BatcherStatistics]
+Played = tuple[OverloadSimulation, BatcherStatistics]
 
 
 def test_every_camera_gets_the_same_share_under_threefold_overload(played: Played) -> None:
@@ -101,18 +101,18 @@ def test_every_camera_gets_the_same_share_under_threefold_overload(played: Playe
     assert min(shares) >= 0.9 * max(shares)
 
 
-def test_the_engine_is_never_idle_and_nothing_is_computed_for_the_bin(played: Played) -> None:
-    world, seen = played
+def test_the_engine_is_never_idle_and_every_computed_frame_is_delivered(played: Played) -> None:
+    simulation, seen = played
     analysed = sum(camera.analysed for camera in seen.cameras.values())
     offered = sum(camera.offered for camera in seen.cameras.values())
-    assert analysed == len(world.delivered)
+    assert analysed == len(simulation.delivered)
     assert analysed == pytest.approx(offered / OVERLOAD, rel=0.02)
 
 
 def test_a_result_is_never_older_than_two_batches_and_a_frame_interval(played: Played) -> None:
-    world, _ = played
-    ages_ns = np.array([age for ages in world.ages_ns.values() for age in ages])
-    assert np.percentile(ages_ns, 99) <= 2 * world.service_ns + INTERVAL_NS
+    simulation, _ = played
+    ages_ns = np.array([age for ages in simulation.ages_ns.values() for age in ages])
+    assert np.percentile(ages_ns, 99) <= 2 * simulation.service_ns + INTERVAL_NS
 
 
 def test_every_frame_is_accounted_for_at_the_end(played: Played) -> None:
@@ -130,8 +130,8 @@ def test_every_frame_is_accounted_for_at_the_end(played: Played) -> None:
 
 
 def test_results_of_a_camera_stay_in_order_under_overload(played: Played) -> None:
-    world, _ = played
+    simulation, _ = played
     by_camera: dict[str, list[int]] = defaultdict(list)
-    for each in world.delivered:
+    for each in simulation.delivered:
         by_camera[each.camera].append(each.sequence)
     assert all(before < after for numbers in by_camera.values() for before, after in pairwise(numbers))

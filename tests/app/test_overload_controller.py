@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from camera_doubles import SPEC, Basket
+from camera_doubles import SPEC, FrameRecorder
 from visionedge.app import status as report
 from visionedge.app.load_meter import CameraLoad, LoadMeasurement
 from visionedge.app.metrics import collect_samples
@@ -30,7 +30,7 @@ LOST = DeviceState("auto", "cpu", ReasonCode.CUDA_ERROR, "CUDA failure 700", utc
 FINE = DeviceState("auto", "cuda", ReasonCode.OK, "usable", utc_now())
 
 
-class Still(CameraRegistry):
+class StubCameraRegistry(CameraRegistry):
     """Cameras that do nothing but remember how they are throttled."""
 
     def __init__(self) -> None:
@@ -50,10 +50,10 @@ class Still(CameraRegistry):
 
     def run(self, *names: str) -> None:
         """Let these cameras be there."""
-        self.by_name = {name: Camera(name, "demo:", SPEC, Basket()) for name in names}
+        self.by_name = {name: Camera(name, "demo:", SPEC, FrameRecorder()) for name in names}
 
 
-class _NoSlots(Basket):
+class _NoSlots(FrameRecorder):
     def open(self, camera: str) -> None:
         raise AssertionError(camera)
 
@@ -65,7 +65,7 @@ class _NoSlots(Basket):
 
 
 @dataclass
-class Engines:
+class StubEngineHost:
     """An engine room that has a faster variant, or fails to have one."""
 
     has_variant: bool = False
@@ -92,22 +92,22 @@ class Engines:
 
 
 @dataclass
-class Stage:
+class ControllerHarness:
     """A keeper whose readings a test makes up, five seconds apart."""
 
     state: AppState
-    engines: Engines
-    told: list[tuple[str, str, Mapping[str, Any]]]
+    engines: StubEngineHost
+    events: list[tuple[str, str, Mapping[str, Any]]]
     now_ns: int = 0
 
     def __post_init__(self) -> None:
-        self.camera_registry = Still()
+        self.camera_registry = StubCameraRegistry()
         self.camera_registry.run(*self.state.snapshot().config.cameras)
         self.state.set_camera_registry(self.camera_registry)
         self.controller = OverloadController(
             self.state,
             self.engines,
-            lambda code, words, details: self.told.append((code, words, details)),
+            lambda code, words, details: self.events.append((code, words, details)),
             clock=lambda: self.now_ns,
         )
 
@@ -140,55 +140,55 @@ class Stage:
 
     @property
     def codes(self) -> list[tuple[str, str]]:
-        return [(code, details.get("level", "")) for code, _, details in self.told]
+        return [(code, details.get("level", "")) for code, _, details in self.events]
 
 
 @dataclass
-class Seen:
+class StubEngine:
     """An engine of which only the device and the process are looked at."""
 
     device: DeviceState = LOST
     process: ProcessStatus | None = None
 
-    def info(self) -> "Seen":
+    def info(self) -> "StubEngine":
         return self
 
 
-def play(story: Callable[[Stage], Awaitable[None]], tmp_path: Path, **overload: Any) -> Stage:
-    async def told() -> Stage:
+def play(scenario: Callable[[ControllerHarness], Awaitable[None]], tmp_path: Path, **overload: Any) -> ControllerHarness:
+    async def events() -> ControllerHarness:
         document = {
             "cameras": {name: {"uri": "demo:"} for name in ("dock", "gate", "yard")},
             "overload": {**FAST, **overload},
         }
         state = AppState.of(parse_config(document), tmp_path, {}, lambda: None)
-        state.set_engine(cast("Engine", Seen()))
-        stage = Stage(state, Engines(), [])
-        await story(stage)
-        await stage.controller.close()
-        return stage
+        state.set_engine(cast("Engine", StubEngine()))
+        harness = ControllerHarness(state, StubEngineHost(), [])
+        await scenario(harness)
+        await harness.controller.close()
+        return harness
 
-    return asyncio.run(told())
+    return asyncio.run(events())
 
 
-def told_of(stage: Stage) -> dict[str, Any]:
+def told_of(harness: ControllerHarness) -> dict[str, Any]:
     """The object `capacity` of status."""
-    document = report.build_capacity(stage.state.snapshot())
+    document = report.build_capacity(harness.state.snapshot())
     assert document is not None
     return document
 
 
-def device(stage: Stage, state: DeviceState) -> None:
-    stage.state.set_engine(cast("Engine", Seen(state)))
+def device(harness: ControllerHarness, state: DeviceState) -> None:
+    harness.state.set_engine(cast("Engine", StubEngine(state)))
 
 
-def test_a_device_that_was_lost_makes_the_cameras_slower_and_says_so(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
-        await stage.read(10, carries=20)
+def test_a_lost_device_lowers_the_camera_rates_and_is_reported(tmp_path: Path) -> None:
+    async def scenario(harness: ControllerHarness) -> None:
+        await harness.read(10, carries=20)
 
-    stage = play(story, tmp_path)
-    assert stage.codes[:2] == [("overload-taken", "gate"), ("overload-taken", "fps")]
-    assert stage.camera_registry.throttles["dock"] == Throttle(6.0, GateSettings())
-    status = told_of(stage)
+    harness = play(scenario, tmp_path)
+    assert harness.codes[:2] == [("overload-taken", "gate"), ("overload-taken", "fps")]
+    assert harness.camera_registry.throttles["dock"] == Throttle(6.0, GateSettings())
+    status = told_of(harness)
     assert status["demandedPerSecond"] == 60
     assert status["deliveredPerSecond"] == pytest.approx(18)
     assert status["sentence"] == (
@@ -197,7 +197,7 @@ def test_a_device_that_was_lost_makes_the_cameras_slower_and_says_so(tmp_path: P
     )
     assert [level["level"] for level in status["overload"]["levels"]] == ["gate", "fps"]
     assert status["overload"]["active"]
-    assert stage.told[1][2] == {
+    assert harness.events[1][2] == {
         "level": "fps",
         "framesPerSecond": 18.0,
         "demandedPerSecond": 60.0,
@@ -206,15 +206,15 @@ def test_a_device_that_was_lost_makes_the_cameras_slower_and_says_so(tmp_path: P
     }
 
 
-def test_a_cpu_that_was_always_the_device_lowers_nothing_by_itself(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
-        device(stage, replace(FINE, effective="cpu", code=ReasonCode.CPU_REQUESTED))
-        await stage.read(20, carries=15)
+def test_a_requested_cpu_lowers_nothing_by_default(tmp_path: Path) -> None:
+    async def scenario(harness: ControllerHarness) -> None:
+        device(harness, replace(FINE, effective="cpu", code=ReasonCode.CPU_REQUESTED))
+        await harness.read(20, carries=15)
 
-    stage = play(story, tmp_path)
-    assert stage.told == []
-    assert stage.camera_registry.eased == 0
-    assert told_of(stage)["overload"] == {
+    harness = play(scenario, tmp_path)
+    assert harness.events == []
+    assert harness.camera_registry.eased == 0
+    assert told_of(harness)["overload"] == {
         "active": False,
         "exhausted": False,
         "since": None,
@@ -222,170 +222,170 @@ def test_a_cpu_that_was_always_the_device_lowers_nothing_by_itself(tmp_path: Pat
     }
 
 
-def test_it_does_where_it_is_told_to(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
-        device(stage, FINE)
-        await stage.read(5, carries=15)
+def test_a_requested_cpu_lowers_rates_if_configured(tmp_path: Path) -> None:
+    async def scenario(harness: ControllerHarness) -> None:
+        device(harness, FINE)
+        await harness.read(5, carries=15)
 
-    assert play(story, tmp_path, when="always", levels=["fps"]).codes[:1] == [("overload-taken", "fps")]
-
-
-def test_an_empty_ladder_gives_nothing_up(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
-        await stage.read(20, carries=1)
-
-    assert play(story, tmp_path, levels=[], when="always").told == []
+    assert play(scenario, tmp_path, when="always", levels=["fps"]).codes[:1] == [("overload-taken", "fps")]
 
 
-def test_all_is_returned_at_once_when_the_device_is_back(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
-        await stage.read(10, carries=15)
-        stage.told.clear()
-        device(stage, FINE)
-        await stage.read(3, carries=1000)
+def test_without_levels_nothing_is_degraded(tmp_path: Path) -> None:
+    async def scenario(harness: ControllerHarness) -> None:
+        await harness.read(20, carries=1)
 
-    stage = play(story, tmp_path)
-    assert stage.codes == [("overload-returned", "fps"), ("overload-returned", "gate")]
-    assert stage.told[0][1] == "the requested device is in use: all cameras at their configured rates"
-    assert stage.camera_registry.throttles == {}
-    assert stage.state.snapshot().overload_status.taken_levels == ()
+    assert play(scenario, tmp_path, levels=[], when="always").events == []
 
 
-def test_while_nothing_is_computed_nothing_is_concluded_and_nothing_returned(tmp_path: Path) -> None:
+def test_all_levels_end_at_once_when_the_device_is_back(tmp_path: Path) -> None:
+    async def scenario(harness: ControllerHarness) -> None:
+        await harness.read(10, carries=15)
+        harness.events.clear()
+        device(harness, FINE)
+        await harness.read(3, carries=1000)
+
+    harness = play(scenario, tmp_path)
+    assert harness.codes == [("overload-returned", "fps"), ("overload-returned", "gate")]
+    assert harness.events[0][1] == "the requested device is in use: all cameras at their configured rates"
+    assert harness.camera_registry.throttles == {}
+    assert harness.state.snapshot().overload_status.taken_levels == ()
+
+
+def test_without_inference_no_level_starts_or_ends(tmp_path: Path) -> None:
     """An engine that restarts delivers nothing, and which device comes next is not known."""
 
-    async def story(stage: Stage) -> None:
-        await stage.read(6, carries=15)
-        before = list(stage.told)
-        stage.state.set_engine(cast("Engine", Seen(LOST, ProcessStatus(None, 0, "the engine is restarting"))))
-        await stage.read(20, carries=0)
-        assert stage.told == before
+    async def scenario(harness: ControllerHarness) -> None:
+        await harness.read(6, carries=15)
+        before = list(harness.events)
+        harness.state.set_engine(cast("Engine", StubEngine(LOST, ProcessStatus(None, 0, "the engine is restarting"))))
+        await harness.read(20, carries=0)
+        assert harness.events == before
 
-    stage = play(story, tmp_path)
-    assert "gate" in {each.level for each in stage.state.snapshot().overload_status.taken_levels}
+    harness = play(scenario, tmp_path)
+    assert "gate" in {each.level for each in harness.state.snapshot().overload_status.taken_levels}
 
 
-def test_cameras_of_a_high_priority_keep_their_rate(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
+def test_high_priority_cameras_keep_their_rate(tmp_path: Path) -> None:
+    async def scenario(harness: ControllerHarness) -> None:
         cameras = {
             name: {"uri": "demo:", "priority": 9 if name == "dock" else 0}
-            for name in stage.camera_registry.by_name
+            for name in harness.camera_registry.by_name
         }
         config = parse_config({"cameras": cameras, "overload": {**FAST, "levels": ["fps"]}})
-        stage.state.restart_with(config)
-        await stage.read(4, carries=30)
+        harness.state.restart_with(config)
+        await harness.read(4, carries=30)
 
-    throttles = play(story, tmp_path).camera_registry.throttles
+    throttles = play(scenario, tmp_path).camera_registry.throttles
     assert set(throttles) == {"gate", "yard"}
     assert throttles["gate"].fps == pytest.approx(3.5)
 
 
-def test_a_camera_that_comes_later_is_held_like_the_others(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
+def test_a_camera_added_later_is_limited_like_the_others(tmp_path: Path) -> None:
+    async def scenario(harness: ControllerHarness) -> None:
         cameras = {name: {"uri": "demo:"} for name in ("dock", "gate", "yard", "roof")}
-        stage.state.restart_with(parse_config({"cameras": cameras, "overload": {**FAST, "levels": ["fps"]}}))
-        await stage.read(4, carries=30)
-        assert set(stage.camera_registry.throttles) == {"dock", "gate", "yard"}
-        stage.camera_registry.run(*cameras)
-        await stage.read(3, carries=30)
+        harness.state.restart_with(parse_config({"cameras": cameras, "overload": {**FAST, "levels": ["fps"]}}))
+        await harness.read(4, carries=30)
+        assert set(harness.camera_registry.throttles) == {"dock", "gate", "yard"}
+        harness.camera_registry.run(*cameras)
+        await harness.read(3, carries=30)
 
-    throttles = play(story, tmp_path).camera_registry.throttles
+    throttles = play(scenario, tmp_path).camera_registry.throttles
     assert set(throttles) == {"dock", "gate", "yard", "roof"}
     assert len(set(throttles.values())) == 1
 
 
-def test_a_gate_is_left_alone_where_the_configuration_has_a_word_on_it(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
+def test_a_configured_gate_is_not_changed(tmp_path: Path) -> None:
+    async def scenario(harness: ControllerHarness) -> None:
         gates = {"dock": {"enabled": False}, "gate": {"sensitivity": 0.9}}
         cameras = {
             name: {"uri": "demo:"} | ({"gate": gates[name]} if name in gates else {})
-            for name in stage.camera_registry.by_name
+            for name in harness.camera_registry.by_name
         }
-        stage.state.restart_with(parse_config({"cameras": cameras, "overload": {**FAST, "levels": ["gate"]}}))
-        await stage.read(8, carries=15)
+        harness.state.restart_with(parse_config({"cameras": cameras, "overload": {**FAST, "levels": ["gate"]}}))
+        await harness.read(8, carries=15)
 
-    stage = play(story, tmp_path)
-    assert set(stage.camera_registry.throttles) == {"yard"}
-    assert stage.codes == [("overload-taken", "gate"), ("overload-exhausted", "")]
-    sentence = told_of(stage)["sentence"]
+    harness = play(scenario, tmp_path)
+    assert set(harness.camera_registry.throttles) == {"yard"}
+    assert harness.codes == [("overload-taken", "gate"), ("overload-exhausted", "")]
+    sentence = told_of(harness)["sentence"]
     assert sentence == "15.0 of 60.0 frames/s: too much for the CPU even with a motion gate on yard"
 
 
-def test_limits_do_not_follow_the_noise_of_what_is_asked_for(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
-        await stage.read(4, carries=30)
-        eased = stage.camera_registry.eased
+def test_limits_do_not_follow_noise_in_the_requested_rate(tmp_path: Path) -> None:
+    async def scenario(harness: ControllerHarness) -> None:
+        await harness.read(4, carries=30)
+        eased = harness.camera_registry.eased
         for asks in (20.5, 19.5, 20.2, 19.8):
-            await stage.read(1, carries=30, asks=asks)
-        assert stage.camera_registry.eased == eased
+            await harness.read(1, carries=30, asks=asks)
+        assert harness.camera_registry.eased == eased
 
-    play(story, tmp_path, levels=["fps"])
+    play(scenario, tmp_path, levels=["fps"])
 
 
-def test_the_faster_variant_is_told_when_it_computes_and_not_before(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
-        stage.engines.has_variant = True
-        await stage.read(4, carries=15)
-        assert stage.engines.calls == ["call"]
-        await stage.read(10, carries=15)  # its opening takes long, and nothing else is given up meanwhile
-        assert stage.told == []
-        stage.engines.gate.set()
+def test_the_faster_variant_is_reported_once_it_computes(tmp_path: Path) -> None:
+    async def scenario(harness: ControllerHarness) -> None:
+        harness.engines.has_variant = True
+        await harness.read(4, carries=15)
+        assert harness.engines.calls == ["call"]
+        await harness.read(10, carries=15)  # its opening takes long, and nothing else is given up meanwhile
+        assert harness.events == []
+        harness.engines.gate.set()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        assert stage.codes == [("overload-taken", "variant")]
-        await stage.read(10, carries=100, used_cores=0.5)
+        assert harness.codes == [("overload-taken", "variant")]
+        await harness.read(10, carries=100, used_cores=0.5)
         await asyncio.sleep(0)
 
-    stage = play(story, tmp_path)
-    assert stage.engines.calls == ["call", "dismiss"]
-    assert stage.codes == [("overload-taken", "variant"), ("overload-returned", "variant")]
-    assert stage.told[0][1] == "too much for the CPU (15.0 of 60.0 frames/s): int8"
+    harness = play(scenario, tmp_path)
+    assert harness.engines.calls == ["call", "dismiss"]
+    assert harness.codes == [("overload-taken", "variant"), ("overload-returned", "variant")]
+    assert harness.events[0][1] == "too much for the CPU (15.0 of 60.0 frames/s): int8"
 
 
-def test_a_variant_that_cannot_be_opened_makes_way_for_the_next_rung(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
-        stage.engines.has_variant, stage.engines.error = True, ModelError("damaged")
-        stage.engines.gate.set()
-        await stage.read(12, carries=15)
+def test_a_variant_that_cannot_be_opened_is_skipped_for_the_next_level(tmp_path: Path) -> None:
+    async def scenario(harness: ControllerHarness) -> None:
+        harness.engines.has_variant, harness.engines.error = True, ModelError("damaged")
+        harness.engines.gate.set()
+        await harness.read(12, carries=15)
 
-    stage = play(story, tmp_path)
-    assert stage.engines.calls == ["call"]
-    assert stage.codes[:2] == [("overload-taken", "gate"), ("overload-taken", "fps")]
+    harness = play(scenario, tmp_path)
+    assert harness.engines.calls == ["call"]
+    assert harness.codes[:2] == [("overload-taken", "gate"), ("overload-taken", "fps")]
 
 
-def test_a_stand_in_that_another_engine_has_replaced_is_told_to_be_gone(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
-        stage.engines.has_variant = True
-        stage.engines.gate.set()
-        await stage.read(4, carries=15)
+def test_a_replaced_substitute_engine_is_reported_as_ended(tmp_path: Path) -> None:
+    async def scenario(harness: ControllerHarness) -> None:
+        harness.engines.has_variant = True
+        harness.engines.gate.set()
+        await harness.read(4, carries=15)
         await asyncio.sleep(0)
-        stage.engines.substitute_precision = None  # as a change of the model does it
-        stage.engines.has_variant = False
-        await stage.read(2, carries=100)
+        harness.engines.substitute_precision = None  # as a change of the model does it
+        harness.engines.has_variant = False
+        await harness.read(2, carries=100)
 
-    stage = play(story, tmp_path, levels=["variant"])
-    assert stage.codes == [("overload-taken", "variant"), ("overload-returned", "variant")]
-    assert stage.told[1][1] == "another engine is in use: the model in its configured precision"
-    assert stage.state.snapshot().overload_status.steps["variant", "returned"] == 1
+    harness = play(scenario, tmp_path, levels=["variant"])
+    assert harness.codes == [("overload-taken", "variant"), ("overload-returned", "variant")]
+    assert harness.events[1][1] == "another engine is in use: the model in its configured precision"
+    assert harness.state.snapshot().overload_status.steps["variant", "returned"] == 1
 
 
-def test_one_reading_is_looked_at_once(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
-        await stage.read(2, carries=15)
+def test_each_load_snapshot_is_evaluated_once(tmp_path: Path) -> None:
+    async def scenario(harness: ControllerHarness) -> None:
+        await harness.read(2, carries=15)
         for _ in range(50):
-            stage.now_ns += 5_000_000_000
-            await stage.controller.step()
+            harness.now_ns += 5_000_000_000
+            await harness.controller.step()
 
-    assert play(story, tmp_path).told == []
+    assert play(scenario, tmp_path).events == []
 
 
-def test_the_metrics_show_what_is_given_up(tmp_path: Path) -> None:
-    async def story(stage: Stage) -> None:
-        await stage.read(10, carries=20)
+def test_the_metrics_show_the_levels(tmp_path: Path) -> None:
+    async def scenario(harness: ControllerHarness) -> None:
+        await harness.read(10, carries=20)
 
-    stage = play(story, tmp_path)
-    stage.state.set_engine(None)
-    samples = {(name, labels): value for name, labels, value in collect_samples(stage.state.snapshot())}
+    harness = play(scenario, tmp_path)
+    harness.state.set_engine(None)
+    samples = {(name, labels): value for name, labels, value in collect_samples(harness.state.snapshot())}
     assert samples["overload_level", ("gate",)] == 1
     assert samples["overload_level", ("variant",)] == 0
     assert samples["overload_steps_total", ("gate", "taken")] == 1

@@ -30,7 +30,7 @@ FINE = replace(OVER, load="fine")
 
 
 @dataclass
-class Played:
+class PolicyHarness:
     """A ladder that is shown a sight every five seconds, and what it did when."""
 
     degradation: DegradationPolicy = field(default_factory=DegradationPolicy)
@@ -51,131 +51,131 @@ class Played:
         return [step for _, step in self.steps[before:]]
 
 
-def test_rungs_are_taken_one_by_one_in_the_declared_order() -> None:
-    assert Played().show(OVER, 60) == [TakeLevel("variant"), TakeLevel("gate"), TakeLevel("fps", 10.0)]
+def test_levels_start_one_by_one_in_the_declared_order() -> None:
+    assert PolicyHarness().show(OVER, 60) == [TakeLevel("variant"), TakeLevel("gate"), TakeLevel("fps", 10.0)]
     order: tuple[DegradationLevel, ...] = ("fps", "gate")
-    taken = Played().show(OVER, 65, replace(POLICY, levels=order))
+    taken = PolicyHarness().show(OVER, 65, replace(POLICY, levels=order))
     assert [step.level for step in taken if isinstance(step, TakeLevel)] == ["fps", "fps", "fps"]
 
 
 def test_a_short_overload_changes_nothing() -> None:
-    played = Played()
+    harness = PolicyHarness()
     for _ in range(20):
-        assert played.show(OVER, 15) == []
-        assert played.show(FINE, 5) == []
+        assert harness.show(OVER, 15) == []
+        assert harness.show(FINE, 5) == []
 
 
-def test_what_would_change_nothing_is_left_out() -> None:
+def test_a_level_without_effect_is_skipped() -> None:
     bare = replace(OVER, available_levels=frozenset[DegradationLevel]({"fps"}))
-    assert Played().show(bare, 20) == [TakeLevel("fps", 10.0)]
+    assert PolicyHarness().show(bare, 20) == [TakeLevel("fps", 10.0)]
 
 
-def test_the_budget_of_fps_is_what_was_delivered_less_a_tenth() -> None:
+def test_the_fps_budget_is_the_delivered_rate_minus_a_tenth() -> None:
     bare = replace(OVER, delivered=20, available_levels=frozenset[DegradationLevel]({"fps"}))
-    assert Played().show(bare, 20) == [TakeLevel("fps", 18.0)]
+    assert PolicyHarness().show(bare, 20) == [TakeLevel("fps", 18.0)]
 
 
-def test_one_short_stall_does_not_lower_a_camera_to_the_least() -> None:
+def test_one_short_stall_does_not_lower_a_camera_to_the_minimum() -> None:
     stalled = replace(OVER, delivered=0, available_levels=frozenset[DegradationLevel]({"fps"}))
-    assert Played().show(stalled, 20) == [TakeLevel("fps", 10.0)]
+    assert PolicyHarness().show(stalled, 20) == [TakeLevel("fps", 10.0)]
 
 
-def test_the_end_is_told_once_and_again_only_after_all_was_well() -> None:
-    played = Played()
+def test_the_exhaustion_is_reported_once_until_the_load_was_normal() -> None:
+    harness = PolicyHarness()
     only = replace(OVER, available_levels=frozenset[DegradationLevel]({"gate"}))
-    assert played.show(only, 200) == [TakeLevel("gate"), Exhausted()]
-    assert played.degradation.exhausted
-    played.show(replace(only, load="fine", available_levels=frozenset[DegradationLevel]()), 55)
-    assert played.show(only, 200) == []
-    played.show(replace(only, load="fine"), 65)
-    assert not played.degradation.exhausted
-    assert played.show(only, 200) == [TakeLevel("gate"), Exhausted()]
+    assert harness.show(only, 200) == [TakeLevel("gate"), Exhausted()]
+    assert harness.degradation.exhausted
+    harness.show(replace(only, load="fine", available_levels=frozenset[DegradationLevel]()), 55)
+    assert harness.show(only, 200) == []
+    harness.show(replace(only, load="fine"), 65)
+    assert not harness.degradation.exhausted
+    assert harness.show(only, 200) == [TakeLevel("gate"), Exhausted()]
 
 
-def test_rungs_come_back_in_reverse_order_and_fps_in_steps() -> None:
-    played = Played()
-    played.show(OVER, 60)
-    assert played.show(FINE, 400) == [
+def test_levels_end_in_reverse_order_and_fps_in_steps() -> None:
+    harness = PolicyHarness()
+    harness.show(OVER, 60)
+    assert harness.show(FINE, 400) == [
         ReturnLevel("fps", 20.0),
         ReturnLevel("fps"),
         ReturnLevel("gate"),
         ReturnLevel("variant"),
     ]
-    assert played.degradation.active == {}
+    assert harness.degradation.active == {}
 
 
-def test_limits_that_hold_nobody_back_are_returned_even_from_a_busy_processor() -> None:
-    played = Played()
+def test_limits_without_effect_end_even_on_a_busy_processor() -> None:
+    harness = PolicyHarness()
     busy = replace(OVER, headroom=False, available_levels=frozenset[DegradationLevel]({"fps"}))
-    played.show(busy, 20)
-    assert played.show(replace(busy, load="fine"), 600) == []
-    assert played.show(replace(busy, load="fine", demanded=8), 70) == [ReturnLevel("fps")]
+    harness.show(busy, 20)
+    assert harness.show(replace(busy, load="fine"), 600) == []
+    assert harness.show(replace(busy, load="fine", demanded=8), 70) == [ReturnLevel("fps")]
 
 
-def test_a_rung_that_is_needed_again_soon_is_kept_twice_as_long_each_time() -> None:
-    played = Played()
+def test_a_level_that_is_needed_again_soon_is_kept_twice_as_long_each_time() -> None:
+    harness = PolicyHarness()
     only = replace(OVER, available_levels=frozenset[DegradationLevel]({"gate"}))
     kept_s = []
     for _ in range(7):
-        played.show(only, 20)
-        taken_s = played.now_s
-        while played.degradation.active:
-            played.show(replace(only, load="fine"), 5)
-        kept_s.append(played.now_s - taken_s - 5)  # it was fine from the first look on
+        harness.show(only, 20)
+        taken_s = harness.now_s
+        while harness.degradation.active:
+            harness.show(replace(only, load="fine"), 5)
+        kept_s.append(harness.now_s - taken_s - 5)  # it was fine from the first look on
     assert kept_s == [60, 120, 240, 480, 960, 1920, 1920]
 
 
-def test_a_rung_that_is_needed_again_much_later_is_returned_as_soon_as_the_first_time() -> None:
-    played = Played()
+def test_a_level_that_is_needed_again_much_later_ends_as_early_as_the_first_time() -> None:
+    harness = PolicyHarness()
     only = replace(OVER, available_levels=frozenset[DegradationLevel]({"gate"}))
     for _ in range(3):
-        played.show(only, 20)
-        played.show(replace(only, load="fine"), 65)
-        assert played.degradation.active == {}
-        played.show(replace(only, load="fine"), 300)
-    assert played.degradation.return_delay_s(POLICY, "gate") == 60
+        harness.show(only, 20)
+        harness.show(replace(only, load="fine"), 65)
+        assert harness.degradation.active == {}
+        harness.show(replace(only, load="fine"), 300)
+    assert harness.degradation.return_delay_s(POLICY, "gate") == 60
 
 
-def test_nothing_is_concluded_from_before_a_time_of_which_nothing_is_known() -> None:
-    played = Played()
+def test_measurements_before_a_gap_are_discarded() -> None:
+    harness = PolicyHarness()
     for _ in range(20):
-        assert played.show(OVER, 15) == []
-        assert played.show(None, 5) == []
+        assert harness.show(OVER, 15) == []
+        assert harness.show(None, 5) == []
 
 
-def test_without_a_say_all_is_returned_at_once_and_the_past_forgotten() -> None:
-    played = Played()
-    played.show(OVER, 60)
-    assert played.degradation.return_all(played.now_s) == (
+def test_an_inactive_policy_ends_all_levels_and_forgets_the_past() -> None:
+    harness = PolicyHarness()
+    harness.show(OVER, 60)
+    assert harness.degradation.return_all(harness.now_s) == (
         ReturnLevel("fps"),
         ReturnLevel("gate"),
         ReturnLevel("variant"),
     )
-    assert played.degradation.return_all(played.now_s) == ()
-    assert played.show(OVER, 10) == []
-    assert played.degradation.return_delay_s(POLICY, "fps") == 60
+    assert harness.degradation.return_all(harness.now_s) == ()
+    assert harness.show(OVER, 10) == []
+    assert harness.degradation.return_delay_s(POLICY, "fps") == 60
 
 
-def test_a_rung_that_is_no_longer_in_the_configuration_is_returned() -> None:
-    played = Played()
-    played.show(OVER, 60)
-    assert played.show(OVER, 5, replace(POLICY, levels=("variant", "fps"))) == [ReturnLevel("gate")]
+def test_a_level_that_is_no_longer_configured_ends() -> None:
+    harness = PolicyHarness()
+    harness.show(OVER, 60)
+    assert harness.show(OVER, 5, replace(POLICY, levels=("variant", "fps"))) == [ReturnLevel("gate")]
 
 
-def test_what_could_not_be_taken_is_not_held() -> None:
-    played = Played()
-    assert played.show(OVER, 20) == [TakeLevel("variant")]
-    played.degradation.drop_level("variant")
+def test_a_level_that_could_not_start_is_not_active() -> None:
+    harness = PolicyHarness()
+    assert harness.show(OVER, 20) == [TakeLevel("variant")]
+    harness.degradation.drop_level("variant")
     without = replace(OVER, available_levels=frozenset[DegradationLevel]({"gate", "fps"}))
-    assert played.show(without, 20) == [TakeLevel("gate")]
-    assert list(played.degradation.active) == ["gate"]
+    assert harness.show(without, 20) == [TakeLevel("gate")]
+    assert list(harness.degradation.active) == ["gate"]
 
 
 # --- simulated loads ----------------------------------------------------------------------------------------
 
 
 @dataclass
-class World:
+class RandomLoad:
     """Cameras, a device and everything that changes about them at random, on a clock of its own."""
 
     seed: int
@@ -192,7 +192,7 @@ class World:
             f"camera-{number}": RateRequest(dice.choice([1.0, 5.0, 10.0, 25.0]), dice.choice([0, 0, 1, 5]))
             for number in range(dice.randint(1, 12))
         }
-        self.demanded = sum(wish.asked_per_s for wish in self.requests.values())
+        self.demanded = sum(request.asked_per_s for request in self.requests.values())
         self.gain = dice.uniform(1.0, 2.5)
         self.noise = dice.choice([0.0, 0.02, 0.05])
         self.knows_its_room = dice.random() < 0.7
@@ -233,8 +233,8 @@ class World:
             assert budget is not None
             limits = allocate_rates(self.requests, budget, self.least_per_s)
             rates = [
-                min(wish.asked_per_s, limits.get(name, wish.asked_per_s))
-                for name, wish in self.requests.items()
+                min(request.asked_per_s, limits.get(name, request.asked_per_s))
+                for name, request in self.requests.items()
             ]
             self.admitted[budget] = sum(rates)
         return self.admitted[budget] * (self.moving if "gate" in active else 1.0)
@@ -254,13 +254,13 @@ class World:
         return LoadSnapshot(load, self.demanded, delivered, lowest, headroom)
 
 
-def told(world: World) -> Iterator[tuple[float, str]]:
+def level_changes(random_load: RandomLoad) -> Iterator[tuple[float, str]]:
     """When steps were taken and which way, each proven to be a change that nothing told before."""
     budgets: dict[DegradationLevel, float | None] = {}
     ended_s: float | None = None
-    for at_s, step in world.steps:
+    for at_s, step in random_load.steps:
         if isinstance(step, Exhausted):
-            assert ended_s is None or at_s - ended_s >= world.settings.back_after_s
+            assert ended_s is None or at_s - ended_s >= random_load.settings.back_after_s
             ended_s = at_s
             continue
         before, way = budgets.get(step.level), "up"
@@ -274,42 +274,42 @@ def told(world: World) -> Iterator[tuple[float, str]]:
             budgets[step.level] = step.budget_per_s
         else:
             del budgets[step.level]
-            ended_s = None if at_s in world.releases_s else ended_s
+            ended_s = None if at_s in random_load.releases_s else ended_s
         yield at_s, way
-    assert budgets == {level: active.budget_per_s for level, active in world.degradation.active.items()}
+    assert budgets == {level: active.budget_per_s for level, active in random_load.degradation.active.items()}
 
 
-def prove_hysteresis(world: World) -> None:
+def check_hysteresis(random_load: RandomLoad) -> None:
     """Steps keep their distance, but where the ladder lost its say; the way up keeps its patience."""
-    for (before_s, _), (at_s, way) in pairwise(told(world)):
-        if at_s not in world.releases_s:
-            least_s = max(world.settings.after_s, world.settings.back_after_s) if way == "up" else 0.0
-            assert at_s - before_s >= max(world.settings.after_s, least_s)
+    for (before_s, _), (at_s, way) in pairwise(level_changes(random_load)):
+        if at_s not in random_load.releases_s:
+            least_s = max(random_load.settings.after_s, random_load.settings.back_after_s) if way == "up" else 0.0
+            assert at_s - before_s >= max(random_load.settings.after_s, least_s)
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_a_load_that_changes_as_it_likes_never_makes_the_ladder_flap(seed: int) -> None:
+def test_a_random_load_never_makes_the_levels_flap(seed: int) -> None:
     """It settles whenever the load does, and it comes back when the load goes."""
-    world = World(seed)
-    for _ in range(world.dice.randint(1, 5)):
-        world.play(world.dice.uniform(2, 50) * world.settings.after_s)
-        world.change()
-        if world.dice.random() < 0.2:
-            world.return_all()
+    random_load = RandomLoad(seed)
+    for _ in range(random_load.dice.randint(1, 5)):
+        random_load.play(random_load.dice.uniform(2, 50) * random_load.settings.after_s)
+        random_load.change()
+        if random_load.dice.random() < 0.2:
+            random_load.return_all()
 
-    longest_s = max_return_delay_s(world.settings)
-    world.play(4 * longest_s)
-    before, over_s = len(world.steps), world.over_s
-    world.play(2 * longest_s)
+    longest_s = max_return_delay_s(random_load.settings)
+    random_load.play(4 * longest_s)
+    before, over_s = len(random_load.steps), random_load.over_s
+    random_load.play(2 * longest_s)
     # Now and then it is tried whether more can be carried, for each rung once in the longest patience.
-    assert len(world.steps) - before <= 3 * 2 * len(world.settings.levels)
-    tries_s = 3 * len(world.settings.levels) * 3 * world.settings.after_s
-    assert world.degradation.exhausted or world.over_s - over_s <= tries_s
+    assert len(random_load.steps) - before <= 3 * 2 * len(random_load.settings.levels)
+    tries_s = 3 * len(random_load.settings.levels) * 3 * random_load.settings.after_s
+    assert random_load.degradation.exhausted or random_load.over_s - over_s <= tries_s
 
-    world.capacity = 3 * world.demanded
-    world.play((len(world.settings.levels) + 2) * longest_s)
-    assert not world.degradation.active
-    before = len(world.steps)
-    world.play(longest_s)
-    assert len(world.steps) == before
-    prove_hysteresis(world)
+    random_load.capacity = 3 * random_load.demanded
+    random_load.play((len(random_load.settings.levels) + 2) * longest_s)
+    assert not random_load.degradation.active
+    before = len(random_load.steps)
+    random_load.play(longest_s)
+    assert len(random_load.steps) == before
+    check_hysteresis(random_load)

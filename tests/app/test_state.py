@@ -28,7 +28,7 @@ OTHER: dict[str, Any] = {
 """A value for each section that differs from the default."""
 
 
-class Writer:
+class StubSectionWriter:
     """Writes some sections as its behaviour says: adopt, ignore, reject, fail, or adopt and stay pending."""
 
     def __init__(self, state: AppState, behaviour: str, *sections: str) -> None:
@@ -69,7 +69,7 @@ def test_a_section_is_applied_only_if_it_is_in_force_and_in_use(
     """Whatever its writer does, and whether it is changed or not."""
     state = state_of()
     for name, behaviour in behaviours.items():
-        Writer(state, behaviour, name)
+        StubSectionWriter(state, behaviour, name)
     wanted = parse_config({key: value for key, value in OTHER.items() if key in changed})
     applied = asyncio.run(state.apply(wanted))
     for name, outcome in applied.outcomes.items():
@@ -90,7 +90,7 @@ def test_a_section_without_a_writer_is_never_applied_when_it_changes() -> None:
 def test_a_writer_that_fails_leaves_its_section_rejected_until_it_has_applied_one() -> None:
     """Also if the configuration before is wanted again: the change may have been done by half."""
     state = state_of()
-    writer = Writer(state, "fail", "telemetry")
+    writer = StubSectionWriter(state, "fail", "telemetry")
     with pytest.raises(RuntimeError):
         asyncio.run(state.apply(parse_config({"telemetry": OTHER["telemetry"]})))
     assert state.compare(parse_config({})).rejected == {"telemetry": "its last change failed halfway"}
@@ -101,7 +101,7 @@ def test_a_writer_that_fails_leaves_its_section_rejected_until_it_has_applied_on
 
 def test_a_pending_section_is_applied_when_its_writer_says_so() -> None:
     state = state_of()
-    writer = Writer(state, "pending", "model", "inference")
+    writer = StubSectionWriter(state, "pending", "model", "inference")
     wanted = parse_config({"inference": OTHER["inference"]})
     assert asyncio.run(state.apply(wanted)).pending.keys() == {"model", "inference"}
     writer.pending = False
@@ -110,10 +110,10 @@ def test_a_pending_section_is_applied_when_its_writer_says_so() -> None:
 
 def test_a_section_has_one_writer() -> None:
     state = state_of()
-    Writer(state, "adopt", "http")
+    StubSectionWriter(state, "adopt", "http")
     for section in ("http", "no-such-section"):
         with pytest.raises(ValueError, match="does not exist or has a writer"):
-            Writer(state, "adopt", section)
+            StubSectionWriter(state, "adopt", section)
 
 
 def test_the_running_module_has_a_writer_for_every_section(tmp_path: Path) -> None:
@@ -121,13 +121,13 @@ def test_the_running_module_has_a_writer_for_every_section(tmp_path: Path) -> No
     service = Service(RunOptions(ConfigurationSources.read({}, None), tmp_path, environ={}))
     for section in SECTIONS:
         with pytest.raises(ValueError, match="has a writer"):
-            Writer(service.state, "adopt", section)
+            StubSectionWriter(service.state, "adopt", section)
     service.executor.shutdown(wait=True)
 
 
 def test_a_writer_cannot_change_the_sections_of_another() -> None:
     state = state_of()
-    writer = Writer(state, "adopt", "http")
+    writer = StubSectionWriter(state, "adopt", "http")
     writer.handle.adopt(parse_config(OTHER))
     assert state.compare(parse_config({"http": OTHER["http"]})).is_complete
 
@@ -137,9 +137,9 @@ def test_an_outcome_for_each_section_is_required() -> None:
         Applied({"http": SectionOutcome("applied")})
 
 
-def test_a_snapshot_stays_as_it_was() -> None:
+def test_a_snapshot_does_not_change() -> None:
     state = state_of()
-    writer = Writer(state, "adopt", "http")
+    writer = StubSectionWriter(state, "adopt", "http")
     before = state.snapshot()
     writer.handle.adopt(parse_config(OTHER))
     state.mark_stopping()

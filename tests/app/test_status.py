@@ -39,7 +39,7 @@ from visionedge.outbound.spool import SpoolStatus
 from visionedge.runtime.measurement import PrecisionChoice
 from visionedge.web.documents import EngineEventDocument, StatusDocument
 from visionedge.web.latest_results import LatestResults
-from web_module import result
+from fake_backend import result
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "status"
 SINCE = datetime(2026, 11, 22, 10, 0, 0, 123_000, UTC)
@@ -306,7 +306,7 @@ def undescribed(document: object) -> list[str]:
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_every_key_of_status_and_its_place_is_the_golden_one(name: str, tmp_path: Path) -> None:
+def test_the_keys_of_status_equal_the_golden_file(name: str, tmp_path: Path) -> None:
     """The order of the keys as well: people read the document as it is."""
     state = STATES[name](tmp_path)
     documents = {

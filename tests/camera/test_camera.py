@@ -11,10 +11,10 @@ import pytest
 
 from camera_doubles import (
     SPEC,
-    Basket,
-    Changes,
-    JumpClock,
-    Opener,
+    FrameRecorder,
+    StatusRecorder,
+    FakeClock,
+    ScriptedOpener,
     ScriptedSource,
     running,
 )
@@ -30,14 +30,14 @@ URI = "rtsp://user:geheim@192.0.2.1/x?token=geheim"
 LOST = SourceError("the server closed the connection")
 
 
-class Stage:
+class CameraHarness:
     """A camera on scripted sources, run in this thread until its end or so many waits."""
 
     def __init__(self, *sources: ScriptedSource | Exception, uri: str = URI) -> None:
-        self.clock = JumpClock()
-        self.basket = Basket()
-        self.changes = Changes()
-        self.opener = Opener(*sources)
+        self.clock = FakeClock()
+        self.basket = FrameRecorder()
+        self.changes = StatusRecorder()
+        self.opener = ScriptedOpener(*sources)
         self.uri = uri
 
     def camera(self, **options: float | bool | None) -> Camera:
@@ -65,7 +65,7 @@ class Stage:
         return camera
 
 
-def live(*steps: float | Exception, clock: JumpClock | None = None) -> ScriptedSource:
+def live(*steps: float | Exception, clock: FakeClock | None = None) -> ScriptedSource:
     return ScriptedSource(steps, live=True, clock=clock)
 
 
@@ -74,9 +74,9 @@ def sequences(frames: list[Frame]) -> list[tuple[int, int]]:
 
 
 def test_frames_carry_sequence_epoch_time_and_both_pictures() -> None:
-    stage = Stage(ScriptedSource([0.0, 0.5]))
-    camera = stage.play()
-    frame = stage.basket.frames[1]
+    harness = CameraHarness(ScriptedSource([0.0, 0.5]))
+    camera = harness.play()
+    frame = harness.basket.frames[1]
     assert (frame.camera, frame.sequence, frame.epoch) == ("dock", 2, 1)
     assert frame.captured_ns == 1_500_000_000
     assert (frame.width_px, frame.height_px) == (160, 120)
@@ -86,38 +86,38 @@ def test_frames_carry_sequence_epoch_time_and_both_pictures() -> None:
     assert camera.status().state == "ended"
 
 
-def test_a_lost_source_comes_back_with_the_next_epoch_and_the_sequence_goes_on() -> None:
-    stage = Stage(live(0.1, 0.1, LOST), LOST, live(0.1))
-    camera = stage.play(first_sequence=41)
-    assert sequences(stage.basket.frames) == [(1, 41), (1, 42), (2, 43)]
-    assert stage.changes.states == ["live", "reconnecting", "live", "ended"]
+def test_a_lost_source_returns_with_the_next_epoch_and_continues_the_sequence() -> None:
+    harness = CameraHarness(live(0.1, 0.1, LOST), LOST, live(0.1))
+    camera = harness.play(first_sequence=41)
+    assert sequences(harness.basket.frames) == [(1, 41), (1, 42), (2, 43)]
+    assert harness.changes.states == ["live", "reconnecting", "live", "ended"]
     assert camera.next_sequence == 44
 
 
-def test_waits_grow_and_begin_short_again_after_a_minute_of_health() -> None:
-    stage = Stage()
-    short = [live(0.1, LOST, clock=stage.clock) for _ in range(3)]
-    long = live(0.1, 61.0, LOST, clock=stage.clock)
-    stage.opener = Opener(*short, long, LOST, live())
-    stage.play()
-    assert stage.clock.waits_s == [1, 2, 4, 1, 2]
+def test_waits_grow_and_start_short_again_after_a_healthy_minute() -> None:
+    harness = CameraHarness()
+    short = [live(0.1, LOST, clock=harness.clock) for _ in range(3)]
+    long = live(0.1, 61.0, LOST, clock=harness.clock)
+    harness.opener = ScriptedOpener(*short, long, LOST, live())
+    harness.play()
+    assert harness.clock.waits_s == [1, 2, 4, 1, 2]
 
 
-def test_a_camera_never_reached_is_failed_and_tried_for_ever() -> None:
-    stage = Stage(*[LOST] * 50)
-    stage.clock.stop_after_waits = 50
-    stage.play()
-    assert stage.opener.opened == 50
-    assert stage.clock.waits_s[:6] == [1, 2, 4, 8, 16, 30]
-    assert stage.changes.states == ["failed", "stopped"]
-    assert stage.changes.heard[0].last_error == "the server closed the connection"
-    assert stage.changes.heard[0].epoch == 0
+def test_a_camera_that_was_never_reached_is_failed_and_retried() -> None:
+    harness = CameraHarness(*[LOST] * 50)
+    harness.clock.stop_after_waits = 50
+    harness.play()
+    assert harness.opener.opened == 50
+    assert harness.clock.waits_s[:6] == [1, 2, 4, 8, 16, 30]
+    assert harness.changes.states == ["failed", "stopped"]
+    assert harness.changes.statuses[0].last_error == "the server closed the connection"
+    assert harness.changes.statuses[0].epoch == 0
 
 
-def test_a_lost_camera_tells_when_the_next_try_begins_only_while_it_waits_for_it() -> None:
+def test_a_lost_camera_has_the_time_of_the_next_attempt_only_while_it_waits() -> None:
     """In s from now; None while it tries, and once it has ended."""
-    clock, trying, waiting = JumpClock(), [], []
-    sources = Opener(LOST, LOST, live(0.1))
+    clock, trying, waiting = FakeClock(), [], []
+    sources = ScriptedOpener(LOST, LOST, live(0.1))
 
     def opened(uri: CameraUri, limits: SourceLimits) -> ScriptedSource:
         trying.append(camera.status().next_try_s)
@@ -133,7 +133,7 @@ def test_a_lost_camera_tells_when_the_next_try_begins_only_while_it_waits_for_it
         "dock",
         URI,
         SPEC,
-        Basket(),
+        FrameRecorder(),
         clock=clock,
         dependencies=CameraDependencies(opener=opened, wait=wait, random_fraction=lambda: 0.0),
     )
@@ -143,50 +143,50 @@ def test_a_lost_camera_tells_when_the_next_try_begins_only_while_it_waits_for_it
     assert (camera.status().state, camera.status().next_try_s) == ("ended", None)
 
 
-def test_an_opened_source_without_a_picture_is_no_epoch() -> None:
-    stage = Stage(live(LOST), live(LOST), live(0.1))
-    stage.play()
-    assert sequences(stage.basket.frames) == [(1, 1)]
-    assert stage.changes.states == ["failed", "live", "ended"]
+def test_an_opened_source_without_a_picture_starts_no_epoch() -> None:
+    harness = CameraHarness(live(LOST), live(LOST), live(0.1))
+    harness.play()
+    assert sequences(harness.basket.frames) == [(1, 1)]
+    assert harness.changes.states == ["failed", "live", "ended"]
 
 
 def test_success_clears_the_last_error() -> None:
-    stage = Stage(LOST, live(0.1))
-    assert stage.play().status().last_error is None
+    harness = CameraHarness(LOST, live(0.1))
+    assert harness.play().status().last_error is None
 
 
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("bug"), np.exceptions.AxisError("x"), OSError(5, "io")]
 )
 def test_any_error_is_a_lost_source_and_never_a_dead_thread(error: Exception) -> None:
-    stage = Stage(live(0.1, error), live(0.1))
-    stage.play()
-    assert sequences(stage.basket.frames) == [(1, 1), (2, 2)]
-    assert (stage.changes.heard[1].last_error or "").startswith(type(error).__name__)
+    harness = CameraHarness(live(0.1, error), live(0.1))
+    harness.play()
+    assert sequences(harness.basket.frames) == [(1, 1), (2, 2)]
+    assert (harness.changes.statuses[1].last_error or "").startswith(type(error).__name__)
 
 
 def test_sources_are_always_closed() -> None:
     sources = [live(0.1, LOST), live(LOST), live(0.1)]
-    stage = Stage(*sources)
-    stage.play()
+    harness = CameraHarness(*sources)
+    harness.play()
     assert [s.closed for s in sources] == [True] * 3
 
 
 def test_errors_status_and_log_never_show_a_secret(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    stage = Stage(RuntimeError(f"line one of {URI}\nline two"), live(0.1))
-    camera = stage.play()
-    heard = repr(stage.changes.heard)
-    assert "geheim" not in heard + repr(camera) + caplog.text
-    assert "user" not in heard
-    assert "\n" not in (stage.changes.heard[0].last_error or "")
+    harness = CameraHarness(RuntimeError(f"line one of {URI}\nline two"), live(0.1))
+    camera = harness.play()
+    statuses = repr(harness.changes.statuses)
+    assert "geheim" not in statuses + repr(camera) + caplog.text
+    assert "user" not in statuses
+    assert "\n" not in (harness.changes.statuses[0].last_error or "")
     assert camera.status().uri == "rtsp://***@192.0.2.1/x?token=***"
 
 
-def test_a_change_is_logged_once_and_tries_are_not(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_change_is_logged_once_and_retries_are_not(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    stage = Stage(live(0.1, LOST), *[LOST] * 9, live(0.1))
-    stage.play()
+    harness = CameraHarness(live(0.1, LOST), *[LOST] * 9, live(0.1))
+    harness.play()
     lines = [r.message for r in caplog.records]
     assert len(lines) == 4
     assert "camera dock: the server closed the connection; retrying in 1 s" in lines[1]
@@ -194,28 +194,28 @@ def test_a_change_is_logged_once_and_tries_are_not(caplog: pytest.LogCaptureFixt
     assert "live again after 181.0 s, 160 x 120 px" in lines[2]
 
 
-def test_a_uri_that_cannot_be_understood_fails_with_the_reason() -> None:
-    stage = Stage(uri="gopher://192.0.2.1")
-    stage.clock.stop_after_waits = 2
-    camera = stage.play()
+def test_an_invalid_uri_fails_with_the_reason() -> None:
+    harness = CameraHarness(uri="gopher://192.0.2.1")
+    harness.clock.stop_after_waits = 2
+    camera = harness.play()
     assert "unknown scheme 'gopher:'" in (camera.status().last_error or "")
-    assert stage.changes.states == ["failed", "stopped"]
+    assert harness.changes.states == ["failed", "stopped"]
 
 
-def test_a_listener_that_raises_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_of_a_listener_does_no_harm(caplog: pytest.LogCaptureFixture) -> None:
     def listener(_status: object) -> None:
         raise ValueError("not my day")
 
-    stage = Stage(live(0.1))
-    dependencies = CameraDependencies(opener=stage.opener, wait=stage.clock.wait)
+    harness = CameraHarness(live(0.1))
+    dependencies = CameraDependencies(opener=harness.opener, wait=harness.clock.wait)
     Camera(
-        "dock", URI, SPEC, stage.basket, clock=stage.clock, on_change=listener, dependencies=dependencies
+        "dock", URI, SPEC, harness.basket, clock=harness.clock, on_change=listener, dependencies=dependencies
     ).run()
-    assert len(stage.basket.frames) == 1
+    assert len(harness.basket.frames) == 1
     assert "camera dock: reporting the state live failed" in caplog.text
 
 
-class _Unshown(ScriptedSource):
+class _UnconvertibleSource(ScriptedSource):
     """Its pictures come, and none of them can be converted."""
 
     def read(self) -> DecodedPicture | None:
@@ -230,67 +230,67 @@ class _Unshown(ScriptedSource):
 
 
 @pytest.mark.parametrize("is_live", [False, True])
-def test_a_camera_of_which_no_picture_can_be_shown_is_never_live_and_keeps_its_reason(
+def test_a_camera_without_convertible_pictures_is_never_live_and_keeps_its_reason(
     *, is_live: bool
 ) -> None:
     """A file says so at its end, a stream after some time; neither flaps."""
-    stage = Stage()
-    sources = [_Unshown([1.0] * 20, live=is_live, clock=stage.clock) for _ in range(3)]
-    stage.opener = Opener(*sources, live(0.1))
-    camera = stage.play(paced=False)
-    assert stage.changes.states == ["failed", "live", "ended"]
-    assert stage.changes.heard[0].last_error == "its pictures cannot be converted"
-    assert stage.changes.heard[0].epoch == 0
+    harness = CameraHarness()
+    sources = [_UnconvertibleSource([1.0] * 20, live=is_live, clock=harness.clock) for _ in range(3)]
+    harness.opener = ScriptedOpener(*sources, live(0.1))
+    camera = harness.play(paced=False)
+    assert harness.changes.states == ["failed", "live", "ended"]
+    assert harness.changes.statuses[0].last_error == "its pictures cannot be converted"
+    assert harness.changes.statuses[0].epoch == 0
     assert camera.status().epoch == 1
 
 
-def test_files_play_at_their_own_rate_and_lateness_does_not_add_up() -> None:
-    stage = Stage(ScriptedSource([n * 0.1 for n in range(50)]))
-    stage.play()
-    times_ns = [f.captured_ns for f in stage.basket.frames]
+def test_files_play_at_their_own_rate_and_delays_do_not_accumulate() -> None:
+    harness = CameraHarness(ScriptedSource([n * 0.1 for n in range(50)]))
+    harness.play()
+    times_ns = [f.captured_ns for f in harness.basket.frames]
     assert times_ns == [1_000_000_000 + n * 100_000_000 for n in range(50)]
 
 
-def test_with_a_lower_rate_only_pictures_that_are_due_are_converted() -> None:
+def test_with_a_lower_rate_only_due_pictures_are_converted() -> None:
     source = ScriptedSource([n * 0.1 for n in range(20)])
-    stage = Stage(source)
-    camera = stage.play(fps=5)
-    assert [number_of(f.full_picture()) for f in stage.basket.frames] == list(range(0, 20, 2))
-    assert [f.sequence for f in stage.basket.frames] == list(range(1, 11))
+    harness = CameraHarness(source)
+    camera = harness.play(fps=5)
+    assert [number_of(f.full_picture()) for f in harness.basket.frames] == list(range(0, 20, 2))
+    assert [f.sequence for f in harness.basket.frames] == list(range(1, 11))
     assert source.converted == 10
     assert camera.status().frames_read == 20
 
 
 def test_a_live_camera_is_thinned_by_the_clock() -> None:
-    stage = Stage()
-    stage.opener = Opener(live(*[0.1] * 20, clock=stage.clock))
-    stage.play(fps=5)
-    assert [number_of(f.full_picture()) for f in stage.basket.frames] == list(range(0, 20, 2))
+    harness = CameraHarness()
+    harness.opener = ScriptedOpener(live(*[0.1] * 20, clock=harness.clock))
+    harness.play(fps=5)
+    assert [number_of(f.full_picture()) for f in harness.basket.frames] == list(range(0, 20, 2))
 
 
-def test_flat_out_a_file_waits_for_the_sink_and_not_for_the_clock() -> None:
-    stage = Stage(ScriptedSource([n * 0.1 for n in range(5)]))
+def test_a_flat_out_file_waits_for_the_sink_and_not_for_the_clock() -> None:
+    harness = CameraHarness(ScriptedSource([n * 0.1 for n in range(5)]))
     answers = iter([False, False, True, True, True, True, True])
-    stage.basket = Basket(lambda _camera: next(answers))
-    stage.play(paced=False)
-    assert stage.basket.asked == 7
-    assert stage.clock.waits_s == []
-    assert len(stage.basket.frames) == 5
+    harness.basket = FrameRecorder(lambda _camera: next(answers))
+    harness.play(paced=False)
+    assert harness.basket.asked == 7
+    assert harness.clock.waits_s == []
+    assert len(harness.basket.frames) == 5
 
 
-def test_flat_out_a_live_camera_is_not_held_up() -> None:
-    stage = Stage(live(0.1, 0.1))
-    stage.play(paced=False)
-    assert stage.basket.asked == 0
+def test_a_flat_out_live_camera_is_not_delayed() -> None:
+    harness = CameraHarness(live(0.1, 0.1))
+    harness.play(paced=False)
+    assert harness.basket.asked == 0
 
 
-def test_status_tells_rate_age_size_and_decoder() -> None:
-    stage = Stage(ScriptedSource([n * 0.1 for n in range(30)]))
-    camera = stage.camera()
+def test_status_has_rate_age_size_and_decoder() -> None:
+    harness = CameraHarness(ScriptedSource([n * 0.1 for n in range(30)]))
+    camera = harness.camera()
     before = camera.status()
     assert (before.state, before.fps, before.age_ms, before.epoch) == ("connecting", 0.0, None, 0)
     camera.run()
-    stage.clock.now_ns += 50_000_000
+    harness.clock.now_ns += 50_000_000
     status = camera.status()
     assert status.fps == pytest.approx(10)
     assert status.age_ms == pytest.approx(50)
@@ -299,26 +299,26 @@ def test_status_tells_rate_age_size_and_decoder() -> None:
     assert status.since_ns == 1_000_000_000 + 2_900_000_000
 
 
-def test_repr_is_one_line_of_state() -> None:
-    camera = Stage(live(0.1)).play()
+def test_repr_shows_the_state_in_one_line() -> None:
+    camera = CameraHarness(live(0.1)).play()
     assert repr(camera) == "<Camera dock ended epoch=1 read=1 next=2 error=None>"
 
 
-def test_a_camera_that_takes_over_goes_on_counting() -> None:
-    stage = Stage(live(0.1))
-    dependencies = CameraDependencies(opener=stage.opener)
-    Camera("dock", URI, SPEC, stage.basket, first_sequence=7, last_epoch=3, dependencies=dependencies).run()
-    assert sequences(stage.basket.frames) == [(4, 7)]
+def test_a_replacing_camera_continues_the_counts() -> None:
+    harness = CameraHarness(live(0.1))
+    dependencies = CameraDependencies(opener=harness.opener)
+    Camera("dock", URI, SPEC, harness.basket, first_sequence=7, last_epoch=3, dependencies=dependencies).run()
+    assert sequences(harness.basket.frames) == [(4, 7)]
 
 
 def test_stop_ends_a_long_wait_at_once() -> None:
-    changes = Changes()
-    opener = Opener(*[LOST] * 9)
+    changes = StatusRecorder()
+    opener = ScriptedOpener(*[LOST] * 9)
     camera = Camera(
         "dock",
         URI,
         SPEC,
-        Basket(),
+        FrameRecorder(),
         on_change=changes,
         dependencies=CameraDependencies(opener=opener, random_fraction=lambda: 0.0),
     )
@@ -332,7 +332,7 @@ def test_stop_ends_a_long_wait_at_once() -> None:
 def test_stop_ends_a_file_between_two_pictures_at_once(tmp_path: Path) -> None:
     for number in range(3):
         make_picture(tmp_path / f"{number}.png", number)
-    basket = Basket()
+    basket = FrameRecorder()
     camera = Camera("dock", str(tmp_path), SPEC, basket, fps=0.01)
     with running(camera):
         basket.wait_for(lambda frames: len(frames) == 1)
@@ -342,14 +342,14 @@ def test_stop_ends_a_file_between_two_pictures_at_once(tmp_path: Path) -> None:
 
 
 def test_stop_ends_flat_out_playing_while_the_sink_takes_nothing(tmp_path: Path) -> None:
-    basket = Basket(lambda _camera: threading.Event().wait(0.01))
+    basket = FrameRecorder(lambda _camera: threading.Event().wait(0.01))
     camera = Camera("dock", str(make_clip(tmp_path / "c.mp4")), SPEC, basket, paced=False)
     with running(camera, end_limit_s=1.0):
         basket.wait_for(lambda frames: len(frames) == 1)
     assert camera.status().state == "stopped"
 
 
-def test_stop_does_not_wait_for_an_opening_that_hangs() -> None:
+def test_stop_does_not_wait_for_a_hanging_open() -> None:
     """What opens after all is closed again, and nothing of it is handed on."""
     hanging, opening = threading.Event(), threading.Event()
     source = live(0.1)
@@ -359,7 +359,7 @@ def test_stop_does_not_wait_for_an_opening_that_hangs() -> None:
         assert hanging.wait(10)
         return source
 
-    basket, closed = Basket(), threading.Event()
+    basket, closed = FrameRecorder(), threading.Event()
     source.close = closed.set  # type: ignore[method-assign]  # to hear of it
     camera = Camera("dock", URI, SPEC, basket, dependencies=CameraDependencies(opener=opener))
     with running(camera, end_limit_s=0.5):
@@ -370,33 +370,33 @@ def test_stop_does_not_wait_for_an_opening_that_hangs() -> None:
     assert basket.frames == []
 
 
-def test_a_camera_that_is_slow_to_open_gets_more_time_each_try() -> None:
-    stage = Stage()
+def test_a_camera_that_opens_slowly_gets_more_time_each_attempt() -> None:
+    harness = CameraHarness()
     given_s: list[float] = []
 
     def opener(_uri: object, limits: SourceLimits) -> ScriptedSource:
         given_s.append(limits.open_timeout_s)
-        stage.clock.now_ns += round(limits.open_timeout_s * 1e9)
+        harness.clock.now_ns += round(limits.open_timeout_s * 1e9)
         raise LOST
 
-    stage.clock.stop_after_waits = 5
-    dependencies = CameraDependencies(opener=opener, wait=stage.clock.wait)
-    Camera("dock", URI, SPEC, stage.basket, clock=stage.clock, dependencies=dependencies).run()
+    harness.clock.stop_after_waits = 5
+    dependencies = CameraDependencies(opener=opener, wait=harness.clock.wait)
+    Camera("dock", URI, SPEC, harness.basket, clock=harness.clock, dependencies=dependencies).run()
     assert given_s == [4, 20, 20, 20, 20]
 
 
 def test_stop_before_run_opens_nothing() -> None:
-    stage = Stage(live(0.1))
-    camera = stage.camera()
+    harness = CameraHarness(live(0.1))
+    camera = harness.camera()
     camera.stop()
     camera.run()
-    assert stage.opener.opened == 0
-    assert stage.changes.states == ["stopped"]
+    assert harness.opener.opened == 0
+    assert harness.changes.states == ["stopped"]
 
 
 def test_a_real_file_plays_to_its_end_at_its_own_rate(tmp_path: Path) -> None:
-    changes = Changes()
-    basket = Basket()
+    changes = StatusRecorder()
+    basket = FrameRecorder()
     clip = make_clip(tmp_path / "c.mp4", pictures=12, fps=20)
     with running(Camera("dock", str(clip), SPEC, basket, on_change=changes)) as camera:
         changes.wait_for("ended")
@@ -410,7 +410,7 @@ def test_a_real_file_plays_to_its_end_at_its_own_rate(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fps", [None, 5.0])
 def test_a_file_with_b_pictures_ends_without_an_error(tmp_path: Path, fps: float | None) -> None:
     """Its last pictures come out of the decoder together, and are played at their own times."""
-    changes, basket = Changes(), Basket()
+    changes, basket = StatusRecorder(), FrameRecorder()
     options = {"bf": "3", "g": "12", "x264-params": "b-adapt=0"}
     clip = make_clip(tmp_path / "b.mp4", pictures=20, fps=20, options=options)
     with running(Camera("dock", str(clip), SPEC, basket, fps=fps, on_change=changes)) as camera:
@@ -427,7 +427,7 @@ def test_a_file_with_b_pictures_ends_without_an_error(tmp_path: Path, fps: float
 
 
 def test_a_file_that_appears_later_is_played(tmp_path: Path) -> None:
-    changes = Changes()
+    changes = StatusRecorder()
     clip = tmp_path / "late.mp4"
     tries = threading.Semaphore(0)
 
@@ -436,7 +436,7 @@ def test_a_file_that_appears_later_is_played(tmp_path: Path) -> None:
         return event.wait(min(timeout_s, 0.05))
 
     camera = Camera(
-        "dock", str(clip), SPEC, Basket(), on_change=changes, dependencies=CameraDependencies(wait=wait)
+        "dock", str(clip), SPEC, FrameRecorder(), on_change=changes, dependencies=CameraDependencies(wait=wait)
     )
     with running(camera):
         assert "does not exist" in (changes.wait_for("failed").last_error or "")
@@ -445,9 +445,9 @@ def test_a_file_that_appears_later_is_played(tmp_path: Path) -> None:
         changes.wait_for("ended")
 
 
-def test_the_demo_clip_goes_on_over_its_end_in_the_same_epoch() -> None:
+def test_the_demo_clip_continues_over_its_end_in_the_same_epoch() -> None:
     """Played without waiting, so that the end of the clip comes within the test."""
-    basket = Basket()
+    basket = FrameRecorder()
     with running(Camera("demo", "demo:", SPEC, basket, paced=False)) as camera:
         frames = basket.wait_for(lambda frames: len(frames) > 420)
         assert camera.status().state == "live"

@@ -34,23 +34,23 @@ def _states(pictures: list[Picture], fps: int = 2, keys: int = 1) -> list[str]:
     return states
 
 
-def test_a_camera_that_sees_something_is_live_even_when_nothing_moves() -> None:
+def test_a_camera_with_a_still_scene_is_live() -> None:
     """Noise is enough: every real camera has some."""
     assert set(_states([_noisy(120, n) for n in range(60)])) == {"live"}
 
 
-def test_a_picture_that_does_not_change_at_all_over_key_pictures_is_frozen_after_ten_seconds() -> None:
+def test_identical_key_pictures_are_frozen_after_ten_seconds() -> None:
     states = _states([_noisy(120, 1)] * 30)
     assert states == ["live"] * 20 + ["frozen"] * 10
 
 
-def test_without_new_key_pictures_it_is_frozen_only_after_half_a_minute() -> None:
+def test_without_new_key_pictures_a_camera_is_frozen_after_half_a_minute() -> None:
     """A codec that skips blocks sends the same picture for many seconds, from a camera that works."""
     states = _states([_noisy(120, 1)] * 80, keys=0)
     assert states == ["live"] * 60 + ["frozen"] * 20
 
 
-def test_no_key_picture_for_three_times_the_usual_is_frozen_where_they_are_rare() -> None:
+def test_rare_key_pictures_are_frozen_after_three_usual_intervals() -> None:
     """One every 20 s, each with other noise; after the third one nothing changes and none comes."""
     pictures = [_noisy(120, n // 40) for n in range(120)] + [_noisy(120, 2)] * 100
     watch, states = FreezeDetector(), []
@@ -64,7 +64,7 @@ def test_no_key_picture_for_three_times_the_usual_is_frozen_where_they_are_rare(
 
 
 @pytest.mark.parametrize("size_px", [2, 8])
-def test_anything_that_moves_however_small_is_no_frozen_picture(size_px: int) -> None:
+def test_any_small_movement_prevents_frozen(size_px: int) -> None:
     """A person far away, or a clock that the camera writes into its pictures."""
     still = _noisy(120, 1)
     pictures = [still.copy() for _ in range(90)]
@@ -73,30 +73,30 @@ def test_anything_that_moves_however_small_is_no_frozen_picture(size_px: int) ->
     assert set(_states(pictures)) == {"live"}
 
 
-def test_the_first_picture_that_differs_ends_it() -> None:
+def test_the_first_different_picture_ends_frozen() -> None:
     states = _states([_noisy(120, 1)] * 30 + [_noisy(120, 2)] * 2)
     assert states[29:] == ["frozen", "live", "live"]
 
 
 @pytest.mark.parametrize("sigma", [0.0, 3.0])
-def test_a_black_picture_is_black_after_three_seconds(sigma: float) -> None:
+def test_black_pictures_are_black_after_three_seconds(sigma: float) -> None:
     """With or without noise; black and frozen at once is black."""
     states = _states([_noisy(2, n, sigma) for n in range(40)])
     assert states == ["live"] * 6 + ["black"] * 34
 
 
-def test_night_is_not_black_and_a_dark_moment_is_nothing() -> None:
+def test_night_is_not_black_and_a_dark_moment_is_ignored() -> None:
     assert set(_states([_noisy(30, n) for n in range(30)])) == {"live"}
     moment = [_noisy(120, n) for n in range(6)] + [_noisy(2, n) for n in range(4)]
     assert set(_states(moment + [_noisy(120, n) for n in range(6)])) == {"live"}
 
 
-def test_a_slow_change_is_no_frozen_picture() -> None:
+def test_a_slow_change_is_not_frozen() -> None:
     """Each picture equals the one before it, but not the one of ten seconds ago."""
     assert "frozen" not in _states([np.full(SIZE, 100 + n // 4, np.uint8) for n in range(60)])
 
 
-def test_a_slot_that_is_written_again_does_not_look_frozen() -> None:
+def test_a_reused_slot_does_not_look_frozen() -> None:
     """The picture handed in is one that will be overwritten: what is compared must be a copy."""
     watch, slot = FreezeDetector(), np.empty(SIZE, np.uint8)
     states = []

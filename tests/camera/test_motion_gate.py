@@ -60,12 +60,12 @@ def _lit(picture: Picture, factor: float | NDArray[np.float64]) -> Picture:
     return np.asarray(np.clip(picture * factor, 0, 255), np.uint8)
 
 
-def test_a_street_with_people_passes(street: list[Picture]) -> None:
+def test_a_street_with_people_passes_the_gate(street: list[Picture]) -> None:
     assert len(_passed(lambda n: street[n], len(street) // FPS)) > 0.95 * len(street)
 
 
 @pytest.mark.shared
-def test_vtest_passes(shared_data: Path) -> None:
+def test_vtest_passes_the_gate(shared_data: Path) -> None:
     pictures = _street(shared_data / "videos" / "vtest.avi", most=300)
     assert len(_passed(lambda n: pictures[n], 60)) > 0.95 * 300
 
@@ -78,7 +78,7 @@ def test_a_still_scene_with_noise_gives_only_heartbeats(street: list[Picture], s
 
 
 @pytest.mark.parametrize("every_s", [1, 5])
-def test_the_heartbeat_is_as_often_as_asked_for(street: list[Picture], every_s: int) -> None:
+def test_the_heartbeat_has_the_configured_interval(street: list[Picture], every_s: int) -> None:
     passed = _passed(lambda _: street[0], 30, GateSettings(every_s=every_s))
     assert np.diff(passed[2 * FPS :]).tolist() == [every_s * FPS] * (len(passed) - 2 * FPS - 1)
 
@@ -97,7 +97,7 @@ def _shade(picture: Picture, second: float) -> Picture:
 
 
 @pytest.mark.parametrize("change", [_sunset, _cloud, _shade])
-def test_light_that_changes_passes_nothing(
+def test_changing_light_does_not_open_the_gate(
     street: list[Picture], change: Callable[[Picture, float], Picture]
 ) -> None:
     passed = _passed(lambda n: _noisy(change(street[0], n / FPS), 4, n), 45)
@@ -118,7 +118,7 @@ def _flicker(picture: Picture, number: int) -> Picture:
 
 
 @pytest.mark.parametrize("change", [_lamp, _flicker])
-def test_what_opens_it_and_then_goes_on_so_opens_it_no_more_after_a_while(
+def test_continuous_movement_stops_opening_the_gate_after_a_while(
     street: list[Picture], change: Callable[[Picture, int], Picture]
 ) -> None:
     """A lamp that is switched on, a screen that flickers."""
@@ -138,7 +138,7 @@ def _walking(scene: Picture, person: Picture, step: int) -> Picture:
 
 
 @pytest.mark.parametrize("sensitivity", [0.3, 0.5, 0.8])
-def test_a_person_who_enters_passes_at_once_and_stays_in(street: list[Picture], sensitivity: float) -> None:
+def test_a_person_who_enters_opens_the_gate_at_once_and_keeps_it_open(street: list[Picture], sensitivity: float) -> None:
     """On a noisy picture, 22 x 60 px of 416 x 312."""
     person = street[0][82:142, 146:168]
     enters = 30 * FPS
@@ -153,7 +153,7 @@ def test_a_person_who_enters_passes_at_once_and_stays_in(street: list[Picture], 
     assert len(inside & set(passed)) > 95
 
 
-def test_another_scene_passes_and_is_learnt(street: list[Picture]) -> None:
+def test_another_scene_opens_the_gate_and_is_learnt(street: list[Picture]) -> None:
     """The camera was turned."""
     other = np.ascontiguousarray(street[0][::-1, ::-1])
     passed = _passed(lambda n: _noisy(street[0] if n < 100 else other, 4, n), 60)
@@ -161,7 +161,7 @@ def test_another_scene_passes_and_is_learnt(street: list[Picture]) -> None:
     assert len([n for n in passed if n > 100 + 3 * FPS]) <= 4
 
 
-def test_a_picture_of_another_size_begins_anew(street: list[Picture]) -> None:
+def test_a_picture_of_another_size_resets_the_gate(street: list[Picture]) -> None:
     gate = MotionGate(GateSettings())
     assert gate.passes(street[0], 10**12)
     assert gate.passes(street[0][:100, :50], 10**12 + 1)

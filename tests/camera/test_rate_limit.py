@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camera_doubles import SPEC, Basket, JumpClock, Opener, ScriptedSource, running
+from camera_doubles import SPEC, FrameRecorder, FakeClock, ScriptedOpener, ScriptedSource, running
 from clips import make_clip, number_of, numbered_picture
 from visionedge.camera.camera import Camera, CameraDependencies
 from visionedge.camera.motion_gate import GateSettings
@@ -28,7 +28,7 @@ def play(
     return sum(admission.admits(at_s, source_frames) for at_s in moments)
 
 
-def test_a_throttle_lowers_what_is_handed_on_and_not_what_is_asked_for() -> None:
+def test_a_throttle_lowers_the_delivered_and_not_the_requested_rate() -> None:
     counts = AdmissionCounts()
     admission = FrameAdmission(None, None, counts)
     assert admission.set_throttle(Throttle(fps=2))
@@ -38,14 +38,14 @@ def test_a_throttle_lowers_what_is_handed_on_and_not_what_is_asked_for() -> None
     assert (counts.demanded, counts.admitted) == (100, due)
 
 
-def test_a_throttle_above_what_is_asked_for_changes_nothing() -> None:
+def test_a_throttle_above_the_requested_rate_changes_nothing() -> None:
     admission = FrameAdmission(5, None, AdmissionCounts())
     assert not admission.set_throttle(Throttle(fps=8))
     assert admission.fps == 5
     assert play(admission, 0, 100) == 50
 
 
-def test_pictures_that_are_not_even_decoded_are_asked_for_all_the_same() -> None:
+def test_undecoded_pictures_count_as_requested() -> None:
     """A key picture every two seconds of a source of 25 per second, of which 5 are asked for."""
     counts = AdmissionCounts()
     admission = FrameAdmission(5, None, counts)
@@ -56,7 +56,7 @@ def test_pictures_that_are_not_even_decoded_are_asked_for_all_the_same() -> None
     assert counts.admitted == pytest.approx(30, abs=2)
 
 
-def test_a_change_of_the_rate_keeps_the_distance_to_the_last_picture() -> None:
+def test_a_new_rate_keeps_the_distance_to_the_last_picture() -> None:
     """Otherwise every change would cost a picture, and changes come every few seconds."""
     admission = FrameAdmission(None, None, AdmissionCounts())
     admission.set_throttle(Throttle(fps=1))
@@ -68,7 +68,7 @@ def test_a_change_of_the_rate_keeps_the_distance_to_the_last_picture() -> None:
 
 
 @given(st.lists(st.sampled_from([None, 0.5, 2.0, 7.0]), max_size=30), st.integers(1, 30))
-def test_never_more_is_handed_on_than_is_let_in_or_let_in_than_asked_for(
+def test_delivered_is_at_most_admitted_and_admitted_at_most_requested(
     rates: list[float | None], asked_fps: int
 ) -> None:
     counts = AdmissionCounts()
@@ -92,7 +92,7 @@ def still(admission: FrameAdmission, first: int, count: int) -> int:
     return passed
 
 
-def test_a_gate_is_put_on_and_taken_off_while_pictures_come() -> None:
+def test_a_gate_can_be_added_and_removed_while_pictures_arrive() -> None:
     counts = AdmissionCounts()
     admission = FrameAdmission(None, None, counts)
     assert still(admission, 0, 50) == 50
@@ -106,7 +106,7 @@ def test_a_gate_is_put_on_and_taken_off_while_pictures_come() -> None:
     assert counts.admitted >= admitted + 50
 
 
-def test_what_a_gate_of_the_configuration_holds_back_is_not_asked_for() -> None:
+def test_pictures_that_a_configured_gate_skips_are_not_requested() -> None:
     counts = AdmissionCounts()
     admission = FrameAdmission(None, GateSettings(), counts)
     admission.set_throttle(Throttle(gate=GateSettings(every_s=0.1)))  # its own one stays
@@ -126,8 +126,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_clip(folder / "long.mp4", pictures=1200, fps=20, options=KEY_EVERY_TEN)
 
 
-def test_a_camera_is_throttled_and_let_go_without_being_opened_again(clip: Path) -> None:
-    basket = Basket()
+def test_a_throttle_starts_and_ends_without_reopening_the_camera(clip: Path) -> None:
+    basket = FrameRecorder()
     with running(Camera("dock", str(clip), SPEC, basket)) as camera:
         basket.wait_for(lambda frames: len(frames) >= 10)
         camera.throttle(Throttle(fps=4))
@@ -146,10 +146,10 @@ def test_a_camera_is_throttled_and_let_go_without_being_opened_again(clip: Path)
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-def test_a_gate_is_put_on_a_camera_that_runs_and_taken_off(tmp_path: Path) -> None:
+def test_a_gate_can_be_added_to_and_removed_from_a_running_camera(tmp_path: Path) -> None:
     """What it holds back is counted as gated, and the counters add up."""
     source = make_clip(tmp_path / "still.mp4", pictures=200, fps=40, still=True)
-    basket = Basket()
+    basket = FrameRecorder()
     camera = Camera("dock", str(source), SPEC, basket)
     with running(camera):
         basket.wait_for(lambda frames: len(frames) >= 10)
@@ -162,8 +162,8 @@ def test_a_gate_is_put_on_a_camera_that_runs_and_taken_off(tmp_path: Path) -> No
     assert camera.epoch == 1
 
 
-def test_the_source_hears_how_many_pictures_are_wanted_and_only_when_that_changes() -> None:
-    clock, basket = JumpClock(), Basket()
+def test_the_source_gets_the_wanted_rate_only_when_it_changes() -> None:
+    clock, basket = FakeClock(), FrameRecorder()
     source = ScriptedSource([n / 10 for n in range(40)])
     camera = Camera(
         "dock",
@@ -173,7 +173,7 @@ def test_the_source_hears_how_many_pictures_are_wanted_and_only_when_that_change
         fps=5,
         clock=clock,
         throttle=Throttle(fps=2),
-        dependencies=CameraDependencies(Opener(source), clock.wait),
+        dependencies=CameraDependencies(ScriptedOpener(source), clock.wait),
     )
     camera.run()
     assert source.wanted == [2]
@@ -183,7 +183,7 @@ def test_the_source_hears_how_many_pictures_are_wanted_and_only_when_that_change
 # --- what is decoded ----------------------------------------------------------------------------------------
 
 
-def test_decoding_follows_what_is_wanted_while_a_stream_plays(clip: Path) -> None:
+def test_decoding_follows_the_wanted_rate_while_a_stream_plays(clip: Path) -> None:
     """Every picture that is given is the right one at its time, and together they stand for all."""
     source = open_source(parse_camera_uri(str(clip)), SourceLimits(library="pyav"))
     seen: list[tuple[float, int, int]] = []
@@ -216,7 +216,7 @@ def test_decoding_follows_what_is_wanted_while_a_stream_plays(clip: Path) -> Non
     assert sum(source_frames for _, _, source_frames in seen) == round(seen[-1][0] * 20) + 1
 
 
-def test_a_loop_goes_on_as_wanted_over_its_end(tmp_path: Path) -> None:
+def test_a_loop_keeps_the_wanted_rate_over_its_end(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "c.mp4", pictures=60, fps=20, options=KEY_EVERY_TEN)
     source = LoopedSource(lambda: open_video(clip, SourceLimits(library="pyav")))
     source.set_wanted_rate(1.5)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from camera_doubles import SPEC, Basket, Changes
+from camera_doubles import SPEC, FrameRecorder, StatusRecorder
 from clips import make_clip
 from visionedge.camera.camera import CameraStatus, InputResizer
 from visionedge.camera.registry import FORGET_AFTER_NS, CameraRegistry
@@ -18,7 +18,7 @@ from visionedge.frames.types import Frame
 from visionedge.runtime.threads import ThreadGroup
 
 
-class Slots(Basket):
+class SlotRecorder(FrameRecorder):
     """A basket that knows which cameras are open."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def running(
-    slots: Slots,
+    slots: SlotRecorder,
     on_change: Callable[[CameraStatus], None],
     clock: Callable[[], int] = time.monotonic_ns,
     last_epoch: int = 0,
@@ -78,7 +78,7 @@ def _of(frames: list[Frame], camera: str) -> list[Frame]:
 
 
 def test_cameras_are_added_changed_disabled_and_removed_without_touching_the_others(clip: Path) -> None:
-    slots, changes = Slots(), Changes()
+    slots, changes = SlotRecorder(), StatusRecorder()
     dock = {"uri": str(clip)}
     with running(slots, changes) as camera_registry:
         camera_registry.apply(_config({"dock": dock, "yard": dock}).cameras)
@@ -99,9 +99,9 @@ def test_cameras_are_added_changed_disabled_and_removed_without_touching_the_oth
         assert {x.epoch for x in _of(frames, "dock")} == {1}
 
 
-def test_numbers_and_epochs_go_on_over_changes_and_absence(clip: Path) -> None:
-    slots = Slots()
-    with running(slots, Changes()) as camera_registry:
+def test_sequence_numbers_and_epochs_continue_over_changes_and_absence(clip: Path) -> None:
+    slots = SlotRecorder()
+    with running(slots, StatusRecorder()) as camera_registry:
         for fps in (10, 20, 30):
             camera_registry.apply(_config({"dock": {"uri": str(clip), "fps": fps}}).cameras)
             epoch = {10: 1, 20: 2, 30: 3}[fps]
@@ -114,9 +114,9 @@ def test_numbers_and_epochs_go_on_over_changes_and_absence(clip: Path) -> None:
     assert [frame.epoch for frame in slots.frames] == sorted(frame.epoch for frame in slots.frames)
 
 
-def test_the_end_of_a_camera_that_has_a_successor_is_not_told(clip: Path) -> None:
+def test_the_end_of_a_replaced_camera_is_not_reported(clip: Path) -> None:
     """The removal is an event; the camera itself reports none."""
-    slots, changes = Slots(), Changes()
+    slots, changes = SlotRecorder(), StatusRecorder()
     with running(slots, changes) as camera_registry:
         camera_registry.apply(_config({"dock": {"uri": str(clip)}}).cameras)
         changes.wait_for("live")
@@ -127,9 +127,9 @@ def test_the_end_of_a_camera_that_has_a_successor_is_not_told(clip: Path) -> Non
         changes.wait_for("stopped")
 
 
-def test_a_gate_of_the_configuration_holds_still_pictures_back(tmp_path: Path) -> None:
+def test_a_configured_gate_skips_still_pictures(tmp_path: Path) -> None:
     still = make_clip(tmp_path / "still.mp4", pictures=80, fps=20, still=True)
-    slots, changes = Slots(), Changes()
+    slots, changes = SlotRecorder(), StatusRecorder()
     with running(slots, changes) as camera_registry:
         camera_registry.apply(_config({"dock": {"uri": str(still), "gate": {"everySeconds": 1}}}).cameras)
         changes.wait_for("ended")
@@ -137,9 +137,9 @@ def test_a_gate_of_the_configuration_holds_still_pictures_back(tmp_path: Path) -
     assert len(slots.frames) + slots.gated == 80
 
 
-def test_a_camera_that_is_restarted_begins_another_epoch_and_its_numbers_go_on(clip: Path) -> None:
-    slots = Slots()
-    with running(slots, Changes()) as camera_registry:
+def test_a_restarted_camera_begins_a_new_epoch_and_continues_its_numbers(clip: Path) -> None:
+    slots = SlotRecorder()
+    with running(slots, StatusRecorder()) as camera_registry:
         camera_registry.apply(_config({"dock": {"uri": str(clip)}, "yard": {"uri": str(clip)}}).cameras)
         slots.wait_for(lambda f: len(_of(f, "dock")) > 3)
         untouched = camera_registry.by_name["yard"]
@@ -154,10 +154,10 @@ def test_a_camera_that_is_restarted_begins_another_epoch_and_its_numbers_go_on(c
             camera_registry.restart("attic")
 
 
-def test_a_throttle_holds_over_the_same_settings_and_over_a_camera_that_is_opened_again(clip: Path) -> None:
-    slots = Slots()
+def test_a_throttle_survives_unchanged_settings_and_a_reopened_camera(clip: Path) -> None:
+    slots = SlotRecorder()
     cameras: dict[str, object] = {"dock": {"uri": str(clip)}, "yard": {"uri": str(clip)}}
-    with running(slots, Changes()) as camera_registry:
+    with running(slots, StatusRecorder()) as camera_registry:
         camera_registry.apply(_config(cameras).cameras)
         camera_registry.throttle({"dock": Throttle(fps=2)})
         slots.wait_for(lambda f: len(_of(f, "yard")) > 10)
@@ -178,9 +178,9 @@ def test_a_throttle_holds_over_the_same_settings_and_over_a_camera_that_is_opene
         slots.wait_for(lambda f: len([x for x in _of(f, "dock") if x.epoch == 2]) > 20)
 
 
-def test_another_priority_opens_no_camera_again(clip: Path) -> None:
-    slots = Slots()
-    with running(slots, Changes()) as camera_registry:
+def test_a_new_priority_does_not_reopen_the_camera(clip: Path) -> None:
+    slots = SlotRecorder()
+    with running(slots, StatusRecorder()) as camera_registry:
         camera_registry.apply(_config({"dock": {"uri": str(clip)}}).cameras)
         slots.wait_for(lambda f: len(f) > 3)
         camera = camera_registry.by_name["dock"]
@@ -190,10 +190,10 @@ def test_another_priority_opens_no_camera_again(clip: Path) -> None:
         assert camera_registry.by_name["dock"] is not camera
 
 
-def test_a_file_waits_until_frames_can_be_analysed_and_then_plays_from_its_beginning(tmp_path: Path) -> None:
+def test_a_file_waits_for_the_engine_and_then_plays_from_its_beginning(tmp_path: Path) -> None:
     """Also one that is added meanwhile; one that is added later plays at once."""
     short = str(make_clip(tmp_path / "short.mp4", pictures=10, fps=20))
-    slots, changes = Slots(), Changes()
+    slots, changes = SlotRecorder(), StatusRecorder()
     with running(slots, changes, start_paused=True) as camera_registry:
         camera_registry.apply(_config({"a": {"uri": short}}).cameras)
         camera_registry.apply(_config({"a": {"uri": short}, "b": {"uri": short}}).cameras)
@@ -209,8 +209,8 @@ def test_a_file_waits_until_frames_can_be_analysed_and_then_plays_from_its_begin
     assert changes.states.count("waiting") == 2
 
 
-def test_a_file_that_waits_can_be_taken_away(clip: Path) -> None:
-    slots, changes = Slots(), Changes()
+def test_a_waiting_file_can_be_removed(clip: Path) -> None:
+    slots, changes = SlotRecorder(), StatusRecorder()
     with running(slots, changes, start_paused=True) as camera_registry:
         camera_registry.apply(_config({"a": {"uri": str(clip)}}).cameras)
         changes.wait_for("waiting")
@@ -219,10 +219,10 @@ def test_a_file_that_waits_can_be_taken_away(clip: Path) -> None:
     assert slots.frames == []
 
 
-def test_a_looped_file_goes_on_in_the_same_epoch(tmp_path: Path) -> None:
+def test_a_looped_file_continues_in_the_same_epoch(tmp_path: Path) -> None:
     """Its numbers continue, and its end is not reported."""
     short = str(make_clip(tmp_path / "short.mp4", pictures=5, fps=25))
-    slots, changes = Slots(), Changes()
+    slots, changes = SlotRecorder(), StatusRecorder()
     with running(slots, changes) as camera_registry:
         camera_registry.apply(_config({"a": {"uri": short, "loop": True}}).cameras)
         frames = slots.wait_for(lambda f: len(f) > 12)
@@ -231,10 +231,10 @@ def test_a_looped_file_goes_on_in_the_same_epoch(tmp_path: Path) -> None:
     assert changes.states == ["live", "stopped"]
 
 
-def test_a_camera_that_left_the_configuration_is_forgotten_after_an_hour(clip: Path) -> None:
+def test_a_removed_camera_is_forgotten_after_an_hour(clip: Path) -> None:
     """One that is only disabled keeps its counters; one that comes back goes on where the disk says."""
-    slots, now_ns = Slots(), 0
-    with running(slots, Changes(), clock=lambda: now_ns, last_epoch=7) as camera_registry:
+    slots, now_ns = SlotRecorder(), 0
+    with running(slots, StatusRecorder(), clock=lambda: now_ns, last_epoch=7) as camera_registry:
         dock, off = {"uri": str(clip)}, {"uri": str(clip), "enabled": False}
         camera_registry.apply(_config({"dock": dock, "yard": dock}).cameras)
         slots.wait_for(lambda f: bool(_of(f, "dock")))

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from camera_doubles import SPEC, Basket, Changes, JumpClock, running
+from camera_doubles import SPEC, FrameRecorder, StatusRecorder, FakeClock, running
 from clips import numbered_picture
 from visionedge.camera.camera import Camera, CameraDependencies, CameraProgress
 from visionedge.camera.sources.base import DecodedPicture, SourceLimits, WholePicture
@@ -25,7 +25,7 @@ def _seen(*gaps_s: float) -> tuple[CameraProgress, int]:
 
 
 @pytest.mark.parametrize("gap_s", [3.0, 5.0, 10.0])
-def test_a_camera_of_one_picture_in_some_seconds_is_never_stale_between_two(gap_s: float) -> None:
+def test_a_camera_with_a_picture_every_few_seconds_is_never_stale(gap_s: float) -> None:
     """From its first picture on, when nothing is known of its rate."""
     for count in range(12):
         progress, now_ns = _seen(*[gap_s] * count)
@@ -33,39 +33,39 @@ def test_a_camera_of_one_picture_in_some_seconds_is_never_stale_between_two(gap_
         assert progress.is_stale(now_ns + round(max(3 * gap_s, 20) * S) + S, FIRST)
 
 
-def test_pictures_that_the_decoder_kept_while_it_opened_say_nothing_about_the_rate() -> None:
+def test_pictures_buffered_while_opening_do_not_count_in_the_rate() -> None:
     """They come at once, and the next one in its own time."""
     progress, now_ns = _seen(0.0, 0.001, 0.001)
     assert not progress.is_stale(now_ns + 10 * S, FIRST)
     assert progress.silence_limit_ns(4 * S, FIRST) == FIRST
 
 
-def test_a_fast_camera_is_stale_after_two_seconds_and_lost_after_the_least_silence() -> None:
+def test_a_fast_camera_is_stale_after_two_seconds_and_lost_after_the_minimum_silence() -> None:
     progress, now_ns = _seen(*[0.04] * 9)
     assert not progress.is_stale(now_ns + 2 * S, FIRST)
     assert progress.is_stale(now_ns + 2 * S + 1, FIRST)
     assert progress.silence_limit_ns(4 * S, FIRST) == 4 * S
 
 
-def test_a_camera_that_pauses_now_and_then_is_given_three_times_its_longest_pause() -> None:
+def test_a_camera_with_pauses_gets_three_times_its_longest_pause() -> None:
     progress, _ = _seen(*[0.04] * 5, 3.0, *[0.04] * 5)
     assert progress.silence_limit_ns(4 * S, FIRST) == 9 * S
 
 
-def test_another_connection_is_learnt_anew() -> None:
+def test_a_new_connection_is_measured_again() -> None:
     progress, now_ns = _seen(10.0, 10.0)
     progress.begin_connection()
     assert progress.silence_limit_ns(4 * S, FIRST) == FIRST
     assert not progress.is_stale(now_ns + 99 * S, FIRST)
 
 
-class _Halting:
+class _HaltingSource:
     """A live source that gives so many pictures, 40 ms apart, and then blocks until it is released."""
 
     live = True
     decoder = "scripted"
 
-    def __init__(self, clock: JumpClock, pictures: int) -> None:
+    def __init__(self, clock: FakeClock, pictures: int) -> None:
         self.waiting_since_s: float | None = None
         self.waits, self.released, self.closed = (threading.Event() for _ in range(3))
         self._clock, self._left = clock, pictures
@@ -91,17 +91,17 @@ class _Halting:
 
 
 @pytest.mark.parametrize(("pictures", "patience_s"), [(0, 20.0), (1, 20.0), (12, 4.0)])
-def test_a_silent_source_is_left_behind_when_its_time_is_over_and_not_before(
+def test_a_silent_source_is_abandoned_at_its_limit_and_not_before(
     pictures: int, patience_s: float
 ) -> None:
     """A picture that comes too late becomes no frame, and the source is closed."""
-    clock, basket, changes = JumpClock(), Basket(), Changes()
-    halting = _Halting(clock, pictures)
+    clock, basket, changes = FakeClock(), FrameRecorder(), StatusRecorder()
+    halting = _HaltingSource(clock, pictures)
     again = threading.Event()
 
-    def opener(_uri: CameraUri, _limits: SourceLimits) -> _Halting:
+    def opener(_uri: CameraUri, _limits: SourceLimits) -> _HaltingSource:
         if again.is_set():
-            return _Halting(clock, 0)
+            return _HaltingSource(clock, 0)
         again.set()
         return halting
 
@@ -126,14 +126,14 @@ def test_a_silent_source_is_left_behind_when_its_time_is_over_and_not_before(
     assert len(basket.frames) == pictures
 
 
-def test_stop_does_not_wait_for_a_source_that_is_silent() -> None:
-    clock = JumpClock()
-    halting = _Halting(clock, 1)
+def test_stop_does_not_wait_for_a_silent_source() -> None:
+    clock = FakeClock()
+    halting = _HaltingSource(clock, 1)
     camera = Camera(
         "dock",
         "rtsp://h/x",
         SPEC,
-        Basket(),
+        FrameRecorder(),
         clock=clock,
         dependencies=CameraDependencies(lambda _u, _l: halting),
     )

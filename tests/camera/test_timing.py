@@ -33,20 +33,20 @@ def test_over_ten_seconds_the_rate_is_met_without_drift(source_fps: int, asked: 
     assert abs(taken - 10 * min(asked, source_fps)) <= 1
 
 
-def test_a_camera_asked_for_its_own_rate_loses_nothing_to_jitter() -> None:
+def test_a_camera_at_its_own_rate_loses_no_picture_to_jitter() -> None:
     due = FrameSampler(10)
     jitter_s = [0.0, 0.012, -0.015, 0.02, -0.02, 0.003]
     assert all(due.is_due(n * 0.1 + jitter_s[n % 6]) for n in range(200))
 
 
-def test_what_was_missed_in_a_gap_is_not_made_up_for() -> None:
+def test_pictures_missed_in_a_gap_are_not_caught_up() -> None:
     due = FrameSampler(1)
     assert due.is_due(0.0)
     assert due.is_due(100.0)
     assert [n for n in range(1, 21) if due.is_due(100 + n * 0.1)] == [8, 18]
 
 
-def test_pictures_that_come_in_one_burst_count_as_one() -> None:
+def test_pictures_in_one_burst_count_as_one() -> None:
     """After a reconnect the decoder hands out what it had buffered all at once."""
     due = FrameSampler(5)
     assert [due.is_due(7 + n * 0.0002) for n in range(8)] == [True] + [False] * 7
@@ -61,7 +61,7 @@ def test_a_paced_picture_waits_for_its_time_and_a_late_one_does_not() -> None:
     assert pace.delay_s(3.5, 11_000_000_000) == pytest.approx(0.5)
 
 
-def test_what_is_late_by_more_than_two_seconds_is_not_caught_up_with() -> None:
+def test_a_delay_of_more_than_two_seconds_is_not_caught_up() -> None:
     """After a halted machine goes on, the pictures go on at their own rate, and not all at once."""
     pace = PlaybackClock(0.0, 0)
     assert pace.delay_s(1.0, 3_600_000_000_000) == 0
@@ -69,25 +69,25 @@ def test_what_is_late_by_more_than_two_seconds_is_not_caught_up_with() -> None:
 
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=50))
-def test_media_times_always_rise_whatever_the_file_says(raw_s: list[float]) -> None:
+def test_media_times_always_rise_for_any_file(raw_s: list[float]) -> None:
     timeline = Timeline(25)
     positions_s = [timeline.advance(r) for r in raw_s]
     assert positions_s[0] == 0
     assert all(0 < b - a <= 10.001 for a, b in pairwise(positions_s))
 
 
-def test_good_media_times_are_taken_as_they_are() -> None:
+def test_valid_media_times_are_used_unchanged() -> None:
     timeline = Timeline(25)
     assert [timeline.advance(5 + n * 0.5) for n in range(4)] == pytest.approx([0, 0.5, 1.0, 1.5])
 
 
-def test_a_leap_in_the_media_time_is_one_ordinary_step() -> None:
+def test_a_jump_in_the_media_time_is_one_ordinary_step() -> None:
     timeline = Timeline(10)
     assert [timeline.advance(t) for t in (0.0, 0.1, 4000.0, 4000.1)] == pytest.approx([0, 0.1, 0.2, 0.3])
 
 
 @pytest.mark.parametrize(("claimed", "taken"), [(30, 30), (0, 25), (-1, 25), (math.nan, 25), (90_000, 25)])
-def test_an_impossible_rate_becomes_25(claimed: float, taken: float) -> None:
+def test_an_impossible_rate_becomes_25_fps(claimed: float, taken: float) -> None:
     assert plausible_fps(claimed) == taken
 
 
@@ -103,7 +103,7 @@ def test_the_measured_rate_follows_and_falls_when_pictures_stop() -> None:
     assert rate.per_s(last_ns + 6_000_000_000) == 0
 
 
-def test_pictures_that_were_left_out_count_in_the_rate_of_the_source() -> None:
+def test_skipped_pictures_count_in_the_rate_of_the_source() -> None:
     rate = FrameRate()
     for number in range(11):
         rate.add(number * 200_000_000, 6)

@@ -19,7 +19,7 @@ from clips import make_clip, make_picture
 from command_line import CommandLine
 from repository_paths import REPOSITORY
 from tiny_models import classifier
-from tiny_slow import save_with_variant
+from slow_models import save_with_variant
 from visionedge.__main__ import build_parser
 from visionedge.camera.sources.pyav import PyavPicture
 from visionedge.cli.run import build_run_document, private_files
@@ -64,7 +64,7 @@ def command_names() -> list[str]:
 
 
 @pytest.mark.parametrize("name", command_names())
-def test_help_teaches(visionedge: CommandLine, name: str) -> None:
+def test_help_has_examples_and_exit_codes(visionedge: CommandLine, name: str) -> None:
     """Every command explains itself, names its exit codes, and ends with 0."""
     outcome = visionedge(*name.split(), "--help")
     assert outcome.code == 0
@@ -73,7 +73,7 @@ def test_help_teaches(visionedge: CommandLine, name: str) -> None:
 
 
 @pytest.mark.parametrize("command", list(commands()), ids=command_names())
-def test_every_option_has_words_and_a_unit(command: argparse.ArgumentParser) -> None:
+def test_every_option_has_a_description_and_a_unit(command: argparse.ArgumentParser) -> None:
     """No option shows its default alone, and a number says what it counts."""
     for action in command._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -134,7 +134,7 @@ def test_a_wrong_argument_names_the_help_of_its_command(
         ("bench", "pipeline", "--cameras", "0"),
     ],
 )
-def test_wrong_arguments_are_one_line_and_exit_2(visionedge: CommandLine, arguments: tuple[str, ...]) -> None:
+def test_wrong_arguments_give_a_one_line_error_and_exit_2(visionedge: CommandLine, arguments: tuple[str, ...]) -> None:
     """The line names what is wrong and never holds a secret."""
     outcome = visionedge(*arguments)
     assert outcome.code == 2
@@ -156,7 +156,7 @@ def test_wrong_arguments_are_one_line_and_exit_2(visionedge: CommandLine, argume
         (("bench", "engine", "--lanes", "1,x"), "argument --lanes: 'x': must be a whole number"),
     ],
 )
-def test_a_wrong_number_is_refused_in_plain_words(
+def test_a_wrong_number_is_refused_with_a_clear_message(
     visionedge: CommandLine, words: tuple[str, ...], line: str
 ) -> None:
     (complaint,) = visionedge(*words).complaints
@@ -164,7 +164,7 @@ def test_a_wrong_number_is_refused_in_plain_words(
 
 
 @pytest.mark.parametrize(("level", "code"), [("loud", 2), ("DEBUG", 0), ("info", 0)])
-def test_a_wrong_log_level_of_the_environment_is_one_line(
+def test_a_wrong_log_level_in_the_environment_gives_a_one_line_error(
     visionedge: CommandLine, monkeypatch: pytest.MonkeyPatch, level: str, code: int
 ) -> None:
     """As a wrong --log-level is; case does not matter."""
@@ -176,7 +176,7 @@ def test_a_wrong_log_level_of_the_environment_is_one_line(
     )
 
 
-def test_every_problem_of_a_configuration_is_told(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_every_problem_of_a_configuration_is_reported(visionedge: CommandLine, tmp_path: Path) -> None:
     """One line each, with the file, the line and the path of the key; exit 2."""
     path = tmp_path / "vision.yaml"
     path.write_text("camras: {}\ninference: {device: npu}\nhttp: {port: 99999}\n")
@@ -186,7 +186,7 @@ def test_every_problem_of_a_configuration_is_told(visionedge: CommandLine, tmp_p
     assert places == {f"{path}:1: camras", f"{path}:2: inference.device", f"{path}:3: http.port"}
 
 
-def test_unknown_classes_are_told(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_unknown_classes_are_reported(visionedge: CommandLine, tmp_path: Path) -> None:
     """A label that the model does not know is a wrong configuration."""
     path = tmp_path / "vision.yaml"
     path.write_text("inference: {classes: [person, persn]}\n")
@@ -215,7 +215,7 @@ def test_a_classifier_is_refused(visionedge: CommandLine, tmp_path: Path) -> Non
     assert len(outcome.complaints) == 1
 
 
-def test_a_demanded_device_that_is_not_there_exits_3(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_a_missing_demanded_device_exits_3(visionedge: CommandLine, tmp_path: Path) -> None:
     """With fallback off the reason is told, and the remedy."""
     path = tmp_path / "vision.yaml"
     path.write_text("inference: {device: cuda, fallback: false}\nhttp: {port: 0}\n")
@@ -240,7 +240,7 @@ def test_a_port_in_use_exits_3(visionedge: CommandLine) -> None:
     assert "--http" in line
 
 
-def test_detect_gives_one_frame_object_a_picture(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_detect_prints_one_frame_object_per_picture(visionedge: CommandLine, tmp_path: Path) -> None:
     """JSON Lines on stdout, in the order given, each naming its source as it was given."""
     first, second = make_picture(tmp_path / "a.png"), make_picture(tmp_path / "b.jpg", 3)
     outcome = visionedge("detect", second, first, "--json")
@@ -254,7 +254,7 @@ def test_detect_gives_one_frame_object_a_picture(visionedge: CommandLine, tmp_pa
     assert (frames[0]["width"], frames[0]["height"]) == (160, 120)
 
 
-def test_sources_are_named_as_they_were_given(
+def test_sources_are_named_as_given(
     visionedge: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A leading './' stays, also in front of the members of a folder."""
@@ -266,7 +266,7 @@ def test_sources_are_named_as_they_were_given(
     assert [frame["source"] for frame in frames] == ["./in/a.png", "./in/a.png"]
 
 
-def test_detect_goes_on_after_a_picture_that_is_none(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_detect_continues_after_a_file_that_is_not_a_picture(visionedge: CommandLine, tmp_path: Path) -> None:
     """What cannot be read is one line each on stderr, the others are done, and the code is 1."""
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"no picture")
@@ -285,7 +285,7 @@ def test_detect_goes_on_after_a_picture_that_is_none(visionedge: CommandLine, tm
     assert len(outcome.complaints) == 3
 
 
-def test_detect_of_what_is_no_file_is_one_line_each_and_the_others_are_done(
+def test_detect_prints_one_line_per_missing_file_and_analyses_the_others(
     visionedge: CommandLine, tmp_path: Path
 ) -> None:
     """Nothing is waited for, nothing is read without end."""
@@ -303,7 +303,7 @@ def test_detect_of_what_is_no_file_is_one_line_each_and_the_others_are_done(
     assert len(outcome.complaints) == len(paths)
 
 
-def test_detect_says_that_a_file_is_missing_before_it_opens_a_model(
+def test_detect_reports_a_missing_file_before_it_opens_a_model(
     visionedge: CommandLine, tmp_path: Path
 ) -> None:
     """The model cannot even be read here, and is not looked at where no picture is left."""
@@ -313,7 +313,7 @@ def test_detect_says_that_a_file_is_missing_before_it_opens_a_model(
     assert "nothere.jpg does not exist" in line
 
 
-def test_detect_of_a_video_whose_pictures_cannot_be_shown_is_one_line(
+def test_detect_of_an_undecodable_video_gives_a_one_line_error(
     visionedge: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The picture behind it is done."""
@@ -331,7 +331,7 @@ def test_detect_of_a_video_whose_pictures_cannot_be_shown_is_one_line(
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_detect_writes_any_name_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+def test_detect_prints_any_file_name_in_any_encoding(tmp_path: Path, encoding: str) -> None:
     """JSON stays JSON, and nothing in a name reaches the terminal as an order to it."""
     name = "gr\u00fcn\u4e2d\x1b[31m\udcff.png"
     make_picture(tmp_path / "a.png").rename(tmp_path / name)
@@ -363,7 +363,7 @@ class _Terminal(io.StringIO):
         return True
 
 
-def test_progress_of_a_video_is_one_line_that_is_written_over_and_its_end_stays() -> None:
+def test_progress_of_a_video_overwrites_one_line_and_its_last_state_stays() -> None:
     """Pictures have none, and nothing is written where nobody looks."""
     terminal, moments_s = _Terminal(), iter(range(100))
     progress = VideoProgress(terminal, owns_terminal=True, clock=lambda: float(next(moments_s)))
@@ -385,7 +385,7 @@ def test_progress_of_a_video_is_one_line_that_is_written_over_and_its_end_stays(
     assert silent.getvalue() == ""
 
 
-def test_progress_of_a_video_whose_pictures_are_left_out_says_how_far_it_is() -> None:
+def test_progress_of_a_video_counts_skipped_pictures() -> None:
     """The rate is that of the pictures that were looked at."""
     terminal, moments_s = _Terminal(), iter(range(100))
     progress = VideoProgress(terminal, owns_terminal=True, clock=lambda: float(next(moments_s)))
@@ -395,7 +395,7 @@ def test_progress_of_a_video_whose_pictures_are_left_out_says_how_far_it_is() ->
     assert terminal.getvalue().endswith("\rc.mp4: 3 frames (up to number 7), 1.0 frames/s\x1b[K\n")
 
 
-def test_detect_looks_at_every_nth_frame_of_a_video_only(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_detect_analyses_only_every_nth_frame_of_a_video(visionedge: CommandLine, tmp_path: Path) -> None:
     """Frames keep their numbers and times, pictures are all done, and the drawn video keeps its duration."""
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
@@ -410,13 +410,13 @@ def test_detect_looks_at_every_nth_frame_of_a_video_only(visionedge: CommandLine
     drawn = cv2.VideoCapture(str(out / "q.mp4"))
     assert (int(drawn.get(cv2.CAP_PROP_FRAME_COUNT)), drawn.get(cv2.CAP_PROP_FPS)) == (3, 2.5)
     drawn.release()
-    told = visionedge("detect", folder / "q.mp4", "--vid-stride", "4").out.splitlines()
-    heads = [line.partition(": ")[0] for line in told if not line.startswith("  ")]
+    lines = visionedge("detect", folder / "q.mp4", "--vid-stride", "4").out.splitlines()
+    heads = [line.partition(": ")[0] for line in lines if not line.startswith("  ")]
     assert [head.rpartition("#")[2] for head in heads] == ["1 at 0.00 s", "5 at 0.40 s", "9 at 0.80 s"]
     assert visionedge("detect", folder, "--vid-stride", "0").code == 2
 
 
-def test_detect_tells_people_boxes_in_pixels() -> None:
+def test_detect_prints_boxes_in_pixels() -> None:
     """A frame object has shares of the picture, which nobody reads without their names."""
     box = {"left": 0.067, "top": 0.365, "width": 0.213, "height": 0.468}
     assert _format_box_px(box, 640, 480) == "left 43, top 175, 136x225 px"
@@ -438,7 +438,7 @@ def test_detect_reads_folders_in_natural_order_and_videos_frame_by_frame(
     assert [frame["sequence"] for frame in frames[2:]] == [1, 2, 3, 4, 5]
 
 
-def test_annotated_pictures_keep_their_names_and_none_is_lost(
+def test_annotated_pictures_keep_their_names_without_collisions(
     visionedge: CommandLine, tmp_path: Path
 ) -> None:
     """Two pictures of one name do not overwrite each other; a video becomes a video of as many frames."""
@@ -457,7 +457,7 @@ def test_annotated_pictures_keep_their_names_and_none_is_lost(
 
 
 @pytest.mark.shared
-def test_detect_finds_what_is_on_the_photographs(visionedge: CommandLine, shared_data: Path) -> None:
+def test_detect_finds_the_objects_on_the_photographs(visionedge: CommandLine, shared_data: Path) -> None:
     """Person, cup, cat, and dog + bicycle + car at their places, with the default settings."""
     outcome = visionedge("detect", shared_data / "photos", "--json")
     seen = {Path(f["source"]).name: f["detections"] for f in map(json.loads, outcome.out.splitlines())}
@@ -511,7 +511,7 @@ def test_the_pipeline_bench_reports_both_sides(visionedge: CommandLine, tmp_path
     assert (document["precision"], document["load"]["precision"]) == ("fp32", "fp32")
 
 
-def test_the_pipeline_in_integers_is_held_against_the_plain_loop_in_floats(
+def test_the_int8_pipeline_is_compared_with_the_fp32_plain_loop(
     visionedge: CommandLine, tmp_path: Path
 ) -> None:
     """Of a model with an int8 variant; the ceiling is one of fp32, so there is none."""
@@ -531,7 +531,7 @@ def test_the_pipeline_in_integers_is_held_against_the_plain_loop_in_floats(
     assert "; the plain loop in fp32" in outcome.out
 
 
-def test_a_bench_without_a_source_is_one_line(visionedge: CommandLine) -> None:
+def test_a_benchmark_without_a_source_gives_a_one_line_error(visionedge: CommandLine) -> None:
     """A source that is not there is told before anything is measured."""
     outcome = visionedge("bench", "pipeline", "--source", "no-such.mp4")
     assert outcome.code == 1
@@ -556,7 +556,7 @@ def document_of(*words: str, environ: dict[str, str] | None = None) -> dict[str,
         (["demo:", "cam1=yard.mp4"], {"cam2": "demo:", "cam1": "yard.mp4"}),
     ],
 )
-def test_a_camera_without_a_name_gets_one(values: list[str], cameras: dict[str, str]) -> None:
+def test_a_camera_without_a_name_gets_a_default_name(values: list[str], cameras: dict[str, str]) -> None:
     """cam1, cam2 and so on in the order given, past the names that are taken; a number is a video device."""
     words = [word for value in values for word in ("--camera", value)]
     made = document_of(*words)["cameras"]
@@ -564,7 +564,7 @@ def test_a_camera_without_a_name_gets_one(values: list[str], cameras: dict[str, 
     assert list(made) == list(cameras)
 
 
-def test_a_camera_without_a_name_leaves_those_of_the_file(tmp_path: Path) -> None:
+def test_a_camera_without_a_name_does_not_replace_those_of_the_file(tmp_path: Path) -> None:
     """A camera of the configuration file is never replaced by one that has no name."""
     file = tmp_path / "vision.yaml"
     file.write_text("cameras: {cam1: {uri: yard.mp4, fps: 2}}\n")
@@ -590,25 +590,25 @@ def test_the_demo_takes_the_confidence_of_the_models_card(words: tuple[str, ...]
 @pytest.mark.parametrize(
     "words", [("--camera", "dock=rtsp://192.0.2.5/1"), ("--model", "mine.onnx")], ids=["a camera", "a model"]
 )
-def test_anything_but_the_demo_keeps_the_default_confidence(words: tuple[str, ...]) -> None:
+def test_a_command_without_the_demo_keeps_the_default_confidence(words: tuple[str, ...]) -> None:
     assert "inference" not in document_of(*words)
 
 
-def test_a_configuration_of_the_demo_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_configuration_of_the_demo_is_used_unchanged(tmp_path: Path) -> None:
     """What stands in a file, or is left out of it, is what the user wrote."""
     file = tmp_path / "vision.yaml"
     file.write_text("cameras: {demo: {uri: 'demo:'}}\n")
     assert "inference" not in document_of("--config", str(file))
 
 
-def test_detect_says_nothing_about_its_engine(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_detect_does_not_log_its_engine(visionedge: CommandLine, tmp_path: Path) -> None:
     """Pictures are what was asked for; --log-level debug has the rest."""
     picture = make_picture(tmp_path / "one.png", 1)
     assert "engine" not in visionedge("detect", picture).err
     assert "engine ready: yolox-nano-416 on cpu" in visionedge("detect", picture, "--log-level", "debug").err
 
 
-def test_what_run_writes_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_files_written_by_run_are_readable_only_by_their_owner(tmp_path: Path) -> None:
     """New files, whoever makes them, and state that an earlier version left open; the rest stays as it is."""
     old, link, other = tmp_path / "spool.db-wal", tmp_path / "sequences.json", tmp_path / "notes.txt"
     for path in (old, other):

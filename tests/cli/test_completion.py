@@ -39,7 +39,7 @@ def in_fish(line: str) -> set[str]:
     return {row.split("\t")[0] for row in run("fish", code)}
 
 
-def test_verbs_and_the_words_below_them_are_offered() -> None:
+def test_commands_and_subcommands_are_completed() -> None:
     assert {"run", "detect", "model", "bench", "doctor", "manifest", "completion"} <= in_bash(
         "visionedge", ""
     )
@@ -47,26 +47,26 @@ def test_verbs_and_the_words_below_them_are_offered() -> None:
     assert in_bash("visionedge", "completion", "z") == {"zsh"}
 
 
-def test_options_are_those_of_the_verb() -> None:
+def test_options_of_the_command_are_completed() -> None:
     """Also behind the values of others."""
     assert in_bash("visionedge", "run", "--camera", "demo=demo:", "--dev") == {"--device"}
     assert "--annotate" in in_bash("visionedge", "detect", "--")
     assert "--annotate" not in in_bash("visionedge", "run", "--")
 
 
-def test_choices_are_offered_behind_their_option_and_files_elsewhere() -> None:
+def test_choices_are_completed_after_their_option_and_files_elsewhere() -> None:
     """No word of ours leaves the shell to complete files."""
     assert in_bash("visionedge", "run", "--log-level", "w") == {"warning"}
     assert in_bash("visionedge", "run", "--config", "") == set()
 
 
-def test_fish_is_told_the_same() -> None:
+def test_fish_gets_the_same_completions() -> None:
     assert in_fish("visionedge bench pi") == {"pipeline"}
     assert in_fish("visionedge run --dev") == {"--device"}
     assert in_fish("visionedge run --log-level w") == {"warning"}
 
 
-def test_zsh_takes_the_script() -> None:
+def test_zsh_accepts_the_script() -> None:
     """It completes with bash's functions."""
     code = (
         "autoload -U compinit && compinit -D\n"
@@ -78,7 +78,7 @@ def test_zsh_takes_the_script() -> None:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_the_verb_prints_the_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_completion_command_prints_the_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     """On stdout alone, to be read by the shell."""
     outcome = CommandLine(capsys)("completion", shell)
     assert (outcome.code, outcome.err) == (0, "")

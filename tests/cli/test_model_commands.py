@@ -32,23 +32,23 @@ def visionedge(capsys: pytest.CaptureFixture[str]) -> CommandLine:
 
 
 @pytest.mark.parametrize("arguments", [(), ("inspect",), ("compile",), ("eval",)])
-def test_help_teaches(visionedge: CommandLine, arguments: tuple[str, ...]) -> None:
+def test_help_has_examples_and_exit_codes(visionedge: CommandLine, arguments: tuple[str, ...]) -> None:
     outcome = visionedge("model", *arguments, "--help")
     assert outcome.code == 0
     assert "examples:" in outcome.out
     assert "exit codes" in outcome.out
 
 
-def test_the_help_of_compile_tells_the_signature(visionedge: CommandLine) -> None:
+def test_the_help_of_compile_describes_inputs_and_outputs(visionedge: CommandLine) -> None:
     """Whoever gets such a file has only this and its metadata."""
-    told = visionedge("model", "compile", "--help").out
+    frames = visionedge("model", "compile", "--help").out
     for part in (
         "uint8 [N, H, W, 3]",
         "float32 [N, K, 6]",
         "left, top, right, bottom",
         "visionedge.compiled",
     ):
-        assert part in told
+        assert part in frames
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_help_of_compile_tells_the_signature(visionedge: CommandLine) -> Non
         ("eval", "m.onnx", "--coco", "c.json", "--images", "d", "--limit", "none"),
     ],
 )
-def test_wrong_arguments_are_one_line_and_exit_2(visionedge: CommandLine, arguments: tuple[str, ...]) -> None:
+def test_wrong_arguments_give_a_one_line_error_and_exit_2(visionedge: CommandLine, arguments: tuple[str, ...]) -> None:
     outcome = visionedge("model", *arguments)
     assert outcome.code == 2
     assert len(outcome.complaints) == 1
@@ -83,23 +83,23 @@ def test_a_compiled_file_runs_in_plain_onnxruntime(visionedge: CommandLine, tmp_
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
-def test_a_compiled_file_is_a_model_as_any_other(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_a_compiled_file_can_be_used_as_a_model(visionedge: CommandLine, tmp_path: Path) -> None:
     """detect gives the same boxes with it, to the last bit but time."""
     picture = make_picture(tmp_path / "a.png")
     path, out = TINY.save(tmp_path / "tiny.onnx"), tmp_path / "fast.onnx"
     assert visionedge("model", "compile", path, "-o", out).code == 0
-    told = [
+    frames = [
         json.loads(visionedge("detect", picture, "--json", "--confidence", "0.01", "--model", model).out)
         for model in (path, out)
     ]
-    assert told[0]["detections"] == told[1]["detections"] != []
-    assert told[1]["model"] == "fast"
+    assert frames[0]["detections"] == frames[1]["detections"] != []
+    assert frames[1]["model"] == "fast"
     facts = json.loads(visionedge("model", "inspect", out, "--json").out)
     assert (facts["head"], facts["compiled"]["rows"]) == ("nanodet", 320)
     assert facts["evidence"][0].startswith("was compiled by visionedge")
 
 
-def test_what_was_compiled_once_is_kept(visionedge: CommandLine, tmp_path: Path, data: Path) -> None:
+def test_a_compiled_graph_is_cached(visionedge: CommandLine, tmp_path: Path, data: Path) -> None:
     """inspect, detect and compile share one entry in the data folder."""
     path = TINY.save(tmp_path / "tiny.onnx")
     assert visionedge("model", "inspect", path).code == 0
@@ -122,7 +122,7 @@ def test_the_model_itself_is_not_overwritten(visionedge: CommandLine, tmp_path: 
     assert path.read_bytes() == before
 
 
-def test_an_output_that_cannot_be_written_is_one_line(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_an_unwritable_output_gives_a_one_line_error(visionedge: CommandLine, tmp_path: Path) -> None:
     path = TINY.save(tmp_path / "tiny.onnx")
     (tmp_path / "folder").mkdir()
     for output in (tmp_path / "no" / "out.onnx", tmp_path / "folder"):
@@ -132,7 +132,7 @@ def test_an_output_that_cannot_be_written_is_one_line(visionedge: CommandLine, t
     assert list(tmp_path.glob(".*")) == []
 
 
-def test_a_missing_model_is_one_line(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_a_missing_model_gives_a_one_line_error(visionedge: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "out.onnx").touch()
     outcome = visionedge("model", "compile", tmp_path / "no.onnx", "-o", tmp_path / "out.onnx")
     assert outcome.code == 2

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from command_line import CommandLine
-from tiny_deep import deep_detector, save_deep
+from deep_models import deep_detector, save_deep
 from tiny_models import MEAN, TinyDetector
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.local_engine import open_engine
@@ -78,7 +78,7 @@ def visionedge(
     return CommandLine(capsys)
 
 
-def test_a_long_wait_is_filled_with_steps_but_not_with_one_for_each() -> None:
+def test_a_long_wait_reports_some_steps_but_not_each() -> None:
     """A step is told once the last line, of whatever kind, is three seconds old."""
     lines: list[str] = []
     seconds = iter(range(100))
@@ -91,7 +91,7 @@ def test_a_long_wait_is_filled_with_steps_but_not_with_one_for_each() -> None:
 
 
 @pytest.mark.parametrize("recipe", [(), ("--thorough",)])
-def test_no_part_of_making_integers_is_silent(
+def test_every_part_of_the_int8_conversion_reports_progress(
     visionedge: CommandLine,
     model: Path,
     photos: Path,
@@ -126,7 +126,7 @@ def rows_of(model: Path, data: Path, precision: str) -> NDArray[np.float32]:
         engine.close()
 
 
-def test_an_int8_variant_is_kept_with_its_report_and_used_where_it_is_asked_for(
+def test_an_int8_variant_is_saved_with_its_report_and_used_on_request(
     visionedge: CommandLine, model: Path, photos: Path, data: Path
 ) -> None:
     """Beside the model; the table of what was tried is the result, the rest goes to stderr."""
@@ -145,7 +145,7 @@ def test_an_int8_variant_is_kept_with_its_report_and_used_where_it_is_asked_for(
     assert 0 < np.abs(fp32[:, :20, 4] - int8[:, :20, 4]).max() < 0.1
 
 
-def test_thorough_sets_ranges_tensor_by_tensor_and_keeps_what_is_more_alike(
+def test_thorough_tunes_ranges_tensor_by_tensor_and_keeps_the_better_ones(
     visionedge: CommandLine, model: Path, photos: Path
 ) -> None:
     """Even where one way for all tensors was good enough; how far it got is told meanwhile."""
@@ -160,7 +160,7 @@ def test_thorough_sets_ranges_tensor_by_tensor_and_keeps_what_is_more_alike(
     assert chosen["matched"] - chosen["scoreShift"] >= other["matched"] - other["scoreShift"] - 1e-3
 
 
-def test_an_fp16_variant_needs_no_pictures_to_set_ranges_but_some_to_judge_by(
+def test_an_fp16_variant_needs_no_calibration_but_pictures_to_judge_it(
     visionedge: CommandLine, model: Path, photos: Path
 ) -> None:
     outcome = visionedge("model", "compile", model, "--precision", "fp16", "--calibrate", photos)
@@ -172,7 +172,7 @@ def test_an_fp16_variant_needs_no_pictures_to_set_ranges_but_some_to_judge_by(
     assert TensorProto.FLOAT16 in kinds
 
 
-def test_ranges_set_by_grey_pictures_are_refused_and_nothing_is_kept(
+def test_ranges_calibrated_on_grey_pictures_are_refused_and_not_saved(
     visionedge: CommandLine, model: Path, tmp_path: Path
 ) -> None:
     """Every second picture sets ranges, the others judge; the values of real ones are cut off.
@@ -199,7 +199,7 @@ def faint(number: int) -> Picture:
     return np.asarray(np.round(np.array(MEAN) + 0.1 * (scene(number) - np.array(MEAN))), np.uint8)
 
 
-def test_ranges_that_suit_only_the_pictures_they_were_set_by_are_refused(model: Path) -> None:
+def test_ranges_that_fit_only_their_calibration_pictures_are_refused(model: Path) -> None:
     """What was set by faint pictures is good enough for faint pictures, and for nothing else."""
     loaded = load_model(model)
     whole = loaded.input.place(WIDTH_PX, HEIGHT_PX)
@@ -232,7 +232,7 @@ def test_ranges_that_suit_only_the_pictures_they_were_set_by_are_refused(model: 
         (["--precision", "fp16", "--thorough"], 2, "--thorough: needs --precision int8"),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_an_impossible_conversion_gives_a_one_line_error(
     visionedge: CommandLine,
     model: Path,
     tmp_path: Path,
@@ -249,7 +249,7 @@ def test_what_cannot_be_is_one_line(
     assert words in line
 
 
-def test_a_recipe_that_is_named_is_taken_whatever_its_pace(
+def test_a_named_recipe_is_used_at_any_speed(
     visionedge: CommandLine, model: Path, photos: Path
 ) -> None:
     """The others are timed and told all the same; a name that no recipe has is told with those there are."""
@@ -267,7 +267,7 @@ def test_a_recipe_that_is_named_is_taken_whatever_its_pace(
     assert "everything but depthwise" in outcome.complaints[0]
 
 
-def test_pictures_that_show_nothing_judge_nothing(
+def test_pictures_without_objects_do_not_judge_a_variant(
     visionedge: CommandLine, tmp_path: Path, photos: Path
 ) -> None:
     """fp32 itself sees too little on them, so that no variant could be refused."""
@@ -285,7 +285,7 @@ def test_pictures_that_show_nothing_judge_nothing(
     assert "give pictures that show what the model knows" in line
 
 
-def test_a_model_in_integers_is_not_made_into_another(
+def test_an_int8_model_is_not_converted_again(
     visionedge: CommandLine, tmp_path: Path, photos: Path
 ) -> None:
     simple = fold_constants(deep_detector(SMALL))

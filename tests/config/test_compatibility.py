@@ -100,7 +100,7 @@ def test_the_last_good_desired_properties_are_in_force_at_a_start_without_a_hub(
     assert start.config.inference.confidence == 0.45
 
 
-def test_last_good_desired_properties_with_a_renamed_key_are_left_aside_and_the_log_names_it(
+def test_last_good_desired_properties_with_a_renamed_key_are_ignored_and_the_log_names_it(
     data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The module starts with its local file, and the twin is refused with the same words."""
@@ -113,7 +113,7 @@ def test_last_good_desired_properties_with_a_renamed_key_are_left_aside_and_the_
     assert "overload.ladder: unknown key; it is called 'levels' now" in caplog.text
 
 
-def test_the_numbers_of_cameras_go_on(data: Path) -> None:
+def test_the_sequence_numbers_of_cameras_continue(data: Path) -> None:
     """With a clock that was set back, too."""
     sequences = SequenceStore(data / "sequences.json", lambda: 1_600_000_000.0)
     assert sequences.lost is None
@@ -122,7 +122,7 @@ def test_the_numbers_of_cameras_go_on(data: Path) -> None:
     assert (sequences.last_epoch("dock"), sequences.last_epoch("yard")) == (4, 1)
 
 
-def test_a_measured_plan_is_found_again(data: Path) -> None:
+def test_a_measured_plan_of_version_0_1_is_used(data: Path) -> None:
     """By the same versions, that is: after an update plans are measured afresh in any case."""
     versions = ("visionedge 0.1.0", "onnxruntime 1.22.0")
     graph = hashlib.sha256(b"graph").hexdigest()
@@ -133,7 +133,7 @@ def test_a_measured_plan_is_found_again(data: Path) -> None:
     assert plan.table[0].frames_per_s == 46.5
 
 
-def test_downloaded_models_and_variants_are_found_where_they_were(data: Path) -> None:
+def test_downloaded_models_and_variants_are_found_at_their_old_paths(data: Path) -> None:
     sha256 = "0123456789ABCDEF" * 4
     assert make_model_path(data, sha256) == data / "models" / f"{sha256.lower()}.onnx"
     assert (PRECISION_FOLDER, VARIANTS_FOLDER) == ("precision", "variants")

@@ -52,7 +52,7 @@ def test_every_problem_is_reported_at_once_with_its_path() -> None:
     }
 
 
-def test_defaults_of_all_cameras_are_laid_under_each_and_its_own_keys_win() -> None:
+def test_defaults_for_all_cameras_apply_below_the_keys_of_each() -> None:
     """Mapping by mapping: a gate of a camera keeps what the defaults say of the rest of it."""
     config = parse_config(
         {
@@ -68,7 +68,7 @@ def test_defaults_of_all_cameras_are_laid_under_each_and_its_own_keys_win() -> N
     assert a == parse_config({"cameras": {"a": redact_config(config)["cameras"]["a"]}}).cameras["a"]
 
 
-def test_a_wrong_default_is_reported_once_and_where_it_stands() -> None:
+def test_a_wrong_default_is_reported_once_at_its_own_path() -> None:
     """However many cameras it is laid under."""
     cameras = {name: {"uri": "demo:"} for name in "abc"}
     defaults = {"fpss": 5, "transport": "pigeon", "uri": "demo:", "gate": {"evrySeconds": 1}}
@@ -85,7 +85,7 @@ def test_a_wrong_default_is_reported_once_and_where_it_stands() -> None:
 
 
 @pytest.mark.parametrize("written", ["off", "on", "yes", "no", "1", "007", "1_0"])
-def test_a_camera_name_that_yaml_takes_for_something_else_is_taken_as_it_is_written(
+def test_a_camera_name_that_yaml_reads_as_another_type_is_kept_as_written(
     tmp_path: Path, written: str
 ) -> None:
     """With quotes around it or without."""
@@ -96,7 +96,7 @@ def test_a_camera_name_that_yaml_takes_for_something_else_is_taken_as_it_is_writ
 
 
 @pytest.mark.parametrize("written", ["No", "1.5", "~", "2026-01-01 10:00:00"])
-def test_a_name_that_is_none_is_told_as_it_is_written(tmp_path: Path, written: str) -> None:
+def test_an_invalid_camera_name_is_reported_as_written(tmp_path: Path, written: str) -> None:
     """And not as what YAML makes of it."""
     file = tmp_path / "c.yaml"
     file.write_text(f"cameras:\n  {written}: {{uri: 'demo:'}}\n")
@@ -126,7 +126,7 @@ def test_values_that_may_be_secrets_are_never_in_a_problem() -> None:
 
 
 @pytest.mark.parametrize("document", [None, [], "text", 5])
-def test_a_document_that_is_no_mapping_is_refused(document: object) -> None:
+def test_a_document_that_is_not_a_mapping_is_refused(document: object) -> None:
     """The outermost level must be keys."""
     assert "must be a mapping" in problems(document)[0]
 
@@ -137,7 +137,7 @@ def test_a_number_must_be_a_number(value: object) -> None:
     assert problems({"inference": {"confidence": value}})
 
 
-def test_merge_lays_one_over_the_other_and_null_takes_away() -> None:
+def test_a_merge_overrides_keys_and_null_removes_them() -> None:
     """Later carriers win key by key; null means the default again."""
     base = {"http": {"port": 1, "host": "a"}, "cameras": {"x": {"uri": "demo:"}}}
     assert merge(base, {"http": {"port": 2}, "cameras": {"x": None}}) == {
@@ -179,7 +179,7 @@ def test_yaml_and_json_files_read_alike(tmp_path: Path) -> None:
         ("a.json", None, "cannot be read"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_line(
+def test_an_unreadable_file_gives_a_one_line_error(
     tmp_path: Path, name: str, text: str | None, says: str
 ) -> None:
     """The line names the file and what is wrong with it."""
@@ -193,7 +193,7 @@ def test_a_file_that_cannot_be_read_is_one_line(
     assert "\n" not in line
 
 
-def test_the_shown_configuration_holds_no_secret() -> None:
+def test_the_shown_configuration_contains_no_secret() -> None:
     """URIs and tokens are masked before anyone sees them."""
     document: dict[str, Any] = {
         "cameras": {"dock": {"uri": "rtsp://me:hunter2@h/s"}},
@@ -203,7 +203,7 @@ def test_the_shown_configuration_holds_no_secret() -> None:
     assert "hunter2" not in str(redact_config(parse_config(document)))
 
 
-def test_what_is_wrong_with_a_section_as_a_whole_is_told_beside_what_is_wrong_with_its_keys() -> None:
+def test_problems_of_a_section_and_of_its_keys_are_reported_together() -> None:
     """A slip of the pen hides neither two places for one model nor a sum that is missing."""
     found = problems({"model": {"path": "a.onnx", "url": "https://h/a.onnx", "maxMegabytes": 0, "pfad": "x"}})
     assert [line.split(":")[0] for line in found] == ["model.maxMegabytes", "model.pfad", "model", "model"]
@@ -231,7 +231,7 @@ def test_an_address_without_a_port_is_refused_with_an_example(text: str) -> None
         parse_http_address(text, "--http")
 
 
-def test_names_of_the_module_are_host_names() -> None:
+def test_http_names_must_be_host_names() -> None:
     config = parse_config({"http": {"names": ["vision.example", "hmi-7", "edge_1.local."]}})
     assert config.http.names == ("vision.example", "hmi-7", "edge_1.local.")
     for name in ("http://vision.example", "vision.example:80", "", "a b", "*", "x" * 64):

@@ -72,14 +72,14 @@ def bomb(item: str) -> str:
         ("bytes.yaml", "a: \0", "is not valid YAML"),
     ],
 )
-def test_a_file_that_is_made_to_do_harm_is_refused_in_one_line(
+def test_a_malicious_file_is_refused_in_one_line(
     tmp_path: Path, name: str, text: str, says: str
 ) -> None:
     """However it is nested, repeated or written, and before its content is built up in memory."""
     assert says in refusal(written(tmp_path, name, text))
 
 
-def test_the_work_on_a_file_grows_with_its_size_and_not_with_what_its_aliases_stand_for(
+def test_parsing_time_grows_with_the_file_size_and_not_with_its_aliases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A value that is given once and used a hundred times is read once."""
@@ -110,7 +110,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     assert "not a valid file name" in refusal(Path("a\0.yaml"))
 
 
-def test_a_file_is_read_up_to_its_limit_and_no_further(tmp_path: Path) -> None:
+def test_a_file_is_read_only_up_to_its_limit(tmp_path: Path) -> None:
     """Exactly the limit is read; one byte more is refused, and so is a file that is none when it is read."""
     path = written(tmp_path, "a", "x" * 100)
     assert read_regular_file(path, max_bytes=100) == b"x" * 100
@@ -119,7 +119,7 @@ def test_a_file_is_read_up_to_its_limit_and_no_further(tmp_path: Path) -> None:
     assert caught.value.strerror is not None
 
 
-def test_a_key_is_the_text_that_stands_there(tmp_path: Path) -> None:
+def test_a_key_is_the_text_as_written(tmp_path: Path) -> None:
     """YAML takes off for a truth value and 18:00 for 1080; a camera may have such a name all the same."""
     text = "cameras: {off: {uri: 'demo:'}, 1: {uri: 'demo:'}, on: {uri: 'demo:'}}\ninference: {parity: off}\n"
     checked = parse_config(read_document(written(tmp_path, "a.yaml", text)))
@@ -136,7 +136,7 @@ cameras:
 """
 
 
-def test_keys_that_begin_with_x_hold_anchors_and_are_ignored(tmp_path: Path) -> None:
+def test_keys_that_begin_with_x_dash_may_contain_anchors_and_are_ignored(tmp_path: Path) -> None:
     """As in compose; a mapping's own keys win over what it merges, wherever `<<` stands."""
     checked = parse_config(read_configuration(written(tmp_path, "a.yaml", ANCHORED), {}))
     hall, yard = checked.cameras["hall"], checked.cameras["yard"]
@@ -161,13 +161,13 @@ def test_only_top_level_keys_that_begin_with_x_dash_are_ignored(
         parse_config(read_document(written(tmp_path, "a.yaml", text)))
 
 
-def test_a_key_that_is_written_twice_beside_a_merge_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_key_beside_a_merge_is_refused(tmp_path: Path) -> None:
     text = "x-a: &a {fps: 2}\ncameras: {hall: {<<: *a, uri: 'demo:', fps: 1, fps: 3}}\n"
     with pytest.raises(ConfigError, match="key 'fps' is given twice"):
         read_document(written(tmp_path, "a.yaml", text))
 
 
-def test_of_very_many_problems_the_first_and_their_number_are_told() -> None:
+def test_very_many_problems_are_reported_as_the_first_ones_and_a_number() -> None:
     """Nobody reads ten thousand lines, and making them takes long."""
     with pytest.raises(ConfigError) as caught:
         parse_config({f"key{n}": 1 for n in range(10_000)})
@@ -210,7 +210,7 @@ def test_a_problem_names_its_file_and_its_line(tmp_path: Path) -> None:
     ]
 
 
-def test_variables_in_a_file_are_filled_from_the_environment(tmp_path: Path) -> None:
+def test_variables_in_a_file_are_replaced_from_the_environment(tmp_path: Path) -> None:
     """In any text, also several in one; a dollar sign alone means nothing."""
     path = written(
         tmp_path,
@@ -226,7 +226,7 @@ def test_variables_in_a_file_are_filled_from_the_environment(tmp_path: Path) -> 
     }
 
 
-def test_a_variable_that_is_not_there_is_a_problem_with_its_line(tmp_path: Path) -> None:
+def test_a_missing_variable_is_a_problem_with_its_line(tmp_path: Path) -> None:
     """Else a camera would be opened with the placeholder for its password."""
     path = written(tmp_path, "a.yaml", "http:\n  token: ${NO_SUCH_TOKEN}\n  host: ${not a name}\n")
     with pytest.raises(ConfigError) as caught:
@@ -250,7 +250,7 @@ def test_config_check_reports_every_problem_with_its_line(visionedge: CommandLin
     assert [problem.partition(": ")[0] for problem in shown["problems"]] == [f"{path}:3", f"{path}:2"]
 
 
-def test_config_check_names_the_cameras_of_a_right_file(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_config_check_names_the_cameras_of_a_valid_file(visionedge: CommandLine, tmp_path: Path) -> None:
     """So that one sees that the file which was meant was read."""
     path = written(tmp_path, "a.yaml", "cameras: {dock: {uri: 'demo:'}, yard: {uri: 'demo:'}}")
     done = visionedge("config", "check", str(path))

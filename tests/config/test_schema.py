@@ -23,20 +23,20 @@ def test_every_setting_has_a_description_or_a_section_of_its_own() -> None:
     """An editor that knows the schema can say what a key does."""
     schema = json_schema()
 
-    def told(properties: dict[str, Any]) -> None:
+    def check_descriptions(properties: dict[str, Any]) -> None:
         for name, setting in properties.items():
             assert "description" in setting or "$ref" in setting, name
 
     assert schema["patternProperties"] == {"^x-": {}}
     assert schema["properties"].keys() == {to_camel(name) for name in Config.model_fields}
-    told(schema["properties"])
+    check_descriptions(schema["properties"])
     for section in schema["$defs"].values():
         assert section["description"]
         assert section["additionalProperties"] is False
-        told(section["properties"])
+        check_descriptions(section["properties"])
 
 
-def test_the_names_of_cameras_and_the_places_of_models_are_told() -> None:
+def test_the_schema_describes_camera_names_and_model_locations() -> None:
     """What validation knows beyond the types of keys."""
     schema = json_schema()
     assert schema["properties"]["cameras"]["propertyNames"] == {"pattern": "^[a-z0-9_-]{1,64}$"}

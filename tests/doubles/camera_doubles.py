@@ -14,7 +14,7 @@ from visionedge.frames.types import Frame, InputSpec, Picture
 SPEC = InputSpec(64, 64)
 
 
-class Basket:
+class FrameRecorder:
     """A sink that keeps every frame; `taken` answers `wait_taken`."""
 
     def __init__(self, taken: Callable[[str], bool] = lambda _camera: True) -> None:
@@ -47,30 +47,30 @@ class Basket:
             return list(self.frames)
 
 
-class Changes:
+class StatusRecorder:
     """An `on_change` that keeps what it hears."""
 
     def __init__(self) -> None:
-        self.heard: list[CameraStatus] = []
+        self.statuses: list[CameraStatus] = []
         self._changed = threading.Condition()
 
     def __call__(self, status: CameraStatus) -> None:
         with self._changed:
-            self.heard.append(status)
+            self.statuses.append(status)
             self._changed.notify_all()
 
     @property
     def states(self) -> list[str]:
-        return [status.state for status in self.heard]
+        return [status.state for status in self.statuses]
 
     def wait_for(self, state: str, timeout_s: float = 15.0) -> CameraStatus:
         """The first status of this state, as soon as it is heard."""
         with self._changed:
             assert self._changed.wait_for(lambda: state in self.states, timeout_s), self.states
-            return next(status for status in self.heard if status.state == state)
+            return next(status for status in self.statuses if status.state == state)
 
 
-class JumpClock:
+class FakeClock:
     """Monotonic ns that pass only when somebody waits; every wait is kept in `waits_s`."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class ScriptedSource:
 
     decoder = "scripted"
 
-    def __init__(self, steps: Sequence[Step], *, live: bool = False, clock: JumpClock | None = None) -> None:
+    def __init__(self, steps: Sequence[Step], *, live: bool = False, clock: FakeClock | None = None) -> None:
         self.live = live
         self.closed = False
         self.converted = 0
@@ -134,7 +134,7 @@ class ScriptedSource:
         self.closed = True
 
 
-class Opener:
+class ScriptedOpener:
     """Opens prepared sources in turn; an exception in their place is raised."""
 
     def __init__(self, *sources: ScriptedSource | Exception) -> None:

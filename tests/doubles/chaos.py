@@ -23,7 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.account import Received
+from edge_runtime.account import ReceivedMessage
 from edge_runtime.contract import check_messages
 from edge_runtime.packets import NOT_AUTHORIZED
 from edge_runtime.runtime import EdgeRuntime
@@ -52,7 +52,7 @@ SLOW = (*QUICK, *LASTING, "hang", "slow")
 
 
 @dataclass(slots=True)
-class Life:
+class ModuleRun:
     """One start of the module: how its memory went, in MB, against the seconds since it was ready."""
 
     rss_mb: list[tuple[float, float]] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Chaos:
         self._runtime = EdgeRuntime()
         self._pause = threading.Event()
         self.faults: Counter[str] = Counter()
-        self.lives: list[Life] = []
+        self.runs: list[ModuleRun] = []
         self.kills = 0
 
     def run(self) -> dict[str, Any]:
@@ -84,41 +84,41 @@ class Chaos:
             (folder / "vision.json").write_text(json.dumps(CONFIG))
             until_s = time.monotonic() + self._seconds
             while time.monotonic() < until_s or self.kills < 2:
-                self._live(folder)
-            self._calm()
+                self._run_until_kill(folder)
+            self._restore_hub()
             self._drain(folder)
             last_numbers, waiting = self._spool(folder / "data" / SPOOL_FILE_NAME)
-            return self._judge(self._runtime.messages, last_numbers, waiting)
+            return self._check(self._runtime.messages, last_numbers, waiting)
 
     # --- what happens ---------------------------------------------------------------------------------------
 
-    def _live(self, folder: Path) -> None:
+    def _run_until_kill(self, folder: Path) -> None:
         """One life of the module, ended by `kill -9` in the middle of whatever it does."""
-        life = Life()
-        self.lives.append(life)
+        run = ModuleRun()
+        self.runs.append(run)
         with self._start(folder) as module:
             module.ready()
             ready_s = time.monotonic()
             end_s = ready_s + self._kill_every_s
             while time.monotonic() < end_s:
-                self._one_fault(end_s)
-                life.rss_mb.append((time.monotonic() - ready_s, rss_mb(module.pid)))
+                self._inject_one_fault(end_s)
+                run.rss_mb.append((time.monotonic() - ready_s, rss_mb(module.pid)))
             self.kills += 1  # leaving the block kills it
 
     def _start(self, folder: Path) -> ModuleProcess:
         arguments = ("--config", str(folder / "vision.json"))
         return ModuleProcess(folder / "data", *arguments, environ=self._runtime.environ)
 
-    def _one_fault(self, end_s: float) -> None:
+    def _inject_one_fault(self, end_s: float) -> None:
         """A fault for some seconds, then quiet for some."""
         kind = self._random.choice(self._kinds)
         self.faults[kind] += 1
-        mend = self._break(kind)
+        end_fault = self._start_fault(kind)
         self._wait(self._random.uniform(0.2, 6.0), end_s)
-        mend()
+        end_fault()
         self._wait(self._random.uniform(0.5, 6.0), end_s)
 
-    def _break(self, kind: str) -> Callable[[], None]:
+    def _start_fault(self, kind: str) -> Callable[[], None]:
         """Let something go wrong; what mends it."""
         runtime, faults = self._runtime, self._runtime.faults
         match kind:
@@ -144,17 +144,17 @@ class Chaos:
                 # Most of them matter only to who connects.
                 if kind not in ("swallow", "swallow_pubacks", "silent_twin"):
                     runtime.cut()
-        return self._mend
+        return self._end_faults
 
-    def _mend(self) -> None:
+    def _end_faults(self) -> None:
         self._runtime.faults.end()
         self._runtime.resume()
 
     def _wait(self, seconds: float, end_s: float) -> None:
         self._pause.wait(max(0.0, min(seconds, end_s - time.monotonic())))
 
-    def _calm(self) -> None:
-        self._mend()
+    def _restore_hub(self) -> None:
+        self._end_faults()
         if not self._runtime.broker.listening:
             self._runtime.hub_up()
 
@@ -162,7 +162,7 @@ class Chaos:
         """A last life without faults, until the hub has everything; it ends as it should."""
         with self._start(folder) as module:
             module.ready()
-            self._runtime.wait_for(lambda _: _empty(module), LONGEST_GAP_S)
+            self._runtime.wait_for(lambda _: _is_spool_empty(module), LONGEST_GAP_S)
             code = module.stop(10)
             if code != 0:
                 raise AssertionError(f"the last life ended with {code}:\n{module.log}")
@@ -177,7 +177,7 @@ class Chaos:
         store.close()
         return store.last_numbers, store.count
 
-    def _judge(self, messages: list[Received], last_numbers: dict[str, int], waiting: int) -> dict[str, Any]:
+    def _check(self, messages: list[ReceivedMessage], last_numbers: dict[str, int], waiting: int) -> dict[str, Any]:
         once = {message.message_id: message for message in reversed(messages)}
         gaps = [(b.received_ns - a.received_ns) / 1e9 for a, b in pairwise(messages)]
         broken = [
@@ -185,7 +185,7 @@ class Chaos:
             *(
                 f"{output}: numbers missing"
                 for output in last_numbers
-                if not _all_there(messages, output, last_numbers)
+                if not _has_all_numbers(messages, output, last_numbers)
             ),
         ]
         longest_s = max(gaps, default=0.0)
@@ -207,7 +207,7 @@ class Chaos:
             "broken": broken,
         }
 
-    def _order(self, messages: list[Received]) -> list[str]:
+    def _order(self, messages: list[ReceivedMessage]) -> list[str]:
         """Contract, order of numbers, order of each camera."""
         try:
             check_messages(messages)
@@ -217,7 +217,7 @@ class Chaos:
 
     def _memory(self) -> dict[str, float]:
         """MB, and how much the memory grew within a life and from the first to the last."""
-        warm = [life.warm for life in self.lives if len(life.warm) >= 4]
+        warm = [run.warm for run in self.runs if len(run.warm) >= 4]
         if not warm:
             return {"largestMb": 0.0, "grownInALife": 1.0, "grownOverLives": 1.0}
         ends = [sum(each[-2:]) / 2 for each in warm]
@@ -230,13 +230,13 @@ class Chaos:
         }
 
 
-def _all_there(messages: list[Received], output: str, last_numbers: dict[str, int]) -> bool:
+def _has_all_numbers(messages: list[ReceivedMessage], output: str, last_numbers: dict[str, int]) -> bool:
     """Whether the numbers 1 to the last that was given have arrived, and no other."""
     there = {m.json()["messageSequence"] for m in messages if m.output == output}
     return there == set(range(1, last_numbers[output] + 1))
 
 
-def _empty(module: ModuleProcess) -> bool:
+def _is_spool_empty(module: ModuleProcess) -> bool:
     """Whether nothing waits but what has just been made."""
     return int(module.get("/api/v1/status")["hub"]["waiting"]) <= 1
 

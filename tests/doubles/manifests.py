@@ -25,23 +25,23 @@ NOTHING = object()
 
 
 @pytest.fixture(autouse=True)
-def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+def fresh_known_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who imports this: the made-up secrets of a test, plain words many of them, are masked in it alone."""
     monkeypatch.setattr("visionedge.runtime.redaction._known", KnownSecrets())
 
 
-def sound(gpu: str = "none", **changes: Any) -> Manifest:
+def valid_manifest(gpu: str = "none", **changes: Any) -> Manifest:
     """A manifest in which nothing is wrong, its createOptions opened so that they can be changed."""
     kind = "cpu" if gpu == "none" else "gpu"
     request = ManifestRequest(image=f"registry.example.com/visionedge:1.0-{kind}", gpu=gpu, **changes)  # type: ignore[arg-type]  # tests give names of Gpu
     manifest: Manifest = json.loads(generate_manifest(request, {}).text)
-    agent = at(manifest, AGENT)
+    agent = value_at(manifest, AGENT)
     for module in (*agent["systemModules"].values(), *agent["modules"].values()):
         module["settings"]["createOptions"] = json.loads(module["settings"]["createOptions"])
     return manifest
 
 
-def at(document: Any, path: tuple[Any, ...]) -> Any:
+def value_at(document: Any, path: tuple[Any, ...]) -> Any:
     """What stands at a path."""
     for key in path:
         document = document[key]
@@ -50,7 +50,7 @@ def at(document: Any, path: tuple[Any, ...]) -> Any:
 
 def change(manifest: Manifest, path: tuple[Any, ...], value: Any) -> Manifest:
     """The manifest with another value at a path."""
-    holder = at(manifest, path[:-1])
+    holder = value_at(manifest, path[:-1])
     if value is NOTHING:
         del holder[path[-1]]
     else:
@@ -58,22 +58,22 @@ def change(manifest: Manifest, path: tuple[Any, ...], value: Any) -> Manifest:
     return manifest
 
 
-def judge(manifest: Any, name: str = "deployment.json", modules: tuple[str, ...] = ()) -> LintReport:
+def lint(manifest: Any, name: str = "deployment.json", modules: tuple[str, ...] = ()) -> LintReport:
     """Lint a manifest, its createOptions closed again."""
 
-    def closed(value: Any) -> Any:
+    def serialised(value: Any) -> Any:
         if isinstance(value, list):
-            return [closed(item) for item in value]
+            return [serialised(item) for item in value]
         if not isinstance(value, dict):
             return value
-        shut = isinstance(value.get("createOptions"), dict) and not name.endswith(".template.json")
-        options = {"createOptions": json.dumps(value["createOptions"])} if shut else {}
-        return {**{key: closed(item) for key, item in value.items()}, **options}
+        must_serialise = isinstance(value.get("createOptions"), dict) and not name.endswith(".template.json")
+        options = {"createOptions": json.dumps(value["createOptions"])} if must_serialise else {}
+        return {**{key: serialised(item) for key, item in value.items()}, **options}
 
-    return lint_manifest(json.dumps(closed(manifest)).encode(), name, modules)
+    return lint_manifest(json.dumps(serialised(manifest)).encode(), name, modules)
 
 
-def told(report: LintReport) -> set[tuple[str, str]]:
+def finding_places(report: LintReport) -> set[tuple[str, str]]:
     """The severity and place of each finding."""
     return {(finding.severity, finding.path) for finding in report.findings}
 

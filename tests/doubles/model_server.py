@@ -45,7 +45,7 @@ class Request(BaseHTTPRequestHandler):
 Answer = Callable[[Request], None]
 
 
-class _Threads(ThreadingHTTPServer):
+class _ThreadingServer(ThreadingHTTPServer):
     """A thread for each connection, TLS included: one that does not speak delays no other."""
 
     daemon_threads = False
@@ -79,7 +79,7 @@ class ModelServer:
             ca.cert_pem.write_to_path(str(self.authority))
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             ca.issue_cert(host).configure_cert(context)
-        self._server = _Threads(context)
+        self._server = _ThreadingServer(context)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="model-server")
         self._scheme = "https" if tls else "http"
         self.answers = self._server.answers
@@ -191,10 +191,10 @@ def in_turn(*answers: Answer) -> Answer:
     return answer
 
 
-class _Tunnel(socketserver.StreamRequestHandler):
+class _TunnelHandler(socketserver.StreamRequestHandler):
     """CONNECT, and bytes both ways until one side ends."""
 
-    server: "Proxy"
+    server: "ConnectProxy"
 
     def handle(self) -> None:
         line = self.rfile.readline().decode()
@@ -202,9 +202,9 @@ class _Tunnel(socketserver.StreamRequestHandler):
             pass
         self.server.asked.append(line.split()[1])
         host, _, port = line.split()[1].rpartition(":")
-        with socket.create_connection((host, int(port))) as far:
+        with socket.create_connection((host, int(port))) as remote:
             self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
-            pairs = {self.connection: far, far: self.connection}
+            pairs = {self.connection: remote, remote: self.connection}
             while True:
                 for ready in select.select(list(pairs), [], [], 30)[0]:
                     block = ready.recv(65536)
@@ -213,13 +213,13 @@ class _Tunnel(socketserver.StreamRequestHandler):
                     pairs[ready].sendall(block)
 
 
-class Proxy(socketserver.ThreadingTCPServer):
+class ConnectProxy(socketserver.ThreadingTCPServer):
     """A proxy as companies have them; `asked` is where it was asked to connect."""
 
     daemon_threads = False
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Tunnel)
+        super().__init__(("127.0.0.1", 0), _TunnelHandler)
         self.asked: list[str] = []
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="proxy")
         self._thread.start()

@@ -20,10 +20,10 @@ from typing import Any
 
 _ROOT = Path(__file__).resolve().parents[2]
 _READY = re.compile(r"ready: open (http://\S+/)")
-_LEARNT = tempfile.TemporaryDirectory(prefix="visionedge-tests-")
+_CACHE_FOLDER = tempfile.TemporaryDirectory(prefix="visionedge-tests-")
 """Compiled graphs and plans of the modules that ran so far, by names that hold for one model each."""
 
-atexit.register(_LEARNT.cleanup)
+atexit.register(_CACHE_FOLDER.cleanup)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -47,7 +47,7 @@ class ModuleProcess:
     ) -> None:
         self._data = data
         if not cold:
-            _copy(Path(_LEARNT.name), data)
+            _copy(Path(_CACHE_FOLDER.name), data)
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("IOTEDGE_", "VISIONEDGE_"))}
         plain = data.with_suffix(".fp32.json")
         document: dict[str, Any] = {"inference": {"precision": "fp32"}}
@@ -65,7 +65,7 @@ class ModuleProcess:
             text=True,
         )
         self._log: list[str] = []
-        self._news = threading.Condition()
+        self._log_changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, name="module-log")
         self._reader.start()
 
@@ -83,12 +83,12 @@ class ModuleProcess:
         assert self._process.stderr is not None
         self._process.stdout.close()
         self._process.stderr.close()
-        _copy(self._data, Path(_LEARNT.name))
+        _copy(self._data, Path(_CACHE_FOLDER.name))
 
     @property
     def log(self) -> str:
         """All of stderr so far."""
-        with self._news:
+        with self._log_changed:
             return "\n".join(self._log)
 
     @property
@@ -108,8 +108,8 @@ class ModuleProcess:
             found.extend(m for line in self._log if (m := pattern.search(line)))
             return bool(found) or self._process.poll() is not None
 
-        with self._news:
-            self._news.wait_for(look, timeout_s)
+        with self._log_changed:
+            self._log_changed.wait_for(look, timeout_s)
             assert found, "\n".join(self._log)
         return found[0]
 
@@ -144,8 +144,8 @@ class ModuleProcess:
                 f"/api/v1/cameras/{moving['name']}/frame?after={moving['sequence'] or 0}&timeout=1"
             )
             if frame is not None and "error" in frame:  # there is no frame at all: nothing was waited for
-                with self._news:
-                    self._news.wait(0.2)
+                with self._log_changed:
+                    self._log_changed.wait(0.2)
         raise AssertionError(f"never: {self.cameras()}\n{self.log}")
 
     def stop(self, timeout_s: float = 5, number: signal.Signals = signal.SIGTERM) -> int:
@@ -160,8 +160,8 @@ class ModuleProcess:
     def _read(self) -> None:
         assert self._process.stderr is not None
         for line in self._process.stderr:
-            with self._news:
+            with self._log_changed:
                 self._log.append(line.rstrip("\n"))
-                self._news.notify_all()
-        with self._news:
-            self._news.notify_all()
+                self._log_changed.notify_all()
+        with self._log_changed:
+            self._log_changed.notify_all()

@@ -49,7 +49,7 @@ class Sample:
     unaccounted: dict[str, int] = field(default_factory=dict)
 
 
-def broken_laws(samples: Sequence[Sample]) -> list[str]:
+def find_violations(samples: Sequence[Sample]) -> list[str]:
     """What the samples forbid to be called a success; nothing if all is well."""
     warm = samples[int(len(samples) * _WARM_SHARE) :]
     if len(warm) < 4:  # quarters of fewer mean nothing
@@ -91,7 +91,7 @@ class Soak:
 
     seconds: float
     fault_every_s: float = 60.0
-    rest_s: float = 6.0
+    fault_duration_s: float = 6.0
     faults: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
 
@@ -99,11 +99,11 @@ class Soak:
         """Run it; the figures as a document, what was broken among them."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            with self._module(folder) as (module, shaken):
+            with self._module(folder) as (module, faulty):
                 module.ready(120)
                 module.until(lambda cameras: all(camera["framesAnalysed"] for camera in cameras.values()))
-                self._play(module, shaken, folder)
-                broken = broken_laws(self.samples) + self._back(module)
+                self._run_with_faults(module, faulty, folder)
+                broken = find_violations(self.samples) + self._find_missing_cameras(module)
                 cameras = module.cameras()
                 if (code := module.stop(10)) != 0:
                     broken.append(f"the module ended with {code}")
@@ -114,32 +114,32 @@ class Soak:
         make_clip(folder / "steady.mp4", pictures=100, fps=10)
         make_clip(folder / "shaken.mp4", pictures=100, fps=10)
         make_clip(folder / "fast.mp4", pictures=1500, fps=300)
-        with RtspServer(folder) as steady, RtspServer(folder) as shaken:
+        with RtspServer(folder) as steady, RtspServer(folder) as faulty:
             uris = {
                 "steady": steady.uri("steady.mp4"),
-                "shaken": shaken.uri("shaken.mp4"),
+                "shaken": faulty.uri("shaken.mp4"),
                 "fast": steady.uri("fast.mp4"),
             }
             words = [word for name, uri in uris.items() for word in ("--camera", f"{name}={uri}")]
             with ModuleProcess(folder / "data", *words, "--device", "cpu") as module:
-                yield module, shaken
+                yield module, faulty
 
-    def _play(self, module: ModuleProcess, shaken: RtspServer, folder: Path) -> None:
+    def _run_with_faults(self, module: ModuleProcess, faulty: RtspServer, folder: Path) -> None:
         began_s = time.monotonic()
         end_s, fault_s, repair_s = began_s + self.seconds, began_s + self.fault_every_s, float("inf")
         while (now_s := time.monotonic()) < end_s:
             if now_s >= repair_s:
-                self._repair(shaken)
+                self._end_fault(faulty)
                 repair_s = float("inf")
             elif now_s >= fault_s:
-                self._fault(shaken, folder)
-                fault_s, repair_s = now_s + self.fault_every_s, now_s + self.rest_s
+                self._start_fault(faulty, folder)
+                fault_s, repair_s = now_s + self.fault_every_s, now_s + self.fault_duration_s
             self.samples.append(sample(module, now_s - began_s))
             time.sleep(max(0.0, now_s + 1 - time.monotonic()))  # the pace of the samples
         if repair_s < float("inf"):
-            self._repair(shaken)
+            self._end_fault(faulty)
 
-    def _fault(self, server: RtspServer, folder: Path) -> None:
+    def _start_fault(self, server: RtspServer, folder: Path) -> None:
         kind = ("kill", "halt", "resize")[len(self.faults) % 3]
         self.faults.append(kind)
         if kind == "halt":
@@ -150,13 +150,13 @@ class Soak:
             width_px, height_px = _SIZES[(1 + self.faults.count("resize")) % 2 - 1]
             make_clip(folder / "shaken.mp4", pictures=100, fps=10, width_px=width_px, height_px=height_px)
 
-    def _repair(self, server: RtspServer) -> None:
+    def _end_fault(self, server: RtspServer) -> None:
         if self.faults[-1] == "halt":
             server.resume()
         else:
             server.start()
 
-    def _back(self, module: ModuleProcess) -> list[str]:
+    def _find_missing_cameras(self, module: ModuleProcess) -> list[str]:
         """Every camera gives frames again."""
         before = {name: camera["framesAnalysed"] for name, camera in module.cameras().items()}
         deadline_s = time.monotonic() + _BACK_WITHIN_S

@@ -17,7 +17,7 @@ from edge_runtime.runtime import EdgeRuntime
 pytestmark = pytest.mark.system
 
 
-class Client:
+class MqttClient:
     """A bare MQTT client over TLS, that can also do what no SDK would."""
 
     def __init__(self, runtime: EdgeRuntime) -> None:
@@ -89,9 +89,9 @@ class Client:
 
 
 @pytest.fixture
-def client(edge_runtime: EdgeRuntime) -> Iterator[Client]:
+def client(edge_runtime: EdgeRuntime) -> Iterator[MqttClient]:
     """A client that is not connected yet."""
-    client = Client(edge_runtime)
+    client = MqttClient(edge_runtime)
     yield client
     client.close()
 
@@ -101,13 +101,13 @@ def topic(runtime: EdgeRuntime) -> str:
     return f"devices/{runtime.account.device}/modules/{runtime.account.module}/messages/events/"
 
 
-def test_a_rightly_signed_token_is_let_in(client: Client) -> None:
+def test_a_correctly_signed_token_is_accepted(client: MqttClient) -> None:
     """The other refusals mean something only because this works."""
     assert client.connect() == b"\x00\x00"
 
 
 @pytest.mark.parametrize("wrong", ["another signature", "expired", "another resource", "no token"])
-def test_a_wrong_token_is_not_authorised(client: Client, wrong: str) -> None:
+def test_a_wrong_token_is_not_authorised(client: MqttClient, wrong: str) -> None:
     """The signature, the time and the resource are all checked."""
     password = {
         "another signature": client.token()[:-20].replace("sig=", "sig=A") + client.token()[-20:],
@@ -119,17 +119,17 @@ def test_a_wrong_token_is_not_authorised(client: Client, wrong: str) -> None:
     assert client.ended()
 
 
-def test_another_client_id_or_user_name_is_refused(edge_runtime: EdgeRuntime, client: Client) -> None:
+def test_another_client_id_or_user_name_is_refused(edge_runtime: EdgeRuntime, client: MqttClient) -> None:
     """edgeHub wants the identity as client id, and an api-version in the user name."""
     assert client.connect(client_id="edge-device-1/other") == bytes([0, packets.BAD_CLIENT_ID])
-    second = Client(edge_runtime)
+    second = MqttClient(edge_runtime)
     account = edge_runtime.account
     username = f"{account.hub}/{account.client_id}/"
     assert second.connect(username=username) == bytes([0, packets.BAD_CREDENTIALS])
     second.close()
 
 
-def test_telemetry_is_recorded_with_its_properties(edge_runtime: EdgeRuntime, client: Client) -> None:
+def test_telemetry_is_recorded_with_its_properties(edge_runtime: EdgeRuntime, client: MqttClient) -> None:
     """System properties apart from the module's own, percent signs decoded."""
     client.connect()
     client.publish(topic(edge_runtime) + "%24.on=events&%24.mid=m1&%24.ct=a%2Fb&k%201=v%3D%C3%BC", b"\xff")
@@ -141,13 +141,13 @@ def test_telemetry_is_recorded_with_its_properties(edge_runtime: EdgeRuntime, cl
 
 
 def test_a_foreign_topic_and_too_large_a_message_end_the_connection(
-    edge_runtime: EdgeRuntime, client: Client
+    edge_runtime: EdgeRuntime, client: MqttClient
 ) -> None:
     """As edgeHub does; nothing of it is recorded."""
     client.connect()
     client.publish("devices/other/modules/vision/messages/events/")
     assert client.ended()
-    second = Client(edge_runtime)
+    second = MqttClient(edge_runtime)
     second.connect()
     second.publish(topic(edge_runtime), b"x" * MAX_PUBLISH_BYTES)
     assert second.ended()
@@ -155,11 +155,11 @@ def test_a_foreign_topic_and_too_large_a_message_end_the_connection(
     assert edge_runtime.messages == []
 
 
-def test_a_session_outlives_its_connection(edge_runtime: EdgeRuntime, client: Client) -> None:
+def test_a_session_outlives_its_connection(edge_runtime: EdgeRuntime, client: MqttClient) -> None:
     """Subscriptions are kept and CONNACK says that there was a session; a new connection ends the old."""
     client.connect()
     client.subscribe("$iothub/twin/res/#")
-    second = Client(edge_runtime)
+    second = MqttClient(edge_runtime)
     assert second.connect() == b"\x01\x00"
     assert client.ended()
 
@@ -171,7 +171,7 @@ def test_a_session_outlives_its_connection(edge_runtime: EdgeRuntime, client: Cl
     assert b"$iothub/twin/res/200/?$rid=r1" in body
 
 
-def test_the_twin_answers_those_who_subscribed(edge_runtime: EdgeRuntime, client: Client) -> None:
+def test_the_twin_answers_those_who_subscribed(edge_runtime: EdgeRuntime, client: MqttClient) -> None:
     """GET gives both halves with versions; a reported patch is merged and answered with its version."""
     client.connect()
     client.subscribe("$iothub/twin/res/#")
@@ -183,10 +183,10 @@ def test_the_twin_answers_those_who_subscribed(edge_runtime: EdgeRuntime, client
     assert twin == {"desired": {"$version": 1}, "reported": {"a": {"b": 1}, "$version": 2}}
 
 
-def test_two_runtimes_stand_side_by_side(edge_runtime: EdgeRuntime) -> None:
+def test_two_runtimes_run_side_by_side(edge_runtime: EdgeRuntime) -> None:
     """The port is fixed, so each has an address of its own."""
     with EdgeRuntime(device="another") as other:
         assert other.address != edge_runtime.address
-        client = Client(other)
+        client = MqttClient(other)
         assert client.connect() == b"\x00\x00"
         client.close()

@@ -15,7 +15,7 @@ from edge_runtime.broker import MAX_METHOD_BYTES, MethodAnswer
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.session import matches
 from edge_runtime.twin import RefusedError, Twin
-from test_edge_runtime import Client, topic
+from test_edge_runtime import MqttClient, topic
 
 pytestmark = pytest.mark.system
 
@@ -26,7 +26,7 @@ EVERYTHING = (
 )
 
 
-class Module(Client):
+class SubscribedClient(MqttClient):
     """A module that has subscribed to everything."""
 
     def __init__(self, runtime: EdgeRuntime) -> None:
@@ -48,7 +48,7 @@ class Module(Client):
             return True
 
 
-def next_publish(client: Client) -> tuple[str, bytes, int, bool]:
+def next_publish(client: MqttClient) -> tuple[str, bytes, int, bool]:
     """Topic, body, packet id (0: QoS 0) and whether it is a duplicate, of the next PUBLISH."""
     while True:
         first, length, shift = client._read(1)[0], 0, 0
@@ -65,19 +65,19 @@ def next_publish(client: Client) -> tuple[str, bytes, int, bool]:
 
 
 @pytest.fixture
-def module(edge_runtime: EdgeRuntime) -> Iterator[Module]:
+def module(edge_runtime: EdgeRuntime) -> Iterator[SubscribedClient]:
     """A connected module."""
-    module = Module(edge_runtime)
+    module = SubscribedClient(edge_runtime)
     yield module
     module.close()
 
 
-def meanwhile(work: Callable[[], Any]) -> "Meanwhile":
+def meanwhile(work: Callable[[], Any]) -> "BackgroundCall":
     """Do something on another thread."""
-    return Meanwhile(work)
+    return BackgroundCall(work)
 
 
-class Meanwhile:
+class BackgroundCall:
     def __init__(self, work: Callable[[], Any]) -> None:
         self._result: list[Any] = []
         self._thread = threading.Thread(target=lambda: self._result.append(work()))
@@ -91,7 +91,7 @@ class Meanwhile:
 # --- the twin ---------------------------------------------------------------------------------------------
 
 
-def test_desired_patches_are_pushed_with_their_version(edge_runtime: EdgeRuntime, module: Module) -> None:
+def test_desired_patches_are_pushed_with_their_version(edge_runtime: EdgeRuntime, module: SubscribedClient) -> None:
     """The body holds the nulls that take keys away; a GET has what is left."""
     edge_runtime.desire({"cameras": {"dock": {"uri": "demo:"}}, "x": 1})
     version = edge_runtime.desire({"x": None})
@@ -110,10 +110,10 @@ def test_desired_patches_are_pushed_with_their_version(edge_runtime: EdgeRuntime
     assert json.loads(body)["desired"] == {"cameras": {"dock": {"uri": "demo:"}}, "$version": 3}
 
 
-def test_a_patch_for_nobody_is_not_kept(edge_runtime: EdgeRuntime) -> None:
+def test_a_patch_without_a_subscriber_is_not_kept(edge_runtime: EdgeRuntime) -> None:
     """edgeHub does not queue desired patches: whoever connects must ask."""
     edge_runtime.desire({"x": 1})
-    module = Module(edge_runtime)
+    module = SubscribedClient(edge_runtime)
     assert module.silent()
     module.close()
 
@@ -133,8 +133,8 @@ def test_a_patch_for_nobody_is_not_kept(edge_runtime: EdgeRuntime) -> None:
         (json.dumps({"a" * 1025: 1}), "a key above"),
     ],
 )
-def test_what_edgehub_refuses_is_refused(
-    edge_runtime: EdgeRuntime, module: Module, patch: str, why: str
+def test_patches_that_edgehub_refuses_are_refused(
+    edge_runtime: EdgeRuntime, module: SubscribedClient, patch: str, why: str
 ) -> None:
     """A patch against the rules is answered with 400 and changes nothing."""
     module.publish("$iothub/twin/PATCH/properties/reported/?$rid=7", patch.encode())
@@ -158,7 +158,7 @@ def test_ten_levels_are_allowed_and_eleven_are_not() -> None:
         Twin().report(nested(11))
 
 
-def test_arrays_and_texts_of_the_allowed_size_pass() -> None:
+def test_arrays_and_strings_of_the_allowed_size_pass() -> None:
     """The rules forbid no more than they say."""
     twin = Twin()
     twin.report(json.dumps({"a": [1, "x" * 4096, {"b": True}], "big": 2**52 - 1}).encode())
@@ -169,7 +169,7 @@ def test_arrays_and_texts_of_the_allowed_size_pass() -> None:
 # --- methods ----------------------------------------------------------------------------------------------
 
 
-def test_a_method_is_answered_with_status_and_json(edge_runtime: EdgeRuntime, module: Module) -> None:
+def test_a_method_is_answered_with_status_and_json(edge_runtime: EdgeRuntime, module: SubscribedClient) -> None:
     """The request travels with QoS 0, its id comes back."""
     call = meanwhile(lambda: edge_runtime.invoke("ping", {"a": 1}))
     name, body, packet_id, _ = module.next_publish()
@@ -181,18 +181,18 @@ def test_a_method_is_answered_with_status_and_json(edge_runtime: EdgeRuntime, mo
     assert call.result() == MethodAnswer(207, {"ok": True})
 
 
-def test_a_method_nobody_hears_or_answers(edge_runtime: EdgeRuntime) -> None:
+def test_a_method_without_subscriber_or_answer_has_an_error_status(edge_runtime: EdgeRuntime) -> None:
     """404 without a module, 504 without an answer; nothing is queued."""
     assert edge_runtime.invoke("ping") == MethodAnswer(404, None)
-    module = Module(edge_runtime)
+    module = SubscribedClient(edge_runtime)
     assert module.silent()
     module.close()
-    module = Module(edge_runtime)
+    module = SubscribedClient(edge_runtime)
     assert edge_runtime.invoke("ping", timeout_s=0.2) == MethodAnswer(504, None)
     module.close()
 
 
-def test_an_answer_above_128_kb_is_none(edge_runtime: EdgeRuntime, module: Module) -> None:
+def test_an_answer_above_128_kb_is_rejected(edge_runtime: EdgeRuntime, module: SubscribedClient) -> None:
     """The caller gets an error, and the refusal is on record."""
     call = meanwhile(lambda: edge_runtime.invoke("snapshot"))
     name, _, _, _ = module.next_publish()
@@ -210,12 +210,12 @@ def test_a_message_to_an_input_waits_for_its_module_and_its_acknowledgement(
     edge_runtime: EdgeRuntime,
 ) -> None:
     """Sent while the module is away, again after a reconnect as a duplicate, and never after its PUBACK."""
-    first = Module(edge_runtime)
+    first = SubscribedClient(edge_runtime)
     first.close()
     edge_runtime.wait_until(lambda: all(s.connection is None for s in edge_runtime.broker.sessions.values()))
     edge_runtime.input("frames", b"picture", {"$.ct": "image/jpeg", "k 1": "v"})
 
-    second = Client(edge_runtime)
+    second = MqttClient(edge_runtime)
     assert second.connect() == b"\x01\x00"
     again = next_publish(second)
     assert again[0] == f"{edge_runtime.account.topic}/inputs/frames/" + "&".join(
@@ -230,7 +230,7 @@ def test_a_message_to_an_input_waits_for_its_module_and_its_acknowledgement(
     assert not again[3]
     second.close()
 
-    third = Client(edge_runtime)
+    third = MqttClient(edge_runtime)
     third.connect()
     _, _, packet_id, dup = next_publish(third)
     assert dup
@@ -238,13 +238,13 @@ def test_a_message_to_an_input_waits_for_its_module_and_its_acknowledgement(
     third.publish(topic(edge_runtime) + "%24.on=events&%24.mid=m")
     edge_runtime.wait_for(lambda got: len(got) == 1)
     third.close()
-    fourth = Module(edge_runtime)
+    fourth = SubscribedClient(edge_runtime)
     assert fourth.silent()
     fourth.close()
 
 
-def test_a_lost_session_makes_everything_silent_but_telemetry(
-    edge_runtime: EdgeRuntime, module: Module
+def test_after_a_lost_session_only_telemetry_works(
+    edge_runtime: EdgeRuntime, module: SubscribedClient
 ) -> None:
     """PUBACKs go on: only a round trip finds out."""
     edge_runtime.lose_sessions()
@@ -254,11 +254,11 @@ def test_a_lost_session_makes_everything_silent_but_telemetry(
     assert module.silent()
 
 
-def test_a_forgotten_session_is_said_to_be_new(edge_runtime: EdgeRuntime) -> None:
+def test_a_forgotten_session_is_reported_as_new(edge_runtime: EdgeRuntime) -> None:
     """CONNACK without session-present, and no subscription left."""
-    Module(edge_runtime).close()
+    SubscribedClient(edge_runtime).close()
     edge_runtime.faults.forget_sessions = True
-    client = Client(edge_runtime)
+    client = MqttClient(edge_runtime)
     assert client.connect() == b"\x00\x00"
     assert not any(session.subscriptions for session in edge_runtime.broker.sessions.values())
     client.close()
@@ -266,7 +266,7 @@ def test_a_forgotten_session_is_said_to_be_new(edge_runtime: EdgeRuntime) -> Non
 
 def test_a_connection_ends_with_its_token(edge_runtime: EdgeRuntime) -> None:
     """As edgeHub cuts who does not renew."""
-    client = Client(edge_runtime)
+    client = MqttClient(edge_runtime)
     assert client.connect(password=client.token(lives_s=1)) == b"\x00\x00"
     assert client.ended()
     client.close()
@@ -291,23 +291,23 @@ def test_topic_filters_are_those_of_mqtt(pattern: str, name: str, taken: bool) -
 # --- faults -----------------------------------------------------------------------------------------------
 
 
-def test_a_torn_publish_did_not_arrive_and_a_torn_puback_did(edge_runtime: EdgeRuntime) -> None:
+def test_a_reset_publish_is_not_received_and_a_reset_puback_is(edge_runtime: EdgeRuntime) -> None:
     """Both end in a reset."""
     edge_runtime.faults.reset_publishes = 1
-    first = Module(edge_runtime)
+    first = SubscribedClient(edge_runtime)
     first.publish(topic(edge_runtime) + "%24.on=events", b"x" * 100)
     assert first.ended()
     assert edge_runtime.messages == []
     first.close()
     edge_runtime.faults.reset_pubacks = 1
-    second = Module(edge_runtime)
+    second = SubscribedClient(edge_runtime)
     second.publish(topic(edge_runtime) + "%24.on=events", b"x" * 100)
     assert second.ended()
     assert len(edge_runtime.messages) == 1
     second.close()
 
 
-def test_a_hanging_hub_answers_when_it_resumes(edge_runtime: EdgeRuntime, module: Module) -> None:
+def test_a_hanging_hub_answers_when_it_resumes(edge_runtime: EdgeRuntime, module: SubscribedClient) -> None:
     """Nothing is lost by it, everything is late."""
     edge_runtime.hang()
     module.publish("$iothub/twin/GET/?$rid=1", b" ")
@@ -322,6 +322,6 @@ def test_all_faults_end_at_once(edge_runtime: EdgeRuntime) -> None:
     edge_runtime.faults.swallow = True
     edge_runtime.faults.refuse_code = 5
     edge_runtime.faults.end()
-    client = Client(edge_runtime)
+    client = MqttClient(edge_runtime)
     assert client.connect() == b"\x00\x00"
     client.close()

@@ -27,7 +27,7 @@ MAX_AGE_NS = 100
 PICTURE = np.zeros((2, 2, 3), np.uint8)
 
 
-class Clock:
+class FakeClock:
     """Time that moves when it is told to."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ def frame(camera: str, sequence: int = 1, captured_ns: int = 1_000) -> Frame:
 def batcher(
     *cameras: str, max_batch: int = 8, window_ns: int = 0, clock: Callable[[], int] | None = None
 ) -> Batcher:
-    made = Batcher(max_batch, MAX_AGE_NS, clock or Clock(), window_ns)
+    made = Batcher(max_batch, MAX_AGE_NS, clock or FakeClock(), window_ns)
     for camera in cameras:
         made.open(camera)
     return made
@@ -66,14 +66,14 @@ def balance(one: CameraStatistics) -> int:
     return one.analysed + sum(one.dropped.values()) + one.waiting + one.in_flight
 
 
-class River(RuleBasedStateMachine):
+class BatcherStateMachine(RuleBasedStateMachine):
     """Everything that cameras and lanes can do, in any order, against the law."""
 
     batches: Bundle[Batch] = Bundle("batches")
 
     @initialize(max_batch=st.integers(1, 5))
     def begin(self, max_batch: int) -> None:
-        self.clock = Clock()
+        self.clock = FakeClock()
         self.max_batch = max_batch
         self.batcher = Batcher(max_batch, MAX_AGE_NS, self.clock)
         self.offered = dict.fromkeys(CAMERAS, 0)
@@ -167,7 +167,7 @@ class River(RuleBasedStateMachine):
         self.waiting.clear()
 
     @invariant()
-    def nothing_is_lost_or_invented(self) -> None:
+    def counts_are_balanced(self) -> None:
         statistics = self.batcher.statistics()
         assert set(statistics.cameras) == self.known
         for camera, one in statistics.cameras.items():
@@ -176,17 +176,17 @@ class River(RuleBasedStateMachine):
             assert one.in_flight == (camera in self.in_flight)
 
     @invariant()
-    def the_repr_counts_the_same(self) -> None:
+    def repr_shows_the_counts(self) -> None:
         text = repr(self.batcher)
         assert f" waiting={len(self.waiting)} in_flight={len(self.in_flight)} " in text
         assert ("closed" in text) == self.closed
 
 
-TestRiver = River.TestCase
+TestRiver = BatcherStateMachine.TestCase
 TestRiver.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-def test_a_newer_frame_replaces_one_that_waits() -> None:
+def test_a_newer_frame_replaces_a_waiting_one() -> None:
     made = batcher("dock")
     for sequence in (1, 2, 3):
         made.put(frame("dock", sequence))
@@ -194,8 +194,8 @@ def test_a_newer_frame_replaces_one_that_waits() -> None:
     assert made.statistics().cameras["dock"].dropped[DropReason.REPLACED] == 2
 
 
-def test_a_frame_that_grew_old_is_dropped_when_its_turn_comes() -> None:
-    clock = Clock()
+def test_a_frame_that_is_too_old_is_dropped_at_its_turn() -> None:
+    clock = FakeClock()
     made = batcher("dock", clock=clock)
     made.put(frame("dock"))
     clock.now_ns += MAX_AGE_NS + 1
@@ -203,7 +203,7 @@ def test_a_frame_that_grew_old_is_dropped_when_its_turn_comes() -> None:
     assert made.statistics().cameras["dock"].dropped[DropReason.STALE] == 1
 
 
-def test_the_camera_just_served_goes_last() -> None:
+def test_the_camera_served_last_is_last_in_the_queue() -> None:
     """With room for one at a time, three cameras that always have a frame take turns."""
     made = batcher("dock", "gate", "hall", max_batch=1)
     order = []
@@ -216,7 +216,7 @@ def test_the_camera_just_served_goes_last() -> None:
     assert order == ["dock", "gate", "hall"] * 2
 
 
-def test_a_lane_takes_no_more_than_it_asks_for() -> None:
+def test_a_lane_gets_at_most_the_frames_it_asked_for() -> None:
     """A lane on the CPU takes one and leaves the rest to the other lanes."""
     made = batcher("dock", "gate", "hall")
     for camera in ("dock", "gate", "hall"):
@@ -226,7 +226,7 @@ def test_a_lane_takes_no_more_than_it_asks_for() -> None:
 
 
 def test_a_window_holds_a_batch_back_until_it_is_full_or_the_oldest_waited_long_enough() -> None:
-    clock = Clock()
+    clock = FakeClock()
     made = batcher("dock", "gate", max_batch=2, window_ns=50, clock=clock)
     made.put(frame("dock", 1, clock.now_ns))
     assert made.take(timeout_s=0) is None, "gate may still come"
@@ -275,7 +275,7 @@ def test_a_put_wakes_a_lane_that_waits_and_close_ends_it() -> None:
     assert [batch if batch is None else names(batch) for batch in got] == [["dock"], None]
 
 
-def test_a_flat_out_camera_waits_until_its_frame_is_taken_and_close_lets_it_go() -> None:
+def test_a_flat_out_camera_waits_until_its_frame_is_taken_or_the_batcher_is_closed() -> None:
     """Every decoded frame is analysed: nothing is replaced, whatever the lanes do."""
     made = Batcher(1, 10**12)
     made.open("dock")
@@ -302,13 +302,13 @@ def test_a_flat_out_camera_waits_until_its_frame_is_taken_and_close_lets_it_go()
     assert made.wait_taken("dock", 0)
 
 
-def test_waiting_for_a_frame_that_nobody_takes_ends_with_false() -> None:
+def test_waiting_for_a_frame_that_no_lane_takes_returns_false() -> None:
     made = batcher("dock")
     made.put(frame("dock"))
     assert not made.wait_taken("dock", 0.01)
 
 
-def test_many_cameras_and_lanes_keep_the_law_and_the_order() -> None:
+def test_many_cameras_and_lanes_keep_the_invariants_and_the_order() -> None:
     made = Batcher(3, 10**12)
     delivered: dict[str, list[int]] = {camera: [] for camera in CAMERAS}
 

@@ -27,7 +27,7 @@ def expected(engine: LocalEngine) -> Rows:
     return engine.infer(IMAGES).rows
 
 
-def test_the_same_rows_agree_in_whatever_order(engine: LocalEngine, expected: Rows) -> None:
+def test_equal_rows_agree_in_any_order(engine: LocalEngine, expected: Rows) -> None:
     shuffled = np.random.default_rng(1).permuted(expected, axis=1)
     order = np.random.default_rng(1).permutation(expected.shape[1])
     for rows in (expected, expected[:, order]):
@@ -38,7 +38,7 @@ def test_the_same_rows_agree_in_whatever_order(engine: LocalEngine, expected: Ro
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_floats_may_differ_by_is_agreed_with(engine: LocalEngine, expected: Rows, seed: int) -> None:
+def test_float_rounding_differences_agree(engine: LocalEngine, expected: Rows, seed: int) -> None:
     """More than ten bits of mantissa, as TF32 has, ever come to."""
     random = np.random.default_rng(seed)
     rows = expected.copy()
@@ -71,7 +71,7 @@ def spoil(how: Callable[[Rows], object]) -> Callable[[Rows], Rows]:
         ),
     ],
 )
-def test_a_device_that_computes_something_else_is_refused(
+def test_a_device_with_other_results_is_refused(
     engine: LocalEngine, expected: Rows, spoiled: Callable[[Rows], Rows]
 ) -> None:
     seen = compare_rows(engine.info().model, expected, spoiled(expected), "frames")
@@ -79,7 +79,7 @@ def test_a_device_that_computes_something_else_is_refused(
     assert ParityResult.from_document(seen.document()).refusal == seen.refusal
 
 
-def test_where_nothing_is_seen_nothing_is_judged(engine: LocalEngine, expected: Rows) -> None:
+def test_without_rows_nothing_is_judged(engine: LocalEngine, expected: Rows) -> None:
     nothing = expected.copy()
     nothing[..., 4] = 1e-4
     seen = compare_rows(engine.info().model, nothing, nothing[:, ::-1], "frames")
@@ -90,7 +90,7 @@ def test_where_nothing_is_seen_nothing_is_judged(engine: LocalEngine, expected: 
     )
 
 
-def test_its_document_comes_back_as_it_was(engine: LocalEngine, expected: Rows) -> None:
+def test_a_parity_document_reads_back_unchanged(engine: LocalEngine, expected: Rows) -> None:
     seen = compare_rows(engine.info().model, expected, expected, "frames")
     assert ParityResult.from_document(seen.document()) == seen
     assert seen.document()["refusal"] is None
@@ -100,7 +100,7 @@ def test_its_document_comes_back_as_it_was(engine: LocalEngine, expected: Rows) 
     ("device_ms", "cpu_ms", "doubted"),
     [(1.0, 20.0, False), (10.0, 20.0, False), (14.0, 20.0, True), (30.0, 20.0, True)],
 )
-def test_a_device_no_faster_than_a_core_of_the_cpu_is_doubted(
+def test_a_device_not_faster_than_a_cpu_core_is_reported(
     device_ms: float, cpu_ms: float, doubted: bool
 ) -> None:
     doubt = SpeedCheck(device_ms, cpu_ms).doubt("cuda")
@@ -109,7 +109,7 @@ def test_a_device_no_faster_than_a_core_of_the_cpu_is_doubted(
         assert doubt.startswith(f"cuda takes {device_ms:.1f} ms for a picture, one core of the CPU 20.0 ms")
 
 
-def test_an_engine_is_held_against_the_cpu_and_timed(engine: LocalEngine) -> None:
+def test_an_engine_is_compared_with_the_cpu_and_timed(engine: LocalEngine) -> None:
     """By a clock that goes on by one millisecond at each look."""
     ticks = count(step=1_000_000)
     session = engine._session

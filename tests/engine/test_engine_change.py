@@ -55,7 +55,7 @@ class FakeEngine:
         """Nothing is open."""
 
 
-class Delivered:
+class ResultCollector:
     """The results, and a way to wait for so many."""
 
     def __init__(self) -> None:
@@ -76,14 +76,14 @@ class Delivered:
         return [(each.frame.camera, each.frame.sequence, each.model) for each in self.results]
 
 
-class Stage:
+class LanePoolHarness:
     """A lane pool on real threads."""
 
     def __init__(self) -> None:
         self.deaths: list[str] = []
         self.thread_group = ThreadGroup(lambda name, _error: self.deaths.append(name))
         self.batcher = Batcher(8, 10**11, clock=lambda: 0)
-        self.delivered = Delivered()
+        self.delivered = ResultCollector()
         self.lineup = LanePool(self.batcher, self.thread_group, self.delivered)
 
     def put(self, camera: str, sequence: int, spec: InputSpec) -> None:
@@ -94,8 +94,8 @@ class Stage:
 
 
 @pytest.fixture
-def stage() -> Iterator[Stage]:
-    made = Stage()
+def harness() -> Iterator[LanePoolHarness]:
+    made = LanePoolHarness()
     yield made
     made.lineup.close()
     made.batcher.close()
@@ -125,98 +125,98 @@ def elsewhere(work: Callable[[], None]) -> Iterator[threading.Thread]:
         assert not thread.is_alive()
 
 
-def test_frames_prepared_for_the_model_before_are_computed_by_it(
-    stage: Stage, small: Model, large: Model
+def test_frames_prepared_for_the_previous_model_are_computed_by_it(
+    harness: LanePoolHarness, small: Model, large: Model
 ) -> None:
     """Also when frames of both wait side by side, and would be one batch."""
     old, new = FakeEngine(small), FakeEngine(large)
     old.hold = threading.Event()
-    stage.lineup.swap_engine(old, SURE)
-    stage.put("dock", 1, small.input)
+    harness.lineup.swap_engine(old, SURE)
+    harness.put("dock", 1, small.input)
     assert old.began.wait(20)  # the only lane is busy, so what comes now waits
-    stage.put("gate", 1, small.input)
-    stage.put("yard", 1, large.input)
-    stage.lineup.swap_engine(new, SURE)
+    harness.put("gate", 1, small.input)
+    harness.put("yard", 1, large.input)
+    harness.lineup.swap_engine(new, SURE)
     old.hold.set()
-    stage.delivered.wait_for(3)
-    assert sorted(stage.delivered.seen) == [("dock", 1, "small"), ("gate", 1, "small"), ("yard", 1, "large")]
-    assert all(not any(c.dropped.values()) for c in stage.batcher.statistics().cameras.values())
+    harness.delivered.wait_for(3)
+    assert sorted(harness.delivered.seen) == [("dock", 1, "small"), ("gate", 1, "small"), ("yard", 1, "large")]
+    assert all(not any(c.dropped.values()) for c in harness.batcher.statistics().cameras.values())
 
 
-def test_the_engine_before_is_let_go_only_when_no_frame_needs_it(
-    stage: Stage, small: Model, large: Model
+def test_the_previous_engine_is_closed_once_no_frame_needs_it(
+    harness: LanePoolHarness, small: Model, large: Model
 ) -> None:
     old = FakeEngine(small)
     old.hold = threading.Event()
-    stage.lineup.swap_engine(old, SURE)
-    stage.put("dock", 1, small.input)
+    harness.lineup.swap_engine(old, SURE)
+    harness.put("dock", 1, small.input)
     assert old.began.wait(20)
-    stage.lineup.swap_engine(FakeEngine(large), SURE)
-    with elsewhere(lambda: stage.lineup.drain_previous(20)) as settling:
+    harness.lineup.swap_engine(FakeEngine(large), SURE)
+    with elsewhere(lambda: harness.lineup.drain_previous(20)) as settling:
         settling.join(0.2)
         assert settling.is_alive()
         old.hold.set()
-    assert stage.delivered.seen == [("dock", 1, "small")]
-    assert "previous=None" in repr(stage.lineup)
+    assert harness.delivered.seen == [("dock", 1, "small")]
+    assert "previous=None" in repr(harness.lineup)
 
 
-def test_what_still_comes_for_a_model_that_is_gone_fails_and_is_counted(
-    stage: Stage, small: Model, large: Model
+def test_late_frames_for_a_closed_model_fail_and_are_counted(
+    harness: LanePoolHarness, small: Model, large: Model
 ) -> None:
-    stage.lineup.swap_engine(FakeEngine(small), SURE)
-    stage.lineup.swap_engine(FakeEngine(large), SURE)
-    stage.lineup.drain_previous(20)
-    stage.put("dock", 1, small.input)
-    stage.put("gate", 1, large.input)
-    stage.delivered.wait_for(1)
-    assert stage.delivered.seen == [("gate", 1, "large")]
-    stage.put("dock", 2, large.input)
-    stage.delivered.wait_for(2)
-    assert stage.batcher.statistics().cameras["dock"].dropped[DropReason.FAILED] == 1
+    harness.lineup.swap_engine(FakeEngine(small), SURE)
+    harness.lineup.swap_engine(FakeEngine(large), SURE)
+    harness.lineup.drain_previous(20)
+    harness.put("dock", 1, small.input)
+    harness.put("gate", 1, large.input)
+    harness.delivered.wait_for(1)
+    assert harness.delivered.seen == [("gate", 1, "large")]
+    harness.put("dock", 2, large.input)
+    harness.delivered.wait_for(2)
+    assert harness.batcher.statistics().cameras["dock"].dropped[DropReason.FAILED] == 1
 
 
-def test_somebody_who_computes_beside_the_lanes_keeps_the_engine_open(stage: Stage, small: Model) -> None:
-    stage.lineup.swap_engine(FakeEngine(small), SURE)
-    with stage.lineup.use() as running:
-        stage.lineup.swap_engine(FakeEngine(small), SURE)
-        stage.lineup.drain_previous(0.1)
-        with elsewhere(lambda: stage.lineup.drain_previous(0.1)):
+def test_a_caller_beside_the_lanes_keeps_the_engine_open(harness: LanePoolHarness, small: Model) -> None:
+    harness.lineup.swap_engine(FakeEngine(small), SURE)
+    with harness.lineup.use() as running:
+        harness.lineup.swap_engine(FakeEngine(small), SURE)
+        harness.lineup.drain_previous(0.1)
+        with elsewhere(lambda: harness.lineup.drain_previous(0.1)):
             pass
         assert running.model is small
 
 
-def test_lanes_come_with_a_plan_that_wants_more_and_rest_with_one_that_wants_fewer(
-    stage: Stage, small: Model
+def test_lanes_are_added_and_paused_according_to_the_plan(
+    harness: LanePoolHarness, small: Model
 ) -> None:
-    stage.lineup.swap_engine(FakeEngine(small, lanes=2, process=ProcessStatus(1, 0, None)), SURE)
-    assert sorted(stage.thread_group.alive()) == ["lane:0", "lane:1", "lane:2"]
+    harness.lineup.swap_engine(FakeEngine(small, lanes=2, process=ProcessStatus(1, 0, None)), SURE)
+    assert sorted(harness.thread_group.alive()) == ["lane:0", "lane:1", "lane:2"]
     slow = FakeEngine(small, lanes=1)
     slow.hold = threading.Event()
-    stage.lineup.swap_engine(slow, SURE)
+    harness.lineup.swap_engine(slow, SURE)
     for number in range(6):  # those that waited for a frame take one more, and rest then
-        stage.put(f"camera-{number}", 1, small.input)
+        harness.put(f"camera-{number}", 1, small.input)
     slow.hold.set()
-    stage.delivered.wait_for(6)
+    harness.delivered.wait_for(6)
     slow.hold = threading.Event()
-    stage.put("dock", 1, small.input)
-    stage.delivered.wait_for(6)
+    harness.put("dock", 1, small.input)
+    harness.delivered.wait_for(6)
     slow.plan = Plan(2, (4,), "more")
-    stage.lineup.start_lanes()
+    harness.lineup.start_lanes()
     slow.hold.set()
-    stage.delivered.wait_for(7)
-    assert sorted(stage.thread_group.alive()) == ["lane:0", "lane:1", "lane:2"]
+    harness.delivered.wait_for(7)
+    assert sorted(harness.thread_group.alive()) == ["lane:0", "lane:1", "lane:2"]
 
 
-def test_another_selection_counts_from_the_next_batch_on(stage: Stage, small: Model) -> None:
-    stage.lineup.swap_engine(FakeEngine(small), SURE)
-    stage.put("dock", 1, small.input)
-    stage.delivered.wait_for(1)
-    stage.lineup.select(Selection(0.95, None))
-    stage.put("dock", 2, small.input)
-    stage.delivered.wait_for(2)
-    assert [len(each.detections) for each in stage.delivered.results] == [1, 0]
+def test_another_selection_counts_from_the_next_batch_on(harness: LanePoolHarness, small: Model) -> None:
+    harness.lineup.swap_engine(FakeEngine(small), SURE)
+    harness.put("dock", 1, small.input)
+    harness.delivered.wait_for(1)
+    harness.lineup.select(Selection(0.95, None))
+    harness.put("dock", 2, small.input)
+    harness.delivered.wait_for(2)
+    assert [len(each.detections) for each in harness.delivered.results] == [1, 0]
 
 
-def test_without_an_engine_nobody_computes(stage: Stage) -> None:
-    with pytest.raises(EngineError, match="warming up"), stage.lineup.use():
+def test_without_an_engine_nothing_is_computed(harness: LanePoolHarness) -> None:
+    with pytest.raises(EngineError, match="warming up"), harness.lineup.use():
         pass

@@ -25,7 +25,7 @@ SURE = Selection(0.4, None)
 ONE_BOX: Rows = np.array([[0, 0, 32, 24, 0.9, 2], [0, 0, 1, 1, 0.1, 0]], np.float32)
 
 
-class Clock:
+class SteppingClock:
     """Each look is a step later."""
 
     def __init__(self, step_ns: int = 10) -> None:
@@ -80,15 +80,15 @@ def frame(camera: str, sequence: int = 1, width_px: int = 64) -> Frame:
     return Frame(camera, sequence, 1, 0, utc, 640, 480, picture, whole, lambda: picture)
 
 
-class River:
+class PreloadedBatcher:
     """A batcher whose frames are all put before the lane starts; the lane ends with the last of them."""
 
     def __init__(self, engine: FakeEngine, *frames: Frame, clock: Callable[[], int] | None = None) -> None:
-        self.batcher = Batcher(8, 10**9, clock or Clock(0))
+        self.batcher = Batcher(8, 10**9, clock or SteppingClock(0))
         self.delivered: list[FrameResult] = []
         self.pool = LanePool(self.batcher, NoThreads(lambda _name, _error: None), self.deliver)
         self.pool.swap_engine(engine, SURE)
-        self.lane = Lane(self.batcher, self.pool, self.deliver, clock=clock or Clock())
+        self.lane = Lane(self.batcher, self.pool, self.deliver, clock=clock or SteppingClock())
         self.left = len(frames)
         for one in frames:
             self.batcher.open(one.camera)
@@ -112,28 +112,28 @@ class River:
 
 
 def test_a_frame_becomes_a_result_with_its_detections_and_names(engine: FakeEngine) -> None:
-    river = River(engine, frame("dock", 7))
-    river.run()
-    (result,) = river.delivered
+    preloaded = PreloadedBatcher(engine, frame("dock", 7))
+    preloaded.run()
+    (result,) = preloaded.delivered
     assert (result.frame.sequence, result.model, result.device) == (7, "tiny", "cpu")
     np.testing.assert_allclose(result.detections.boxes, [[0, 0, 0.5, 0.5]])
     assert result.labels[result.detections.class_ids[0]] == "class-2"
-    assert river.batcher.statistics().cameras["dock"].analysed == 1
+    assert preloaded.batcher.statistics().cameras["dock"].analysed == 1
 
 
-def test_times_are_the_wait_the_engine_and_the_whole(engine: FakeEngine) -> None:
+def test_the_timing_has_wait_inference_and_total(engine: FakeEngine) -> None:
     """Captured at 0; the clock steps by 10: taken at 10, the engine from 20 to 30, handed on at 40 and 50."""
-    river = River(engine, frame("dock"), frame("gate"), clock=Clock())
-    river.run()
-    times = [(r.timing.wait_ns, r.timing.infer_ns, r.timing.total_ns) for r in river.delivered]
+    preloaded = PreloadedBatcher(engine, frame("dock"), frame("gate"), clock=SteppingClock())
+    preloaded.run()
+    times = [(r.timing.wait_ns, r.timing.infer_ns, r.timing.total_ns) for r in preloaded.delivered]
     assert times == [(10, 10, 40), (10, 10, 50)]
-    assert {r.timing.batch_size for r in river.delivered} == {2}
+    assert {r.timing.batch_size for r in preloaded.delivered} == {2}
 
 
 def test_a_lane_takes_what_the_plan_allows(engine: FakeEngine) -> None:
     engine.plan = Plan(1, (1,), "one picture")
-    river = River(engine, frame("dock"), frame("gate"), frame("hall"))
-    river.run()
+    preloaded = PreloadedBatcher(engine, frame("dock"), frame("gate"), frame("hall"))
+    preloaded.run()
     assert engine.sizes == [1, 1, 1]
 
 
@@ -141,18 +141,18 @@ def fail(_count: int) -> Rows:
     raise EngineError("the device is gone")
 
 
-def test_a_batch_that_fails_is_counted_and_the_lane_goes_on(
+def test_a_failed_batch_is_counted_and_the_lane_continues(
     engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine.plan = Plan(1, (1,), "one picture")
     failing = iter([True, False])
     works = engine.act
     engine.act = lambda count: fail(count) if next(failing) else works(count)
-    river = River(engine, frame("dock"), frame("gate"))
-    river.run()
-    cameras = river.batcher.statistics().cameras
+    preloaded = PreloadedBatcher(engine, frame("dock"), frame("gate"))
+    preloaded.run()
+    cameras = preloaded.batcher.statistics().cameras
     assert (cameras["dock"].dropped[DropReason.FAILED], cameras["gate"].analysed) == (1, 1)
-    assert [r.frame.camera for r in river.delivered] == ["gate"]
+    assert [r.frame.camera for r in preloaded.delivered] == ["gate"]
     assert "a batch failed: the device is gone" in caplog.text
 
 
@@ -160,22 +160,22 @@ def away(_count: int) -> Rows:
     raise EngineUnavailableError("its process died")
 
 
-def test_a_batch_without_an_engine_is_counted_and_not_told_again(
+def test_a_batch_without_an_engine_is_counted_and_not_logged_again(
     engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whoever watches over the engine has told it; every lane would only repeat that."""
     engine.act = away
-    river = River(engine, frame("dock"))
-    river.run()
-    assert river.batcher.statistics().cameras["dock"].dropped[DropReason.FAILED] == 1
+    preloaded = PreloadedBatcher(engine, frame("dock"))
+    preloaded.run()
+    assert preloaded.batcher.statistics().cameras["dock"].dropped[DropReason.FAILED] == 1
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_pictures_of_different_sizes_fail_their_batch_and_not_the_lane(engine: FakeEngine) -> None:
+def test_pictures_of_different_sizes_fail_only_their_batch(engine: FakeEngine) -> None:
     """As for a moment when a model was exchanged."""
-    river = River(engine, frame("dock"), frame("gate", width_px=32))
-    river.run()
-    failed = [one.dropped[DropReason.FAILED] for one in river.batcher.statistics().cameras.values()]
+    preloaded = PreloadedBatcher(engine, frame("dock"), frame("gate", width_px=32))
+    preloaded.run()
+    failed = [one.dropped[DropReason.FAILED] for one in preloaded.batcher.statistics().cameras.values()]
     assert failed == [1, 1]
 
 
@@ -183,43 +183,43 @@ def test_an_engine_that_gives_too_few_results_fails_the_batch(engine: FakeEngine
     engine.act = lambda count: (
         np.stack([ONE_BOX] * (count - 1)) if count > 1 else np.zeros((0, 2, 6), np.float32)
     )
-    river = River(engine, frame("dock"), frame("gate"))
-    river.run()
-    assert river.delivered == []
-    assert [one.dropped[DropReason.FAILED] for one in river.batcher.statistics().cameras.values()] == [1, 1]
+    preloaded = PreloadedBatcher(engine, frame("dock"), frame("gate"))
+    preloaded.run()
+    assert preloaded.delivered == []
+    assert [one.dropped[DropReason.FAILED] for one in preloaded.batcher.statistics().cameras.values()] == [1, 1]
 
 
 def test_a_new_selection_counts_from_the_next_batch_on(engine: FakeEngine) -> None:
     engine.plan = Plan(1, (1,), "one picture")
-    river = River(engine, frame("dock"), frame("gate"))
+    preloaded = PreloadedBatcher(engine, frame("dock"), frame("gate"))
     works = engine.act
 
     def act(count: int) -> Rows:
-        river.pool.select(Selection(0.05, None))  # while the first is computed
+        preloaded.pool.select(Selection(0.05, None))  # while the first is computed
         return works(count)
 
     engine.act = act
-    river.run()
-    assert [len(r.detections) for r in river.delivered] == [1, 2]
+    preloaded.run()
+    assert [len(r.detections) for r in preloaded.delivered] == [1, 2]
     assert engine.least_scores == [0.4, 0.05]
 
 
-def test_an_error_that_nobody_expected_ends_the_lane_and_gives_the_batch_back(engine: FakeEngine) -> None:
+def test_an_unexpected_error_ends_the_lane_and_returns_the_batch(engine: FakeEngine) -> None:
     """Its thread is vital: the module stops, rather than going on without a lane."""
-    river = River(engine, frame("dock"))
+    preloaded = PreloadedBatcher(engine, frame("dock"))
 
     def deliver(_result: FrameResult) -> None:
         raise LookupError("a bug")
 
-    lane = Lane(river.batcher, river.pool, deliver)
+    lane = Lane(preloaded.batcher, preloaded.pool, deliver)
     with pytest.raises(LookupError):
         lane.run()
-    dock = river.batcher.statistics().cameras["dock"]
+    dock = preloaded.batcher.statistics().cameras["dock"]
     assert (dock.in_flight, dock.dropped[DropReason.FAILED]) == (0, 1)
 
 
-def test_complaints_are_told_once_a_second_with_their_number(caplog: pytest.LogCaptureFixture) -> None:
-    clock = Clock(250_000_000)
+def test_errors_are_logged_once_a_second_with_their_number(caplog: pytest.LogCaptureFixture) -> None:
+    clock = SteppingClock(250_000_000)
     errors = BatchErrorLog(clock)
     for number in range(9):
         errors.add(EngineError(f"failure {number}"))

@@ -33,7 +33,7 @@ def opened(model: Model, config: InferenceConfig = CPU, **options: int) -> Local
     return open_engine(model, config, **options)  # type: ignore[arg-type]  # cores only
 
 
-class Prober:
+class StubProber:
     """Answers with one verdict and remembers who was asked for."""
 
     def __init__(self, code: ReasonCode) -> None:
@@ -90,7 +90,7 @@ def test_pictures_do_not_change_each_other(model: Model) -> None:
         np.testing.assert_array_equal(engine.infer(images[index : index + 1]).rows[0], together[index])
 
 
-def test_lanes_may_call_it_at_the_same_time(model: Model) -> None:
+def test_lanes_may_call_the_engine_concurrently(model: Model) -> None:
     engine, images = opened(model), pictures(8)
     expected = engine.infer(images).rows
     wrong: list[int] = []
@@ -110,7 +110,7 @@ def test_lanes_may_call_it_at_the_same_time(model: Model) -> None:
 @pytest.mark.parametrize(
     "images", [pictures(1, 64, 64), pictures(1)[..., :2], pictures(1)[0], pictures(1).astype(np.float32)]
 )
-def test_pictures_of_another_shape_are_an_error_that_says_what_is_wanted(
+def test_pictures_of_another_shape_give_an_error_with_the_expected_shape(
     model: Model,
     images: np.ndarray,
 ) -> None:
@@ -144,7 +144,7 @@ def test_short_batches_are_padded_to_their_bucket_and_long_ones_cut(model: Model
     assert engine.info().unplanned_shapes == 0
 
 
-def test_a_bucket_that_the_model_refuses_is_left_out_with_the_larger_ones(
+def test_a_bucket_that_the_model_refuses_is_excluded_with_larger_ones(
     model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     def answer(size: int) -> np.ndarray:
@@ -159,7 +159,7 @@ def test_a_bucket_that_the_model_refuses_is_left_out_with_the_larger_ones(
     assert engine.infer(pictures(5)).rows.shape == (5, 9, 6)
 
 
-def test_a_run_that_fails_is_an_engine_error_and_the_next_may_work(model: Model) -> None:
+def test_a_failed_run_is_an_engine_error_and_the_next_can_succeed(model: Model) -> None:
     failing = [False]
 
     def answer(size: int) -> np.ndarray:
@@ -177,7 +177,7 @@ def test_a_run_that_fails_is_an_engine_error_and_the_next_may_work(model: Model)
     assert len(engine.infer(pictures(1)).rows) == 1
 
 
-def test_a_closed_engine_says_so(model: Model) -> None:
+def test_a_closed_engine_raises_an_error(model: Model) -> None:
     engine = opened(model)
     assert "open tiny on cpu" in repr(engine)
     engine.close()
@@ -186,7 +186,7 @@ def test_a_closed_engine_says_so(model: Model) -> None:
         engine.infer(pictures(1))
 
 
-def test_a_model_that_gives_no_numbers_is_refused_at_warm_up(tmp_path: Path) -> None:
+def test_a_model_that_gives_nan_is_refused_at_warm_up(tmp_path: Path) -> None:
     path = TinyDetector(poison=float("nan")).save(tmp_path / "nan.onnx")
     with pytest.raises(ModelError, match=f"{path}: output contains NaN or infinity"):
         opened(load_model(path))
@@ -229,7 +229,7 @@ def promised_weights(proto: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     "change", [unknown_operator, custom_domain, future_opset, wrong_weights, promised_weights]
 )
-def test_a_model_that_cannot_run_is_one_line_with_its_path(
+def test_a_model_that_cannot_run_gives_a_one_line_error_with_its_path(
     tmp_path: Path, change: Callable[[onnx.ModelProto], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """And nothing of it reaches stdout or stderr by itself."""
@@ -244,13 +244,13 @@ def test_a_model_that_cannot_run_is_one_line_with_its_path(
 # --- precision ----------------------------------------------------------------------------------------------
 
 
-def test_a_precision_that_nobody_made_is_refused_with_the_way_to_make_it(model: Model) -> None:
+def test_a_missing_precision_is_refused_with_the_command_that_makes_it(model: Model) -> None:
     config = InferenceConfig(device="cpu", precision="int8")
     with pytest.raises(ModelError, match=r"no int8 variant; make one: .*model compile .*--precision int8"):
         open_engine(model, config)
 
 
-def test_without_variants_it_is_as_the_model_is_and_says_why(model: Model, tmp_path: Path) -> None:
+def test_without_variants_the_precision_is_that_of_the_model_with_the_reason(model: Model, tmp_path: Path) -> None:
     auto = open_engine(model, CPU, data=tmp_path / "data", cores=1).info().precision
     assert auto.precision == "fp32"
     assert auto.reason == ("the model file is used as it is: no variant of it in another precision was found")
@@ -261,8 +261,8 @@ def test_without_variants_it_is_as_the_model_is_and_says_why(model: Model, tmp_p
 # --- devices ------------------------------------------------------------------------------------------------
 
 
-def test_on_the_cpu_nobody_is_probed(model: Model) -> None:
-    prober = Prober(ReasonCode.OK)
+def test_on_the_cpu_no_device_is_probed(model: Model) -> None:
+    prober = StubProber(ReasonCode.OK)
     engine = open_engine(model, CPU, prober=prober)
     assert (engine.info().device.effective, engine.info().device.code, prober.asked) == (
         "cpu",
@@ -282,12 +282,12 @@ def gpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("gpu_build")
 @pytest.mark.parametrize("requested", ["auto", "cuda"])
-def test_a_gpu_that_cannot_be_used_is_told_and_the_cpu_goes_on(
+def test_an_unusable_gpu_is_reported_and_the_cpu_computes(
     model: Model, requested: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One loud line; requested, effective and reason in it."""
     config = InferenceConfig(device=requested)  # type: ignore[arg-type]  # of the two words
-    engine = open_engine(model, config, prober=Prober(ReasonCode.DRIVER_MISSING))
+    engine = open_engine(model, config, prober=StubProber(ReasonCode.DRIVER_MISSING))
     assert (
         engine.info().device.describe() == f"requested {requested}, effective cpu: because (driver-missing)"
     )
@@ -303,7 +303,7 @@ def test_a_demanded_device_without_fallback_is_an_error_with_reason_and_remedy(
 ) -> None:
     config = InferenceConfig(device=requested, fallback="exit")  # type: ignore[arg-type]  # of the two words
     with pytest.raises(DeviceError) as caught:
-        open_engine(model, config, prober=Prober(ReasonCode.LIBRARY_MISSING))
+        open_engine(model, config, prober=StubProber(ReasonCode.LIBRARY_MISSING))
     assert (caught.value.exit_code, caught.value.code) == (3, "library-missing")
     message = str(caught.value)
     assert message.startswith(f"device {requested} was demanded")
@@ -311,14 +311,14 @@ def test_a_demanded_device_without_fallback_is_an_error_with_reason_and_remedy(
 
 
 @pytest.mark.usefixtures("gpu_build")
-def test_auto_without_fallback_still_means_the_cpu_where_there_is_no_gpu(model: Model) -> None:
+def test_auto_without_fallback_uses_the_cpu_if_there_is_no_gpu(model: Model) -> None:
     config = InferenceConfig(device="auto", fallback="exit")
-    assert open_engine(model, config, prober=Prober(ReasonCode.NO_DEVICE)).info().device.effective == "cpu"
+    assert open_engine(model, config, prober=StubProber(ReasonCode.NO_DEVICE)).info().device.effective == "cpu"
 
 
 @pytest.mark.usefixtures("gpu_build")
-def test_tensorrt_falls_to_cuda_before_the_cpu(model: Model) -> None:
-    prober = Prober(ReasonCode.LIBRARY_MISSING)
+def test_tensorrt_falls_back_to_cuda_before_the_cpu(model: Model) -> None:
+    prober = StubProber(ReasonCode.LIBRARY_MISSING)
     open_engine(model, InferenceConfig(device="tensorrt"), prober=prober)
     assert prober.asked == ["tensorrt", "cuda"]
 
@@ -327,9 +327,9 @@ def test_tensorrt_falls_to_cuda_before_the_cpu(model: Model) -> None:
 @pytest.mark.filterwarnings(
     "ignore:Specified provider:UserWarning"
 )  # the CPU wheel's own, on being asked for CUDA
-def test_a_session_that_comes_up_on_the_cpu_is_not_called_a_gpu(model: Model) -> None:
+def test_a_session_that_opens_on_the_cpu_is_not_reported_as_gpu(model: Model) -> None:
     """The probe was fine and the session is not: what counts is the session."""
-    engine = open_engine(model, InferenceConfig(device="cuda"), prober=Prober(ReasonCode.OK))
+    engine = open_engine(model, InferenceConfig(device="cuda"), prober=StubProber(ReasonCode.OK))
     if engine.info().device.effective == "cuda":
         pytest.skip("this machine has a GPU")
     assert engine.info().device.code not in (ReasonCode.OK, ReasonCode.CPU_REQUESTED)
@@ -338,18 +338,18 @@ def test_a_session_that_comes_up_on_the_cpu_is_not_called_a_gpu(model: Model) ->
 
 @pytest.mark.usefixtures("gpu_build")
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")  # as above
-def test_a_broken_model_on_a_good_device_is_the_models_fault(tmp_path: Path) -> None:
+def test_a_broken_model_on_a_good_device_is_blamed_on_the_model(tmp_path: Path) -> None:
     """Also with fallback off: exit 2 for the model, not 3 for the device."""
     model = broken(tmp_path / "broken.onnx", unknown_operator)
     with pytest.raises(ModelError, match="cannot be run"):
-        open_engine(model, InferenceConfig(device="cuda", fallback="exit"), prober=Prober(ReasonCode.OK))
+        open_engine(model, InferenceConfig(device="cuda", fallback="exit"), prober=StubProber(ReasonCode.OK))
 
 
-def test_a_build_without_cuda_says_so_without_a_probe(model: Model) -> None:
+def test_a_build_without_cuda_is_reported_without_a_probe(model: Model) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this is the GPU wheel")
-    prober = Prober(ReasonCode.OK)
+    prober = StubProber(ReasonCode.OK)
     engine = open_engine(model, InferenceConfig(), prober=prober)
     assert (engine.info().device.code, prober.asked) == (ReasonCode.NO_GPU_BUILD, [])
     assert not engine.info().device.degraded
@@ -387,28 +387,28 @@ def test_the_line_says_why_no_gpu_computes_and_warns_only_where_one_was_expected
 ) -> None:
     """A machine without a GPU is no fault."""
     caplog.set_level(logging.INFO)
-    engine = open_engine(model, config, cores=1, prober=Prober(code))
+    engine = open_engine(model, config, cores=1, prober=StubProber(code))
     (line,) = (r for r in caplog.records if r.getMessage().startswith("engine ready: "))
     assert line.getMessage().endswith(end)
     assert line.levelno == (logging.WARNING if engine.info().device.degraded else logging.INFO)
 
 
-def test_what_takes_long_is_said_before_it_begins_and_only_where_it_is_done(
+def test_a_slow_step_is_logged_before_it_begins_and_only_if_it_runs(
     model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first start compiles and measures; with one pair to choose from the second does neither."""
     caplog.set_level(logging.INFO)
     single = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 1})
     open_engine(model, single, data=tmp_path / "data", cores=1)
-    told = [r.getMessage().split()[0] for r in caplog.records if r.levelname == "INFO"]
-    assert told == ["compiling", "measuring", "engine"]
+    steps = [r.getMessage().split()[0] for r in caplog.records if r.levelname == "INFO"]
+    assert steps == ["compiling", "measuring", "engine"]
     caplog.clear()
     open_engine(model, single, data=tmp_path / "data", cores=1)
     assert [r.getMessage().split()[0] for r in caplog.records if r.levelname == "INFO"] == ["engine"]
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_what_the_cpu_gives(model: Model) -> None:
+def test_a_gpu_gives_the_results_of_the_cpu(model: Model) -> None:
     try:
         engine = open_engine(model, InferenceConfig(device="cuda", fallback="exit"))
     except DeviceError as error:

@@ -27,7 +27,7 @@ def test_a_gpu_gets_two_lanes_and_buckets_up_to_the_largest_batch(
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_model_that_fixes_its_batch_has_that_one_bucket(device: str) -> None:
+def test_a_model_with_a_fixed_batch_has_one_bucket_of_that_size(device: str) -> None:
     assert make_default_plan(device, 8, 3, 2).buckets == (3,)
 
 
@@ -40,13 +40,13 @@ def test_a_batch_goes_into_the_smallest_bucket_that_holds_it() -> None:
     ("quota", "cores"),
     [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1), ("?", 8)],
 )
-def test_a_containers_quota_counts(tmp_path: Path, quota: str, cores: int) -> None:
+def test_the_cpu_quota_of_a_container_counts(tmp_path: Path, quota: str, cores: int) -> None:
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
     assert usable_cores(lambda: 8, tmp_path) == cores
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("-1", 8), ("300000", 3)])
-def test_so_does_the_quota_of_the_older_control_groups(tmp_path: Path, quota: str, cores: int) -> None:
+def test_the_cpu_quota_of_cgroups_v1_counts(tmp_path: Path, quota: str, cores: int) -> None:
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota)
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
@@ -61,7 +61,7 @@ def test_so_does_the_quota_of_the_older_control_groups(tmp_path: Path, quota: st
         ("4:cpu,cpuacct:/machine/vision\n1:name=systemd:/x", "cpu/machine", "150000"),
     ],
 )
-def test_outside_a_container_the_quota_of_the_own_group_and_of_its_ancestors_counts(
+def test_outside_a_container_the_quotas_of_the_cgroup_and_its_ancestors_count(
     tmp_path: Path, groups: str, folder: str, text: str
 ) -> None:
     """The smallest of them, in cores; as of a service that systemd limits."""
@@ -78,13 +78,13 @@ def test_outside_a_container_the_quota_of_the_own_group_and_of_its_ancestors_cou
     assert usable_cores(lambda: 8, tmp_path / "fs", membership) == 2
 
 
-def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
+def test_without_cgroups_the_affinity_counts(tmp_path: Path) -> None:
     assert usable_cores(lambda: 3, tmp_path / "none") == 3
     assert usable_cores() >= 1
 
 
 @pytest.mark.parametrize("cores", [1, 250, 1024])
-def test_a_machine_with_very_many_cores_gets_a_bounded_number_of_lanes(cores: int) -> None:
+def test_the_number_of_lanes_is_bounded(cores: int) -> None:
     """Each lane has a socket to the engine's process, and one message hands over 253 at most."""
     wanted = AutotuneRequest("cpu", 8, None, cores)
     most = min(cores, MAX_LANES)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from machines import Machine, accelerator
+from simulated_machines import SimulatedMachine, gpu
 from visionedge.engine.autotune import AutotuneRequest, search_plan
 from visionedge.engine.plan import AutotuneResult, PlanCache, PlanKey
 
@@ -19,7 +19,7 @@ KEY = PlanKey.of(
 
 @pytest.fixture
 def measured() -> AutotuneResult:
-    machine = Machine(accelerator)
+    machine = SimulatedMachine(gpu)
     return search_plan(machine.trial, AutotuneRequest("cuda", 8, None, 8), clock=machine.clock)
 
 
@@ -29,7 +29,7 @@ def stored(folder: Path, measured: AutotuneResult) -> Path:
     return file
 
 
-def test_a_plan_that_was_kept_is_found_again_and_says_so(tmp_path: Path, measured: AutotuneResult) -> None:
+def test_a_saved_plan_is_found_and_marked_as_cached(tmp_path: Path, measured: AutotuneResult) -> None:
     stored(tmp_path / "plans", measured)
     found = PlanCache(tmp_path / "plans").load(KEY)
     assert found is not None
@@ -38,7 +38,7 @@ def test_a_plan_that_was_kept_is_found_again_and_says_so(tmp_path: Path, measure
     assert found.document() | {"reason": ""} == measured.document() | {"reason": ""}
 
 
-def test_without_a_plan_there_is_none(tmp_path: Path) -> None:
+def test_a_missing_plan_gives_none(tmp_path: Path) -> None:
     assert PlanCache(tmp_path / "nowhere").load(KEY) is None
 
 
@@ -62,7 +62,7 @@ def test_a_plan_for_anything_else_is_not_used(
     assert PlanCache(tmp_path).load(dataclasses.replace(KEY, **change)) is None
 
 
-def spoilt(document: dict[str, Any], *path: str, value: object) -> str:
+def with_changed_value(document: dict[str, Any], *path: str, value: object) -> str:
     """The document with one value changed, as text."""
     inner: Any = document
     for key in path[:-1]:
@@ -89,7 +89,7 @@ def spoilt(document: dict[str, Any], *path: str, value: object) -> str:
     ],
     ids=str,
 )
-def test_a_plan_that_was_tampered_with_is_measured_anew(
+def test_a_plan_that_was_tampered_with_is_measured_again(
     tmp_path: Path,
     measured: AutotuneResult,
     path: tuple[str, ...],
@@ -97,23 +97,23 @@ def test_a_plan_that_was_tampered_with_is_measured_anew(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     file = stored(tmp_path, measured)
-    file.write_text(spoilt(json.loads(file.read_text()), *path, value=value))
+    file.write_text(with_changed_value(json.loads(file.read_text()), *path, value=value))
     assert PlanCache(tmp_path).load(KEY) is None
     assert "measuring the plan again" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"null", b"[1]", b"\xff\xfe", b"7" * 99])
-def test_a_damaged_file_is_measured_anew(tmp_path: Path, measured: AutotuneResult, damage: bytes) -> None:
+def test_a_plan_in_a_damaged_file_is_measured_again(tmp_path: Path, measured: AutotuneResult, damage: bytes) -> None:
     stored(tmp_path, measured).write_bytes(damage)
     assert PlanCache(tmp_path).load(KEY) is None
 
 
-def test_a_plan_that_is_not_settled_is_not_kept(tmp_path: Path, measured: AutotuneResult) -> None:
+def test_an_unsettled_plan_is_not_saved(tmp_path: Path, measured: AutotuneResult) -> None:
     PlanCache(tmp_path).store(KEY, dataclasses.replace(measured, settled=False))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_told_and_no_more(
+def test_an_unwritable_folder_is_only_reported(
     tmp_path: Path, measured: AutotuneResult, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "plans").write_text("a file where a folder should be")
@@ -122,7 +122,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_no_more(
     assert PlanCache(tmp_path / "plans").load(KEY) is None
 
 
-def test_the_oldest_plans_go(tmp_path: Path, measured: AutotuneResult) -> None:
+def test_the_oldest_plans_are_deleted(tmp_path: Path, measured: AutotuneResult) -> None:
     cache = PlanCache(tmp_path)
     keys = [dataclasses.replace(KEY, cores=cores) for cores in range(1, 41)]
     for age, key in enumerate(keys):

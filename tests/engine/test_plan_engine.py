@@ -32,7 +32,7 @@ def test_the_first_start_measures_and_the_next_one_does_not(model: Model, tmp_pa
     assert (second.plan.lanes, second.plan.buckets) == (first.plan.lanes, first.plan.buckets) == (1, (1,))
 
 
-def test_what_was_chosen_among_many_is_one_of_the_table(model: Model, tmp_path: Path) -> None:
+def test_the_chosen_point_is_in_the_table(model: Model, tmp_path: Path) -> None:
     engine = open_engine(model, CPU, data=tmp_path / "data", cores=2)
     measured = engine.info().plan.measured
     assert measured is not None
@@ -43,7 +43,7 @@ def test_what_was_chosen_among_many_is_one_of_the_table(model: Model, tmp_path: 
     assert len(measured.table) == 6
 
 
-def test_another_budget_is_another_plan(model: Model, tmp_path: Path) -> None:
+def test_another_latency_budget_gives_another_plan(model: Model, tmp_path: Path) -> None:
     open_engine(model, CPU, data=tmp_path / "data", cores=1)
     tight = CPU.model_copy(update={"latency_budget_ms": 0.001})
     engine = open_engine(model, tight, data=tmp_path / "data", cores=1)
@@ -51,18 +51,18 @@ def test_another_budget_is_another_plan(model: Model, tmp_path: Path) -> None:
     assert "no batch is done within 0.001 ms" in engine.info().plan.reason
 
 
-def test_without_a_folder_the_rule_decides(model: Model) -> None:
+def test_without_a_data_folder_the_rule_decides(model: Model) -> None:
     engine = open_engine(model, CPU, cores=2)
     assert engine.info().plan.measured is None
     assert "2 usable cores: a lane each" in engine.info().plan.reason
 
 
-def test_a_plan_that_is_given_is_used_as_it_is(model: Model, tmp_path: Path) -> None:
+def test_a_given_plan_is_used_unchanged(model: Model, tmp_path: Path) -> None:
     plan = Plan(3, (1, 2), "as asked")
     assert open_engine(model, CPU, data=tmp_path / "data", plans={"cpu": plan}).info().plan is plan
 
 
-def test_a_measured_engine_meets_no_size_that_was_not_warmed(model: Model, tmp_path: Path) -> None:
+def test_a_measured_engine_uses_only_warmed_batch_sizes(model: Model, tmp_path: Path) -> None:
     engine = open_engine(model, CPU, data=tmp_path / "data", cores=2)
     for count in (1, 2, 3, 4, 9):
         assert engine.infer(pictures(count)).rows.shape == (count, engine.info().max_rows, 6)
@@ -78,7 +78,7 @@ def test_a_model_that_fixes_its_batch_is_measured_with_that_one(tmp_path: Path) 
     assert engine.info().plan.buckets == (2,)
 
 
-class Session:
+class StubSession:
     """A session that cannot compute four at once, and remembers what it was told to keep."""
 
     rows = 9
@@ -100,9 +100,9 @@ class Session:
         """Nothing to let go of."""
 
 
-def test_the_memory_of_other_sizes_is_let_go(model: Model) -> None:
+def test_the_memory_of_other_batch_sizes_is_released(model: Model) -> None:
     state = open_engine(model, CPU).info().device
-    session = Session()
+    session = StubSession()
     engine = LocalEngine(model, session, state, Plan(1, (1, 2, 4), ""))
     assert engine.info().plan.buckets == (1, 2)
     engine.set_plan(Plan(2, (1,), "measured"))

@@ -9,7 +9,7 @@ from visionedge.engine.autotune import MAX_BATCHES, autotune_plan, run_interleav
 from visionedge.engine.plan import OperatingPoint
 
 
-class Work:
+class SimulatedWorkload:
     """Batches that take time on a clock of each thread's own, as those on cores of their own would."""
 
     def __init__(self, picture_ms: float) -> None:
@@ -28,21 +28,21 @@ class Work:
         return now_ns
 
 
-def test_a_trial_runs_for_its_time_and_tells_the_speed() -> None:
-    work = Work(picture_ms=10)
+def test_a_trial_runs_for_its_time_and_returns_the_speed() -> None:
+    work = SimulatedWorkload(picture_ms=10)
     sample = run_trial(work.run, OperatingPoint(1, 2), 0.1, clock=work.clock, cpu_clock=work.clock)
     assert (sample.frames_per_s, sample.batch_ms, sample.cpu_ms) == pytest.approx((100, 20, 10))
     assert work.batches == [2] * 6, "one to settle, five to fill the time"
 
 
-def test_lanes_add_up() -> None:
-    work = Work(picture_ms=10)
+def test_the_throughput_of_lanes_is_summed() -> None:
+    work = SimulatedWorkload(picture_ms=10)
     sample = run_trial(work.run, OperatingPoint(3, 1), 0.1, clock=work.clock, cpu_clock=work.clock)
     assert (sample.frames_per_s, sample.batch_ms, sample.cpu_ms) == pytest.approx((300, 10, 10))
     assert len(work.threads) == 3
 
 
-def test_works_that_are_compared_take_turns_batch_by_batch() -> None:
+def test_compared_workloads_alternate_batch_by_batch() -> None:
     """Each has its time, and none always comes after the same."""
     order: list[str] = []
     now = [0]
@@ -62,20 +62,20 @@ def test_works_that_are_compared_take_turns_batch_by_batch() -> None:
     assert len(order) == 2 + 2 * 6
 
 
-def test_a_batch_that_fills_the_time_by_itself_is_run_once() -> None:
-    work = Work(picture_ms=300)
+def test_a_batch_longer_than_the_time_is_run_once() -> None:
+    work = SimulatedWorkload(picture_ms=300)
     sample = run_trial(work.run, OperatingPoint(1, 1), 0.1, clock=work.clock)
     assert work.batches == [1]
     assert sample.batch_ms == pytest.approx(300)
 
 
-def test_a_tiny_network_is_run_no_more_often_than_is_of_use() -> None:
-    work = Work(picture_ms=0.001)
+def test_the_number_of_runs_of_a_tiny_network_is_limited() -> None:
+    work = SimulatedWorkload(picture_ms=0.001)
     run_trial(work.run, OperatingPoint(1, 1), 0.1, clock=work.clock)
     assert len(work.batches) == 1 + MAX_BATCHES
 
 
-def test_what_a_batch_raises_is_raised() -> None:
+def test_an_error_of_a_batch_is_raised() -> None:
     def run(_: int) -> None:
         raise MemoryError("no room")
 
@@ -83,15 +83,15 @@ def test_what_a_batch_raises_is_raised() -> None:
         run_trial(run, OperatingPoint(2, 1), 0.1)
 
 
-def test_the_lanes_work_at_the_same_time() -> None:
+def test_lanes_run_concurrently() -> None:
     """Each batch waits until the other lane is in one as well; one after the other would never end."""
     both = threading.Barrier(2)
-    run_trial(lambda _: both.wait(10), OperatingPoint(2, 1), 0.001, max_count=3, clock=Work(1).clock)
+    run_trial(lambda _: both.wait(10), OperatingPoint(2, 1), 0.001, max_count=3, clock=SimulatedWorkload(1).clock)
 
 
-def test_measuring_runs_what_it_is_given_on_real_threads() -> None:
+def test_measuring_runs_the_given_batch_on_real_threads() -> None:
     """Two threads that share nothing are twice as fast as one, whatever the batch: one picture each."""
-    work = Work(picture_ms=20)
+    work = SimulatedWorkload(picture_ms=20)
     measured = autotune_plan(
         work.run, device="cpu", max_batch=4, fixed_batch=None, cores=2, clock=work.clock, spend_s=60
     )

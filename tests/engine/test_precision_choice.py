@@ -37,7 +37,7 @@ GOOD = Parity(pictures=8, boxes=100, matched=0.97, score_shift=0.01, max_score_s
 FASTER = PrecisionChoice("int8", "measured 2.00 times as fast as fp32 here (fp32 20.0 ms, int8 10.0 ms)", {})
 
 
-class Clock:
+class FakeClock:
     """Time that only runs when somebody works."""
 
     def __init__(self) -> None:
@@ -71,9 +71,9 @@ def always(ms: float) -> Iterator[float]:
         (40.0, "fp32", "0.50"),
     ],
 )
-def test_what_is_clearly_faster_wins(int8_ms: float, precision: str, words: str) -> None:
+def test_a_clearly_faster_variant_wins(int8_ms: float, precision: str, words: str) -> None:
     """By a tenth at least; else fp32 stays, and the reason has the figures."""
-    clock = Clock()
+    clock = FakeClock()
     runs = {"fp32": clock.takes(always(20.0)), "int8": clock.takes(always(int8_ms))}
     choice = choose_fastest(runs, clock=clock)
     assert choice.precision == precision
@@ -81,16 +81,16 @@ def test_what_is_clearly_faster_wins(int8_ms: float, precision: str, words: str)
     assert choice.ms == {"fp32": 20.0, "int8": int8_ms}
 
 
-def test_a_machine_that_is_slow_for_a_while_deceives_nobody() -> None:
+def test_a_temporarily_slow_machine_does_not_change_the_choice() -> None:
     """Both are slow in the same rounds: they are held against each other round by round."""
 
-    def moods(ms: float) -> Iterator[float]:
+    def slow_phases(ms: float) -> Iterator[float]:
         while True:
             yield from [ms, ms * 9, ms, ms * 4, ms * 9]
 
-    clock = Clock()
+    clock = FakeClock()
     choice = choose_fastest(
-        {"fp32": clock.takes(moods(20.0)), "int8": clock.takes(moods(10.0))}, clock=clock, budget_s=9
+        {"fp32": clock.takes(slow_phases(20.0)), "int8": clock.takes(slow_phases(10.0))}, clock=clock, budget_s=9
     )
     assert choice.precision == "int8"
     assert "2.00 times" in choice.reason
@@ -111,25 +111,25 @@ def seen(count: int, score: float = 0.8, first: int = 0) -> list[Detections]:
     return [Detections(boxes, np.full(count, score, np.float32), np.zeros(count, np.int32))]
 
 
-def unasked() -> OutputDistance:
+def must_not_measure() -> OutputDistance:
     raise AssertionError("there were boxes enough")
 
 
-def test_boxes_that_agree_let_it_in_and_are_told() -> None:
-    found = check_agreement(seen(20), seen(20, 0.79), Tolerance(), unasked)
+def test_agreeing_boxes_admit_the_variant_and_are_reported() -> None:
+    found = check_agreement(seen(20), seen(20, 0.79), Tolerance(), must_not_measure)
     assert found == VariantAgreement("100% of 40 boxes agree here")
 
 
-def test_boxes_that_do_not_agree_keep_it_out_with_the_figure() -> None:
+def test_disagreeing_boxes_reject_the_variant_with_the_figure() -> None:
     """Ten of each side have no partner."""
-    found = check_agreement(seen(20), seen(20, first=10), Tolerance(), unasked)
+    found = check_agreement(seen(20), seen(20, first=10), Tolerance(), must_not_measure)
     assert found.refusal == "only 50.0% of the boxes agree, 90.0% are wanted"
 
 
-def test_its_own_tolerance_counts() -> None:
+def test_the_tolerance_of_the_variant_counts() -> None:
     """As it was asked for when it was made."""
-    assert check_agreement(seen(20), seen(20, first=4), Tolerance(), unasked).refusal is not None
-    assert check_agreement(seen(20), seen(20, first=4), Tolerance(unmatched=0.3), unasked).refusal is None
+    assert check_agreement(seen(20), seen(20, first=4), Tolerance(), must_not_measure).refusal is not None
+    assert check_agreement(seen(20), seen(20, first=4), Tolerance(unmatched=0.3), must_not_measure).refusal is None
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_its_own_tolerance_counts() -> None:
         (None, None),
     ],
 )
-def test_where_too_little_is_seen_the_kernels_themselves_are_judged(
+def test_with_too_few_boxes_the_raw_rows_are_compared(
     apart: OutputDistance | None, refusal: str | None
 ) -> None:
     """A model for other things than the clip shows; without integers its report has to do."""
@@ -156,7 +156,7 @@ def test_where_too_little_is_seen_the_kernels_themselves_are_judged(
     assert bool(found.message) == (refusal is None)
 
 
-def test_the_reason_of_a_choice_has_both_findings() -> None:
+def test_the_reason_of_a_choice_has_speed_and_agreement() -> None:
     kept = apply_agreement(FASTER, VariantAgreement("98% of 50 boxes agree here"))
     assert (kept.precision, kept.reason) == ("int8", f"{FASTER.reason}; 98% of 50 boxes agree here")
     refused = apply_agreement(FASTER, VariantAgreement("", "only 50.0% of the boxes agree, 90.0% are wanted"))
@@ -179,7 +179,7 @@ class FakeSession:
         self.closed = True
 
 
-class Scene:
+class ChoiceHarness:
     """A model with an int8 variant beside it; how it is timed and judged is said here."""
 
     def __init__(
@@ -258,7 +258,7 @@ AGREES, DIFFERS = VariantAgreement("all agree"), VariantAgreement("", "only 10.0
 
 
 def test_a_variant_that_is_faster_and_agrees_is_used(tmp_path: Path, compiled: Path) -> None:
-    scene = Scene(tmp_path, AGREES, compiled=compiled)
+    scene = ChoiceHarness(tmp_path, AGREES, compiled=compiled)
     scene.keep_variant()
     chosen, choice = scene.picked()
     assert choice.precision == "int8"
@@ -266,11 +266,11 @@ def test_a_variant_that_is_faster_and_agrees_is_used(tmp_path: Path, compiled: P
     assert chosen.model.path.name == "tiny.int8.onnx"
 
 
-def test_a_variant_that_sees_something_else_here_is_not_used_however_fast(
+def test_a_disagreeing_variant_is_not_used_at_any_speed(
     tmp_path: Path, compiled: Path
 ) -> None:
     """Its report says that it is good, and may be right on the machine that it was written on."""
-    scene = Scene(tmp_path, DIFFERS, compiled=compiled)
+    scene = ChoiceHarness(tmp_path, DIFFERS, compiled=compiled)
     scene.keep_variant()
     _, choice = scene.picked()
     assert choice.precision == "fp32"
@@ -279,10 +279,10 @@ def test_a_variant_that_sees_something_else_here_is_not_used_however_fast(
 
 
 @pytest.mark.parametrize("agreed", [AGREES, DIFFERS])
-def test_what_was_found_is_kept_and_not_measured_again(
+def test_a_choice_is_saved_and_not_measured_again(
     tmp_path: Path, compiled: Path, agreed: VariantAgreement
 ) -> None:
-    scene = Scene(tmp_path, agreed, compiled=compiled)
+    scene = ChoiceHarness(tmp_path, agreed, compiled=compiled)
     scene.keep_variant()
     first = scene.picked()[1]
     timed = len(scene.timed)
@@ -291,9 +291,9 @@ def test_what_was_found_is_kept_and_not_measured_again(
     assert (len(scene.timed), scene.judged) == (timed, 1)
 
 
-def test_who_measures_nothing_takes_what_was_kept(tmp_path: Path, compiled: Path) -> None:
+def test_without_measurement_a_saved_choice_is_used(tmp_path: Path, compiled: Path) -> None:
     """And fp32 where nothing was, without as much as opening a variant."""
-    scene = Scene(tmp_path, AGREES, compiled=compiled)
+    scene = ChoiceHarness(tmp_path, AGREES, compiled=compiled)
     scene.keep_variant()
     assert scene.picked(measuring=False)[1] == PrecisionChoice("fp32", "nothing was measured", {})
     assert scene.opened == []
@@ -303,9 +303,9 @@ def test_who_measures_nothing_takes_what_was_kept(tmp_path: Path, compiled: Path
     assert (len(scene.timed), scene.judged) == (timed, 1)
 
 
-def test_another_variant_is_judged_anew(tmp_path: Path, compiled: Path) -> None:
+def test_another_variant_is_judged_again(tmp_path: Path, compiled: Path) -> None:
     """The choice belongs to exactly these graphs."""
-    scene = Scene(tmp_path, AGREES, compiled=compiled)
+    scene = ChoiceHarness(tmp_path, AGREES, compiled=compiled)
     scene.keep_variant(seed=1)
     scene.picked()
     scene.keep_variant(seed=2)
@@ -313,8 +313,8 @@ def test_another_variant_is_judged_anew(tmp_path: Path, compiled: Path) -> None:
     assert scene.judged == 2
 
 
-def test_a_choice_of_before_anything_was_judged_is_not_believed(tmp_path: Path, compiled: Path) -> None:
-    scene = Scene(tmp_path, DIFFERS, compiled=compiled)
+def test_a_choice_from_before_the_comparison_is_ignored(tmp_path: Path, compiled: Path) -> None:
+    scene = ChoiceHarness(tmp_path, DIFFERS, compiled=compiled)
     scene.keep_variant()
     scene.picked()
     (entry,) = (scene.data / PRECISION_FOLDER).iterdir()
@@ -326,8 +326,8 @@ def test_a_choice_of_before_anything_was_judged_is_not_believed(tmp_path: Path, 
     assert scene.judged == 3
 
 
-def test_a_variant_whose_report_refuses_it_takes_no_part(tmp_path: Path, compiled: Path) -> None:
-    scene = Scene(tmp_path, AGREES, compiled=compiled)
+def test_a_variant_refused_by_its_report_is_excluded(tmp_path: Path, compiled: Path) -> None:
+    scene = ChoiceHarness(tmp_path, AGREES, compiled=compiled)
     scene.keep_variant(Parity(pictures=8, boxes=100, matched=0.5, score_shift=0.01, max_score_shift=0.1))
     _, choice = scene.picked()
     assert (choice.precision, scene.opened, scene.judged) == ("fp32", [], 0)
@@ -336,24 +336,24 @@ def test_a_variant_whose_report_refuses_it_takes_no_part(tmp_path: Path, compile
     )
 
 
-def test_integers_are_for_cpus(tmp_path: Path, compiled: Path) -> None:
+def test_int8_is_used_only_on_cpus(tmp_path: Path, compiled: Path) -> None:
     """On a GPU they are not even opened."""
-    scene = Scene(tmp_path, AGREES, compiled=compiled)
+    scene = ChoiceHarness(tmp_path, AGREES, compiled=compiled)
     scene.keep_variant()
     _, choice = scene.picked("cuda")
     assert choice.reason == "the model file is used as it is: its int8 variant is not used on cuda"
     assert scene.opened == []
 
 
-def test_a_variant_that_cannot_be_opened_is_left_out(tmp_path: Path, compiled: Path) -> None:
-    scene = Scene(tmp_path, AGREES, compiled=compiled, unusable=True)
+def test_a_variant_that_cannot_be_opened_is_excluded(tmp_path: Path, compiled: Path) -> None:
+    scene = ChoiceHarness(tmp_path, AGREES, compiled=compiled, unusable=True)
     scene.keep_variant()
     _, choice = scene.picked()
     assert choice.precision == "fp32"
     assert choice.reason == "the model file is used as it is: its int8 variant does not run here"
 
 
-def test_the_reason_for_a_file_in_integers_says_that_it_is_one(tmp_path: Path) -> None:
+def test_the_reason_for_an_int8_model_file_names_it(tmp_path: Path) -> None:
     """Nobody is told that a precision does not fit the device, where no variant was found at all."""
     model, network = load_model(TinyDetector().save(tmp_path / "tiny.onnx")), TinyDetector().proto()
     trials = PrecisionTrials(FakeSession, lambda _: lambda: None, lambda *_: AGREES)
@@ -375,7 +375,7 @@ def test_the_reason_for_a_file_in_integers_says_that_it_is_one(tmp_path: Path) -
 
 
 def kept(folder: Path) -> tuple[Model, Path]:
-    scene = Scene(folder, AGREES)
+    scene = ChoiceHarness(folder, AGREES)
     scene.keep_variant()
     return scene.model, make_variant_path(scene.model, "int8")
 
@@ -388,7 +388,7 @@ def test_a_variant_is_found_beside_its_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["network", "report", "gone", "schema", "other model"])
-def test_a_variant_that_is_damaged_or_belongs_elsewhere_is_left_out(tmp_path: Path, harm: str) -> None:
+def test_a_damaged_or_foreign_variant_is_excluded(tmp_path: Path, harm: str) -> None:
     """With a word in the log, and without an error: fp32 is always there."""
     model, path = kept(tmp_path)
     report = path.with_suffix(".json")
@@ -406,14 +406,14 @@ def test_a_variant_that_is_damaged_or_belongs_elsewhere_is_left_out(tmp_path: Pa
     assert find_variants(model) == ()
 
 
-def test_a_variant_for_another_preparation_is_left_out(tmp_path: Path) -> None:
+def test_a_variant_with_other_preprocessing_is_excluded(tmp_path: Path) -> None:
     """Its ranges were set by pictures that were prepared as they then were."""
     model, _ = kept(tmp_path)
     model.path.with_suffix(".yaml").write_text(json.dumps({"input": {"color": "rgb"}}))
     assert find_variants(load_model(model.path)) == ()
 
 
-def test_of_two_the_newer_one_counts(tmp_path: Path) -> None:
+def test_the_newer_of_two_variants_is_used(tmp_path: Path) -> None:
     """One beside the model, one in the data folder."""
     model, _ = kept(tmp_path)
     report = {

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from clips import make_clip
-from engine_rooms import Module, document, of, play
-from scripted_faults import Faults
+from engine_host_harness import EngineHostHarness, document, results_of, run_scenario
+from fault_script import FaultScript
 from tiny_models import TinyDetector
-from tiny_slow import save_slow, store_quick_variant
+from slow_models import save_slow, store_fast_variant
 from visionedge.engine.batcher import DropReason
 from visionedge.engine.precision_choice import PRECISION_FOLDER as CHOICES
 from visionedge.model.quantization.variants import VARIANTS_FOLDER
@@ -21,11 +21,11 @@ pytestmark = pytest.mark.system
 ROUNDS = 2
 
 
-def prove_that_frames_add_up(module: Module) -> None:
+def check_that_frames_add_up(module: EngineHostHarness) -> None:
     """Every frame is accounted for, and none came twice or out of its turn."""
     for camera, seen in module.state.batcher.statistics().cameras.items():
         assert seen.offered == seen.analysed + sum(seen.dropped.values())
-        numbers = [each.frame.sequence for each in of(module.results, camera)]
+        numbers = [each.frame.sequence for each in results_of(module.results, camera)]
         assert all(before < after for before, after in pairwise(numbers))
 
 
@@ -55,20 +55,20 @@ def data(kept: Path) -> Iterator[Path]:
     shutil.rmtree(kept / VARIANTS_FOLDER, ignore_errors=True)
 
 
-def store(module: Module, data: Path) -> None:
+def store(module: EngineHostHarness, data: Path) -> None:
     loaded_model = module.state.snapshot().loaded_model
     assert loaded_model is not None
-    store_quick_variant(loaded_model, data)
+    store_fast_variant(loaded_model, data)
 
 
-async def some_more(module: Module) -> None:
+async def some_more(module: EngineHostHarness) -> None:
     """Wait until every camera has more results."""
-    counts = {name: len(of(module.results, name)) for name in ("dock", "gate", "yard")}
-    await module.until(lambda r: all(len(of(r, name)) >= count + 3 for name, count in counts.items()))
+    counts = {name: len(results_of(module.results, name)) for name in ("dock", "gate", "yard")}
+    await module.until(lambda r: all(len(results_of(r, name)) >= count + 3 for name, count in counts.items()))
 
 
-def test_without_a_variant_there_is_nobody_to_call(data: Path, clip: Path, models: Path) -> None:
-    async def story(module: Module) -> None:
+def test_without_a_variant_there_is_no_substitute(data: Path, clip: Path, models: Path) -> None:
+    async def scenario(module: EngineHostHarness) -> None:
         await some_more(module)
         engine = module.state.snapshot().engine
         assert not await module.engine_host.can_try_faster_variant()
@@ -76,26 +76,26 @@ def test_without_a_variant_there_is_nobody_to_call(data: Path, clip: Path, model
         assert module.state.snapshot().engine is engine
         await some_more(module)
 
-    play(story, document(clip, models, process=False), data)
+    run_scenario(scenario, document(clip, models, process=False), data)
 
 
-def test_a_precision_that_was_asked_for_outright_is_kept(data: Path, clip: Path, models: Path) -> None:
-    async def story(module: Module) -> None:
+def test_an_explicitly_requested_precision_is_kept(data: Path, clip: Path, models: Path) -> None:
+    async def scenario(module: EngineHostHarness) -> None:
         await some_more(module)
         store(module, data)
         assert not await module.engine_host.can_try_faster_variant()
 
     start = document(clip, models, process=False)
     start["inference"]["precision"] = "fp32"
-    play(story, start, data)
+    run_scenario(scenario, start, data)
 
 
-def test_it_computes_until_it_is_dismissed_and_a_change_of_the_model_does_that_too(
+def test_a_substitute_computes_until_it_is_ended_or_the_model_changes(
     data: Path, clip: Path, models: Path
 ) -> None:
     """What counts as a detection may change meanwhile. No frame is lost over any of it."""
 
-    async def story(module: Module) -> None:
+    async def scenario(module: EngineHostHarness) -> None:
         engine_host, state = module.engine_host, module.state
         await some_more(module)
         engine = state.snapshot().engine
@@ -129,19 +129,19 @@ def test_it_computes_until_it_is_dismissed_and_a_change_of_the_model_does_that_t
         await module.until(lambda r: r[-1].model == "other")
 
     start = document(clip, models, process=False)
-    module = play(story, start, data)
-    prove_that_frames_add_up(module)
+    module = run_scenario(scenario, start, data)
+    check_that_frames_add_up(module)
     assert all(c.dropped[DropReason.FAILED] == 0 for c in module.state.batcher.statistics().cameras.values())
 
 
-def test_a_lost_device_comes_back_behind_the_stand_in(
+def test_a_lost_device_returns_behind_the_substitute(
     data: Path, tmp_path: Path, clip: Path, models: Path
 ) -> None:
     """The engine that is stood in for goes on looking for its device, and the stand-in knows how that is."""
-    faults = Faults(tmp_path)
+    faults = FaultScript(tmp_path)
     shutil.rmtree(data / CHOICES, ignore_errors=True)  # a choice that is kept would be taken at once
 
-    async def story(module: Module) -> None:
+    async def scenario(module: EngineHostHarness) -> None:
         engine_host, state = module.engine_host, module.state
         await some_more(module)
         store(module, data)
@@ -166,12 +166,12 @@ def test_a_lost_device_comes_back_behind_the_stand_in(
         assert not info.device.degraded
         assert info.device.effective == "cpu"  # where frames are still computed
         await engine_host.stop_substitute()
-        await module.until(lambda r: of(r, "dock")[-1].device == "cuda")
+        await module.until(lambda r: results_of(r, "dock")[-1].device == "cuda")
 
     start = document(clip, models, process=True)
     start["inference"]["device"] = "auto"
-    module = play(story, start, data, inject=faults.path)
-    prove_that_frames_add_up(module)
+    module = run_scenario(scenario, start, data, inject=faults.path)
+    check_that_frames_add_up(module)
     assert [event.code for event in module.events] == ["device-lost", "engine-back", "device-back"]
-    devices = [each.device for each in of(module.results, "dock")]
+    devices = [each.device for each in results_of(module.results, "dock")]
     assert [device for device, _ in groupby(devices)] == ["cuda", "cpu", "cuda"]

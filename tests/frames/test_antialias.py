@@ -22,7 +22,7 @@ def noise(width_px: int, height_px: int, channels: int = 3) -> Picture:
 
 
 @pytest.mark.parametrize("size", [(1000, 600), (333, 517), (100, 60)])
-def test_antialiased_pictures_are_pixel_for_pixel_those_of_pillow(size: tuple[int, int]) -> None:
+def test_antialiased_pictures_equal_those_of_pillow_in_every_pixel(size: tuple[int, int]) -> None:
     """Smaller, larger, and of any proportions; in the window of a letterbox too."""
     picture = noise(*size)
     spec = InputSpec(320, 192, "letterbox", resample="antialias")
@@ -48,7 +48,7 @@ def test_planes_of_a_video_are_antialiased_like_a_whole_picture() -> None:
     assert np.abs(window - wanted).max() <= 6
 
 
-def test_planes_of_ten_bits_and_turned_ones_are_antialiased_too() -> None:
+def test_ten_bit_and_rotated_planes_are_antialiased_too() -> None:
     """For all planes of a decoder; black stays black and white stays white."""
     luma = np.full((480, 640), 940, np.uint16)
     grey = np.full((240, 320), 512, np.uint16)
@@ -58,7 +58,7 @@ def test_planes_of_ten_bits_and_turned_ones_are_antialiased_too() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 427), (500, 333), (1920, 1080), (426, 640)])
-def test_a_side_is_rounded_down_where_the_family_does_so(width: int, height: int) -> None:
+def test_a_side_is_rounded_down_if_the_family_does_so(width: int, height: int) -> None:
     """YOLOX takes int(), most others round(); a pixel more moves every box."""
     ratio = min(416 / width, 416 / height)
     down = InputSpec(416, 416, rounding="down").place(width, height)

@@ -7,7 +7,7 @@ import pytest
 
 from visionedge.frames.drawing import class_colour, draw_detections, to_ascii
 from visionedge.frames.types import Detections, FrameResult, Picture
-from web_module import grey, result
+from fake_backend import grey, result
 
 
 def painted(before: Picture, after: Picture) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
@@ -19,7 +19,7 @@ def labelled(text: str) -> FrameResult:
     return FrameResult(made.frame, made.detections, made.timing, made.device, made.model, (text,))
 
 
-def test_the_box_is_drawn_where_it_is_and_the_picture_itself_stays_as_it_was() -> None:
+def test_the_box_is_drawn_at_its_place_on_a_copy_of_the_picture() -> None:
     picture = grey(640, 480)
     before = picture.copy()
     drawn = draw_detections(picture, result(picture=picture))
@@ -31,7 +31,7 @@ def test_the_box_is_drawn_where_it_is_and_the_picture_itself_stays_as_it_was() -
     assert not changed[400:, :].any()
 
 
-def test_a_box_as_large_as_the_picture_is_seen_on_all_four_sides() -> None:
+def test_a_box_as_large_as_the_picture_is_visible_on_all_four_sides() -> None:
     picture = grey(320, 240)
     changed = painted(picture, draw_detections(picture, result(picture=picture, boxes=[[0, 0, 1, 1]])))
     for side in (changed[200, :6], changed[200, -6:], changed[-6:, 160]):
@@ -54,7 +54,7 @@ def test_lines_and_labels_fit_any_size_of_picture(size: tuple[int, int]) -> None
     assert painted(picture, drawn).any()
 
 
-def test_lines_grow_with_the_picture() -> None:
+def test_line_width_grows_with_the_picture() -> None:
     def line_px(width_px: int, height_px: int) -> int:
         picture = grey(width_px, height_px)
         changed = painted(picture, draw_detections(picture, result(picture=picture)))
@@ -63,7 +63,7 @@ def test_lines_grow_with_the_picture() -> None:
     assert line_px(3840, 2160) > line_px(640, 480)
 
 
-def test_a_picture_that_may_not_be_written_is_annotated_too() -> None:
+def test_a_read_only_picture_is_annotated_too() -> None:
     picture = grey(320, 240)
     picture.setflags(write=False)
     assert painted(picture, draw_detections(picture, result(picture=picture))).any()

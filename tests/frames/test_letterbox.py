@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slow_resizing import slow_fit
+from reference_letterbox import reference_letterbox
 from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import InputSpec, Picture
 
@@ -27,16 +27,16 @@ def _noise(width_px: int, height_px: int, seed: int = 7) -> Picture:
 
 @settings(deadline=None, max_examples=150)
 @given(width_px=sides_px, height_px=sides_px, spec=specs)
-def test_it_equals_a_slow_bilinear_reference(width_px: int, height_px: int, spec: InputSpec) -> None:
+def test_the_letterbox_equals_a_slow_bilinear_reference(width_px: int, height_px: int, spec: InputSpec) -> None:
     picture = _noise(width_px, height_px)
     image, _ = fit_to_input(picture, spec)
     # OpenCV interpolates with 11-bit weights: one grey level, seldom two.
-    assert np.abs(image.astype(int) - slow_fit(picture, spec).astype(int)).max() <= 2
+    assert np.abs(image.astype(int) - reference_letterbox(picture, spec).astype(int)).max() <= 2
 
 
 @settings(deadline=None, max_examples=150)
 @given(width_px=sides_px, height_px=sides_px, spec=specs)
-def test_the_whole_of_a_given_array_is_overwritten(width_px: int, height_px: int, spec: InputSpec) -> None:
+def test_a_given_array_is_overwritten_completely(width_px: int, height_px: int, spec: InputSpec) -> None:
     """`out` is used in place, with any content before."""
     picture = _noise(width_px, height_px)
     fresh, placement = fit_to_input(picture, spec)
@@ -49,7 +49,7 @@ def test_the_whole_of_a_given_array_is_overwritten(width_px: int, height_px: int
 
 @settings(deadline=None, max_examples=150)
 @given(data=st.data(), spec=specs)
-def test_a_rectangle_is_found_again_within_a_pixel(data: st.DataObject, spec: InputSpec) -> None:
+def test_a_rectangle_is_mapped_back_within_a_pixel(data: st.DataObject, spec: InputSpec) -> None:
     """A white rectangle of the source, looked for in the input, maps back through the placement."""
     width_px = data.draw(st.integers(spec.width_px, 4 * spec.width_px), label="width")
     height_px = data.draw(st.integers(spec.height_px, 4 * spec.height_px), label="height")
@@ -70,14 +70,14 @@ def test_a_rectangle_is_found_again_within_a_pixel(data: st.DataObject, spec: In
     assert abs(found_top - top) <= max(1.0, height_px / place.height_px)
 
 
-def test_a_picture_of_the_right_size_passes_unchanged() -> None:
+def test_a_picture_of_the_input_size_is_unchanged() -> None:
     picture = _noise(64, 48)
     image, _ = fit_to_input(picture, InputSpec(64, 48))
     np.testing.assert_array_equal(image, picture)
     assert not np.shares_memory(image, picture)
 
 
-def test_it_writes_into_a_slot_of_a_larger_array() -> None:
+def test_the_letterbox_writes_into_a_slice_of_a_larger_array() -> None:
     """A batch of shared memory is filled in place, and its neighbours stay as they are."""
     batch = np.zeros((3, 48, 64, 3), np.uint8)
     picture = _noise(200, 100)
@@ -97,7 +97,7 @@ def test_it_writes_into_a_slot_of_a_larger_array() -> None:
         np.zeros((0, 4, 3), np.uint8),
     ],
 )
-def test_what_is_no_bgr_picture_is_refused(picture: Picture) -> None:
+def test_an_array_that_is_not_a_bgr_picture_is_refused(picture: Picture) -> None:
     with pytest.raises(ValueError, match="uint8"):
         fit_to_input(picture, InputSpec(8, 8))
 

@@ -62,7 +62,7 @@ def test_the_frame_object_has_exactly_the_keys_of_the_contract() -> None:
     }
 
 
-def test_with_a_source_the_camera_is_left_out() -> None:
+def test_a_frame_object_with_a_source_has_no_camera() -> None:
     """`detect` names the picture instead."""
     document = build_frame_document(a_result(), source="a.jpg")
     assert document["source"] == "a.jpg"
@@ -70,7 +70,7 @@ def test_with_a_source_the_camera_is_left_out() -> None:
 
 
 @given(SIZES, SIZES, st.sampled_from(["center", "top-left"]))
-def test_a_letterboxed_picture_lies_inside_and_touches_an_edge(width: int, height: int, anchor: str) -> None:
+def test_a_letterboxed_picture_is_inside_and_touches_an_edge(width: int, height: int, anchor: str) -> None:
     """The placement never leaves the input and fills one of its sides."""
     spec = InputSpec(416, 320, "letterbox", "top-left" if anchor == "top-left" else "center")
     at = spec.place(width, height)

@@ -1,5 +1,5 @@
 """Fixtures that the tests of IoT Hub share."""
 
-from client_bench import bench
+from hub_client_harness import harness
 
 __all__ = ["bench"]

@@ -39,7 +39,7 @@ def test_a_call_gives_results_and_errors() -> None:
     assert thread_group.join(5) == []
 
 
-def test_an_abandoned_thread_that_returns_ends_and_does_not_count() -> None:
+def test_an_abandoned_thread_ends_when_its_call_returns_and_is_not_counted() -> None:
     """Then calls work again."""
     thread_group = ThreadGroup(lambda _name, _error: None)
     calls = AbandonableCalls(thread_group, "calls", limit=1)
@@ -74,7 +74,7 @@ def test_a_late_result_is_passed_to_its_handler() -> None:
     assert late == ["a client"]
 
 
-def test_outside_without_a_file_nothing_is_gathered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_outside_iot_edge_without_a_messages_file_nothing_is_collected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Locally, frames cost nothing and the log says once why nothing is sent."""
     caplog.set_level(logging.INFO, logger="visionedge.iothub")
     thread_group = ThreadGroup(lambda _name, _error: None)
@@ -91,7 +91,7 @@ def test_outside_without_a_file_nothing_is_gathered(tmp_path: Path, caplog: pyte
     ]
 
 
-def test_a_spool_is_made_where_there_is_a_folder_and_numbers_and_budget_go_on(tmp_path: Path) -> None:
+def test_a_data_folder_gets_a_spool_that_continues_numbers_and_budget(tmp_path: Path) -> None:
     """A restart begins where the last one stopped, also with nothing left in the spool."""
     thread_group = ThreadGroup(lambda _name, _error: None)
     policy = TelemetryConfig.model_validate({"mode": "all", "maxPerDay": 5})
@@ -113,7 +113,7 @@ def test_a_spool_is_made_where_there_is_a_folder_and_numbers_and_budget_go_on(tm
     assert thread_group.join(5) == []
 
 
-class TakingHub:
+class DrainedHub:
     """A hub client that is connected and lets the test take messages."""
 
     connected = True
@@ -127,7 +127,7 @@ def test_dropped_messages_become_one_event_with_their_ranges(tmp_path: Path) -> 
     delivery = Delivery(
         TelemetryConfig.model_validate({"mode": "all"}),
         IDENTITY,
-        hub=cast("HubClient", TakingHub()),
+        hub=cast("HubClient", DrainedHub()),
         spool=spool,
         clock=lambda: now[0],
     )
@@ -137,8 +137,8 @@ def test_dropped_messages_become_one_event_with_their_ranges(tmp_path: Path) -> 
     now[0] += 1
     delivery.tick()
     spool._write_and_refill()
-    told = [m for m in taken(spool) if m.output == "events"]
-    [event] = [json.loads(m.body) for m in told]
+    event_messages = [m for m in taken(spool) if m.output == "events"]
+    [event] = [json.loads(m.body) for m in event_messages]
     assert (event["kind"], event["code"]) == ("storage", "spool-dropped")
     [lost] = event["details"]["ranges"]
     assert lost["output"] == "detections"
@@ -161,12 +161,12 @@ def taken(spool: Spool) -> list[Message]:
     return got
 
 
-def test_news_of_the_disk_become_events(tmp_path: Path) -> None:
+def test_changes_of_the_disk_state_become_events(tmp_path: Path) -> None:
     """A damaged file is reported to the cloud with the kind `storage`."""
     (tmp_path / "spool.db").write_bytes(b"no database at all" * 100)
     thread_group = ThreadGroup(lambda _name, _error: None)
     spool = Spool(tmp_path / "spool.db", "me", thread_group)
-    delivery = Delivery(TelemetryConfig(), IDENTITY, spool=spool, hub=cast("HubClient", SendingHub(spool)))
+    delivery = Delivery(TelemetryConfig(), IDENTITY, spool=spool, hub=cast("HubClient", SpoolingHub(spool)))
     delivery.tick()
     spool._write_and_refill()
     [event] = [json.loads(m.body) for m in taken(spool)]
@@ -174,7 +174,7 @@ def test_news_of_the_disk_become_events(tmp_path: Path) -> None:
     assert spool.close(5)
 
 
-class SendingHub:
+class SpoolingHub:
     """A hub client that hands messages to a spool."""
 
     connected = False
@@ -183,7 +183,7 @@ class SendingHub:
         self.send = spool.put
 
 
-def test_inside_a_file_and_a_hub_are_made(tmp_path: Path) -> None:
+def test_inside_iot_edge_a_messages_file_and_a_hub_client_are_made(tmp_path: Path) -> None:
     """The identity names the sender."""
     thread_group = ThreadGroup(lambda _name, _error: None)
     delivery = Delivery.build(

@@ -19,7 +19,7 @@ from visionedge.iothub.desired_properties import (
 LOCAL: dict[str, Any] = {"telemetry": {"intervalSeconds": 5}, "model": {"path": "local.onnx"}}
 
 
-class Module:
+class FakeConfigTarget:
     """Applies configurations like the service, rejects sections on demand, and records events."""
 
     def __init__(self, folder: Path, local: dict[str, Any] | None = None) -> None:
@@ -71,7 +71,7 @@ class Module:
             self.status,
         )
 
-    def talk(self, story: Callable[[DesiredProperties], Awaitable[None]]) -> None:
+    def run_scenario(self, scenario: Callable[[DesiredProperties], Awaitable[None]]) -> None:
         """Run a story with the task of a desired that belongs to a start of the module."""
 
         async def whole() -> None:
@@ -86,7 +86,7 @@ class Module:
             )
             task = asyncio.create_task(desired.run())
             try:
-                await story(desired)
+                await scenario(desired)
             finally:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -114,7 +114,7 @@ def twin(version: int, **desired: Any) -> dict[str, Any]:
     return {"desired": {**desired, "$version": version, "$metadata": {}}, "reported": {"$version": 1}}
 
 
-def told(desired: DesiredProperties, version: int) -> bool:
+def answer(desired: DesiredProperties, version: int) -> bool:
     """Whether the acknowledgement answers this version."""
     entries = desired.acknowledgement.values()
     return bool(entries) and all(entry["version"] == version for entry in entries)
@@ -124,26 +124,26 @@ async def acknowledged(desired: DesiredProperties, version: int) -> dict[str, An
     """Wait for the acknowledgement of a version."""
     async with asyncio.timeout(10):
         # It changes on the loop; there is no event for it, as nobody but the next look needs one.
-        while not told(desired, version):  # noqa: ASYNC110 - see above
+        while not answer(desired, version):  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.001)
     return desired.acknowledgement
 
 
 def test_a_valid_document_is_applied_acknowledged_reported_and_kept(tmp_path: Path) -> None:
     """Merged over the local document; a removed key means the local value, or the default, again."""
-    module = Module(tmp_path)
+    module = FakeConfigTarget(tmp_path)
 
-    async def story(desired: DesiredProperties) -> None:
+    async def scenario(desired: DesiredProperties) -> None:
         desired.on_twin(twin(2, telemetry={"intervalSeconds": 1, "mode": "all"}, http={"port": 0}))
-        told = await acknowledged(desired, 2)
-        assert {key: entry["status"] for key, entry in told.items()} == {
+        answer = await acknowledged(desired, 2)
+        assert {key: entry["status"] for key, entry in answer.items()} == {
             "http": "applied",
             "telemetry": "applied",
         }
         desired.on_twin(twin(3, telemetry={"mode": "none"}))
         assert (await acknowledged(desired, 3)).keys() == {"telemetry"}
 
-    module.talk(story)
+    module.run_scenario(scenario)
     first, second = module.applied
     assert (first.telemetry.interval_seconds, first.telemetry.mode, first.http.port) == (1, "all", 0)
     assert (second.telemetry.interval_seconds, second.telemetry.mode, second.http.port) == (5, "none", 8080)
@@ -156,18 +156,18 @@ def test_a_valid_document_is_applied_acknowledged_reported_and_kept(tmp_path: Pa
 
 def test_a_wrong_document_changes_nothing_and_the_event_has_every_problem(tmp_path: Path) -> None:
     """Neither what runs nor what is kept; and the next right one is taken."""
-    module = Module(tmp_path)
+    module = FakeConfigTarget(tmp_path)
 
-    async def story(desired: DesiredProperties) -> None:
+    async def scenario(desired: DesiredProperties) -> None:
         desired.on_twin(twin(2, telemetry={"mode": "all"}))
         await acknowledged(desired, 2)
         desired.on_twin(twin(3, telemetry={"mode": "some", "x": 1}, http={"port": -1}))
-        told = await acknowledged(desired, 3)
-        assert {entry["status"] for entry in told.values()} == {"rejected"}
+        answer = await acknowledged(desired, 3)
+        assert {entry["status"] for entry in answer.values()} == {"rejected"}
         desired.on_twin(twin(4, telemetry={"mode": "all"}))
         await acknowledged(desired, 4)
 
-    module.talk(story)
+    module.run_scenario(scenario)
     assert len(module.applied) == 1
     (rejected,) = [details for code, _, details in module.events if code == "config-rejected"]
     assert rejected["version"] == 3
@@ -175,11 +175,11 @@ def test_a_wrong_document_changes_nothing_and_the_event_has_every_problem(tmp_pa
     assert module.kept == DesiredDocument(4, {"telemetry": {"mode": "all"}})
 
 
-def test_the_same_twin_read_again_is_no_news(tmp_path: Path) -> None:
+def test_an_unchanged_twin_is_not_applied_again(tmp_path: Path) -> None:
     """It is read once a minute, right or wrong."""
-    module = Module(tmp_path)
+    module = FakeConfigTarget(tmp_path)
 
-    async def story(desired: DesiredProperties) -> None:
+    async def scenario(desired: DesiredProperties) -> None:
         for _ in range(3):
             desired.on_twin(twin(2, telemetry={"mode": "all"}))
             await acknowledged(desired, 2)
@@ -187,25 +187,25 @@ def test_the_same_twin_read_again_is_no_news(tmp_path: Path) -> None:
             desired.on_twin(twin(3, telemetry={"mode": "some"}))
             await acknowledged(desired, 3)
 
-    module.talk(story)
+    module.run_scenario(scenario)
     assert [code for code, _, _ in module.events] == ["config-applied", "config-rejected"]
 
 
-def test_a_section_that_cannot_be_applied_is_rejected_alone(tmp_path: Path) -> None:
+def test_only_the_section_that_cannot_be_applied_is_rejected(tmp_path: Path) -> None:
     """The others are in force; the document on disk is the one in force, so a restart uses the same."""
-    module = Module(tmp_path)
+    module = FakeConfigTarget(tmp_path)
     module.refuse = {"model": "new.onnx does not exist"}
 
-    async def story(desired: DesiredProperties) -> None:
+    async def scenario(desired: DesiredProperties) -> None:
         desired.on_twin(twin(2, model={"path": "new.onnx"}, telemetry={"mode": "all"}))
-        told = await acknowledged(desired, 2)
-        assert told["model"]["reasons"] == ["model: new.onnx does not exist"]
-        assert told["telemetry"]["status"] == "applied"
+        answer = await acknowledged(desired, 2)
+        assert answer["model"]["reasons"] == ["model: new.onnx does not exist"]
+        assert answer["telemetry"]["status"] == "applied"
         module.refuse = {}
         desired.on_twin(twin(3, model={"path": "newer.onnx"}, telemetry={"mode": "all"}))
         await acknowledged(desired, 3)
 
-    module.talk(story)
+    module.run_scenario(scenario)
     assert [config.model.path for config in module.applied] == ["new.onnx", "newer.onnx"]
     assert [code for code, _, _ in module.events] == ["config-rejected", "config-applied", "config-applied"]
     assert module.kept == DesiredDocument(3, {"model": {"path": "newer.onnx"}, "telemetry": {"mode": "all"}})
@@ -213,29 +213,29 @@ def test_a_section_that_cannot_be_applied_is_rejected_alone(tmp_path: Path) -> N
 
 def test_a_change_that_fails_is_rejected_and_the_next_one_is_processed(tmp_path: Path) -> None:
     """Any error, with its secrets masked."""
-    module = Module(tmp_path)
+    module = FakeConfigTarget(tmp_path)
     module.error = RuntimeError("rtsp://me:hunter2@h broke")
 
-    async def story(desired: DesiredProperties) -> None:
+    async def scenario(desired: DesiredProperties) -> None:
         desired.on_twin(twin(2, telemetry={"mode": "all"}))
-        told = await acknowledged(desired, 2)
-        assert told["telemetry"]["reasons"] == ["applying failed: rtsp://***@h broke"]
+        answer = await acknowledged(desired, 2)
+        assert answer["telemetry"]["reasons"] == ["applying failed: rtsp://***@h broke"]
         module.error = None
         desired.on_twin(twin(3))
         desired.on_twin(twin(4, telemetry={}))
         assert (await acknowledged(desired, 4))["telemetry"]["status"] == "applied"
 
-    module.talk(story)
+    module.run_scenario(scenario)
     # Also what ran before is applied again: nobody knows how far the change had come.
     assert [config.telemetry.mode for config in module.applied][:2] == ["all", "changes"]
     assert module.kept == DesiredDocument(4, {"telemetry": {}})
 
 
-def test_of_many_documents_while_one_is_applied_the_newest_is_next(tmp_path: Path) -> None:
+def test_of_documents_that_arrive_during_an_application_only_the_newest_is_applied_next(tmp_path: Path) -> None:
     """Those between would be undone at once."""
-    module = Module(tmp_path)
+    module = FakeConfigTarget(tmp_path)
 
-    async def story(desired: DesiredProperties) -> None:
+    async def scenario(desired: DesiredProperties) -> None:
         module.hold = asyncio.Event()
         desired.on_twin(twin(2, telemetry={"intervalSeconds": 2}))
         async with asyncio.timeout(10):
@@ -246,37 +246,37 @@ def test_of_many_documents_while_one_is_applied_the_newest_is_next(tmp_path: Pat
         module.hold.set()
         await acknowledged(desired, 5)
 
-    module.talk(story)
+    module.run_scenario(scenario)
     assert [config.telemetry.interval_seconds for config in module.applied] == [2, 5]
 
 
-def test_a_start_without_a_hub_uses_what_was_in_force(tmp_path: Path) -> None:
+def test_a_start_without_a_hub_uses_the_last_document_in_force(tmp_path: Path) -> None:
     """And acknowledges it; when the hub says the same, nothing is applied a second time."""
-    Module(tmp_path).talk(lambda desired: _wish(desired, 7, telemetry={"mode": "all"}))
-    module = Module(tmp_path)
+    FakeConfigTarget(tmp_path).run_scenario(lambda desired: _wish(desired, 7, telemetry={"mode": "all"}))
+    module = FakeConfigTarget(tmp_path)
     assert module.config_sources().start.config.telemetry.mode == "all"
 
-    async def story(desired: DesiredProperties) -> None:
+    async def scenario(desired: DesiredProperties) -> None:
         assert desired.acknowledgement == {"telemetry": {"status": "applied", "version": 7}}
         desired.on_twin(twin(7, telemetry={"mode": "all"}))
         await asyncio.sleep(0)
         await acknowledged(desired, 7)
 
-    module.talk(story)
+    module.run_scenario(scenario)
     assert module.applied == []
     assert module.events == []
 
 
-def test_what_the_start_has_not_put_in_force_yet_has_no_acknowledgement(tmp_path: Path) -> None:
+def test_a_section_that_is_not_in_force_yet_at_the_start_has_no_acknowledgement(tmp_path: Path) -> None:
     """Sections that wait for the first engine are acknowledged when it is there, without any event."""
     wished: dict[str, Any] = {"telemetry": {"mode": "all"}, "inference": {"confidence": 0.9}}
-    Module(tmp_path).talk(lambda desired: _wish(desired, 7, **wished))
-    module = Module(tmp_path)
+    FakeConfigTarget(tmp_path).run_scenario(lambda desired: _wish(desired, 7, **wished))
+    module = FakeConfigTarget(tmp_path)
     module.refuse = dict.fromkeys(("model", "inference"), "not in use yet: the engine is warming up")
     module.status = "pending"
     in_force = {"status": "applied", "version": 7}
 
-    async def story(desired: DesiredProperties) -> None:
+    async def scenario(desired: DesiredProperties) -> None:
         assert desired.acknowledgement == {"telemetry": in_force}
         desired.on_twin(twin(7, **wished))
         await until(lambda: "version=7" in repr(desired))
@@ -285,7 +285,7 @@ def test_what_the_start_has_not_put_in_force_yet_has_no_acknowledgement(tmp_path
         desired.retry()
         await until(lambda: desired.acknowledgement == {"telemetry": in_force, "inference": in_force})
 
-    module.talk(story)
+    module.run_scenario(scenario)
     assert module.applied == []
     assert module.events == []
 
@@ -295,37 +295,37 @@ async def _wish(desired: DesiredProperties, version: int, **document: Any) -> No
     await acknowledged(desired, version)
 
 
-def test_what_was_in_force_and_fits_no_more_is_left_aside(
+def test_a_saved_document_that_is_no_longer_valid_is_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The module starts with its local document, says so, and waits for the hub."""
     LastGoodFile(tmp_path / "desired.json", "me").keep(DesiredDocument(3, {"telemetry": {"gone": 1}}))
-    start = Module(tmp_path).config_sources().start
+    start = FakeConfigTarget(tmp_path).config_sources().start
     assert start.desired is None
     assert start.config.telemetry.interval_seconds == 5
     assert "are not valid any more" in caplog.text
 
 
-def test_only_the_local_file_may_allow_what_is_insecure(tmp_path: Path) -> None:
+def test_only_the_local_file_may_allow_insecure_settings(tmp_path: Path) -> None:
     """The acknowledgement has the path of the key, beside all other problems."""
-    module = Module(tmp_path, {})
+    module = FakeConfigTarget(tmp_path, {})
     model = {"url": "http://h/m.onnx", "sha256": "0" * 64, "allowInsecure": True}
 
-    async def story(desired: DesiredProperties) -> None:
+    async def scenario(desired: DesiredProperties) -> None:
         desired.on_twin(twin(2, model=model, http={"port": -1}))
-        told = await acknowledged(desired, 2)
-        assert any(reason.startswith("model.allowInsecure:") for reason in told["model"]["reasons"])
-        assert told["http"]["status"] == "rejected"
+        answer = await acknowledged(desired, 2)
+        assert any(reason.startswith("model.allowInsecure:") for reason in answer["model"]["reasons"])
+        assert answer["http"]["status"] == "rejected"
 
-    module.talk(story)
+    module.run_scenario(scenario)
     assert module.applied == []
 
 
-def test_a_document_that_came_too_late_for_this_start_is_kept_for_the_next(tmp_path: Path) -> None:
+def test_a_document_that_arrives_too_late_for_this_start_is_kept_for_the_next(tmp_path: Path) -> None:
     """If the engine cannot be opened with the last good document, the twin must be able to correct it."""
-    module = Module(tmp_path)
+    module = FakeConfigTarget(tmp_path)
 
-    async def story() -> None:
+    async def scenario() -> None:
         desired = DesiredProperties(
             module.config_sources(), module, lambda *event: module.events.append(event)
         )
@@ -337,18 +337,18 @@ def test_a_document_that_came_too_late_for_this_start_is_kept_for_the_next(tmp_p
         desired.on_twin(twin(9, inference={"device": "cpu"}))
         await desired.save_pending()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert module.kept == DesiredDocument(9, {"inference": {"device": "cpu"}})
     assert module.applied == []
 
 
 def test_a_rejected_section_is_tried_again_and_reported_once(tmp_path: Path) -> None:
     """A model server that comes back is found without another word from the cloud."""
-    module = Module(tmp_path)
+    module = FakeConfigTarget(tmp_path)
     module.refuse = {"model": "the server does not answer"}
     module.retry_s = 0.001
 
-    async def story(desired: DesiredProperties) -> None:
+    async def scenario(desired: DesiredProperties) -> None:
         desired.on_twin(twin(2, model={"path": "new.onnx"}, telemetry={"mode": "all"}))
         async with asyncio.timeout(10):
             while len(module.applied) < 4:  # noqa: ASYNC110 - the double has no event for it
@@ -359,16 +359,16 @@ def test_a_rejected_section_is_tried_again_and_reported_once(tmp_path: Path) -> 
             while desired.acknowledgement["model"]["status"] != "applied":  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.001)
 
-    module.talk(story)
+    module.run_scenario(scenario)
     assert [code for code, _, _ in module.events] == ["config-rejected", "config-applied", "config-applied"]
     assert module.kept == DesiredDocument(2, {"model": {"path": "new.onnx"}, "telemetry": {"mode": "all"}})
 
 
-def test_a_model_that_is_still_fetched_gives_way_to_another(tmp_path: Path) -> None:
+def test_a_newer_model_replaces_a_pending_download(tmp_path: Path) -> None:
     """And to nothing else: other sections wait their turn."""
-    module = Module(tmp_path)
+    module = FakeConfigTarget(tmp_path)
 
-    async def story(desired: DesiredProperties) -> None:
+    async def scenario(desired: DesiredProperties) -> None:
         module.hold = asyncio.Event()
         desired.on_twin(twin(2, model={"path": "slow.onnx"}))
         async with asyncio.timeout(10):
@@ -381,7 +381,7 @@ def test_a_model_that_is_still_fetched_gives_way_to_another(tmp_path: Path) -> N
         module.hold.set()
         await acknowledged(desired, 4)
 
-    module.talk(story)
+    module.run_scenario(scenario)
     assert [config.model.path for config in module.applied] == ["slow.onnx", "other.onnx"]
 
 
@@ -395,37 +395,37 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def test_a_document_that_a_full_disk_rejects_is_acknowledged_as_not_kept_and_written_later(
+def test_a_document_that_a_full_disk_rejects_is_acknowledged_as_not_saved_and_saved_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill after that brings back nothing that was switched off."""
     monkeypatch.setattr(desired_properties, "_SAVE_RETRY_S", 0.01)
-    module = Module(tmp_path)
+    module = FakeConfigTarget(tmp_path)
     module.fill_disk(full=True)
 
-    async def story(desired: DesiredProperties) -> None:
+    async def scenario(desired: DesiredProperties) -> None:
         desired.on_twin(twin(2, telemetry={"mode": "none"}))
-        told = await acknowledged(desired, 2)
-        assert told == {"telemetry": {"status": "applied", "version": 2, "kept": False}}
+        answer = await acknowledged(desired, 2)
+        assert answer == {"telemetry": {"status": "applied", "version": 2, "kept": False}}
         assert module.kept is None
         module.fill_disk(full=False)
         await until(lambda: module.kept is not None)
         await until(lambda: "kept" not in desired.acknowledgement["telemetry"])
         assert desired.acknowledgement == {"telemetry": {"status": "applied", "version": 2}}
 
-    module.talk(story)
+    module.run_scenario(scenario)
     assert module.config_sources().start.config.telemetry.mode == "none"
 
 
-def test_a_section_that_waits_for_the_engine_is_applied_when_that_is_there(tmp_path: Path) -> None:
+def test_a_section_that_waits_for_the_engine_is_applied_once_it_is_open(tmp_path: Path) -> None:
     """Until then it is not acknowledged as applied, and what is not desired gets no answer at all."""
-    module = Module(tmp_path)
+    module = FakeConfigTarget(tmp_path)
     module.refuse = dict.fromkeys(("model", "inference"), "not in use yet: the engine is warming up")
 
-    async def story(desired: DesiredProperties) -> None:
+    async def scenario(desired: DesiredProperties) -> None:
         desired.on_twin(twin(2, telemetry={"mode": "all"}, inference={"confidence": 0.9}))
-        told = await acknowledged(desired, 2)
-        assert {key: entry["status"] for key, entry in told.items()} == {
+        answer = await acknowledged(desired, 2)
+        assert {key: entry["status"] for key, entry in answer.items()} == {
             "telemetry": "applied",
             "inference": "rejected",
         }
@@ -440,15 +440,15 @@ def test_a_section_that_waits_for_the_engine_is_applied_when_that_is_there(tmp_p
             )
         )
 
-    module.talk(story)
+    module.run_scenario(scenario)
     assert [config.inference.confidence for config in module.applied] == [0.9, 0.9]
 
 
-def test_a_refusal_is_no_reason_to_believe_that_the_rest_runs(tmp_path: Path) -> None:
+def test_a_rejected_section_does_not_mark_pending_sections_as_applied(tmp_path: Path) -> None:
     """A document that equals what ran before the refusal is applied all the same."""
-    module = Module(tmp_path)
+    module = FakeConfigTarget(tmp_path)
 
-    async def story(desired: DesiredProperties) -> None:
+    async def scenario(desired: DesiredProperties) -> None:
         module.refuse = {"inference": "not in use yet"}
         desired.on_twin(twin(2, inference={"confidence": 0.9}))
         await acknowledged(desired, 2)
@@ -456,18 +456,18 @@ def test_a_refusal_is_no_reason_to_believe_that_the_rest_runs(tmp_path: Path) ->
         desired.on_twin(twin(3, inference={}))
         await acknowledged(desired, 3)
 
-    module.talk(story)
+    module.run_scenario(scenario)
     assert [config.inference.confidence for config in module.applied] == [0.9, 0.3]
 
 
-def test_the_local_document_can_be_read_again_and_the_twin_stays_on_top(
+def test_a_reloaded_local_document_stays_below_the_twin(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A document that is not valid, alone or with the twin, is logged with every problem and not used."""
     caplog.set_level("INFO")
-    module = Module(tmp_path)
+    module = FakeConfigTarget(tmp_path)
 
-    async def story(desired: DesiredProperties) -> None:
+    async def scenario(desired: DesiredProperties) -> None:
         desired.on_twin(twin(2, telemetry={"mode": "all"}))
         await acknowledged(desired, 2)
         desired.reload(lambda: {"telemetry": {"intervalSeconds": 7, "mode": "none"}, "http": {"port": 1}})
@@ -477,20 +477,20 @@ def test_the_local_document_can_be_read_again_and_the_twin_stays_on_top(
         desired.on_twin(twin(3, telemetry={}))
         await acknowledged(desired, 3)
 
-    module.talk(story)
-    told = [(each.telemetry.interval_seconds, each.telemetry.mode) for each in module.applied]
-    assert told == [(5, "all"), (7, "all"), (7, "none")]
+    module.run_scenario(scenario)
+    answer = [(each.telemetry.interval_seconds, each.telemetry.mode) for each in module.applied]
+    assert answer == [(5, "all"), (7, "all"), (7, "none")]
     assert "telemetry.x" in caplog.text
 
 
-def test_a_section_of_the_file_that_cannot_be_had_stays_as_it_was(
+def test_a_section_of_the_file_that_cannot_be_applied_stays_unchanged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The others are applied; read once more the file is tried again."""
     caplog.set_level("INFO")
-    module = Module(tmp_path)
+    module = FakeConfigTarget(tmp_path)
 
-    async def story(desired: DesiredProperties) -> None:
+    async def scenario(desired: DesiredProperties) -> None:
         module.refuse = {"http": "the port is in use"}
         desired.reload(lambda: {"telemetry": {"intervalSeconds": 7}, "http": {"port": 1}})
         await until(lambda: "the configuration file is applied: model, telemetry" in caplog.text)
@@ -498,6 +498,6 @@ def test_a_section_of_the_file_that_cannot_be_had_stays_as_it_was(
         desired.reload(lambda: {"telemetry": {"intervalSeconds": 7}, "http": {"port": 1}})
         await until(lambda: "the configuration file is applied: http" in caplog.text)
 
-    module.talk(story)
+    module.run_scenario(scenario)
     assert [each.http.port for each in module.applied] == [1, 1]
     assert "http: the port is in use; this section stays as it was" in caplog.text

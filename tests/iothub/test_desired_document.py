@@ -26,26 +26,26 @@ def rejected(document: dict[str, Any], before: dict[str, Any] | None = None) -> 
     desired = DesiredDocument(7, document)
     with pytest.raises(ConfigError) as caught:
         parse_config(document)
-    told = build_acknowledgement(
+    acknowledgement = build_acknowledgement(
         desired, group_problems_by_section(desired, caught.value.problems), before or {}
     )
-    check_reported({"config": told})
-    return told
+    check_reported({"config": acknowledgement})
+    return acknowledgement
 
 
 # --- what is wished ---------------------------------------------------------------------------------------
 
 
-def test_a_key_that_begins_with_x_dash_changes_nothing_and_is_no_fault() -> None:
+def test_a_key_that_begins_with_x_dash_is_ignored() -> None:
     """As in a file; it is acknowledged like every key."""
     document = {"x-site": {"any": ["thing"]}, "http": {"port": 1}}
     assert parse_config(overlay_desired({}, document)) == parse_config({"http": {"port": 1}})
-    told = build_acknowledgement(DesiredDocument(7, document), {}, document)
-    assert told["x-site"] == {"status": "applied", "version": 7}
-    check_reported({"config": told})
+    acknowledgement = build_acknowledgement(DesiredDocument(7, document), {}, document)
+    assert acknowledgement["x-site"] == {"status": "applied", "version": 7}
+    check_reported({"config": acknowledgement})
 
 
-def test_metadata_of_the_hub_is_not_part_of_the_document() -> None:
+def test_hub_metadata_is_not_part_of_the_document() -> None:
     """`$version` and `$metadata` are the hub's; the version is kept for the answer."""
     twin = {"desired": {"http": {"port": 1}, "$version": 4, "$metadata": {"x": 1}}, "reported": {}}
     assert read_desired_document(twin) == DesiredDocument(4, {"http": {"port": 1}})
@@ -53,7 +53,7 @@ def test_metadata_of_the_hub_is_not_part_of_the_document() -> None:
     assert read_desired_document({"reported": {}}) is None
 
 
-def test_a_key_that_is_taken_away_means_what_the_local_document_says_or_the_default() -> None:
+def test_a_removed_key_falls_back_to_the_local_document_or_the_default() -> None:
     """Nothing of an earlier document stays."""
     local = {"http": {"port": 1}, "cameras": {"dock": {"uri": "demo:", "fps": 5}}}
     over = overlay_desired(local, {"cameras": {"dock": {"fps": 2}, "yard": {"uri": "demo:"}}})
@@ -70,7 +70,7 @@ def test_a_key_that_is_taken_away_means_what_the_local_document_says_or_the_defa
         ({"path": "a"}, {"path": "b", "url": "c"}, {"path": "b", "url": "c"}),
     ],
 )
-def test_a_model_is_one_place_or_the_other(
+def test_a_model_has_either_a_path_or_an_address(
     local: dict[str, Any], desired: dict[str, Any], model: dict[str, Any] | None
 ) -> None:
     """An address in the twin replaces a path in the file, and vice versa; both at once stay wrong."""
@@ -90,19 +90,19 @@ def test_every_section_is_acknowledged_with_the_version() -> None:
     }
 
 
-def test_a_wrong_document_is_rejected_whole_and_each_section_says_why() -> None:
+def test_a_wrong_document_is_rejected_whole_and_each_section_has_the_reason() -> None:
     """Sections that are right were not taken either, unless they are in force since an earlier version."""
-    told = rejected(
+    acknowledgement = rejected(
         {"cameras": {"dock": {"uri": 5}}, "telemetry": {"mode": "all"}, "http": {"port": 1}},
         before={"http": {"port": 1}},
     )
-    assert told["cameras"]["status"] == "rejected"
-    assert told["cameras"]["reasons"] == ["cameras.dock.uri: must be a valid string"]
-    assert told["telemetry"]["reasons"] == ["not applied because of problems in cameras"]
-    assert told["http"] == {"status": "applied", "version": 7}
+    assert acknowledgement["cameras"]["status"] == "rejected"
+    assert acknowledgement["cameras"]["reasons"] == ["cameras.dock.uri: must be a valid string"]
+    assert acknowledgement["telemetry"]["reasons"] == ["not applied because of problems in cameras"]
+    assert acknowledgement["http"] == {"status": "applied", "version": 7}
 
 
-def test_forty_wrong_things_are_all_reported() -> None:
+def test_forty_problems_are_all_reported() -> None:
     """Each by the path of its key, in the section that it is in."""
     document = {
         "cameras": {
@@ -117,41 +117,41 @@ def test_forty_wrong_things_are_all_reported() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(document)
     assert len(caught.value.problems) >= 40
-    told = rejected(document)
-    reasons = [reason for entry in told.values() for reason in entry["reasons"]]
+    acknowledgement = rejected(document)
+    reasons = [reason for entry in acknowledgement.values() for reason in entry["reasons"]]
     assert sorted(reasons) == sorted(caught.value.problems)
-    assert told.keys() == document.keys()
+    assert acknowledgement.keys() == document.keys()
     assert group_problems_by_section(desired, caught.value.problems).keys() == document.keys()
-    assert len(json.dumps(told)) < MAX_ACKNOWLEDGEMENT_BYTES
+    assert len(json.dumps(acknowledgement)) < MAX_ACKNOWLEDGEMENT_BYTES
 
 
-def test_what_does_not_fit_is_counted_and_no_section_hides_another() -> None:
+def test_problems_beyond_the_size_limit_are_counted_in_every_section() -> None:
     """Limited to the size of a twin: the problems of 200 cameras do not hide the one of a port."""
     cameras = {"c" * 60 + f"{n:03}": {"uri": "gopher://h/" + "x" * 3000, "fps": -1} for n in range(200)}
-    told = rejected({"cameras": cameras, "http": {"port": -1}})
-    assert len(json.dumps({"config": told})) < MAX_ACKNOWLEDGEMENT_BYTES + 100
-    assert "more; see the event config-rejected" in told["cameras"]["reasons"][-1]
-    assert told["http"]["reasons"] == ["http.port: must be greater than or equal to 0"]
+    acknowledgement = rejected({"cameras": cameras, "http": {"port": -1}})
+    assert len(json.dumps({"config": acknowledgement})) < MAX_ACKNOWLEDGEMENT_BYTES + 100
+    assert "more; see the event config-rejected" in acknowledgement["cameras"]["reasons"][-1]
+    assert acknowledgement["http"]["reasons"] == ["http.port: must be greater than or equal to 0"]
 
 
-def test_keys_that_edgehub_refuses_are_acknowledged_in_another_spelling() -> None:
+def test_keys_that_edgehub_rejects_are_acknowledged_with_another_spelling() -> None:
     """Neither dots nor control signs, none too long, not too many, and no secret that is a key."""
     wrong: dict[str, Any] = {"a.b c": 1, "x\x01": 1, "k" * 2000: 1, "rtsp://me:hunter2@h/x": 1}
-    told = rejected({**wrong, **{f"key{n}": 1 for n in range(100)}})
-    assert "a_b_c" in told
-    assert "hunter2" not in json.dumps(told)
-    assert told["_more"]["status"] == "rejected"
-    assert len(told) == 25
+    acknowledgement = rejected({**wrong, **{f"key{n}": 1 for n in range(100)}})
+    assert "a_b_c" in acknowledgement
+    assert "hunter2" not in json.dumps(acknowledgement)
+    assert acknowledgement["_more"]["status"] == "rejected"
+    assert len(acknowledgement) == 25
 
 
-def test_a_section_that_could_not_be_applied_leaves_the_others_in_force() -> None:
+def test_a_section_that_cannot_be_applied_leaves_the_others_in_force() -> None:
     """And what was in force of it before stays so, also when it was taken away."""
     desired = DesiredDocument(2, {"model": {"path": "new"}, "telemetry": {"mode": "all"}})
     refused = {"model": ["model: new does not exist"], "http": ["http: the port is in use"]}
     effective = compute_effective_document(desired, {"model": {"path": "old"}, "http": {"port": 1}}, refused)
     assert effective == {"model": {"path": "old"}, "http": {"port": 1}, "telemetry": {"mode": "all"}}
-    told = build_acknowledgement(desired, refused, effective)
-    assert {key: entry["status"] for key, entry in told.items()} == {
+    acknowledgement = build_acknowledgement(desired, refused, effective)
+    assert {key: entry["status"] for key, entry in acknowledgement.items()} == {
         "model": "rejected",
         "telemetry": "applied",
         "http": "rejected",
@@ -161,7 +161,7 @@ def test_a_section_that_could_not_be_applied_leaves_the_others_in_force() -> Non
 # --- the last good one ------------------------------------------------------------------------------------
 
 
-def test_the_last_good_one_is_kept_for_its_owner_alone(tmp_path: Path) -> None:
+def test_the_last_good_document_is_readable_only_by_its_owner(tmp_path: Path) -> None:
     """Written as a whole or not at all, readable only for its user, and not used by another module."""
     path = tmp_path / "state" / "desired.json"
     kept = LastGoodFile(path, "hub/press-7/vision")

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from telemetry_world import MAN, World
+from telemetry_harness import PERSON_BOX, TelemetryHarness
 from visionedge.app.direct_methods import MAX_JPEG_BYTES, DirectMethods, fit_problems, fit_status
 from visionedge.app.http_backend import HttpBackend
 from visionedge.camera.sources.images import read_picture_size
@@ -71,12 +71,12 @@ def code(answer: MethodResult) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("payload", [None, {}, ""])
-def test_no_payload_is_an_empty_one(payload: Any) -> None:
+def test_a_missing_payload_counts_as_an_empty_one(payload: Any) -> None:
     """IoT Hub sends null where none was given."""
     assert call("echo", payload) == MethodResult(200, {})
 
 
-def test_a_right_payload_reaches_the_method() -> None:
+def test_a_valid_payload_reaches_the_method() -> None:
     """As it was given."""
     given = {"camera": "dock", "annotate": True}
     assert call("echo", given) == MethodResult(200, given)
@@ -87,7 +87,7 @@ def test_a_right_payload_reaches_the_method() -> None:
     "payload",
     [[], "text", 5, True, {"camera": 5}, {"annotate": "yes"}, {"camera": None}, {"colour": 1}, {"": 1}],
 )
-def test_a_wrong_payload_is_answered_with_400(payload: Any) -> None:
+def test_an_invalid_payload_is_answered_with_400(payload: Any) -> None:
     """The message names the key."""
     assert code(call("echo", payload)) == (400, "bad_payload")
 
@@ -110,7 +110,7 @@ def test_an_unknown_method_is_answered_with_404(name: str) -> None:
         ("else", (500, "internal")),
     ],
 )
-def test_whatever_a_method_does_is_an_answer_without_secrets(how: str, expected: tuple[int, str]) -> None:
+def test_every_outcome_of_a_method_is_an_answer_without_secrets(how: str, expected: tuple[int, str]) -> None:
     """Nothing is raised, and nothing of what was raised is shown that is not meant for people."""
     answer = call("fail", {"camera": how})
     assert code(answer) == expected
@@ -122,10 +122,10 @@ def test_a_method_that_hangs_ends_at_its_deadline() -> None:
     assert code(call("hang")) == (504, "timeout")
 
 
-def test_only_so_many_run_at_once() -> None:
+def test_the_number_of_concurrent_methods_is_limited() -> None:
     """The ninth gets `busy`; calls are counted by name and status, unknown names together."""
 
-    async def story() -> None:
+    async def scenario() -> None:
         methods = MethodDispatcher({"hang": DirectMethod(hang, 5)})
         waiting = [asyncio.create_task(methods.answer("hang", None)) for _ in range(8)]
         await asyncio.sleep(0)
@@ -137,7 +137,7 @@ def test_only_so_many_run_at_once() -> None:
             await methods.answer(name, None)
         assert methods.counts == {("hang", 503): 1, ("unknown", 404): 2}
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def camera(number: int) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def camera(number: int) -> dict[str, Any]:
     }
 
 
-def test_the_status_of_very_many_cameras_is_cut_to_the_size_of_an_answer() -> None:
+def test_the_status_of_very_many_cameras_is_cut_to_the_maximum_answer_size() -> None:
     """First to what matters of each, then to as many as fit; how many are left out is said."""
     few = {"version": "1", "cameras": [camera(1)], "capacity": {}}
     assert fit_status(few) == few
@@ -168,7 +168,7 @@ def test_the_status_of_very_many_cameras_is_cut_to_the_size_of_an_answer() -> No
         assert cut["cameras"][0] == {"name": camera(0)["name"], "state": "reconnecting"}
 
 
-def test_the_status_leaves_out_the_tables_behind_the_plan_and_most_of_the_nodes() -> None:
+def test_the_status_omits_the_measurements_of_the_plan_and_most_nodes() -> None:
     """What is used and why is an answer; how each pair of lanes and batch did is for `/api/v1/status`."""
     plan = {"lanes": 2, "buckets": [1], "reason": "measured", "measured": {"table": [1] * 1000}}
     status: dict[str, Any] = {
@@ -189,7 +189,7 @@ def test_very_many_problems_are_cut_and_counted() -> None:
     assert fit_problems([]) == {"valid": True, "count": 0, "problems": []}
 
 
-class View:
+class StubBackend:
     """What `status` asks of HTTP's view of the module."""
 
     def __init__(self) -> None:
@@ -203,10 +203,10 @@ class View:
         return {"firstBroken": "passthrough", "chain": [{"found": "rtsp://me:hunter2@h"}]}
 
 
-def test_the_status_has_the_doctors_report_if_that_is_asked_for() -> None:
+def test_the_status_contains_the_doctor_report_on_request() -> None:
     """Without secrets, and made only when it is asked for."""
 
-    async def story() -> tuple[MethodResult, MethodResult]:
+    async def scenario() -> tuple[MethodResult, MethodResult]:
         nothing: Any = None
         executor = BoundedExecutor()
         methods = MethodDispatcher(
@@ -216,8 +216,8 @@ def test_the_status_has_the_doctors_report_if_that_is_asked_for() -> None:
         executor.close()
         return plain, asked
 
-    backend = View()
-    plain, asked = asyncio.run(story())
+    backend = StubBackend()
+    plain, asked = asyncio.run(scenario())
     assert plain.document == backend.status()
     assert asked.document["doctor"]["firstBroken"] == "passthrough"
     assert "hunter2" not in str(asked.document)
@@ -225,13 +225,13 @@ def test_the_status_has_the_doctors_report_if_that_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(("width_px", "height_px"), [(2400, 1800), (90, 6000), (64, 48)])
-def test_a_picture_is_made_smaller_until_it_fits(width_px: int, height_px: int) -> None:
+def test_a_picture_is_reduced_until_it_fits(width_px: int, height_px: int) -> None:
     """Noise, which no JPEG packs well; its shape stays, and what fits at once is not touched."""
     noise = np.random.default_rng(1).integers(0, 256, (height_px, width_px, 3), np.uint8)
     frame = replace(
-        World().result([MAN]).frame, width_px=width_px, height_px=height_px, full_picture=lambda: noise
+        TelemetryHarness().result([PERSON_BOX]).frame, width_px=width_px, height_px=height_px, full_picture=lambda: noise
     )
-    result = replace(World().result([MAN]), frame=frame)
+    result = replace(TelemetryHarness().result([PERSON_BOX]), frame=frame)
     jpeg = encode_jpeg_within(result, MAX_JPEG_BYTES, annotated=True)
     assert len(jpeg) <= MAX_JPEG_BYTES
     size = read_picture_size(jpeg)

@@ -20,7 +20,7 @@ class StuckService(Service):
         await asyncio.to_thread(self._on_hub_stuck)
 
 
-def test_a_stuck_sdk_ends_the_module_in_order_and_with_its_own_code(tmp_path: Path) -> None:
+def test_a_stuck_sdk_ends_the_module_in_order_with_its_own_exit_code(tmp_path: Path) -> None:
     """75, which no other end has; no thread is left."""
     document = {"inference": {"process": False, "device": "cpu"}, "http": {"port": 0}}
     options = RunOptions(ConfigurationSources.read(document), tmp_path, duration_s=60, environ={})

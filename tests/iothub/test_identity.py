@@ -43,7 +43,7 @@ def test_all_seven_variables_make_an_identity() -> None:
     )
 
 
-def test_outside_there_is_none() -> None:
+def test_outside_iot_edge_there_is_no_identity() -> None:
     """An environment without any of them is no error."""
     assert Identity.from_environ({"HOME": "/", "IOTEDGE_AUTHSCHEME": "sasToken"}) is None
 
@@ -65,7 +65,7 @@ def test_an_empty_variable_is_missing() -> None:
         Identity.from_environ({**EDGE, "IOTEDGE_DEVICEID": ""})
 
 
-def test_the_simulator_is_inside_and_its_key_stays_outside() -> None:
+def test_the_simulator_counts_as_iot_edge_and_its_key_is_not_kept() -> None:
     """The connection string gives the names; the key is nowhere in the identity."""
     identity = Identity.from_environ(SIMULATOR)
 
@@ -75,7 +75,7 @@ def test_the_simulator_is_inside_and_its_key_stays_outside() -> None:
     assert "c2Vj" not in repr(identity)
 
 
-def test_half_a_simulator_is_named_without_its_key() -> None:
+def test_an_incomplete_simulator_environment_is_reported_without_its_key() -> None:
     """A connection string without the CA file, or with parts missing, says which."""
     string = SIMULATOR["EdgeHubConnectionString"]
     with pytest.raises(ConfigError, match="EdgeModuleCACertificateFile"):
@@ -87,7 +87,7 @@ def test_half_a_simulator_is_named_without_its_key() -> None:
     assert "c2Vj" not in str(caught.value)
 
 
-def test_a_workload_socket_that_cannot_be_used_is_named_with_the_remedy(
+def test_an_unusable_workload_socket_is_reported_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The SDK says no more than 'Permission denied' and names no file."""

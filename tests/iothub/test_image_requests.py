@@ -5,17 +5,17 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from telemetry_world import World
+from telemetry_harness import TelemetryHarness
 from visionedge.frames.types import FrameResult
 from visionedge.iothub.image_requests import ImageDropReason, ImageRequestDependencies, ImageRequests
 from visionedge.iothub.sdk import InputMessage
 
 
-class Module:
+class FakeDetector:
     """Computes pictures on demand and keeps what is answered and refused."""
 
     def __init__(self) -> None:
-        self.world = World()
+        self.harness = TelemetryHarness()
         self.answers: list[tuple[FrameResult, str]] = []
         self.refusals: list[tuple[ImageDropReason, str]] = []
         self.cameras = {"dock"}
@@ -36,7 +36,7 @@ class Module:
             return "busy"
         if body == b"crash":
             raise ValueError("what nobody thought of")
-        return self.world.result(camera="")
+        return self.harness.result(camera="")
 
     def answer(self, result: FrameResult, correlation_id: str) -> bool:
         """Sent, unless the id says otherwise."""
@@ -45,7 +45,7 @@ class Module:
         self.answers.append((result, correlation_id))
         return True
 
-    def talk(self, *messages: InputMessage, first: int = 1) -> ImageRequests:
+    def run_scenario(self, *messages: InputMessage, first: int = 1) -> ImageRequests:
         """Hand in messages and wait until none is left."""
 
         async def whole() -> ImageRequests:
@@ -54,7 +54,7 @@ class Module:
                 self.answer,
                 lambda: self.cameras,
                 lambda reason, camera: self.refusals.append((reason, camera)),
-                clock=lambda: self.world.now_ns,
+                clock=lambda: self.harness.now_ns,
                 wall_clock_s=lambda: self.wall_clock_s,
             )
             questions = ImageRequests(dependencies, first)
@@ -70,11 +70,11 @@ class Module:
             while questions.answered + questions.dropped.total() < len(messages):  # noqa: ASYNC110 - no event for it
                 await asyncio.sleep(0)
 
-    async def run(self, questions: ImageRequests, story: Callable[[], Awaitable[None]]) -> None:
+    async def run(self, questions: ImageRequests, scenario: Callable[[], Awaitable[None]]) -> None:
         """With its task beside the story."""
         task = asyncio.create_task(questions.run())
         try:
-            await story()
+            await scenario()
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -85,10 +85,10 @@ def picture(camera: str | None = None, body: bytes = b"", **ids: str) -> InputMe
     return InputMessage("frames", body, {} if camera is None else {"camera": camera}, **ids)
 
 
-def test_a_picture_is_answered_with_the_id_of_its_question() -> None:
+def test_the_answer_to_a_picture_has_the_id_of_its_request() -> None:
     """The correlation id that was given, else the message's own."""
-    module = Module()
-    module.talk(picture(message_id="m1"), picture(message_id="m2", correlation_id="c2"), picture())
+    module = FakeDetector()
+    module.run_scenario(picture(message_id="m1"), picture(message_id="m2", correlation_id="c2"), picture())
     assert [correlation_id for _, correlation_id in module.answers] == ["m1", "c2", ""]
 
 
@@ -105,33 +105,33 @@ def test_a_picture_is_answered_with_the_id_of_its_question() -> None:
 )
 def test_the_name_of_the_camera_comes_from_the_message(given: str | None, expected: str) -> None:
     """Unless it is none, or a real camera's, which numbers its own frames."""
-    module = Module()
-    module.talk(picture(given))
+    module = FakeDetector()
+    module.run_scenario(picture(given))
     assert module.answers[0][0].frame.camera == expected
 
 
-def test_a_real_camera_may_be_called_frames() -> None:
+def test_a_camera_may_be_named_frames() -> None:
     """Then these frames are called otherwise."""
-    module = Module()
+    module = FakeDetector()
     module.cameras = {"frames", "frames-in"}
-    module.talk(picture())
+    module.run_scenario(picture())
     assert module.answers[0][0].frame.camera == "frames-in-in"
 
 
-def test_numbers_rise_over_all_names_and_keep_up_with_the_time() -> None:
+def test_sequence_numbers_rise_over_all_names_and_follow_the_clock() -> None:
     """So that they never repeat for a name, also when it was a real camera's before."""
-    module = Module()
-    questions = module.talk(*(picture(name) for name in "aba"))
+    module = FakeDetector()
+    questions = module.run_scenario(*(picture(name) for name in "aba"))
     assert [result.frame.sequence for result, _ in module.answers] == [1_000_000, 1_000_001, 1_000_002]
     module.wall_clock_s = 5.0
-    module.talk(picture("a"), first=questions.next_sequence)
+    module.run_scenario(picture("a"), first=questions.next_sequence)
     assert module.answers[-1][0].frame.sequence == 1_000_003
 
 
-def test_what_gets_no_answer_is_counted_by_its_reason() -> None:
+def test_pictures_without_an_answer_are_counted_by_reason() -> None:
     """And none of it keeps the next one from its answer."""
-    module = Module()
-    questions = module.talk(
+    module = FakeDetector()
+    questions = module.run_scenario(
         picture(body=b"junk"),
         picture(body=b"busy"),
         picture(body=b"crash"),
@@ -146,17 +146,17 @@ def test_what_gets_no_answer_is_counted_by_its_reason() -> None:
 
 def test_dropped_images_are_reported_once_a_minute() -> None:
     """Every single one is counted."""
-    module = Module()
-    questions = module.talk(*[picture("a", body=b"junk")] * 8)
+    module = FakeDetector()
+    questions = module.run_scenario(*[picture("a", body=b"junk")] * 8)
     assert questions.dropped == {"bad-picture": 8}
     assert module.refusals == [("bad-picture", "a")]
 
 
-def test_too_many_push_out_the_oldest_and_two_are_computed_at_once() -> None:
+def test_excess_pictures_drop_the_oldest_and_two_are_computed_at_once() -> None:
     """What waits is bounded."""
 
-    async def story() -> None:
-        module = Module()
+    async def scenario() -> None:
+        module = FakeDetector()
         module.hold = asyncio.Event()
         dependencies = ImageRequestDependencies(module.analyse, module.answer, lambda: (), lambda *_: None)
         questions = ImageRequests(dependencies, 1)
@@ -177,4 +177,4 @@ def test_too_many_push_out_the_oldest_and_two_are_computed_at_once() -> None:
         assert questions.dropped == {"full": 12}
         assert module.most_at_once == 2
 
-    asyncio.run(story())
+    asyncio.run(scenario())

@@ -27,7 +27,7 @@ VALUES = st.recursive(
 DOCUMENTS = st.dictionaries(st.text("pqr", min_size=1, max_size=2), VALUES, max_size=4)
 
 
-class Hub:
+class FakeEdgeHub:
     """The rules of edgeHub behind a connection that can be lost."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Hub:
             self.reported.settle("taken")
         return patch
 
-    def later(self, nanoseconds: int = PATCH_INTERVAL_NS) -> "Hub":
+    def later(self, nanoseconds: int = PATCH_INTERVAL_NS) -> "FakeEdgeHub":
         """Time goes by."""
         self.now_ns += nanoseconds
         return self
@@ -52,7 +52,7 @@ class Hub:
 
 def test_only_differences_are_reported_and_removed_keys_are_deleted() -> None:
     """Null removes a key; unchanged keys are not repeated."""
-    hub = Hub()
+    hub = FakeEdgeHub()
     assert hub.step({"cameras": {"dock": "live", "yard": "failed"}, "x": 1}) is not None
     patch = hub.later().step({"cameras": {"dock": "live", "gate": "live"}})
     assert patch == {"cameras": {"yard": None, "gate": "live"}, "x": None}
@@ -60,9 +60,9 @@ def test_only_differences_are_reported_and_removed_keys_are_deleted() -> None:
     assert hub.twin.reported == {"cameras": {"dock": "live", "gate": "live"}}
 
 
-def test_three_patches_go_at_once_and_then_one_every_five_seconds() -> None:
+def test_three_patches_are_sent_at_once_and_then_one_every_five_seconds() -> None:
     """Changes between two patches go together; a value that changed back does not go at all."""
-    hub = Hub()
+    hub = FakeEdgeHub()
     sent_ns = []
     for number in range(500):
         if hub.step({"n": number}):
@@ -79,9 +79,9 @@ def test_three_patches_go_at_once_and_then_one_every_five_seconds() -> None:
     assert hub.later().step({"n": 1}) == {"n": 1}
 
 
-def test_an_acknowledgement_right_after_the_first_report_goes_at_once() -> None:
+def test_an_acknowledgement_right_after_the_first_report_is_sent_at_once() -> None:
     """The start reports everything; the first desired properties are answered without a wait."""
-    hub = Hub()
+    hub = FakeEdgeHub()
     assert hub.step({"engine": "warming-up"}) is not None
     assert hub.step({"engine": "warming-up", "config": 7}) == {"config": 7}
     assert hub.step({"engine": "ok", "config": 7}) == {"engine": "ok"}
@@ -89,7 +89,7 @@ def test_an_acknowledgement_right_after_the_first_report_goes_at_once() -> None:
     assert hub.later().step({"engine": "ok", "config": 8}) == {"config": 8}
 
 
-def test_a_quiet_time_allows_a_burst_of_three_and_no_more() -> None:
+def test_a_quiet_period_allows_a_burst_of_three_at_most() -> None:
     """One token comes back every 5 s, up to three."""
     now = [0]
     limit = PatchRateLimit(lambda: now[0])
@@ -115,7 +115,7 @@ def test_a_quiet_time_allows_a_burst_of_three_and_no_more() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 3 * PATCH_INTERVAL_NS), max_size=40))
-def test_no_time_has_more_patches_than_a_burst_and_its_share(pauses_ns: list[int]) -> None:
+def test_no_period_has_more_patches_than_a_burst_and_its_share(pauses_ns: list[int]) -> None:
     """In a time of `n` intervals at most `n + 3` patches, however the requests fall."""
     now = [0]
     limit = PatchRateLimit(lambda: now[0])
@@ -130,9 +130,9 @@ def test_no_time_has_more_patches_than_a_burst_and_its_share(pauses_ns: list[int
             assert count <= PATCH_BURST + (end_ns - begin_ns) // PATCH_INTERVAL_NS
 
 
-def test_over_a_new_connection_everything_is_reported_again() -> None:
+def test_a_new_connection_reports_everything_again() -> None:
     """Keys of an older version of the module are removed from the twin."""
-    hub = Hub()
+    hub = FakeEdgeHub()
     hub.step({"a": {"b": 1}, "c": 2})
     hub.reported.lost()
     assert hub.later().step({"a": {"b": 1}, "c": 2}) is None
@@ -140,9 +140,9 @@ def test_over_a_new_connection_everything_is_reported_again() -> None:
     assert hub.step({"a": {"b": 1}, "c": 2}) == {"a": {"b": 1, "old": None}, "c": 2, "older": None}
 
 
-def test_a_patch_that_was_refused_is_tried_again_at_growing_intervals() -> None:
+def test_a_rejected_patch_is_retried_at_growing_intervals() -> None:
     """Up to five minutes; a hub that accepts it again gets it."""
-    hub = Hub()
+    hub = FakeEdgeHub()
     waits = []
     for _ in range(12):
         began_ns = hub.now_ns
@@ -158,7 +158,7 @@ def test_a_patch_that_was_refused_is_tried_again_at_growing_intervals() -> None:
 
 def test_a_patch_whose_connection_was_lost_is_sent_again_over_the_next_one() -> None:
     """The patch may have arrived or not."""
-    hub = Hub()
+    hub = FakeEdgeHub()
     assert hub.reported.next_patch({"a": 1}) == {"a": 1}
     hub.reported.settle("lost")
     assert hub.later().step({"a": 1}) is None
@@ -166,9 +166,9 @@ def test_a_patch_whose_connection_was_lost_is_sent_again_over_the_next_one() -> 
     assert hub.step({"a": 1}) == {"a": 1}
 
 
-def test_many_long_names_replaced_by_others_go_in_parts_that_edgehub_takes() -> None:
+def test_a_patch_that_is_too_large_is_split_into_parts_that_edgehub_accepts() -> None:
     """Deletions first, so that the twin never becomes too large."""
-    hub = Hub()
+    hub = FakeEdgeHub()
     first = {"cameras": {f"{n:03}" + "a" * 61: "reconnecting" for n in range(200)}}
     second = {"cameras": {f"{n:03}" + "b" * 61: "reconnecting" for n in range(200)}}
     hub.step(first)
@@ -180,7 +180,7 @@ def test_many_long_names_replaced_by_others_go_in_parts_that_edgehub_takes() -> 
 
 @settings(max_examples=200, deadline=None)
 @given(DOCUMENTS, DOCUMENTS)
-def test_a_difference_makes_one_document_into_the_other(
+def test_a_difference_applied_to_one_document_gives_the_other(
     before: dict[str, Any], after: dict[str, Any]
 ) -> None:
     """For any documents, merged by the rules of edgeHub."""
@@ -191,13 +191,13 @@ def test_a_difference_makes_one_document_into_the_other(
     assert limit_patch_size(compute_merge_patch(before, after)) == compute_merge_patch(before, after)
 
 
-def test_all_together_stays_below_what_a_twin_holds() -> None:
+def test_all_reported_properties_together_fit_into_the_twin() -> None:
     """As many cameras as fit with the longest names, and a configuration that is as wrong as can be."""
     states = {f"{n:03}" + "c" * 61: "reconnecting" for n in range(300)}
     desired = DesiredDocument(2**31, {f"section-{n}": {} for n in range(100)})
     problems = {key: [f"{key}.{n}: " + "ü" * 200 for n in range(50)] for key in desired.document}
     wanted = {"config": build_acknowledgement(desired, problems, {}), "cameras": fit_camera_states(states)}
-    hub = Hub()
+    hub = FakeEdgeHub()
     hub.step(wanted)
     assert hub.twin.reported == wanted
     assert len(json.dumps(wanted)) < MAX_PATCH_BYTES - 500
@@ -208,7 +208,7 @@ def test_the_states_of_two_hundred_cameras_with_the_longest_names_fit() -> None:
     states = {f"{n:03}" + "c" * 61: "reconnecting" for n in range(200)}
     assert fit_camera_states(states) == states
     many = {**{f"{n:04}" + "c" * 60: "live" for n in range(400)}, "zzz": "failed"}
-    told = fit_camera_states(many)
-    assert told["zzz"] == "failed"
-    assert told["_more"] == f"{401 - (len(told) - 1)} cameras more"
-    assert len(json.dumps(told)) < MAX_CAMERAS_BYTES + 100
+    cameras = fit_camera_states(many)
+    assert cameras["zzz"] == "failed"
+    assert cameras["_more"] == f"{401 - (len(cameras) - 1)} cameras more"
+    assert len(json.dumps(cameras)) < MAX_CAMERAS_BYTES + 100

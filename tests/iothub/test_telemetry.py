@@ -3,62 +3,62 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from telemetry_world import MAN, World, documents
+from telemetry_harness import PERSON_BOX, TelemetryHarness, documents
 from visionedge.outbound.messages import Message
 
 # --- when -------------------------------------------------------------------------------------------------
 
 
-def test_frames_wait_for_the_interval_and_go_together() -> None:
+def test_frames_wait_for_the_interval_and_are_sent_together() -> None:
     """Nothing before the interval is over; then one document with all frames in order; then nothing."""
-    world = World()
-    telemetry = world.telemetry(mode="all", intervalSeconds=1)
-    telemetry.offer(world.result([MAN]))
-    telemetry.offer(world.result(camera="gate"))
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode="all", intervalSeconds=1)
+    telemetry.offer(harness.result([PERSON_BOX]))
+    telemetry.offer(harness.result(camera="gate"))
 
-    assert telemetry.due(world.pass_s(0.99)) == []
-    [document] = documents(telemetry.due(world.pass_s(0.01)))
+    assert telemetry.due(harness.advance_s(0.99)) == []
+    [document] = documents(telemetry.due(harness.advance_s(0.01)))
 
     assert [frame["camera"] for frame in document["frames"]] == ["dock", "gate"]
-    assert telemetry.due(world.pass_s(10)) == []
+    assert telemetry.due(harness.advance_s(10)) == []
 
 
 def test_frames_that_fill_a_message_do_not_wait() -> None:
     """A long interval must not make a mountain."""
-    world = World()
-    telemetry = world.telemetry(mode="all", intervalSeconds=86400)
-    while not (messages := telemetry.due(world.now_ns)):
-        telemetry.offer(world.result([MAN] * 50))
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode="all", intervalSeconds=86400)
+    while not (messages := telemetry.due(harness.now_ns)):
+        telemetry.offer(harness.result([PERSON_BOX] * 50))
 
     assert all(150_000 < message.size_bytes <= 200_000 for message in messages[:1])
 
 
-def test_an_event_is_made_at_once_and_numbered_on_its_own() -> None:
+def test_an_event_is_made_at_once_with_its_own_number() -> None:
     """Events do not wait for an interval; each output counts from 1."""
-    world = World()
-    telemetry = world.telemetry(mode="all", intervalSeconds=1)
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode="all", intervalSeconds=1)
     first = telemetry.event("camera", "camera-lost", "camera dock: gone", {"camera": "dock"})
-    telemetry.offer(world.result())
+    telemetry.offer(harness.result())
     second = telemetry.event("camera", "camera-back", "camera dock: back")
-    [batch] = telemetry.due(world.pass_s(1))
+    [batch] = telemetry.due(harness.advance_s(1))
 
     assert [m.sequence_number for m in (first, second, batch)] == [1, 2, 1]
-    assert telemetry.due(world.now_ns) == []
+    assert telemetry.due(harness.now_ns) == []
 
 
 def test_secrets_in_events_are_masked() -> None:
     """Also deep inside the details."""
     secret = "rtsp://user:hunter2@192.0.2.5/s"
-    message = World().telemetry().event("camera", "x", f"lost {secret}", {"a": [{"uri": secret}]})
+    message = TelemetryHarness().telemetry().event("camera", "x", f"lost {secret}", {"a": [{"uri": secret}]})
     assert b"hunter2" not in message.body
     assert b"192.0.2.5" in message.body
 
 
 def test_flush_does_not_wait() -> None:
     """At the end all frames are sent."""
-    world = World()
-    telemetry = world.telemetry(mode="all", intervalSeconds=3600)
-    telemetry.offer(world.result())
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode="all", intervalSeconds=3600)
+    telemetry.offer(harness.result())
     assert len(telemetry.flush()) == 1
     assert telemetry.flush() == []
 
@@ -68,21 +68,21 @@ def test_flush_does_not_wait() -> None:
 
 def test_mode_none_sends_events_only() -> None:
     """Frames are counted as muted."""
-    world = World()
-    telemetry = world.telemetry(mode="none")
-    telemetry.offer(world.result([MAN]))
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode="none")
+    telemetry.offer(harness.result([PERSON_BOX]))
     assert telemetry.flush() == []
     assert telemetry.statistics().muted == 1
 
 
 def test_a_heartbeat_is_sent_each_minute() -> None:
     """A frame of a quiet camera is sent every 60 s, so that silence means a failure."""
-    world = World()
-    telemetry = world.telemetry(mode="changes", intervalSeconds=0.1)
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode="changes", intervalSeconds=0.1)
     published = 0
     for _ in range(125):
-        telemetry.offer(world.result([MAN]))
-        published += sum(m.frames for m in telemetry.due(world.pass_s(1)))
+        telemetry.offer(harness.result([PERSON_BOX]))
+        published += sum(m.frames for m in telemetry.due(harness.advance_s(1)))
     assert published == 3
     assert telemetry.statistics().unchanged == 122
 
@@ -90,60 +90,60 @@ def test_a_heartbeat_is_sent_each_minute() -> None:
 # --- how many ---------------------------------------------------------------------------------------------
 
 
-def test_a_spent_budget_stops_detections_and_one_event_says_so() -> None:
+def test_a_spent_budget_stops_detections_and_one_event_reports_it() -> None:
     """Detections are sent again on the next UTC day; events are always sent."""
-    world = World()
-    telemetry = world.telemetry(mode="all", intervalSeconds=1, maxPerDay=2)
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode="all", intervalSeconds=1, maxPerDay=2)
     outputs = []
     for _ in range(5):
-        telemetry.offer(world.result([MAN]))
-        outputs += [m.output for m in telemetry.due(world.pass_s(1))]
+        telemetry.offer(harness.result([PERSON_BOX]))
+        outputs += [m.output for m in telemetry.due(harness.advance_s(1))]
     assert outputs == ["detections", "detections", "events"]
     assert telemetry.event("module", "x", "y").output == "events"
     assert telemetry.statistics().dropped == {"budget": 3}
     assert telemetry.statistics().left_today == 0
 
-    world.pass_s(12 * 3600)
-    telemetry.offer(world.result([MAN]))
-    [message] = telemetry.due(world.pass_s(1))
+    harness.advance_s(12 * 3600)
+    telemetry.offer(harness.result([PERSON_BOX]))
+    [message] = telemetry.due(harness.advance_s(1))
     assert (message.output, message.sequence_number) == ("detections", 3)
 
 
-def test_the_event_names_the_setting_and_comes_once_a_day() -> None:
+def test_the_budget_event_names_the_setting_and_is_sent_once_a_day() -> None:
     """People learn which key to change."""
-    world = World()
-    telemetry = world.telemetry(mode="all", maxPerDay=0)
-    telemetry.offer(world.result())
-    telemetry.offer(world.result())
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode="all", maxPerDay=0)
+    telemetry.offer(harness.result())
+    telemetry.offer(harness.result())
     [event] = documents(telemetry.flush())
     assert (event["kind"], event["code"]) == ("module", "telemetry-budget-spent")
     assert "telemetry.maxPerDay" in event["message"]
 
-    world.pass_s(86400)
-    telemetry.offer(world.result())
+    harness.advance_s(86400)
+    telemetry.offer(harness.result())
     assert len(telemetry.flush()) == 1
 
 
 def test_a_change_that_the_budget_dropped_is_sent_the_next_day() -> None:
     """Frames are compared with the last frame that was sent."""
-    world = World()
-    telemetry = world.telemetry(mode="changes", maxPerDay=1)
-    telemetry.offer(world.result())
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode="changes", maxPerDay=1)
+    telemetry.offer(harness.result())
     telemetry.flush()
     for _ in range(3):
-        world.pass_s(0.5)
-        telemetry.offer(world.result([MAN]))
-    world.pass_s(86_400)
-    telemetry.offer(world.result([MAN]))
+        harness.advance_s(0.5)
+        telemetry.offer(harness.result([PERSON_BOX]))
+    harness.advance_s(86_400)
+    telemetry.offer(harness.result([PERSON_BOX]))
     assert [m.output for m in telemetry.flush()] == ["events", "detections"]
 
 
-def test_a_frame_that_fits_into_no_message_is_counted_and_reported_once() -> None:
+def test_a_frame_too_large_for_a_message_is_counted_and_reported_once() -> None:
     """Per camera one event, however many such frames come."""
-    world = World()
-    telemetry = world.telemetry(mode="all")
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode="all")
     for _ in range(3):
-        telemetry.offer(world.result([MAN], labels=("x" * 200_000,)))
+        telemetry.offer(harness.result([PERSON_BOX], labels=("x" * 200_000,)))
     [event] = documents(telemetry.flush())
     assert event["code"] == "telemetry-frame-oversize"
     assert event["details"] == {"camera": "dock"}
@@ -152,19 +152,19 @@ def test_a_frame_that_fits_into_no_message_is_counted_and_reported_once() -> Non
 
 def test_a_frame_with_nan_is_counted_and_reported() -> None:
     """It must not stop the loop, and must not be sent."""
-    world = World()
-    telemetry = world.telemetry(mode="all")
-    telemetry.offer(world.result([MAN], score=float("nan")))
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode="all")
+    telemetry.offer(harness.result([PERSON_BOX], score=float("nan")))
     assert [m.output for m in telemetry.flush()] == ["events"]
     assert telemetry.statistics().dropped == {"invalid": 1}
 
 
-def test_when_nobody_asks_the_oldest_frames_go() -> None:
+def test_if_messages_are_not_taken_the_oldest_frames_are_dropped() -> None:
     """What waits is bounded by bytes."""
-    world = World()
-    telemetry = world.telemetry(mode="all", intervalSeconds=86400)
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode="all", intervalSeconds=86400)
     for _ in range(200):
-        telemetry.offer(world.result([MAN] * 50))
+        telemetry.offer(harness.result([PERSON_BOX] * 50))
     statistics = telemetry.statistics()
     assert statistics.dropped["pending"] > 0
     assert statistics.waiting + statistics.dropped["pending"] == 200
@@ -181,15 +181,15 @@ def test_every_offered_frame_is_accounted_for(
     mode: str, max_per_day: int, steps: list[tuple[str, int]]
 ) -> None:
     """Always: offered = published + unchanged + muted + waiting + dropped, and numbers without gaps."""
-    world = World()
-    telemetry = world.telemetry(mode=mode, maxPerDay=max_per_day, intervalSeconds=1)
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode=mode, maxPerDay=max_per_day, intervalSeconds=1)
     messages: list[Message] = []
     for action, sequence_number in steps:
-        world.pass_s(sequence_number * 3600)
+        harness.advance_s(sequence_number * 3600)
         if action == "offer":
-            telemetry.offer(world.result([MAN] * sequence_number))
+            telemetry.offer(harness.result([PERSON_BOX] * sequence_number))
         elif action == "due":
-            messages += telemetry.due(world.now_ns)
+            messages += telemetry.due(harness.now_ns)
         else:
             messages += telemetry.flush()
     counts = telemetry.statistics()

@@ -90,7 +90,7 @@ def link_out(path: Path) -> None:
     external("w.bin")(path)
 
 
-def promise(proto: onnx.ModelProto) -> None:
+def huge_dimensions(proto: onnx.ModelProto) -> None:
     """Two gigabytes of weights, of which not one byte is there."""
     weight = proto.graph.initializer[0]
     weight.ClearField("raw_data")
@@ -98,7 +98,7 @@ def promise(proto: onnx.ModelProto) -> None:
     weight.dims.extend([1 << 15, 1 << 14])
 
 
-def external_promise(path: Path) -> None:
+def huge_external_data(path: Path) -> None:
     """The same, in a file beside it that is short."""
 
     def change(proto: onnx.ModelProto) -> None:
@@ -298,8 +298,8 @@ BAD: dict[str, tuple[Maker, str]] = {
     "external data behind a link": (link_out, "outside"),
     "external data in memory": (external("*/_ORT_MEM_ADDR_/*"), "is missing"),
     "external data of a sparse tensor": (changed(external_sparse), "external data"),
-    "2 GB promised in it": (changed(promise), "is not complete"),
-    "2 GB promised beside it": (external_promise, "ends at 5 bytes"),
+    "2 GB promised in it": (changed(huge_dimensions), "is not complete"),
+    "2 GB promised beside it": (huge_external_data, "ends at 5 bytes"),
     "an opset from the future": (changed(opset(99)), "opset 99"),
     "an opset of long ago": (changed(opset(5)), "opset 5 is too old"),
     "a form from the future": (changed(future_form), "IR version 99"),
@@ -337,7 +337,7 @@ BAD: dict[str, tuple[Maker, str]] = {
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_model_is_one_line_and_exit_2(visionedge: CommandLine, tmp_path: Path, name: str) -> None:
+def test_a_bad_model_gives_a_one_line_error_and_exit_code_2(visionedge: CommandLine, tmp_path: Path, name: str) -> None:
     """Named by its path, without a traceback, a hang or the end of the process."""
     make, expected = BAD[name]
     path = tmp_path / "bad.onnx"
@@ -356,14 +356,14 @@ def test_a_bad_model_is_one_line_and_exit_2(visionedge: CommandLine, tmp_path: P
     "name", ["a classifier", "outputs that are no numbers", "names that paint the screen"]
 )
 @pytest.mark.parametrize("deed", ["inspect", "compile"])
-def test_the_other_verbs_refuse_it_as_well(
-    visionedge: CommandLine, tmp_path: Path, name: str, deed: str
+def test_the_other_commands_refuse_a_bad_model_too(
+    visionedge: CommandLine, tmp_path: Path, name: str, command: str
 ) -> None:
     """inspect teaches on stdout, but ends with the same line and code; compile writes nothing."""
     path = tmp_path / "bad.onnx"
     BAD[name][0](path)
-    output = ("-o", tmp_path / "out.onnx") if deed == "compile" else ()
-    outcome = visionedge("model", deed, path, *output)
+    output = ("-o", tmp_path / "out.onnx") if command == "compile" else ()
+    outcome = visionedge("model", command, path, *output)
     assert outcome.code == 2
     (line,) = outcome.complaints
     assert BAD[name][1] in line
@@ -372,7 +372,7 @@ def test_the_other_verbs_refuse_it_as_well(
 
 
 @pytest.mark.timeout(60)
-def test_a_model_that_never_ends_is_told_in_time(
+def test_a_model_that_never_finishes_is_reported_in_time(
     visionedge: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its first run is in a process of its own, which is ended."""
@@ -385,7 +385,7 @@ def test_a_model_that_never_ends_is_told_in_time(
     assert "does not finish a picture within 2 s" in line
 
 
-def test_a_file_of_more_than_2_gb_is_not_even_read(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_a_file_of_more_than_2_gb_is_not_read(visionedge: CommandLine, tmp_path: Path) -> None:
     path = tmp_path / "sparse.onnx"
     with path.open("wb") as file:
         file.truncate(3 << 30)
@@ -394,7 +394,7 @@ def test_a_file_of_more_than_2_gb_is_not_even_read(visionedge: CommandLine, tmp_
     assert "larger than 2 GB" in outcome.complaints[0]
 
 
-def test_a_file_that_may_not_be_read(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_refused(visionedge: CommandLine, tmp_path: Path) -> None:
     """Root may read everything, so for the moment of the command this process is somebody else."""
     path = DETECTOR.save(tmp_path / "secret.onnx")
     assert visionedge("model", "inspect", path).code == 0  # imports what somebody else may not read
@@ -409,7 +409,7 @@ def test_a_file_that_may_not_be_read(visionedge: CommandLine, tmp_path: Path) ->
     assert "cannot be read: Permission denied" in outcome.complaints[0]
 
 
-def test_a_file_below_a_file(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_a_path_below_a_file_is_refused(visionedge: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     outcome = visionedge("model", "inspect", tmp_path / "file" / "m.onnx")
     assert outcome.code == 2
@@ -417,7 +417,7 @@ def test_a_file_below_a_file(visionedge: CommandLine, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(110)
-def test_threescore_damaged_models_are_each_refused_or_run(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_sixty_damaged_models_are_each_refused_or_run(visionedge: CommandLine, tmp_path: Path) -> None:
     """Single bytes changed anywhere: whatever becomes of it, it is 0, 1 or 2, and one line if it is not 0."""
     dice = random.Random(7)  # noqa: S311 - damage, not a secret
     path = tmp_path / "damaged.onnx"

@@ -58,7 +58,7 @@ def slow_rows(image: Picture) -> NDArray[np.float64]:
 
 
 @pytest.mark.shared
-def test_its_rows_are_those_of_a_slow_reference(engine: LocalEngine, shared_data: Path) -> None:
+def test_the_rows_of_the_bundled_model_equal_a_slow_reference(engine: LocalEngine, shared_data: Path) -> None:
     image = squeezed(photo(shared_data, "darknet_dog.jpg"))
     expected = slow_rows(image)
     rows = engine.infer(image[None]).rows[0]
@@ -78,7 +78,7 @@ def test_its_rows_are_those_of_a_slow_reference(engine: LocalEngine, shared_data
         ("darknet_dog.jpg", {"dog", "bicycle", "car"}),
     ],
 )
-def test_it_finds_what_is_on_a_picture(
+def test_the_bundled_model_finds_the_objects_of_a_picture(
     engine: LocalEngine, shared_data: Path, name: str, labels: set[str]
 ) -> None:
     picture = photo(shared_data, name)

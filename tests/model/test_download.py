@@ -15,7 +15,7 @@ import tenacity
 from model_server import (
     Answer,
     ModelServer,
-    Proxy,
+    ConnectProxy,
     content,
     cut,
     endless,
@@ -79,7 +79,7 @@ def whole(tmp_path: Path) -> list[str]:
 # --- what arrives -----------------------------------------------------------------------------------------
 
 
-def test_a_model_lies_under_its_sum_for_nobody_else_to_read(tmp_path: Path, server: ModelServer) -> None:
+def test_a_model_is_stored_under_its_checksum_and_readable_only_by_its_owner(tmp_path: Path, server: ModelServer) -> None:
     """Whole, mode 0600, and nothing beside it."""
     path = fetch(tmp_path, server.url("/m.onnx"))
     assert path == tmp_path / "data" / MODELS_FOLDER / f"{SUM}.onnx"
@@ -99,7 +99,7 @@ def test_a_second_start_needs_no_network(tmp_path: Path, server: ModelServer) ->
     assert path.read_bytes() == DATA
 
 
-def test_a_signature_arrives_as_it_was_written(tmp_path: Path, server: ModelServer) -> None:
+def test_the_signature_in_an_address_is_sent_unchanged(tmp_path: Path, server: ModelServer) -> None:
     """Escapes of a signed address are part of what was signed."""
     query = "?sv=2024&sig=a%2Fb%2Bc%3D&path=%2Fx"
     fetch(tmp_path, server.url("/m.onnx") + query)
@@ -109,7 +109,7 @@ def test_a_signature_arrives_as_it_was_written(tmp_path: Path, server: ModelServ
     assert re.match(r"visionedge/\d", headers["User-Agent"])
 
 
-def test_a_redirect_is_followed_and_takes_no_password_along(tmp_path: Path, server: ModelServer) -> None:
+def test_a_redirect_is_followed_without_the_password(tmp_path: Path, server: ModelServer) -> None:
     """User and password go to the host that they were written for."""
     server.answers["/old"] = redirect(server.url("/m.onnx").replace("https://", "https://other:pw@"))
     assert fetch(tmp_path, server.url("/old").replace("https://", "https://me:hunter2@")) is not None
@@ -123,7 +123,7 @@ def test_a_proxy_of_the_environment_is_used(
     tmp_path: Path, server: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """HTTPS_PROXY and NO_PROXY, as other modules of a device have them."""
-    with Proxy() as proxy:
+    with ConnectProxy() as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         assert fetch(tmp_path, server.url("/m.onnx")) is not None
         assert proxy.asked == [f"127.0.0.1:{server.port}"]
@@ -132,7 +132,7 @@ def test_a_proxy_of_the_environment_is_used(
         assert len(proxy.asked) == 1
 
 
-def test_a_file_may_be_the_source(tmp_path: Path) -> None:
+def test_a_file_address_may_be_the_source(tmp_path: Path) -> None:
     """Copied, checked and kept like any other."""
     source = tmp_path / "my model.onnx"
     source.write_bytes(DATA)
@@ -172,7 +172,7 @@ REFUSED: dict[str, tuple[Answer, str]] = {
 
 
 @pytest.mark.parametrize(("answer", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_cannot_get_better_is_refused_at_once(
+def test_permanent_errors_are_refused_at_once(
     tmp_path: Path, server: ModelServer, answer: Answer, message: str
 ) -> None:
     """In one line that names the address without its secret; nothing is kept, and nobody asks again."""
@@ -201,19 +201,19 @@ PASSING: dict[str, tuple[Answer, str]] = {
 
 
 @pytest.mark.parametrize(("answer", "message"), PASSING.values(), ids=PASSING.keys())
-def test_what_may_pass_is_tried_again(
+def test_temporary_errors_are_retried(
     tmp_path: Path, server: ModelServer, answer: Answer, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Told once, however often it happens, and forgotten when the model is there."""
     server.answers["/m.onnx"] = in_turn(answer, answer, content(DATA))
     assert fetch(tmp_path, server.url("/m.onnx"), tries=3, retry_policy=IMPATIENT) is not None
-    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(told) == 1
-    assert message in told[0]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert message in warnings[0]
     assert len(server.seen) == 3
 
 
-def test_so_many_tries_and_no_more(tmp_path: Path, server: ModelServer) -> None:
+def test_the_number_of_attempts_is_limited(tmp_path: Path, server: ModelServer) -> None:
     """A change of the model cannot wait for ever."""
     server.answers["/m.onnx"] = status(503)
     with pytest.raises(FetchError, match="503"):
@@ -221,7 +221,7 @@ def test_so_many_tries_and_no_more(tmp_path: Path, server: ModelServer) -> None:
     assert len(server.seen) == 3
 
 
-def test_at_a_start_it_never_gives_up(tmp_path: Path, server: ModelServer) -> None:
+def test_the_first_download_never_gives_up(tmp_path: Path, server: ModelServer) -> None:
     """Files are put where they were missing, and certificates where they were wrong."""
     server.answers["/m.onnx"] = in_turn(status(404), content(b"PK\x03\x04"), status(500), content(DATA))
     assert fetch(tmp_path, server.url("/m.onnx"), tries=None) is not None
@@ -241,7 +241,7 @@ def test_the_pauses_grow_up_to_a_limit() -> None:
     assert [wait_s(retry_policy, n, permanent=True) for n in (1, 2, 7, 5000)] == [60, 120, 3600, 3600]
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(
+def test_an_untrusted_certificate_is_refused(
     tmp_path: Path, server: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the remedy for an authority of one's own is in the line."""
@@ -272,14 +272,14 @@ def test_a_server_without_tls_is_refused(tmp_path: Path) -> None:
     ("host", "message"),
     [("127.0.0.1:9", "cannot be reached: .*refused"), ("no-such-host.invalid", "cannot be found")],
 )
-def test_a_server_that_is_not_there(tmp_path: Path, host: str, message: str) -> None:
+def test_an_unreachable_server_is_reported(tmp_path: Path, host: str, message: str) -> None:
     """The system's own word for it."""
     with pytest.raises(FetchError, match=message):
         fetch(tmp_path, f"https://{host}/m.onnx")
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "pipe"])
-def test_a_file_address_that_is_no_file(tmp_path: Path, kind: str) -> None:
+def test_a_file_address_that_is_not_a_file_is_refused(tmp_path: Path, kind: str) -> None:
     """Also a pipe, which would never end."""
     if kind == "folder":
         (tmp_path / kind).mkdir()
@@ -292,7 +292,7 @@ def test_a_file_address_that_is_no_file(tmp_path: Path, kind: str) -> None:
 # --- interruptions ----------------------------------------------------------------------------------------
 
 
-def test_a_fetch_goes_on_where_it_was_interrupted(tmp_path: Path, server: ModelServer) -> None:
+def test_an_interrupted_download_is_resumed(tmp_path: Path, server: ModelServer) -> None:
     """Also after the module was started again: slow links get there in the end."""
     server.answers["/m.onnx"] = in_turn(cut(DATA, 100_000), content(DATA))
     with pytest.raises(FetchError):
@@ -302,34 +302,34 @@ def test_a_fetch_goes_on_where_it_was_interrupted(tmp_path: Path, server: ModelS
     assert 0 < first <= 100_000
 
 
-def test_a_server_that_cannot_go_on_sends_all_of_it_again(tmp_path: Path, server: ModelServer) -> None:
+def test_a_server_without_ranges_sends_the_whole_file_again(tmp_path: Path, server: ModelServer) -> None:
     """Nothing of the first try is left in it."""
     server.answers["/m.onnx"] = in_turn(cut(DATA, 100_000), content(DATA, ranges=False))
     assert fetch(tmp_path, server.url("/m.onnx"), tries=2) is not None
 
 
-def test_a_file_that_changed_in_between_is_fetched_anew(tmp_path: Path, server: ModelServer) -> None:
+def test_a_file_that_changed_meanwhile_is_downloaded_again(tmp_path: Path, server: ModelServer) -> None:
     """Two halves of two files have a wrong sum, which another try mends."""
     older = b"\x08\x07" + os.urandom(300_000)
     server.answers["/m.onnx"] = in_turn(cut(older, 100_000), content(DATA))
     assert fetch(tmp_path, server.url("/m.onnx"), tries=3) is not None
 
 
-def test_what_had_all_arrived_is_not_asked_for_again(tmp_path: Path) -> None:
+def test_a_complete_file_is_not_requested_again(tmp_path: Path) -> None:
     """The module ended between the last byte and the new name."""
     with ModelStore(tmp_path / "data").open_partial(SUM) as part:
         part.write(DATA)
     assert fetch(tmp_path, "https://127.0.0.1:9/m.onnx") is not None
 
 
-def test_more_than_all_is_begun_anew(tmp_path: Path, server: ModelServer) -> None:
+def test_a_partial_file_that_is_too_long_is_downloaded_again(tmp_path: Path, server: ModelServer) -> None:
     """A part that is longer than the file is of another one."""
     with ModelStore(tmp_path / "data").open_partial(SUM) as part:
         part.write(DATA + b"more")
     assert fetch(tmp_path, server.url("/m.onnx"), tries=2) is not None
 
 
-class Words(logging.Handler):
+class LogWaiter(logging.Handler):
     """Waits for a line of the log."""
 
     def __init__(self, wanted: str) -> None:
@@ -347,7 +347,7 @@ class Words(logging.Handler):
     [(stalled(DATA), "downloading the model: 99 %"), (status(404), "retrying in")],
     ids=["in the middle", "in a pause"],
 )
-def test_it_is_stopped_at_any_moment(
+def test_a_download_can_be_stopped_at_any_moment(
     tmp_path: Path, server: ModelServer, answer: Answer, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In the middle of a file and in the middle of a pause; meanwhile it says how far it is, or why not."""
@@ -358,7 +358,7 @@ def test_it_is_stopped_at_any_moment(
         ModelStore(tmp_path / "data"),
         retry_policy=DownloadRetryPolicy(progress_interval_s=0.02),
     )
-    listener, results = Words(said), list[Path | None]()
+    listener, results = LogWaiter(said), list[Path | None]()
     logging.getLogger("visionedge").addHandler(listener)
     thread = threading.Thread(target=lambda: results.append(download.run()))
     thread.start()
@@ -374,7 +374,7 @@ def test_it_is_stopped_at_any_moment(
     assert results == [None]
 
 
-def test_stopped_before_it_began_it_does_nothing(tmp_path: Path, server: ModelServer) -> None:
+def test_a_download_stopped_before_its_start_does_nothing(tmp_path: Path, server: ModelServer) -> None:
     """And stopped after its end, nothing happens either."""
     early = ModelDownload(DownloadRequest(server.url("/m.onnx"), SUM), ModelStore(tmp_path / "data"))
     early.stop()
@@ -385,7 +385,7 @@ def test_stopped_before_it_began_it_does_nothing(tmp_path: Path, server: ModelSe
     late.stop()
 
 
-def test_progress_is_a_percentage_where_the_whole_is_known() -> None:
+def test_progress_is_a_percentage_if_the_size_is_known() -> None:
     """Else the megabytes that are there."""
     assert DownloadProgress(999, 1000).message == "99 %"
     assert DownloadProgress(2_500_000, None).message == "2.5 MB"

@@ -36,7 +36,7 @@ def saved(path: Path, metadata: dict[str, str], **changes: Any) -> Path:
 # --- what is understood -------------------------------------------------------------------------------------
 
 
-def test_a_detector_says_what_it_is_and_what_decided(tmp_path: Path) -> None:
+def test_a_detector_reports_its_family_and_the_evidence(tmp_path: Path) -> None:
     model = load_model(DETECTOR.save(tmp_path / "tiny.onnx"))
     assert (model.name, model.head, len(model.sha256)) == ("tiny", "nanodet", 64)
     assert (model.input.width_px, model.input.height_px, model.input.fit) == (64, 48, "letterbox")
@@ -48,14 +48,14 @@ def test_a_model_travels_to_another_process(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(model)) == model  # noqa: S301 - our own bytes
 
 
-def test_stated_input_is_used_and_the_rest_is_as_the_family_has_it(tmp_path: Path) -> None:
+def test_stated_input_values_are_used_and_the_rest_comes_from_the_family(tmp_path: Path) -> None:
     stated = {"fit": "stretch", "pad": 0}
     path = saved(tmp_path / "m.onnx", {"visionedge.head": "nanodet", "visionedge.input": json.dumps(stated)})
     way = load_model(path).interpretation.preprocess
     assert (way.fit, way.pad, way.color, way.std[0]) == ("stretch", 0, "bgr", 57.375)
 
 
-def test_picodet_is_known_by_its_maker(tmp_path: Path) -> None:
+def test_picodet_is_recognised_by_its_producer(tmp_path: Path) -> None:
     path = saved(tmp_path / "pico.onnx", {}, strides=(8, 16, 32, 64), classes=80, producer="PaddlePaddle")
     model = load_model(path)
     assert (model.head, model.input.fit, model.interpretation.preprocess.color) == (
@@ -65,7 +65,7 @@ def test_picodet_is_known_by_its_maker(tmp_path: Path) -> None:
     )
 
 
-def test_picodet_is_known_by_paddles_operators_where_its_maker_is_not_named(tmp_path: Path) -> None:
+def test_picodet_without_a_producer_is_recognised_by_paddles_operators(tmp_path: Path) -> None:
     """As tools leave it that write a model anew."""
     proto = TinyDetector(metadata={}, strides=(8, 16, 32, 64), classes=10, producer="").proto()
     proto.opset_import.add(domain="Paddle", version=1)
@@ -73,7 +73,7 @@ def test_picodet_is_known_by_paddles_operators_where_its_maker_is_not_named(tmp_
     assert load_model(tmp_path / "pico.onnx").head == "picodet"
 
 
-def test_maps_are_paired_by_shape_whatever_their_names_say(tmp_path: Path) -> None:
+def test_maps_are_paired_by_shape_and_not_by_name(tmp_path: Path) -> None:
     """The outputs' names are exchanged; a sigmoid still tells which are the scores."""
     proto = DETECTOR.proto()
     for name in ("8", "16", "32"):
@@ -97,62 +97,62 @@ def _rename(proto: onnx.ModelProto, old: str, new: str) -> None:
 # --- what is refused ----------------------------------------------------------------------------------------
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "no.onnx") == "there is no such model file"
 
 
-def test_a_folder(tmp_path: Path) -> None:
+def test_a_folder_is_refused(tmp_path: Path) -> None:
     assert "is no file but a folder" in refusal(tmp_path)
 
 
-def test_an_empty_file(tmp_path: Path) -> None:
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "empty.onnx"
     path.touch()
     assert "is empty" in refusal(path)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_bytes(tmp_path: Path, seed: int) -> None:
+def test_random_bytes_are_refused(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "noise.onnx"
     path.write_bytes(random.Random(seed).randbytes(300))  # noqa: S311 - noise, not a secret
     assert "is no ONNX file" in refusal(path)
 
 
 @pytest.mark.parametrize("content", [b"just text\n", b"PK\x03\x04 a zip", b"\x00" * 64, b"{}"])
-def test_other_files(tmp_path: Path, content: bytes) -> None:
+def test_other_file_types_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.onnx"
     path.write_bytes(content)
     assert "is no ONNX file" in refusal(path)
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_file(tmp_path: Path, part: float) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, part: float) -> None:
     content = DETECTOR.proto().SerializeToString()
     path = tmp_path / "cut.onnx"
     path.write_bytes(content[: int(len(content) * part)])
     assert "damaged" in refusal(path)
 
 
-def test_a_classifier_is_told_what_was_seen(tmp_path: Path) -> None:
+def test_a_classifier_is_refused_with_the_evidence(tmp_path: Path) -> None:
     message = refusal(classifier(tmp_path / "class.onnx"))
     assert "no detector" in message
     assert "image float32[1,3,8,8]" in message
     assert "flat float32[1,3]" in message
 
 
-def test_a_model_that_could_be_two_families_is_not_guessed_at(tmp_path: Path) -> None:
+def test_an_ambiguous_family_is_not_guessed(tmp_path: Path) -> None:
     """Four scales without a maker: NanoDet-Plus and PicoDet look alike and want different pictures."""
     message = refusal(saved(tmp_path / "m.onnx", {}, strides=(8, 16, 32, 64), classes=80))
     assert "Seen: " in message
 
 
-def test_an_unknown_head_in_the_metadata(tmp_path: Path) -> None:
+def test_an_unknown_head_in_the_metadata_is_refused(tmp_path: Path) -> None:
     message = refusal(saved(tmp_path / "m.onnx", {"visionedge.head": "yolo99"}))
     assert "'yolo99'" in message
     assert "known heads: " in message
 
 
-def test_a_stated_head_that_the_shapes_contradict(tmp_path: Path) -> None:
+def test_a_stated_head_that_the_shapes_contradict_is_refused(tmp_path: Path) -> None:
     proto = onnx.load(classifier(tmp_path / "c.onnx"))
     helper.set_model_props(proto, {"visionedge.head": "nanodet"})
     onnx.save(proto, tmp_path / "c.onnx")
@@ -175,12 +175,12 @@ def test_a_stated_head_that_the_shapes_contradict(tmp_path: Path) -> None:
         ('{"resample": "area"}', "resample must be bilinear"),
     ],
 )
-def test_wrong_statements_about_the_input(tmp_path: Path, stated: str, complaint: str) -> None:
+def test_wrong_statements_about_the_input_are_refused(tmp_path: Path, stated: str, complaint: str) -> None:
     metadata = {"visionedge.head": "nanodet", "visionedge.input": stated}
     assert complaint in refusal(saved(tmp_path / "m.onnx", metadata))
 
 
-def test_stated_bins_that_the_outputs_contradict(tmp_path: Path) -> None:
+def test_stated_bins_that_the_outputs_contradict_are_refused(tmp_path: Path) -> None:
     metadata = {"visionedge.head": "nanodet", "visionedge.decode": '{"reg_max": 99}'}
     assert "reg_max is 99, but its outputs say 7" in refusal(saved(tmp_path / "m.onnx", metadata))
 
@@ -228,7 +228,7 @@ def test_external_data_behind_a_link_out_of_the_folder_is_never_opened(tmp_path:
     assert "outside the model's folder" in refusal(path)
 
 
-def test_external_data_that_is_missing_or_too_short(tmp_path: Path) -> None:
+def test_missing_or_short_external_data_is_refused(tmp_path: Path) -> None:
     path = external(tmp_path / "m.onnx", location="w.bin", offset="0", length=str(1 << 31))
     assert "w.bin is missing" in refusal(path)
     (tmp_path / "w.bin").write_bytes(b"short")
@@ -236,7 +236,7 @@ def test_external_data_that_is_missing_or_too_short(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("offset", "-4"), ("length", "many")])
-def test_external_data_at_no_place(tmp_path: Path, key: str, value: str) -> None:
+def test_external_data_without_a_location_is_refused(tmp_path: Path, key: str, value: str) -> None:
     (tmp_path / "w.bin").write_bytes(b"x" * 100)
     place = {"location": "w.bin", "offset": "0", "length": "4", key: value}
     assert "the offset or length of its external data" in refusal(external(tmp_path / "m.onnx", **place))
@@ -271,12 +271,12 @@ def test_names_are_read_as_python_or_json(text: str) -> None:
         "[" * 9999,
     ],
 )
-def test_names_that_are_something_else_are_refused_and_never_run(text: str) -> None:
+def test_names_in_another_form_are_refused_and_never_evaluated(text: str) -> None:
     with pytest.raises(ModelError, match="'names' is no list"):
         read_class_names({"names": text})
 
 
-def test_labels_come_from_the_metadata_then_from_files_then_from_their_number(tmp_path: Path) -> None:
+def test_labels_come_from_metadata_then_files_then_the_number_of_classes(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     assert choose_labels(path, {}, 3) == (("class-0", "class-1", "class-2"), "nothing")
     (tmp_path / "labels.txt").write_text("a\nb\nc\n\n")
@@ -286,7 +286,7 @@ def test_labels_come_from_the_metadata_then_from_files_then_from_their_number(tm
     assert choose_labels(path, {"names": "['p', 'q', 'r']"}, 3)[0] == ("p", "q", "r")
 
 
-def test_labels_of_coco_by_their_number(tmp_path: Path) -> None:
+def test_eighty_classes_get_the_labels_of_coco(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     assert choose_labels(path, {}, 80)[0] == COCO_80
     ninety, ninety_one = (choose_labels(path, {}, count)[0] for count in (90, 91))

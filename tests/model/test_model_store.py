@@ -34,7 +34,7 @@ def put(kept: ModelStore, data: bytes, age_s: int) -> str:
     return sha256
 
 
-def test_the_longest_unused_go_first_and_one_in_use_never(tmp_path: Path) -> None:
+def test_the_least_recently_used_models_are_evicted_and_never_one_in_use(tmp_path: Path) -> None:
     """Not even when it is the oldest; files of others are not touched."""
     kept = ModelStore(tmp_path, max_models=2)
     running, old, newer, newest = (put(kept, bytes([n]), age_s=100 - n) for n in range(4))
@@ -47,7 +47,7 @@ def test_the_longest_unused_go_first_and_one_in_use_never(tmp_path: Path) -> Non
     assert (tmp_path / MODELS_FOLDER / "mine.onnx").exists()
 
 
-def test_bytes_are_bounded_too(tmp_path: Path) -> None:
+def test_the_size_of_the_store_is_bounded_too(tmp_path: Path) -> None:
     """A few large ones count as much as many."""
     kept = ModelStore(tmp_path, max_bytes=25)
     old, newer, newest = (put(kept, bytes([n]) * 10, age_s=100 - n) for n in range(3))
@@ -55,7 +55,7 @@ def test_bytes_are_bounded_too(tmp_path: Path) -> None:
     assert [kept.find(each) is not None for each in (old, newer, newest)] == [False, True, True]
 
 
-def test_a_part_that_never_became_whole_goes_in_its_turn(tmp_path: Path) -> None:
+def test_an_incomplete_download_is_evicted_in_its_turn(tmp_path: Path) -> None:
     """What was interrupted and is not wanted any more does not stay for ever."""
     kept = ModelStore(tmp_path, max_models=1)
     with kept.open_partial("a" * 64) as part:
@@ -67,7 +67,7 @@ def test_a_part_that_never_became_whole_goes_in_its_turn(tmp_path: Path) -> None
     assert kept.find(model) is not None
 
 
-def test_no_folder_is_nothing_to_tidy(tmp_path: Path) -> None:
+def test_a_missing_folder_needs_no_eviction(tmp_path: Path) -> None:
     """Before the first model."""
     ModelStore(tmp_path).evict([])
     assert ModelStore(tmp_path).find("a" * 64) is None
@@ -97,7 +97,7 @@ class FullDisk:
         """Nothing."""
 
 
-def test_a_disk_that_gets_full_is_told_and_given_back(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_its_space_released(tmp_path: Path) -> None:
     """What waits for the hub needs the room more than half a model."""
     with ModelStore(tmp_path).open_partial("a" * 64) as part:
         part._file.close()
@@ -118,7 +118,7 @@ class Usage(NamedTuple):
     free: int
 
 
-def test_room_is_seen_to_before_the_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_space_is_checked_before_the_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With some to spare for others."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(200_000_000, 100_000_000, 100_000_000))
     with ModelStore(tmp_path).open_partial("a" * 64) as part:
@@ -127,7 +127,7 @@ def test_room_is_seen_to_before_the_first_byte(tmp_path: Path, monkeypatch: pyte
             part.check_free_space(40_000_000)
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_reported(tmp_path: Path) -> None:
     """With the system's word for it."""
     (tmp_path / MODELS_FOLDER).write_text("a file where the folder should be")
     with pytest.raises(FetchError, match=r"models: cannot be written: "):
@@ -135,7 +135,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert ModelStore(tmp_path).find("a" * 64) is None
 
 
-def test_no_link_is_followed_when_a_part_is_written(tmp_path: Path) -> None:
+def test_no_symbolic_link_is_followed_when_a_part_is_written(tmp_path: Path) -> None:
     """Whoever can write to the folder cannot have another file overwritten."""
     (tmp_path / MODELS_FOLDER).mkdir()
     (tmp_path / "precious").write_text("precious")
@@ -145,7 +145,7 @@ def test_no_link_is_followed_when_a_part_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "precious"
 
 
-def test_the_bounds_in_the_docs_are_those_of_the_code() -> None:
+def test_the_limits_in_the_docs_are_those_of_the_code() -> None:
     """docs/models.md, where people read what may take how long."""
     docs = " ".join((REPOSITORY / "docs" / "models.md").read_text().split())
     retry_policy, timeouts = DownloadRetryPolicy(), DownloadTimeouts()
@@ -176,12 +176,12 @@ def test_the_bounds_in_the_docs_are_those_of_the_code() -> None:
         ("file:///models/Größe.onnx", "Größe"),
     ],
 )
-def test_a_model_is_called_as_its_file(url: str, name: str) -> None:
+def test_a_model_has_the_name_of_its_file(url: str, name: str) -> None:
     """Frames and status show a word, not a sum."""
     assert model_name_from_url(url) == name
 
 
-def test_an_address_is_shown_without_its_secrets_and_not_without_end() -> None:
+def test_an_address_is_shown_shortened_and_without_secrets() -> None:
     """For logs, events and the page."""
     assert format_url("https://me:pw@h/m.onnx?sv=1&sig=abc%2F") == "https://***@h/m.onnx?…"
     assert len(format_url("https://h/" + "x" * 5000)) == 200
@@ -202,7 +202,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("url", "words"), WRONG.items())
-def test_an_address_that_cannot_be_right_is_a_wrong_configuration(url: str, words: str) -> None:
+def test_an_invalid_address_is_a_configuration_error(url: str, words: str) -> None:
     """Told with its key before anything is opened."""
     with pytest.raises(ConfigError) as caught:
         parse_config({"model": {"url": url, "sha256": SUM}})
@@ -220,13 +220,13 @@ def test_the_local_file_may_allow_more(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["file://elsewhere/m.onnx", "file:m.onnx", "http:///m.onnx", "rtsp://h/m"])
-def test_nor_then_everything(url: str) -> None:
+def test_insecure_addresses_are_limited_even_if_allowed(url: str) -> None:
     """Files of other machines, and other schemes."""
     with pytest.raises(ConfigError):
         parse_config({"model": {"url": url, "sha256": SUM, "allowInsecure": True}})
 
 
-def test_what_comes_from_outside_cannot_allow_it() -> None:
+def test_the_twin_cannot_allow_insecure_addresses() -> None:
     """The key is refused with its path, whatever it says."""
     document = {"model": {"url": "http://h/m.onnx", "sha256": SUM, "allowInsecure": True}}
     assert find_local_only_problems(document) == [

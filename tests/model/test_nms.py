@@ -47,24 +47,24 @@ def slow(boxes: Boxes, scores: NDArray[np.float32], ids: NDArray[np.int32], iou:
 
 
 @given(cases())
-def test_it_keeps_what_a_slow_reference_keeps(case: Case) -> None:
+def test_nms_keeps_the_boxes_of_a_slow_reference(case: Case) -> None:
     assert suppress_non_maxima(*case).tolist() == slow(*case)
 
 
 @given(cases())
-def test_what_it_kept_it_keeps_again(case: Case) -> None:
+def test_nms_is_idempotent(case: Case) -> None:
     boxes, scores, ids, iou = case
     kept = suppress_non_maxima(boxes, scores, ids, iou)
     assert suppress_non_maxima(boxes[kept], scores[kept], ids[kept], iou).tolist() == list(range(len(kept)))
 
 
-def test_the_better_of_two_that_overlap_stays_and_another_class_is_left_alone() -> None:
+def test_the_better_of_two_overlapping_boxes_stays_and_other_classes_are_unaffected() -> None:
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [1, 0, 11, 10]], np.float32)
     scores, ids = np.array([0.5, 0.9, 0.6], np.float32), np.array([0, 0, 1], np.int32)
     assert suppress_non_maxima(boxes, scores, ids, 0.5).tolist() == [1, 2]
 
 
-def test_boxes_that_overlap_just_as_much_as_allowed_both_stay() -> None:
+def test_boxes_that_overlap_exactly_as_much_as_allowed_both_stay() -> None:
     """The limit is what may be shared; only more is too much."""
     boxes = np.array([[0, 0, 2, 1], [1, 0, 3, 1]], np.float32)  # a third of the union
     scores, ids = np.array([0.9, 0.8], np.float32), np.zeros(2, np.int32)

@@ -22,7 +22,7 @@ def _shuffled(path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_model_is_the_same_in_whatever_order_its_nodes_lie(tmp_path: Path, seed: int) -> None:
+def test_a_model_is_the_same_in_any_order_of_its_nodes(tmp_path: Path, seed: int) -> None:
     """Converters to float16 are known to write their casts behind all that uses them."""
     path = yolov8(tmp_path / "m.onnx")
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
@@ -41,20 +41,20 @@ def _order(graph: onnx.GraphProto) -> list[str]:
     return [node.output[0] for node in graph.node]
 
 
-def test_nodes_stay_where_they_are_as_far_as_that_can_be() -> None:
+def test_nodes_keep_their_order_as_far_as_possible() -> None:
     late = helper.make_node("Relu", ["b"], ["c"])
     nodes = [helper.make_node("Relu", ["x"], [name]) for name in ("z", "b", "a")]
     assert _order(_graph(*nodes)) == ["z", "b", "a"]
     assert _order(_graph(nodes[0], late, nodes[1], nodes[2])) == ["z", "b", "c", "a"]
 
 
-def test_what_a_branch_takes_from_outside_comes_before_it() -> None:
+def test_outer_values_of_a_branch_come_before_it() -> None:
     branch = _graph(helper.make_node("Relu", ["outside"], ["y"]))
     choice = helper.make_node("If", ["x"], ["r"], then_branch=branch, else_branch=branch)
     made = helper.make_node("Relu", ["x"], ["outside"])
     assert _order(_graph(choice, made)) == ["outside", "r"]
 
 
-def test_a_circle_is_left_as_it_is() -> None:
+def test_a_cycle_is_left_unchanged() -> None:
     first, second = helper.make_node("Relu", ["b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])
     assert _order(_graph(first, second)) == ["a", "b"]

@@ -69,7 +69,7 @@ boxes = st.builds(
 
 @settings(deadline=None)
 @given(st.lists(boxes, max_size=5), st.lists(boxes, max_size=5))
-def test_each_box_is_the_partner_of_one_at_most(some: list[Box], others: list[Box]) -> None:
+def test_each_box_matches_at_most_one_other(some: list[Box], others: list[Box]) -> None:
     """No more boxes are matched than pairs can be made, and at least half as many."""
     parity = compare_detections([detections(*some)], [detections(*others)])
     counting = sum(box[4] >= 0.3 for box in (*some, *others))
@@ -81,7 +81,7 @@ def test_each_box_is_the_partner_of_one_at_most(some: list[Box], others: list[Bo
 
 @settings(deadline=None)
 @given(st.lists(boxes, max_size=6), st.lists(boxes, max_size=6))
-def test_it_does_not_matter_which_of_two_is_the_reference(some: list[Box], others: list[Box]) -> None:
+def test_parity_is_symmetric(some: list[Box], others: list[Box]) -> None:
     """Losses and inventions count the same, and so do shifts."""
     forth, back = (
         compare_detections([detections(*a)], [detections(*b)]) for a, b in ((some, others), (others, some))
@@ -96,7 +96,7 @@ def test_it_does_not_matter_which_of_two_is_the_reference(some: list[Box], other
 
 @settings(deadline=None)
 @given(st.lists(boxes, min_size=1, max_size=6), st.randoms(use_true_random=False))
-def test_the_order_in_which_boxes_are_listed_does_not_matter(some: list[Box], order: random.Random) -> None:
+def test_parity_does_not_depend_on_the_order_of_boxes(some: list[Box], order: random.Random) -> None:
     """Boxes of one score may stand anyhow."""
     shuffled = order.sample(some, len(some))
     assert compare_detections([detections(*some)], [detections(*shuffled)]).matched in (0.0, 1.0)
@@ -104,14 +104,14 @@ def test_the_order_in_which_boxes_are_listed_does_not_matter(some: list[Box], or
 
 @settings(deadline=None)
 @given(st.lists(boxes, min_size=1, max_size=6))
-def test_the_same_detections_agree_wholly(some: list[Box]) -> None:
+def test_equal_detections_agree_fully(some: list[Box]) -> None:
     """Nothing is unmatched and no score moves."""
     parity = compare_detections([detections(*some)], [detections(*some)])
     assert parity.score_shift == parity.max_score_shift == 0
     assert parity.matched == (1.0 if parity.boxes else 0.0)
 
 
-def test_equal_boxes_pair_by_the_nearest_score() -> None:
+def test_equal_boxes_match_by_the_nearest_score() -> None:
     """A model that suppresses nothing may give one box twice; neither is taken for the other."""
     place = (0.1, 0.1, 0.4, 0.4)
     twice = [detections((*place, 0.9, 0), (*place, 0.4, 0)), detections((*place, 0.8, 0), (*place, 0.5, 0))]
@@ -120,7 +120,7 @@ def test_equal_boxes_pair_by_the_nearest_score() -> None:
     assert parity.max_score_shift == pytest.approx(0.1)
 
 
-def test_a_box_that_was_given_once_is_no_partner_of_two() -> None:
+def test_one_box_does_not_match_two() -> None:
     """One of the two has been lost."""
     place = (0.1, 0.1, 0.4, 0.4)
     parity = compare_detections(
@@ -130,7 +130,7 @@ def test_a_box_that_was_given_once_is_no_partner_of_two() -> None:
     assert parity.matched == pytest.approx(2 / 3)
 
 
-def test_the_nearer_box_is_the_partner() -> None:
+def test_the_nearer_box_matches() -> None:
     """Of two that overlap enough the better one, though the other has the same score."""
     near, far = (0.1, 0.1, 0.4, 0.4), (0.1, 0.1, 0.4, 0.415)
     parity = compare_detections([detections((*near, 0.6, 0))], [detections((*far, 0.6, 0), (*near, 0.5, 0))])
@@ -139,7 +139,7 @@ def test_the_nearer_box_is_the_partner() -> None:
     assert parity.score_shift == pytest.approx(0.1)
 
 
-def test_a_score_that_moved_is_told_from_both_sides() -> None:
+def test_a_score_shift_is_reported_with_both_scores() -> None:
     """0.6 here and 0.5 there is a shift of 0.1."""
     parity = compare_detections(
         [detections((0.1, 0.1, 0.4, 0.4, 0.6, 0))], [detections((0.1, 0.1, 0.4, 0.4, 0.5, 0))]
@@ -148,7 +148,7 @@ def test_a_score_that_moved_is_told_from_both_sides() -> None:
     assert parity.score_shift == pytest.approx(0.1) == pytest.approx(parity.max_score_shift)
 
 
-def test_a_box_that_only_the_variant_sees_counts_against_it() -> None:
+def test_a_box_that_only_the_variant_finds_counts_against_it() -> None:
     """Inventions are as bad as losses."""
     parity = compare_detections([detections()], [detections((0.1, 0.1, 0.4, 0.4, 0.6, 0))])
     assert (parity.boxes, parity.matched) == (1, 0.0)
@@ -167,21 +167,21 @@ def with_ap(loss: float) -> Parity:
         (with_ap(0.02), "it loses 0.0200 of AP 0.3000"),
     ],
 )
-def test_what_differs_too_much_is_refused_with_the_figure(parity: Parity, words: str) -> None:
+def test_a_variant_that_differs_too_much_is_refused_with_the_figure(parity: Parity, words: str) -> None:
     """Each limit by itself."""
     refusal = parity.refusal(Tolerance())
     assert refusal is not None
     assert words in refusal
 
 
-def test_what_is_alike_is_not_refused() -> None:
+def test_a_variant_that_agrees_is_not_refused() -> None:
     """With labels or without; and a wider tolerance takes more."""
     assert GOOD.refusal(Tolerance()) is None
     assert with_ap(0.005).refusal(Tolerance()) is None
     assert dataclasses.replace(GOOD, matched=0.8).refusal(Tolerance(unmatched=0.25)) is None
 
 
-def test_small_boxes_may_lie_a_little_farther_apart() -> None:
+def test_small_boxes_have_a_larger_tolerance() -> None:
     """At an IoU of 0.8 they are one thing for those that ask for 0.75; the report says what was asked for."""
     pair = [detections((0.1, 0.1, 0.2, 0.2, 0.6, 0))], [detections((0.1, 0.1, 0.2, 0.225, 0.6, 0))]
     assert compare_detections(*pair).matched == 0.0
@@ -189,7 +189,7 @@ def test_small_boxes_may_lie_a_little_farther_apart() -> None:
     assert (small.matched, small.document()["iou"]) == (1.0, 0.75)
 
 
-def test_on_pictures_it_was_not_made_for_scores_may_move_twice_as_far() -> None:
+def test_on_other_pictures_the_score_tolerance_is_twice_as_large() -> None:
     """And no more boxes may be lost."""
     moved = dataclasses.replace(GOOD, score_shift=0.08)
     assert moved.refusal(Tolerance()) is not None
@@ -205,7 +205,7 @@ def test_a_report_reads_back_as_it_was_written(parity: Parity) -> None:
 
 
 @pytest.mark.parametrize("key", ["matched", "boxes", "ap"])
-def test_a_damaged_report_is_not_believed(key: str) -> None:
+def test_a_damaged_report_is_ignored(key: str) -> None:
     """A missing key, or a share above 1, is an error and no parity."""
     document = GOOD.document()
     del document[key]

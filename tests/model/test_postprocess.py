@@ -25,14 +25,14 @@ def detect(found: NDArray[np.float32], placement: Placement = WHOLE, iou: float 
     return to_detections(found, placement, 0.4, iou, None)
 
 
-def test_boxes_are_relative_to_where_the_picture_lay() -> None:
+def test_boxes_are_relative_to_the_picture_within_the_letterbox() -> None:
     """A 200 x 100 picture in a 100 x 100 letterbox lies 25 px down, half as large."""
     found = detect(rows((10, 35, 60, 65, 0.9, 1)), Placement(0, 25, 100, 50))
     np.testing.assert_allclose(found.boxes, [[0.1, 0.2, 0.6, 0.8]], atol=1e-6)
     assert found.class_ids.tolist() == [1]
 
 
-def test_boxes_are_clipped_and_what_lies_outside_is_dropped() -> None:
+def test_boxes_are_clipped_and_boxes_outside_are_dropped() -> None:
     found = detect(rows((-20, -20, 50, 50, 0.9, 0), (10, 2, 60, 20, 0.8, 1)), Placement(0, 25, 100, 50))
     np.testing.assert_allclose(found.boxes, [[0, 0, 0.5, 0.5]])
 
@@ -44,26 +44,26 @@ def test_boxes_without_area_are_dropped(box: tuple[float, float, float, float]) 
 
 @pytest.mark.parametrize("column", range(6))
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_rows_that_are_no_numbers_are_dropped(column: int, value: float) -> None:
+def test_rows_with_nan_are_dropped(column: int, value: float) -> None:
     found = rows((10, 10, 20, 20, 0.9, 0), (30, 30, 40, 40, 0.8, 1))
     found[0, column] = value
     assert detect(found).class_ids.tolist() == [1]
 
 
-def test_only_sure_rows_of_wanted_classes_count() -> None:
+def test_only_confident_rows_of_selected_classes_count() -> None:
     found = rows((10, 10, 20, 20, 0.39, 0), (30, 30, 40, 40, 0.4, 1), (50, 50, 60, 60, 0.9, 2))
     assert detect(found).class_ids.tolist() == [2, 1]
     assert to_detections(found, WHOLE, 0.4, 0.5, frozenset({1})).class_ids.tolist() == [1]
     assert len(to_detections(found, WHOLE, 0.4, 0.5, frozenset())) == 0
 
 
-def test_without_suppression_boxes_that_overlap_all_stay() -> None:
+def test_without_suppression_overlapping_boxes_all_stay() -> None:
     twice = rows((10, 10, 20, 20, 0.5, 0), (10, 10, 20, 20, 0.9, 0))
     assert len(detect(twice)) == 1
     np.testing.assert_allclose(detect(twice, iou=None).scores, [0.9, 0.5])
 
 
-def test_no_more_than_the_most_are_reported_and_they_are_the_best() -> None:
+def test_only_the_best_detections_up_to_the_maximum_are_reported() -> None:
     many = rows(*((i, i, i + 0.5, i + 0.5, 0.4 + i / 1000, 0) for i in range(90)))
     many = np.concatenate([many, many + np.array([5, 0, 5, 0, 0.1, 0], np.float32)])
     found = detect(many)
@@ -71,7 +71,7 @@ def test_no_more_than_the_most_are_reported_and_they_are_the_best() -> None:
     assert found.scores.min() >= np.sort(many[:, 4])[-MAX_DETECTIONS]
 
 
-def test_no_row_gives_no_detection() -> None:
+def test_no_rows_give_no_detections() -> None:
     assert len(detect(rows())) == 0
 
 
@@ -81,7 +81,7 @@ def test_no_row_gives_no_detection() -> None:
     fit=st.sampled_from(["letterbox", "stretch"]),
     anchor=st.sampled_from(["center", "top-left"]),
 )
-def test_a_box_comes_back_to_where_it_was_in_the_picture(
+def test_a_box_is_mapped_back_to_its_place_in_the_picture(
     size: tuple[int, int], corners: list[float], fit: str, anchor: str
 ) -> None:
     """Put a relative box where the model sees it, and read it back: the round trip of every letterbox."""
@@ -98,7 +98,7 @@ def test_a_box_comes_back_to_where_it_was_in_the_picture(
         assert len(found) == 1
 
 
-def test_a_selection_takes_classes_by_their_labels(tmp_path: Path) -> None:
+def test_a_selection_names_classes_by_label(tmp_path: Path) -> None:
     metadata = TinyDetector().metadata | {"names": "['cat', 'dog', 'cow', 'cat', 'hen']"}
     model = load_model(TinyDetector(metadata=metadata).save(tmp_path / "m.onnx"))
     assert Selection.of(model, 0.4, 0.5, ("cat", "hen")).class_ids == frozenset({0, 3, 4})

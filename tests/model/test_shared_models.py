@@ -42,7 +42,7 @@ Recipe = Callable[[onnxruntime.InferenceSession, Array], Array]
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledPictures:
     """The first pictures of coco128 and their annotations."""
 
     annotations: Annotations
@@ -50,7 +50,7 @@ class Labelled:
 
 
 @pytest.fixture(scope="module")
-def labelled(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Labelled:
+def labelled(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> LabelledPictures:
     pytest.importorskip("pycocotools")
     folder = tmp_path_factory.mktemp("coco128")
     with tarfile.open(shared_data / "labelled" / "coco128.tar.gz") as archive:
@@ -64,7 +64,7 @@ def labelled(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab
             picture = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)
             assert picture is not None
             pictures[photo.number] = picture
-    return Labelled(annotations, pictures)
+    return LabelledPictures(annotations, pictures)
 
 
 # --- the recipes --------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ RECIPES: dict[str, Recipe] = {
 # --- what is compared ---------------------------------------------------------------------------------------
 
 
-def ap(rows: dict[int, Array], labelled: Labelled, categories: dict[int, int]) -> float:
+def ap(rows: dict[int, Array], labelled: LabelledPictures, categories: dict[int, int]) -> float:
     """Average precision of rows by picture; boxes are cut to it, 100 are the most."""
     found = []
     for number, table in rows.items():
@@ -182,8 +182,8 @@ def ap(rows: dict[int, Array], labelled: Labelled, categories: dict[int, int]) -
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_compiled_graph_sees_as_well_as_the_models_own_recipe(
-    shared_data: Path, labelled: Labelled, name: str
+def test_the_compiled_graph_is_as_accurate_as_the_reference_code_of_the_model(
+    shared_data: Path, labelled: LabelledPictures, name: str
 ) -> None:
     """COCO AP within 0.005, on pictures that are not easy: AP is between 0.2 and 0.7."""
     path = shared_data / "models" / f"{name}.onnx"

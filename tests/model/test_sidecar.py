@@ -29,12 +29,12 @@ def _detector(path: Path, metadata: dict[str, str] | None = None, *, twins: bool
     return graph.save(path, metadata)
 
 
-def test_without_a_file_nothing_is_stated(tmp_path: Path) -> None:
+def test_without_a_sidecar_nothing_is_stated(tmp_path: Path) -> None:
     assert read_sidecar(tmp_path / "m.onnx").metadata == {}
     assert read_sidecar(tmp_path / "m.onnx").evidence == ()
 
 
-def test_the_input_is_as_stated_key_by_key_and_the_rest_as_recognised(tmp_path: Path) -> None:
+def test_stated_keys_of_the_input_win_and_the_rest_is_recognised(tmp_path: Path) -> None:
     path = _detector(tmp_path / "m.onnx")
     before = load_model(path).interpretation.preprocess
     state(path, input={"color": "bgr", "fit": "letterbox", "anchor": "top-left", "pad": 0})
@@ -46,7 +46,7 @@ def test_the_input_is_as_stated_key_by_key_and_the_rest_as_recognised(tmp_path: 
     assert (after.input.fit, after.input.anchor, after.input.pad) == ("letterbox", "top-left", 0)
 
 
-def test_the_stated_input_is_what_the_network_gets(tmp_path: Path) -> None:
+def test_the_network_gets_the_stated_input(tmp_path: Path) -> None:
     path = _detector(tmp_path / "m.onnx")
     state(path, input={"color": "bgr", "scale": 0.5, "mean": [1, 2, 3], "std": [4, 5, 6]})
     pictures = noise_pictures(1, 64, 48)
@@ -56,7 +56,7 @@ def test_the_stated_input_is_what_the_network_gets(tmp_path: Path) -> None:
     assert compiled_rows(load_model(path), pictures)[0, 0, 4] == pytest.approx(best, abs=1e-5)
 
 
-def test_the_file_wins_over_the_models_own_metadata(tmp_path: Path) -> None:
+def test_the_sidecar_wins_over_the_metadata(tmp_path: Path) -> None:
     """A model that states NanoDet's input in its metadata is fed as its owner says."""
     path = TinyDetector().save(tmp_path / "m.onnx")
     assert load_model(path).interpretation.preprocess.color == "bgr"
@@ -66,7 +66,7 @@ def test_the_file_wins_over_the_models_own_metadata(tmp_path: Path) -> None:
     assert model.labels == ("a", "b", "c", "d", "e")
 
 
-def test_stated_labels_win_over_metadata_and_files_and_must_be_as_many_as_classes(tmp_path: Path) -> None:
+def test_stated_labels_win_over_metadata_and_files_and_their_number_must_match(tmp_path: Path) -> None:
     path = _detector(tmp_path / "m.onnx", {"names": '{"0": "x", "1": "y", "2": "z"}'})
     (tmp_path / "m.labels.txt").write_text("u\nv\nw\n")
     assert load_model(path).labels == ("x", "y", "z")
@@ -139,14 +139,14 @@ def test_the_models_own_labels_win_over_those_of_a_training_data_set(
 
 
 @pytest.mark.parametrize("text", ["names: [a, b, c]\nhead: yolox\n", "names: [a, b, c]\nheads: yolox\n"])
-def test_a_file_of_ours_with_a_wrong_key_is_still_refused(tmp_path: Path, text: str) -> None:
+def test_a_sidecar_with_a_wrong_key_is_still_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "m.yaml").write_text(text)
     with pytest.raises(ModelError, match="names: unknown key"):
         load_model(_detector(tmp_path / "m.onnx"))
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_suppression_is_as_stated(tmp_path: Path, wanted: bool) -> None:
+def test_stated_suppression_is_used(tmp_path: Path, wanted: bool) -> None:
     path = _detector(tmp_path / "m.onnx")
     state(path, nms=wanted)
     model = load_model(path)
@@ -154,7 +154,7 @@ def test_suppression_is_as_stated(tmp_path: Path, wanted: bool) -> None:
     assert any("as stated" in clause for clause in model.evidence)
 
 
-def test_a_stated_head_must_fit_the_shapes_all_the_same(tmp_path: Path) -> None:
+def test_a_stated_head_must_still_fit_the_shapes(tmp_path: Path) -> None:
     path = _detector(tmp_path / "m.onnx")
     state(path, head="nanodet")
     with pytest.raises(ModelError, match="'nanodet' does not fit its shapes"):
@@ -171,13 +171,13 @@ def test_a_stated_head_must_fit_the_shapes_all_the_same(tmp_path: Path) -> None:
         load_model(none)
 
 
-def test_outputs_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
+def test_indistinguishable_outputs_are_refused(tmp_path: Path) -> None:
     """Four classes and boxes of four numbers, both made by a sigmoid."""
     with pytest.raises(ModelError, match="no detector"):
         load_model(_detector(tmp_path / "m.onnx", twins=True))
 
 
-def test_every_problem_is_told_at_once_with_its_path(tmp_path: Path) -> None:
+def test_all_problems_are_reported_together_with_their_paths(tmp_path: Path) -> None:
     path = _detector(tmp_path / "m.onnx")
     state(
         path,
@@ -228,7 +228,7 @@ def test_every_problem_is_told_at_once_with_its_path(tmp_path: Path) -> None:
         ("input: {mean: [.nan, 0, 0]}", "input.mean: must be three numbers"),
     ],
 )
-def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, text: str, problem: str) -> None:
+def test_a_file_in_another_format_is_refused_in_one_line(tmp_path: Path, text: str, problem: str) -> None:
     path = _detector(tmp_path / "m.onnx")
     path.with_suffix(".yaml").write_text(text)
     with pytest.raises(ModelError) as caught:
@@ -243,7 +243,7 @@ def test_an_empty_file_states_nothing(tmp_path: Path) -> None:
     assert load_model(path).head == "detr-raw"
 
 
-def test_a_stated_size_must_be_the_models_own_where_that_is_fixed(tmp_path: Path) -> None:
+def test_a_stated_size_must_match_a_fixed_input(tmp_path: Path) -> None:
     path = _detector(tmp_path / "m.onnx")
     state(path, input={"width": 64, "height": 48})
     assert load_model(path).input.width_px == 64
@@ -254,7 +254,7 @@ def test_a_stated_size_must_be_the_models_own_where_that_is_fixed(tmp_path: Path
         load_model(path)
 
 
-def test_the_file_belongs_to_the_model_of_its_name_only(tmp_path: Path) -> None:
+def test_a_sidecar_belongs_only_to_the_model_of_its_name(tmp_path: Path) -> None:
     path = _detector(tmp_path / "m.onnx")
     state(tmp_path / "other.onnx", nms=True)
     assert not load_model(path).interpretation.needs_nms
@@ -262,7 +262,7 @@ def test_the_file_belongs_to_the_model_of_its_name_only(tmp_path: Path) -> None:
     assert load_model(tmp_path / "other.onnx").interpretation.needs_nms
 
 
-def test_anchors_become_metadata_as_the_model_itself_would_carry_them(tmp_path: Path) -> None:
+def test_stated_anchors_become_metadata_of_the_model(tmp_path: Path) -> None:
     state(tmp_path / "m.onnx", anchors=[[10, 13], [16, 30]])
     sidecar = read_sidecar(tmp_path / "m.onnx")
     assert sidecar.metadata == {"anchors": "[[10, 13], [16, 30]]"}

@@ -1,5 +1,5 @@
 """What the tests of messages on their way out share."""
 
-from spool_world import world
+from spool_harness import harness
 
 __all__ = ["world"]

@@ -7,7 +7,7 @@ import pytest
 from visionedge.outbound.metering import DayBudget
 
 
-class Clocks:
+class FakeClocks:
     """A wall clock that can be set, and a monotonic one."""
 
     def __init__(self, start: str = "2026-11-22T10:00") -> None:
@@ -25,8 +25,8 @@ class Clocks:
         return DayBudget(limit, lambda: self.utc, known, lambda: self.ns)
 
 
-def test_a_day_has_its_limit_and_the_next_one_again() -> None:
-    clocks = Clocks()
+def test_each_day_has_its_own_limit() -> None:
+    clocks = FakeClocks()
     budget = clocks.budget()
     budget.spend(60)
     assert budget.left() == 40
@@ -40,9 +40,9 @@ def test_a_day_has_its_limit_and_the_next_one_again() -> None:
 
 
 @pytest.mark.parametrize("hours", [-2, -11, -24, -36, -24 * 400, 2, 24, 24 * 400])
-def test_a_clock_that_is_set_grants_no_second_budget(hours: float) -> None:
+def test_a_clock_change_grants_no_second_budget(hours: float) -> None:
     """Neither at once, nor when it is set right again."""
-    clocks = Clocks()
+    clocks = FakeClocks()
     budget = clocks.budget()
     budget.spend(100)
     clocks.utc += timedelta(hours=hours)
@@ -52,8 +52,8 @@ def test_a_clock_that_is_set_grants_no_second_budget(hours: float) -> None:
     assert budget.left() == 0
 
 
-def test_a_clock_set_back_over_midnight_comes_into_the_same_day_again() -> None:
-    clocks = Clocks("2026-11-22T01:00")
+def test_a_clock_set_back_over_midnight_continues_the_day() -> None:
+    clocks = FakeClocks("2026-11-22T01:00")
     budget = clocks.budget()
     budget.spend(100)
     clocks.utc -= timedelta(hours=2)
@@ -65,9 +65,9 @@ def test_a_clock_set_back_over_midnight_comes_into_the_same_day_again() -> None:
 
 
 @pytest.mark.parametrize("days", [1, 3, 400])
-def test_a_clock_that_ran_ahead_and_was_corrected_locks_no_later_day(days: int) -> None:
+def test_a_corrected_clock_blocks_no_later_day(days: int) -> None:
     """Not even the date that it had shown, when that comes."""
-    clocks = Clocks()
+    clocks = FakeClocks()
     budget = clocks.budget()
     clocks.utc += timedelta(days=days)
     budget.spend(100)
@@ -80,15 +80,15 @@ def test_a_clock_that_ran_ahead_and_was_corrected_locks_no_later_day(days: int) 
         budget.spend(100)
 
 
-def test_a_restart_goes_on_with_the_day() -> None:
-    clocks = Clocks()
+def test_a_restart_continues_the_day() -> None:
+    clocks = FakeClocks()
     assert clocks.budget(d2026_11_22=70).left() == 30
     assert clocks.budget(d2026_11_21=100).left() == 100
 
 
-def test_a_restart_with_a_clock_that_is_behind_goes_on_with_the_last_day() -> None:
+def test_a_restart_with_a_slow_clock_continues_the_last_day() -> None:
     """A machine without a battery-backed clock starts in 1970, until it has the time from the network."""
-    clocks = Clocks("1970-01-01T00:00")
+    clocks = FakeClocks("1970-01-01T00:00")
     budget = clocks.budget(d2026_11_22=100)
     assert budget.left() == 0
     assert dict(budget.spent) == {"1970-01-01": 100}
@@ -98,8 +98,8 @@ def test_a_restart_with_a_clock_that_is_behind_goes_on_with_the_last_day() -> No
     assert dict(budget.spent) == {"2026-11-22": 100}
 
 
-def test_a_date_far_ahead_on_disk_locks_one_day_and_not_each_start() -> None:
-    clocks = Clocks()
+def test_a_future_date_on_disk_blocks_one_day_and_not_each_start() -> None:
+    clocks = FakeClocks()
     first = clocks.budget(d2030_01_01=100)
     assert first.left() == 0
     clocks.passes(24)
@@ -107,5 +107,5 @@ def test_a_date_far_ahead_on_disk_locks_one_day_and_not_each_start() -> None:
     assert again.left() == 100
 
 
-def test_dates_on_disk_that_are_none_are_survived() -> None:
-    assert Clocks().budget(zzz=100).left() == 0
+def test_invalid_dates_on_disk_are_ignored() -> None:
+    assert FakeClocks().budget(zzz=100).left() == 0

@@ -29,7 +29,7 @@ from visionedge.outbound.messages import (
     escape_property_value,
 )
 from visionedge.web.documents import BatchDocument, EventDocument
-from web_module import result
+from fake_backend import result
 
 SENDER = Sender("press-7", "vision", "a1b2c3")
 NOON = datetime(2026, 11, 22, 12, 0, 0, 123_456, tzinfo=UTC)
@@ -92,7 +92,7 @@ def test_the_best_score_is_a_plain_number(score: float, text: str) -> None:
     assert message.properties["maxConfidence"] == text
 
 
-def test_a_batch_without_detections_says_zero() -> None:
+def test_a_batch_without_detections_has_confidence_zero() -> None:
     """No detection: best score 0, no labels."""
     [message] = build_batch_messages(SENDER, 1, [encode_frame(frame())])
     assert message.properties["maxConfidence"] == "0"
@@ -134,7 +134,7 @@ def test_labels_in_properties_are_plain_ascii(label: str, text: str) -> None:
     )
 )
 @settings(max_examples=60, deadline=None)
-def test_no_message_is_too_large_and_no_frame_is_lost(parts: list[tuple[int, str, int]]) -> None:
+def test_messages_stay_within_the_size_limit_and_no_frame_is_lost(parts: list[tuple[int, str, int]]) -> None:
     """For any sizes, cameras and labels: within limits, frames whole and in order, numbers rising."""
     frames = [
         encoded(size, camera, frozenset(f"{camera[:40]}-{i}" for i in range(labels)))
@@ -169,24 +169,24 @@ def test_labels_are_cut_only_within_a_single_frame_and_visibly() -> None:
     assert set(text.split(",")[:-1]) < set(labels)
 
 
-def test_a_frame_that_fits_in_no_message_is_refused() -> None:
+def test_a_frame_too_large_for_a_message_is_refused() -> None:
     """The error names the size; nothing is cut silently."""
     with pytest.raises(FrameTooLargeError, match=str(MAX_FRAME_BYTES)):
         encode_frame(frame(labels=("x" * MAX_FRAME_BYTES,)))
 
 
-def test_what_json_cannot_carry_is_refused() -> None:
+def test_values_that_json_cannot_represent_are_refused() -> None:
     """NaN is not JSON, although Python writes it."""
     with pytest.raises(ValueError, match="JSON"):
         encode_frame(frame(labels=("person",), confidence=math.nan))
 
 
-def test_a_text_that_is_no_utf8_does_not_break_a_message() -> None:
+def test_a_text_that_is_not_utf8_does_not_break_a_message() -> None:
     """A file name with a stray byte reaches us as a lone surrogate."""
     assert encode_json({"model": "caf\udce9", "label": "Türe"}) == '{"model":"caf?","label":"Türe"}'.encode()
 
 
-def test_an_event_is_the_contracts_document() -> None:
+def test_an_event_has_the_documented_keys() -> None:
     """Exactly these keys, time in UTC with milliseconds, and kind and code as properties."""
     event = Event("camera", "camera-lost", "camera dock: no picture", NOON, {"camera": "dock"})
 
@@ -208,7 +208,7 @@ def test_an_event_is_the_contracts_document() -> None:
     assert message.properties == {"schema": "visionedge/event/1", "kind": "camera", "code": "camera-lost"}
 
 
-def test_details_that_do_not_fit_are_left_out_and_said_to_be() -> None:
+def test_details_that_do_not_fit_are_omitted_with_a_note() -> None:
     """An event is always sent."""
     message = build_event_message(SENDER, 1, Event("module", "big", "text", NOON, {"x": "y" * MAX_BYTES}))
 
@@ -222,7 +222,7 @@ def test_the_size_counts_body_and_properties() -> None:
     assert message.size_bytes == 5 + len("application/json") + len("utf-8") + 1 + 2 + 4 + 5
 
 
-def test_what_a_library_reports_is_cut_to_the_length_of_an_event() -> None:
+def test_library_messages_are_truncated_to_the_length_of_an_event() -> None:
     """onnxruntime's errors can be pages; the whole text is in the log and in status."""
     assert shorten("short") == "short"
     assert len(shorten("x" * 9000)) == 500

@@ -26,7 +26,7 @@ def message(body: bytes) -> Message:
     return Message("detections", body, "id", {}, 1)
 
 
-def test_each_body_becomes_a_line_after_what_was_there(thread_group: ThreadGroup, tmp_path: Path) -> None:
+def test_each_body_is_appended_as_a_line(thread_group: ThreadGroup, tmp_path: Path) -> None:
     """The file is appended to, in order."""
     path = tmp_path / "messages.jsonl"
     path.write_bytes(b"old\n")
@@ -42,7 +42,7 @@ def test_each_body_becomes_a_line_after_what_was_there(thread_group: ThreadGroup
 
 
 @pytest.mark.parametrize("name", ["missing/messages.jsonl", "."])
-def test_a_file_that_cannot_be_opened_is_an_error_of_one_line(
+def test_a_file_that_cannot_be_opened_gives_a_one_line_error(
     thread_group: ThreadGroup, tmp_path: Path, name: str
 ) -> None:
     """With the option, the path and the reason."""

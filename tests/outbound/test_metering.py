@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from command_line import CommandLine
-from telemetry_world import MAN, World, documents
+from telemetry_harness import PERSON_BOX, TelemetryHarness, documents
 from visionedge.app import status
 from visionedge.config.schema import TelemetryConfig
 from visionedge.iothub.telemetry import Telemetry
@@ -67,7 +67,7 @@ def test_the_meter_projects_the_last_hour_to_a_day() -> None:
     assert meter.usage().blocks == {"detections": 3600}
 
 
-def test_the_first_seconds_project_nothing_wild() -> None:
+def test_the_first_seconds_give_a_moderate_projection() -> None:
     """Ten messages at the start are ten in a minute, not ten in a second."""
     meter = UsageMeter(lambda: 1)
     for _ in range(10):
@@ -102,7 +102,7 @@ def test_the_estimated_size_is_never_below_the_size_of_the_message(frames: list[
 
 @given(FRAMES)
 @settings(max_examples=150, deadline=None)
-def test_frames_go_only_when_their_blocks_are_well_used(frames: list[EncodedFrame]) -> None:
+def test_frames_are_sent_only_when_their_blocks_are_well_used(frames: list[EncodedFrame]) -> None:
     """What is not sent yet would not fill its blocks, however it were cut."""
     envelope = envelope_bytes(SENDER, 7)
     count = count_frames_to_fill(frames, envelope)
@@ -115,7 +115,7 @@ def test_frames_go_only_when_their_blocks_are_well_used(frames: list[EncodedFram
         assert sequence_number <= count or not longer.fits or not longer.is_well_filled
 
 
-def test_a_message_of_the_maximum_size_is_sent_however_its_blocks_are_filled() -> None:
+def test_a_message_of_the_maximum_size_is_sent_for_any_use_of_its_blocks() -> None:
     """The limit of 200 KB comes first."""
     frames = [frame(60_000) for _ in range(5)]
     assert 0 < count_frames_to_fill(frames, envelope_bytes(SENDER, 1)) <= 3
@@ -123,23 +123,23 @@ def test_a_message_of_the_maximum_size_is_sent_however_its_blocks_are_filled() -
 
 def test_after_the_interval_frames_wait_for_their_block_to_fill_but_not_for_ever() -> None:
     """`fillSeconds` later the last ones go, full or not."""
-    world = World()
-    telemetry = world.telemetry(mode="all", intervalSeconds=1, fillSeconds=4)
-    telemetry.offer(world.result([MAN]))
-    assert telemetry.due(world.pass_s(4.9)) == []
-    telemetry.offer(world.result([MAN]))
-    [document] = documents(telemetry.due(world.pass_s(0.1)))
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode="all", intervalSeconds=1, fillSeconds=4)
+    telemetry.offer(harness.result([PERSON_BOX]))
+    assert telemetry.due(harness.advance_s(4.9)) == []
+    telemetry.offer(harness.result([PERSON_BOX]))
+    [document] = documents(telemetry.due(harness.advance_s(0.1)))
     assert len(document["frames"]) == 2
 
 
-def test_a_block_that_is_full_goes_at_the_end_of_the_interval_and_the_rest_waits() -> None:
+def test_full_blocks_are_sent_at_the_end_of_the_interval_and_the_rest_waits() -> None:
     """Whole blocks now, the begun one with the next."""
-    world = World()
-    telemetry = world.telemetry(mode="all", intervalSeconds=1, fillSeconds=60)
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode="all", intervalSeconds=1, fillSeconds=60)
     for _ in range(20):
-        telemetry.offer(world.result([MAN] * 2))
-        world.pass_s(0.05)
-    [message] = telemetry.due(world.now_ns)
+        telemetry.offer(harness.result([PERSON_BOX] * 2))
+        harness.advance_s(0.05)
+    [message] = telemetry.due(harness.now_ns)
     assert 0 < telemetry.statistics().waiting < 20
     assert message.size_bytes >= MIN_FILL_RATIO * BLOCK_BYTES * count_blocks(message.size_bytes)
     assert telemetry.statistics().usage.blocks == {"detections": count_blocks(message.size_bytes)}
@@ -147,12 +147,12 @@ def test_a_block_that_is_full_goes_at_the_end_of_the_interval_and_the_rest_waits
 
 def test_in_a_steady_stream_hardly_any_block_is_wasted() -> None:
     """Four cameras at five frames a second, for two minutes."""
-    world = World()
-    telemetry = world.telemetry(mode="all", intervalSeconds=1, fillSeconds=4)
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(mode="all", intervalSeconds=1, fillSeconds=4)
     for _ in range(600):
         for camera in ("dock", "gate", "hall", "yard"):
-            telemetry.offer(world.result([MAN] * 3, camera=camera))
-        telemetry.due(world.pass_s(0.2))
+            telemetry.offer(harness.result([PERSON_BOX] * 3, camera=camera))
+        telemetry.due(harness.advance_s(0.2))
     usage = telemetry.statistics().usage
     assert usage.fill_ratio > 0.9
     assert usage.messages["detections"] < 125
@@ -163,12 +163,12 @@ def test_in_a_steady_stream_hardly_any_block_is_wasted() -> None:
 
 def recorded(seconds: float, interval_s: float, *, boxes: int = 3, events: int = 0, **policy: Any) -> bytes:
     """What `run --messages` writes of a camera, and `events` an hour beside."""
-    world = World()
-    telemetry = world.telemetry(**{"mode": "all", "intervalSeconds": 0.1, "maxPerDay": 10**9, **policy})
+    harness = TelemetryHarness()
+    telemetry = harness.telemetry(**{"mode": "all", "intervalSeconds": 0.1, "maxPerDay": 10**9, **policy})
     made = [telemetry.event("engine", "ok", "computing"), telemetry.event("camera", "live", "camera dock")]
     for sequence_number in range(round(seconds / interval_s)):
-        telemetry.offer(world.result([MAN] * boxes))
-        made += telemetry.due(world.pass_s(interval_s))
+        telemetry.offer(harness.result([PERSON_BOX] * boxes))
+        made += telemetry.due(harness.advance_s(interval_s))
         if events and sequence_number % round(3600 / events / interval_s) == 0:
             made.append(telemetry.event("camera", "stale", "camera dock is stale"))
     return b"".join(message.body + b"\n" for message in made + telemetry.flush())
@@ -221,7 +221,7 @@ def test_the_estimate_scales_what_the_file_holds_to_a_day(tmp_path: Path, comman
     Start and end happen once, so their events are no rate.
     """
     ended = build_event_message(
-        Sender("press-7", "vision", "run"), 3, Event("camera", "stopped", "ended", World().utc)
+        Sender("press-7", "vision", "run"), 3, Event("camera", "stopped", "ended", TelemetryHarness().utc)
     )
     document = estimated(recorded(600, 1.0) + ended.body + b"\n", tmp_path, command_line)
     assert document["measuredSeconds"] == 599
@@ -249,11 +249,11 @@ def test_the_estimate_agrees_with_an_independent_count(
 @settings(max_examples=60, deadline=None)
 def test_the_size_of_a_message_follows_from_its_body(frames: list[tuple[str, int]]) -> None:
     """Nothing of a message is missing in the file but its id, whose length is known."""
-    world, labels = World(), ("person", "größe, 50 %", "car")
+    harness, labels = TelemetryHarness(), ("person", "größe, 50 %", "car")
     telemetry = Telemetry(TelemetryConfig(mode="all"), Sender("edge-ö", "vision", "a1b2c3a1b2c3"))
     for camera, boxes in frames:
         ids = [sequence_number % 3 for sequence_number in range(boxes)]
-        telemetry.offer(world.result([MAN] * boxes, ids=ids, camera=camera, labels=labels))
+        telemetry.offer(harness.result([PERSON_BOX] * boxes, ids=ids, camera=camera, labels=labels))
     event = telemetry.event("camera", "live", "camera dock is live")
     for message in [*telemetry.flush(), event]:
         again = parse_message(message.body)
@@ -272,20 +272,20 @@ def test_the_size_of_a_message_follows_from_its_body(frames: list[tuple[str, int
     st.integers(0, 60),
 )
 @settings(max_examples=60, deadline=None)
-def test_what_a_messages_file_holds_is_what_was_counted_and_within_the_budget(
+def test_a_messages_file_has_the_counted_blocks_within_the_budget(
     frames: list[tuple[float, int]], mode: str, max_per_day: int
 ) -> None:
     """Frames, messages and blocks, counted again from the lines alone."""
-    world, sent = World(), list[Message]()
+    harness, sent = TelemetryHarness(), list[Message]()
     telemetry = Telemetry(
         TelemetryConfig.model_validate({"mode": mode, "maxPerDay": max_per_day}),
         Sender("press-7", "vision", "a1b2c3a1b2c3"),
-        clock=lambda: world.now_ns,
-        utc=lambda: world.utc,
+        clock=lambda: harness.now_ns,
+        utc=lambda: harness.utc,
     )
     for after_s, boxes in frames:
-        telemetry.offer(world.result([MAN] * boxes))
-        sent += telemetry.due(world.pass_s(after_s))
+        telemetry.offer(harness.result([PERSON_BOX] * boxes))
+        sent += telemetry.due(harness.advance_s(after_s))
     sent += telemetry.flush()
     messages, blocks_counted, published = count_again(b"\n".join(message.body for message in sent))
     counted = telemetry.statistics()
@@ -309,7 +309,7 @@ def test_the_estimate_shows_when_the_budget_is_spent(tmp_path: Path, command_lin
     assert document["billedBlocksPerDay"] == 7200
 
 
-def test_several_runs_in_a_file_count_each_for_itself(tmp_path: Path, command_line: CommandLine) -> None:
+def test_several_runs_in_a_file_are_counted_separately(tmp_path: Path, command_line: CommandLine) -> None:
     """`--messages` appends: the night between two runs is no quiet scene."""
     next_day = recorded(60, 1.0).replace(b"2026-11-22T", b"2026-11-23T")
     document = estimated(recorded(60, 1.0) + next_day, tmp_path, command_line)
@@ -317,7 +317,7 @@ def test_several_runs_in_a_file_count_each_for_itself(tmp_path: Path, command_li
     assert document["blocksPerDay"] == 86_400
 
 
-def test_a_run_counts_as_far_as_its_budget_lasted(tmp_path: Path, command_line: CommandLine) -> None:
+def test_a_run_counts_until_its_budget_was_spent(tmp_path: Path, command_line: CommandLine) -> None:
     """What the budget held back is not taken for a quiet scene."""
     document = estimated(recorded(600, 1.0, maxPerDay=60), tmp_path, command_line)
     assert document["blocksPerDay"] == 86_400
@@ -336,7 +336,7 @@ def test_many_blocks_take_many_units_and_one_is_one_unit(tmp_path: Path, command
     assert "note: measured for less than 10 minutes" in outcome.out
 
 
-def test_a_last_line_that_was_cut_is_left_out(tmp_path: Path, command_line: CommandLine) -> None:
+def test_a_truncated_last_line_is_ignored(tmp_path: Path, command_line: CommandLine) -> None:
     """The module may still be writing, or was killed."""
     document = estimated(recorded(60, 1.0) + b'{"schema": "visionedge/ba', tmp_path, command_line)
     assert document["measuredSeconds"] == 59
@@ -357,7 +357,7 @@ def test_a_last_line_that_was_cut_is_left_out(tmp_path: Path, command_line: Comm
     ],
     ids=["empty", "text", "list", "frame", "binary", "deep", "long", "one frame", "no times"],
 )
-def test_a_file_of_something_else_is_refused_in_a_line(
+def test_a_file_in_another_format_is_refused_in_one_line(
     tmp_path: Path, command_line: CommandLine, text: bytes, reason: str
 ) -> None:
     """With its name and the number of the line."""
@@ -371,7 +371,7 @@ def test_a_file_of_something_else_is_refused_in_a_line(
     assert len(line) < 500
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path, command_line: CommandLine) -> None:
+def test_a_missing_messages_file_is_refused(tmp_path: Path, command_line: CommandLine) -> None:
     """With the system's reason."""
     outcome = command_line("manifest", "estimate", "--messages", tmp_path / "none.jsonl")
     assert outcome.code == 2
@@ -436,7 +436,7 @@ def status_of(seconds: int) -> dict[str, Any]:
     return {"hub": {"state": "connected", "metering": status.build_metering(meter.usage())}}
 
 
-def test_a_running_module_is_asked_what_it_sent(command_line: CommandLine) -> None:
+def test_the_estimate_reads_the_counters_of_a_running_module(command_line: CommandLine) -> None:
     """Its last hour, by output, as its own status projects it."""
     with StatusServer(status_of(3600)) as module:
         outcome = command_line("manifest", "estimate", "--url", f"{module.url}/", "--json")
@@ -448,7 +448,7 @@ def test_a_running_module_is_asked_what_it_sent(command_line: CommandLine) -> No
 
 
 @pytest.mark.parametrize("by", ["option", "environment"])
-def test_the_token_comes_by_option_or_environment(
+def test_the_token_comes_from_an_option_or_the_environment(
     command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     """And is asked for where it is missing; it is never shown."""
@@ -474,7 +474,7 @@ def test_the_token_comes_by_option_or_environment(
         ([], "not the status of a visionedge module"),
     ],
 )
-def test_a_module_without_messages_is_no_cheap_one(
+def test_a_module_without_messages_gives_no_estimate(
     command_line: CommandLine, document: object, reason: str
 ) -> None:
     """Nothing is reported as 0 because nothing was counted."""
@@ -496,7 +496,7 @@ def test_a_module_without_messages_is_no_cheap_one(
         ("http://127.0.0.1:1", 1),
     ],
 )
-def test_an_address_that_leads_nowhere_is_said_in_a_line(
+def test_an_unreachable_address_gives_a_one_line_error(
     command_line: CommandLine, url: str, code: int
 ) -> None:
     """Wrong ones are wrong arguments, silent ones failed work."""
@@ -505,7 +505,7 @@ def test_an_address_that_leads_nowhere_is_said_in_a_line(
     assert len(outcome.complaints) == 1
 
 
-def test_a_token_that_no_header_can_carry_is_refused_unseen(command_line: CommandLine) -> None:
+def test_a_token_that_is_invalid_in_a_header_is_refused_without_showing_it(command_line: CommandLine) -> None:
     """http.client would quote it."""
     outcome = command_line("manifest", "estimate", "--url", "http://127.0.0.1:1", "--token", "hunter2\nx")
     assert outcome.code == 2

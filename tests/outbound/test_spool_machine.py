@@ -101,7 +101,7 @@ class SpoolMachine(RuleBasedStateMachine):
             self.refused.add(message.message_id)
 
     @rule()
-    def tell(self) -> None:
+    def report_losses(self) -> None:
         """Losses become an event, as the delivery does it."""
         if lost_ranges := tuple(self.spool.take_lost_ranges()):
             self.put_one("events", lost_ranges)
@@ -112,7 +112,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.database.execute("PRAGMA query_only=ON")
 
     @rule()
-    def mend_disk(self) -> None:
+    def repair_disk(self) -> None:
         self.broken = False
         self.database.execute("PRAGMA query_only=OFF")
         self.now_ns += 11_000_000_000
@@ -127,25 +127,25 @@ class SpoolMachine(RuleBasedStateMachine):
         self.acknowledged.clear()
 
     @invariant()
-    def each_number_is_one_message(self) -> None:
+    def numbers_are_unique(self) -> None:
         for output, seen in self.arrived.items():
             last_numbers = [sequence_number for sequence_number, _ in seen]
             assert len(set(last_numbers)) == len(last_numbers), f"{output}: a number was given twice: {seen}"
 
     @invariant()
-    def what_the_hub_has_is_not_told_as_lost(self) -> None:
-        told = {(s.output, n) for s in self.spool._losses for n in range(s.first, s.last + 1)}
-        assert not told & self.acknowledged
+    def acknowledged_messages_are_not_reported_as_lost(self) -> None:
+        lost = {(s.output, n) for s in self.spool._losses for n in range(s.first, s.last + 1)}
+        assert not lost & self.acknowledged
 
     @invariant()
-    def each_output_keeps_its_order(self) -> None:
+    def outputs_stay_in_order(self) -> None:
         for output, seen in self.arrived.items():
             assert all(a[0] < b[0] for a, b in pairwise(seen)), f"{output}: {seen}"
 
     def teardown(self) -> None:
         """In the end everything arrives, or its loss does."""
         try:
-            self.mend_disk()
+            self.repair_disk()
             self.until(lambda: self.spool.peek() is None and not len(self.spool))
         finally:
             self.database.close()
@@ -160,7 +160,7 @@ class SpoolMachine(RuleBasedStateMachine):
         for _ in range(300):
             self.turn()
             self.send(50, acknowledged=True)
-            self.tell()
+            self.report_losses()
             self.now_ns += 11_000_000_000
             if done() and not self.spool._losses and not self.spool._queue.has_deferred_changes:
                 return

@@ -35,14 +35,14 @@ def test_each_playback_is_measured_and_compared_to_bare_decoding(
         assert part in out
 
 
-def test_the_picture_is_that_of_a_slow_reference(clip: Path, tmp_path: Path) -> None:
+def test_the_picture_equals_a_slow_reference(clip: Path, tmp_path: Path) -> None:
     path = tmp_path / "decode.json"
     words = ["--source", str(clip), "--size", "96", "--rounds", "1", "--json", str(path)]
     assert decode_cost.main(words) == 0
     assert json.loads(path.read_text())["meanErrorGreyLevels"]["most"] < 2
 
 
-def test_a_missing_clip_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_clip_gives_a_one_line_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert decode_cost.main(["--source", "no-such.mp4"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "no-such.mp4" in line

@@ -50,7 +50,7 @@ def environment(variant: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_no_frontend_is_fetched_and_every_stage_stands_on_the_base_argument(variant: str) -> None:
+def test_no_frontend_is_fetched_and_every_stage_uses_the_base_argument(variant: str) -> None:
     assert "syntax=" not in (REPOSITORY / f"Dockerfile.{variant}").read_text()
     stages = [text for name, text in instructions(variant) if name == "FROM"]
     assert stages == ["${BASE_IMAGE} AS builder", "${BASE_IMAGE}"]
@@ -58,7 +58,7 @@ def test_no_frontend_is_fetched_and_every_stage_stands_on_the_base_argument(vari
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_module_runs_as_a_user_without_rights(variant: str) -> None:
+def test_the_module_runs_as_an_unprivileged_user(variant: str) -> None:
     users = [text for name, text in final_stage(variant) if name == "USER"]
     assert users == ["10001:10001"]
     after = final_stage(variant)[[name for name, _ in final_stage(variant)].index("USER") :]
@@ -92,14 +92,14 @@ def test_telemetry_is_off_and_state_and_address_are_set(variant: str) -> None:
     assert ("VOLUME", '["/data"]') in final_stage(variant)
 
 
-def test_only_the_gpu_image_asks_for_the_driver_and_neither_demands_a_cuda_version() -> None:
+def test_only_the_gpu_image_requests_the_driver_and_neither_requires_a_cuda_version() -> None:
     assert environment("gpu")["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility,video"
     assert not [name for name in environment("cpu") if name.startswith("NVIDIA")]
     assert "NVIDIA_REQUIRE_CUDA" not in environment("gpu")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_build_context_lets_through_what_is_copied_and_no_more(variant: str) -> None:
+def test_the_build_context_contains_only_what_is_copied(variant: str) -> None:
     lines = (REPOSITORY / ".dockerignore").read_text().splitlines()
     allowed = [line[1:] for line in lines if line.startswith("!")]
     copies = [text for name, text in instructions(variant) if name == "COPY" and "--from" not in text]
@@ -189,7 +189,7 @@ def container() -> Iterator[tuple[str, int]]:
 
 
 @pytest.mark.docker
-def test_a_container_without_rights_gets_ready_and_ends_in_order(container: tuple[str, int]) -> None:
+def test_an_unprivileged_container_becomes_ready_and_ends_in_order(container: tuple[str, int]) -> None:
     identifier, port = container
     deadline = time.monotonic() + TIME_LIMIT_S
     while answered(f"http://127.0.0.1:{port}/readyz") != 200:

@@ -84,7 +84,7 @@ FAMILY_WORDS = {"head", "anchors", "nms=True", "scale_factor"}
 """What stands between backticks in the first column of the families' table and is no family."""
 
 
-def test_the_table_of_families_is_that_of_the_known_heads() -> None:
+def test_the_table_of_families_lists_the_known_heads() -> None:
     """docs/models.md has each of them in its first column, and no other."""
     lines = (DOCS / "models.md").read_text().splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("| family (`head`)"))
@@ -107,7 +107,7 @@ def test_every_reason_code_is_documented(code: ReasonCode) -> None:
     assert f"| `{code}` |" in (DOCS / "gpu.md").read_text()
 
 
-def test_the_files_that_contributors_are_sent_to_are_there() -> None:
+def test_the_files_named_for_contributors_exist() -> None:
     """CONTRIBUTING.md names no file and no make target that does not exist."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     words = re.findall(r"`((?:module|docs|tests|requirements)/[^`\s]*)`", text)
@@ -166,7 +166,7 @@ TEXTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY"
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
-def test_every_link_leads_to_a_file_and_a_heading_that_exist(path: Path) -> None:
+def test_every_link_has_an_existing_file_and_heading(path: Path) -> None:
     """Links to other sites are not followed."""
     text = path.read_text()
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]

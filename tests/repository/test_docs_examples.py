@@ -92,7 +92,7 @@ COMMANDS, DOCUMENTS = list(commands()), list(documents())
 
 
 @pytest.mark.parametrize(("place", "arguments"), COMMANDS, ids=[f"{p} {a[0]}" for p, a in COMMANDS])
-def test_every_command_of_the_docs_is_understood(
+def test_every_command_of_the_docs_is_valid(
     place: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its verb and its options exist, and their values are of the right kind."""
@@ -101,7 +101,7 @@ def test_every_command_of_the_docs_is_understood(
         assert build_parser().parse_args(arguments).run, place
 
 
-def test_the_docs_have_commands_of_every_place() -> None:
+def test_the_docs_have_commands_of_every_kind() -> None:
     """Else the test above would look at nothing."""
     files = {place.partition(":")[0] for place, _ in COMMANDS}
     assert {"README.md", "docker.md", "gpu.md", "models.md", "performance.md", "precision.md"} <= files
@@ -136,7 +136,7 @@ def container_lines() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("words", container_lines(), ids=["cpu", "gpu"])
-def test_the_docker_run_line_keeps_state_and_is_closed_to_the_network(words: list[str]) -> None:
+def test_the_docker_run_line_keeps_state_and_publishes_only_to_localhost(words: list[str]) -> None:
     """A volume for /data, files bound to be read only, a token, and a port of this machine only."""
     mounts = [after for word, after in pairwise(words) if word == "-v"]
     assert "visionedge-data:/data" in mounts
@@ -147,7 +147,7 @@ def test_the_docker_run_line_keeps_state_and_is_closed_to_the_network(words: lis
     assert ("--gpus" in words) is ("visionedge:gpu" in words)
 
 
-def test_the_compose_file_does_what_the_docker_run_line_does() -> None:
+def test_the_compose_file_equals_the_docker_run_line() -> None:
     service, (words, _) = composed()["services"]["visionedge"], container_lines()
     assert service["image"] in words
     assert service["command"] == words[words.index("visionedge:cpu") + 1 :]

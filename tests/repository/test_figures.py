@@ -36,7 +36,7 @@ def seen(reports: dict[str, Any]) -> dict[str, tuple[float, bool]]:
     return {line["what"]: (line["seen"], line["met"]) for line in lines_of(reports)}
 
 
-def test_every_figure_is_held_against_what_is_wanted() -> None:
+def test_every_figure_is_compared_with_its_limit() -> None:
     found = seen({"engine, bundled": ENGINE})
     assert found["plan/best"] == (0.98, True)
     assert found["engine/bare session.run, the least"] == (0.95, False)
@@ -45,7 +45,7 @@ def test_every_figure_is_held_against_what_is_wanted() -> None:
     assert found["int8 to fp32 (1.7 meant for VNNI)"] == (1.8, True)
 
 
-def test_what_a_report_says_nothing_of_is_left_out() -> None:
+def test_figures_missing_from_a_report_are_omitted() -> None:
     """No plain decoder for a head, and no int8 where the plan chose none."""
     assert "compiled/original, time" not in seen({"engine, model": ENGINE | {"onePicture": {}}})
     assert "int8 to fp32 (1.7 meant for VNNI)" not in seen({"engine, model": ENGINE | {"precisions": []}})
@@ -55,7 +55,7 @@ def test_what_a_report_says_nothing_of_is_left_out() -> None:
     assert seen({"pipeline, bundled": chosen})[in_integers] == (2.5, True)
 
 
-def test_a_share_becomes_what_was_lost_in_percent() -> None:
+def test_a_share_becomes_a_loss_in_percent() -> None:
     report = {"pipeline": {"kept": 0.975, "serverShare": 0.012}, "http": {"latencyMs": {"p99": 25.0}}}
     found = seen({"http": report})
     assert found["lost to HTTP, compared to loopback clients, %"] == (2.5, True)
@@ -63,7 +63,7 @@ def test_a_share_becomes_what_was_lost_in_percent() -> None:
     assert found["latency p99, ms"] == (25.0, False)
 
 
-def test_the_table_names_what_could_not_be_run() -> None:
+def test_the_table_names_benchmarks_that_could_not_run() -> None:
     reports = {"engine, bundled": ENGINE, "decode": {"error": "tools/decode_cost.py ended with exit code 3"}}
     text = table(lines_of(reports), reports)
     assert "| engine, bundled | plan/best | >= 0.95 | 0.98 | yes |" in text
@@ -71,7 +71,7 @@ def test_the_table_names_what_could_not_be_run() -> None:
 
 
 @pytest.mark.parametrize("load", loads("yolox.onnx", "vtest.avi", "large.mp4"), ids=lambda load: load.name)
-def test_every_command_is_one_that_there_is(load: Load) -> None:
+def test_every_command_exists(load: Load) -> None:
     if load.name == "decode":
         assert Path(*load.words).is_file()
     else:
@@ -80,7 +80,7 @@ def test_every_command_is_one_that_there_is(load: Load) -> None:
     assert figures.figures(load.name)
 
 
-def test_the_document_holds_the_reports_and_the_figures(
+def test_the_document_contains_the_reports_and_the_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(

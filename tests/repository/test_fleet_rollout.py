@@ -471,7 +471,7 @@ def test_an_unknown_ring_is_one_line(running: Fleet) -> None:
         (("cameras", "edge-00", "--hub", "hub"), "give DEVICE and FILE"),
     ],
 )
-def test_wrong_arguments_are_one_line(fleet: Fleet, arguments: tuple[str, ...], words: str) -> None:
+def test_wrong_arguments_give_a_one_line_error(fleet: Fleet, arguments: tuple[str, ...], words: str) -> None:
     ended = fleet(*arguments)
     assert ended.code == 2
     assert words in complaint(ended)

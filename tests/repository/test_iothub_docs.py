@@ -159,12 +159,12 @@ def test_the_measured_examples_are_consistent() -> None:
     ]
     assert len(rows) == 4
     for _, analysed, sent, messages, counted, full, share in rows:
-        seen, told, made, metered = (
+        seen, sent_count, made, metered = (
             int(cell.replace(",", "")) for cell in (analysed, sent, messages, counted)
         )
-        assert told <= seen
+        assert sent_count <= seen
         assert made <= metered
         assert 0 < float(full.split()[0]) <= 100
         assert float(share.split()[0]) == pytest.approx(
-            100 * metered / UNIT_BLOCKS_PER_DAY["S1"], abs=0.06 if told < seen else 0.5
+            100 * metered / UNIT_BLOCKS_PER_DAY["S1"], abs=0.06 if sent_count < seen else 0.5
         )

@@ -76,17 +76,17 @@ def requirement(text: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("forbidden", [*REGISTRIES, *MACHINE_PATHS])
-def test_no_file_names_a_package_registry_or_a_path_of_somebodys_machine(forbidden: str) -> None:
+def test_no_file_names_a_package_registry_or_a_personal_path(forbidden: str) -> None:
     named = [file for file in tracked() if file.is_file() and forbidden.encode() in file.read_bytes()]
     assert [str(file.relative_to(REPOSITORY)) for file in named] == []
 
 
 @pytest.mark.parametrize("name", TOP_LEVEL)
-def test_the_top_level_is_the_agreed_one(name: str) -> None:
+def test_the_top_level_has_only_the_expected_entries(name: str) -> None:
     assert (REPOSITORY / name).exists()
 
 
-def test_every_dependency_is_pinned_and_says_its_licence_and_why() -> None:
+def test_every_dependency_is_pinned_and_has_its_licence_and_purpose() -> None:
     document = project()["project"]
     lines = (REPOSITORY / "pyproject.toml").read_text().splitlines()
     for text in chain(document["dependencies"], *document["optional-dependencies"].values()):
@@ -100,7 +100,7 @@ def test_every_dependency_is_pinned_and_says_its_licence_and_why() -> None:
 
 @pytest.mark.parametrize("extra", ["cpu", "gpu"])
 @pytest.mark.parametrize("kind", ["run", "dev"])
-def test_a_lock_holds_exactly_the_pins_of_pyproject(kind: str, extra: str) -> None:
+def test_a_lock_contains_exactly_the_pins_of_pyproject(kind: str, extra: str) -> None:
     document = project()["project"]
     optional = document["optional-dependencies"]
     wanted = [*document["dependencies"], *optional[extra], *(optional["dev"] if kind == "dev" else [])]
@@ -112,17 +112,17 @@ def test_a_lock_holds_exactly_the_pins_of_pyproject(kind: str, extra: str) -> No
         )
 
 
-def test_the_lock_of_pyav_holds_its_pin_and_nothing_else() -> None:
+def test_the_lock_of_pyav_contains_only_its_pin() -> None:
     (wanted,) = project()["project"]["optional-dependencies"]["av"]
     assert pins("run-av") == dict([requirement(wanted)])
 
 
 @pytest.mark.parametrize("extra", ["cpu", "gpu"])
-def test_the_development_lock_holds_the_whole_run_lock(extra: str) -> None:
+def test_the_development_lock_contains_the_whole_run_lock(extra: str) -> None:
     assert pins(f"run-{extra}").items() <= pins(f"dev-{extra}").items()
 
 
-def test_the_build_lock_holds_what_pyproject_builds_with() -> None:
+def test_the_build_lock_contains_the_build_requirements_of_pyproject() -> None:
     for text in project()["build-system"]["requires"]:
         name, version = requirement(text)
         assert pins("build")[name] == version
@@ -137,24 +137,24 @@ def test_a_lock_is_hashed_and_names_no_address(lock: str) -> None:
 
 
 @pytest.mark.parametrize("lock", list(LOCKS))
-def test_the_two_onnxruntimes_never_meet_in_a_lock(lock: str) -> None:
+def test_no_lock_contains_both_onnxruntimes(lock: str) -> None:
     assert not {"onnxruntime", "onnxruntime-gpu"} <= pins(lock).keys()
 
 
-def test_the_changelog_begins_with_the_unreleased_or_with_this_version() -> None:
+def test_the_changelog_begins_with_unreleased_or_this_version() -> None:
     newest = re.search(r"^## \[?([^]\s]+)", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest
     assert newest[1] in {"Unreleased", __version__}
 
 
-def test_how_a_release_is_made_names_each_place_of_the_version() -> None:
+def test_the_release_steps_name_each_place_of_the_version() -> None:
     steps = (REPOSITORY / "CONTRIBUTING.md").read_text().partition("## Make a release")[2]
     for place in ("module/visionedge/__init__.py", "module/module.json", "CHANGELOG.md"):
         assert place in steps
         assert __version__ in (REPOSITORY / place).read_text() or place == "CHANGELOG.md"
 
 
-def test_the_security_policy_says_how_to_report_privately_and_what_the_module_defends_against() -> None:
+def test_the_security_policy_has_private_reporting_and_a_threat_model() -> None:
     """With the pages that say it in full, under the headings that they have."""
     text = (REPOSITORY / "SECURITY.md").read_text()
     assert "security advisories" in text
@@ -183,7 +183,7 @@ def names_in(wheel: Path) -> set[str]:
         return set(archive.namelist())
 
 
-def test_the_wheel_carries_the_model_the_clip_the_page_and_the_types(wheel: Path) -> None:
+def test_the_wheel_contains_the_model_the_clip_the_page_and_the_types(wheel: Path) -> None:
     wanted = {
         "visionedge/py.typed",
         "visionedge/_bundled/models/yolox-nano-416.onnx",
@@ -201,7 +201,7 @@ def test_the_wheel_carries_the_model_the_clip_the_page_and_the_types(wheel: Path
     assert (wanted | sources) - names_in(wheel) == {"visionedge/engine/process/fault_injection.py"}
 
 
-def test_the_wheel_carries_nothing_else(wheel: Path) -> None:
+def test_the_wheel_contains_nothing_else(wheel: Path) -> None:
     names = names_in(wheel)
     tops = {name.split("/")[0] for name in names}
     assert tops == {"visionedge", f"visionedge-{__version__}.dist-info"}

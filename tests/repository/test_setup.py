@@ -16,7 +16,7 @@ from repository_paths import REPOSITORY
 
 
 @dataclass
-class Driver:
+class FakeCudaDriver:
     """A stand-in for libcuda: what it answers is given."""
 
     initialised: int = 0
@@ -42,24 +42,24 @@ class Driver:
 @pytest.mark.parametrize(
     ("driver", "usable", "reason"),
     [
-        (Driver(), True, "1 NVIDIA device(s) found"),
-        (Driver(capabilities=((5, 2), (8, 6))), True, "2 NVIDIA device(s) found"),
+        (FakeCudaDriver(), True, "1 NVIDIA device(s) found"),
+        (FakeCudaDriver(capabilities=((5, 2), (8, 6))), True, "2 NVIDIA device(s) found"),
         (None, False, "no NVIDIA driver here"),
-        (Driver(initialised=100), False, "cuInit answered 100"),
-        (Driver(version=11040), False, "speaks CUDA 11.4"),
-        (Driver(capabilities=()), False, "found: none"),
-        (Driver(capabilities=((5, 2),)), False, "found: 5.2"),
+        (FakeCudaDriver(initialised=100), False, "cuInit answered 100"),
+        (FakeCudaDriver(version=11040), False, "speaks CUDA 11.4"),
+        (FakeCudaDriver(capabilities=()), False, "found: none"),
+        (FakeCudaDriver(capabilities=((5, 2),)), False, "found: 5.2"),
     ],
 )
-def test_a_device_is_usable_when_driver_and_device_are_new_enough(
-    driver: Driver | None, usable: bool, reason: str
+def test_a_device_is_usable_if_driver_and_device_are_new_enough(
+    driver: FakeCudaDriver | None, usable: bool, reason: str
 ) -> None:
     answer, said = gpu_present.judge(driver)
     assert answer is usable
     assert reason in said
 
 
-def test_a_driver_that_does_not_answer_counts_as_none() -> None:
+def test_a_driver_that_does_not_answer_counts_as_missing() -> None:
     assert gpu_present.usable_device(time_limit_s=0.0)[0] is False
 
 
@@ -71,13 +71,13 @@ def test_the_named_extra_wins_and_a_wrong_name_is_an_error(monkeypatch: pytest.M
         prepare.chosen_extra()
 
 
-def test_what_only_the_other_extra_brings_is_its_onnxruntime_and_its_libraries() -> None:
+def test_packages_of_only_the_other_extra_are_its_onnxruntime_and_libraries() -> None:
     cpu, gpu = prepare.locked_names("cpu"), prepare.locked_names("gpu")
     assert cpu - gpu == {"onnxruntime"}
     assert all(name == "onnxruntime-gpu" or name.startswith("nvidia-") for name in gpu - cpu)
 
 
-def test_a_changed_lock_or_extra_or_kind_is_another_set_up() -> None:
+def test_a_changed_lock_extra_or_kind_requires_a_new_set_up() -> None:
     digests = {
         prepare.digest(kind, extra, with_av=with_av)
         for kind in prepare.KINDS
@@ -88,7 +88,7 @@ def test_a_changed_lock_or_extra_or_kind_is_another_set_up() -> None:
 
 
 @dataclass
-class SetUp:
+class FakeSetUp:
     """A set-up without pip: what would be installed and removed is noted."""
 
     installed: set[str] = field(default_factory=set)
@@ -105,8 +105,8 @@ class SetUp:
 
 
 @pytest.fixture
-def set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
-    noted = SetUp()
+def set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSetUp:
+    noted = FakeSetUp()
     monkeypatch.setattr(prepare, "VENV", tmp_path)
     monkeypatch.setattr(prepare, "RECORD", tmp_path / "record.json")
     monkeypatch.setattr(prepare, "working", lambda: True)
@@ -121,7 +121,7 @@ def set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
 
 
 @pytest.mark.parametrize("before", [[], ["dev"], ["run"]])
-def test_run_decodes_with_pyav_whatever_was_installed_before(set_up: SetUp, before: list[str]) -> None:
+def test_run_installs_pyav_in_every_existing_environment(set_up: FakeSetUp, before: list[str]) -> None:
     """As the images do; the second time nothing is to be done."""
     for kind in before:
         prepare.prepare(kind)
@@ -133,8 +133,8 @@ def test_run_decodes_with_pyav_whatever_was_installed_before(set_up: SetUp, befo
 
 
 @pytest.mark.parametrize("variable", ["VISIONEDGE_WITH_AV", "WITH_PYAV"])
-def test_pyav_can_be_left_out_and_is_taken_out(
-    set_up: SetUp, monkeypatch: pytest.MonkeyPatch, variable: str
+def test_pyav_can_be_excluded_and_is_then_removed(
+    set_up: FakeSetUp, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     """Its wheel carries GPL code. `make test` needs it again and gets it."""
     prepare.prepare("dev")
@@ -145,22 +145,22 @@ def test_pyav_can_be_left_out_and_is_taken_out(
     assert set_up.installed == {"av"}
 
 
-def test_a_wrong_word_about_pyav_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_value_for_pyav_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISIONEDGE_WITH_AV", "no")
     with pytest.raises(prepare.SetupError, match="make it 0"):
         prepare.av_is_wanted()
 
 
 @pytest.mark.usefixtures("set_up")
-def test_run_says_where_the_command_is(
+def test_run_prints_the_path_of_the_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each time, on stderr: docs call it `visionedge`."""
     monkeypatch.setattr(prepare, "VENV", prepare.ROOT / ".venv")
     assert prepare.main(["run"]) == 0
-    told = capsys.readouterr()
-    assert ".venv/bin/visionedge; `source .venv/bin/activate` makes it `visionedge`" in told.err
-    assert told.out == ""
+    output = capsys.readouterr()
+    assert ".venv/bin/visionedge; `source .venv/bin/activate` makes it `visionedge`" in output.err
+    assert output.out == ""
 
 
 def test_installed_packages_are_read_from_the_environment(
@@ -185,7 +185,7 @@ def test_an_environment_without_its_interpreter_does_not_count(
     assert prepare.working()
 
 
-def test_pip_sees_the_users_mirror_but_not_what_would_mislead_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_gets_the_users_mirror_and_no_conflicting_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_CERT", "/etc/ssl/own.pem")
     monkeypatch.setenv("PIP_TARGET", "/elsewhere")
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
@@ -194,7 +194,7 @@ def test_pip_sees_the_users_mirror_but_not_what_would_mislead_it(monkeypatch: py
     assert not {"PIP_TARGET", "PYTHONPATH"} & environment.keys()
 
 
-def test_only_large_downloads_get_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_large_downloads_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     prepare.show("  Downloading onnxruntime_gpu-1.26.0-cp311-cp311-manylinux_2_28_x86_64.whl (290.1 MB)\n")
     prepare.show("  Downloading yarl-1.25.1-cp311-cp311-manylinux_2_28_x86_64.whl (0.1 MB)\n")
     prepare.show("Collecting yarl==1.25.1\n")
@@ -203,7 +203,7 @@ def test_only_large_downloads_get_a_line(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("verb", ["run", "test"])
-def test_a_python_too_old_is_one_line_with_the_remedy(verb: str) -> None:
+def test_a_python_that_is_too_old_gives_a_one_line_error_with_the_remedy(verb: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     ended = subprocess.run(
         ["make", verb, "PYTHON=false"],

@@ -44,7 +44,7 @@ SECRETS = {
 }
 
 
-class Witness:
+class RecordingPython:
     """Python, with a note of each process that is started: its environment and its command line."""
 
     def __init__(self, folder: Path) -> None:
@@ -70,9 +70,9 @@ class Witness:
 
 
 @pytest.fixture
-def witness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Witness:
+def recording_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecordingPython:
     """Every child is witnessed; this process is full of secrets and stands in a folder full of traps."""
-    made = Witness(tmp_path)
+    made = RecordingPython(tmp_path)
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("VISIONEDGE_DATA", str(tmp_path / "data"))
@@ -135,12 +135,12 @@ KINDS = [_engine, _probe, _first_run, _questions, _inspection, _load, _module]
 
 
 @pytest.mark.parametrize("start", KINDS, ids=lambda kind: kind.__name__.strip("_"))
-def test_a_child_gets_no_secret_and_imports_nothing_from_where_it_stands(
-    witness: Witness, tmp_path: Path, start: Callable[[Path], None]
+def test_a_child_gets_no_secret_and_imports_nothing_from_its_working_directory(
+    recording_python: RecordingPython, tmp_path: Path, start: Callable[[Path], None]
 ) -> None:
     """For every kind of child, and each process that is really started."""
     start(tmp_path)
-    environments, commands = witness.environments(), witness.commands()
+    environments, commands = recording_python.environments(), recording_python.commands()
     assert environments
     for environ in environments:
         assert [name for name, value in environ.items() if BAIT in name + value] == []
@@ -151,7 +151,7 @@ def test_a_child_gets_no_secret_and_imports_nothing_from_where_it_stands(
         assert BAIT not in " ".join(words)
 
 
-def test_there_is_no_other_way_to_start_a_process() -> None:
+def test_processes_are_started_only_by_this_module() -> None:
     """A child that is started elsewhere would have the whole environment."""
     ways = {"Popen", "run", "call", "check_call", "check_output", "system", "popen", "fork", "posix_spawn"}
     found = []
@@ -168,7 +168,7 @@ def test_there_is_no_other_way_to_start_a_process() -> None:
     assert set(found) == {"child_process.py"}
 
 
-def test_the_environment_of_a_child_is_made_from_a_list() -> None:
+def test_a_child_gets_only_listed_environment_variables() -> None:
     """What libraries and the locale need is passed on; a variable that is named like a secret is not."""
     needed = {
         "PATH": "/bin",

@@ -18,14 +18,14 @@ OPTIONAL = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
 
 @pytest.mark.parametrize("extra", ["av", "eval", "report"])
-def test_the_command_names_the_pinned_packages_of_the_extra(extra: Extra) -> None:
+def test_the_install_command_names_the_pinned_packages_of_the_extra(extra: Extra) -> None:
     """They are on the registry, for a clone and for a wheel alike, and go where visionedge runs."""
     python, *words = shlex.split(build_install_command(extra))
     assert python == sys.executable
     assert words == ["-m", "pip", "install", *OPTIONAL[extra]]
 
 
-def test_without_metadata_the_command_is_that_of_a_clone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_metadata_the_install_command_is_that_of_a_clone(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> list[str]:
         raise metadata.PackageNotFoundError(name)
 
@@ -40,5 +40,5 @@ def test_no_text_installs_visionedge_by_its_name(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONAL))
-def test_the_words_of_an_extra_name_an_extra_that_is_there(name: str) -> None:
+def test_the_install_hint_names_an_existing_extra(name: str) -> None:
     assert describe_extra(name).count(f"[{name}]") == 2

@@ -54,12 +54,12 @@ def _forgotten() -> Iterator[None]:
         ("C:\\clips\\clip.mp4", "file"),
     ],
 )
-def test_each_kind_of_uri_is_known(uri: str, kind: str) -> None:
+def test_each_kind_of_uri_is_recognised(uri: str, kind: str) -> None:
     """Every form the contract names is understood."""
     assert parse_camera_uri(uri).kind == kind
 
 
-def test_a_folder_is_told_from_a_file(tmp_path: Path) -> None:
+def test_a_folder_is_distinguished_from_a_file(tmp_path: Path) -> None:
     """A path that is a folder is a folder of pictures."""
     assert parse_camera_uri(str(tmp_path)).kind == "folder"
     assert parse_camera_uri(f"file://{tmp_path}").kind == "folder"
@@ -68,7 +68,7 @@ def test_a_folder_is_told_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "uri", ["foo://x", "rtsp:///nohost", "rtsp://h:notaport/", "", "v4l2:video0", "http://"]
 )
-def test_a_wrong_uri_is_one_line(uri: str) -> None:
+def test_a_wrong_uri_gives_a_one_line_error(uri: str) -> None:
     """A wrong URI is refused with one line that never holds its secrets."""
     with pytest.raises(ConfigError) as caught:
         parse_camera_uri(uri)
@@ -103,23 +103,23 @@ def test_secrets_are_masked_in_any_text(text: str) -> None:
         st.characters(codec="ascii", exclude_characters=" \"'<>", categories=["L", "N", "P", "S"]), min_size=6
     )
 )
-def test_no_password_survives_whatever_its_characters(password: str) -> None:
+def test_no_password_survives_for_any_characters(password: str) -> None:
     """Unescaped separators in a password do not carry it past the mask."""
     assert f":{password}@" not in redact(f"open rtsp://me:{password}@host/x failed")
 
 
 @pytest.mark.parametrize("text", ["http://host:8080/a/b.jpg", "12 frames/s at 10:30", "a@b.example"])
-def test_harmless_text_is_left_alone(text: str) -> None:
+def test_harmless_text_is_unchanged(text: str) -> None:
     """Hosts, paths and plain words stay readable."""
     assert redact(text) == text
 
 
-def test_a_name_that_no_disk_could_hold_is_still_a_file() -> None:
+def test_a_name_too_long_for_a_disk_is_still_a_file() -> None:
     """Impossible names are reported when they are opened, without a traceback."""
     assert parse_camera_uri("x" * 5000).kind == "file"
 
 
-HOSTILE = {
+MALICIOUS = {
     "schemes": "a://",
     "users": "a://:",
     "queries": "a://h?x=1&",
@@ -150,8 +150,8 @@ def answered(text: str) -> str:
 
 
 @pytest.mark.parametrize("edge", [redact, formatted, answered])
-@pytest.mark.parametrize("filler", HOSTILE.values(), ids=HOSTILE)
-def test_twice_the_text_costs_about_twice(edge: Callable[[str], str], filler: str) -> None:
+@pytest.mark.parametrize("filler", MALICIOUS.values(), ids=MALICIOUS)
+def test_redaction_time_grows_linearly_with_the_text(edge: Callable[[str], str], filler: str) -> None:
     """No text makes masking slow: not by its length, and not by what it repeats."""
     register_secrets(f"known-secret-{number:04}" for number in range(1_000))
 
@@ -167,8 +167,8 @@ def test_twice_the_text_costs_about_twice(edge: Callable[[str], str], filler: st
         assert ratio < 3.5, f"{most} characters cost {ratio:.1f} times what {least} cost"
 
 
-@pytest.mark.parametrize("filler", HOSTILE.values(), ids=HOSTILE)
-def test_a_long_text_is_cut_and_says_so(filler: str) -> None:
+@pytest.mark.parametrize("filler", MALICIOUS.values(), ids=MALICIOUS)
+def test_a_long_text_is_truncated_with_a_note(filler: str) -> None:
     """A megabyte from a client fills neither the log nor an answer, and a secret at the cut stays hidden."""
     register_secrets(f"known-secret-{number:04}" for number in range(1_000))
     shown = redact(filler * (1_000_000 // len(filler)))
@@ -186,7 +186,7 @@ def test_no_secret_is_cut_in_half(before: int) -> None:
         assert "half" not in shown
 
 
-def test_the_number_of_known_secrets_costs_next_to_nothing() -> None:
+def test_redaction_time_hardly_depends_on_the_number_of_secrets() -> None:
     """A fleet's four hundred passwords do not make each line of the log slow."""
     few, many = KnownSecrets(), KnownSecrets()
     few.add(f"Few-{number:05}-pw" for number in range(2))
@@ -242,7 +242,7 @@ PIECES = [
 
 
 @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=24).map("".join))
-def test_to_redact_again_changes_nothing(text: str) -> None:
+def test_redaction_is_idempotent(text: str) -> None:
     """What was masked once is safe, however many edges it passes."""
     register_secrets(["known-one", "cat", "a b:c", "two words"])
     once = redact(text)
@@ -250,7 +250,7 @@ def test_to_redact_again_changes_nothing(text: str) -> None:
 
 
 @given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join), st.integers(8_000, 9_000))
-def test_to_redact_again_changes_nothing_in_long_texts(text: str, characters: int) -> None:
+def test_redaction_of_long_texts_is_idempotent(text: str, characters: int) -> None:
     """Nor where masks make a text longer than it may be."""
     once = redact((text * (characters // len(text) + 1))[:characters])
     assert redact(once) == once
@@ -316,14 +316,14 @@ def holds_bait(text: str) -> bool:
 
 
 @pytest.mark.parametrize("uri", [*ADDRESSES, *RAW])
-def test_an_address_is_shown_without_anything_secret(uri: str) -> None:
+def test_an_address_is_shown_without_secrets(uri: str) -> None:
     """User names, passwords, every query value and every value of a path after '='."""
     assert not holds_bait(mask_address(uri))
     assert mask_address(uri).startswith(uri.partition("://")[0])
 
 
 @pytest.mark.parametrize("uri", ADDRESSES)
-def test_what_is_secret_in_an_address_is_masked_in_any_sentence(uri: str) -> None:
+def test_the_secrets_of_an_address_are_masked_in_any_sentence(uri: str) -> None:
     """In the address as it is, and where a library quotes only its password."""
     register_secrets(find_secrets({"cameras": {"dock": {"uri": uri}}}))
     for sentence in (
@@ -373,7 +373,7 @@ def test_a_raw_separator_in_a_password_is_refused_without_showing_it(uri: str) -
         ("Demo:", "demo:"),
     ],
 )
-def test_an_address_is_given_to_the_decoder_as_it_understands_it(uri: str, target: str) -> None:
+def test_an_address_is_passed_to_the_decoder_in_its_own_encoding(uri: str, target: str) -> None:
     """Capitals, blanks around, a user without a password, a zone, and escapes in the path of a file."""
     assert parse_camera_uri(uri).target == target
 
@@ -381,7 +381,7 @@ def test_an_address_is_given_to_the_decoder_as_it_understands_it(uri: str, targe
 @pytest.mark.parametrize(
     "uri", ["rtsp://h:70000/", "rtsp://[192.0.2.5]/", "rtsp://[::1/", "rtsp://h/a\nb", "http://:80/"]
 )
-def test_an_address_that_cannot_be_read_is_refused_in_one_line(uri: str) -> None:
+def test_an_invalid_address_is_refused_in_one_line(uri: str) -> None:
     """With our words, not those of a parser."""
     with pytest.raises(ConfigError) as caught:
         parse_camera_uri(uri)
@@ -395,7 +395,7 @@ WORDS = ["camera", "live", "admin", "user", "root", "demo", "cpu", "failed"]
 
 @pytest.mark.parametrize("user", WORDS)
 @pytest.mark.parametrize("password", WORDS)
-def test_a_password_that_is_a_word_of_ours_leaves_sentences_readable(user: str, password: str) -> None:
+def test_a_password_that_is_a_word_of_the_module_is_not_masked_in_sentences(user: str, password: str) -> None:
     """It is masked in its address and nowhere else: a masked word in a sentence would show which it is."""
     uri = f"rtsp://{user}:{password}@192.0.2.5/s?u={password}"
     register_secrets(find_secrets({"cameras": {"dock": {"uri": uri}}}))
@@ -408,7 +408,7 @@ def test_a_password_that_is_a_word_of_ours_leaves_sentences_readable(user: str, 
     assert redact_document(document) == {**document, "reason": "rtsp://***@192.0.2.5/s?u=*** failed"}
 
 
-def test_every_state_and_code_is_made_of_words_of_ours() -> None:
+def test_every_state_and_code_consists_of_words_of_the_module() -> None:
     """A state, a device or a reason is never masked, even if a password is the same word."""
     kinds = (
         camera_status.CameraState,
@@ -423,20 +423,20 @@ def test_every_state_and_code_is_made_of_words_of_ours() -> None:
     assert words - UNMASKED_WORDS == set(), "add them to UNMASKED_WORDS in visionedge/runtime/redaction.py"
 
 
-def test_a_camera_may_be_called_like_a_password() -> None:
+def test_a_camera_may_have_the_name_of_a_password() -> None:
     """The name of a camera stays readable, on the command line too."""
     register_secrets(find_secrets(["--camera", "harbour-7=rtsp://me:harbour-7@192.0.2.5/s"]))
     assert redact("camera harbour-7 is live") == "camera harbour-7 is live"
 
 
-def test_a_password_that_is_no_such_word_is_masked_in_sentences() -> None:
+def test_any_other_password_is_masked_in_sentences() -> None:
     """Also one of letters only."""
     register_secrets(find_secrets({"cameras": {"dock": {"uri": "rtsp://camera:dragonfly@192.0.2.5/s"}}}))
     assert redact("login of camera with dragonfly failed") == "login of camera with *** failed"
     assert "dragonfly" not in UNMASKED_WORDS
 
 
-def test_settings_in_a_query_are_masked_in_the_address_alone() -> None:
+def test_query_values_are_masked_only_in_the_address() -> None:
     """`channel=main` is no secret of which a sentence would have to be cleaned."""
     uri = "http://192.0.2.5/x?channel=substreamer&resolution=1920x1080&token=Zebra-77"
     register_secrets(find_secrets([uri]))
@@ -452,14 +452,14 @@ def test_a_login_is_masked_as_http_sends_it(password: str) -> None:
     assert login not in redact(f"sent {login} to the server")
 
 
-def test_half_a_character_in_a_secret_is_no_error() -> None:
+def test_an_invalid_character_in_a_secret_is_no_error() -> None:
     """JSON may hold it, so a twin may."""
     register_secrets(["\ud800hunter2"])
     assert redact("with \ud800hunter2 in it") == "with *** in it"
 
 
 @given(st.text(st.characters(exclude_characters="@*", exclude_categories=["Cs"]), min_size=4, max_size=12))
-def test_whatever_a_password_is_made_of_it_is_not_shown(password: str) -> None:
+def test_no_password_is_shown_with_any_characters(password: str) -> None:
     """Neither in the address nor in the reason why it is refused; to mask again changes nothing."""
     uri = f"rtsp://me:{password}@192.0.2.5/s"
     shown = mask_address(uri)

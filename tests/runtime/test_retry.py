@@ -8,7 +8,7 @@ from visionedge.camera.camera import RECONNECT_POLICY
 from visionedge.runtime.retry import Backoff, RetryPolicy
 
 
-def test_waits_of_a_camera_double_from_1_to_30_s() -> None:
+def test_retry_waits_of_a_camera_double_from_1_to_30_s() -> None:
     backoff = Backoff(RECONNECT_POLICY, random_fraction=lambda: 0.0)
     assert [backoff.next_wait_s() for _ in range(8)] == [1, 2, 4, 8, 16, 30, 30, 30]
     backoff.reset()

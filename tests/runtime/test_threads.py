@@ -7,7 +7,7 @@ import pytest
 from visionedge.runtime.threads import LoopQueue, ThreadGroup, TimedJoinExecutor, non_daemon_threads
 
 
-def test_a_vital_thread_that_dies_is_told_with_its_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_death_of_a_vital_thread_is_reported_with_its_error(caplog: pytest.LogCaptureFixture) -> None:
     """The crew hears of it once, with the name and the reason."""
     deaths: list[tuple[str, BaseException | None]] = []
     thread_group = ThreadGroup(lambda name, error: deaths.append((name, error)))
@@ -39,7 +39,7 @@ def test_threads_may_end_while_the_module_stops() -> None:
     assert deaths == []
 
 
-def test_the_outbox_wakes_its_reader_once_and_drops_the_oldest() -> None:
+def test_the_loop_queue_wakes_its_reader_once_and_drops_the_oldest() -> None:
     """One wake for many items; a full box loses its oldest and counts it."""
     wakes: list[int] = []
     box: LoopQueue[int] = LoopQueue(lambda: wakes.append(1), limit=3)
@@ -50,7 +50,7 @@ def test_the_outbox_wakes_its_reader_once_and_drops_the_oldest() -> None:
     assert (box.drain(), len(wakes)) == ([9], 2)
 
 
-def test_the_end_of_an_executor_does_not_wait_for_a_job_that_hangs() -> None:
+def test_closing_an_executor_does_not_wait_for_a_hanging_job() -> None:
     """It is named, so that the process can be ended without it; jobs that have not begun are dropped."""
     release, begun = threading.Event(), threading.Event()
     executor = TimedJoinExecutor(1, "request", join_s=0.01)
@@ -74,7 +74,7 @@ def test_the_end_of_an_executor_does_not_wait_for_a_job_that_hangs() -> None:
     assert "request_0" not in non_daemon_threads()
 
 
-def test_the_end_of_an_executor_waits_for_a_job_that_ends() -> None:
+def test_closing_an_executor_waits_for_a_job_that_ends() -> None:
     executor = TimedJoinExecutor(2, "request")
     done = executor.submit(lambda: "result")
     executor.shutdown(wait=True)

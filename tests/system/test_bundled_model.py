@@ -61,7 +61,7 @@ def listed_files() -> Iterator[tuple[Path, int, str]]:
 # The files
 
 
-def test_the_documents_list_the_files_as_they_are() -> None:
+def test_the_documents_list_the_existing_files() -> None:
     """Size and sha256 in the model card and in the clip's notice are those of the files."""
     listed = list(listed_files())
     assert {path.name for path, _, _ in listed} == {MODEL.name, LABELS.name, "demo.mp4"}
@@ -70,7 +70,7 @@ def test_the_documents_list_the_files_as_they_are() -> None:
         assert (len(content), hashlib.sha256(content).hexdigest()) == (size_bytes, sha256), path.name
 
 
-def test_the_model_is_the_file_that_its_makers_published() -> None:
+def test_the_bundled_model_is_the_published_file() -> None:
     """Its sum is that of the published file: nothing was converted or added."""
     published = "695e750a5d5754bb5a8d5325643b59282191a7e7a564e435a415fd3c578eab14"
     assert hashlib.sha256(find_bundled_model().read_bytes()).hexdigest() == published
@@ -100,7 +100,7 @@ def test_the_files_are_small_enough_for_a_repository() -> None:
         ("media/LICENSES/OpenCV-BSD-3-Clause.txt", "Copyright 2015-2022, OpenCV Foundation"),
     ],
 )
-def test_the_licences_of_what_is_shipped_are_there(path: str, sentence: str) -> None:
+def test_the_licences_of_the_shipped_files_exist(path: str, sentence: str) -> None:
     """Each work that the model and the clip are made of has its licence beside it."""
     assert sentence in (REPOSITORY / path).read_text(encoding="utf-8")
 
@@ -108,13 +108,13 @@ def test_the_licences_of_what_is_shipped_are_there(path: str, sentence: str) -> 
 # The model
 
 
-def test_its_labels_are_the_80_of_coco_in_their_order() -> None:
+def test_the_bundled_model_has_the_80_labels_of_coco_in_order() -> None:
     """The file beside the model says what is assumed of any model with 80 classes."""
     assert labels() == list(COCO_80)
     assert list(load_model(MODEL).labels) == labels()
 
 
-def test_it_is_understood_as_its_card_describes_it() -> None:
+def test_the_bundled_model_is_interpreted_as_its_card_states() -> None:
     """Head, colours, scaling and letterbox are those of the card."""
     model = load_model(MODEL)
     wanted, preprocess = model.input, model.interpretation.preprocess
@@ -127,7 +127,7 @@ def test_it_is_understood_as_its_card_describes_it() -> None:
     assert "lies at the top left" in card
 
 
-def test_input_and_output_have_the_shapes_of_the_card(session: ort.InferenceSession) -> None:
+def test_input_and_output_have_the_shapes_of_the_model_card(session: ort.InferenceSession) -> None:
     (source,), (output,) = session.get_inputs(), session.get_outputs()
     assert (source.name, source.shape) == ("images", [1, 3, 416, 416])
     assert (output.name, output.shape) == ("output", [1, 3549, 85])
@@ -136,7 +136,7 @@ def test_input_and_output_have_the_shapes_of_the_card(session: ort.InferenceSess
     assert "`output`, float32 `[1, 3549, 85]`" in card
 
 
-def test_it_comes_in_fp32_alone() -> None:
+def test_the_bundled_model_exists_only_in_fp32() -> None:
     """No variant lies beside it: none is faster on the processors that were tried."""
     assert find_variants(load_model(MODEL)) == ()
     assert {tensor.data_type for tensor in onnx.load(MODEL).graph.initializer} <= {
@@ -203,7 +203,7 @@ def detect(session: ort.InferenceSession, path: Path) -> Found:
     return kept
 
 
-class Sight(NamedTuple):
+class ExpectedObject(NamedTuple):
     """A thing that is to be found in a photograph: looked at, and measured off the picture."""
 
     photo: str
@@ -217,21 +217,21 @@ class Sight(NamedTuple):
 @pytest.mark.parametrize(
     "sight",
     [
-        Sight("astronaut.png", "person", 0.93, (11, 20, 369, 507)),
-        Sight("coffee.png", "cup", 0.90, (162, 16, 421, 295)),
-        Sight("darknet_dog.jpg", "dog", 0.86, (133, 207, 326, 543)),
-        Sight("darknet_dog.jpg", "bicycle", 0.80, (52, 137, 572, 424)),
-        Sight("darknet_dog.jpg", "car", 0.80, (466, 78, 692, 171)),
-        Sight("darknet_person.jpg", "horse", 0.88, (403, 138, 603, 344)),
+        ExpectedObject("astronaut.png", "person", 0.93, (11, 20, 369, 507)),
+        ExpectedObject("coffee.png", "cup", 0.90, (162, 16, 421, 295)),
+        ExpectedObject("darknet_dog.jpg", "dog", 0.86, (133, 207, 326, 543)),
+        ExpectedObject("darknet_dog.jpg", "bicycle", 0.80, (52, 137, 572, 424)),
+        ExpectedObject("darknet_dog.jpg", "car", 0.80, (466, 78, 692, 171)),
+        ExpectedObject("darknet_person.jpg", "horse", 0.88, (403, 138, 603, 344)),
     ],
 )
-def test_the_model_finds_what_is_in_a_photograph(session: ort.InferenceSession, sight: Sight) -> None:
+def test_the_bundled_model_finds_the_objects_of_a_photograph(session: ort.InferenceSession, expected: ExpectedObject) -> None:
     """Label, score and box of the plain things in a photograph are the known ones."""
-    rows = detect(session, PHOTOS / sight.photo)
-    found = [row for row in rows if row[0] == sight.label]
-    assert found, f"no {sight.label}"
-    assert found[0][1] == pytest.approx(sight.score, abs=0.02)
-    assert iou(found[0][2], np.array(sight.box, np.float64)) > 0.95
+    rows = detect(session, PHOTOS / expected.photo)
+    found = [row for row in rows if row[0] == expected.label]
+    assert found, f"no {expected.label}"
+    assert found[0][1] == pytest.approx(expected.score, abs=0.02)
+    assert iou(found[0][2], np.array(expected.box, np.float64)) > 0.95
 
 
 def clip_pictures(every: int) -> Iterator[Picture]:
@@ -244,7 +244,7 @@ def clip_pictures(every: int) -> Iterator[Picture]:
         number += 1
 
 
-def test_it_sees_people_and_vehicles_on_the_clip_and_nothing_else() -> None:
+def test_the_bundled_model_finds_only_people_and_vehicles_on_the_clip() -> None:
     """At the confidence that the demo takes; a first look shows no sheep, no bird and no ball."""
     model = load_model(MODEL)
     seen: Counter[str] = Counter()
@@ -277,7 +277,7 @@ def test_the_clip_plays_at_its_own_rate() -> None:
     assert pictures == 250
 
 
-def test_the_clip_can_be_played_while_it_is_fetched() -> None:
+def test_the_clip_can_be_streamed() -> None:
     """The index of the MP4 comes before its pictures."""
     content = (MEDIA / "demo.mp4").read_bytes()
     assert 0 < content.find(b"moov") < content.find(b"mdat")

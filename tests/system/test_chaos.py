@@ -3,7 +3,7 @@
 from chaos import QUICK, Chaos
 
 
-def test_some_seconds_of_chaos_lose_nothing_and_keep_the_order() -> None:
+def test_random_faults_lose_no_message_and_keep_the_order() -> None:
     """Stops, resets, refusals, lost sessions, failing signatures and two kills: every number arrives."""
     figures = Chaos(seconds=5, seed=20, kill_every_s=4, kinds=QUICK).run()
 

@@ -4,36 +4,36 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.account import Received
+from edge_runtime.account import ReceivedMessage
 from edge_runtime.contract import check_messages
-from edge_runtime.fixtures import Drive, Driven
+from edge_runtime.fixtures import Drive, DrivenModule
 from edge_runtime.runtime import EdgeRuntime
 from visionedge.iothub.client import EXIT_STUCK
 
 BRIEF = {"send_s": 0.4, "request_s": 0.4, "connect_s": 2.0, "disconnect_s": 0.4, "build_s": 2.0}
 
 
-def numbers(messages: list[Received], output: str = "detections") -> list[int]:
+def numbers(messages: list[ReceivedMessage], output: str = "detections") -> list[int]:
     """The `messageSequence` of each different message of an output, in the order of arrival."""
     once = {m.message_id: m.json()["messageSequence"] for m in messages if m.output == output}
     return list(once.values())
 
 
-def arrived(count: int, output: str = "detections") -> "Arrived":
+def arrived(count: int, output: str = "detections") -> "MessageCount":
     """A condition: the numbers 1 to `count` are there."""
-    return Arrived(count, output)
+    return MessageCount(count, output)
 
 
-class Arrived:
+class MessageCount:
     def __init__(self, count: int, output: str) -> None:
         self._wanted = list(range(1, count + 1))
         self._output = output
 
-    def __call__(self, messages: list[Received]) -> bool:
+    def __call__(self, messages: list[ReceivedMessage]) -> bool:
         return numbers(messages, self._output) == self._wanted
 
 
-def send(module: Driven, count: int = 1) -> None:
+def send(module: DrivenModule, count: int = 1) -> None:
     """Frames of two cameras, each in a message of its own."""
     for index in range(count):
         module.do("frames", camera=("dock", "gate")[index % 2], count=1)
@@ -60,7 +60,7 @@ def test_a_kill_loses_nothing_that_was_on_disk(
     assert module.close()["clean"]
 
 
-def test_a_kill_while_sending_repeats_and_loses_nothing(
+def test_a_kill_while_sending_repeats_messages_and_loses_none(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path
 ) -> None:
     """What the hub had and had not acknowledged comes again with the same id and body."""
@@ -81,7 +81,7 @@ def test_a_kill_while_sending_repeats_and_loses_nothing(
     assert module.close()["clean"]
 
 
-def test_a_clean_end_sends_nothing_twice(edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path) -> None:
+def test_a_clean_shutdown_sends_nothing_twice(edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path) -> None:
     """What was acknowledged is written off before the end; numbers go on after it."""
     for start in (1, 2):
         module = drive(edge_runtime.environ, data=str(tmp_path))
@@ -91,7 +91,7 @@ def test_a_clean_end_sends_nothing_twice(edge_runtime: EdgeRuntime, drive: Drive
     assert len(edge_runtime.messages) == 4
 
 
-def test_an_hour_without_a_hub_arrives_in_order(
+def test_the_messages_of_an_hour_without_a_hub_arrive_in_order(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path
 ) -> None:
     """More than the window holds, in the order it was made."""
@@ -104,14 +104,14 @@ def test_an_hour_without_a_hub_arrives_in_order(
     assert module.close()["clean"]
 
 
-def told_as_dropped(messages: list[Received]) -> list[int]:
+def reported_as_dropped(messages: list[ReceivedMessage]) -> list[int]:
     """The numbers of telemetry that the events name as dropped, each event once."""
     events = {m.message_id: m.json() for m in messages if m.properties.get("code") == "spool-dropped"}
     ranges = [r for event in events.values() for r in event["details"]["ranges"] if r["output"] != "events"]
     return [number for r in ranges for number in range(r["from"], r["to"] + 1)]
 
 
-def test_a_bounded_spool_tells_what_it_dropped(
+def test_a_bounded_spool_reports_the_dropped_messages(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path
 ) -> None:
     """Events name each number that is missing, and no other; here over two starts of the module."""
@@ -122,7 +122,7 @@ def test_a_bounded_spool_tells_what_it_dropped(
     edge_runtime.hub_up()
     module.wait_for_log("connected to IoT Hub")
     module.do("tick")
-    edge_runtime.wait_for(lambda got: bool(told_as_dropped(got)))
+    edge_runtime.wait_for(lambda got: bool(reported_as_dropped(got)))
     edge_runtime.wait_for(lambda got: numbers(got)[-1:] == [40])
     missing = sorted(set(range(1, 41)) - set(numbers(edge_runtime.messages)))
     assert len(missing) > 20
@@ -132,14 +132,14 @@ def test_a_bounded_spool_tells_what_it_dropped(
     module = drive(edge_runtime.environ, data=str(tmp_path))
     module.wait_for_log("connected to IoT Hub")
     module.do("tick")
-    edge_runtime.wait_for(lambda got: sorted(told_as_dropped(got)) == missing)
+    edge_runtime.wait_for(lambda got: sorted(reported_as_dropped(got)) == missing)
     assert module.close()["clean"]
 
 
 @pytest.mark.parametrize(
     "fault", ["swallow", "swallow_pubacks", "swallow_connacks", "silent_twin", "swallow_subacks"]
 )
-def test_silence_ends_at_our_deadline(
+def test_a_silent_connection_ends_at_the_deadline(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path, fault: str
 ) -> None:
     """A half-open connection, no PUBACK, no CONNACK, no SUBACK, a dumb twin: a new client finds the way."""
@@ -158,7 +158,7 @@ def test_silence_ends_at_our_deadline(
     assert status["hub"]["faults"]["overdue"] >= 1
 
 
-def test_a_hub_that_hangs_and_comes_back_gets_all(
+def test_a_hub_that_hangs_and_resumes_gets_all_messages(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path
 ) -> None:
     """Connected, accepting, silent."""
@@ -173,7 +173,7 @@ def test_a_hub_that_hangs_and_comes_back_gets_all(
 
 
 @pytest.mark.parametrize("fault", ["reset_publishes", "reset_pubacks"])
-def test_a_reset_in_the_middle_of_a_message_costs_nothing(
+def test_a_reset_in_the_middle_of_a_message_loses_nothing(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path, fault: str
 ) -> None:
     """Whether the hub had it already or not."""
@@ -186,7 +186,7 @@ def test_a_reset_in_the_middle_of_a_message_costs_nothing(
     assert module.close()["hub"]["dropped"] == {}
 
 
-def test_a_session_that_the_hub_lost_is_noticed(
+def test_a_session_lost_by_the_hub_is_detected(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path
 ) -> None:
     """Connected, PUBACKs come, and yet nobody would hear a twin or a method: the probe finds out."""
@@ -202,7 +202,7 @@ def test_a_session_that_the_hub_lost_is_noticed(
     assert module.close()["hub"]["faults"]["silent"] >= 1
 
 
-def test_a_twin_that_answers_with_an_error_is_alive(
+def test_a_twin_that_answers_with_an_error_counts_as_alive(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path
 ) -> None:
     """An edgeHub without upstream and without a cached twin says so: that is an answer."""
@@ -217,7 +217,7 @@ def test_a_twin_that_answers_with_an_error_is_alive(
 
 
 @pytest.mark.parametrize("fault", ["fail_signing", "drop_signing", "wrong_signing", "fail_trust_bundle"])
-def test_a_workload_api_that_fails_is_asked_again(
+def test_a_failing_workload_api_is_called_again(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path, fault: str
 ) -> None:
     """The SDK would give up after one failure, the module does not."""
@@ -230,7 +230,7 @@ def test_a_workload_api_that_fails_is_asked_again(
     assert module.close()["clean"]
 
 
-def test_a_workload_api_that_hangs_for_good_ends_the_module(
+def test_a_workload_api_that_hangs_permanently_ends_the_module(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path
 ) -> None:
     """The last rung: a distinct exit code for edgeAgent, and what waits is on disk for the next start."""
@@ -249,7 +249,7 @@ def test_a_workload_api_that_hangs_for_good_ends_the_module(
     assert module.close()["clean"]
 
 
-def test_a_disk_that_breaks_is_told_to_the_cloud(
+def test_a_failing_disk_is_reported_to_the_cloud(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path
 ) -> None:
     """The module goes on in memory; one event says so."""

@@ -10,13 +10,13 @@ from edge_runtime.contract import check_messages
 from edge_runtime.fixtures import Drive
 from edge_runtime.packets import NOT_AUTHORIZED
 from edge_runtime.runtime import EdgeRuntime
-from waiting import at_least
+from wait_conditions import at_least
 
 SOON_S = 2.5
 """What a deadline of one second may take on a busy machine; without it the SDK takes a minute or for ever."""
 
 
-def test_messages_arrive_as_the_contract_has_them(edge_runtime: EdgeRuntime, drive: Drive) -> None:
+def test_messages_arrive_in_the_documented_form(edge_runtime: EdgeRuntime, drive: Drive) -> None:
     """Batches and events keep the contract; SAS and trust came from the workload API; the end is clean."""
     module = drive(edge_runtime.environ)
     for _ in range(3):
@@ -40,7 +40,7 @@ def test_messages_arrive_as_the_contract_has_them(edge_runtime: EdgeRuntime, dri
     assert closed["hub"]["state"] == "closed"
 
 
-def test_the_messages_file_holds_the_very_bodies(
+def test_the_messages_file_has_the_sent_bodies(
     edge_runtime: EdgeRuntime, drive: Drive, tmp_path: Path
 ) -> None:
     """`--messages FILE` gets each outgoing body as a line, byte for byte as it went to the hub."""
@@ -55,7 +55,7 @@ def test_the_messages_file_holds_the_very_bodies(
     assert file.read_bytes().splitlines() == [message.body for message in edge_runtime.messages]
 
 
-def test_a_hub_that_comes_up_later_gets_everything(edge_runtime: EdgeRuntime, drive: Drive) -> None:
+def test_a_hub_that_starts_later_gets_everything(edge_runtime: EdgeRuntime, drive: Drive) -> None:
     """What was sent before the hub was there waits, in order; the failure is logged once, not per attempt."""
     edge_runtime.hub_down()
     module = drive(edge_runtime.environ)
@@ -72,7 +72,7 @@ def test_a_hub_that_comes_up_later_gets_everything(edge_runtime: EdgeRuntime, dr
     assert module.close()["clean"]
 
 
-def test_a_restart_of_the_hub_loses_nothing(edge_runtime: EdgeRuntime, drive: Drive) -> None:
+def test_a_restart_of_the_hub_loses_no_message(edge_runtime: EdgeRuntime, drive: Drive) -> None:
     """Every message sent before, during and after a restart arrives, in order."""
     module = drive(edge_runtime.environ)
     module.do("frames", camera="dock", count=1)
@@ -91,7 +91,7 @@ def test_a_restart_of_the_hub_loses_nothing(edge_runtime: EdgeRuntime, drive: Dr
     assert status["clean"]
 
 
-def test_a_reset_connection_is_noticed_without_sending(edge_runtime: EdgeRuntime, drive: Drive) -> None:
+def test_a_reset_connection_is_detected_without_sending(edge_runtime: EdgeRuntime, drive: Drive) -> None:
     """An idle module connects again by itself."""
     module = drive(edge_runtime.environ)
     module.wait_for_log("connected to IoT Hub")
@@ -103,7 +103,7 @@ def test_a_reset_connection_is_noticed_without_sending(edge_runtime: EdgeRuntime
     assert module.close()["clean"]
 
 
-def test_a_missing_acknowledgement_ends_at_our_deadline(edge_runtime: EdgeRuntime, drive: Drive) -> None:
+def test_a_missing_acknowledgement_times_out(edge_runtime: EdgeRuntime, drive: Drive) -> None:
     """The SDK would wait for ever; we leave its thread, build anew, and send the message again, same id."""
     edge_runtime.faults.swallow_pubacks = True
     module = drive(edge_runtime.environ, deadlines={"send_s": 0.3})
@@ -137,7 +137,7 @@ def test_closing_does_not_wait_for_a_hub_that_hangs(edge_runtime: EdgeRuntime, d
     assert any("1 messages wait on disk for the next start" in line for line in module.log)
 
 
-def test_closing_does_not_wait_for_a_hub_that_never_greets(edge_runtime: EdgeRuntime, drive: Drive) -> None:
+def test_closing_does_not_wait_for_a_hub_without_connack(edge_runtime: EdgeRuntime, drive: Drive) -> None:
     """Without a CONNACK the SDK waits a minute; `close` keeps its deadline, and the process ends."""
     edge_runtime.faults.swallow_connacks = True
     module = drive(edge_runtime.environ)
@@ -164,7 +164,7 @@ def test_closing_does_not_wait_for_a_dead_tls_handshake(edge_runtime: EdgeRuntim
     assert not closed["clean"]
 
 
-def test_a_key_store_that_recovers_is_asked_again(edge_runtime: EdgeRuntime, drive: Drive) -> None:
+def test_a_recovered_key_store_is_called_again(edge_runtime: EdgeRuntime, drive: Drive) -> None:
     """When signing fails at the start the module tries again, instead of giving up."""
     edge_runtime.faults.fail_signing = True
     module = drive(edge_runtime.environ)
@@ -207,7 +207,7 @@ def test_the_connection_is_renewed_before_its_token_ends(edge_runtime: EdgeRunti
     assert status["clean"]
 
 
-def test_the_simulator_counts_as_inside(edge_runtime: EdgeRuntime, drive: Drive) -> None:
+def test_the_simulator_counts_as_iot_edge(edge_runtime: EdgeRuntime, drive: Drive) -> None:
     """With the simulator's connection string and CA file there is no workload API, and messages arrive."""
     module = drive(edge_runtime.simulator_environ)
     module.do("frames", camera="dock", count=1)
@@ -217,7 +217,7 @@ def test_the_simulator_counts_as_inside(edge_runtime: EdgeRuntime, drive: Drive)
     assert module.close()["clean"]
 
 
-def test_outside_iot_edge_it_says_so_once_and_writes_the_file(drive: Drive, tmp_path: Path) -> None:
+def test_outside_iot_edge_the_log_says_so_once_and_the_file_is_written(drive: Drive, tmp_path: Path) -> None:
     """No hub, no SDK: messages are written where asked, the device is the host."""
     file = tmp_path / "messages.jsonl"
     module = drive({}, file=str(file))

@@ -35,7 +35,7 @@ def children(pid: int) -> set[int]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_frames_come_again_after_the_engine_died(tmp_path: Path, number: signal.Signals) -> None:
+def test_frames_continue_after_the_engine_died(tmp_path: Path, number: signal.Signals) -> None:
     """Once in the log, once in the events; cameras and HTTP never pause; nothing is left behind."""
     config, out, before = tmp_path / "vision.yaml", tmp_path / "out.jsonl", set(SHM.iterdir())
     config.write_text(CONFIG)
@@ -62,7 +62,7 @@ def test_frames_come_again_after_the_engine_died(tmp_path: Path, number: signal.
     assert set(SHM.iterdir()) == before
 
 
-def test_while_the_engine_is_away_the_module_is_not_ready_and_says_why(tmp_path: Path) -> None:
+def test_without_an_engine_the_module_is_not_ready_with_the_reason(tmp_path: Path) -> None:
     """Model and compiled graph are gone, so no other can start: 503 with the reason, until it is back."""
     model = tmp_path / "mine.onnx"
     bundled = Path(__file__).resolve().parents[2] / "models" / "yolox-nano-416.onnx"
@@ -83,7 +83,7 @@ def test_while_the_engine_is_away_the_module_is_not_ready_and_says_why(tmp_path:
         assert module.stop() == 0
 
 
-def test_when_the_module_is_killed_nothing_is_left(tmp_path: Path) -> None:
+def test_a_killed_module_leaves_no_process(tmp_path: Path) -> None:
     """Neither the engine's process nor a name in shared memory."""
     before = set(SHM.iterdir())
     with ModuleProcess(tmp_path / "data") as module:
@@ -103,7 +103,7 @@ def _ended(handle: int) -> bool:
     return ended
 
 
-def test_ctrl_c_reaches_the_whole_group_and_ends_it_in_order(tmp_path: Path) -> None:
+def test_ctrl_c_reaches_the_whole_process_group_and_ends_it_in_order(tmp_path: Path) -> None:
     """A terminal signals the child too, which leaves it to the module: no engine is lost on the way."""
     with ModuleProcess(tmp_path / "data") as module:
         module.until(lambda c: c["demo"]["framesAnalysed"] >= 1)
@@ -113,7 +113,7 @@ def test_ctrl_c_reaches_the_whole_group_and_ends_it_in_order(tmp_path: Path) -> 
     assert "left behind" not in module.log
 
 
-def test_without_its_own_process_the_module_is_one_process(tmp_path: Path) -> None:
+def test_without_an_engine_process_the_module_is_one_process(tmp_path: Path) -> None:
     """`inference.process: false`."""
     config = tmp_path / "vision.yaml"
     config.write_text("inference: {process: false}\ncameras: {dock: {uri: 'demo:'}}\n")

@@ -49,18 +49,18 @@ class FailingDelivery:
         (RuntimeError("can't start new thread"), True),
     ],
 )
-def test_an_error_of_housekeeping_is_logged_now_and_then_and_the_module_goes_on(
+def test_a_repeated_housekeeping_error_is_logged_rarely_and_the_module_runs_on(
     error: Exception, traceback: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = Service(RunOptions(ConfigurationSources.read({}, None), tmp_path, environ={}))
     delivery = FailingDelivery(error)
 
-    async def story() -> None:
+    async def scenario() -> None:
         for _ in range(30):
             await service.housekeeping.tick(cast("Delivery", delivery))
 
     with caplog.at_level(logging.WARNING):
-        asyncio.run(story())
+        asyncio.run(scenario())
     assert delivery.ticks == 30
     assert len(caplog.records) == 1
     assert "the delivery failed" in caplog.text
@@ -98,14 +98,14 @@ def app_state_of(tmp_path: Path) -> AppState:
     return AppState.of(parse_config({}), tmp_path, {}, lambda: None)
 
 
-def test_the_status_tells_the_reason_before_the_engine_is_open_too(tmp_path: Path) -> None:
+def test_the_status_has_the_reason_before_the_engine_is_open(tmp_path: Path) -> None:
     engine = build_status(app_state_of(tmp_path).snapshot())["engine"]
     assert engine["reasonCode"] == "warming-up"
     assert "code" not in engine
     assert engine["reason"] == "the engine is warming up"
 
 
-def test_work_of_requests_keeps_its_place_until_it_ends_and_leaves_the_modules_own_threads_alone(
+def test_request_work_keeps_its_permit_until_it_ends_and_uses_separate_threads(
     tmp_path: Path,
 ) -> None:
     """Forty clients that hang up must not hold what the module needs for itself."""
@@ -114,7 +114,7 @@ def test_work_of_requests_keeps_its_place_until_it_ends_and_leaves_the_modules_o
     backend = HttpBackend(state.snapshot, lanes, Metrics(lambda: ()))
     release = threading.Event()
 
-    async def story() -> None:
+    async def scenario() -> None:
         clients = [asyncio.create_task(backend._executor.run(release.wait)) for _ in range(40)]
         await asyncio.sleep(0)
         for client in clients:
@@ -126,7 +126,7 @@ def test_work_of_requests_keeps_its_place_until_it_ends_and_leaves_the_modules_o
         release.set()
         assert backend.close() == []
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 class OneAtATime:
@@ -139,7 +139,7 @@ class OneAtATime:
         return make_engine_info(self._model, Plan(1, (1,), "one picture"))
 
 
-def test_clients_may_send_the_configured_batch_whatever_the_plan_of_the_device_is(tmp_path: Path) -> None:
+def test_clients_may_send_the_configured_batch_with_any_plan(tmp_path: Path) -> None:
     """A client that works beside a GPU must not break when the CPU takes over; the engine splits batches."""
     state = AppState.of(parse_config({"inference": {"maxBatch": 6}}), tmp_path, {}, lambda: None)
     state.set_engine(cast("Engine", OneAtATime(load_model(find_bundled_model()))))

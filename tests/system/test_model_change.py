@@ -50,7 +50,7 @@ def acknowledged(hub: EdgeRuntime, version: int) -> dict[str, Any]:
     return answer()
 
 
-def wish(server: ModelServer, path: str, data: bytes) -> dict[str, Any]:
+def model_document(server: ModelServer, path: str, data: bytes) -> dict[str, Any]:
     """Desired properties that ask for what is behind a path."""
     url = f"{server.url(path)}?sig={SECRET}"
     return {"model": {"url": url, "sha256": hashlib.sha256(data).hexdigest()}}
@@ -73,14 +73,14 @@ def test_the_twin_changes_the_model_and_no_frame_is_lost(tmp_path: Path, edge_ru
         environ = {**edge_runtime.environ, **server.environ}
         with ModuleProcess(tmp_path / "data", *arguments, environ=environ) as module:
             module.until(lambda c: all(c[name]["framesAnalysed"] >= 2 for name in CAMERAS))
-            for path, (answer, promised, words) in wrong.items():
+            for path, (answer, expected, words) in wrong.items():
                 server.answers[path] = answer
-                told = acknowledged(edge_runtime, edge_runtime.desire(wish(server, path, promised)))
-                assert told["status"] == "rejected"
-                assert words in " ".join(told["reasons"])
+                config = acknowledged(edge_runtime, edge_runtime.desire(model_document(server, path, expected)))
+                assert config["status"] == "rejected"
+                assert words in " ".join(config["reasons"])
                 assert module.get("/readyz")["status"] == "ready"
                 assert module.get("/api/v1/status")["model"]["name"] == "small"
-            version = edge_runtime.desire(wish(server, "/forklift-v3.onnx", right))
+            version = edge_runtime.desire(model_document(server, "/forklift-v3.onnx", right))
             assert acknowledged(edge_runtime, version)["status"] == "applied"
             edge_runtime.wait_for(lambda got: {f["model"] for f in frames(got[-5:])} == {"forklift-v3"}, 60)
             edge_runtime.wait_until(

@@ -8,7 +8,7 @@ from typing import Any
 
 from mjpeg_server import MjpegServer
 from module_process import ModuleProcess
-from tiny_slow import rounds_for, save_slow
+from slow_models import rounds_for, save_slow
 
 CONFIG = """
 cameras:
@@ -53,7 +53,7 @@ def samples(module: ModuleProcess) -> dict[str, float]:
     return {name.removeprefix("visionedge_"): float(value) for name, value in words}
 
 
-def prove_that_frames_add_up(seen: dict[str, float]) -> None:
+def check_that_frames_add_up(seen: dict[str, float]) -> None:
     """Every frame of every camera was analysed, let go for a reason, or waits."""
     for camera in ("dock", "gate", "till"):
         label = f'{{camera="{camera}"'
@@ -62,7 +62,7 @@ def prove_that_frames_add_up(seen: dict[str, float]) -> None:
         assert offered == seen[f"frames_analysed_total{label}}}"] + seen[f"frames_waiting{label}}}"] + let_go
 
 
-def test_the_ladder_goes_down_under_load_and_comes_back_after_it(tmp_path: Path) -> None:
+def test_levels_start_under_load_and_end_after_it(tmp_path: Path) -> None:
     """Each step once in log, events and metrics; no camera is opened again, and no frame unaccounted for."""
     config, out = tmp_path / "vision.yaml", tmp_path / "out.jsonl"
     # At most a third of the 120 frames a second that are asked for, whatever the processor.
@@ -82,7 +82,7 @@ def test_the_ladder_goes_down_under_load_and_comes_back_after_it(tmp_path: Path)
             assert cameras["dock"]["throttle"]["gate"]
             seen = samples(module)
             assert (seen['overload_level{level="gate"}'], seen['overload_level{level="variant"}']) == (1, 0)
-            prove_that_frames_add_up(seen)
+            check_that_frames_add_up(seen)
 
             server.set_fps(0.4)
             module.wait_for_log(RETURNED_FPS, WAIT_S)
@@ -92,7 +92,7 @@ def test_the_ladder_goes_down_under_load_and_comes_back_after_it(tmp_path: Path)
             assert {name: camera["throttle"] for name, camera in cameras.items()} == dict.fromkeys(cameras)
             assert {camera["epoch"] for camera in cameras.values()} == {1}
             seen = samples(module)
-            prove_that_frames_add_up(seen)
+            check_that_frames_add_up(seen)
             assert module.stop(10) == 0
     events = [json.loads(line) for line in out.read_text().splitlines()]
     steps = [(e["code"], e["details"].get("level")) for e in events if e["code"].startswith("overload-")]
@@ -100,6 +100,6 @@ def test_the_ladder_goes_down_under_load_and_comes_back_after_it(tmp_path: Path)
     assert steps[-2:] == [("overload-returned", "fps"), ("overload-returned", "gate")]
     for level in ("gate", "fps"):
         for direction in ("taken", "returned"):
-            told = steps.count((f"overload-{direction}", level))
-            assert seen[f'overload_steps_total{{direction="{direction}",level="{level}"}}'] == told
+            count = steps.count((f"overload-{direction}", level))
+            assert seen[f'overload_steps_total{{direction="{direction}",level="{level}"}}'] == count
     assert len(re.findall(" overload: ", module.log)) == len(steps)

@@ -50,7 +50,7 @@ def _jpeg(width: int, height: int) -> bytes:
     return cv2.imencode(".jpg", np.full((height, width, 3), 90, np.uint8))[1].tobytes()
 
 
-class Module:
+class FakePageBackend:
     """What the page asks for, below a path.
 
     `streams` counts the open streams of frames, `snapshots` the pictures that were asked for, by camera.
@@ -121,7 +121,7 @@ class Module:
 
 
 @asynccontextmanager
-async def served(module: Module, below: str = "") -> AsyncIterator[tuple[str, web.AppRunner]]:
+async def served(module: FakePageBackend, below: str = "") -> AsyncIterator[tuple[str, web.AppRunner]]:
     """The module at an address."""
     runner = web.AppRunner(
         module.application(below), access_log=None, shutdown_timeout=0.1, handler_cancellation=True
@@ -145,11 +145,11 @@ def texts(selector: str) -> str:
     return f"[...document.querySelectorAll('{selector}')].filter(n => n.offsetParent).map(n => n.textContent)"
 
 
-def test_every_state_has_its_words_and_the_order_is_that_of_the_configuration() -> None:
+def test_every_state_has_a_text_and_cameras_are_in_configuration_order() -> None:
     """Also after cameras came, went and changed places; a camera that is switched off waits for nothing."""
 
-    async def drive() -> None:
-        module = Module([camera("b"), camera("a", "disabled", ageMs=None), camera("c", "frozen")])
+    async def scenario() -> None:
+        module = FakePageBackend([camera("b"), camera("a", "disabled", ageMs=None), camera("c", "frozen")])
         async with browser() as chromium, served(module) as (url, _):
             tab = await chromium.open(url)
             await tab.until(BADGES, [["b", "live"], ["a", "disabled"], ["c", "frozen"]])
@@ -167,14 +167,14 @@ def test_every_state_has_its_words_and_the_order_is_that_of_the_configuration() 
                 "document.querySelectorAll('.tile')[2].querySelector('.found').offsetParent", None
             )
 
-    asyncio.run(drive())
+    asyncio.run(scenario())
 
 
-def test_chips_take_one_line_however_many_labels_there_are() -> None:
+def test_label_chips_take_one_line_for_any_number_of_labels() -> None:
     """Those that do not fit are counted, and the tile keeps its height."""
 
-    async def drive() -> None:
-        module = Module([camera("dock"), camera("yard"), camera("gate")])
+    async def scenario() -> None:
+        module = FakePageBackend([camera("dock"), camera("yard"), camera("gate")])
         async with browser() as chromium, served(module) as (url, _):
             tab = await chromium.open(url)
             await tab.until(f"{texts('.found li')}.length", 3)
@@ -190,14 +190,14 @@ def test_chips_take_one_line_however_many_labels_there_are() -> None:
             assert len(shown) + int(more) == len(labels)
             assert await tab.evaluate(height) == before
 
-    asyncio.run(drive())
+    asyncio.run(scenario())
 
 
-def test_no_tile_says_live_when_the_module_does_not_answer() -> None:
+def test_no_tile_shows_live_if_the_module_does_not_answer() -> None:
     """The picture is an old one then, and each tile says so."""
 
-    async def drive() -> None:
-        module = Module([camera("dock"), camera("yard")])
+    async def scenario() -> None:
+        module = FakePageBackend([camera("dock"), camera("yard")])
         async with browser() as chromium, served(module) as (url, runner):
             tab = await chromium.open(url)
             await tab.until("tiles.get('dock') && tiles.get('dock').shown > 0", True)
@@ -205,27 +205,27 @@ def test_no_tile_says_live_when_the_module_does_not_answer() -> None:
             await tab.until(BADGES, [["dock", "no answer"], ["yard", "no answer"]])
             assert all(text.startswith("No connection") for text in await tab.evaluate(texts(".view .note")))
 
-    asyncio.run(drive())
+    asyncio.run(scenario())
 
 
 def test_the_page_works_below_the_path_of_a_reverse_proxy() -> None:
     """All that it asks for, and its links, lie below the same path."""
 
-    async def drive() -> None:
-        async with browser() as chromium, served(Module([camera("dock")]), "/site/vision") as (url, _):
+    async def scenario() -> None:
+        async with browser() as chromium, served(FakePageBackend([camera("dock")]), "/site/vision") as (url, _):
             tab = await chromium.open(url)
             await tab.until("tiles.get('dock') && tiles.get('dock').shown > 0", True)
             links = await tab.evaluate("[...document.querySelectorAll('footer a')].map(a => a.pathname)")
             assert links == [f"/site/vision/{path}" for path in ("api/v1/status", "metrics", "openapi.json")]
 
-    asyncio.run(drive())
+    asyncio.run(scenario())
 
 
 def test_seven_windows_of_a_browser_share_one_stream() -> None:
     """A browser opens six connections to a host; with a stream each, the seventh window would not load."""
 
-    async def drive() -> None:
-        module = Module([camera("dock")])
+    async def scenario() -> None:
+        module = FakePageBackend([camera("dock")])
         async with browser() as chromium, served(module) as (url, _):
             tabs = [await chromium.open(url) for _ in range(7)]
             for tab in tabs:
@@ -239,14 +239,14 @@ def test_seven_windows_of_a_browser_share_one_stream() -> None:
             for tab in tabs:
                 await tab.until("tiles.get('dock').shown", 7)
 
-    asyncio.run(drive())
+    asyncio.run(scenario())
 
 
-def test_the_note_about_the_cpu_is_in_plain_words_and_can_be_hidden() -> None:
+def test_the_note_about_the_cpu_is_readable_and_can_be_hidden() -> None:
     """It is there on every machine without a GPU; hidden once it stays hidden."""
 
-    async def drive() -> None:
-        async with browser() as chromium, served(Module([camera("dock")])) as (url, _):
+    async def scenario() -> None:
+        async with browser() as chromium, served(FakePageBackend([camera("dock")])) as (url, _):
             tab = await chromium.open(url)
             await tab.until(texts(".banner span"), ["This installation has no GPU support."])
             await tab.evaluate("document.querySelector('.banner .hide').click() || null")
@@ -255,13 +255,13 @@ def test_the_note_about_the_cpu_is_in_plain_words_and_can_be_hidden() -> None:
             await again.until(BADGES, [["dock", "live"]])
             assert await again.evaluate(texts(".banner")) == []
 
-    asyncio.run(drive())
+    asyncio.run(scenario())
 
 
-def test_captions_are_read_well_on_the_colour_of_every_class() -> None:
+def test_captions_are_readable_on_every_class_colour() -> None:
     """Contrast 4.5 or more (WCAG), whichever of black and white is taken."""
 
-    async def drive() -> None:
+    async def scenario() -> None:
         contrast = """(() => {
           const linear = (value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
           const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
@@ -276,19 +276,19 @@ def test_captions_are_read_well_on_the_colour_of_every_class() -> None:
             return (a + 0.05) / (b + 0.05);
           }));
         })()"""
-        async with browser() as chromium, served(Module([camera("dock")])) as (url, _):
+        async with browser() as chromium, served(FakePageBackend([camera("dock")])) as (url, _):
             tab = await chromium.open(url)
             await tab.until("typeof textColourOf", "function")
             assert await tab.evaluate(contrast) >= 4.5
 
-    asyncio.run(drive())
+    asyncio.run(scenario())
 
 
-def test_a_camera_that_is_lost_says_when_the_next_try_begins() -> None:
+def test_a_lost_camera_shows_the_time_of_the_next_attempt() -> None:
     """In place of its rate; while a try is under way it says so, and a camera that is live says neither."""
 
-    async def drive() -> None:
-        module = Module(
+    async def scenario() -> None:
+        module = FakePageBackend(
             [
                 camera("gate", "failed", ageMs=None, nextTrySeconds=11.3),
                 camera("yard", "reconnecting", nextTrySeconds=None),
@@ -302,14 +302,14 @@ def test_a_camera_that_is_lost_says_when_the_next_try_begins() -> None:
             module.cameras = [camera("gate"), camera("yard", "reconnecting", nextTrySeconds=0.0)]
             await tab.until(rates, ["2.0 fps", "next try in 1 s"])
 
-    asyncio.run(drive())
+    asyncio.run(scenario())
 
 
-def test_the_head_never_says_that_more_was_analysed_than_was_asked_for() -> None:
+def test_the_header_never_shows_more_analysed_than_requested_frames() -> None:
     """Both numbers are of one window of time; where nothing limits there is only the rate of now."""
 
-    async def drive() -> None:
-        module = Module([camera("dock", fps=11.5), camera("yard", fps=4.0)])
+    async def scenario() -> None:
+        module = FakePageBackend([camera("dock", fps=11.5), camera("yard", fps=4.0)])
         seen = {"deliveredPerSecond": 11.2, "demandedPerSecond": 15.0, "sentence": "x"}
         async with browser() as chromium, served(module) as (url, _):
             tab = await chromium.open(url)
@@ -319,15 +319,15 @@ def test_the_head_never_says_that_more_was_analysed_than_was_asked_for() -> None
             module.status["capacity"] = {**seen, "bottleneck": "none"}
             await tab.until(texts("#rate"), ["15.5 fps"])
 
-    asyncio.run(drive())
+    asyncio.run(scenario())
 
 
-def test_the_name_of_a_camera_is_read_in_full_on_a_wall_of_sixteen() -> None:
+def test_camera_names_are_fully_visible_with_sixteen_tiles() -> None:
     """Its rate and its age stand on a line of their own, and are in full sight, too."""
 
-    async def drive() -> None:
+    async def scenario() -> None:
         names = [f"assembly-north-{number:02}" for number in range(16)]
-        module = Module([camera(name, "reconnecting", nextTrySeconds=29.5, ageMs=3.6e6) for name in names])
+        module = FakePageBackend([camera(name, "reconnecting", nextTrySeconds=29.5, ageMs=3.6e6) for name in names])
         async with browser() as chromium, served(module) as (url, _):
             tab = await chromium.open(url)
             await tab.until("document.querySelectorAll('.tile').length", 16)
@@ -336,13 +336,13 @@ def test_the_name_of_a_camera_is_read_in_full_on_a_wall_of_sixteen() -> None:
             await tab.until(texts(".numbers"), ["next try in 30 s · 1 h 0 min old"] * 16)
             assert await tab.evaluate(cut) == []
 
-    asyncio.run(drive())
+    asyncio.run(scenario())
 
 
-def test_captions_hide_neither_each_other_nor_run_out_of_the_picture() -> None:
+def test_captions_do_not_overlap_and_stay_within_the_picture() -> None:
     """Also of boxes that are equal, of a crowd in a corner, and of a name that is longer than its box."""
 
-    async def drive() -> None:
+    async def scenario() -> None:
         boxes = [
             {"left": 0.4, "top": 0.4, "width": 0.2, "height": 0.3},
             {"left": 0.4, "top": 0.4, "width": 0.2, "height": 0.3},
@@ -363,7 +363,7 @@ def test_captions_hide_neither_each_other_nor_run_out_of_the_picture() -> None:
           for (const found of {json.dumps(found)}) tile.placeCaption(pen, place, found, 1, captions);
           return captions.map(({{ left, top, w, tall }}) => [left, top, left + w, top + tall]);
         }})()"""
-        async with browser() as chromium, served(Module([camera("dock")])) as (url, _):
+        async with browser() as chromium, served(FakePageBackend([camera("dock")])) as (url, _):
             tab = await chromium.open(url)
             await tab.until(BADGES, [["dock", "live"]])
             captions = await tab.evaluate(placed)
@@ -374,14 +374,14 @@ def test_captions_hide_neither_each_other_nor_run_out_of_the_picture() -> None:
             apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
             assert apart, (one, other)
 
-    asyncio.run(drive())
+    asyncio.run(scenario())
 
 
 def test_a_tall_picture_gets_a_tall_tile_and_is_large_in_it() -> None:
     """As tall as two others, so that the rows stay in line."""
 
-    async def drive() -> None:
-        module = Module([camera("door", width=480, height=848), *map(camera, ("a", "b", "c", "d", "e"))])
+    async def scenario() -> None:
+        module = FakePageBackend([camera("door", width=480, height=848), *map(camera, ("a", "b", "c", "d", "e"))])
         async with browser() as chromium, served(module) as (url, _):
             tab = await chromium.open(url)
             await tab.until("tiles.get('door') && tiles.get('door').shown > 0", True)
@@ -394,15 +394,15 @@ def test_a_tall_picture_gets_a_tall_tile_and_is_large_in_it() -> None:
             drawn = "tiles.get('door').canvas.height / Math.min(devicePixelRatio, 2)"
             assert await tab.evaluate(drawn) == height
 
-    asyncio.run(drive())
+    asyncio.run(scenario())
 
 
-def test_only_tiles_in_sight_or_about_to_be_fetch_pictures() -> None:
+def test_only_tiles_in_or_near_the_viewport_fetch_pictures() -> None:
     """Those just below the edge have their picture already; those far below ask for none until then."""
 
-    async def drive() -> None:
+    async def scenario() -> None:
         names = [f"camera-{number:02}" for number in range(40)]
-        module = Module([camera(name) for name in names])
+        module = FakePageBackend([camera(name) for name in names])
         async with browser() as chromium, served(module) as (url, _):
             tab = await chromium.open(url)
             await tab.until("tiles.size", 40)
@@ -419,15 +419,15 @@ def test_only_tiles_in_sight_or_about_to_be_fetch_pictures() -> None:
             await tab.evaluate("tiles.get('camera-39').node.scrollIntoView() || null")
             await tab.until("tiles.get('camera-39').shown", 2)
 
-    asyncio.run(drive())
+    asyncio.run(scenario())
 
 
-def test_the_page_does_not_jump_while_what_is_found_and_what_cameras_do_changes() -> None:
+def test_the_page_layout_is_stable_while_detections_and_states_change() -> None:
     """The score of layout shifts (CLS), as the browser counts them, stays below 0.1 from the start on."""
 
-    async def drive() -> None:
+    async def scenario() -> None:
         names = [f"camera-{number:02}" for number in range(16)]
-        module = Module([camera(name) for name in names])
+        module = FakePageBackend([camera(name) for name in names])
         module.answers.clear()  # the page is there before the first answer is
         watch = """(() => {
           window.shifts = [];
@@ -455,4 +455,4 @@ def test_the_page_does_not_jump_while_what_is_found_and_what_cameras_do_changes(
             shifts = await tab.evaluate("window.shifts")
             assert sum(shift["value"] for shift in shifts) < 0.1, shifts
 
-    asyncio.run(drive())
+    asyncio.run(scenario())

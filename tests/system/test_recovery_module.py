@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from module_process import ModuleProcess
-from scripted_faults import Faults
+from fault_script import FaultScript
 from tiny_models import TinyDetector
 
 CONFIG = """
@@ -38,7 +38,7 @@ LOSSES = {
 }
 
 
-class Asking:
+class HealthPoller:
     """Asks for the health of a module without a pause; `answers` by their status."""
 
     def __init__(self, url: str) -> None:
@@ -47,7 +47,7 @@ class Asking:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> "Asking":
+    def __enter__(self) -> "HealthPoller":
         self._thread.start()
         return self
 
@@ -104,18 +104,18 @@ def until_back(module: ModuleProcess, count: int) -> dict[str, Any]:
 
 @pytest.mark.timeout(600)  # a dozen processes start, one after the other
 @pytest.mark.parametrize("names", [("sticky", "gone", "nan", "crashed"), ("hang", "no-memory", "refused")])
-def test_a_device_is_lost_in_every_way_and_comes_back_while_the_module_runs(
+def test_a_device_lost_by_any_fault_returns_while_the_module_runs(
     tmp_path: Path, names: tuple[str, ...]
 ) -> None:
     """Each loss is told once in log, events and metrics; no camera reconnects, HTTP answers, all adds up."""
-    faults = Faults(tmp_path, run_s=5.0)
+    faults = FaultScript(tmp_path, run_s=5.0)
     (tmp_path / "vision.yaml").write_text(CONFIG)
     model = TinyDetector().save(tmp_path / "tiny.onnx")
     arguments = ["--config", tmp_path / "vision.yaml", "--model", model, "--messages", tmp_path / "out.jsonl"]
     environ = {"VISIONEDGE_INJECT_FAULTS": "1"}
     words = [str(word) for word in (*arguments, "--inject", faults.path)]
     with ModuleProcess(tmp_path / "data", *words, environ=environ) as module:
-        with Asking(module.ready()) as asking:
+        with HealthPoller(module.ready()) as asking:
             module.until(lambda c: all(camera["framesAnalysed"] >= 3 for camera in c.values()))
             assert (engine_of(module)["requested"], engine_of(module)["effective"]) == ("auto", "cuda")
             for number, name in enumerate(names, 1):
@@ -133,7 +133,7 @@ def test_a_device_is_lost_in_every_way_and_comes_back_while_the_module_runs(
     assert "left behind" not in module.log
 
 
-def lose_and_return(module: ModuleProcess, faults: Faults, name: str, number: int) -> None:
+def lose_and_return(module: ModuleProcess, faults: FaultScript, name: str, number: int) -> None:
     """One fault: the CPU takes over for its reason, all cameras go on; lifted, the device is used again."""
     code, kind, once = LOSSES[name]
     faults.begin(name, "absent")
@@ -159,7 +159,7 @@ def lose_and_return(module: ModuleProcess, faults: Faults, name: str, number: in
 
 def test_exit_ends_the_module_with_3_when_its_device_is_lost(tmp_path: Path) -> None:
     """`inference.fallback: exit`, and the event is still written."""
-    faults = Faults(tmp_path)
+    faults = FaultScript(tmp_path)
     (tmp_path / "vision.yaml").write_text(CONFIG + "inference: {fallback: exit}\n")
     model = TinyDetector().save(tmp_path / "tiny.onnx")
     arguments = ["--config", tmp_path / "vision.yaml", "--model", model, "--messages", tmp_path / "out.jsonl"]

@@ -99,7 +99,7 @@ REFUSED = [f"rtsp://viewer-user:{{}}{character}{{}}@127.0.0.1:9/cam" for charact
 BAITS: list[str] = []
 
 
-def baited(template: str) -> str:
+def with_secret(template: str) -> str:
     """The address with new baits in it."""
     while "{}" in template:
         BAITS.append(f"b41t-{len(BAITS):03}")
@@ -125,7 +125,7 @@ def configuration(folder: Path) -> Path:
             "gate": {"uri": f"rtsp://viewer-user:{quote(RTSP, safe='')}@127.0.0.1:9/live?token={QUERY}"},
             "yard": {"uri": f"http://viewer-user:{HTTP}@127.0.0.1:9/x.mjpg?pwd={QUERY}"},
             "lost": {"uri": f"{folder}/no-such-file?password={LATE}"},
-            **{name: {"uri": baited(template)} for name, template in HUNTED.items()},
+            **{name: {"uri": with_secret(template)} for name, template in HUNTED.items()},
             **{name: {"uri": f"rtsp://{login}@127.0.0.1:9/s"} for login, name in WORDS.items()},
         },
         "telemetry": {"mode": "all", "intervalSeconds": 0.2, "fillSeconds": 0},
@@ -171,7 +171,7 @@ def cloud(runtime: EdgeRuntime) -> Iterator[tuple[str, bytes]]:
     wrong = {"cameras": {"lost": {"uri": bad}}, "http": {"token": {"password": WRONG}, "port": bad}}
     url = f"https://viewer-user:{quote(FETCHED)}@127.0.0.1:9/m.onnx?x={FETCHED}"
     fetched = {"model": {"url": url, "sha256": "ab" * 32}, "cameras": {"lost": None}}
-    raw = {"cameras": {f"raw-{number}": {"uri": baited(uri)} for number, uri in enumerate(REFUSED)}}
+    raw = {"cameras": {f"raw-{number}": {"uri": with_secret(uri)} for number, uri in enumerate(REFUSED)}}
     for patch in (right, wrong, {**raw, "http": None}, {"cameras": dict.fromkeys(raw["cameras"]), **fetched}):
         version = runtime.desire(patch)
         runtime.wait_until(lambda wanted=version: _acknowledged(runtime, wanted), 60)  # type: ignore[misc]
@@ -238,11 +238,11 @@ def ask_json(url: str) -> bytes:
 
 
 def _acknowledged(runtime: EdgeRuntime, version: int) -> bool:
-    told = runtime.broker.twin.reported.get("config", {})
-    return bool(told) and all(entry["version"] == version for entry in told.values())
+    acknowledged = runtime.broker.twin.reported.get("config", {})
+    return bool(acknowledged) and all(entry["version"] == version for entry in acknowledged.values())
 
 
-def test_no_secret_comes_out_anywhere(tmp_path: Path, edge_runtime: EdgeRuntime) -> None:
+def test_no_output_contains_a_secret(tmp_path: Path, edge_runtime: EdgeRuntime) -> None:
     """Log (at its most talkative), HTTP, messages, twin, metrics, spool and every file of the state."""
     key = base64.b64encode(edge_runtime.account.key).decode()
     out = tmp_path / "messages.jsonl"
@@ -300,7 +300,7 @@ def test_no_secret_comes_out_anywhere(tmp_path: Path, edge_runtime: EdgeRuntime)
             assert leaks == [], f"{spelling} in {leaks}"
 
 
-def test_the_command_line_and_its_errors_hold_none(tmp_path: Path) -> None:
+def test_the_command_line_and_its_errors_contain_no_secret(tmp_path: Path) -> None:
     """Arguments that are wrong are quoted back without their secrets."""
     for arguments in (
         ("--camera", f"dock=foo://me:{LATE}@h/x"),
@@ -319,7 +319,7 @@ def test_the_command_line_and_its_errors_hold_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("password", PASSWORDS)
-def test_no_exception_holds_a_password(password: str) -> None:
+def test_no_exception_contains_a_password(password: str) -> None:
     """Wherever it was written in a configuration, and however wrong that was."""
     escaped = quote(password, safe="")
     for document in (
@@ -351,7 +351,7 @@ def test_no_exception_holds_a_password(password: str) -> None:
         "http: {token: @secret-one}",
     ],
 )
-def test_a_file_that_is_no_yaml_does_not_quote_its_secrets(tmp_path: Path, text: str) -> None:
+def test_the_error_about_invalid_yaml_quotes_no_secret(tmp_path: Path, text: str) -> None:
     """What YAML calls an alias or a tag may be a token that somebody forgot to quote."""
     path = tmp_path / "vision.yaml"
     path.write_text(text)
@@ -361,7 +361,7 @@ def test_a_file_that_is_no_yaml_does_not_quote_its_secrets(tmp_path: Path, text:
 
 
 @pytest.mark.parametrize("password", PASSWORDS)
-def test_a_log_line_masks_what_some_library_says(password: str) -> None:
+def test_log_lines_of_libraries_are_masked(password: str) -> None:
     """Far from any URI, in any spelling, in a traceback as well."""
     register_secrets(
         find_secrets({"cameras": {"dock": {"uri": f"rtsp://me:{quote(password, safe='')}@h/x"}}})
@@ -378,7 +378,7 @@ def test_a_log_line_masks_what_some_library_says(password: str) -> None:
 # --- which, and how ---------------------------------------------------------------------------------------
 
 
-def test_secrets_are_found_by_their_places() -> None:
+def test_secrets_are_found_by_their_position() -> None:
     """URIs, secret queries and secret keys anywhere; names of cameras and settings are none."""
     found = find_secrets(
         {
@@ -410,7 +410,7 @@ def test_the_number_of_known_secrets_is_bounded() -> None:
     assert len(known._kept) == 10
 
 
-def test_ordinary_text_stays_as_it_is() -> None:
+def test_ordinary_text_is_unchanged() -> None:
     """Without known secrets and patterns nothing changes."""
     text = "camera dock is live: 25 frames/s from rtsp://192.0.2.5/stream1"
     assert redact(text) == text
@@ -429,7 +429,7 @@ def test_a_long_traceback_keeps_its_end() -> None:
     assert len(shown.splitlines()) < 100
 
 
-def test_a_text_that_holds_addresses_is_no_address() -> None:
+def test_a_text_that_contains_addresses_is_not_an_address() -> None:
     """What stands between an address and some '@' further on is no password."""
     options = (
         '{"Env": ["PROXY=http://me:hunter2@192.0.2.9:3128"], "Image": "vision@sha256:ab", "Port": "9:9"}'

@@ -21,7 +21,7 @@ from visionedge.camera.registry import SequencePosition, SequenceStore
 from visionedge.ops.manifest.estimate import measure_messages_file
 
 
-def test_three_kinds_of_cameras_are_analysed_and_one_that_fails_disturbs_none(tmp_path: Path) -> None:
+def test_three_kinds_of_cameras_are_analysed_beside_a_failing_one(tmp_path: Path) -> None:
     """A clip, a folder and the demo advance while a camera that cannot be opened says why."""
     clip = make_clip(tmp_path / "yard.mp4", pictures=200)
     (tmp_path / "shots").mkdir()
@@ -57,7 +57,7 @@ def test_three_kinds_of_cameras_are_analysed_and_one_that_fails_disturbs_none(tm
     assert "left behind" not in module.log
 
 
-def test_the_address_comes_first_and_then_what_takes_long(tmp_path: Path) -> None:
+def test_the_address_is_logged_before_slow_steps(tmp_path: Path) -> None:
     """A first start compiles and measures; whoever waits is told where to look before that."""
     model = TinyDetector().save(tmp_path / "tiny.onnx")
     with ModuleProcess(tmp_path / "data", "--model", str(model), cold=True) as module:
@@ -70,7 +70,7 @@ def test_the_address_comes_first_and_then_what_takes_long(tmp_path: Path) -> Non
     assert [*places, last] == sorted({*places, last})
 
 
-def test_a_configuration_without_cameras_says_that_there_is_none(tmp_path: Path) -> None:
+def test_a_configuration_without_cameras_is_reported(tmp_path: Path) -> None:
     """It starts and answers, and the log says why nothing is analysed and what to do."""
     config = tmp_path / "vision.yaml"
     config.write_text("# nothing yet\n")
@@ -83,7 +83,7 @@ def test_a_configuration_without_cameras_says_that_there_is_none(tmp_path: Path)
     assert "--camera NAME=URI" in line
 
 
-def test_a_snapshot_is_the_very_picture_of_its_frame(tmp_path: Path) -> None:
+def test_a_snapshot_is_the_picture_of_its_frame(tmp_path: Path) -> None:
     """Snapshot and frame tell the same sequence; the picture has the source's size."""
     with ModuleProcess(tmp_path / "data") as module:
         module.until(lambda c: c["demo"]["framesAnalysed"] >= 1)
@@ -95,7 +95,7 @@ def test_a_snapshot_is_the_very_picture_of_its_frame(tmp_path: Path) -> None:
         assert module.stop(number=signal.SIGINT) == 0
 
 
-def test_the_messages_file_holds_what_the_hub_would_get_and_numbers_never_repeat(tmp_path: Path) -> None:
+def test_the_messages_file_has_the_messages_of_the_hub_and_numbers_never_repeat(tmp_path: Path) -> None:
     """Two runs, one file: sequences rise over the restart; the run ends by itself after its duration."""
     out = tmp_path / "out.jsonl"
     config = tmp_path / "vision.yaml"
@@ -123,7 +123,7 @@ def test_the_messages_file_holds_what_the_hub_would_get_and_numbers_never_repeat
     assert all(frame["camera"] == "dock" for batch in batches for frame in batch["frames"])
 
 
-def test_a_lost_rtsp_camera_comes_back_while_the_others_never_pause(tmp_path: Path) -> None:
+def test_a_lost_rtsp_camera_returns_while_the_others_never_pause(tmp_path: Path) -> None:
     """Killed and started again, the server's camera lives in the next epoch; the others kept their pace."""
     (tmp_path / "a").mkdir()
     make_clip(tmp_path / "a" / "cam.mp4", pictures=60)
@@ -147,7 +147,7 @@ def test_a_lost_rtsp_camera_comes_back_while_the_others_never_pause(tmp_path: Pa
             assert module.stop() == 0
 
 
-def test_inside_iot_edge_the_messages_keep_the_contract(tmp_path: Path, edge_runtime: EdgeRuntime) -> None:
+def test_inside_iot_edge_the_messages_have_the_documented_form(tmp_path: Path, edge_runtime: EdgeRuntime) -> None:
     """Detections and events arrive at the hub; sequences rise per camera; SIGTERM ends it within 5 s."""
     config = tmp_path / "vision.yaml"
     config.write_text(
@@ -176,7 +176,7 @@ def test_numbers_start_above_the_last_ones_even_when_the_clock_went_back(tmp_pat
     assert SequenceStore(path, lambda: 6000.0).first("dock") == 6_000_000
 
 
-def test_runs_that_are_killed_before_they_can_keep_a_number_repeat_none(tmp_path: Path) -> None:
+def test_runs_killed_before_they_save_a_number_repeat_none(tmp_path: Path) -> None:
     """One after the other, each some seconds after the last, none of them with the numbers of another."""
     path = tmp_path / "sequences.json"
     SequenceStore(path, lambda: 1000.0).remember({"dock": SequencePosition(1_000_400)})
@@ -184,7 +184,7 @@ def test_runs_that_are_killed_before_they_can_keep_a_number_repeat_none(tmp_path
     assert firsts == [1_010_000, 1_020_000, 1_090_000]
 
 
-def test_a_data_folder_of_another_user_is_told_with_the_remedy() -> None:
+def test_a_data_folder_of_another_user_is_reported_with_the_remedy() -> None:
     """What a volume made by root looks like to the user of the images."""
     denied = describe_unwritable_folder(Path("/data"), PermissionError(13, "Permission denied"))
     assert denied.startswith("/data cannot be written (Permission denied): no state is kept; give the folder")

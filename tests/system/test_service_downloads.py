@@ -77,7 +77,7 @@ def test_the_module_waits_for_its_model_and_keeps_it(tmp_path: Path) -> None:
         assert module.stop(20) == 0
 
 
-def test_it_is_ended_while_it_waits_and_refuses_what_is_no_model(tmp_path: Path) -> None:
+def test_a_waiting_module_can_be_stopped_and_refuses_an_invalid_model(tmp_path: Path) -> None:
     """SIGTERM needs no model; a file that has the right sum and is no model is a wrong configuration."""
     data = b"no model" * 100
     with ModelServer(tmp_path) as server:
@@ -95,7 +95,7 @@ def test_it_is_ended_while_it_waits_and_refuses_what_is_no_model(tmp_path: Path)
     assert SECRET not in module.log
 
 
-def test_the_first_line_of_run_is_its_address_while_the_model_is_still_on_its_way(tmp_path: Path) -> None:
+def test_the_first_line_of_run_is_its_address_before_the_model_arrives(tmp_path: Path) -> None:
     """The server of the model takes the request and never answers, so nothing is loaded yet."""
     with ModelServer(tmp_path) as server:
         server.answers["/m.onnx"] = hanging

@@ -21,7 +21,7 @@ from visionedge.model.model import Model, load_model
 WAIT_S = 60
 
 
-def test_a_model_that_takes_long_to_read_does_not_keep_the_module_from_stopping(
+def test_a_slow_model_load_does_not_delay_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A signal is heard, and the module ends, while the model is still read."""
@@ -47,7 +47,7 @@ def test_a_model_that_takes_long_to_read_does_not_keep_the_module_from_stopping(
     assert service.still_running == []
 
 
-def test_the_address_is_told_and_answers_before_the_model_is_read(
+def test_the_address_is_logged_and_answers_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is the first line of all, and readyz says there what is missing, however long the model takes."""

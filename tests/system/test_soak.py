@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from soak import Sample, Soak, broken_laws, slope_mib_per_hour, unaccounted
+from soak import Sample, Soak, find_violations, slope_mib_per_hour, unaccounted
 
 
 def samples(seconds: int, **step: float) -> list[Sample]:
@@ -22,24 +22,24 @@ def samples(seconds: int, **step: float) -> list[Sample]:
     ]
 
 
-def test_a_run_in_which_nothing_grows_breaks_no_law() -> None:
-    assert broken_laws(samples(3600)) == []
+def test_a_run_without_growth_has_no_violation() -> None:
+    assert find_violations(samples(3600)) == []
 
 
 @pytest.mark.parametrize(
     ("step", "complaint"),
     [({"rss_mib": 2 / 3600}, "memory"), ({"threads": 6 / 3600}, "threads"), ({"age_ms": 2.0}, "age_ms")],
 )
-def test_what_grows_in_an_hour_is_found(step: dict[str, float], complaint: str) -> None:
-    broken = broken_laws(samples(3600, **step))
+def test_growth_within_an_hour_is_found(step: dict[str, float], complaint: str) -> None:
+    broken = find_violations(samples(3600, **step))
     assert len(broken) == 1
     assert broken[0].startswith(complaint)
 
 
-def test_a_single_frame_that_is_lost_is_found() -> None:
+def test_a_single_lost_frame_is_found() -> None:
     given = samples(100)
     given[50] = replace(given[50], unaccounted={"a": 1})
-    assert broken_laws(given) == ["1 frames are not accounted for"]
+    assert find_violations(given) == ["1 frames are not accounted for"]
 
 
 def test_the_slope_is_that_of_the_trend() -> None:
@@ -58,8 +58,8 @@ def test_frames_are_counted_from_the_metrics() -> None:
 
 
 @pytest.mark.timeout(150)
-def test_some_seconds_with_a_server_that_dies_break_no_law() -> None:
-    figures = Soak(seconds=20, fault_every_s=8, rest_s=2).run()
+def test_a_short_run_with_a_dying_server_has_no_violation() -> None:
+    figures = Soak(seconds=20, fault_every_s=8, fault_duration_s=2).run()
     assert figures["broken"] == []
     assert figures["faults"] == {"halt": 1, "kill": 1}
     assert figures["cameras"]["shaken"]["epoch"] >= 2

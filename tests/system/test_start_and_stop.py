@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from camera_doubles import SPEC, Basket
+from camera_doubles import SPEC, FrameRecorder
 from model_server import ModelServer, status
 from module_process import ModuleProcess
-from telemetry_world import MAN, World
+from telemetry_harness import PERSON_BOX, TelemetryHarness
 from tiny_models import TinyDetector
 from visionedge.app.http_backend import HttpBackend
 from visionedge.app.hub_bridge import HubBridge
@@ -52,7 +52,7 @@ def _write(folder: Path, **sections: Any) -> Path:
     return path
 
 
-def test_a_port_in_use_is_told_in_one_line_before_anything_slow(tmp_path: Path) -> None:
+def test_a_port_in_use_gives_a_one_line_error_before_slow_steps(tmp_path: Path) -> None:
     """Nothing was started, so nothing is said to have stopped."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -64,7 +64,7 @@ def test_a_port_in_use_is_told_in_one_line_before_anything_slow(tmp_path: Path) 
     assert f"cannot listen on 127.0.0.1:{port}: the port is in use" in lines[0]
 
 
-def test_the_duration_ends_a_module_whose_model_never_comes(tmp_path: Path) -> None:
+def test_the_duration_ends_a_module_whose_model_never_arrives(tmp_path: Path) -> None:
     """Counted from when it began to wait."""
     with ModelServer(tmp_path) as server:
         server.answers["/never.onnx"] = status(503)
@@ -75,7 +75,7 @@ def test_the_duration_ends_a_module_whose_model_never_comes(tmp_path: Path) -> N
     assert "the duration is over, and the module was not ready" in module.log
 
 
-def test_a_hang_up_reads_the_file_again_and_a_wrong_one_changes_nothing(tmp_path: Path) -> None:
+def test_sighup_reloads_the_file_and_a_wrong_one_changes_nothing(tmp_path: Path) -> None:
     path = _write(tmp_path)
     with ModuleProcess(tmp_path / "data", "--config", str(path)) as module:
         module.ready()
@@ -94,7 +94,7 @@ def test_a_hang_up_reads_the_file_again_and_a_wrong_one_changes_nothing(tmp_path
         assert module.stop(10) == 0
 
 
-def test_a_hang_up_without_a_file_is_only_logged(tmp_path: Path) -> None:
+def test_sighup_without_a_file_is_only_logged(tmp_path: Path) -> None:
     TinyDetector().save(tmp_path / "small.onnx")
     arguments = ("--camera", "demo=demo:", "--model", str(tmp_path / "small.onnx"), "--device", "cpu")
     with ModuleProcess(tmp_path / "data", *arguments, environ={"VISIONEDGE_CONFIG": ""}) as module:
@@ -118,8 +118,8 @@ def test_damaged_state_files_are_reported_and_the_module_runs(tmp_path: Path, da
     with ModuleProcess(data, *arguments) as module:
         module.ready()
         assert module.stop(10) == 0
-    told = [json.loads(line) for line in events.read_text().splitlines()]
-    lost = [each for each in told if each.get("code") == "state-lost"]
+    event_documents = [json.loads(line) for line in events.read_text().splitlines()]
+    lost = [each for each in event_documents if each.get("code") == "state-lost"]
     assert [each["details"]["file"] for each in lost] == ["sequences.json"]
     assert (data / "sequences.json.aside").read_text() == damage
     assert not [leftover for leftover in leftovers if leftover.exists()]
@@ -152,7 +152,7 @@ HANGING = """
 
 
 @pytest.mark.parametrize("what", ["executor", "thread"])
-def test_the_stop_waits_for_nothing_that_hangs(tmp_path: Path, what: str) -> None:
+def test_a_stop_does_not_wait_for_hanging_parts(tmp_path: Path, what: str) -> None:
     """It ends by itself, with the code that it would have had."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(HANGING), str(tmp_path), what],
@@ -164,20 +164,20 @@ def test_the_stop_waits_for_nothing_that_hangs(tmp_path: Path, what: str) -> Non
     assert STOP_TIMEOUT_S == 10
 
 
-def test_a_thousand_calls_at_once_are_all_answered(tmp_path: Path) -> None:
+def test_a_thousand_concurrent_calls_are_all_answered(tmp_path: Path) -> None:
     """Those beyond a bound are told at once to come again; none is lost."""
     statuses: list[int] = []
 
-    class Answers:
+    class StubLink:
         def answer(self, _request: str, status_code: int, _document: Any) -> None:
             statuses.append(status_code)
 
-    class Sends(HubBridge):
+    class StubHubBridge(HubBridge):
         def _submit_link_task(self, link_task: LinkTask) -> None:
-            link_task.do(Answers())  # type: ignore[arg-type]  # the half of a link that answers
+            link_task.do(StubLink())  # type: ignore[arg-type]  # the half of a link that answers
             link_task.done("taken")
 
-    async def story() -> None:
+    async def scenario() -> None:
         loop = asyncio.get_running_loop()
         state = AppState.of(parse_config({}), tmp_path, {}, lambda: None)
         lanes = LanePool(state.batcher, ThreadGroup(lambda *_: None), lambda _item: None)
@@ -185,7 +185,7 @@ def test_a_thousand_calls_at_once_are_all_answered(tmp_path: Path) -> None:
         def call_soon(work: Callable[[], None]) -> None:
             loop.call_soon_threadsafe(work)
 
-        remote = Sends(
+        remote = StubHubBridge(
             state,
             HttpBackend(state.snapshot, lanes, Metrics(lambda: ())),
             call_soon,
@@ -207,18 +207,18 @@ def test_a_thousand_calls_at_once_are_all_answered(tmp_path: Path) -> None:
         assert remote.statistics().calls_dropped == 0
         await remote.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert len(statuses) == 1000
     assert set(statuses) <= {200, 503}
     assert 200 in statuses
 
 
-def test_the_series_of_a_camera_that_is_gone_end() -> None:
+def test_the_metric_series_of_a_removed_camera_end() -> None:
     """What was observed of it goes; of one that was never seen there is nothing to go."""
-    world = World()
+    harness = TelemetryHarness()
     metrics = Metrics(lambda: ())
     for name in ("dock", "yard"):
-        metrics.observe(world.result([MAN], camera=name))
+        metrics.observe(harness.result([PERSON_BOX], camera=name))
     metrics.forget("dock")
     metrics.forget("never")
     text = metrics.render().decode()
@@ -226,12 +226,12 @@ def test_the_series_of_a_camera_that_is_gone_end() -> None:
     assert 'camera="dock"' not in text
 
 
-def test_one_result_that_cannot_be_handled_costs_none_behind_it(
+def test_a_result_that_cannot_be_handled_does_not_stop_later_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And an error that comes again and again ends the module."""
 
-    class Picky:
+    class FailingMetrics:
         def __init__(self) -> None:
             self.taken: list[str] = []
 
@@ -243,7 +243,7 @@ def test_one_result_that_cannot_be_handled_costs_none_behind_it(
     document = {"inference": {"process": False, "device": "cpu"}, "http": {"port": 0}}
     service = Service(RunOptions(ConfigurationSources.read(document), tmp_path, environ={}))
     monkeypatch.setattr(service, "_call_soon", lambda _call: None)  # there is no loop
-    delivery = Picky()
+    delivery = FailingMetrics()
     service.state.set_delivery(delivery)  # type: ignore[arg-type]  # the half that is used
     for state in ("live", "stale", "frozen"):
         service.state.loop_queue.put(_status(state))
@@ -257,5 +257,5 @@ def test_one_result_that_cannot_be_handled_costs_none_behind_it(
 
 
 def _status(state: CameraState) -> CameraStatus:
-    camera = Camera("dock", "demo:", SPEC, Basket())
+    camera = Camera("dock", "demo:", SPEC, FrameRecorder())
     return replace(camera.status(), state=state)

@@ -118,7 +118,7 @@ def _goes_on(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("value", WRONG_VALUES)
 @pytest.mark.parametrize(("table", "column"), list(_columns()))
-def test_a_wrong_value_in_any_column_stops_no_message(
+def test_a_wrong_value_in_any_column_blocks_no_message(
     tmp_path: Path, table: str, column: str, value: str
 ) -> None:
     """The file is set aside with an event, or the value is one that the module can live with."""
@@ -148,7 +148,7 @@ def test_a_wrong_value_in_any_column_stops_no_message(
         "PRAGMA user_version = 77",
     ],
 )
-def test_a_file_of_another_shape_is_set_aside_and_not_deleted(tmp_path: Path, statement: str) -> None:
+def test_a_file_with_another_schema_is_set_aside_and_not_deleted(tmp_path: Path, statement: str) -> None:
     """A newer version's file included: its content is still there under the other name."""
     path = tmp_path / "spool.db"
     _filled(path)
@@ -165,7 +165,7 @@ def test_a_file_of_another_shape_is_set_aside_and_not_deleted(tmp_path: Path, st
     "change",
     ["properties = '['", "properties = '{\"a\": 1}'", "body = x'ff00ff'", "id = CAST(x'ff' AS TEXT)"],
 )
-def test_a_message_on_disk_that_makes_no_sense_is_lost_alone(tmp_path: Path, change: str) -> None:
+def test_an_invalid_message_on_disk_is_dropped_alone(tmp_path: Path, change: str) -> None:
     """The next message is sent, and the cloud is told which number it will never get."""
     path = tmp_path / "spool.db"
     _filled(path)
@@ -180,14 +180,14 @@ def test_a_message_on_disk_that_makes_no_sense_is_lost_alone(tmp_path: Path, cha
             got.append(message.sequence_number)
             spool.settle(message)
     assert got == [3]
-    told = [(loss.first, loss.last, loss.reason) for loss in spool.take_lost_ranges()]
-    assert told == [(1, 1, "refused"), (2, 2, "unreadable")]
+    losses = [(loss.first, loss.last, loss.reason) for loss in spool.take_lost_ranges()]
+    assert losses == [(1, 1, "refused"), (2, 2, "unreadable")]
     assert len(spool) == 0
     spool._close_store()
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_random_bytes_anywhere_in_the_file_stop_no_message(tmp_path: Path, seed: int) -> None:
+def test_random_bytes_in_the_file_block_no_message(tmp_path: Path, seed: int) -> None:
     """Whatever was overwritten, new messages go through the disk again."""
     path = tmp_path / "spool.db"
     _filled(path)
@@ -199,7 +199,7 @@ def test_random_bytes_anywhere_in_the_file_stop_no_message(tmp_path: Path, seed:
     assert set(_goes_on(path)) <= {"spool-lost"}
 
 
-def test_what_is_no_regular_file_is_set_aside_instead_of_opened(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_regular_file_is_set_aside_and_not_opened(tmp_path: Path) -> None:
     """A pipe would be waited for, for ever."""
     for sequence_number, make in enumerate((os.mkfifo, os.mkdir)):
         path = tmp_path / str(sequence_number) / "spool.db"
@@ -208,7 +208,7 @@ def test_what_is_no_regular_file_is_set_aside_instead_of_opened(tmp_path: Path) 
         assert _goes_on(path) == ["spool-lost"]
 
 
-def test_a_message_that_the_file_cannot_hold_goes_alone(tmp_path: Path) -> None:
+def test_a_message_that_the_file_cannot_store_is_dropped_alone(tmp_path: Path) -> None:
     """It is counted and told as a loss; those before and behind it arrive."""
     spool = _spool(tmp_path / "spool.db")
     for sequence_number in (1, 2, 3, 4):
@@ -229,7 +229,7 @@ def test_a_message_that_the_file_cannot_hold_goes_alone(tmp_path: Path) -> None:
     spool._close_store()
 
 
-def test_a_spool_thread_that_cannot_go_on_ends_the_module(
+def test_a_failed_spool_thread_ends_the_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It dies in sight of the crew: ready while nothing is sent for ever is worse than a restart."""
@@ -247,7 +247,7 @@ def test_a_spool_thread_that_cannot_go_on_ends_the_module(
     assert thread_group.join(5) == []
 
 
-def test_a_spool_that_is_closed_is_no_death(tmp_path: Path) -> None:
+def test_a_closed_spool_does_not_count_as_a_dead_thread(tmp_path: Path) -> None:
     """Its thread is vital, and may end when it is told to."""
     thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
     spool = Spool(tmp_path / "spool.db", OWNER, thread_group)
@@ -311,7 +311,7 @@ def test_a_damaged_file_of_desired_properties_is_set_aside(tmp_path: Path, conte
 
 
 @pytest.mark.parametrize("version", ["1e999", "-1", "true", '"7"', "1.5", "null", "9" * 400])
-def test_a_version_of_desired_properties_that_is_no_number_is_damage(tmp_path: Path, version: str) -> None:
+def test_a_version_of_desired_properties_that_is_not_a_number_is_damage(tmp_path: Path, version: str) -> None:
     """It would be answered to the hub."""
     path = tmp_path / "desired.json"
     LastGoodFile(path, OWNER).keep(DesiredDocument(7, {}))
@@ -321,14 +321,14 @@ def test_a_version_of_desired_properties_that_is_no_number_is_damage(tmp_path: P
     assert kept.lost is not None
 
 
-def test_a_pipe_in_the_place_of_a_state_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_named_pipe_instead_of_a_state_file_does_not_block(tmp_path: Path) -> None:
     """It is set aside as any other damage."""
     path = tmp_path / "sequences.json"
     os.mkfifo(path)
     assert SequenceStore(path, lambda: 2.0).lost == "it is not a regular file"
 
 
-def test_a_few_damaged_files_are_kept_and_the_oldest_goes(tmp_path: Path) -> None:
+def test_a_few_damaged_files_are_kept_and_the_oldest_is_deleted(tmp_path: Path) -> None:
     """The folder does not fill up with them."""
     path = tmp_path / "sequences.json"
     for sequence_number in range(MAX_SET_ASIDE_FILES + 3):
@@ -338,7 +338,7 @@ def test_a_few_damaged_files_are_kept_and_the_oldest_goes(tmp_path: Path) -> Non
     assert kept == {"sequences.json.aside": "5", "sequences.json.aside.1": "4", "sequences.json.aside.2": "3"}
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one_and_no_half(
+def test_a_failed_write_leaves_the_old_file_and_no_partial_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk leaves no empty file behind; what a kill left is swept away at the next start."""
@@ -358,7 +358,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_and_no_half(
     assert [file.name for file in tmp_path.iterdir()] == ["sequences.json"]
 
 
-def test_cameras_that_are_gone_are_kept_for_four_hundred_days_and_ten_thousand_names(tmp_path: Path) -> None:
+def test_removed_cameras_are_kept_for_four_hundred_days_and_ten_thousand_names(tmp_path: Path) -> None:
     """The oldest go first, and never one that runs."""
     now_s = 1_700_000_000.0
     path = tmp_path / "sequences.json"
@@ -399,7 +399,7 @@ def test_numbers_of_an_earlier_version_are_read(tmp_path: Path) -> None:
         {"table": 7},
     ],
 )
-def test_a_kept_plan_that_no_machine_can_run_is_refused(wrong: dict[str, object]) -> None:
+def test_a_saved_plan_that_no_machine_can_run_is_refused(wrong: dict[str, object]) -> None:
     """A damaged plan must not start a thousand million threads."""
     sound = {
         "choice": {"lanes": 1, "batch": 1},
@@ -433,7 +433,7 @@ def test_a_document_that_is_too_deep_is_damage(tmp_path: Path) -> None:
         b'{"schema": "visionedge/plan/1", "key": {}, "measured": {"spentSeconds": 1e999}}',
     ],
 )
-def test_a_damaged_plan_is_set_aside_and_measured_anew(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_plan_is_set_aside_and_measured_again(tmp_path: Path, content: bytes) -> None:
     """However many there are, the folder keeps three of them."""
     for cores in range(1, 6):
         key = PlanKey("a" * 64, "cpu", "a processor", ("1",), cores, 8, None)
@@ -447,7 +447,7 @@ def test_a_damaged_plan_is_set_aside_and_measured_anew(tmp_path: Path, content: 
     ]
 
 
-def test_any_number_in_a_kept_plan_may_be_damaged(tmp_path: Path) -> None:
+def test_any_damaged_number_in_a_saved_plan_is_detected(tmp_path: Path) -> None:
     """It is found out, or is one that does no harm; no error gets through."""
     key = PlanKey("a" * 64, "cpu", "a processor", ("1",), 2, 8, None)
     line = MeasuredPoint(OperatingPoint(1, 1), 10.0, 100.0, 90.0, 3)
@@ -465,7 +465,7 @@ def test_any_number_in_a_kept_plan_may_be_damaged(tmp_path: Path) -> None:
             plans.load(key)
 
 
-def test_a_pipe_in_the_place_of_a_kept_model_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_named_pipe_instead_of_a_stored_model_does_not_block(tmp_path: Path) -> None:
     """Neither for the model, nor for what has arrived of it."""
     kept = ModelStore(tmp_path)
     for end in ("onnx", "part"):

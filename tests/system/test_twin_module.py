@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from clips import make_picture
-from edge_runtime.broker import Received
+from edge_runtime.broker import ReceivedMessage
 from edge_runtime.contract import check_message
 from edge_runtime.runtime import EdgeRuntime, PortTakenError
 from edge_runtime.twin import check_reported
@@ -45,7 +45,7 @@ def write_configuration(folder: Path) -> Path:
 
 
 @dataclass
-class Deployed:
+class DeployedModule:
     """A module inside the stand-in runtime."""
 
     runtime: EdgeRuntime
@@ -61,8 +61,8 @@ class Deployed:
         version = self.runtime.desire(patch)
         self.runtime.wait_until(lambda: version in self._answered(), 60)
         check_reported(self.reported)
-        told: dict[str, Any] = self.reported["config"]
-        return told
+        acknowledgement: dict[str, Any] = self.reported["config"]
+        return acknowledgement
 
     def _answered(self) -> set[int]:
         return {entry["version"] for entry in self.reported.get("config", {}).values()}
@@ -83,7 +83,7 @@ class Deployed:
 
 
 @pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeployedModule]:
     """One module for the tests of this file that do not restart it."""
     folder = tmp_path_factory.mktemp("deployed")
     runtime = EdgeRuntime()
@@ -94,7 +94,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     arguments = ("--config", str(write_configuration(folder)))
     try:
         with ModuleProcess(folder / "data", *arguments, environ=runtime.environ) as module:
-            deployed = Deployed(runtime, module)
+            deployed = DeployedModule(runtime, module)
             module.ready()
             deployed.wait_for_frame("dock")
             yield deployed
@@ -105,7 +105,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         runtime.stop()
 
 
-def assert_no_frame_missed(deployed: Deployed, camera: dict[str, Any]) -> None:
+def assert_no_frame_missed(deployed: DeployedModule, camera: dict[str, Any]) -> None:
     """Up to the moment of this camera object, every frame was told, or let go and counted.
 
     On a busy machine there may be some of those.
@@ -122,7 +122,7 @@ def assert_no_frame_missed(deployed: Deployed, camera: dict[str, Any]) -> None:
 # --- desired and reported properties ----------------------------------------------------------------------
 
 
-def test_the_module_reports_itself(deployed: Deployed) -> None:
+def test_the_module_reports_itself(deployed: DeployedModule) -> None:
     """Engine, cameras, model and module, as the contract names them."""
     deployed.runtime.wait_until(lambda: deployed.reported.get("cameras") == {"dock": "live"}, 30)
     deployed.runtime.wait_until(lambda: "effective" in deployed.reported["engine"], 30)
@@ -135,7 +135,7 @@ def test_the_module_reports_itself(deployed: Deployed) -> None:
     assert reported["module"].keys() == {"version", "started"}
 
 
-def test_the_precision_stands_in_twin_status_and_metrics(deployed: Deployed) -> None:
+def test_the_precision_is_in_twin_status_and_metrics(deployed: DeployedModule) -> None:
     """`precision: auto` decides on each machine, so a fleet has to see what it became."""
     deployed.runtime.wait_until(lambda: "precision" in deployed.reported.get("engine", {}), 30)
     assert deployed.reported["engine"]["precision"] == "fp32"
@@ -144,7 +144,7 @@ def test_the_precision_stands_in_twin_status_and_metrics(deployed: Deployed) -> 
     assert row in deployed.module.raw("/metrics").splitlines()
 
 
-def test_forty_wrong_things_are_all_told_and_the_old_configuration_runs_on(deployed: Deployed) -> None:
+def test_forty_problems_are_all_reported_and_the_old_configuration_stays_in_force(deployed: DeployedModule) -> None:
     """In the twin, in an event and in status; no camera is opened anew and no frame is missed."""
     wrong: dict[str, Any] = {
         "cameras": {f"c{n}": {"uri": "gopher://h", "fps": 0, "decoder": "x", "colour": 1} for n in range(8)},
@@ -152,26 +152,26 @@ def test_forty_wrong_things_are_all_told_and_the_old_configuration_runs_on(deplo
         "telemetry": {"mode": "some", "maxPerDay": -1},
         "http": {"port": 70000, "host": ""},
     }
-    told = deployed.desire(wrong)
-    assert told.keys() == wrong.keys()
-    reasons = [reason for entry in told.values() for reason in entry["reasons"]]
+    acknowledgement = deployed.desire(wrong)
+    assert acknowledgement.keys() == wrong.keys()
+    reasons = [reason for entry in acknowledgement.values() for reason in entry["reasons"]]
     assert len(reasons) == 40
-    assert {entry["status"] for entry in told.values()} == {"rejected"}
+    assert {entry["status"] for entry in acknowledgement.values()} == {"rejected"}
     (event,) = deployed.events("config-rejected")
     assert sorted(event["details"]["problems"]) == sorted(reasons)
     status = deployed.module.get("/api/v1/status")
-    assert status["hub"]["config"] == told
+    assert status["hub"]["config"] == acknowledgement
     (dock,) = status["cameras"]
     assert (dock["name"], dock["epoch"]) == ("dock", 1)
     assert_no_frame_missed(deployed, dock)
     deployed.desire({**dict.fromkeys(wrong), "telemetry": {"mode": "all", "maxPerDay": None}})
 
 
-def test_a_right_patch_takes_effect_and_a_key_that_goes_means_the_local_value(deployed: Deployed) -> None:
+def test_a_valid_patch_takes_effect_and_a_removed_key_restores_the_local_value(deployed: DeployedModule) -> None:
     """One camera more and another rule for telemetry, while the first camera runs on."""
     version = deployed.runtime.broker.twin.desired_version + 1
-    told = deployed.desire({"cameras": {"yard": {"uri": "demo:", "fps": 2}}, "telemetry": {"mode": "none"}})
-    assert told == {
+    acknowledgement = deployed.desire({"cameras": {"yard": {"uri": "demo:", "fps": 2}}, "telemetry": {"mode": "none"}})
+    assert acknowledgement == {
         "cameras": {"status": "applied", "version": version},
         "telemetry": {"status": "applied", "version": version},
     }
@@ -188,20 +188,20 @@ def test_a_right_patch_takes_effect_and_a_key_that_goes_means_the_local_value(de
     assert len(deployed.events("config-applied")) >= 3
 
 
-def test_http_moves_where_the_twin_says_and_stays_where_that_cannot_be(deployed: Deployed) -> None:
+def test_http_moves_to_the_address_of_the_twin_and_stays_if_it_is_unusable(deployed: DeployedModule) -> None:
     """A port that cannot be had rejects that section alone."""
-    told = deployed.desire({"http": {"host": "192.0.2.1"}, "telemetry": {"maxPerDay": 40000}})
-    assert told["http"]["status"] == "rejected"
-    assert "cannot listen on 192.0.2.1" in told["http"]["reasons"][0]
-    assert told["telemetry"]["status"] == "applied"
+    acknowledgement = deployed.desire({"http": {"host": "192.0.2.1"}, "telemetry": {"maxPerDay": 40000}})
+    assert acknowledgement["http"]["status"] == "rejected"
+    assert "cannot listen on 192.0.2.1" in acknowledgement["http"]["reasons"][0]
+    assert acknowledgement["telemetry"]["status"] == "applied"
     assert deployed.module.cameras()
-    told = deployed.desire({"http": {"host": "127.0.0.1"}})
-    assert told["http"]["status"] == "applied"
+    acknowledgement = deployed.desire({"http": {"host": "127.0.0.1"}})
+    assert acknowledgement["http"]["status"] == "applied"
     deployed.desire({"http": None})
 
 
 @pytest.mark.parametrize("forget", [False, True])
-def test_after_a_lost_connection_everything_is_heard_again(deployed: Deployed, forget: bool) -> None:
+def test_after_a_lost_connection_everything_is_received_again(deployed: DeployedModule, forget: bool) -> None:
     """With a session that the hub has lost, too; and what is reported is told again."""
     runtime = deployed.runtime
     patches, connects = len(runtime.broker.twin.patches), runtime.broker.connects
@@ -214,14 +214,14 @@ def test_after_a_lost_connection_everything_is_heard_again(deployed: Deployed, f
     assert again.keys() >= {"engine", "cameras", "model", "module"}
     runtime.faults.end()
     assert runtime.invoke("ping").status == 200
-    told = deployed.desire({"telemetry": {"maxPerDay": 30000 + connects}})
-    assert told["telemetry"]["status"] == "applied"
+    acknowledgement = deployed.desire({"telemetry": {"maxPerDay": 30000 + connects}})
+    assert acknowledgement["telemetry"]["status"] == "applied"
 
 
 # --- direct methods ---------------------------------------------------------------------------------------
 
 
-def test_ping_and_status_answer(deployed: Deployed) -> None:
+def test_ping_and_status_answer(deployed: DeployedModule) -> None:
     """With what HTTP says."""
     ping = deployed.runtime.invoke("ping", {"any": "thing"})
     assert ping.status == 200
@@ -235,7 +235,7 @@ def test_ping_and_status_answer(deployed: Deployed) -> None:
 
 
 @pytest.mark.parametrize("payload", [None, {"camera": "dock"}, {"camera": "dock", "annotate": True}])
-def test_a_snapshot_is_a_jpeg_that_fits(deployed: Deployed, payload: dict[str, Any] | None) -> None:
+def test_a_snapshot_is_a_jpeg_that_fits(deployed: DeployedModule, payload: dict[str, Any] | None) -> None:
     """As base64, with the frame that it belongs to; the only camera need not be named."""
     answer = deployed.runtime.invoke("snapshot", payload)
     assert answer.status == 200
@@ -261,8 +261,8 @@ def test_a_snapshot_is_a_jpeg_that_fits(deployed: Deployed, payload: dict[str, A
         ("reboot", None, 404, "unknown_method"),
     ],
 )
-def test_what_cannot_be_answered_is_an_error_in_one_shape(
-    deployed: Deployed, name: str, payload: Any, status: int, code: str
+def test_unanswerable_calls_get_an_error_document(
+    deployed: DeployedModule, name: str, payload: Any, status: int, code: str
 ) -> None:
     """As over HTTP."""
     answer = deployed.runtime.invoke(name, payload)
@@ -270,7 +270,7 @@ def test_what_cannot_be_answered_is_an_error_in_one_shape(
     assert answer.payload["error"]["message"]
 
 
-def test_a_configuration_is_validated_and_nothing_is_changed(deployed: Deployed) -> None:
+def test_a_configuration_is_validated_without_changes(deployed: DeployedModule) -> None:
     """As if it were desired: with the local document below it."""
     before = deployed.module.cameras().keys()
     right = deployed.runtime.invoke(
@@ -284,7 +284,7 @@ def test_a_configuration_is_validated_and_nothing_is_changed(deployed: Deployed)
     assert deployed.module.cameras().keys() == before
 
 
-def test_a_camera_is_restarted(deployed: Deployed) -> None:
+def test_a_camera_is_restarted(deployed: DeployedModule) -> None:
     """Its epoch grows, its numbers go on."""
     before = deployed.module.cameras()["dock"]["epoch"]
     assert deployed.runtime.invoke("restartCamera", {"camera": "dock"}).status == 200
@@ -298,7 +298,7 @@ def test_a_camera_is_restarted(deployed: Deployed) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
-def test_a_picture_is_answered_on_detections(deployed: Deployed, tmp_path: Path, suffix: str) -> None:
+def test_a_picture_is_answered_on_detections(deployed: DeployedModule, tmp_path: Path, suffix: str) -> None:
     """One frame in a document of the contract, and the id of the question as its correlation id."""
     path = make_picture(tmp_path / f"shot{suffix}", 7)
     question = f"question-{suffix[1:]}"
@@ -310,7 +310,7 @@ def test_a_picture_is_answered_on_detections(deployed: Deployed, tmp_path: Path,
     assert (frame["width"], frame["height"]) == read_picture_size(path.read_bytes())
 
 
-def test_what_is_no_picture_is_counted_and_told(deployed: Deployed, tmp_path: Path) -> None:
+def test_an_input_that_is_not_a_picture_is_counted_and_reported(deployed: DeployedModule, tmp_path: Path) -> None:
     """Neither it nor many at once keep the next one from its answer."""
     deployed.runtime.input("frames", b"\xff\xd8\xff but no JPEG", {"$.mid": "junk"})
     deployed.runtime.input("frames", b"", {"$.mid": "nothing"})
@@ -327,7 +327,7 @@ def test_what_is_no_picture_is_counted_and_told(deployed: Deployed, tmp_path: Pa
     assert 'visionedge_input_pictures_dropped_total{reason="bad-picture"} 2.0' in metrics
 
 
-def _answer(runtime: EdgeRuntime, question: str) -> Received:
+def _answer(runtime: EdgeRuntime, question: str) -> ReceivedMessage:
     """The message that answers a question."""
     got = runtime.wait_for(lambda ms: any(m.correlation_id == question for m in ms), timeout_s=30)
     return next(m for m in got if m.correlation_id == question)
@@ -348,13 +348,13 @@ def test_a_model_by_address_takes_over_and_a_wrong_one_is_rejected(
         address = server.url("/doors.onnx?sig=s3cret-signature")
         environ = {**edge_runtime.environ, **server.environ}
         with ModuleProcess(tmp_path / "data", *arguments, environ=environ) as module:
-            deployed = Deployed(edge_runtime, module)
+            deployed = DeployedModule(edge_runtime, module)
             deployed.wait_for_frame("dock")
-            told = deployed.desire({"model": {"url": address, "sha256": "0" * 64}})
-            assert told["model"]["status"] == "rejected"
+            acknowledgement = deployed.desire({"model": {"url": address, "sha256": "0" * 64}})
+            assert acknowledgement["model"]["status"] == "rejected"
             assert module.get("/api/v1/status")["model"]["name"] == "tiny"
-            told = deployed.desire({"model": {"sha256": sha256}})
-            assert told["model"]["status"] == "applied"
+            acknowledgement = deployed.desire({"model": {"sha256": sha256}})
+            assert acknowledgement["model"]["status"] == "applied"
             edge_runtime.wait_until(lambda: deployed.reported["model"]["sha256"] == sha256, 30)
             deployed.wait_for_frame("dock", deployed.frames("dock")[-1]["sequence"])
             dock = module.cameras()["dock"]
@@ -371,7 +371,7 @@ def test_a_start_without_a_hub_uses_the_last_good_configuration(
     """Not the wrong one that came after it; when the hub is back, all is reported and acknowledged."""
     arguments = ("--config", str(write_configuration(tmp_path)))
     with ModuleProcess(tmp_path / "data", *arguments, environ=edge_runtime.environ) as module:
-        deployed = Deployed(edge_runtime, module)
+        deployed = DeployedModule(edge_runtime, module)
         deployed.desire({"cameras": {"yard": {"uri": "demo:", "fps": 2}}})
         wrong = deployed.desire({"telemetry": {"mode": "some"}})
         assert wrong["cameras"]["status"] == "applied"
@@ -379,7 +379,7 @@ def test_a_start_without_a_hub_uses_the_last_good_configuration(
 
     edge_runtime.hub_down()
     with ModuleProcess(tmp_path / "data", *arguments, environ=edge_runtime.environ) as module:
-        deployed = Deployed(edge_runtime, module)
+        deployed = DeployedModule(edge_runtime, module)
         module.until(lambda c: c.get("yard", {}).get("framesAnalysed", 0) >= 1)
         edge_runtime.broker.twin.reported = {}
         edge_runtime.hub_up()
@@ -389,7 +389,7 @@ def test_a_start_without_a_hub_uses_the_last_good_configuration(
         assert module.stop(10) == 0
 
 
-def test_a_model_that_is_gone_at_a_start_does_not_keep_the_twin_from_mending_it(
+def test_the_twin_can_replace_a_model_that_is_missing_at_the_start(
     edge_runtime: EdgeRuntime, tmp_path: Path
 ) -> None:
     """The module starts with its local document, hears the twin, and says what it cannot do."""
@@ -400,11 +400,11 @@ def test_a_model_that_is_gone_at_a_start_does_not_keep_the_twin_from_mending_it(
     edge_runtime.desire(gone)
     arguments = ("--config", str(write_configuration(tmp_path)))
     with ModuleProcess(tmp_path / "data", *arguments, environ=edge_runtime.environ) as module:
-        deployed = Deployed(edge_runtime, module)
+        deployed = DeployedModule(edge_runtime, module)
         module.ready()
         assert "starting without the last good desired properties" in module.log
         edge_runtime.wait_until(lambda: "model" in deployed.reported.get("config", {}), 60)
         assert deployed.reported["config"]["model"]["status"] == "rejected"
-        told = deployed.desire({"model": None, "telemetry": {"maxPerDay": 5}})
-        assert told == {"telemetry": {"status": "applied", "version": told["telemetry"]["version"]}}
+        acknowledgement = deployed.desire({"model": None, "telemetry": {"maxPerDay": 5}})
+        assert acknowledgement == {"telemetry": {"status": "applied", "version": acknowledgement["telemetry"]["version"]}}
         assert module.stop(10) == 0

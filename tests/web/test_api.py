@@ -9,13 +9,13 @@ from visionedge.config.documents import Document
 from visionedge.errors import ModelError, SourceError
 from visionedge.frames.types import Picture, build_frame_document
 from visionedge.web import handlers
-from web_module import Client, FakeModule, error_of, grey, jpeg, result, talk, unpacked, until
+from fake_backend import Client, FakeBackend, error_of, grey, jpeg, result, run_scenario, decode, until
 
 
 def test_health_and_readiness_answer_200_or_503_with_every_reason() -> None:
-    module = FakeModule()
+    module = FakeBackend()
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         for path, good in (("/healthz", "ok"), ("/readyz", "ready")):
             async with client.get(path) as answer:
                 assert (answer.status, (await answer.json())["status"]) == (200, good)
@@ -31,59 +31,59 @@ def test_health_and_readiness_answer_200_or_503_with_every_reason() -> None:
                 assert document["reasons"] == reasons
                 assert document["error"]["message"] == "; ".join(reasons)
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
-def test_readiness_is_not_silent_about_the_device() -> None:
-    module = FakeModule()
+def test_readiness_names_the_device() -> None:
+    module = FakeBackend()
     module.engine |= {"requested": "cuda", "degraded": True}
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/readyz") as answer:
             engine = (await answer.json())["engine"]
             assert engine == {"requested": "cuda", "effective": "cpu", "degraded": True}
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
-def test_the_examination_of_the_way_to_the_gpu_is_given_with_secrets_masked() -> None:
-    module = FakeModule()
+def test_the_doctor_report_is_returned_with_secrets_masked() -> None:
+    module = FakeBackend()
     remedy = {"instruction": "ask rtsp://me:secret@192.0.2.5/", "lines": []}
     link = {"name": "passthrough", "title": "GPU", "state": "broken", "found": "none", "remedies": [remedy]}
-    module.examination["chain"] = [link]
+    module.doctor_report["chain"] = [link]
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/api/v1/doctor") as answer:
             document = await answer.json()
             assert answer.status == 200
             assert document["firstBroken"] == "passthrough"
             assert document["chain"][0]["remedies"][0]["instruction"] == "ask rtsp://***@192.0.2.5/"
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
 def test_the_newest_lines_of_the_log_are_text_with_secrets_masked() -> None:
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/api/v1/log") as answer:
             assert answer.content_type == "text/plain"
             assert await answer.text() == "camera dock is live at rtsp://***@192.0.2.5/\n"
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
 def test_metrics_are_prometheus_text() -> None:
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/metrics") as answer:
             assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
             assert await answer.read() == b"visionedge_ready 1.0\n"
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
-def test_status_and_cameras_are_given_as_the_module_has_them() -> None:
-    module = FakeModule("dock", "yard")
+def test_status_and_cameras_are_returned_unchanged() -> None:
+    module = FakeBackend("dock", "yard")
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/api/v1/status") as answer:
             assert await answer.json() == module.status()
             assert answer.headers["Cache-Control"] == "no-store"
@@ -96,14 +96,14 @@ def test_status_and_cameras_are_given_as_the_module_has_them() -> None:
             assert (status, code) == (404, "unknown_camera")
             assert "attic" in message
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
-def test_no_secret_leaves_in_a_document_even_when_the_module_forgot_to_mask_it() -> None:
-    module = FakeModule("dock")
+def test_secrets_in_documents_are_masked_even_if_the_module_did_not() -> None:
+    module = FakeBackend("dock")
     module.last_error = "rtsp://admin:hunter2@192.0.2.5/s?token=abc cannot be opened"
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         for path in ("/api/v1/status", "/api/v1/cameras", "/api/v1/cameras/dock"):
             async with client.get(path) as answer:
                 text = await answer.text()
@@ -111,15 +111,15 @@ def test_no_secret_leaves_in_a_document_even_when_the_module_forgot_to_mask_it()
                 assert "hunter2" not in text
                 assert "abc" not in text
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
 def test_the_latest_frame_is_its_frame_object() -> None:
-    module = FakeModule("dock")
+    module = FakeBackend("dock")
     made = result("dock", 4711)
     module.latest_results.publish(made)
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/api/v1/cameras/dock/frame") as answer:
             assert answer.status == 200
             assert answer.content_type == "application/json"
@@ -128,24 +128,24 @@ def test_the_latest_frame_is_its_frame_object() -> None:
         async with client.get("/api/v1/cameras/attic/frame") as answer:
             assert (await error_of(answer))[:2] == (404, "unknown_camera")
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
-def test_before_the_first_frame_the_answer_is_503_and_when_to_come_again() -> None:
-    async def conversation(client: Client) -> None:
+def test_before_the_first_frame_the_answer_is_503_with_retry_after() -> None:
+    async def scenario(client: Client) -> None:
         for leaf in ("frame", "snapshot.jpg", "frame?timeout=0.01"):
             async with client.get(f"/api/v1/cameras/dock/{leaf}") as answer:
                 assert (await error_of(answer))[:2] == (503, "no_frame_yet")
                 assert answer.headers["Retry-After"] == "1"
 
-    talk(FakeModule("dock"), conversation)
+    run_scenario(FakeBackend("dock"), scenario)
 
 
 def test_a_long_poll_waits_for_the_next_frame() -> None:
-    module = FakeModule("dock")
+    module = FakeBackend("dock")
     module.latest_results.publish(result("dock", 5))
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async def ask() -> int:
             async with client.get("/api/v1/cameras/dock/frame?after=5&timeout=15") as answer:
                 return int((await answer.json())["sequence"])
@@ -157,25 +157,25 @@ def test_a_long_poll_waits_for_the_next_frame() -> None:
         async with client.get("/api/v1/cameras/dock/frame?after=5") as answer:
             assert (await answer.json())["sequence"] == 6
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
 def test_a_long_poll_without_a_newer_frame_ends_empty_with_204() -> None:
-    module = FakeModule("dock")
+    module = FakeBackend("dock")
     module.latest_results.publish(result("dock", 5))
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/api/v1/cameras/dock/frame?after=5&timeout=0.05") as answer:
             assert answer.status == 204
             assert await answer.read() == b""
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
 def test_a_long_poll_on_a_camera_that_is_removed_meanwhile_ends_with_404() -> None:
-    module = FakeModule("dock")
+    module = FakeBackend("dock")
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async def ask() -> int:
             async with client.get("/api/v1/cameras/dock/frame?after=0&timeout=15") as answer:
                 return answer.status
@@ -185,7 +185,7 @@ def test_a_long_poll_on_a_camera_that_is_removed_meanwhile_ends_with_404() -> No
         module.remove("dock")
         assert await asked == 404
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
 @pytest.mark.parametrize(
@@ -201,82 +201,82 @@ def test_a_long_poll_on_a_camera_that_is_removed_meanwhile_ends_with_404() -> No
         "timeout=1e3",
     ],
 )
-def test_numbers_that_are_none_are_refused(query: str) -> None:
-    module = FakeModule("dock")
+def test_invalid_numbers_are_refused(query: str) -> None:
+    module = FakeBackend("dock")
     module.latest_results.publish(result("dock", 5))
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get(f"/api/v1/cameras/dock/frame?{query}") as answer:
             status, _, message = await error_of(answer)
             assert status == 400
             assert query.split("=", maxsplit=1)[0] in message
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
-def test_a_snapshot_is_the_very_picture_of_the_latest_frame() -> None:
-    module = FakeModule("dock")
+def test_a_snapshot_is_the_picture_of_the_latest_frame() -> None:
+    module = FakeBackend("dock")
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[:, 32:] = (200, 120, 40)
     made = result("dock", 9, picture=picture)
     module.latest_results.publish(made)
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/api/v1/cameras/dock/snapshot.jpg") as answer:
             assert answer.content_type == "image/jpeg"
             assert answer.headers["Cache-Control"] == "no-store"
             assert answer.headers["X-Visionedge-Sequence"] == "9"
             assert answer.headers["X-Visionedge-Captured-At"] == "2026-11-22T10:00:00.123Z"
-            plain = unpacked(await answer.read())
+            plain = decode(await answer.read())
         assert plain.shape == picture.shape
         assert abs(plain.astype(int) - picture).mean() < 4
         async with client.get("/api/v1/cameras/dock/snapshot.jpg?annotate=1") as answer:
-            drawn = unpacked(await answer.read())
+            drawn = decode(await answer.read())
         assert abs(drawn.astype(int) - plain)[12:36, 14:18].max() > 60, "the left line of the box"
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
 def test_a_snapshot_is_scaled_down_on_demand_and_never_up() -> None:
-    module = FakeModule("dock")
+    module = FakeBackend("dock")
     module.latest_results.publish(result("dock", 9, picture=grey(640, 480)))
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         for width, shape in ((320, (240, 320, 3)), (4000, (480, 640, 3))):
             async with client.get(f"/api/v1/cameras/dock/snapshot.jpg?annotate=1&width={width}") as answer:
-                assert unpacked(await answer.read()).shape == shape
+                assert decode(await answer.read()).shape == shape
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
 @pytest.mark.parametrize("query", ["annotate=maybe", "annotate=2", "width=0", "width=wide", "width=99999"])
-def test_snapshot_options_that_mean_nothing_are_refused(query: str) -> None:
-    module = FakeModule("dock")
+def test_invalid_snapshot_options_are_refused(query: str) -> None:
+    module = FakeBackend("dock")
     module.latest_results.publish(result())
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get(f"/api/v1/cameras/dock/snapshot.jpg?{query}") as answer:
             assert (await error_of(answer))[0] == 400
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
-def test_a_picture_that_cannot_be_had_any_more_is_told_and_is_no_crash() -> None:
+def test_an_unavailable_picture_is_an_error_and_no_crash() -> None:
     def gone() -> Picture:
         raise SourceError("the decoded picture of dock was let go")
 
-    module = FakeModule("dock")
+    module = FakeBackend("dock")
     module.latest_results.publish(result("dock", 1, full_picture=gone))
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/api/v1/cameras/dock/snapshot.jpg") as answer:
             assert (await error_of(answer))[:2] == (503, "no_picture")
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
-def test_paths_and_methods_that_do_not_exist_are_errors_in_the_one_shape() -> None:
-    async def conversation(client: Client) -> None:
+def test_unknown_paths_and_methods_get_an_error_document() -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/api/v1/nothing") as answer:
             assert (await error_of(answer))[:2] == (404, "not_found")
         async with client.delete("/api/v1/status") as answer:
@@ -285,53 +285,53 @@ def test_paths_and_methods_that_do_not_exist_are_errors_in_the_one_shape() -> No
         async with client.get("/api/v1/detect") as answer:
             assert (await error_of(answer))[0] == 405
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
-def test_a_fault_of_ours_is_a_500_that_tells_nothing_of_the_inside(caplog: pytest.LogCaptureFixture) -> None:
-    module = FakeModule()
+def test_an_internal_error_is_a_500_without_details(caplog: pytest.LogCaptureFixture) -> None:
+    module = FakeBackend()
     module.error = ZeroDivisionError("token=secret")
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/api/v1/status") as answer:
             status, code, message = await error_of(answer)
             assert (status, code) == (500, "internal")
             assert "secret" not in message
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
     assert any(record.exc_info for record in caplog.records)
 
 
-def test_an_error_meant_for_people_keeps_its_sentence() -> None:
-    module = FakeModule()
+def test_an_error_for_users_keeps_its_message() -> None:
+    module = FakeBackend()
     module.error = ModelError("the model gave NaN")
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.post("/api/v1/detect", data=jpeg()) as answer:
             assert await error_of(answer) == (500, "failed", "the model gave NaN")
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
-def test_the_newest_frame_costs_no_object_of_its_camera() -> None:
+def test_a_frame_request_does_not_build_the_camera_document() -> None:
     """With sixteen cameras those objects cost ten times what the rest of the answer does."""
 
-    class Module(FakeModule):
+    class Module(FakeBackend):
         def _document(self, name: str) -> Document:
             raise AssertionError(f"the object of {name} was made")
 
     module = Module("dock")
     module.latest_results.publish(result())
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         for path, status in (("dock/frame", 200), ("dock/snapshot.jpg", 200), ("attic/frame", 404)):
             async with client.get(f"/api/v1/cameras/{path}") as answer:
                 assert answer.status == status
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
-def test_a_document_that_takes_long_to_make_is_shared_by_those_who_ask_at_once() -> None:
+def test_concurrent_requests_share_an_expensive_document() -> None:
     now_s, made = 100.0, 0
 
     def make(took_s: float) -> dict[str, int]:

@@ -18,7 +18,7 @@ from visionedge.web.access_control import AccessControl
 from visionedge.web.documents import FrameDocument
 from visionedge.web.openapi import build_openapi, build_schemas
 from visionedge.web.server import HttpServer, make_app
-from web_module import LABELS, Client, FakeModule, error_of, result, talk
+from fake_backend import LABELS, Client, FakeBackend, error_of, result, run_scenario
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOKEN = "bait-token-Ünïcode"
@@ -26,7 +26,7 @@ TOKEN = "bait-token-Ünïcode"
 
 def route_set() -> set[tuple[str, str]]:
     """Method and path of every route of the application."""
-    app = make_app(FakeModule(), AccessControl(HttpConfig()))
+    app = make_app(FakeBackend(), AccessControl(HttpConfig()))
     found = set()
     for route in app.router.routes():
         assert route.resource is not None
@@ -35,12 +35,12 @@ def route_set() -> set[tuple[str, str]]:
     return found
 
 
-def test_with_a_token_everything_but_the_health_checks_asks_for_it() -> None:
-    module = FakeModule("dock")
+def test_with_a_token_only_health_checks_are_open() -> None:
+    module = FakeBackend("dock")
     module.latest_results.publish(result())
     routes = sorted(route_set())
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         for method, path in [*routes, ("get", "/nothing")]:
             async with client.request(method, path.replace("{name}", "dock")) as answer:
                 if path in ("/healthz", "/readyz"):
@@ -52,7 +52,7 @@ def test_with_a_token_everything_but_the_health_checks_asks_for_it() -> None:
                 message = document["error"] if path.startswith("/v2") else document["error"]["message"]
                 assert "Authorization" in message
 
-    talk(module, conversation, token=TOKEN)
+    run_scenario(module, scenario, token=TOKEN)
 
 
 @pytest.mark.parametrize(
@@ -69,24 +69,24 @@ def test_with_a_token_everything_but_the_health_checks_asks_for_it() -> None:
     ],
 )
 def test_a_wrong_token_is_refused(header: str) -> None:
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/api/v1/status", headers={"Authorization": header}) as answer:
             assert (await error_of(answer))[:2] == (401, "unauthorized")
 
-    talk(FakeModule(), conversation, token=TOKEN)
+    run_scenario(FakeBackend(), scenario, token=TOKEN)
 
 
-def test_the_right_token_opens_everything() -> None:
-    async def conversation(client: Client) -> None:
+def test_the_correct_token_opens_everything() -> None:
+    async def scenario(client: Client) -> None:
         for kind in ("Bearer", "bearer"):
             async with client.get("/api/v1/status", headers={"Authorization": f"{kind} {TOKEN}"}) as answer:
                 assert answer.status == 200
 
-    talk(FakeModule(), conversation, token=TOKEN)
+    run_scenario(FakeBackend(), scenario, token=TOKEN)
 
 
-def test_a_browser_without_a_token_gets_the_page_that_asks_for_it() -> None:
-    async def conversation(client: Client) -> None:
+def test_a_browser_without_a_token_gets_the_login_page() -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/", headers={"Accept": "text/html,*/*"}) as answer:
             assert answer.status == 401
             assert answer.content_type == "text/html"
@@ -94,11 +94,11 @@ def test_a_browser_without_a_token_gets_the_page_that_asks_for_it() -> None:
             assert "sign-in" in text
             assert TOKEN not in text
 
-    talk(FakeModule(), conversation, token=TOKEN)
+    run_scenario(FakeBackend(), scenario, token=TOKEN)
 
 
 def test_the_page_is_one_document_that_needs_no_other_host() -> None:
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/") as answer:
             assert answer.status == 200
             text = await answer.text()
@@ -112,17 +112,17 @@ def test_the_page_is_one_document_that_needs_no_other_host() -> None:
         assert "unsafe" not in policy
         assert "frame-ancestors 'none'" in policy
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
-def test_every_answer_forbids_guessing_its_type_and_keeping_it() -> None:
-    async def conversation(client: Client) -> None:
+def test_every_answer_forbids_type_sniffing_and_caching() -> None:
+    async def scenario(client: Client) -> None:
         for path in ("/healthz", "/metrics", "/nothing", "/api/v1/cameras"):
             async with client.get(path) as answer:
                 assert answer.headers["X-Content-Type-Options"] == "nosniff"
                 assert answer.headers["Cache-Control"] == "no-store"
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
 def test_every_route_is_described_and_every_description_is_a_route() -> None:
@@ -150,7 +150,7 @@ def references(value: Any) -> list[str]:
     return []
 
 
-def test_the_description_holds_every_shape_it_refers_to() -> None:
+def test_the_description_contains_every_referenced_shape() -> None:
     document = build_openapi()
     for reference in references(document):
         assert reference.removeprefix("#/components/schemas/") in document["components"]["schemas"]
@@ -201,12 +201,12 @@ def described(name: str) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def test_what_is_answered_has_the_described_shapes() -> None:
-    module = FakeModule("dock")
+def test_answers_have_the_described_shapes() -> None:
+    module = FakeBackend("dock")
     module.latest_results.publish(result())
     module.unready = ["the engine warms up"]
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         for path, name in (
             ("/healthz", "Health"),
             ("/readyz", "Readiness"),
@@ -224,7 +224,7 @@ def test_what_is_answered_has_the_described_shapes() -> None:
         async with client.get("/healthz") as answer:
             conforms(await answer.json(), described("Health"))
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
 @pytest.mark.parametrize("source", [None, "upload"])
@@ -239,7 +239,7 @@ def test_a_frame_object_has_exactly_the_described_keys(source: str | None) -> No
         FrameDocument.model_validate(more)
 
 
-def test_every_key_of_the_description_says_what_it_is_or_has_a_name_that_does() -> None:
+def test_every_key_of_the_description_has_a_description_or_a_clear_name() -> None:
     """No name of a Python field and no title that repeats a key gets into the description."""
     for name, schema in build_schemas().items():
         assert not name.endswith("Document")
@@ -251,39 +251,39 @@ def test_every_key_of_the_description_says_what_it_is_or_has_a_name_that_does() 
 
 
 def test_the_description_is_served() -> None:
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/openapi.json") as answer:
             assert await answer.json() == build_openapi()
             assert (await answer.json())["openapi"].startswith("3.1")
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
-def test_a_port_in_use_is_one_line_with_the_remedy() -> None:
-    async def story(port: int) -> None:
+def test_a_port_in_use_gives_a_one_line_error_with_the_remedy() -> None:
+    async def scenario(port: int) -> None:
         with pytest.raises(UnavailableError, match=rf"127\.0\.0\.1:{port}: the port is in use.*--http"):
-            await HttpServer.start(FakeModule(), HttpConfig(port=port))
+            await HttpServer.start(FakeBackend(), HttpConfig(port=port))
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        asyncio.run(story(taken.getsockname()[1]))
+        asyncio.run(scenario(taken.getsockname()[1]))
 
 
-def test_an_address_of_another_machine_is_one_line_with_the_remedy() -> None:
+def test_an_address_of_another_machine_gives_a_one_line_error_with_the_remedy() -> None:
     with pytest.raises(UnavailableError, match=r"192\.0\.2\.1:\d+: .*--http"):
-        asyncio.run(HttpServer.start(FakeModule(), HttpConfig(host="192.0.2.1", port=0)))
+        asyncio.run(HttpServer.start(FakeBackend(), HttpConfig(host="192.0.2.1", port=0)))
 
 
 def test_the_address_shown_is_one_that_can_be_opened() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         for host in ("127.0.0.1", "0.0.0.0", "localhost"):
-            server = await HttpServer.start(FakeModule(), HttpConfig(host=host, port=0))
+            server = await HttpServer.start(FakeBackend(), HttpConfig(host=host, port=0))
             shown = "127.0.0.1" if host == "0.0.0.0" else host
             assert server.url == f"http://{shown}:{server.port}/"
             await server.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 async def _until_data(lines: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
@@ -307,11 +307,11 @@ async def answered(url: str, token: str | None = None) -> int:
         return 0
 
 
-def test_another_address_is_listened_on_while_viewers_stay_connected() -> None:
+def test_the_address_can_change_while_viewers_stay_connected() -> None:
     """The old one answers no more, but a stream that was opened there goes on."""
 
-    async def story() -> None:
-        module = FakeModule()
+    async def scenario() -> None:
+        module = FakeBackend()
         server = await HttpServer.start(module, HttpConfig(port=0))
         before = server.url
         async with (
@@ -327,43 +327,43 @@ def test_another_address_is_listened_on_while_viewers_stay_connected() -> None:
             assert lines[-1].startswith(b"data:")
         await server.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_the_same_port_at_all_addresses_takes_over_from_one() -> None:
+def test_the_same_port_can_change_from_one_to_all_addresses() -> None:
     """The two overlap, so one must go before the other can come; and back again."""
 
-    async def story() -> None:
-        server = await HttpServer.start(FakeModule(), HttpConfig(port=0))
+    async def scenario() -> None:
+        server = await HttpServer.start(FakeBackend(), HttpConfig(port=0))
         port = server.port
         for host in ("0.0.0.0", "127.0.0.1"):
             await server.apply(HttpConfig(host=host, port=port))
             assert await answered(f"http://127.0.0.1:{port}/healthz") == 200
         await server.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("other_port", [True, False])
-def test_an_address_that_cannot_be_listened_on_leaves_everything_as_it_was(other_port: bool) -> None:
+def test_an_unusable_new_address_changes_nothing(other_port: bool) -> None:
     """The token included."""
 
-    async def story() -> None:
-        server = await HttpServer.start(FakeModule(), HttpConfig(port=0, token=TOKEN))
+    async def scenario() -> None:
+        server = await HttpServer.start(FakeBackend(), HttpConfig(port=0, token=TOKEN))
         wanted = HttpConfig(host="192.0.2.1", port=0 if other_port else server.port, token="another")
         with pytest.raises(UnavailableError, match=r"192\.0\.2\.1"):
             await server.apply(wanted)
         assert await answered(f"{server.url}api/v1/status", TOKEN) == 200
         await server.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_another_token_is_asked_for_at_once() -> None:
+def test_a_new_token_is_required_at_once() -> None:
     """And none, if none is configured any more."""
 
-    async def story() -> None:
-        server = await HttpServer.start(FakeModule(), HttpConfig(port=0, token=TOKEN))
+    async def scenario() -> None:
+        server = await HttpServer.start(FakeBackend(), HttpConfig(port=0, token=TOKEN))
         url = f"{server.url}api/v1/status"
         await server.apply(HttpConfig(port=0, token="another-token"))
         assert [await answered(url, token) for token in (TOKEN, "another-token", None)] == [401, 200, 401]
@@ -371,8 +371,8 @@ def test_another_token_is_asked_for_at_once() -> None:
         assert await answered(url) == 200
         await server.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_the_fake_speaks_of_known_labels_only() -> None:
+def test_the_fake_backend_uses_only_known_labels() -> None:
     assert {found["label"] for found in build_frame_document(result())["detections"]} <= set(LABELS)

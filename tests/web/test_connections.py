@@ -16,7 +16,7 @@ from visionedge.config.schema import HttpConfig
 from visionedge.runtime.logs import LogLimiter
 from visionedge.web import connections
 from visionedge.web.server import HttpServer
-from web_module import FakeModule, result, until
+from fake_backend import FakeBackend, result, until
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -46,16 +46,16 @@ async def connected(server: HttpServer, host: str = "127.0.0.1") -> AsyncIterato
         writer.close()
 
 
-def serve(story: Callable[[HttpServer, FakeModule], Awaitable[None]], http: HttpConfig | None = None) -> None:
+def serve(scenario: Callable[[HttpServer, FakeBackend], Awaitable[None]], http: HttpConfig | None = None) -> None:
     """A real server over a module with one frame, and what happens to it."""
 
     async def whole() -> None:
-        module = FakeModule("dock", "yard")
+        module = FakeBackend("dock", "yard")
         module.latest_results.publish(result("dock", 7))
         server = await HttpServer.start(module, http or HttpConfig(port=0))
         try:
             async with asyncio.timeout(20):
-                await story(server, module)
+                await scenario(server, module)
         finally:
             await server.close()
 
@@ -82,64 +82,64 @@ async def is_alive(stream: Stream) -> bool:
 
 
 @pytest.mark.parametrize("beginning", [b"", b"GET /healthz HTTP/1.1\r\nHo"])
-def test_a_client_that_sends_no_whole_head_is_let_go(
+def test_a_client_with_an_incomplete_head_is_disconnected(
     beginning: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "HEAD_LIMIT_S", 0.02)
     monkeypatch.setattr(connections, "SWEEP_S", 0.01)
 
-    async def story(server: HttpServer, _module: FakeModule) -> None:
+    async def scenario(server: HttpServer, _module: FakeBackend) -> None:
         async with connected(server) as (reader, writer):
             writer.write(beginning)
             await ended(reader)
 
-    serve(story)
+    serve(scenario)
 
 
 def test_a_head_that_begins_on_a_kept_connection_has_the_same_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "SWEEP_S", 0.01)
 
-    async def story(server: HttpServer, _module: FakeModule) -> None:
+    async def scenario(server: HttpServer, _module: FakeBackend) -> None:
         async with connected(server) as stream:
             assert await is_alive(stream)
             monkeypatch.setattr(connections, "HEAD_LIMIT_S", 0.02)
             stream[1].write(b"GET /heal")
             await ended(stream[0])
 
-    serve(story)
+    serve(scenario)
 
 
-def test_a_kept_connection_that_asks_nothing_more_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_kept_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "IDLE_LIMIT_S", 0.02)
     monkeypatch.setattr(connections, "SWEEP_S", 0.01)
 
-    async def story(server: HttpServer, _module: FakeModule) -> None:
+    async def scenario(server: HttpServer, _module: FakeBackend) -> None:
         async with connected(server) as stream:
             assert await is_alive(stream)
             await ended(stream[0])
 
-    serve(story)
+    serve(scenario)
 
 
-def test_who_waits_for_an_answer_is_not_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_waits_for_an_answer_is_not_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HEAD_LIMIT_S", "IDLE_LIMIT_S", "SWEEP_S"):
         monkeypatch.setattr(connections, name, 0.01)
 
-    async def story(server: HttpServer, _module: FakeModule) -> None:
+    async def scenario(server: HttpServer, _module: FakeBackend) -> None:
         async with connected(server) as (reader, writer):
             writer.write(asks(f"{FRAME}?after=7&timeout=0.1"))
             assert b" 204 " in await reader.readuntil(b"\r\n\r\n")
 
-    serve(story)
+    serve(scenario)
 
 
-def test_a_client_that_takes_nothing_of_its_answers_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_does_not_read_its_answers_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would hold them in memory, and its place."""
     monkeypatch.setattr(connections, "IDLE_LIMIT_S", 0.05)
     monkeypatch.setattr(connections, "HEAD_LIMIT_S", 0.05)
     monkeypatch.setattr(connections, "SWEEP_S", 0.01)
 
-    async def story(server: HttpServer, _module: FakeModule) -> None:
+    async def scenario(server: HttpServer, _module: FakeBackend) -> None:
         loop = asyncio.get_running_loop()
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -149,16 +149,16 @@ def test_a_client_that_takes_nothing_of_its_answers_is_let_go(monkeypatch: pytes
                 await loop.sock_sendall(client, asks("/openapi.json") * 2_000)
             await until(lambda: "connections=0" in repr(server))
 
-    serve(story)
+    serve(scenario)
 
 
 # --- how many -----------------------------------------------------------------------------------------------
 
 
-def test_when_all_places_are_taken_the_longest_idle_one_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_all_places_are_taken_the_longest_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "CONNECTIONS_AT_ONCE", 3)
 
-    async def story(server: HttpServer, _module: FakeModule) -> None:
+    async def scenario(server: HttpServer, _module: FakeBackend) -> None:
         async with connected(server) as first, connected(server) as second, connected(server) as third:
             await until(lambda: "connections=3" in repr(server))
             assert await is_alive(first), "now the second has waited longest"
@@ -168,13 +168,13 @@ def test_when_all_places_are_taken_the_longest_idle_one_goes_first(monkeypatch: 
                 assert await is_alive(first)
                 assert await is_alive(third)
 
-    serve(story)
+    serve(scenario)
 
 
 def test_a_stream_keeps_its_place_however_many_connect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "CONNECTIONS_AT_ONCE", 4)
 
-    async def story(server: HttpServer, module: FakeModule) -> None:
+    async def scenario(server: HttpServer, module: FakeBackend) -> None:
         async with connected(server) as (reader, writer):
             writer.write(asks("/api/v1/frames"))
             await reader.readuntil(b"frame objects follow\n\n")
@@ -184,7 +184,7 @@ def test_a_stream_keeps_its_place_however_many_connect(monkeypatch: pytest.Monke
             module.latest_results.publish(result("dock", 8))
             assert b'"sequence":8' in await reader.readuntil(b"\n\n")
 
-    serve(story)
+    serve(scenario)
 
 
 @contextmanager
@@ -200,12 +200,12 @@ def descriptors_left(count: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_more_connections_than_descriptors_leave_the_server_answering(
+def test_the_server_still_answers_with_more_connections_than_descriptors(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """And a stream goes on. The clients, in this process, get their descriptors before the limit falls."""
 
-    async def story(server: HttpServer, module: FakeModule) -> None:
+    async def scenario(server: HttpServer, module: FakeBackend) -> None:
         async with connected(server) as (reader, writer):
             writer.write(asks("/api/v1/frames"))
             await reader.readuntil(b"frame objects follow\n\n")
@@ -219,7 +219,7 @@ def test_more_connections_than_descriptors_leave_the_server_answering(
                 assert await is_alive(late)
 
     with caplog.at_level(logging.WARNING):
-        serve(story)
+        serve(scenario)
     assert not [record for record in caplog.records if record.exc_info]
     assert len(caplog.records) <= 3
 
@@ -236,10 +236,10 @@ def opened_sockets(count: int) -> Iterator[list[socket.socket]]:
             each.close()
 
 
-def test_a_burst_of_connections_is_kept_by_the_system_until_it_is_accepted() -> None:
+def test_a_burst_of_connections_waits_in_the_system_backlog() -> None:
     """They connect while the loop is busy; with a full queue they would wait for a second and more."""
 
-    async def story(server: HttpServer, _module: FakeModule) -> None:
+    async def scenario(server: HttpServer, _module: FakeBackend) -> None:
         with opened_sockets(300) as clients:
             for client in clients:
                 client.settimeout(10)
@@ -247,7 +247,7 @@ def test_a_burst_of_connections_is_kept_by_the_system_until_it_is_accepted() -> 
             async with connected(server) as late:
                 assert await is_alive(late)
 
-    serve(story)
+    serve(scenario)
 
 
 # --- addresses ----------------------------------------------------------------------------------------------
@@ -264,14 +264,14 @@ def has_ipv6() -> bool:
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 @pytest.mark.parametrize("host", ["::", "[::]"])
-def test_all_addresses_of_ipv6_mean_those_of_ipv4_too(host: str) -> None:
-    async def story(server: HttpServer, _module: FakeModule) -> None:
+def test_all_ipv6_addresses_include_ipv4(host: str) -> None:
+    async def scenario(server: HttpServer, _module: FakeBackend) -> None:
         assert server.url == f"http://[::1]:{server.port}/"
         for address in ("127.0.0.1", "::1"):
             async with connected(server, address) as stream:
                 assert await is_alive(stream)
 
-    serve(story, HttpConfig(host=host, port=0))
+    serve(scenario, HttpConfig(host=host, port=0))
 
 
 @pytest.mark.parametrize(
@@ -285,13 +285,13 @@ def test_all_addresses_of_ipv6_mean_those_of_ipv4_too(host: str) -> None:
 def test_an_open_module_warns_once_with_the_remedy(
     host: str, access: dict[str, Any], warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def story(_server: HttpServer, _module: FakeModule) -> None:
+    async def scenario(_server: HttpServer, _module: FakeBackend) -> None:
         return
 
-    serve(story, HttpConfig(host=host, port=0, **access))
-    told = [record.getMessage() for record in caplog.records if "without a token" in record.getMessage()]
-    assert len(told) == warns
-    assert all(host in text and "http.token" in text for text in told)
+    serve(scenario, HttpConfig(host=host, port=0, **access))
+    warnings = [record.getMessage() for record in caplog.records if "without a token" in record.getMessage()]
+    assert len(warnings) == warns
+    assert all(host in text and "http.token" in text for text in warnings)
 
 
 # --- what is no request -------------------------------------------------------------------------------------
@@ -323,13 +323,13 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("sent", MALFORMED)
-def test_what_is_no_request_is_answered_in_the_one_shape_and_logged_in_a_line(
+def test_a_malformed_request_gets_an_error_document_and_one_log_line(
     sent: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Sent five times, it costs one line of the log, without any of the client's bytes."""
     data, status = MALFORMED[sent]
 
-    async def story(server: HttpServer, _module: FakeModule) -> None:
+    async def scenario(server: HttpServer, _module: FakeBackend) -> None:
         for _ in range(5):
             async with connected(server) as (reader, writer):
                 writer.write(data)
@@ -342,14 +342,14 @@ def test_what_is_no_request_is_answered_in_the_one_shape_and_logged_in_a_line(
                 assert await reader.read() == b""
 
     with caplog.at_level(logging.DEBUG):
-        serve(story)
+        serve(scenario)
     lines = [record for record in caplog.records if record.name != "asyncio"]
     assert len(lines) <= 1
     assert not any(record.exc_info or len(record.getMessage()) > 200 for record in lines)
     assert not any("a://" in record.getMessage() for record in lines)
 
 
-def test_the_line_about_malformed_requests_counts_those_it_stands_for(
+def test_the_log_line_about_malformed_requests_has_their_count(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     now_s = 100.0
@@ -365,19 +365,19 @@ def test_the_line_about_malformed_requests_counts_those_it_stands_for(
 
 
 def test_a_malformed_request_of_the_inference_protocol_is_answered_in_its_shape() -> None:
-    async def story(server: HttpServer, _module: FakeModule) -> None:
+    async def scenario(server: HttpServer, _module: FakeBackend) -> None:
         async with connected(server) as (reader, writer):
             writer.write(asks("/v2/models/nano/infer", "Host: again", method="POST"))
             status, _, body = await answer(reader)
             assert (status, type(json.loads(body)["error"])) == (400, str)
 
-    serve(story)
+    serve(scenario)
 
 
-def test_chunks_that_go_wrong_later_end_the_request_at_once() -> None:
+def test_a_wrong_later_chunk_ends_the_request_at_once() -> None:
     """The handler waits for the body then, and would until its time is up."""
 
-    async def story(server: HttpServer, _module: FakeModule) -> None:
+    async def scenario(server: HttpServer, _module: FakeBackend) -> None:
         for path in ("/v2/models/nano/infer", "/api/v1/detect"):
             async with connected(server) as (reader, writer):
                 writer.write(asks(path, CHUNKED, method="POST", body=b"3\r\nabc\r\n"))
@@ -390,23 +390,23 @@ def test_chunks_that_go_wrong_later_end_the_request_at_once() -> None:
                 assert await reader.read() == b""
             await until(lambda: "connections=0" in repr(server))
 
-    serve(story)
+    serve(scenario)
 
 
 # --- the plain handler of the newest frame ------------------------------------------------------------------
 
 
-def test_requests_that_come_at_once_are_answered_in_order() -> None:
-    async def story(server: HttpServer, _module: FakeModule) -> None:
+def test_pipelined_requests_are_answered_in_order() -> None:
+    async def scenario(server: HttpServer, _module: FakeBackend) -> None:
         async with connected(server) as (reader, writer):
             writer.write(asks(FRAME) + asks("/healthz") + asks("/api/v1/cameras/attic/frame"))
             assert [(await answer(reader))[0] for _ in range(3)] == [200, 200, 404]
 
-    serve(story)
+    serve(scenario)
 
 
-def test_a_newer_frame_is_answered_with_itself_and_a_removed_camera_not_from_memory() -> None:
-    async def story(server: HttpServer, module: FakeModule) -> None:
+def test_the_newest_frame_is_answered_and_a_removed_camera_is_not() -> None:
+    async def scenario(server: HttpServer, module: FakeBackend) -> None:
         async with connected(server) as (reader, writer):
             for sequence in (7, 7, 8):
                 module.latest_results.publish(result("dock", sequence))
@@ -418,24 +418,24 @@ def test_a_newer_frame_is_answered_with_itself_and_a_removed_camera_not_from_mem
             writer.write(asks(FRAME))
             assert (await answer(reader))[0] == 404
 
-    serve(story)
+    serve(scenario)
 
 
-def test_a_connection_that_is_to_be_closed_is_closed() -> None:
-    async def story(server: HttpServer, _module: FakeModule) -> None:
+def test_a_request_to_close_the_connection_is_followed() -> None:
+    async def scenario(server: HttpServer, _module: FakeBackend) -> None:
         async with connected(server) as (reader, writer):
             writer.write(asks(FRAME, "Connection: close"))
             assert b"200 OK" in await reader.read()
 
-    serve(story)
+    serve(scenario)
 
 
 # --- twice the text takes twice the time --------------------------------------------------------------------
 
-HOSTILE = ("a://:", "a://b:c@", "a.a.", "key-", "Bearer a ", "[[", "\\u0000", "é")
+MALICIOUS = ("a://:", "a://b:c@", "a.a.", "key-", "Bearer a ", "[[", "\\u0000", "é")
 
 
-def hostile_requests(size: int, piece: str) -> list[bytes]:
+def malicious_requests(size: int, piece: str) -> list[bytes]:
     """A text of this kind in every place of a request that may hold one; heads are bounded to 8 KiB."""
     body = (piece * size)[: size * 10].encode("utf-8", "replace")
     word = (piece * size)[: min(size, 3_500)].replace(" ", "_")
@@ -480,18 +480,18 @@ async def time_of(server: HttpServer, requests: list[bytes]) -> list[float]:
     return took
 
 
-@pytest.mark.parametrize("piece", HOSTILE)
-def test_twice_the_text_of_a_client_takes_twice_the_time_at_most(piece: str) -> None:
+@pytest.mark.parametrize("piece", MALICIOUS)
+def test_parsing_time_grows_linearly_with_the_request(piece: str) -> None:
     """Through every answer and the log. A quadratic step anywhere would take seconds for these texts."""
     size = 20_000
     noise_s = 0.02
 
-    async def story(server: HttpServer, _module: FakeModule) -> None:
-        short, long = hostile_requests(size, piece), hostile_requests(2 * size, piece)
+    async def scenario(server: HttpServer, _module: FakeBackend) -> None:
+        short, long = malicious_requests(size, piece), malicious_requests(2 * size, piece)
         rounds = [(await time_of(server, short), await time_of(server, long)) for _ in range(3)]
         once = [min(times) for times in zip(*[pair[0] for pair in rounds], strict=True)]
         twice = [min(times) for times in zip(*[pair[1] for pair in rounds], strict=True)]
         ratios = [(two + noise_s) / (one + noise_s) for one, two in zip(once, twice, strict=True)]
         assert max(ratios) < 3.5, ratios
 
-    serve(story)
+    serve(scenario)

@@ -15,14 +15,14 @@ import pytest
 from visionedge.errors import BusyError
 from visionedge.runtime.limits import MemoryBudget
 from visionedge.web import request_body
-from web_module import Client, FakeModule, error_of, grey, jpeg, talk, until
+from fake_backend import Client, FakeBackend, error_of, grey, jpeg, run_scenario, until
 
 
 @pytest.mark.parametrize("kind", [".jpg", ".png", ".webp"])
-def test_an_uploaded_picture_is_analysed_as_it_is(kind: str) -> None:
-    module = FakeModule()
+def test_an_uploaded_picture_is_analysed_unchanged(kind: str) -> None:
+    module = FakeBackend()
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         body = jpeg(grey(40, 30, 200), kind)
         async with client.post("/api/v1/detect", data=body) as answer:
             document = await answer.json()
@@ -33,11 +33,11 @@ def test_an_uploaded_picture_is_analysed_as_it_is(kind: str) -> None:
         assert [found["label"] for found in document["detections"]] == ["person"]
         assert abs(int(module.seen[0].mean()) - 200) < 3
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
 def test_a_picture_may_come_in_a_form() -> None:
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         form = aiohttp.FormData({"note": "hello"})
         form.add_field("file", jpeg(grey(40, 30)), filename="a.jpg", content_type="image/jpeg")
         async with client.post("/api/v1/detect", data=form) as answer:
@@ -46,34 +46,34 @@ def test_a_picture_may_come_in_a_form() -> None:
         async with client.post("/api/v1/detect", data=empty) as answer:
             assert (await error_of(answer))[:2] == (400, "empty_body")
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
 @pytest.mark.parametrize(
     ("body", "status"),
     [(b"", 400), (b"hello", 415), (b"GIF89a" + bytes(50), 415), (b"\xff\xd8\xff" + bytes(50), 400)],
 )
-def test_a_body_that_is_no_picture_is_refused(body: bytes, status: int) -> None:
-    module = FakeModule()
+def test_a_body_that_is_not_a_picture_is_refused(body: bytes, status: int) -> None:
+    module = FakeBackend()
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.post("/api/v1/detect", data=body) as answer:
             assert (await error_of(answer))[0] == status
         assert module.seen == []
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
 def test_a_broken_form_is_refused() -> None:
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         for kind in ("multipart/form-data", "multipart/form-data; boundary=x"):
             async with client.post("/api/v1/detect", data=b"none", headers={"Content-Type": kind}) as answer:
                 assert (await error_of(answer))[0] == 400
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
-def test_a_body_above_the_limit_is_refused_whether_or_not_it_says_its_length(
+def test_a_body_above_the_limit_is_refused_with_or_without_a_length(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(request_body, "UPLOAD_LIMIT_BYTES", 1000)
@@ -82,7 +82,7 @@ def test_a_body_above_the_limit_is_refused_whether_or_not_it_says_its_length(
         for _ in range(50):
             yield bytes(100)
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         for body in (bytes(1001), pieces()):
             async with client.post("/api/v1/detect", data=body) as answer:
                 assert (await error_of(answer))[:2] == (413, "too_large")
@@ -91,13 +91,13 @@ def test_a_body_above_the_limit_is_refused_whether_or_not_it_says_its_length(
         async with client.post("/api/v1/detect", data=form) as answer:
             assert (await error_of(answer))[:2] == (413, "too_large")
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
-def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_does_not_arrive_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_body, "UPLOAD_LIMIT_S", 0.05)
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         never = asyncio.Event()
 
         async def stuck() -> AsyncIterator[bytes]:
@@ -107,13 +107,13 @@ def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch
         async with client.post("/api/v1/detect", data=stuck()) as answer:
             assert (await error_of(answer))[:2] == (408, "timeout")
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
-def test_more_uploads_than_there_are_permits_are_told_to_come_again() -> None:
-    module = FakeModule()
+def test_uploads_beyond_the_permits_get_retry_after() -> None:
+    module = FakeBackend()
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         module.hold = asyncio.Event()
 
         async def upload() -> int:
@@ -129,31 +129,31 @@ def test_more_uploads_than_there_are_permits_are_told_to_come_again() -> None:
         assert await asyncio.gather(*held) == [200] * request_body.UPLOADS_AT_ONCE
         assert await upload() == 200
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
-def test_a_busy_engine_says_when_to_come_again() -> None:
-    module = FakeModule()
+def test_a_busy_engine_sends_retry_after() -> None:
+    module = FakeBackend()
     module.busy = True
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.post("/api/v1/detect", data=jpeg()) as answer:
             assert (await error_of(answer))[:2] == (503, "busy")
             assert answer.headers["Retry-After"] == "7"
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
-def test_a_real_photo_is_taken_up_to_the_detector(shared_data: Path) -> None:
-    module = FakeModule()
+def test_a_real_photo_reaches_the_detector(shared_data: Path) -> None:
+    module = FakeBackend()
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         for name, shape in (("photos/darknet_dog.jpg", (576, 768)), ("photos/coffee.png", (400, 600))):
             async with client.post("/api/v1/detect", data=(shared_data / name).read_bytes()) as answer:
                 document = json.loads(await answer.read())
             assert (document["height"], document["width"]) == shape
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
 def png_of(width_px: int, height_px: int, *more: bytes) -> bytes:
@@ -167,10 +167,10 @@ def png_of(width_px: int, height_px: int, *more: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-def test_too_many_pixels_are_refused_before_anything_is_decoded() -> None:
-    module = FakeModule()
+def test_too_many_pixels_are_refused_before_decoding() -> None:
+    module = FakeBackend()
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.post("/api/v1/detect", data=png_of(10_000, 10_000)) as answer:
             status, code, message = await error_of(answer)
         assert (status, code) == (413, "too_large")
@@ -179,11 +179,11 @@ def test_too_many_pixels_are_refused_before_anything_is_decoded() -> None:
             assert (await error_of(answer))[1] == "bad_picture", "of this size it would be taken"
         assert module.seen == []
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
-def test_pictures_whose_decoding_takes_too_much_memory_at_once_wait_for_each_other() -> None:
-    async def story() -> None:
+def test_pictures_that_need_too_much_memory_together_are_decoded_in_turn() -> None:
+    async def scenario() -> None:
         budget = MemoryBudget(100, 10.0, "too large")
         order: list[str] = []
 
@@ -204,11 +204,11 @@ def test_pictures_whose_decoding_takes_too_much_memory_at_once_wait_for_each_oth
         assert order == ["first", "third", "second"]
         assert budget.taken_bytes == 0
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_picture_that_gets_no_memory_in_time_is_told_to_come_again() -> None:
-    async def story() -> None:
+def test_a_picture_that_gets_no_memory_in_time_gets_retry_after() -> None:
+    async def scenario() -> None:
         budget = MemoryBudget(100, 0.01, "too many large pictures")
         async with budget.hold(100):
             with pytest.raises(BusyError, match="too many large"):
@@ -216,13 +216,13 @@ def test_a_picture_that_gets_no_memory_in_time_is_told_to_come_again() -> None:
                     pass
         assert repr(budget) == "<MemoryBudget taken_bytes=0 waiting=0>"
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_permit_goes_back_when_the_work_ends_and_not_when_its_client_leaves() -> None:
-    module = FakeModule()
+def test_a_permit_is_released_at_the_end_of_the_work_and_not_when_its_client_leaves() -> None:
+    module = FakeBackend()
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         module.hold = asyncio.Event()
         for number in range(1, request_body.UPLOADS_AT_ONCE + 1):
             gone = asyncio.create_task(client.post("/api/v1/detect", data=jpeg()))
@@ -243,7 +243,7 @@ def test_a_permit_goes_back_when_the_work_ends_and_not_when_its_client_leaves() 
             while await answered() != 200:
                 pass
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
 @pytest.mark.parametrize(
@@ -267,10 +267,10 @@ def test_a_permit_goes_back_when_the_work_ends_and_not_when_its_client_leaves() 
     ],
 )
 @pytest.mark.parametrize("path", ["/api/v1/detect", "/v2/models/nano/infer"])
-def test_a_body_is_unpacked_or_refused_in_the_shape_of_its_path(
+def test_a_body_is_decompressed_or_refused_in_the_format_of_its_path(
     path: str, coding: str, body: bytes, status: int
 ) -> None:
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.post(path, data=body, headers={"Content-Encoding": coding}) as answer:
             if path.startswith("/v2"):
                 # Unpacked, it is no inference request.
@@ -281,10 +281,10 @@ def test_a_body_is_unpacked_or_refused_in_the_shape_of_its_path(
             else:
                 assert (await error_of(answer))[0] == status
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
-def test_a_packed_form_and_a_form_with_a_broken_head_are_refused() -> None:
+def test_a_compressed_form_and_a_form_with_a_broken_head_are_refused() -> None:
     heads = (
         b"Content",
         b"\x00\xff nonsense\r\n\r\nabc",
@@ -293,7 +293,7 @@ def test_a_packed_form_and_a_form_with_a_broken_head_are_refused() -> None:
         b"".join(b"a%d: b\r\n" % number for number in range(5000)) + b"\r\nabc",
     )
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         headers = {"Content-Type": "multipart/form-data; boundary=x"}
         for head in heads:
             body = b"--x\r\n" + head + b"\r\n--x--\r\n"
@@ -304,10 +304,10 @@ def test_a_packed_form_and_a_form_with_a_broken_head_are_refused() -> None:
         async with client.post("/api/v1/detect", data=packed, headers=headers) as answer:
             assert (await error_of(answer))[0] == 415
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
-def test_what_an_uploader_wrote_beside_the_picture_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_metadata_of_an_uploaded_picture_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
     """libpng quotes the profile's name on stderr where the profile is broken."""
     packed = jpeg(grey(8, 8), ".png")
     profile = b"iCCPwords of an uploader\x00\x00broken"

@@ -12,7 +12,7 @@ from visionedge.config.schema import HttpConfig
 from visionedge.web import handlers
 from visionedge.web.access_control import own_names
 from visionedge.web.server import HttpServer
-from web_module import Client, FakeModule, error_of, jpeg, result, talk, until
+from fake_backend import Client, FakeBackend, error_of, jpeg, result, run_scenario, until
 
 TOKEN = "bait-token-of-the-guard"
 OPEN = HttpConfig(port=0, names=("Vision.example.", "hmi"))
@@ -41,11 +41,11 @@ async def status_with(client: Client, path: str, headers: dict[str, str], method
         *("edge-7", "vision:8080", "EDGE_7."),  # machines and containers of the local network
     ],
 )
-def test_without_a_token_addresses_and_known_names_are_answered(host: str) -> None:
-    async def conversation(client: Client) -> None:
+def test_without_a_token_ip_addresses_and_known_host_names_are_answered(host: str) -> None:
+    async def scenario(client: Client) -> None:
         assert await status_with(client, "/api/v1/status", {"Host": host}) == 200
 
-    talk(FakeModule(), conversation, http=OPEN)
+    run_scenario(FakeBackend(), scenario, http=OPEN)
 
 
 @pytest.mark.parametrize(
@@ -73,10 +73,10 @@ def test_without_a_token_addresses_and_known_names_are_answered(host: str) -> No
         ),
     ],
 )
-def test_without_a_token_any_other_name_is_refused_with_the_remedy(host: str) -> None:
+def test_without_a_token_any_other_host_name_is_refused_with_the_remedy(host: str) -> None:
     """A page can make its own name lead here, and would read pictures under it."""
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         for path in ("/", "/api/v1/status", "/metrics", "/healthz", "/nothing"):
             async with client.get(path, headers={"Host": host}) as answer:
                 status, code, message = await error_of(answer)
@@ -84,24 +84,24 @@ def test_without_a_token_any_other_name_is_refused_with_the_remedy(host: str) ->
             assert "http.names" in message
             assert len(message) < 200
 
-    talk(FakeModule(), conversation, http=OPEN)
+    run_scenario(FakeBackend(), scenario, http=OPEN)
 
 
-def test_with_a_token_any_name_will_do() -> None:
+def test_with_a_token_any_host_name_is_accepted() -> None:
     """No page of another site has the token."""
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         headers = {"Host": "evil.example", "Authorization": f"Bearer {TOKEN}"}
         assert await status_with(client, "/api/v1/status", headers) == 200
 
-    talk(FakeModule(), conversation, token=TOKEN)
+    run_scenario(FakeBackend(), scenario, token=TOKEN)
 
 
 def test_metrics_alone_can_be_free_of_the_token() -> None:
     """Azure Monitor's collector sends no header. A page that rebinds its own name must not read them."""
     http = parse_config({"http": {"port": 0, "token": TOKEN, "metricsToken": "none"}}).http
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/metrics", headers={"Host": "vision:8080"}) as answer:
             assert answer.status == 200
         async with client.get("/metrics", headers={"Host": "evil.example"}) as answer:
@@ -110,22 +110,22 @@ def test_metrics_alone_can_be_free_of_the_token() -> None:
             async with client.get(path) as answer:
                 assert (await error_of(answer))[0] == 401
 
-    talk(FakeModule(), conversation, http=http)
+    run_scenario(FakeBackend(), scenario, http=http)
 
 
 def test_metrics_need_the_token_by_default() -> None:
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/metrics") as answer:
             assert (await error_of(answer))[0] == 401
 
-    talk(FakeModule(), conversation, token=TOKEN)
+    run_scenario(FakeBackend(), scenario, token=TOKEN)
 
 
-def test_inside_iot_edge_the_module_goes_by_its_id_and_the_gateways_name() -> None:
+def test_inside_iot_edge_module_id_and_gateway_name_are_accepted() -> None:
     environ = {"IOTEDGE_MODULEID": "vision", "IOTEDGE_GATEWAYHOSTNAME": "Edge-7.local", "OTHER": "x"}
 
-    async def story() -> None:
-        server = await HttpServer.start(FakeModule(), HttpConfig(port=0), own_names(environ))
+    async def scenario() -> None:
+        server = await HttpServer.start(FakeBackend(), HttpConfig(port=0), own_names(environ))
         async with aiohttp.ClientSession(server.url, trust_env=False) as client:
             for host, status in (("vision:8080", 200), ("edge-7.local", 200), ("x.example", 403)):
                 assert await status_with(client, "/api/v1/status", {"Host": host}) == status
@@ -133,7 +133,7 @@ def test_inside_iot_edge_the_module_goes_by_its_id_and_the_gateways_name() -> No
             assert await status_with(client, "/api/v1/status", {"Host": "x.example"}) == 200
         await server.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert own_names({}) == []
 
 
@@ -160,20 +160,20 @@ COSTLY: Sequence[tuple[str, str]] = (
     ],
 )
 @pytest.mark.parametrize("token", [None, TOKEN])
-def test_a_page_of_another_site_cannot_ask_what_costs(headers: dict[str, str], token: str | None) -> None:
+def test_a_page_of_another_site_cannot_send_expensive_requests(headers: dict[str, str], token: str | None) -> None:
     shown = headers if token is None else {**headers, "Authorization": f"Bearer {token}"}
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         for method, path in COSTLY:
             async with client.request(method, path, headers=shown) as answer:
                 assert answer.status == 403, path
         assert await status_with(client, "/api/v1/status", shown) == 200, "it changes nothing"
 
-    talk(FakeModule("dock"), conversation, http=OPEN.model_copy(update={"token": token}))
+    run_scenario(FakeBackend("dock"), scenario, http=OPEN.model_copy(update={"token": token}))
 
 
-def test_our_own_page_and_programs_may_ask_what_costs() -> None:
-    async def conversation(client: Client) -> None:
+def test_the_modules_page_and_programs_may_send_expensive_requests() -> None:
+    async def scenario(client: Client) -> None:
         base = str(client._base_url).rstrip("/")
         for headers in (
             {},
@@ -187,14 +187,14 @@ def test_our_own_page_and_programs_may_ask_what_costs() -> None:
                 assert answer.status == 200, headers
             assert await status_with(client, "/api/v1/doctor", headers) == 200
 
-    talk(FakeModule(), conversation, http=OPEN)
+    run_scenario(FakeBackend(), scenario, http=OPEN)
 
 
-def test_every_answer_says_that_other_sites_must_not_show_it() -> None:
-    module = FakeModule("dock")
+def test_every_answer_forbids_embedding_by_other_sites() -> None:
+    module = FakeBackend("dock")
     module.latest_results.publish(result())
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         paths = (
             "/",
             "/healthz",
@@ -206,20 +206,20 @@ def test_every_answer_says_that_other_sites_must_not_show_it() -> None:
             async with client.get(path) as answer:
                 assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
-def test_what_is_missing_without_the_token_can_be_read() -> None:
-    async def conversation(client: Client) -> None:
+def test_the_error_without_the_token_is_readable() -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/api/v1/status") as answer:
             assert "***" not in (await error_of(answer))[2]
 
-    talk(FakeModule(), conversation, token=TOKEN)
+    run_scenario(FakeBackend(), scenario, token=TOKEN)
 
 
 def test_streams_and_waits_end_when_the_token_changes() -> None:
-    async def story() -> None:
-        module = FakeModule("dock")
+    async def scenario() -> None:
+        module = FakeBackend("dock")
         module.latest_results.publish(result("dock", 1))
         server = await HttpServer.start(module, HttpConfig(port=0, token=TOKEN))
         headers = {"Authorization": f"Bearer {TOKEN}"}
@@ -239,7 +239,7 @@ def test_streams_and_waits_end_when_the_token_changes() -> None:
             assert (await error_of(await poll))[:2] == (401, "unauthorized")
         await server.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 async def waited(client: Client) -> int:
@@ -252,10 +252,10 @@ def test_one_address_cannot_take_all_places(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(handlers, "EVENT_STREAMS_AT_ONCE", 4)
     monkeypatch.setattr(handlers, "PICTURE_STREAMS_AT_ONCE", 4)
     monkeypatch.setattr(handlers, "WAITS_AT_ONCE", 4)
-    module = FakeModule("dock")
+    module = FakeBackend("dock")
     module.latest_results.publish(result("dock", 1))
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         base = str(client._base_url)
         connector = aiohttp.TCPConnector(local_addr=("127.0.0.2", 0))
         async with (
@@ -278,4 +278,4 @@ def test_one_address_cannot_take_all_places(monkeypatch: pytest.MonkeyPatch) -> 
             module.latest_results.publish(result("dock", 2))
             assert [await wait for wait in waits] == [200, 200]
 
-    talk(module, conversation)
+    run_scenario(module, scenario)

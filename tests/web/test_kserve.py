@@ -11,7 +11,7 @@ import aiohttp
 import numpy as np
 import pytest
 
-from web_module import SPEC, Client, FakeModule, talk
+from fake_backend import SPEC, Client, FakeBackend, run_scenario
 
 IMAGES = np.arange(2 * SPEC.height_px * SPEC.width_px * 3, dtype=np.uint8).reshape(
     2, SPEC.height_px, SPEC.width_px, 3
@@ -50,7 +50,7 @@ def check(rows: np.ndarray[Any, Any]) -> None:
 
 
 def test_the_server_and_its_model_describe_themselves() -> None:
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/v2") as answer:
             document = await answer.json()
             assert document["name"] == "visionedge"
@@ -61,14 +61,14 @@ def test_the_server_and_its_model_describe_themselves() -> None:
             assert document["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 8, 16, 3]}]
             assert document["outputs"] == [{"name": "detections", "datatype": "FP32", "shape": [-1, 5, 6]}]
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
-def test_health_is_told_by_the_status_alone() -> None:
-    module = FakeModule()
+def test_health_is_the_status_code_alone() -> None:
+    module = FakeBackend()
     paths = ("/v2/health/live", "/v2/health/ready", "/v2/models/nano/ready")
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         for path in paths:
             async with client.get(path) as answer:
                 assert answer.status == 200
@@ -77,11 +77,11 @@ def test_health_is_told_by_the_status_alone() -> None:
             async with client.get(path) as answer:
                 assert answer.status == 400
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
 def test_a_tensor_in_json_is_answered_in_json() -> None:
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         flat = request_of(data=IMAGES.ravel().tolist())
         for document in (request_of(), flat):
             async with client.post(INFER, json=document) as answer:
@@ -92,11 +92,11 @@ def test_a_tensor_in_json_is_answered_in_json() -> None:
             assert (output["name"], output["datatype"]) == ("detections", "FP32")
             check(np.array(output["data"], np.float32).reshape(output["shape"]))
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
 @pytest.mark.parametrize("by_output", [True, False])
-def test_a_binary_tensor_is_answered_in_binary_when_that_is_asked(by_output: bool) -> None:
+def test_a_binary_tensor_is_answered_in_binary_on_request(by_output: bool) -> None:
     document = request_of(data=None, parameters={"binary_data_size": IMAGES.size})
     if by_output:
         document["outputs"] = [{"name": "detections", "parameters": {"binary_data": True}}]
@@ -104,7 +104,7 @@ def test_a_binary_tensor_is_answered_in_binary_when_that_is_asked(by_output: boo
         document["parameters"] = {"binary_data_output": True}
     body, headers = binary(document, IMAGES.tobytes())
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.post("/v2/models/nano/versions/1/infer", data=body, headers=headers) as answer:
             data = await answer.read()
         assert answer.status == 200, data
@@ -114,20 +114,20 @@ def test_a_binary_tensor_is_answered_in_binary_when_that_is_asked(by_output: boo
         assert output["parameters"]["binary_data_size"] == len(data) - length
         check(np.frombuffer(data[length:], "<f4").reshape(output["shape"]))
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
-def test_a_compressed_request_is_understood() -> None:
+def test_a_compressed_request_is_accepted() -> None:
     document = request_of(data=None, parameters={"binary_data_size": IMAGES.size})
     body, headers = binary(document, IMAGES.tobytes())
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         packed = {**headers, "Content-Encoding": "gzip"}
         async with client.post(INFER, data=gzip.compress(body), headers=packed) as answer:
             found = await answer.json()
         check(np.array(found["outputs"][0]["data"], np.float32).reshape(2, 5, 6))
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
 @pytest.mark.parametrize(
@@ -154,15 +154,15 @@ def test_a_compressed_request_is_understood() -> None:
     ],
 )
 def test_an_input_that_does_not_fit_the_model_is_refused(changes: dict[str, Any], word: str) -> None:
-    module = FakeModule()
+    module = FakeBackend()
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.post(INFER, json=request_of(**changes)) as answer:
             status, text = await refused(answer)
             assert status == 400
             assert word in text
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
 @pytest.mark.parametrize(
@@ -180,57 +180,57 @@ def test_an_input_that_does_not_fit_the_model_is_refused(changes: dict[str, Any]
     ],
 )
 def test_a_request_of_another_shape_is_refused(document: object) -> None:
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.post(INFER, json=document) as answer:
             assert (await refused(answer))[0] == 400
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "99999999", "", "9" * 5000, "0" * 5000])
-def test_a_header_length_that_cannot_be_is_refused(length: str) -> None:
-    async def conversation(client: Client) -> None:
+def test_an_impossible_header_length_is_refused(length: str) -> None:
+    async def scenario(client: Client) -> None:
         headers = {"Inference-Header-Content-Length": length}
         async with client.post(INFER, data=b"{}", headers=headers) as answer:
             assert (await refused(answer))[0] == 400
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
 @pytest.mark.parametrize("body", [b"", b"no json", b"[" * 100_000, b"\xff\xfe"])
-def test_a_body_that_is_no_json_is_refused(body: bytes) -> None:
-    async def conversation(client: Client) -> None:
+def test_a_body_that_is_not_json_is_refused(body: bytes) -> None:
+    async def scenario(client: Client) -> None:
         async with client.post(INFER, data=body) as answer:
             assert (await refused(answer))[0] == 400
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
-def test_bytes_that_nobody_announced_are_refused() -> None:
+def test_unannounced_bytes_are_refused() -> None:
     body, headers = binary(request_of(), b"more")
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.post(INFER, data=body, headers=headers) as answer:
             assert (await refused(answer))[0] == 400
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
-def test_a_body_larger_than_any_batch_is_refused_even_when_it_comes_compressed() -> None:
-    async def conversation(client: Client) -> None:
+def test_a_body_larger_than_any_batch_is_refused_even_if_compressed() -> None:
+    async def scenario(client: Client) -> None:
         async with client.post(INFER, data=io.BytesIO(bytes(4 * 2**20))) as answer:
             assert (await refused(answer))[0] == 413
         bomb = gzip.compress(bytes(64 * 2**20))
         async with client.post(INFER, data=bomb, headers={"Content-Encoding": "gzip"}) as answer:
             assert (await refused(answer))[0] == 413
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
-def test_unknown_models_paths_methods_and_a_busy_engine_speak_the_protocol_too() -> None:
-    module = FakeModule()
+def test_unknown_models_paths_methods_and_a_busy_engine_are_errors_of_the_protocol() -> None:
+    module = FakeBackend()
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         for path in ("/v2/models/other", "/v2/models/nano/versions/2", "/v2/nothing"):
             async with client.get(path) as answer:
                 assert (await refused(answer))[0] == 404
@@ -244,7 +244,7 @@ def test_unknown_models_paths_methods_and_a_busy_engine_speak_the_protocol_too()
         async with client.get("/v2/models/nano") as answer:
             assert (await refused(answer))[0] == 503
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
 @pytest.mark.parametrize(
@@ -262,13 +262,13 @@ def test_unknown_models_paths_methods_and_a_busy_engine_speak_the_protocol_too()
 def test_a_large_json_part_is_refused_with_the_hint_to_send_binary_data(body: bytes, announced: bool) -> None:
     headers = {"Inference-Header-Content-Length": str(len(body))} if announced else {}
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.post(INFER, data=io.BytesIO(body), headers=headers) as answer:
             status, text = await refused(answer)
         assert status == 413
         assert "binary_data_size" in text
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
 def test_a_wrong_datatype_is_named_even_where_the_body_is_too_large_because_of_it() -> None:
@@ -278,20 +278,20 @@ def test_a_wrong_datatype_is_named_even_where_the_body_is_too_large_because_of_i
     document = request_of(datatype="FP32", data=None, parameters={"binary_data_size": size})
     packed, headers = binary(document, bytes(2**22))
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         for body, more in ((json_part, {}), (packed, headers)):
             async with client.post(INFER, data=io.BytesIO(body), headers=more) as answer:
                 status, text = await refused(answer)
             assert status == 400
             assert "UINT8" in text
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
-def test_the_limit_of_a_batch_is_told_by_the_metadata_and_taken() -> None:
+def test_the_batch_limit_is_in_the_metadata_and_accepted() -> None:
     images = np.zeros((4, SPEC.height_px, SPEC.width_px, 3), np.uint8)
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/v2/models/nano") as answer:
             most = (await answer.json())["parameters"]["max_batch_size"]
         for count, status in ((most, 200), (most + 1, 400)):
@@ -300,7 +300,7 @@ def test_the_limit_of_a_batch_is_told_by_the_metadata_and_taken() -> None:
             async with client.post(INFER, json=document) as answer:
                 assert answer.status == status
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
 @pytest.mark.parametrize(
@@ -317,14 +317,14 @@ def test_the_limit_of_a_batch_is_told_by_the_metadata_and_taken() -> None:
         [[[[[1]]]]] * 768,
     ],
 )
-def test_values_that_are_no_bytes_are_refused(data: object) -> None:
-    async def conversation(client: Client) -> None:
+def test_values_that_are_not_bytes_are_refused(data: object) -> None:
+    async def scenario(client: Client) -> None:
         async with client.post(INFER, json=request_of(data=data)) as answer:
             status, text = await refused(answer)
         assert status == 400
         assert "768 whole numbers from 0 to 255" in text
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
 @pytest.mark.parametrize("value", [7, -1, "x" * 500_000, ["y"] * 100_000, 10**4000, None, True])
@@ -332,17 +332,17 @@ def test_a_wrong_size_is_refused_without_quoting_it(value: object) -> None:
     document = request_of(data=None)
     document["inputs"][0]["parameters"] = {"binary_data_size": value}
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.post(INFER, json=document) as answer:
             status, text = await refused(answer)
         assert status == 400
         assert len(text) < 200
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)
 
 
-def test_a_wait_for_a_tensor_that_does_not_come_holds_no_other_client_up() -> None:
-    async def conversation(client: Client) -> None:
+def test_a_wait_for_a_missing_tensor_delays_no_other_client() -> None:
+    async def scenario(client: Client) -> None:
         never = asyncio.Event()
         document = request_of(data=None, parameters={"binary_data_size": IMAGES.size})
         head, headers = binary(document, b"")
@@ -357,4 +357,4 @@ def test_a_wait_for_a_tensor_that_does_not_come_holds_no_other_client_up() -> No
         waiting.cancel()
         await asyncio.wait([waiting])
 
-    talk(FakeModule(), conversation)
+    run_scenario(FakeBackend(), scenario)

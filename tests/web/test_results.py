@@ -10,10 +10,10 @@ import pytest
 from visionedge.errors import BusyError
 from visionedge.frames.types import Picture
 from visionedge.web.latest_results import LatestResults
-from web_module import grey, result
+from fake_backend import grey, result
 
 
-class Clock:
+class FakeClock:
     """Nanoseconds that move when told."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ def sequence_of(frame: bytes) -> int:
 
 
 def test_the_newest_result_of_each_camera_is_kept() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         latest_results = LatestResults()
         assert latest_results.latest("dock") is None
         for camera, sequence in (("dock", 1), ("yard", 7), ("dock", 2)):
@@ -39,11 +39,11 @@ def test_the_newest_result_of_each_camera_is_kept() -> None:
         assert yard is not None
         assert (dock.frame.sequence, yard.frame.sequence) == (2, 7)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_a_wait_ends_with_the_first_newer_result_of_its_own_camera() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         latest_results = LatestResults()
         latest_results.publish(result("dock", 4))
         wait = asyncio.create_task(latest_results.wait_for_newer("dock", 4, 5))
@@ -55,11 +55,11 @@ def test_a_wait_ends_with_the_first_newer_result_of_its_own_camera() -> None:
         assert found.frame.sequence == 5
         assert latest_results.statistics().waiting == 0
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_newer_result_that_is_there_already_is_given_at_once() -> None:
-    async def story() -> None:
+def test_an_existing_newer_result_is_returned_at_once() -> None:
+    async def scenario() -> None:
         latest_results = LatestResults()
         latest_results.publish(result("dock", 4))
         for after in (3, None):
@@ -67,11 +67,11 @@ def test_a_newer_result_that_is_there_already_is_given_at_once() -> None:
             assert found is not None
             assert found.frame.sequence == 4
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_wait_gives_none_when_its_time_is_up_the_camera_goes_or_the_board_closes() -> None:
-    async def story() -> None:
+def test_a_wait_returns_none_at_its_timeout_or_when_camera_or_results_close() -> None:
+    async def scenario() -> None:
         latest_results = LatestResults()
         assert await latest_results.wait_for_newer("dock", None, 0.01) is None
         forgotten = asyncio.create_task(latest_results.wait_for_newer("dock", None, 30))
@@ -83,11 +83,11 @@ def test_a_wait_gives_none_when_its_time_is_up_the_camera_goes_or_the_board_clos
         assert await closed is None
         assert await latest_results.wait_for_newer("dock", None, 30) is None
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_a_slow_viewer_loses_only_its_own_oldest_frames() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         latest_results = LatestResults(buffer=3)
         async with latest_results.subscribe(None) as slow, latest_results.subscribe("dock") as quick:
             seen: list[int] = []
@@ -98,13 +98,13 @@ def test_a_slow_viewer_loses_only_its_own_oldest_frames() -> None:
             assert [sequence_of(await anext(slow)) for _ in range(3)] == [5, 6, 7]
             assert (slow.lost, quick.lost, latest_results.statistics().lost) == (4, 0, 4)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_a_slow_viewer_holds_no_pictures_in_memory() -> None:
     """A 4K picture has 25 MB; its frame object has a few KB."""
 
-    async def story() -> None:
+    async def scenario() -> None:
         latest_results = LatestResults(buffer=64)
         pictures: list[weakref.ref[Picture]] = []
         async with latest_results.subscribe(None) as slow, latest_results.subscribe(None) as other:
@@ -119,11 +119,11 @@ def test_a_slow_viewer_holds_no_pictures_in_memory() -> None:
             assert [sequence for sequence, kept in enumerate(pictures, 1) if kept() is not None] == [29]
             assert await anext(slow) is await anext(other), "written once for both"
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_subscription_hears_only_its_camera_and_ends_when_that_is_forgotten() -> None:
-    async def story() -> None:
+def test_a_subscription_gets_only_its_camera_and_ends_with_it() -> None:
+    async def scenario() -> None:
         latest_results = LatestResults()
         async with latest_results.subscribe("dock") as dock:
             latest_results.publish(result("yard", 1))
@@ -134,11 +134,11 @@ def test_a_subscription_hears_only_its_camera_and_ends_when_that_is_forgotten() 
         assert heard == [2]
         assert latest_results.statistics().viewers == 0
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_closing_the_board_ends_a_viewer_that_waits() -> None:
-    async def story() -> None:
+def test_closing_the_results_ends_a_waiting_viewer() -> None:
+    async def scenario() -> None:
         latest_results = LatestResults()
         async with latest_results.subscribe(None) as viewer:
             wait = asyncio.create_task(anext(viewer, None))
@@ -146,11 +146,11 @@ def test_closing_the_board_ends_a_viewer_that_waits() -> None:
             latest_results.close()
             assert await wait is None
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_too_many_viewers_and_waits_are_refused_and_counted() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         latest_results = LatestResults(max_viewers=1)
         async with latest_results.subscribe(None):
             with pytest.raises(BusyError, match="viewers"):
@@ -164,11 +164,11 @@ def test_too_many_viewers_and_waits_are_refused_and_counted() -> None:
         await wait
         assert latest_results.statistics().refused == 2
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_the_rate_is_that_of_the_last_seconds_and_falls_when_a_camera_is_silent() -> None:
-    clock = Clock()
+def test_the_rate_covers_the_last_seconds_and_falls_if_a_camera_is_silent() -> None:
+    clock = FakeClock()
     latest_results = LatestResults(clock=clock)
     for sequence in range(1, 52):
         clock.now_ns = sequence * 100_000_000
@@ -182,7 +182,7 @@ def test_the_rate_is_that_of_the_last_seconds_and_falls_when_a_camera_is_silent(
     assert latest_results.statistics().cameras["dock"].fps == 0
 
 
-def test_its_state_can_be_read_in_one_line() -> None:
+def test_repr_shows_the_state_in_one_line() -> None:
     latest_results = LatestResults()
     latest_results.publish(result())
     assert repr(latest_results) == "<LatestResults cameras=1 viewers=0 waiting=0>"

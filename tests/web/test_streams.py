@@ -18,7 +18,7 @@ from visionedge.web.access_control import AccessControl
 from visionedge.web.jpeg import JpegCache, JpegOptions
 from visionedge.web.latest_results import LatestResults
 from visionedge.web.streams import MjpegParts, StopSignal, iterate_with_heartbeat
-from web_module import Client, FakeModule, error_of, grey, result, serving, talk, unpacked, until
+from fake_backend import Client, FakeBackend, error_of, grey, result, serving, run_scenario, decode, until
 
 
 async def event(answer: aiohttp.ClientResponse) -> str:
@@ -39,13 +39,13 @@ async def part(answer: aiohttp.ClientResponse) -> tuple[int, Picture]:
             name, _, value = line.partition(":")
             headers[name] = value.strip()
     data = await answer.content.readexactly(int(headers["Content-Length"]))
-    return int(headers["X-Visionedge-Sequence"]), unpacked(data)
+    return int(headers["X-Visionedge-Sequence"]), decode(data)
 
 
-def test_every_frame_object_comes_as_an_event_of_its_own() -> None:
-    module = FakeModule("dock", "yard")
+def test_every_frame_object_is_its_own_event() -> None:
+    module = FakeBackend("dock", "yard")
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/api/v1/frames") as answer:
             assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
             made = [result("dock", 1), result("yard", 8), result("dock", 2)]
@@ -54,13 +54,13 @@ def test_every_frame_object_comes_as_an_event_of_its_own() -> None:
             for item in made:
                 assert json.loads(await event(answer)) == build_frame_document(item)
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
-def test_events_can_be_those_of_one_camera() -> None:
-    module = FakeModule("dock", "yard")
+def test_events_can_be_limited_to_one_camera() -> None:
+    module = FakeBackend("dock", "yard")
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/api/v1/frames?camera=yard") as answer:
             module.latest_results.publish(result("dock", 1))
             module.latest_results.publish(result("yard", 8))
@@ -70,13 +70,13 @@ def test_events_can_be_those_of_one_camera() -> None:
         async with client.get("/api/v1/frames?camera=attic") as answer:
             assert (await error_of(answer))[:2] == (404, "unknown_camera")
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
-def test_a_viewer_that_leaves_frees_its_place() -> None:
-    module = FakeModule("dock", latest_results=LatestResults(max_viewers=1))
+def test_a_viewer_that_disconnects_frees_its_place() -> None:
+    module = FakeBackend("dock", latest_results=LatestResults(max_viewers=1))
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/api/v1/frames"), client.get("/api/v1/frames") as second:
             assert (await error_of(second))[:2] == (503, "busy")
             assert second.headers["Retry-After"] == "5"
@@ -84,14 +84,14 @@ def test_a_viewer_that_leaves_frees_its_place() -> None:
         async with client.get("/api/v1/frames") as third:
             assert third.status == 200
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
-def test_the_picture_stream_shows_annotated_pictures_as_they_come() -> None:
-    module = FakeModule("dock")
+def test_the_picture_stream_sends_each_new_annotated_picture() -> None:
+    module = FakeBackend("dock")
     module.latest_results.publish(result("dock", 1, picture=grey(320, 240)))
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/api/v1/cameras/dock/stream.mjpg") as answer:
             assert answer.content_type == "multipart/x-mixed-replace"
             sequence, picture = await part(answer)
@@ -100,14 +100,14 @@ def test_the_picture_stream_shows_annotated_pictures_as_they_come() -> None:
             module.latest_results.publish(result("dock", 2, picture=grey(320, 240)))
             assert (await part(answer))[0] == 2
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
 def test_the_picture_stream_ends_when_its_camera_is_removed() -> None:
-    module = FakeModule("dock")
+    module = FakeBackend("dock")
     module.latest_results.publish(result("dock", 1))
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/api/v1/cameras/dock/stream.mjpg?width=32") as answer:
             assert (await part(answer))[1].shape == (24, 32, 3)
             module.remove("dock")
@@ -115,28 +115,28 @@ def test_the_picture_stream_ends_when_its_camera_is_removed() -> None:
         async with client.get("/api/v1/cameras/dock/stream.mjpg") as answer:
             assert (await error_of(answer))[0] == 404
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
-def test_there_are_only_so_many_picture_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_picture_streams_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handlers, "PICTURE_STREAMS_AT_ONCE", 1)
-    module = FakeModule("dock")
+    module = FakeBackend("dock")
     module.latest_results.publish(result("dock", 1))
 
-    async def conversation(client: Client) -> None:
+    async def scenario(client: Client) -> None:
         async with client.get("/api/v1/cameras/dock/stream.mjpg") as first:
             await part(first)
             async with client.get("/api/v1/cameras/dock/stream.mjpg") as second:
                 assert (await error_of(second))[:2] == (503, "busy")
 
-    talk(module, conversation)
+    run_scenario(module, scenario)
 
 
 def test_all_streams_and_waits_end_when_the_server_closes() -> None:
-    module = FakeModule("dock")
+    module = FakeBackend("dock")
     module.latest_results.publish(result("dock", 1))
 
-    async def story() -> None:
+    async def scenario() -> None:
         loop = asyncio.get_running_loop()
         async with aiohttp.ClientSession() as outside:
             async with serving(module) as client:
@@ -152,17 +152,17 @@ def test_all_streams_and_waits_end_when_the_server_closes() -> None:
             await pictures.content.read()
             assert (await error_of(await poll))[:2] == (503, "busy")
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_picture_is_packed_once_for_all_its_viewers() -> None:
+def test_a_picture_is_encoded_once_for_all_viewers() -> None:
     calls: list[int] = []
 
     def counted() -> Picture:
         calls.append(1)
         return grey()
 
-    async def story() -> None:
+    async def scenario() -> None:
         executor = BoundedExecutor()
         pictures = JpegCache(executor)
         made = result("dock", 1, full_picture=counted)
@@ -174,11 +174,11 @@ def test_a_picture_is_packed_once_for_all_its_viewers() -> None:
         assert len(calls) == 3
         executor.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_kept_pictures_are_bounded() -> None:
-    async def story() -> None:
+def test_cached_pictures_are_bounded() -> None:
+    async def scenario() -> None:
         executor = BoundedExecutor()
         pictures = JpegCache(executor, limit=3)
         for number in range(9):
@@ -186,22 +186,22 @@ def test_kept_pictures_are_bounded() -> None:
         assert repr(pictures) == "<JpegCache kept=3 limit=3>"
         executor.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_an_executor_takes_only_so_many_jobs() -> None:
-    async def story() -> None:
+def test_an_executor_limits_its_jobs() -> None:
+    async def scenario() -> None:
         executor = BoundedExecutor(threads=1, limit=0)
         with pytest.raises(BusyError):
             await executor.run(grey)
         executor.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_frame_object_is_written_once_for_all_its_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frame_object_is_serialised_once_for_all_readers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handlers, "_MAX_CACHED_RESPONSES", 2)
-    api = handlers.ApiHandlers(FakeModule(), AccessControl(HttpConfig()))
+    api = handlers.ApiHandlers(FakeBackend(), AccessControl(HttpConfig()))
     made = result("dock", 1)
     body = api._frame_response(made).body
     assert body is not None
@@ -213,17 +213,17 @@ def test_a_frame_object_is_written_once_for_all_its_readers(monkeypatch: pytest.
 
 
 def test_a_frame_object_is_the_same_bytes_for_all_viewers() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         latest_results = LatestResults()
         async with latest_results.subscribe(None) as one, latest_results.subscribe("dock") as other:
             latest_results.publish(result("dock", 1))
             assert await anext(one) is await anext(other)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_silent_stream_says_that_it_lives() -> None:
-    async def story() -> None:
+def test_a_silent_stream_sends_keep_alives() -> None:
+    async def scenario() -> None:
         latest_results, stop_signal = LatestResults(), StopSignal()
         async with (
             latest_results.subscribe(None) as viewer,
@@ -237,12 +237,12 @@ def test_a_silent_stream_says_that_it_lives() -> None:
             stop_signal.set()
             assert await anext(followed, "end") == "end"
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_a_slow_viewer_of_pictures_holds_none_in_memory() -> None:
-    async def story() -> None:
-        module = FakeModule("dock")
+    async def scenario() -> None:
+        module = FakeBackend("dock")
 
         async def packed(result: FrameResult) -> bytes:
             return str(result.frame.sequence).encode()
@@ -256,12 +256,12 @@ def test_a_slow_viewer_of_pictures_holds_none_in_memory() -> None:
             module.latest_results.publish(result("dock", 2))
             assert kept() is None
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_slow_viewer_of_pictures_skips_to_the_newest_and_a_still_one_is_shown_again() -> None:
-    async def story() -> None:
-        module = FakeModule("dock")
+def test_a_slow_viewer_of_pictures_skips_to_the_newest_and_an_unchanged_one_is_sent_again() -> None:
+    async def scenario() -> None:
+        module = FakeBackend("dock")
 
         async def packed(result: FrameResult) -> bytes:
             return str(result.frame.sequence).encode()
@@ -276,4 +276,4 @@ def test_a_slow_viewer_of_pictures_skips_to_the_newest_and_a_still_one_is_shown_
             module.latest_results.close()
             assert await anext(shown, None) is None
 
-    asyncio.run(story())
+    asyncio.run(scenario())

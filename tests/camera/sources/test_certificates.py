@@ -46,13 +46,13 @@ def test_a_trusted_certificate_is_accepted(server: ModelServer) -> None:
     assert server.seen
 
 
-def test_certificates_are_not_checked_unless_it_is_asked_for(server: ModelServer) -> None:
+def test_certificates_are_not_verified_by_default(server: ModelServer) -> None:
     """Cameras sign their own."""
     opened(server, None)
 
 
 @pytest.mark.parametrize("scheme", ["https", "rtsps"])
-def test_another_authority_is_not_trusted_and_learns_nothing(
+def test_another_authority_is_not_trusted_and_gets_no_login(
     server: ModelServer, tmp_path: Path, scheme: str
 ) -> None:
     """The reason names the setting; neither the decoder nor the question for the reason sends anything."""
@@ -73,14 +73,14 @@ def test_a_certificate_for_another_host_is_not_trusted(tmp_path: Path, clip: byt
         assert server.seen == []
 
 
-def test_a_file_of_certificates_that_is_not_there_is_named(server: ModelServer, tmp_path: Path) -> None:
+def test_a_missing_certificate_file_is_named(server: ModelServer, tmp_path: Path) -> None:
     """Nothing is opened without a check."""
     with pytest.raises(SourceError, match=r"none\.pem cannot be read; check tls\.caFile"):
         opened(server, tmp_path / "none.pem")
 
 
 @pytest.mark.parametrize("scheme", ["https", "rtsps"])
-def test_opencv_refuses_to_open_what_it_cannot_check(server: ModelServer, scheme: str) -> None:
+def test_opencv_refuses_cameras_whose_certificate_it_cannot_verify(server: ModelServer, scheme: str) -> None:
     """It has no such option."""
     uri = server.url("/cam.mp4").replace("https://", f"{scheme}://")
     limits = replace(LIMITS, library="opencv", certificates=str(server.authority))
@@ -88,7 +88,7 @@ def test_opencv_refuses_to_open_what_it_cannot_check(server: ModelServer, scheme
         open_source(parse_camera_uri(uri), limits)
 
 
-def test_the_setting_says_what_is_trusted() -> None:
+def test_the_tls_setting_selects_the_trusted_certificates() -> None:
     """A file of one's own, else the authorities of the system; a file alone would have no effect."""
     uri = {"uri": "rtsps://192.0.2.5/s"}
 

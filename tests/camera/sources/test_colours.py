@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from colour_clips import MATRICES, RANGES, frame_of, scene, turn, write_clip
-from slow_resizing import slow_fit
+from reference_letterbox import reference_letterbox
 from visionedge.camera.sources.base import DecodedPicture, DecoderLibrary, FrameSource, SourceLimits
 from visionedge.camera.sources.open import open_source
 from visionedge.camera.sources.opencv_setup import configure_opencv, limit_ffmpeg, reports_error
@@ -60,7 +60,7 @@ def _grey(picture: Picture) -> Picture:
 
 @pytest.mark.parametrize("span", list(RANGES))
 @pytest.mark.parametrize(("pix_fmt", "matrix"), CASES)
-def test_every_kind_of_planes_gives_the_colours_that_were_there(
+def test_every_pixel_format_gives_the_original_colours(
     tmp_path: Path, pix_fmt: str, matrix: str, span: str
 ) -> None:
     """Straight to the model's size, and as a whole; the reference knows nothing of planes."""
@@ -72,24 +72,24 @@ def test_every_kind_of_planes_gives_the_colours_that_were_there(
     image, placement = decoded.fit_to_input(SPEC, SLOT)
     assert image is SLOT
     assert placement == SPEC.place(160, 90)
-    assert _error(image, slow_fit(picture, SPEC)) < 1
+    assert _error(image, reference_letterbox(picture, SPEC)) < 1
     assert _error(decoded.picture(), picture) < 1
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le"])
 @pytest.mark.parametrize("size_px", [(640, 360), (638, 478), (1282, 722), (1000, 574)])
 @pytest.mark.parametrize(("matrix", "span"), [("bt601", "limited"), ("bt601", "full"), ("bt709", "limited")])
-def test_pictures_that_shrink_to_a_part_keep_their_colours(
+def test_reduced_pictures_keep_their_colours(
     tmp_path: Path, pix_fmt: str, size_px: tuple[int, int], matrix: str, span: str
 ) -> None:
     """Colour may be half as fine as brightness then, as it is in most video; to odd sizes, too."""
     picture = scene(*size_px)
     clip = write_clip(tmp_path / "c.mkv", [frame_of(picture, pix_fmt, matrix, span)])
-    assert _error(_first(clip).fit_to_input(SPEC)[0], slow_fit(picture, SPEC)) < 2
+    assert _error(_first(clip).fit_to_input(SPEC)[0], reference_letterbox(picture, SPEC)) < 2
 
 
 @pytest.mark.parametrize("pix_fmt", ["nv12", "p010le"])
-def test_planes_of_two_channels_as_a_gpu_gives_them_are_right(pix_fmt: str) -> None:
+def test_two_channel_planes_of_a_gpu_are_converted_correctly(pix_fmt: str) -> None:
     from visionedge.camera.sources.pyav import read_planes
     from visionedge.camera.sources.yuv import convert_full_size
 
@@ -100,7 +100,7 @@ def test_planes_of_two_channels_as_a_gpu_gives_them_are_right(pix_fmt: str) -> N
 
 
 @pytest.mark.parametrize("span", list(RANGES))
-def test_ycgco_gives_the_colours_that_were_there(span: str) -> None:
+def test_ycgco_gives_the_original_colours(span: str) -> None:
     """Its own formula, which FFmpeg's converter refuses."""
     from visionedge.camera.sources.pyav import read_planes
     from visionedge.camera.sources.yuv import convert_full_size
@@ -121,7 +121,7 @@ def test_ycgco_gives_the_colours_that_were_there(span: str) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 3, 11, 12, 13, 14, 15, 200])
-def test_an_unknown_matrix_is_taken_for_that_of_its_primaries(number: int) -> None:
+def test_an_unknown_matrix_is_derived_from_the_primaries(number: int) -> None:
     """As near as can be, and never an error; FFmpeg's converter refuses most of them."""
     from visionedge.camera.sources.pyav import PyavPicture
     from visionedge.camera.sources.yuv import YuvConverter
@@ -134,11 +134,11 @@ def test_an_unknown_matrix_is_taken_for_that_of_its_primaries(number: int) -> No
         frame.colorspace, frame.color_primaries = number, primaries
         shown = PyavPicture(partial(_itself, frame), YuvConverter(), (160, 90), None, 1)
         assert _error(shown.picture(), picture) < 1
-        assert _error(shown.fit_to_input(SPEC)[0], slow_fit(picture, SPEC)) < 1
+        assert _error(shown.fit_to_input(SPEC)[0], reference_letterbox(picture, SPEC)) < 1
 
 
 @pytest.mark.parametrize("number", [8, 11, 12, 14])
-def test_packed_colours_of_such_a_matrix_are_converted_all_the_same(number: int) -> None:
+def test_packed_colours_with_an_unknown_matrix_are_converted(number: int) -> None:
     from visionedge.camera.sources.pyav import PyavPicture
     from visionedge.camera.sources.yuv import YuvConverter
 
@@ -150,7 +150,7 @@ def test_packed_colours_of_such_a_matrix_are_converted_all_the_same(number: int)
 
 
 @pytest.mark.parametrize("options", [{"flags": "+ildct"}, {"x264-params": "colormatrix=YCgCo"}])
-def test_what_opencv_cannot_convert_is_refused_and_never_unwritten_memory(
+def test_formats_that_opencv_cannot_convert_are_refused_and_never_give_uninitialised_memory(
     tmp_path: Path, options: dict[str, str]
 ) -> None:
     """It says that the picture was retrieved, and has written none; PyAV gives the picture."""
@@ -192,7 +192,7 @@ def _seen(source: FrameSource) -> int:
 
 @pytest.mark.parametrize("options", [{"flags": "+ildct"}, {"x264-params": "colormatrix=YCgCo"}])
 @pytest.mark.parametrize("before", [3, 25])
-def test_a_stream_that_changes_to_what_opencv_cannot_convert_is_refused_then(
+def test_a_stream_that_changes_to_an_unsupported_format_is_refused_then(
     tmp_path: Path, options: dict[str, str], before: int
 ) -> None:
     """It gives the last good picture again and again, and says that each was retrieved."""
@@ -205,7 +205,7 @@ def test_a_stream_that_changes_to_what_opencv_cannot_convert_is_refused_then(
     assert _seen(_open(clip, "pyav")) == before + 25
 
 
-def test_a_still_scene_is_not_taken_for_pictures_that_opencv_cannot_convert(tmp_path: Path) -> None:
+def test_a_still_scene_is_not_mistaken_for_an_unsupported_format(tmp_path: Path) -> None:
     """Its pictures are equal to the last byte, too."""
     frames = [frame_of(scene(160, 96), "yuv420p", "bt601", "limited") for _ in range(40)]
     clip = write_clip(tmp_path / "c.mkv", frames)
@@ -218,7 +218,7 @@ def _elsewhere(action: Callable[[], object]) -> None:
     thread.join()
 
 
-def test_errors_are_asked_about_for_one_thread_and_one_action_alone(tmp_path: Path) -> None:
+def test_opencv_errors_are_captured_for_one_thread_and_one_action(tmp_path: Path) -> None:
     clip = _raw_h264(tmp_path, (3, {}), (25, {"flags": "+ildct"}))
     configure_opencv()
     limit_ffmpeg()
@@ -233,27 +233,27 @@ def test_errors_are_asked_about_for_one_thread_and_one_action_alone(tmp_path: Pa
 
 
 @pytest.mark.parametrize("pix_fmt", ["bgr0", "rgb48le", "gbrp10le"])
-def test_what_is_no_brightness_and_colour_goes_the_way_over_ffmpeg(tmp_path: Path, pix_fmt: str) -> None:
+def test_formats_without_luma_and_chroma_are_converted_by_ffmpeg(tmp_path: Path, pix_fmt: str) -> None:
     av: Any = pytest.importorskip("av")
     picture = scene(160, 90)
     frame = av.VideoFrame.from_ndarray(picture, format="bgr24").reformat(format=pix_fmt)
     decoded = _first(write_clip(tmp_path / "c.mkv", [frame]))
-    assert _error(decoded.fit_to_input(SPEC)[0], slow_fit(picture, SPEC)) < 1
+    assert _error(decoded.fit_to_input(SPEC)[0], reference_letterbox(picture, SPEC)) < 1
     assert _error(decoded.picture(), picture) < 1
 
 
 @pytest.mark.parametrize("size_px", [(161, 91), (91, 161), (97, 75)])
-def test_odd_sizes_are_right(tmp_path: Path, size_px: tuple[int, int]) -> None:
+def test_odd_sizes_are_converted_correctly(tmp_path: Path, size_px: tuple[int, int]) -> None:
     picture = scene(*size_px)
     clip = write_clip(tmp_path / "c.mkv", [frame_of(picture, "yuv420p", "bt601", "limited")])
     decoded = _first(clip)
     assert (decoded.width_px, decoded.height_px) == size_px
     # Chroma reaches up to a pixel over an odd edge.
-    assert _error(decoded.fit_to_input(SPEC)[0], slow_fit(picture, SPEC)) < 2
+    assert _error(decoded.fit_to_input(SPEC)[0], reference_letterbox(picture, SPEC)) < 2
     assert _error(decoded.picture(), picture) < 2
 
 
-def test_what_says_nothing_of_its_colours_is_bt601_with_both_decoders(tmp_path: Path) -> None:
+def test_unspecified_colours_are_bt601_with_both_decoders(tmp_path: Path) -> None:
     """As FFmpeg, OpenCV and all that is built on them have it, high definition included."""
     frame = frame_of(scene(1280, 720), "yuv420p", "bt601", "limited")
     frame.colorspace, frame.color_range = 2, 0
@@ -265,7 +265,7 @@ def test_what_says_nothing_of_its_colours_is_bt601_with_both_decoders(tmp_path: 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 @pytest.mark.parametrize("library", ["pyav", "opencv"])
 @pytest.mark.parametrize("size_px", [(160, 90), (640, 360)])
-def test_a_turned_picture_is_turned_back(
+def test_a_rotated_picture_is_turned_upright(
     tmp_path: Path, library: DecoderLibrary, degrees: int, size_px: tuple[int, int]
 ) -> None:
     picture = scene(*size_px)
@@ -274,11 +274,11 @@ def test_a_turned_picture_is_turned_back(
     upright = np.ascontiguousarray(np.rot90(picture, -degrees // 90))
     decoded = _first(clip, library)
     assert _error(decoded.picture(), upright) < 2
-    assert _error(decoded.fit_to_input(SPEC)[0], slow_fit(upright, SPEC)) < 2
+    assert _error(decoded.fit_to_input(SPEC)[0], reference_letterbox(upright, SPEC)) < 2
     assert (decoded.width_px, decoded.height_px) == (upright.shape[1], upright.shape[0])
 
 
-def test_pictures_that_no_other_refers_to_are_nearly_as_a_plain_decoder_gives_them(tmp_path: Path) -> None:
+def test_non_reference_pictures_are_nearly_those_of_a_plain_decoder(tmp_path: Path) -> None:
     """The edges of their blocks are not smoothed, which spreads nowhere; all others are the very same."""
     av: Any = pytest.importorskip("av")
     from visionedge.camera.sources.pyav import PyavDecoder
@@ -316,12 +316,12 @@ def test_a_change_of_size_in_mid_stream_is_followed(tmp_path: Path) -> None:
         image, placement = decoded.fit_to_input(SPEC)
         assert placement == SPEC.place(*size_px)
         assert (decoded.width_px, decoded.height_px) == size_px
-        assert _error(image, slow_fit(scene(*size_px), SPEC)) < 2
+        assert _error(image, reference_letterbox(scene(*size_px), SPEC)) < 2
     assert source.read() is None
     source.close()
 
 
-def test_a_kept_picture_can_be_had_long_after_its_frame(tmp_path: Path) -> None:
+def test_a_kept_picture_is_available_long_after_its_frame(tmp_path: Path) -> None:
     """The full picture is made of the kept planes when it is asked for, and then it is still the same."""
     levels = [30, 90, 150, 210]
     frames = [frame_of(np.full((90, 160, 3), n, np.uint8), "yuv420p", "bt601", "full") for n in levels]

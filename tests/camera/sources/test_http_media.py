@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from camera_doubles import SPEC, Basket, running
+from camera_doubles import SPEC, FrameRecorder, running
 from clips import make_clip, number_of, numbered_picture
 from scripted_http import ScriptedServer, always, answer
 from visionedge.camera.camera import Camera
@@ -59,7 +59,7 @@ def why(server: ScriptedServer, limits: SourceLimits | None = None, *, login: st
         (b"", "closed the connection without an answer"),
     ],
 )
-def test_what_an_address_answers_instead_of_pictures_is_told(
+def test_an_answer_that_is_not_a_picture_is_reported(
     data: bytes, reason: str, library: DecoderLibrary
 ) -> None:
     with ScriptedServer(always(data)) as server:
@@ -67,7 +67,7 @@ def test_what_an_address_answers_instead_of_pictures_is_told(
 
 
 @pytest.mark.parametrize("library", ["auto", "opencv"])
-def test_what_is_no_video_is_told_whatever_its_address_ends_with(library: DecoderLibrary) -> None:
+def test_content_that_is_not_a_video_is_reported_for_any_suffix(library: DecoderLibrary) -> None:
     """FFmpeg takes anything behind `.cgi` for a video, and finds out only when it reads."""
     archive = answer(b"PK\3\4" + bytes(900), "application/octet-stream")
     limits = SourceLimits(library=library)
@@ -98,7 +98,7 @@ def test_a_redirect_on_the_same_host_is_followed_with_the_login(tmp_path: Path) 
         source.close()
 
 
-def test_another_host_is_followed_only_where_it_is_allowed_and_without_the_login() -> None:
+def test_a_redirect_to_another_host_is_followed_only_if_allowed_and_without_the_login() -> None:
     def asks(_server: ScriptedServer, connection: socket.socket, _head: str) -> None:
         denied = 'WWW-Authenticate: Basic realm="x"\r\n'
         connection.sendall(answer(b"", "", status="401 Unauthorized", more=denied))
@@ -115,7 +115,7 @@ def test_another_host_is_followed_only_where_it_is_allowed_and_without_the_login
 
 
 @pytest.mark.parametrize("target", ["http://169.254.169.254/latest/meta-data", "http://[fe80::1]/x"])
-def test_a_link_local_address_is_not_asked_whatever_is_allowed(target: str) -> None:
+def test_a_link_local_address_is_never_contacted(target: str) -> None:
     """Nothing answers there on a machine without a cloud; what matters is that no picture is looked for."""
     with ScriptedServer(always(moved(target))) as server:
         assert "points to another host" in why(server)
@@ -123,7 +123,7 @@ def test_a_link_local_address_is_not_asked_whatever_is_allowed(target: str) -> N
     assert "a link-local or loopback address, which is never followed" in allowed
 
 
-def test_a_proxy_of_the_environment_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_of_the_environment_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cameras are in the local network; a proxy is for what is not."""
     clip = make_clip(tmp_path / "c.mp4", pictures=3).read_bytes()
 
@@ -141,7 +141,7 @@ def test_a_proxy_of_the_environment_is_not_asked(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("seekable", [True, False])
-def test_a_file_is_played_whether_the_server_knows_ranges_or_not(tmp_path: Path, seekable: bool) -> None:
+def test_a_file_is_played_with_or_without_server_ranges(tmp_path: Path, seekable: bool) -> None:
     clip = make_clip(tmp_path / "c.mp4", pictures=20).read_bytes()
 
     def serve(_server: ScriptedServer, connection: socket.socket, head: str) -> None:
@@ -166,7 +166,7 @@ def ranged(data: bytes, head: str) -> bytes:
     return answer(data[start:], "video/mp4", status="206 Partial Content", more=span)
 
 
-class Live:
+class LivePlaylist:
     """A live playlist: of `segments` of one second, each request names one more."""
 
     def __init__(self, folder: Path, base: str = "") -> None:
@@ -202,11 +202,11 @@ def _segments(folder: Path) -> list[bytes]:
 
 
 @pytest.mark.parametrize("library", ["auto", "opencv"])
-def test_a_live_playlist_is_rationed_by_its_own_time(tmp_path: Path, library: DecoderLibrary) -> None:
+def test_a_live_playlist_is_limited_by_its_own_time(tmp_path: Path, library: DecoderLibrary) -> None:
     """Its pictures come a segment at a time; five a second are five of each second, evenly."""
-    basket = Basket()
+    basket = FrameRecorder()
     limits = SourceLimits(library=library)
-    with ScriptedServer(Live(tmp_path)) as server:
+    with ScriptedServer(LivePlaylist(tmp_path)) as server:
         camera = Camera("dock", server.url("/live.m3u8"), SPEC, basket, fps=5, limits=limits)
         with running(camera):
             frames = basket.wait_for(lambda f: len(f) >= 11, timeout_s=20)
@@ -215,9 +215,9 @@ def test_a_live_playlist_is_rationed_by_its_own_time(tmp_path: Path, library: De
     assert {(later - number) % 24 for number, later in pairwise(numbers[1:])} == {5}
 
 
-def test_a_playlist_that_points_to_another_host_is_not_followed_and_said(tmp_path: Path) -> None:
-    with ScriptedServer(Live(tmp_path), host="127.0.0.2") as other:
-        live = Live(tmp_path, other.url("/"))
+def test_a_playlist_that_points_to_another_host_is_not_followed_and_is_reported(tmp_path: Path) -> None:
+    with ScriptedServer(LivePlaylist(tmp_path), host="127.0.0.2") as other:
+        live = LivePlaylist(tmp_path, other.url("/"))
         with ScriptedServer(live) as server:
             with pytest.raises(SourceError, match=r"points to another host, 127\.0\.0\.2"):
                 open_source(parse_camera_uri(server.url("/live.m3u8")))
@@ -227,8 +227,8 @@ def test_a_playlist_that_points_to_another_host_is_not_followed_and_said(tmp_pat
             source.close()
 
 
-def test_a_playlist_that_has_no_more_segments_does_not_hang_for_ever(tmp_path: Path) -> None:
-    live = Live(tmp_path)
+def test_a_playlist_without_new_segments_does_not_hang(tmp_path: Path) -> None:
+    live = LivePlaylist(tmp_path)
     live.segments = live.segments[:3]
     began_s = time.monotonic()
     with ScriptedServer(live) as server:

@@ -58,7 +58,7 @@ def test_a_jpeg_without_its_end_marker_is_the_same_picture(missing_bytes: int, r
 
 
 @pytest.mark.parametrize("missing_bytes", [3, 4, 8, 30, 64, 100, 2000])
-def test_a_jpeg_of_which_more_is_missing_is_refused_and_the_library_is_silent(
+def test_a_truncated_jpeg_is_refused_and_the_library_prints_nothing(
     missing_bytes: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     whole = cv2.imencode(".jpg", _photograph())[1].tobytes()
@@ -67,7 +67,7 @@ def test_a_jpeg_of_which_more_is_missing_is_refused_and_the_library_is_silent(
     assert capfd.readouterr().err == ""
 
 
-def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+def test_only_regular_picture_files_are_read(tmp_path: Path) -> None:
     """A pipe without a writer, and a device that never ends."""
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "zero.jpg").symlink_to("/dev/zero")
@@ -79,7 +79,7 @@ def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
         read_picture(tmp_path / "empty.jpg")
 
 
-def test_a_lossless_webp_and_one_with_transparency_are_measured() -> None:
+def test_the_sizes_of_lossless_and_transparent_webp_are_known() -> None:
     lossless = cv2.imencode(".webp", numbered_picture(1, 37, 21), [cv2.IMWRITE_WEBP_QUALITY, 101])[1]
     assert read_picture_size(lossless.tobytes()) == (37, 21)
     clear = np.zeros((21, 37, 4), np.uint8)
@@ -97,14 +97,14 @@ def test_grey_and_transparent_pictures_become_bgr(make: object) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"GIF89a" + bytes(50), b"%PDF-1.7", bytes(1000)])
-def test_what_is_no_picture_is_refused_with_the_remedy(data: bytes) -> None:
+def test_a_file_that_is_not_a_picture_is_refused_with_the_remedy(data: bytes) -> None:
     with pytest.raises(SourceError, match="body: not a readable picture; supported are JPEG, PNG"):
         decode_picture(data, name="body")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("kept", [0.02, 0.5])
-def test_a_picture_cut_off_is_refused_or_whole_in_size(
+def test_a_truncated_picture_is_refused_or_has_its_full_size(
     suffix: str, kept: float, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Never a crash, never another error, and nothing of the library's on stderr."""
@@ -121,7 +121,7 @@ def test_a_picture_cut_off_is_refused_or_whole_in_size(
 
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
-def test_damaged_headers_never_raise_anything_else(data: st.DataObject) -> None:
+def test_damaged_headers_raise_only_picture_errors(data: st.DataObject) -> None:
     whole = bytearray(_encoded(data.draw(st.sampled_from(SUFFIXES))))
     for _ in range(data.draw(st.integers(1, 6))):
         whole[data.draw(st.integers(0, min(60, len(whole) - 1)))] = data.draw(st.integers(0, 255))
@@ -144,7 +144,7 @@ def _huge_png() -> bytes:
     )
 
 
-def test_a_picture_that_would_fill_the_memory_is_refused_by_its_header() -> None:
+def test_a_picture_that_exceeds_the_memory_limit_is_refused_by_its_header() -> None:
     with pytest.raises(SourceError, match="60000 x 60000 pixels, more than the limit of 100 megapixels"):
         decode_picture(_huge_png())
 
@@ -186,7 +186,7 @@ def test_a_folder_is_read_in_natural_order_without_other_files(tmp_path: Path) -
 
 
 @given(st.lists(st.text(max_size=12), max_size=8))
-def test_any_names_can_be_sorted(names: list[str]) -> None:
+def test_any_file_names_can_be_sorted(names: list[str]) -> None:
     in_order = sorted(names, key=natural_sort_key)
     names.reverse()
     assert sorted(names, key=natural_sort_key) == in_order

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camera_doubles import SPEC, Basket, Changes, running
+from camera_doubles import SPEC, FrameRecorder, StatusRecorder, running
 from clips import number_of, numbered_picture
 from scripted_http import ScriptedServer, Serve
 from visionedge.camera.camera import Camera
@@ -112,7 +112,7 @@ QUIRKS: dict[str, Serve] = {
 
 @pytest.mark.parametrize("library", ["auto", "opencv"])
 @pytest.mark.parametrize("quirk", QUIRKS)
-def test_small_faults_are_forgiven(quirk: str, library: DecoderLibrary) -> None:
+def test_small_protocol_errors_are_tolerated(quirk: str, library: DecoderLibrary) -> None:
     """Each picture comes once, in order and as it was sent, over one connection."""
     with ScriptedServer(QUIRKS[quirk]) as server:
         source = open_source(parse_camera_uri(server.url()), SourceLimits(library=library))
@@ -127,14 +127,14 @@ def test_small_faults_are_forgiven(quirk: str, library: DecoderLibrary) -> None:
     assert {source_frames for _, source_frames in shown} == {1}
 
 
-def test_a_damaged_picture_is_left_out_and_those_around_it_are_not() -> None:
+def test_only_a_damaged_picture_is_skipped() -> None:
     """Cut off in the middle, it would be half grey."""
 
     def cut(number: int) -> bytes:
         size = 0 if number % 4 else len(PICTURES[0]) // 2
         return part(number, data=lambda jpeg: jpeg[:-size] if size else jpeg, length=None)
 
-    basket = Basket()
+    basket = FrameRecorder()
     with ScriptedServer(stream(cut)) as server, running(Camera("dock", server.url(), SPEC, basket)):
         frames = basket.wait_for(lambda f: len(f) >= 9)
     assert [number_of(f.full_picture()) for f in frames[:9]] == [1, 2, 3, 5, 6, 7, 9, 10, 11]
@@ -164,7 +164,7 @@ def test_an_endless_part_does_not_fill_the_memory() -> None:
             source.close()
 
 
-def test_a_slow_camera_is_no_silent_one() -> None:
+def test_a_slow_camera_is_not_silent() -> None:
     """Its distance between pictures is four times the limit for silence, and it is never lost."""
     limits = SourceLimits(silence_s=0.1, first_picture_s=5.0)
 
@@ -188,7 +188,7 @@ def test_a_stream_that_the_camera_closes_is_lost_and_opened_again() -> None:
         connection.sendall(b"".join(part(number) for number in range(5)))
         socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
-    basket, changes = Basket(), Changes()
+    basket, changes = FrameRecorder(), StatusRecorder()
     with (
         ScriptedServer(serve) as server,
         running(Camera("dock", server.url(), SPEC, basket, on_change=changes)),
@@ -198,7 +198,7 @@ def test_a_stream_that_the_camera_closes_is_lost_and_opened_again() -> None:
     assert (lost.last_error or "").endswith("closed the connection")
 
 
-def test_what_came_too_late_to_be_looked_at_is_left_out_and_counted() -> None:
+def test_pictures_that_are_too_old_are_skipped_and_counted() -> None:
     """The newest picture, not the oldest that lies in a buffer."""
     with ScriptedServer(stream(part)) as server:
         source = open_source(parse_camera_uri(server.url()), SourceLimits(late_s=0.0))
@@ -214,7 +214,7 @@ def test_what_came_too_late_to_be_looked_at_is_left_out_and_counted() -> None:
 
 
 @given(st.lists(st.integers(0, 23), min_size=1, max_size=6), st.data())
-def test_pictures_are_found_however_the_stream_is_cut(numbers: list[int], data: st.DataObject) -> None:
+def test_pictures_are_found_for_any_chunk_boundaries(numbers: list[int], data: st.DataObject) -> None:
     """In any pieces and with anything between them that is no picture itself."""
     junk = st.binary(max_size=40).map(lambda text: text.replace(b"\xff", b""))
     text = b"".join(data.draw(junk) + PICTURES[number] for number in numbers)
@@ -228,7 +228,7 @@ def test_pictures_are_found_however_the_stream_is_cut(numbers: list[int], data: 
 
 
 @given(st.binary(max_size=3000), st.integers(1, 500))
-def test_nothing_upsets_the_scanner(noise: bytes, step: int) -> None:
+def test_random_bytes_do_not_break_the_scanner(noise: bytes, step: int) -> None:
     """For any bytes it keeps to its bound, and finds the picture after them or takes it for their rest."""
     scanner = JpegScanner(4096)
     for at in range(0, len(noise), step):
@@ -240,7 +240,7 @@ def test_nothing_upsets_the_scanner(noise: bytes, step: int) -> None:
     assert scanner.buffered_bytes <= 80_000 + len(PICTURES[0])
 
 
-def test_a_grey_picture_is_no_damaged_one() -> None:
+def test_a_grey_picture_is_not_damaged() -> None:
     """What stands in for missing parts is a grey that pictures may have, too."""
     grey = cv2.imencode(".jpg", np.full((64, 64, 3), 128, np.uint8))[1].tobytes()
     with ScriptedServer(stream(lambda n: part(n, data=lambda _jpeg: grey))) as server:

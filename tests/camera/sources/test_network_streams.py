@@ -12,10 +12,10 @@ import cv2
 import pytest
 from aiohttp import web
 
-from camera_doubles import SPEC, Basket, Changes, running
+from camera_doubles import SPEC, FrameRecorder, StatusRecorder, running
 from clips import make_clip, number_of, numbered_picture
 from rtsp_server import RtspServer, free_port
-from rtsp_stand_in import DIGEST_ASKED, digest_shown
+from fake_rtsp_server import DIGEST_CHALLENGE, digest_is_valid
 from visionedge.camera.camera import Camera, CameraDependencies
 from visionedge.camera.sources.base import SourceLimits
 from visionedge.camera.sources.open import open_source
@@ -38,7 +38,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class MjpegServer:
+class HttpCameraServer:
     """An HTTP camera in a thread: MJPEG at `/stream`, `/locked` and `/digest` (a login), and `/files/…`."""
 
     def __init__(self, folder: Path, port: int) -> None:
@@ -84,8 +84,8 @@ class MjpegServer:
     async def _digest(self, request: web.Request) -> web.StreamResponse:
         """Only those who answer the question of the server as RFC 2617 says get in."""
         shown = request.headers.get("Authorization", "")
-        if not digest_shown("GET", shown, "user", "ge@heim"):
-            return web.Response(status=401, headers={"WWW-Authenticate": DIGEST_ASKED})
+        if not digest_is_valid("GET", shown, "user", "ge@heim"):
+            return web.Response(status=401, headers={"WWW-Authenticate": DIGEST_CHALLENGE})
         return await self._stream(request)
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
@@ -107,8 +107,8 @@ class MjpegServer:
 
 
 @contextmanager
-def serving(folder: Path, port: int | None = None) -> Iterator[MjpegServer]:
-    server = MjpegServer(folder, port or free_port())
+def serving(folder: Path, port: int | None = None) -> Iterator[HttpCameraServer]:
+    server = HttpCameraServer(folder, port or free_port())
     server.start()
     try:
         yield server
@@ -124,9 +124,9 @@ def count(frames: list[Frame], camera: str) -> int:
     return sum(f.camera == camera for f in frames)
 
 
-def test_a_killed_server_comes_back_with_the_next_epoch_while_the_others_never_pause(clips: Path) -> None:
+def test_after_a_killed_server_a_camera_returns_with_the_next_epoch_and_others_never_pause(clips: Path) -> None:
     """Two RTSP cameras and a file at once; the server of one is killed and started again."""
-    basket, changes = Basket(), Changes()
+    basket, changes = FrameRecorder(), StatusRecorder()
     with RtspServer(clips) as dock, RtspServer(clips) as yard:
         long_file = make_clip(clips / "long.mp4", pictures=600, fps=25)
         cameras = [
@@ -151,8 +151,8 @@ def test_a_killed_server_comes_back_with_the_next_epoch_while_the_others_never_p
         assert numbers == list(range(1, len(numbers) + 1))
 
 
-def test_a_halted_server_is_a_loss_within_the_read_limit_and_stop_is_prompt(clips: Path) -> None:
-    basket, changes = Basket(), Changes()
+def test_a_halted_server_is_lost_within_the_read_limit_and_stop_is_prompt(clips: Path) -> None:
+    basket, changes = FrameRecorder(), StatusRecorder()
     limits = SourceLimits(open_timeout_s=1.0, read_timeout_s=1.0)
     with RtspServer(clips) as server:
         camera = Camera(
@@ -172,33 +172,33 @@ def test_a_halted_server_is_a_loss_within_the_read_limit_and_stop_is_prompt(clip
         server.resume()
     assert lost.last_error is not None
     assert "no picture for 1 s" in lost.last_error
-    assert "heim" not in repr(changes.heard)
+    assert "heim" not in repr(changes.statuses)
     assert camera.status().state == "stopped"
 
 
 def test_an_rtsp_stream_with_b_pictures_gives_its_last_pictures_and_is_opened_again(clips: Path) -> None:
     """The pictures that the decoder still holds at the end of the stream come before the loss."""
     make_clip(clips / "b.mp4", pictures=30, fps=25, options={"bf": "2", "g": "10"})
-    basket, changes = Basket(), Changes()
+    basket, changes = FrameRecorder(), StatusRecorder()
     with RtspServer(clips) as server:
         uri = server.uri("b.mp4").replace("play_count=0", "play_count=1")
         camera = Camera("dock", uri, SPEC, basket, on_change=changes, dependencies=SOON)
         with running(camera):
             assert changes.wait_for("reconnecting").last_error is not None
             basket.wait_for(lambda f: has_epoch(f, "dock", 2))
-    assert "ZeroDivisionError" not in repr(changes.heard)
+    assert "ZeroDivisionError" not in repr(changes.statuses)
     first = [f for f in basket.frames if f.epoch == 1]
     assert number_of(first[-1].full_picture()) == 29 % 24
 
 
-def test_an_rtsp_path_that_is_not_there_is_named(clips: Path) -> None:
+def test_a_missing_rtsp_path_is_reported(clips: Path) -> None:
     with RtspServer(clips) as server, pytest.raises(SourceError, match=r"none\.mp4.*: not found .*404"):
         open_source(parse_camera_uri(server.uri("none.mp4")))
 
 
 @pytest.mark.parametrize("path", ["locked", "digest"])
 def test_an_mjpeg_camera_with_a_login_is_live(tmp_path: Path, path: str) -> None:
-    basket = Basket()
+    basket = FrameRecorder()
     with serving(tmp_path) as server:
         camera = Camera("dock", f"http://{LOGIN}127.0.0.1:{server.port}/{path}", SPEC, basket)
         with running(camera):
@@ -208,8 +208,8 @@ def test_an_mjpeg_camera_with_a_login_is_live(tmp_path: Path, path: str) -> None
     assert shown == [(shown[0] + n) % 24 for n in range(10)]
 
 
-def test_an_mjpeg_camera_that_falls_silent_or_goes_away_is_lost_and_comes_back(tmp_path: Path) -> None:
-    basket, changes = Basket(), Changes()
+def test_a_silent_or_closed_mjpeg_camera_is_lost_and_returns(tmp_path: Path) -> None:
+    basket, changes = FrameRecorder(), StatusRecorder()
     limits = SourceLimits(silence_s=0.6)
     port = free_port()
     with serving(tmp_path, port) as server:
@@ -227,7 +227,7 @@ def test_an_mjpeg_camera_that_falls_silent_or_goes_away_is_lost_and_comes_back(t
 
 
 def test_a_file_over_http_is_played_to_its_end(tmp_path: Path) -> None:
-    changes, basket = Changes(), Basket()
+    changes, basket = StatusRecorder(), FrameRecorder()
     make_clip(tmp_path / "c.mp4", pictures=6, fps=25)
     with serving(tmp_path) as server:
         uri = f"http://127.0.0.1:{server.port}/files/c.mp4"
@@ -245,21 +245,21 @@ def test_a_file_over_http_is_played_to_its_end(tmp_path: Path) -> None:
         ("files/notes.txt", "", r"the answer is text \(text/plain\), not a picture or video"),
     ],
 )
-def test_the_reason_of_an_http_refusal_is_told(tmp_path: Path, path: str, login: str, reason: str) -> None:
+def test_the_reason_of_an_http_refusal_is_reported(tmp_path: Path, path: str, login: str, reason: str) -> None:
     (tmp_path / "notes.txt").write_text("no video")
     with serving(tmp_path) as server, pytest.raises(SourceError, match=reason) as caught:
         open_source(parse_camera_uri(f"http://{login}127.0.0.1:{server.port}/{path}"))
     assert "wrong" not in str(caught.value)
 
 
-def test_a_port_where_nobody_listens_and_a_name_nobody_knows_are_told_apart() -> None:
+def test_a_closed_port_and_an_unknown_host_are_distinguished() -> None:
     with pytest.raises(SourceError, match=r"connection refused by .* \(camera off, or another port\?\)"):
         open_source(parse_camera_uri(f"rtsp://127.0.0.1:{free_port()}/x"))
     with pytest.raises(SourceError, match=r"unknown host name no-such-host\.invalid"):
         open_source(parse_camera_uri("http://no-such-host.invalid/x"))
 
 
-def test_a_server_that_never_answers_costs_no_more_than_the_open_limit(clips: Path) -> None:
+def test_a_server_that_never_answers_takes_at_most_the_open_limit(clips: Path) -> None:
     with RtspServer(clips) as server:
         server.halt()
         began_s = time.monotonic()

@@ -60,7 +60,7 @@ def test_a_video_with_b_pictures_gives_every_picture_once_and_ends(
     assert sum(source_frames for _, _, source_frames in seen) == pictures
 
 
-def test_a_video_tells_size_and_media_time(clip: Path) -> None:
+def test_a_video_has_size_and_media_time(clip: Path) -> None:
     source = _open(clip)
     seen = [source.read() for _ in range(3)]
     assert [(d.width_px, d.height_px) for d in seen if d] == [(160, 120)] * 3
@@ -68,7 +68,7 @@ def test_a_video_tells_size_and_media_time(clip: Path) -> None:
     source.close()
 
 
-def test_a_picture_kept_stays_as_it_is(clip: Path) -> None:
+def test_a_kept_picture_does_not_change(clip: Path) -> None:
     """The decoder must not write into a picture that is still in use."""
     source = _open(clip)
     kept = [d.picture() for _ in range(12) if (d := source.read()) is not None]
@@ -95,7 +95,7 @@ def test_names_with_odd_characters_open(tmp_path: Path, monkeypatch: pytest.Monk
     source.close()
 
 
-def test_a_damaged_video_gives_what_can_be_read(tmp_path: Path) -> None:
+def test_a_damaged_video_gives_the_readable_pictures(tmp_path: Path) -> None:
     whole = make_clip(tmp_path / "whole.mkv", pictures=60)
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
@@ -106,7 +106,7 @@ def test_a_damaged_video_gives_what_can_be_read(tmp_path: Path) -> None:
     source.close()
 
 
-def test_a_video_cut_before_its_index_is_no_video(tmp_path: Path, clip: Path) -> None:
+def test_a_video_truncated_before_its_index_is_refused(tmp_path: Path, clip: Path) -> None:
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(clip.read_bytes()[:3000])
     with pytest.raises(SourceError, match=r"cut\.mp4: not a readable video or picture"):
@@ -114,7 +114,7 @@ def test_a_video_cut_before_its_index_is_no_video(tmp_path: Path, clip: Path) ->
 
 
 @pytest.mark.parametrize(("name", "content"), [("t.mp4", b"hello\n"), ("e.avi", b""), ("n.mp4", bytes(9999))])
-def test_a_file_that_is_no_video_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_that_is_not_a_video_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SourceError, match=f"{name}: not a readable video or picture"):
         _numbers(_open(tmp_path / name))
@@ -137,7 +137,7 @@ def test_a_video_too_large_is_refused(clip: Path) -> None:
     source.close()
 
 
-def test_a_folder_plays_in_order_and_leaves_out_what_is_broken(
+def test_a_folder_plays_in_order_and_skips_broken_pictures(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in (0, 2, 10):
@@ -157,7 +157,7 @@ def test_a_folder_plays_in_order_and_leaves_out_what_is_broken(
     source.close()
 
 
-def test_a_folder_plays_at_the_rate_asked_for(tmp_path: Path) -> None:
+def test_a_folder_plays_at_the_requested_rate(tmp_path: Path) -> None:
     for number in range(3):
         make_picture(tmp_path / f"{number}.png", number)
     source = _open(tmp_path, SourceLimits(pictures_per_s=4))
@@ -173,7 +173,7 @@ def test_a_folder_without_a_readable_picture_is_refused(tmp_path: Path) -> None:
         _open(tmp_path).read()
 
 
-def test_a_folder_mounted_later_is_opened_although_it_was_a_file_at_first(tmp_path: Path) -> None:
+def test_a_file_uri_whose_path_is_a_folder_is_opened_as_a_folder(tmp_path: Path) -> None:
     make_picture(tmp_path / "a.png", 4)
     source = open_source(CameraUri("file", str(tmp_path)))
     assert _numbers(source) == [4]
@@ -189,7 +189,7 @@ def test_one_picture_plays_once(tmp_path: Path) -> None:
         _open(tmp_path / "b.jpg")
 
 
-def test_a_device_that_is_none_is_refused_at_once(tmp_path: Path) -> None:
+def test_an_invalid_device_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"/dev/video99: does not exist; plug .* \(--device /dev/video99\)"):
         _open("v4l2:///dev/video99")
     (tmp_path / "video0").write_text("")
@@ -199,7 +199,7 @@ def test_a_device_that_is_none_is_refused_at_once(tmp_path: Path) -> None:
         _open("v4l2:///dev/null")
 
 
-def test_a_loop_goes_on_with_rising_media_time(tmp_path: Path) -> None:
+def test_a_loop_continues_with_rising_media_time(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "c.mp4", pictures=4)
     source = LoopedSource(lambda: open_video(clip, SourceLimits()))
     seen = [d for _ in range(10) if (d := source.read())]
@@ -209,7 +209,7 @@ def test_a_loop_goes_on_with_rising_media_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fps", [None, 5.0])
-def test_a_folder_that_begins_again_goes_on_at_its_rate(tmp_path: Path, fps: float | None) -> None:
+def test_a_looped_folder_keeps_its_rate(tmp_path: Path, fps: float | None) -> None:
     for number in range(2):
         make_picture(tmp_path / f"{number}.png", number)
     source = _open(tmp_path, SourceLimits(loop=True, pictures_per_s=fps))
@@ -219,24 +219,24 @@ def test_a_folder_that_begins_again_goes_on_at_its_rate(tmp_path: Path, fps: flo
     source.close()
 
 
-def test_one_picture_that_begins_again_is_given_once_a_second(tmp_path: Path) -> None:
+def test_one_looped_picture_is_given_once_a_second(tmp_path: Path) -> None:
     source = _open(make_picture(tmp_path / "a.png", 3), SourceLimits(loop=True))
     assert [d.position_s for _ in range(3) if (d := source.read())] == pytest.approx([0, 1, 2])
     source.close()
 
 
-def test_a_video_that_begins_again_is_read_on_over_its_end(tmp_path: Path) -> None:
+def test_a_looped_video_is_read_on_over_its_end(tmp_path: Path) -> None:
     source = _open(make_clip(tmp_path / "c.mp4", pictures=4), SourceLimits(loop=True))
     assert _numbers(source, 10) == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
     source.close()
 
 
-def test_a_loop_over_a_file_that_is_not_there_is_told_as_any_other(tmp_path: Path) -> None:
+def test_a_loop_over_a_missing_file_is_reported_like_any_missing_file(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"none\.mp4: does not exist"):
         _open(tmp_path / "none.mp4", SourceLimits(loop=True))
 
 
-class _Empty:
+class _EmptySource:
     """A source that ends before its first picture."""
 
     live = False
@@ -255,8 +255,8 @@ class _Empty:
         pass
 
 
-def test_a_loop_over_nothing_ends_instead_of_spinning() -> None:
-    assert LoopedSource(_Empty).read() is None
+def test_a_loop_over_an_empty_source_ends_instead_of_spinning() -> None:
+    assert LoopedSource(_EmptySource).read() is None
 
 
 def test_demo_opens_the_bundled_clip() -> None:
@@ -297,7 +297,7 @@ def clean_environment() -> dict[str, str]:
     return environment
 
 
-def test_nobody_prints_a_password(clean_environment: dict[str, str], tmp_path: Path) -> None:
+def test_no_library_prints_a_password(clean_environment: dict[str, str], tmp_path: Path) -> None:
     """FFmpeg and OpenCV name the whole address on stderr if they are let."""
     (tmp_path / "bad.mp4").write_bytes(bytes(5000))
     uris = [f"{s}://user:geheim@127.0.0.1:1/x?token=geheim" for s in ("rtsp", "rtsps", "http", "https")]
@@ -316,7 +316,7 @@ def test_nobody_prints_a_password(clean_environment: dict[str, str], tmp_path: P
     assert "rtsp://***@127.0.0.1:1/x?token=***: connection refused by 127.0.0.1:1" in done.stdout
 
 
-def test_the_users_own_ffmpeg_options_stay(clean_environment: dict[str, str]) -> None:
+def test_ffmpeg_options_of_the_user_stay(clean_environment: dict[str, str]) -> None:
     code = (
         "import os, sys; from visionedge.camera.sources.opencv_setup import configure_opencv;"
         "configure_opencv();"

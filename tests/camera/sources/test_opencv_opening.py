@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from camera_doubles import SPEC, Basket, Changes, running
+from camera_doubles import SPEC, FrameRecorder, StatusRecorder, running
 from clips import make_clip
 from rtsp_server import RtspServer
 from visionedge.camera.camera import Camera
@@ -47,7 +47,7 @@ def listening(answer: bytes | None) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_server_that_accepts_and_says_nothing_does_not_answer(scheme: str) -> None:
+def test_a_server_that_accepts_and_sends_nothing_counts_as_unresponsive(scheme: str) -> None:
     with listening(None) as address:
         assert not answers_http(f"{scheme}://u:p@{address}/x?y=1", 0.2)
 
@@ -61,7 +61,7 @@ def test_a_server_that_accepts_and_says_nothing_does_not_answer(scheme: str) -> 
         b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\n",
     ],
 )
-def test_a_server_that_begins_and_then_hangs_or_speaks_no_http_does_not_answer(reply: bytes) -> None:
+def test_a_server_that_hangs_later_or_does_not_use_http_counts_as_unresponsive(reply: bytes) -> None:
     with listening(reply) as address:
         assert not answers_http(f"http://{address}/x", 0.2)
 
@@ -73,18 +73,18 @@ def test_a_server_that_begins_and_then_hangs_or_speaks_no_http_does_not_answer(r
         b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
     ],
 )
-def test_a_server_that_answers_http_has_answered_even_with_a_refusal(reply: bytes) -> None:
+def test_a_server_that_refuses_over_http_counts_as_responsive(reply: bytes) -> None:
     with listening(reply) as address:
         assert answers_http(f"http://{address}/x", 5)
 
 
-def test_a_server_that_hangs_up_or_is_not_there_does_not_answer() -> None:
+def test_a_server_that_disconnects_or_is_absent_counts_as_unresponsive() -> None:
     with listening(b"") as address:
         pass
     assert not answers_http(f"http://{address}/x", 0.2)
 
 
-def test_the_lowest_rank_has_its_turn_first_and_equals_in_their_order() -> None:
+def test_the_lowest_rank_opens_first_and_equal_ranks_in_order() -> None:
     turns, order, inside, leave = PriorityLock(), [], threading.Event(), threading.Event()
 
     def first() -> None:
@@ -119,11 +119,11 @@ def test_a_turn_ends_with_an_error_too() -> None:
     assert "taken=False" in repr(turns)
 
 
-def test_a_good_camera_opens_beside_many_that_never_answer(tmp_path: Path) -> None:
+def test_a_good_camera_opens_beside_many_unresponsive_ones(tmp_path: Path) -> None:
     """They are given no chance to hold OpenCV's lock: it is live before the first of them is given up."""
     make_clip(tmp_path / "cam.mp4", pictures=50, fps=25)
     limits = SourceLimits(library="opencv", open_timeout_s=30)
-    basket, changes = Basket(), Changes()
+    basket, changes = FrameRecorder(), StatusRecorder()
     with ExitStack() as stack:
         for number in range(4):
             uri = f"rtsp://{stack.enter_context(listening(None))}/x"

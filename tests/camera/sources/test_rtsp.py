@@ -2,9 +2,9 @@
 
 import pytest
 
-from camera_doubles import SPEC, Basket, Changes, running
+from camera_doubles import SPEC, FrameRecorder, StatusRecorder, running
 from clips import number_of
-from rtsp_stand_in import RtspStandIn
+from fake_rtsp_server import FakeRtspServer
 from visionedge.camera.camera import Camera, CameraDependencies
 from visionedge.camera.sources.base import DecoderLibrary, RtspTransport, SourceLimits
 from visionedge.camera.sources.open import open_source
@@ -29,9 +29,9 @@ SOON = CameraDependencies(wait=lambda event, timeout_s: event.wait(min(timeout_s
         ("mjpeg", "udp", "mjpeg"),
     ],
 )
-def test_every_codec_comes_over_either_transport(codec: str, transport: RtspTransport, name: str) -> None:
-    basket = Basket()
-    with RtspStandIn(codec) as server:
+def test_every_codec_works_over_both_transports(codec: str, transport: RtspTransport, name: str) -> None:
+    basket = FrameRecorder()
+    with FakeRtspServer(codec) as server:
         camera = Camera("dock", server.uri(), SPEC, basket, limits=SourceLimits(transport=transport))
         with running(camera):
             frames = basket.wait_for(lambda f: len(f) > 10)
@@ -41,8 +41,8 @@ def test_every_codec_comes_over_either_transport(codec: str, transport: RtspTran
     assert shown == [(shown[0] + n) % 24 for n in range(10)]
 
 
-def test_auto_goes_over_udp_where_the_server_refuses_tcp() -> None:
-    with RtspStandIn(udp_only=True) as server:
+def test_auto_uses_udp_if_the_server_refuses_tcp() -> None:
+    with FakeRtspServer(udp_only=True) as server:
         source = open_source(parse_camera_uri(server.uri()), SourceLimits(transport="auto"))
         assert source.read() is not None
         source.close()
@@ -50,8 +50,8 @@ def test_auto_goes_over_udp_where_the_server_refuses_tcp() -> None:
 
 
 @pytest.mark.parametrize("library", ["pyav", "opencv"])
-def test_a_digest_login_is_shown_when_it_is_asked_for(library: DecoderLibrary) -> None:
-    with RtspStandIn(login=LOGIN) as server:
+def test_a_digest_login_is_sent_on_request(library: DecoderLibrary) -> None:
+    with FakeRtspServer(login=LOGIN) as server:
         source = open_source(parse_camera_uri(server.uri(SHOWN)), SourceLimits(library=library))
         decoded = source.read()
         assert decoded is not None
@@ -66,27 +66,27 @@ def test_a_digest_login_is_shown_when_it_is_asked_for(library: DecoderLibrary) -
         ("user:wrong@", r"login refused \(401\); check user name and password"),
     ],
 )
-def test_without_the_right_login_the_reason_is_told_and_nothing_secret(login: str, reason: str) -> None:
-    with RtspStandIn(login=LOGIN) as server, pytest.raises(SourceError, match=reason) as caught:
+def test_a_wrong_login_is_reported_without_secrets(login: str, reason: str) -> None:
+    with FakeRtspServer(login=LOGIN) as server, pytest.raises(SourceError, match=reason) as caught:
         open_source(parse_camera_uri(server.uri(login)))
     assert "wrong" not in str(caught.value)
 
 
-def test_a_camera_that_sends_but_shows_nothing_is_lost_and_comes_back() -> None:
+def test_a_camera_with_undecodable_data_is_lost_and_returns() -> None:
     """Its packets come as ever, so no limit of silence would notice."""
-    basket, changes = Basket(), Changes()
+    basket, changes = FrameRecorder(), StatusRecorder()
     limits = SourceLimits(picture_timeout_s=0.5)
-    with RtspStandIn() as server:
+    with FakeRtspServer() as server:
         camera = Camera(
             "dock", server.uri(), SPEC, basket, on_change=changes, limits=limits, dependencies=SOON
         )
         with running(camera):
             basket.wait_for(lambda f: len(f) > 5)
-            server.rubbish.set()
+            server.corrupted.set()
             lost = changes.wait_for("reconnecting")
             assert lost.last_error is not None
             assert "data without a decodable picture for 0.5 s" in lost.last_error
-            server.rubbish.clear()
+            server.corrupted.clear()
             frames = basket.wait_for(lambda f: f[-1].epoch == 2)
     numbers = [frame.sequence for frame in frames]
     assert numbers == list(range(1, len(numbers) + 1))

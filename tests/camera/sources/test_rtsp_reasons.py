@@ -101,14 +101,14 @@ def why(
         ({"SETUP": "302 Moved"}, "redirects (302) to an address that does not open"),
     ],
 )
-def test_what_is_refused_is_named_with_its_number(
+def test_a_refusal_is_reported_with_its_status(
     statuses: dict[str, str], reason: str, library: DecoderLibrary
 ) -> None:
     with ScriptedServer(rtsp(statuses)) as server:
         assert reason in why(server, limits=SourceLimits(library=library))
 
 
-def test_a_camera_that_refuses_udp_is_to_be_asked_over_tcp() -> None:
+def test_a_camera_that_refuses_udp_gets_the_advice_to_use_tcp() -> None:
     with ScriptedServer(rtsp({"SETUP": "461 Unsupported Transport"})) as server:
         assert "set transport: auto or tcp" in why(server, limits=SourceLimits(transport="udp"))
 
@@ -130,14 +130,14 @@ def test_a_camera_that_refuses_udp_is_to_be_asked_over_tcp() -> None:
         (("Bearer",), knows("md5"), "user:ge%40heim@", "unsupported kind of login (bearer)"),
     ],
 )
-def test_a_wrong_login_and_one_that_cannot_be_shown_are_told_apart(
+def test_a_wrong_login_and_an_unsupported_login_are_distinguished(
     asked: tuple[str, ...], admits: Admits, login: str, reason: str
 ) -> None:
     with ScriptedServer(rtsp(asked=asked, admits=admits)) as server:
         assert reason in why(server, login=login)
 
 
-def test_a_login_is_not_shown_before_it_is_asked_for() -> None:
+def test_a_login_is_not_sent_before_it_is_requested() -> None:
     """Neither by the decoder nor by the question that follows."""
     with ScriptedServer(rtsp({"SETUP": "500 Oops"})) as server:
         why(server, login="user:ge%40heim@")
@@ -155,12 +155,12 @@ def test_a_login_is_not_shown_before_it_is_asked_for() -> None:
         (always(b"SSH-2.0-dropbear\r\n"), "does not speak RTSP; check the port"),
     ],
 )
-def test_a_server_of_another_kind_is_named(serve: Serve, reason: str) -> None:
+def test_a_server_of_another_protocol_is_reported(serve: Serve, reason: str) -> None:
     with ScriptedServer(serve) as server:
         assert reason in why(server)
 
 
-def test_a_camera_without_a_video_is_named() -> None:
+def test_a_camera_without_a_video_stream_is_reported() -> None:
     only_audio = SDP.partition("m=video")[0]
     with ScriptedServer(rtsp(sdp=only_audio)) as server:
         assert "not a readable video" in why(server)
@@ -174,13 +174,13 @@ def tls() -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("scheme", ["rtsp", "http"])
-def test_a_port_that_speaks_tls_is_named(scheme: str, tls: ssl.SSLContext) -> None:
+def test_a_tls_port_is_reported(scheme: str, tls: ssl.SSLContext) -> None:
     with ScriptedServer(rtsp(), tls=tls) as server:
         assert f"speaks TLS; use {scheme}s://" in why(server, scheme=scheme)
 
 
 @pytest.mark.parametrize("scheme", ["rtsps", "https"])
-def test_a_port_that_speaks_no_tls_is_named(scheme: str) -> None:
+def test_a_port_without_tls_is_reported(scheme: str) -> None:
     """It waits for the end of a request that never comes, so only the limit ends it."""
     serve = rtsp() if scheme == "rtsps" else always(answer(b"", status="400 Bad Request"))
     with ScriptedServer(serve) as server:
@@ -189,7 +189,7 @@ def test_a_port_that_speaks_no_tls_is_named(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("library", ["auto", "opencv"])
-def test_a_proxy_of_the_environment_is_not_asked_for_rtsps(
+def test_a_proxy_of_the_environment_is_not_used_for_rtsps(
     library: DecoderLibrary, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FFmpeg takes `http_proxy` for any connection with TLS."""
@@ -202,7 +202,7 @@ def test_a_proxy_of_the_environment_is_not_asked_for_rtsps(
 
 
 @pytest.mark.parametrize("library", ["auto", "opencv"])
-def test_an_answer_of_2_gb_takes_no_memory(library: DecoderLibrary) -> None:
+def test_an_answer_of_2_gb_is_not_kept_in_memory(library: DecoderLibrary) -> None:
     """FFmpeg would reserve what the answer claims, and fill it as fast as the camera sends."""
     sent = 0
 

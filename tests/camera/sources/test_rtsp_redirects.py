@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from rtsp_stand_in import RtspStandIn
+from fake_rtsp_server import FakeRtspServer
 from scripted_http import ScriptedServer, always
 from visionedge.camera.sources.base import DecoderLibrary, SourceLimits
 from visionedge.camera.sources.open import open_source
@@ -38,62 +38,62 @@ def why(uri: str, limits: SourceLimits) -> str:
     return text
 
 
-def paths(server: RtspStandIn, method: str = "DESCRIBE") -> list[str]:
+def paths(server: FakeRtspServer, method: str = "DESCRIBE") -> list[str]:
     return [path for asked, path, _ in server.asked if asked == method]
 
 
 @both
 @pytest.mark.parametrize("status", ["301 Moved", "302 Moved", "303 See", "305 Proxy", "307 Moved"])
-def test_a_redirect_within_the_host_is_followed_whatever_its_number(
+def test_a_redirect_within_the_host_is_followed_for_any_status(
     status: str, library: DecoderLibrary
 ) -> None:
-    with RtspStandIn(status=status) as server:
-        server.moved["/old"] = server.uri(path="/cam")
+    with FakeRtspServer(status=status) as server:
+        server.redirects["/old"] = server.uri(path="/cam")
         assert opens(server.uri(path="/old"), SourceLimits(library=library))
         assert paths(server).count("/old") == 1, "FFmpeg was given the address that it leads to"
 
 
 @both
-def test_the_login_goes_along_within_the_host_and_to_another_port(library: DecoderLibrary) -> None:
+def test_the_login_is_sent_within_the_host_and_to_another_port(library: DecoderLibrary) -> None:
     """A path alone is an address, too."""
-    with RtspStandIn(login=LOGIN) as second, RtspStandIn(login=LOGIN) as server:
-        server.moved = {"/old": "/older", "/older": second.uri()}
+    with FakeRtspServer(login=LOGIN) as second, FakeRtspServer(login=LOGIN) as server:
+        server.redirects = {"/old": "/older", "/older": second.uri()}
         assert opens(server.uri(SHOWN, "/old"), SourceLimits(library=library))
 
 
 @both
-def test_another_host_is_not_even_asked_where_only_the_own_one_is_allowed(library: DecoderLibrary) -> None:
-    with RtspStandIn(host="127.0.0.2") as other, RtspStandIn() as server:
-        server.moved["/cam"] = other.uri()
+def test_another_host_is_not_contacted_if_only_the_own_host_is_allowed(library: DecoderLibrary) -> None:
+    with FakeRtspServer(host="127.0.0.2") as other, FakeRtspServer() as server:
+        server.redirects["/cam"] = other.uri()
         reason = why(server.uri(), SourceLimits(library=library))
         assert "points to another host, 127.0.0.2; use its address, or set followRedirects: any" in reason
-        assert other.visits == 0
-        assert server.visits == 1
+        assert other.connections == 0
+        assert server.connections == 1
 
 
 @both
-def test_another_host_is_followed_where_it_is_allowed(library: DecoderLibrary) -> None:
-    with RtspStandIn(host="127.0.0.2") as other, RtspStandIn(login=LOGIN) as server:
-        server.moved["/cam"] = other.uri("someone:else@")
+def test_a_redirect_to_another_host_is_followed_if_allowed(library: DecoderLibrary) -> None:
+    with FakeRtspServer(host="127.0.0.2") as other, FakeRtspServer(login=LOGIN) as server:
+        server.redirects["/cam"] = other.uri("someone:else@")
         assert opens(server.uri(SHOWN), SourceLimits(library=library, redirects="any"))
         assert not any("authorization" in headers for _, _, headers in other.asked)
 
 
 @both
-def test_another_host_that_asks_for_a_login_gets_none(library: DecoderLibrary) -> None:
+def test_another_host_that_requests_a_login_gets_none(library: DecoderLibrary) -> None:
     """FFmpeg would keep the login of the first address."""
-    with RtspStandIn(host="127.0.0.2", login=LOGIN) as other, RtspStandIn(login=LOGIN) as server:
-        server.moved["/cam"] = other.uri()
+    with FakeRtspServer(host="127.0.0.2", login=LOGIN) as other, FakeRtspServer(login=LOGIN) as server:
+        server.redirects["/cam"] = other.uri()
         assert "(401)" in why(server.uri(SHOWN), SourceLimits(library=library, redirects="any"))
-        assert other.visits > 0
+        assert other.connections > 0
         assert not any("authorization" in headers for _, _, headers in other.asked)
 
 
 @both
 @pytest.mark.parametrize("host", ["169.254.169.254", "[fe80::1]", "[::ffff:169.254.169.254]"])
-def test_a_link_local_address_is_not_followed_whatever_is_allowed(host: str, library: DecoderLibrary) -> None:
-    with RtspStandIn() as server:
-        server.moved["/cam"] = f"rtsp://{host}/latest"
+def test_a_link_local_address_is_never_followed(host: str, library: DecoderLibrary) -> None:
+    with FakeRtspServer() as server:
+        server.redirects["/cam"] = f"rtsp://{host}/latest"
         assert "points to another host" in why(server.uri(), SourceLimits(library=library))
         reason = why(server.uri(), SourceLimits(library=library, redirects="any"))
         assert "a link-local or loopback address, which is never followed" in reason
@@ -101,9 +101,9 @@ def test_a_link_local_address_is_not_followed_whatever_is_allowed(host: str, lib
 
 
 @both
-def test_a_circle_ends_after_five_redirects_and_is_named(library: DecoderLibrary) -> None:
-    with RtspStandIn() as server:
-        server.moved = {"/cam": server.uri(path="/other"), "/other": server.uri()}
+def test_a_redirect_loop_ends_after_five_redirects_and_is_reported(library: DecoderLibrary) -> None:
+    with FakeRtspServer() as server:
+        server.redirects = {"/cam": server.uri(path="/other"), "/other": server.uri()}
         assert "redirect loop; check the path" in why(server.uri(), SourceLimits(library=library))
         assert len(server.asked) == 6
 
@@ -120,14 +120,14 @@ def test_a_circle_ends_after_five_redirects_and_is_named(library: DecoderLibrary
         ("rtsp://127.0.0.1:1/cam", "connection refused by 127.0.0.1:1"),
     ],
 )
-def test_a_redirect_that_leads_nowhere_is_named(where: str, reason: str, library: DecoderLibrary) -> None:
-    with RtspStandIn() as server:
-        server.moved["/cam"] = where
+def test_a_redirect_without_a_valid_target_is_reported(where: str, reason: str, library: DecoderLibrary) -> None:
+    with FakeRtspServer() as server:
+        server.redirects["/cam"] = where
         assert reason in why(server.uri(), SourceLimits(library=library))
         assert paths(server, "OPTIONS") == [], "FFmpeg was not let in"
 
 
-def test_a_camera_that_redirects_to_itself_and_then_falls_silent_is_not_left_to_ffmpeg() -> None:
+def test_a_camera_that_redirects_to_itself_and_then_is_silent_is_not_passed_to_ffmpeg() -> None:
     def serve(server: ScriptedServer, connection: socket.socket, _head: str) -> None:
         if len(server.requests) == 1:
             here = server.url("/cam", scheme="rtsp")
@@ -144,18 +144,18 @@ def test_a_camera_that_redirects_to_itself_and_then_falls_silent_is_not_left_to_
 
 @both
 def test_a_camera_that_allows_one_connection_opens(library: DecoderLibrary) -> None:
-    with RtspStandIn(one_visitor=True, login=LOGIN) as server:
+    with FakeRtspServer(single_client=True, login=LOGIN) as server:
         assert opens(server.uri(SHOWN), SourceLimits(library=library))
 
 
 @both
 def test_a_camera_that_is_slow_to_answer_opens(library: DecoderLibrary) -> None:
-    with RtspStandIn(late_s=0.2) as server:
+    with FakeRtspServer(reply_delay_s=0.2) as server:
         assert opens(server.uri(), SourceLimits(library=library, open_timeout_s=20))
 
 
 @both
-def test_a_redirect_to_tls_is_checked_where_certificates_are(library: DecoderLibrary, tmp_path: Path) -> None:
+def test_a_redirect_to_tls_is_verified_if_certificates_are(library: DecoderLibrary, tmp_path: Path) -> None:
     """OpenCV cannot check them itself, so it does not get the address."""
     good, other = trustme.CA(), trustme.CA()
     for name, authority in (("good", good), ("other", other)):
@@ -163,8 +163,8 @@ def test_a_redirect_to_tls_is_checked_where_certificates_are(library: DecoderLib
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     good.issue_cert("127.0.0.1").configure_cert(context)
     found = always(b"RTSP/1.0 404 Not Found\r\nCSeq: 1\r\n\r\n")
-    with ScriptedServer(found, tls=context) as secure, RtspStandIn() as server:
-        server.moved["/cam"] = secure.url("/cam", scheme="rtsps")
+    with ScriptedServer(found, tls=context) as secure, FakeRtspServer() as server:
+        server.redirects["/cam"] = secure.url("/cam", scheme="rtsps")
         trusting = SourceLimits(library=library, certificates=str(tmp_path / "good"))
         expected = "only PyAV checks certificates" if library == "opencv" else "not found on the server"
         assert expected in why(server.uri(), trusting)
@@ -174,15 +174,15 @@ def test_a_redirect_to_tls_is_checked_where_certificates_are(library: DecoderLib
 
 
 @both
-def test_a_normal_camera_is_asked_once_before_it_is_opened(library: DecoderLibrary) -> None:
-    with RtspStandIn() as server:
+def test_a_normal_camera_gets_one_request_before_it_is_opened(library: DecoderLibrary) -> None:
+    with FakeRtspServer() as server:
         assert opens(server.uri(), SourceLimits(library=library))
         methods = [method for method, _, _ in server.asked if method != "TEARDOWN"]
         assert methods == ["DESCRIBE", "OPTIONS", "DESCRIBE", "SETUP", "PLAY"]
-        assert server.visits == 2
+        assert server.connections == 2
 
 
-def test_a_camera_that_takes_the_whole_time_to_answer_is_not_left_to_ffmpeg() -> None:
+def test_a_camera_that_uses_the_whole_time_limit_is_not_passed_to_ffmpeg() -> None:
     """It might redirect FFmpeg as soon as we have gone."""
 
     def serve(server: ScriptedServer, _connection: socket.socket, _head: str) -> None:
@@ -195,7 +195,7 @@ def test_a_camera_that_takes_the_whole_time_to_answer_is_not_left_to_ffmpeg() ->
         assert not any(head.startswith("OPTIONS rtsp:") for head in server.requests)
 
 
-def test_a_camera_that_answers_byte_by_byte_is_given_up_at_the_limit() -> None:
+def test_a_camera_that_answers_byte_by_byte_times_out() -> None:
     """Each byte comes soon after the one before it."""
 
     def serve(server: ScriptedServer, connection: socket.socket, _head: str) -> None:
@@ -208,9 +208,9 @@ def test_a_camera_that_answers_byte_by_byte_is_given_up_at_the_limit() -> None:
 
 
 @both
-def test_a_wrong_password_is_shown_once_by_us_and_once_by_the_decoder(library: DecoderLibrary) -> None:
+def test_a_wrong_password_is_sent_once_by_the_check_and_once_by_the_decoder(library: DecoderLibrary) -> None:
     """Some cameras lock a user out after a few logins that fail."""
-    with RtspStandIn(login=LOGIN) as server:
+    with FakeRtspServer(login=LOGIN) as server:
         reason = why(server.uri("user:wrong@"), SourceLimits(library=library))
         assert "login refused (401); check user name and password" in reason
         shown = [headers for _, _, headers in server.asked if "visionedge" in headers.get("user-agent", "")]
@@ -228,5 +228,5 @@ def test_a_wrong_password_is_shown_once_by_us_and_once_by_the_decoder(library: D
         ("rtsp://x:y@cam/new", "rtsp://cam/old", "rtsp://cam/new"),
     ],
 )
-def test_the_login_goes_only_to_its_own_host_and_not_out_of_tls(url: str, target: str, expected: str) -> None:
+def test_the_login_is_sent_only_to_its_own_host_and_never_from_tls_to_plain_text(url: str, target: str, expected: str) -> None:
     assert copy_login(url, target) == expected

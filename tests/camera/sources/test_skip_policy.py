@@ -21,7 +21,7 @@ SPEC = InputSpec(32, 32)
 PLAIN = {"bf": "0", "g": "10", "sc_threshold": "0"}
 
 
-class Stream:
+class SimulatedStream:
     """Plays a stream of so many pictures per second to a `SkipPolicy`, as a decoder would."""
 
     def __init__(
@@ -49,48 +49,48 @@ class Stream:
         return levels
 
 
-def test_all_pictures_wanted_are_all_decoded() -> None:
-    stream = Stream(None)
+def test_all_pictures_are_decoded_if_all_are_wanted() -> None:
+    stream = SimulatedStream(None)
     assert stream.play(10) == {DecodeLevel.ALL: 300}
 
 
-def test_pictures_that_no_other_refers_to_are_left_out_where_the_rest_is_enough() -> None:
-    stream = Stream(5)  # one in four is referred to: 7.5 per second
+def test_non_reference_pictures_are_skipped_if_the_rest_is_enough() -> None:
+    stream = SimulatedStream(5)  # one in four is referred to: 7.5 per second
     assert stream.play(20) == {DecodeLevel.REFERENCES: 600}
     assert len(stream.decoded) == 150
 
 
-def test_everything_is_decoded_where_the_rest_is_too_little() -> None:
-    stream = Stream(10)
+def test_everything_is_decoded_if_reference_pictures_are_too_few() -> None:
+    stream = SimulatedStream(10)
     levels = stream.play(20)
     assert levels[DecodeLevel.REFERENCES] < 15  # it took two pictures to see
     assert levels[DecodeLevel.ALL] > 585
 
 
-def test_a_level_that_was_too_little_is_tried_again_now_and_then_and_ever_more_seldom() -> None:
-    stream = Stream(10)
+def test_an_insufficient_level_is_retried_at_growing_intervals() -> None:
+    stream = SimulatedStream(10)
     stream.play(30)
     tried = [stream.play(60)[DecodeLevel.REFERENCES] > 0 for _ in range(8)]
     assert 1 <= sum(tried) <= 3
 
 
-def test_key_pictures_alone_are_decoded_where_they_come_often_enough() -> None:
-    stream = Stream(0.5)
+def test_only_key_pictures_are_decoded_if_they_are_frequent_enough() -> None:
+    stream = SimulatedStream(0.5)
     stream.play(10)
     assert stream.play(20) == {DecodeLevel.KEYS: 600}
     assert len(stream.decoded) < 100
 
 
-def test_a_stream_of_key_pictures_further_apart_goes_back_to_more() -> None:
+def test_a_stream_with_rarer_key_pictures_decodes_more_again() -> None:
     """Cameras stretch the distance when nothing moves; a hole of one distance cannot be helped."""
-    stream = Stream(0.5)
+    stream = SimulatedStream(0.5)
     stream.play(20)
     assert stream.skip_policy.level is DecodeLevel.KEYS
     stream.play(12, key_every=180)
     assert stream.play(60)[DecodeLevel.KEYS] == 0
 
 
-def test_a_clock_of_the_stream_that_jumps_harms_nothing() -> None:
+def test_a_jumping_stream_clock_does_no_harm() -> None:
     skip_policy = SkipPolicy(0.5)
     for at_s in (0, 2, 4, 6, 8, 9000, 9002, 9004, 9006, 9008, 100, 102, 104, 106, 108):
         skip_policy.packet(at_s, key=True)
@@ -108,7 +108,7 @@ def _wrong(clock: StreamClockCheck, times_s: Iterable[tuple[float, float]]) -> l
 
 
 @pytest.mark.parametrize("rate", [1 / 90, 0.2, 0.6, 1.7, 5.0, 90.0])
-def test_a_clock_of_a_stream_that_runs_wrong_is_found_out_within_ten_seconds(rate: float) -> None:
+def test_a_wrong_stream_clock_is_detected_within_ten_seconds(rate: float) -> None:
     times_s = [(5000 + number / 5 * rate, number / 5) for number in range(200)]
     found = _wrong(StreamClockCheck(), times_s)
     assert not any(found[:25])
@@ -116,11 +116,11 @@ def test_a_clock_of_a_stream_that_runs_wrong_is_found_out_within_ten_seconds(rat
 
 
 @pytest.mark.parametrize("rate", [0.9, 1.0, 1.1])
-def test_a_clock_of_a_stream_that_is_about_right_is_believed(rate: float) -> None:
+def test_an_approximately_correct_stream_clock_is_used(rate: float) -> None:
     assert not any(_wrong(StreamClockCheck(), [(number / 5 * rate, number / 5) for number in range(200)]))
 
 
-def test_a_stall_and_the_burst_behind_it_do_not_make_a_clock_wrong() -> None:
+def test_a_stall_and_its_burst_do_not_make_a_stream_clock_wrong() -> None:
     """The stream's own times go on as they should; only the network held the packets back."""
     times_s = [(number / 25, number / 25) for number in range(250)]
     times_s += [(number / 25, 20 + (number - 250) / 500) for number in range(250, 500)]
@@ -128,18 +128,18 @@ def test_a_stall_and_the_burst_behind_it_do_not_make_a_clock_wrong() -> None:
     assert not any(_wrong(StreamClockCheck(), times_s))
 
 
-def test_a_server_that_begins_with_what_it_has_kept_does_not_make_a_clock_wrong() -> None:
+def test_an_initial_burst_does_not_make_a_stream_clock_wrong() -> None:
     times_s = [(number / 25, max(0, number - 200) / 25) for number in range(1000)]
     assert not any(_wrong(StreamClockCheck(), times_s))
 
 
-def test_a_clock_of_a_stream_is_believed_again_once_it_runs_right() -> None:
+def test_a_corrected_stream_clock_is_used_again() -> None:
     clock = StreamClockCheck()
     assert _wrong(clock, [(number / 500, number / 5) for number in range(100)])[-1]
     assert not _wrong(clock, [(0.2 + number / 5, 20 + number / 5) for number in range(100)])[-1]
 
 
-def test_another_clock_begins_anew() -> None:
+def test_a_new_stream_clock_is_measured_again() -> None:
     """Key pictures every 22 ms by one clock are every 2 s by the other, which is too seldom."""
     skip_policy = SkipPolicy(5)
     for number in range(10):
@@ -151,7 +151,7 @@ def test_another_clock_begins_anew() -> None:
         assert skip_policy.level is not DecodeLevel.KEYS
 
 
-class _Camera:
+class _DriftingContainer:
     """A container whose pictures come 25 per second, and whose time stamps run at another rate."""
 
     duration = None
@@ -174,14 +174,14 @@ class _Camera:
         self._container.close()
 
 
-def _times_until_closed(source: FrameSource, camera: _Camera) -> Iterator[float]:
+def _times_until_closed(source: FrameSource, camera: _DriftingContainer) -> Iterator[float]:
     with contextlib.suppress(SourceError):  # a live stream does not end, it is lost
         while source.read() is not None:
             yield camera.now_s
 
 
 @pytest.mark.parametrize("rate", [1 / 40, 1, 25])
-def test_a_live_stream_whose_clock_runs_wrong_gives_as_many_pictures_as_are_wanted(
+def test_a_live_stream_with_a_wrong_clock_gives_the_wanted_rate(
     tmp_path: Path, rate: float
 ) -> None:
     """A key picture every 0.4 s is less than five per second; by too slow a clock it is every 10 ms."""
@@ -189,7 +189,7 @@ def test_a_live_stream_whose_clock_runs_wrong_gives_as_many_pictures_as_are_want
     from visionedge.camera.sources.pyav import PyavSource
 
     container = av.open(str(make_clip(tmp_path / "c.mkv", pictures=1000, fps=25, options=PLAIN)))
-    camera, stream = _Camera(container, rate), container.streams.video[0]
+    camera, stream = _DriftingContainer(container, rate), container.streams.video[0]
     limits = SourceLimits(library="pyav", pictures_per_s=5.0)
     source = PyavSource(cast("Any", camera), stream, "a camera", live=True, limits=limits, clock=camera.clock)
     times_s = list(_times_until_closed(source, camera))
@@ -224,7 +224,7 @@ def with_b_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_clip(folder / "b.mp4", pictures=48, options=options)
 
 
-def test_a_real_stream_is_thinned_and_what_is_left_is_right(with_b_pictures: Path) -> None:
+def test_a_real_stream_is_thinned_and_the_remaining_pictures_are_correct(with_b_pictures: Path) -> None:
     """Each picture at its own time and undamaged, and together they cover the stream."""
     everything = {position_s: number for number, position_s, _ in _numbers(_open(with_b_pictures, None))}
     assert len(everything) == 48
@@ -234,14 +234,14 @@ def test_a_real_stream_is_thinned_and_what_is_left_is_right(with_b_pictures: Pat
     assert sum(source_frames for _, _, source_frames in thinned) == 48
 
 
-def test_a_real_stream_of_which_key_pictures_are_enough_gives_only_those(with_b_pictures: Path) -> None:
+def test_a_real_stream_with_enough_key_pictures_gives_only_these(with_b_pictures: Path) -> None:
     """Twelve pictures at ten per second are 1.2 s; four of them tell that."""
     numbers = [number for number, _, _ in _numbers(_open(with_b_pictures, 0.5))]
     assert numbers[-1] == 12
     assert len(numbers) < 25
 
 
-def test_pictures_of_an_mjpeg_stream_are_decoded_when_somebody_looks(tmp_path: Path) -> None:
+def test_mjpeg_pictures_are_decoded_on_demand(tmp_path: Path) -> None:
     source = _open(make_clip(tmp_path / "c.avi", codec="mjpeg"), None)
     seen = [source.read() for _ in range(6)]
     assert seen[5] is not None
@@ -250,9 +250,9 @@ def test_pictures_of_an_mjpeg_stream_are_decoded_when_somebody_looks(tmp_path: P
 
 
 @pytest.mark.parametrize("pattern", ["P", "Pbbb"])
-def test_other_wishes_are_followed_while_a_stream_plays(pattern: str) -> None:
+def test_a_new_wanted_rate_is_followed_while_a_stream_plays(pattern: str) -> None:
     """Behind key pictures alone everything waits for the next one; else nothing could be decoded."""
-    stream = Stream(None, pattern=pattern)
+    stream = SimulatedStream(None, pattern=pattern)
     stream.play(10.5)
     stream.skip_policy.set_wanted_rate(0.5)
     stream.play(10)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import trustme
 
-from camera_doubles import SPEC, Basket, Changes, running
+from camera_doubles import SPEC, FrameRecorder, StatusRecorder, running
 from clips import number_of, numbered_picture
 from scripted_http import ScriptedServer, Serve, always, answer, in_turn
 from visionedge.camera.camera import Camera
@@ -64,7 +64,7 @@ CAMERAS: dict[str, tuple[str, Serve]] = {
 
 @pytest.mark.parametrize("library", ["auto", "opencv"])
 @pytest.mark.parametrize("camera", CAMERAS)
-def test_a_still_is_fetched_again_and_again(camera: str, library: DecoderLibrary) -> None:
+def test_a_still_is_fetched_repeatedly(camera: str, library: DecoderLibrary) -> None:
     path, serve = CAMERAS[camera]
     with ScriptedServer(serve) as server:
         source = open_source(
@@ -80,8 +80,8 @@ def test_a_still_is_fetched_again_and_again(camera: str, library: DecoderLibrary
     assert not source.live
 
 
-def test_a_camera_of_stills_is_live_in_one_epoch() -> None:
-    basket, changes = Basket(), Changes()
+def test_a_still_picture_camera_is_live_in_one_epoch() -> None:
+    basket, changes = FrameRecorder(), StatusRecorder()
     with ScriptedServer(counting()) as server:
         camera = Camera("dock", server.url("/a.jpg"), SPEC, basket, fps=50, on_change=changes)
         with running(camera, end_limit_s=1.0):
@@ -91,11 +91,11 @@ def test_a_camera_of_stills_is_live_in_one_epoch() -> None:
     assert set(changes.states) <= {"live", "stopped"}
 
 
-def test_a_picture_that_has_not_changed_is_no_new_frame_and_no_loss() -> None:
+def test_an_unchanged_picture_is_neither_a_frame_nor_a_loss() -> None:
     unchanged = answer(b"", "", status="304 Not Modified", more='ETag: "b"\r\n')
     first = answer(jpeg(1), more='ETag: "a"\r\nLast-Modified: Sun, 29 Nov 2026 10:00:00 GMT\r\n')
     second = answer(jpeg(2), more='ETag: "b"\r\n')
-    basket = Basket()
+    basket = FrameRecorder()
     with ScriptedServer(in_turn(first, unchanged, unchanged, second, unchanged)) as server:
         camera = Camera("dock", server.url("/a.jpg"), SPEC, basket, fps=200)
         with running(camera):
@@ -107,7 +107,7 @@ def test_a_picture_that_has_not_changed_is_no_new_frame_and_no_loss() -> None:
     assert 'If-None-Match: "b"\r\n' in requests[5]
 
 
-def test_two_failures_are_tolerated_and_the_third_is_told() -> None:
+def test_two_failures_are_tolerated_and_the_third_is_reported() -> None:
     busy = answer(b"", "text/plain", status="503 Service Unavailable")
     good = answer(jpeg(3))
     with ScriptedServer(in_turn(good, busy, busy, good, busy)) as server:
@@ -131,7 +131,7 @@ def test_two_failures_are_tolerated_and_the_third_is_told() -> None:
         (answer(png(1)[:-40], "image/png"), "damaged picture"),
     ],
 )
-def test_what_is_no_picture_any_more_is_told(later: bytes, reason: str) -> None:
+def test_a_still_that_is_no_longer_a_picture_is_reported(later: bytes, reason: str) -> None:
     with ScriptedServer(in_turn(answer(jpeg(0)), later)) as server:
         source = open_source(parse_camera_uri(server.url("/a.jpg")), FAST)
         assert source.read() is not None
@@ -180,7 +180,7 @@ def test_a_still_is_turned_upright_as_its_exif_data_says() -> None:
     assert shown[10].mean() < 5
 
 
-def test_a_poll_that_waits_ends_at_once_when_it_is_interrupted() -> None:
+def test_an_interrupted_poll_ends_at_once() -> None:
     def serve(server: ScriptedServer, connection: socket.socket, _head: str) -> None:
         if len(server.requests) == 1:
             connection.sendall(answer(jpeg(0)))
@@ -223,7 +223,7 @@ def right(head: str, hashed: str) -> bool:
         (["SHA-256", "MD5"], "sha256"),
     ],
 )
-def test_the_strongest_digest_that_is_asked_for_is_given(asked: list[str], hashed: str) -> None:
+def test_the_strongest_offered_digest_is_used(asked: list[str], hashed: str) -> None:
     """In headers of their own or together, in any order."""
     challenges = [f'Digest realm="{REALM}", nonce="n1", qop="auth", algorithm={name}' for name in asked]
     for more in (
@@ -247,7 +247,7 @@ def test_the_strongest_digest_that_is_asked_for_is_given(asked: list[str], hashe
             assert "nc=00000003" in server.requests[3]
 
 
-def test_a_login_is_shown_only_when_it_is_asked_for() -> None:
+def test_a_login_is_sent_only_on_request() -> None:
     with ScriptedServer(counting()) as server:
         source = open_source(parse_camera_uri(server.url("/a.jpg", login="user:ge%40heim@")), FAST)
         assert source.read() is not None
@@ -255,14 +255,14 @@ def test_a_login_is_shown_only_when_it_is_asked_for() -> None:
         assert not any("Authorization" in head for head in server.requests)
 
 
-def test_challenges_are_read_as_servers_write_them() -> None:
+def test_challenges_in_real_formats_are_read() -> None:
     found = parse_challenges(['Basic realm="a, Digest b", charset="UTF-8", NTLM', "digest nonce=x,realm=y"])
     assert [c.scheme for c in found] == ["basic", "ntlm", "digest"]
     assert found[0].parameters == {"realm": "a, Digest b", "charset": "UTF-8"}
     assert found[2].parameters == {"nonce": "x", "realm": "y"}
 
 
-def test_a_password_that_was_meant_for_tls_is_not_sent_as_basic_without_it() -> None:
+def test_a_password_for_tls_is_not_sent_as_basic_without_tls() -> None:
     login = HttpLogin("user", "ge@heim")
     assert not login.accept(parse_challenges(['Basic realm="x"']), basic=False)
     assert login.header("GET", "/") is None

@@ -8,7 +8,7 @@ from visionedge.camera.timing import StreamLag
 STEP_S = 0.04
 
 
-def test_a_stream_that_comes_in_time_is_never_late() -> None:
+def test_a_stream_in_time_has_no_lag() -> None:
     backlog, rng = StreamLag(), np.random.default_rng(1)
     late_s = [
         backlog.late_s(n * STEP_S, 1000 + n * STEP_S + rng.uniform(0, 0.03), 0.035) for n in range(5000)
@@ -16,7 +16,7 @@ def test_a_stream_that_comes_in_time_is_never_late() -> None:
     assert max(late_s) < 0.05
 
 
-def test_a_queue_that_grows_is_late_by_what_lies_in_it() -> None:
+def test_a_growing_queue_has_the_lag_of_its_content() -> None:
     """Each picture takes a tenth longer than it should, and none has to be waited for."""
     backlog = StreamLag()
     late_s = [backlog.late_s(n * STEP_S, 1000 + n * STEP_S * 1.1, 0.0001) for n in range(1000)]
@@ -24,14 +24,14 @@ def test_a_queue_that_grows_is_late_by_what_lies_in_it() -> None:
 
 
 @pytest.mark.parametrize("drift", [-2e-4, 2e-4])
-def test_a_clock_of_the_camera_that_runs_a_little_wrong_is_no_queue(drift: float) -> None:
+def test_a_slight_clock_drift_of_the_camera_is_not_lag(drift: float) -> None:
     """For an hour, and although the machine is so busy that no wait is ever seen."""
     backlog = StreamLag()
     late_s = [backlog.late_s(n * STEP_S, 1000 + n * STEP_S * (1 + drift), 0.0) for n in range(90_000)]
     assert max(late_s) < 0.01
 
 
-def test_what_comes_in_a_burst_after_a_stall_is_not_let_go() -> None:
+def test_a_burst_after_a_stall_is_not_skipped() -> None:
     """The network held back three seconds, then gave them all at once."""
     backlog = StreamLag()
     for number in range(100):
@@ -44,7 +44,7 @@ def test_what_comes_in_a_burst_after_a_stall_is_not_let_go() -> None:
 
 
 @pytest.mark.parametrize("leap_s", [-1000.0, 1000.0])
-def test_a_leap_of_the_streams_clock_begins_anew(leap_s: float) -> None:
+def test_a_jump_of_the_stream_clock_resets_the_lag(leap_s: float) -> None:
     backlog = StreamLag()
     for number in range(100):
         backlog.late_s(number * STEP_S, 1000 + number * STEP_S, 0.0)
@@ -52,14 +52,14 @@ def test_a_leap_of_the_streams_clock_begins_anew(leap_s: float) -> None:
     assert max(late_s) < 0.01
 
 
-def test_times_that_are_only_guessed_do_no_harm_while_reads_wait() -> None:
+def test_guessed_times_give_no_lag_while_reads_wait() -> None:
     """MJPEG over HTTP has no times of its own: FFmpeg counts 25 per second, and only 10 come."""
     backlog = StreamLag()
     late_s = [backlog.late_s(n * 0.04, 1000 + n * 0.1, 0.095) for n in range(1000)]
     assert max(late_s) < 0.01
 
 
-def test_what_cannot_be_helped_is_forgotten() -> None:
+def test_lag_that_cannot_be_reduced_is_forgotten() -> None:
     backlog = StreamLag()
     backlog.late_s(0.0, 1000.0, 0.0)
     assert backlog.late_s(1.0, 1005.0, 0.0) > 3

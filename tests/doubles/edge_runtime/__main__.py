@@ -20,8 +20,8 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from edge_runtime.account import Received
-from edge_runtime.console import obey
+from edge_runtime.account import ReceivedMessage
+from edge_runtime.console import run_command
 from edge_runtime.runtime import EdgeRuntime, PortTakenError
 
 
@@ -90,10 +90,10 @@ def listen(runtime: EdgeRuntime, typed: Iterable[str], end: Callable[[], None]) 
         if line.strip() in ("quit", "exit"):
             end()
             return
-        say(obey(runtime, line))
+        say(run_command(runtime, line))
 
 
-def show_line(message: Received) -> None:
+def show_line(message: ReceivedMessage) -> None:
     """Print one line about a message."""
     document = message.json()
     what = summary(document) if "frames" in document else f"{document['code']}: {document['message']}"
@@ -112,7 +112,7 @@ def summary(document: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def show_body(message: Received) -> None:
+def show_body(message: ReceivedMessage) -> None:
     """Print a whole message."""
     body = json.dumps(message.json(), indent=2, ensure_ascii=False)
     say(f"{message.output} {message.message_id} {message.properties}\n{body}")

@@ -58,7 +58,7 @@ def token_left_s(token: str) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
+class ReceivedMessage:
     """A telemetry message as it was received. A message that is sent again is received again."""
 
     output: str

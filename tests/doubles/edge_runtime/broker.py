@@ -11,13 +11,13 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from edge_runtime import packets
-from edge_runtime.account import Account, Faults, Received
+from edge_runtime.account import Account, Faults, ReceivedMessage
 from edge_runtime.connection import MAX_PUBLISH_BYTES, Connection
 from edge_runtime.packets import Connect, ProtocolError, Publish
-from edge_runtime.session import Outgoing, Session
+from edge_runtime.session import OutgoingMessage, Session
 from edge_runtime.twin import RefusedError, Twin
 
-__all__ = ["MAX_PUBLISH_BYTES", "PORT", "Account", "Broker", "Faults", "MethodAnswer", "Received"]
+__all__ = ["MAX_PUBLISH_BYTES", "PORT", "Account", "Broker", "Faults", "MethodAnswer", "ReceivedMessage"]
 
 PORT = 8883
 """The SDK always uses this port."""
@@ -45,7 +45,7 @@ class Broker:
         self,
         account: Account,
         faults: Faults,
-        on_message: Callable[[Received], None],
+        on_message: Callable[[ReceivedMessage], None],
         on_change: Callable[[], None],
     ) -> None:
         self.account = account
@@ -109,7 +109,7 @@ class Broker:
 
     # --- from the client ------------------------------------------------------------------------------------
 
-    def admit(self, connect: Connect) -> int:
+    def authenticate(self, connect: Connect) -> int:
         """The CONNACK code for a CONNECT."""
         self.attempts += 1
         self.changed()
@@ -140,7 +140,7 @@ class Broker:
         pairs = (pair.partition("=") for pair in message.topic[len(prefix) :].split("&") if pair)
         properties = {unquote(name): unquote(value) for name, _, value in pairs}
         self._on_message(
-            Received(
+            ReceivedMessage(
                 output=properties.pop("$.on", ""),
                 body=message.payload,
                 message_id=properties.pop("$.mid", ""),
@@ -222,7 +222,7 @@ class Broker:
         bag = {"$.cdid": self.account.device, "$.cmid": "other", **properties}
         text = "&".join(f"{quote(key, safe='')}={quote(value, safe='')}" for key, value in bag.items())
         session = self.sessions.setdefault(self.account.client_id, Session())
-        session.queue.append(Outgoing(f"{self.account.topic}/inputs/{name}/{text}", body))
+        session.queue.append(OutgoingMessage(f"{self.account.topic}/inputs/{name}/{text}", body))
         if session.connection is not None:
             await session.connection.deliver(again=False)
 

@@ -76,11 +76,11 @@ class Connection:
     async def _read(self) -> Packet:
         """Read the next packet, when the hub does not hang. Fails if the client is silent for too long."""
         async with asyncio.timeout(self._silence_s):
-            packet = await packets.read_packet(self._reader, self._torn)
+            packet = await packets.read_packet(self._reader, self._should_reset)
         await self._broker.flowing.wait()
         return packet
 
-    def _torn(self, kind: int) -> bool:
+    def _should_reset(self, kind: int) -> bool:
         """Whether to reset the connection in the middle of this packet."""
         if kind != packets.PUBLISH or self._broker.faults.reset_publishes <= 0:
             return False
@@ -93,7 +93,7 @@ class Connection:
         if first.kind != packets.CONNECT:
             raise ProtocolError("the first packet is not a CONNECT")
         connect = packets.parse_connect(first.body)
-        code = self._broker.admit(connect)
+        code = self._broker.authenticate(connect)
         if self._broker.faults.swallow_connacks:
             await self._reader.read()
             return False

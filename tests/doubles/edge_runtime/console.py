@@ -14,7 +14,7 @@ send INPUT FILE                          send a file to an input: send frames ph
 quit                                     stop the module and end"""
 
 
-def obey(runtime: EdgeRuntime, line: str) -> str:
+def run_command(runtime: EdgeRuntime, line: str) -> str:
     """Run a command; returns the text to print."""
     command, _, rest = line.strip().partition(" ")
     try:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
-from edge_runtime.broker import Received
+from edge_runtime.broker import ReceivedMessage
 
 FRAME_KEYS = {
     "schema",
@@ -24,7 +24,7 @@ FRAME_KEYS = {
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
-def check_messages(messages: Iterable[Received]) -> None:
+def check_messages(messages: Iterable[ReceivedMessage]) -> None:
     """Check each message, then all together: numbers without gaps, `sequence` strictly rising per camera.
 
     Messages with the same id count once.
@@ -43,7 +43,7 @@ def check_messages(messages: Iterable[Received]) -> None:
         assert all(a < b for a, b in pairwise(rising)), f"{camera}: {rising}"
 
 
-def check_message(message: Received) -> Mapping[str, Any]:
+def check_message(message: ReceivedMessage) -> Mapping[str, Any]:
     """Check envelope, body, properties and size of a message; returns its document."""
     assert (message.content_type, message.content_encoding) == ("application/json", "utf-8")
     assert message.qos == 1

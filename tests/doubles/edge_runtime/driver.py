@@ -58,7 +58,7 @@ def result(camera: str, sequence: int, *, score: float = 0.87) -> FrameResult:
     return FrameResult(frame, found, Timing(1_000_000, 8_000_000, 12_000_000, 1), "cpu", "tiny", LABELS)
 
 
-class Echo:
+class EchoListener:
     """A `HubListener` that answers every direct method with its payload, and records everything."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Echo:
         self.connection_number = connection_number
         self.twins.append(connection_number)
         self.desired = dict((twin or {}).get("desired", {}))
-        self._tell()
+        self._notify()
 
     def on_method_call(self, call: MethodCall) -> None:
         """Answer at once."""
@@ -92,7 +92,7 @@ class Echo:
     def on_message(self, message: InputMessage) -> None:
         """Record a message."""
         self.inputs.append(f"{message.input} {message.message_id} {message.body.decode()}")
-        self._tell()
+        self._notify()
 
     def report(self, patch: dict[str, Any]) -> str:
         """Report properties over the newest connection; returns the outcome."""
@@ -104,7 +104,7 @@ class Echo:
         self._settled.wait()
         return self.outcomes[-1]
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         with self.changed:
             self.news += 1
             self.changed.notify_all()
@@ -122,7 +122,7 @@ class Driver:
         identity = Identity.from_environ(os.environ)
         deadlines = Deadlines(**options.get("deadlines", {}))
         self._written = threading.Event()
-        self._echo = Echo()
+        self._echo = EchoListener()
         spool = hub = None
         if identity:
             spool = self._open_spool(identity, options)

@@ -36,7 +36,7 @@ def edge_runtime() -> "Iterator[EdgeRuntime]":
         runtime.stop()
 
 
-class Driven:
+class DrivenModule:
     """A module process under remote control (see `driver.py`)."""
 
     def __init__(self, environ: dict[str, str], options: dict[str, Any]) -> None:
@@ -110,7 +110,7 @@ class Driven:
                 self._logged.notify_all()
 
 
-Drive = Callable[..., Driven]
+Drive = Callable[..., DrivenModule]
 
 
 @pytest.fixture
@@ -119,11 +119,11 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drive]:
 
     Without `data` each module has a new folder.
     """
-    started: list[Driven] = []
+    started: list[DrivenModule] = []
 
-    def start(environ: dict[str, str], *, deadlines: dict[str, Any] | None = None, **options: Any) -> Driven:
+    def start(environ: dict[str, str], *, deadlines: dict[str, Any] | None = None, **options: Any) -> DrivenModule:
         data = options.pop("data", None) or str(tmp_path_factory.mktemp("data"))
-        driven = Driven(environ, {"deadlines": {**QUICK, **(deadlines or {})}, "data": data, **options})
+        driven = DrivenModule(environ, {"deadlines": {**QUICK, **(deadlines or {})}, "data": data, **options})
         started.append(driven)
         return driven
 

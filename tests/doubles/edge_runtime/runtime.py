@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import trustme
 
-from edge_runtime.account import Account, Faults, Received
+from edge_runtime.account import Account, Faults, ReceivedMessage
 from edge_runtime.broker import PORT, Broker, MethodAnswer
 from edge_runtime.workload import Workload
 
@@ -43,7 +43,7 @@ class EdgeRuntime:
         device: str = "edge-device-1",
         module: str = "vision",
         listening: bool = True,
-        on_message: Callable[[Received], None] | None = None,
+        on_message: Callable[[ReceivedMessage], None] | None = None,
     ) -> None:
         self.account = Account(
             hub="stand-in.azure-devices.net",
@@ -59,11 +59,11 @@ class EdgeRuntime:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="edge-runtime")
         self._changed = threading.Condition()
-        self._messages: list[Received] = []
+        self._messages: list[ReceivedMessage] = []
         self._ca = trustme.CA()
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.faults = Faults()
-        self.broker = Broker(self.account, self.faults, self._record, self._tell)
+        self.broker = Broker(self.account, self.faults, self._record, self._notify)
         self.workload = Workload(self.account, self.faults, self.ca_pem)
 
     def __enter__(self) -> "EdgeRuntime":
@@ -129,12 +129,12 @@ class EdgeRuntime:
         }
 
     @property
-    def messages(self) -> list[Received]:
+    def messages(self) -> list[ReceivedMessage]:
         """All received messages, in order; a message that was sent twice is there twice."""
         with self._changed:
             return list(self._messages)
 
-    def wait_for(self, condition: Callable[[list[Received]], bool], timeout_s: float = 20) -> list[Received]:
+    def wait_for(self, condition: Callable[[list[ReceivedMessage]], bool], timeout_s: float = 20) -> list[ReceivedMessage]:
         """Wait until the messages meet a condition; returns the messages.
 
         Raises:
@@ -210,13 +210,13 @@ class EdgeRuntime:
     async def _start(self) -> None:
         await self.workload.listen(self._folder / "workload.sock")
         for _ in range(20):
-            if await self._settle(_loopback_address()):
+            if await self._try_listen(_loopback_address()):
                 return
         raise PortTakenError(
             f"port {PORT} is in use on every loopback address; stop the process that uses it"
         )
 
-    async def _settle(self, address: str) -> bool:
+    async def _try_listen(self, address: str) -> bool:
         """Listen on an address if the port is free there."""
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -237,11 +237,11 @@ class EdgeRuntime:
         await self.broker.stop()
         await self.workload.stop()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
-    def _record(self, message: Received) -> None:
+    def _record(self, message: ReceivedMessage) -> None:
         with self._changed:
             self._messages.append(message)
             self._changed.notify_all()

@@ -14,7 +14,7 @@ _RESENDS = 2
 
 
 @dataclass(slots=True)
-class Outgoing:
+class OutgoingMessage:
     """A message to the module that is not acknowledged."""
 
     topic: str
@@ -29,7 +29,7 @@ class Session:
 
     subscriptions: set[str] = field(default_factory=set)
     connection: "Connection | None" = None
-    queue: deque[Outgoing] = field(default_factory=deque)
+    queue: deque[OutgoingMessage] = field(default_factory=deque)
     packet_id: int = 0
 
     def next_packet_id(self) -> int:

@@ -68,7 +68,7 @@ CUDA_FAILURES = [
 
 
 @pytest.mark.parametrize(("text", "code", "words"), COMPLAINTS)
-def test_a_real_complaint_becomes_its_reason(text: str, code: ReasonCode, words: str) -> None:
+def test_a_real_error_text_becomes_its_reason(text: str, code: ReasonCode, words: str) -> None:
     verdict = classify_provider_error(text, driver_present=True)
     assert (verdict.code, verdict.reason) == (code, words)
 
@@ -80,7 +80,7 @@ def test_a_failure_of_cuda_becomes_its_reason(number: int, text: str, code: Reas
     assert (verdict.code, verdict.reason) == (code, f"CUDA failure {number}: {text}")
 
 
-def test_insufficient_without_any_driver_means_that_it_is_missing() -> None:
+def test_an_insufficient_driver_without_any_driver_is_a_missing_driver() -> None:
     """CUDA says the same of an old driver and of none."""
     text = cuda_failure(35, "CUDA driver version is insufficient for CUDA runtime version")
     assert classify_provider_error(text, driver_present=False).code is ReasonCode.DRIVER_MISSING
@@ -106,13 +106,13 @@ def scripted(exit_code: int | None, stderr: str = "", **document: object) -> Pro
         (ProbeOutput(0, "no JSON", ""), ReasonCode.PROVIDER_REFUSED),
     ],
 )
-def test_what_a_probe_left_behind_is_read(output: ProbeOutput, code: ReasonCode) -> None:
+def test_the_output_of_a_probe_is_read(output: ProbeOutput, code: ReasonCode) -> None:
     """Also a session that comes up and then cannot compute, a child that hangs, and one that dies."""
     verdict = probe_device("cuda", run=lambda _provider, _timeout: output, driver_present=lambda: True)
     assert verdict.code is code
 
 
-def test_a_real_probe_of_the_cpu_comes_up() -> None:
+def test_a_real_probe_of_the_cpu_succeeds() -> None:
     output = run_probe(PROVIDERS["cpu"], 60)
     assert output.exit_code == 0
     assert json.loads(output.stdout) == {"providers": ["CPUExecutionProvider"], "error": ""}
@@ -127,7 +127,7 @@ def state(requested: str, effective: str, code: ReasonCode, reason: str = "why")
     return DeviceState(requested, effective, code, reason, utc)  # type: ignore[arg-type]  # words of the closed lists
 
 
-def test_one_line_says_requested_effective_and_why() -> None:
+def test_one_line_has_requested_effective_and_reason() -> None:
     missing = state("auto", "cpu", ReasonCode.LIBRARY_MISSING, "libcublasLt.so.12 is missing")
     assert missing.describe() == (
         "requested auto, effective cpu: libcublasLt.so.12 is missing (library-missing)"
@@ -146,7 +146,7 @@ def test_one_line_says_requested_effective_and_why() -> None:
         ("cuda", ReasonCode.NO_DEVICE, True),
     ],
 )
-def test_less_than_was_asked_for_is_degraded(requested: str, code: ReasonCode, degraded: bool) -> None:
+def test_a_lesser_device_than_requested_is_degraded(requested: str, code: ReasonCode, degraded: bool) -> None:
     assert state(requested, "cpu", code).degraded is degraded
 
 
@@ -157,7 +157,7 @@ def test_the_effective_device_is_the_first_provider_of_a_session() -> None:
     assert get_effective_device([cpu]) == "cpu"
 
 
-def test_tensorrt_is_tried_only_when_it_is_asked_for() -> None:
+def test_tensorrt_is_tried_only_if_requested() -> None:
     assert [device_preference(r) for r in ("auto", "cuda", "cpu")] == [
         ("cuda", "cpu"),
         ("cuda", "cpu"),
@@ -166,7 +166,7 @@ def test_tensorrt_is_tried_only_when_it_is_asked_for() -> None:
     assert device_preference("tensorrt") == ("tensorrt", "cuda", "cpu")
 
 
-def test_every_option_we_pass_is_known_and_a_text() -> None:
+def test_every_passed_option_is_known_and_a_string() -> None:
     """A misspelt option raises only where CUDA really loads, so it is caught here."""
     for choice in (
         *list_provider_configs("cuda", b"", max_batch=8, data=None),

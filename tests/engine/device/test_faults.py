@@ -77,7 +77,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("library", "number", "words", "fault"), FAILURES)
-def test_a_failure_of_nvidias_libraries_becomes_its_kind(
+def test_a_failure_of_an_nvidia_library_becomes_its_kind(
     library: str, number: int, words: str, fault: Fault
 ) -> None:
     """And is told in one line, without the names of hosts and files."""
@@ -87,12 +87,12 @@ def test_a_failure_of_nvidias_libraries_becomes_its_kind(
 
 
 @pytest.mark.parametrize(("text", "fault"), OTHERS)
-def test_other_words_become_their_kind(text: str, fault: Fault) -> None:
+def test_other_error_texts_become_their_kind(text: str, fault: Fault) -> None:
     assert classify_fault(text, on_gpu=True) is fault
     assert "ONNXRuntimeError" not in shorten_error_text(text)
 
 
-def test_on_the_cpu_no_device_is_to_blame() -> None:
+def test_on_the_cpu_no_device_is_blamed() -> None:
     """Whatever the words are, the next batch may be computed; only memory is short there as well."""
     kinds = {
         classify_fault(raised(library, number, words), on_gpu=False) for library, number, words, _ in FAILURES
@@ -102,7 +102,7 @@ def test_on_the_cpu_no_device_is_to_blame() -> None:
     assert classify_fault("std::bad_alloc", on_gpu=False) is Fault.OUT_OF_MEMORY
 
 
-def test_a_failure_of_cuda_counts_by_its_number_whatever_its_place_quotes() -> None:
+def test_a_cuda_failure_is_classified_by_its_number_and_not_by_its_location() -> None:
     text = raised("CUDA", 700, "an illegal memory access was encountered") + "msg=out of memory"
     assert classify_fault(text, on_gpu=True) is Fault.STICKY
 

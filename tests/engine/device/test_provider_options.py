@@ -58,7 +58,7 @@ def words_on(options: dict[str, str]) -> str:
 @pytest.mark.parametrize(
     "options", [CUDA_OPTIONS, CUDA_GRAPH_OPTIONS, CUDA_MINIMAL_OPTIONS], ids=["all", "graphs", "least"]
 )
-def test_the_provider_takes_them_all_and_fails_only_for_want_of_a_device(
+def test_the_provider_accepts_all_options_and_fails_only_without_a_device(
     script: Script, options: dict[str, str]
 ) -> None:
     script(init=100)
@@ -68,7 +68,7 @@ def test_the_provider_takes_them_all_and_fails_only_for_want_of_a_device(
 @pytest.mark.parametrize(
     ("name", "value"), [("use_ep_level_unified_streams", "1"), ("arena_extend_strategy", "kSame")]
 )
-def test_a_misspelt_one_is_told_by_its_name(script: Script, name: str, value: str) -> None:
+def test_a_misspelt_option_is_named(script: Script, name: str, value: str) -> None:
     """So the test above can fail."""
     script(init=100)
     words = words_on({**CUDA_OPTIONS, name: value})

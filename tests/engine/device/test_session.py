@@ -39,7 +39,7 @@ def raw_session(graph: bytes) -> Any:
     return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
 
 
-def test_bound_runs_give_what_a_plain_run_gives_bit_for_bit(graph: bytes) -> None:
+def test_bound_runs_equal_plain_runs_bit_for_bit(graph: bytes) -> None:
     session, images = open_session(graph, "cpu", max_batch=4), pictures(4)
     (plain,) = raw_session(graph).run(None, {"visionedge.pictures": images})
     for size in (4, 1, 2, 4):
@@ -64,7 +64,7 @@ def test_padding_changes_nothing(graph: bytes) -> None:
     np.testing.assert_array_equal(session.run(images[:1], 4), alone)
 
 
-def test_threads_have_buffers_of_their_own(graph: bytes) -> None:
+def test_threads_have_their_own_buffers(graph: bytes) -> None:
     session, images = open_session(graph, "cpu", max_batch=1), pictures(6)
     expected = [session.run(images[i : i + 1], 1) for i in range(6)]
     wrong: list[int] = []
@@ -81,7 +81,7 @@ def test_threads_have_buffers_of_their_own(graph: bytes) -> None:
     assert wrong == []
 
 
-def test_pictures_that_are_views_are_taken_as_they_look(graph: bytes) -> None:
+def test_picture_views_are_read_in_their_logical_order(graph: bytes) -> None:
     session, images = open_session(graph, "cpu", max_batch=2), pictures(2)
     flipped = [picture[::-1, ::-1] for picture in images]
     assert not flipped[0].flags.c_contiguous
@@ -89,7 +89,7 @@ def test_pictures_that_are_views_are_taken_as_they_look(graph: bytes) -> None:
     np.testing.assert_array_equal(session.run(flipped, 2), expected)
 
 
-def test_pictures_are_only_read_wherever_they_lie(graph: bytes) -> None:
+def test_pictures_in_any_memory_are_only_read(graph: bytes) -> None:
     """In one piece, one by one, and with room behind them; those of the engine's child cannot be written."""
     session, images = open_session(graph, "cpu", max_batch=2), pictures(2)
     expected = session.run(images, 2)
@@ -102,7 +102,7 @@ def test_pictures_are_only_read_wherever_they_lie(graph: bytes) -> None:
     np.testing.assert_array_equal(images, before)
 
 
-def test_a_closed_session_says_so(graph: bytes) -> None:
+def test_a_closed_session_raises_an_error(graph: bytes) -> None:
     session = open_session(graph, "cpu", max_batch=1)
     session.close()
     assert "closed" in repr(session)
@@ -137,44 +137,44 @@ def answering(shape: tuple[Any, ...]) -> bytes:
 # --- where nodes lie ----------------------------------------------------------------------------------------
 
 
-class Dealt:
+class StubAssignedSession:
     """A session as onnxruntime describes one: its nodes, dealt out to providers."""
 
     def __init__(self, raw: Any, **parts: list[tuple[str, str]]) -> None:
         self._raw = raw
-        self._parts = [Part(PROVIDERS[device], nodes) for device, nodes in parts.items()]
+        self._parts = [StubSubgraph(PROVIDERS[device], nodes) for device, nodes in parts.items()]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._raw, name)
 
-    def get_provider_graph_assignment_info(self) -> list["Part"]:
+    def get_provider_graph_assignment_info(self) -> list["StubSubgraph"]:
         return self._parts
 
 
-class Part:
+class StubSubgraph:
     def __init__(self, provider: str, nodes: list[tuple[str, str]]) -> None:
         self.ep_name = provider
-        self._nodes = [Node(*node) for node in nodes]
+        self._nodes = [StubNode(*node) for node in nodes]
 
-    def get_nodes(self) -> list["Node"]:
+    def get_nodes(self) -> list["StubNode"]:
         return self._nodes
 
 
-class Node:
+class StubNode:
     def __init__(self, op_type: str, name: str) -> None:
         self.op_type, self.name = op_type, name
 
 
-def test_on_the_cpu_every_node_is_in_its_place(graph: bytes) -> None:
+def test_on_the_cpu_every_node_is_placed_as_requested(graph: bytes) -> None:
     node_placement = open_session(graph, "cpu", max_batch=1).node_placement
     assert node_placement.on_cpu == ()
     assert node_placement.on_device > 10, "onnxruntime recorded them"
 
 
-def test_nodes_that_fell_to_the_cpu_are_counted_and_named(graph: bytes) -> None:
+def test_nodes_on_the_cpu_are_counted_and_named(graph: bytes) -> None:
     from visionedge.engine.device.session import _read_node_placement
 
-    dealt = Dealt(
+    dealt = StubAssignedSession(
         raw_session(graph),
         cuda=[("Conv", "backbone/0"), ("TopK", "visionedge.TopK.30")],
         cpu=[("NonMaxSuppression", "nms"), ("Shape", "")],
@@ -186,7 +186,7 @@ def test_nodes_that_fell_to_the_cpu_are_counted_and_named(graph: bytes) -> None:
 # --- options ------------------------------------------------------------------------------------------------
 
 
-def test_a_choice_that_a_session_refuses_is_dropped_with_its_words(
+def test_options_that_a_session_refuses_are_dropped_with_its_error(
     graph: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As CUDA graphs are for a model with nodes on the CPU: the next choice is taken, and the reason kept."""
@@ -200,7 +200,7 @@ def test_a_choice_that_a_session_refuses_is_dropped_with_its_words(
     assert session.run(pictures(1), 1).shape[0] == 1
 
 
-def test_when_the_last_choice_is_refused_too_that_is_the_error(
+def test_if_the_last_options_are_refused_their_error_is_raised(
     graph: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = providers.ProviderConfig("odd options", {"cpu": {"no_such_option": "1"}})
@@ -211,16 +211,16 @@ def test_when_the_last_choice_is_refused_too_that_is_the_error(
         open_session(graph, "cpu", max_batch=1)
 
 
-def test_captured_runs_all_happen_on_one_thread(graph: bytes) -> None:
+def test_captured_runs_use_one_thread(graph: bytes) -> None:
     """A CUDA graph belongs to the thread that captured it; lanes come and go."""
     seen: set[str] = set()
 
-    class Watched(Dealt):
+    class RecordingSession(StubAssignedSession):
         def run_with_iobinding(self, binding: Any, options: Any) -> None:
             seen.add(threading.current_thread().name)
             self._raw.run_with_iobinding(binding, options)
 
-    session = Session(Watched(raw_session(graph)), "cpu", cuda_graphs=True)
+    session = Session(RecordingSession(raw_session(graph)), "cpu", cuda_graphs=True)
     images = pictures(3)
     lanes = [threading.Thread(target=session.run, args=(images[i : i + 1], 1)) for i in range(3)]
     for lane in lanes:
@@ -232,15 +232,15 @@ def test_captured_runs_all_happen_on_one_thread(graph: bytes) -> None:
     assert threading.current_thread().name not in seen
 
 
-def test_a_replay_that_gives_other_rows_is_refused(graph: bytes) -> None:
+def test_a_graph_replay_with_other_rows_is_refused(graph: bytes) -> None:
     """Then the session is opened again without it."""
 
-    class Wrong(Dealt):
+    class WrongSession(StubAssignedSession):
         def run_with_iobinding(self, binding: Any, options: Any) -> None:
             """Leaves the output as it was."""
 
     with pytest.raises(EngineError, match="different scores"):
-        Session(Wrong(raw_session(graph)), "cpu")
+        Session(WrongSession(raw_session(graph)), "cpu")
 
 
 def test_cuda_is_tried_with_graphs_first_and_plain_last() -> None:
@@ -251,7 +251,7 @@ def test_cuda_is_tried_with_graphs_first_and_plain_last() -> None:
     assert "enable_cuda_graph" not in CUDA_OPTIONS
 
 
-def test_tensorrt_gets_one_profile_for_all_batches_and_keeps_what_it_built(
+def test_tensorrt_gets_one_profile_for_all_batches_and_caches_its_engines(
     graph: bytes, tmp_path: Path
 ) -> None:
     options = make_tensorrt_options(graph, 8, tmp_path / "data")
@@ -263,7 +263,7 @@ def test_tensorrt_gets_one_profile_for_all_batches_and_keeps_what_it_built(
     assert all(isinstance(value, str) for value in options.values())
 
 
-def test_tensorrt_needs_no_profile_where_the_batch_is_fixed(tmp_path: Path) -> None:
+def test_tensorrt_needs_no_profile_for_a_fixed_batch(tmp_path: Path) -> None:
     fixed = compile_model(load_model(TinyDetector(batch=2).save(tmp_path / "pair.onnx")))
     assert onnx.ModelProto.FromString(fixed).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
     assert make_tensorrt_options(fixed, 8, None) == {"device_id": "0"}

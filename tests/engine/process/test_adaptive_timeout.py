@@ -8,7 +8,7 @@ import pytest
 from visionedge.engine.process.worker import MIN_LIMIT_S, AdaptiveTimeout, wait_for_reply
 
 
-def test_the_limit_is_ten_times_the_usual_within_bounds() -> None:
+def test_the_timeout_is_ten_times_the_usual_duration_within_bounds() -> None:
     usual = AdaptiveTimeout(30)
     assert usual.limit_s == 30
     for _ in range(5):
@@ -21,7 +21,7 @@ def test_the_limit_is_ten_times_the_usual_within_bounds() -> None:
     assert usual.limit_s == 30
 
 
-def test_one_short_batch_does_not_make_long_ones_too_long() -> None:
+def test_one_short_batch_does_not_time_out_longer_ones() -> None:
     """The longest of the last ones counts: batches of one and of eight come in any order."""
     usual = AdaptiveTimeout(30)
     for _ in range(20):
@@ -30,14 +30,14 @@ def test_one_short_batch_does_not_make_long_ones_too_long() -> None:
     assert usual.limit_s > 9
 
 
-def test_limits_below_the_least_are_kept() -> None:
+def test_a_configured_limit_below_the_minimum_is_kept() -> None:
     usual = AdaptiveTimeout(0.5)
     for _ in range(9):
         usual.note(0.01)
     assert usual.limit_s == 0.5
 
 
-class Time:
+class FakeWaits:
     """Slices of a wait: each takes as long as is said, and nothing arrives until they are over."""
 
     def __init__(self, slices_s: list[float]) -> None:
@@ -61,20 +61,20 @@ def line() -> Iterator[socket.socket]:
         yield ours
 
 
-def test_a_reply_that_never_comes_is_given_up_at_the_limit(line: socket.socket) -> None:
-    time = Time([0.0] * 100)
+def test_a_missing_reply_times_out_at_the_limit(line: socket.socket) -> None:
+    time = FakeWaits([0.0] * 100)
     with pytest.raises(TimeoutError):
         wait_for_reply(line, 2.0, clock=time.clock, readable=time.readable)
     assert time.now_s == pytest.approx(2.0)
 
 
-def test_time_in_which_nobody_ran_is_not_the_childs(line: socket.socket) -> None:
+def test_time_in_which_the_module_did_not_run_is_not_counted(line: socket.socket) -> None:
     """Everything is stopped for two minutes and goes on: a healthy child then answers."""
-    time = Time([0.0, 120.0, 0.0])
+    time = FakeWaits([0.0, 120.0, 0.0])
     wait_for_reply(line, 2.0, clock=time.clock, readable=time.readable)
     assert time.now_s > 120
 
 
-def test_the_end_of_the_other_side_ends_the_wait(line: socket.socket) -> None:
+def test_a_closed_connection_ends_the_wait(line: socket.socket) -> None:
     line.shutdown(socket.SHUT_RDWR)
     wait_for_reply(line, 60.0)

@@ -29,7 +29,7 @@ def expected(engine: LocalEngine) -> Rows:
     return engine.infer(IMAGES).rows
 
 
-class Child:
+class StubWorker:
     """Answers with rows, or fails."""
 
     def __init__(self, answer: Rows | EngineError) -> None:
@@ -42,7 +42,7 @@ class Child:
         return self._answer
 
 
-class Frames(RecentPictures):
+class StubRecentPictures(RecentPictures):
     """Some pictures are there at once."""
 
     def __init__(self, *images: np.ndarray) -> None:
@@ -55,51 +55,51 @@ class Frames(RecentPictures):
 
 
 def test_a_candidate_and_the_cpu_compute_the_same_pictures(engine: LocalEngine, expected: Rows) -> None:
-    same, other = Child(expected), Child(np.zeros_like(expected))
-    seen = compare_candidate(engine.info().model, same, same, Frames(*IMAGES))
+    same, other = StubWorker(expected), StubWorker(np.zeros_like(expected))
+    seen = compare_candidate(engine.info().model, same, same, StubRecentPictures(*IMAGES))
     assert seen.parity_result is not None
     assert seen.parity_result.refusal is None
-    seen = compare_candidate(engine.info().model, same, other, Frames(*IMAGES))
+    seen = compare_candidate(engine.info().model, same, other, StubRecentPictures(*IMAGES))
     assert seen.parity_result is not None
     assert seen.parity_result.refusal is not None
 
 
-def test_without_frames_or_a_cpu_that_answers_its_opening_counts(engine: LocalEngine, expected: Rows) -> None:
+def test_without_frames_or_a_cpu_answer_a_successful_open_is_enough(engine: LocalEngine, expected: Rows) -> None:
     """So it is never waited for in vain."""
-    same, gone = Child(expected), Child(EngineUnavailableError("the engine is restarting"))
-    for serving, images in ((None, Frames(*IMAGES)), (same, Frames()), (gone, Frames(*IMAGES))):
+    same, gone = StubWorker(expected), StubWorker(EngineUnavailableError("the engine is restarting"))
+    for serving, images in ((None, StubRecentPictures(*IMAGES)), (same, StubRecentPictures()), (gone, StubRecentPictures(*IMAGES))):
         seen = compare_candidate(engine.info().model, serving, same, images)
         assert (seen.parity_result, seen.loss) == (None, None)
         assert seen.message
 
 
-def test_a_candidate_that_fails_over_them_is_lost(engine: LocalEngine, expected: Rows) -> None:
-    failing = Child(EngineError("CUDA failure 700: an illegal memory access was encountered", Fault.STICKY))
-    seen = compare_candidate(engine.info().model, Child(expected), failing, Frames(*IMAGES))
+def test_a_candidate_that_fails_the_comparison_is_lost(engine: LocalEngine, expected: Rows) -> None:
+    failing = StubWorker(EngineError("CUDA failure 700: an illegal memory access was encountered", Fault.STICKY))
+    seen = compare_candidate(engine.info().model, StubWorker(expected), failing, StubRecentPictures(*IMAGES))
     assert seen.loss is not None
     assert seen.loss.code is ReasonCode.CUDA_ERROR
 
 
-def test_whatever_happens_there_is_an_answer(
+def test_every_comparison_ends_with_an_answer(
     engine: LocalEngine, expected: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rows of another shape, say: that is told, and the candidate is not used."""
-    seen = compare_candidate(engine.info().model, Child(expected), Child(expected[:1]), Frames(*IMAGES))
+    seen = compare_candidate(engine.info().model, StubWorker(expected), StubWorker(expected[:1]), StubRecentPictures(*IMAGES))
     assert seen.loss is not None
     assert seen.loss.code is ReasonCode.DEVICE_FAILED
     assert "could not be compared" in caplog.text
 
 
-def test_rows_that_are_no_numbers_on_the_cpu_either_are_the_models_doing(expected: Rows) -> None:
+def test_nan_rows_on_the_cpu_too_are_blamed_on_the_model(expected: Rows) -> None:
     suspect_pictures = [IMAGES[0]]
-    assert is_model_fault(Child(np.full_like(expected, np.nan)), suspect_pictures)
-    assert not is_model_fault(Child(expected), suspect_pictures)
-    assert not is_model_fault(Child(EngineUnavailableError("gone")), suspect_pictures)
+    assert is_model_fault(StubWorker(np.full_like(expected, np.nan)), suspect_pictures)
+    assert not is_model_fault(StubWorker(expected), suspect_pictures)
+    assert not is_model_fault(StubWorker(EngineUnavailableError("gone")), suspect_pictures)
     assert not is_model_fault(None, suspect_pictures)
-    assert not is_model_fault(Child(np.full_like(expected, np.nan)), [])
+    assert not is_model_fault(StubWorker(np.full_like(expected, np.nan)), [])
 
 
-def test_pictures_are_kept_only_while_somebody_wants_them() -> None:
+def test_pictures_are_kept_only_while_they_are_requested() -> None:
     """As copies: what they lie in is written again."""
     recent, got = RecentPictures(3), threading.Event()
     recent.offer(IMAGES)
@@ -122,7 +122,7 @@ def test_pictures_are_kept_only_while_somebody_wants_them() -> None:
     assert len(recent.suspect_pictures) == 3
 
 
-def test_nobody_waits_for_pictures_of_a_module_that_ends() -> None:
+def test_a_stopping_module_ends_the_wait_for_pictures() -> None:
     recent = RecentPictures()
     thread = threading.Thread(target=recent.gather, args=(60,))
     thread.start()

@@ -9,7 +9,7 @@ from visionedge.engine.process.worker_pool import DeviceProber
 from visionedge.runtime.threads import ThreadGroup
 
 
-def test_a_device_that_cannot_even_be_asked_is_not_usable(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_device_that_cannot_be_probed_is_not_usable(caplog: pytest.LogCaptureFixture) -> None:
     def failing(_device: EffectiveDevice) -> DeviceVerdict:
         raise OSError("no more processes")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripted_faults import GONE, NO_MEMORY, REFUSED, STICKY
+from fault_script import GONE, NO_MEMORY, REFUSED, STICKY
 from tiny_models import TinyDetector, pictures
 from visionedge.engine.device.devices import DeviceState, EffectiveDevice, ReasonCode
 from visionedge.engine.device.faults import EngineError, Fault
@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load_model(TinyDetector().save(tmp_path_factory.mktemp("model") / "tiny.onnx"))
 
 
-class Session:
+class ScriptedSession:
     """A session that does as it is told, from `act` on; before that it is well."""
 
     rows = 9
@@ -41,7 +41,7 @@ class Session:
     notes: tuple[str, ...] = ()
 
     def __init__(self) -> None:
-        self.act: Act = well
+        self.act: Act = working
         self.kept: list[set[int]] = []
         self.sizes: list[int] = []
 
@@ -56,7 +56,7 @@ class Session:
         pass
 
 
-def well(size: int) -> np.ndarray:
+def working(size: int) -> np.ndarray:
     return np.ones((size, 9, 6), np.float32)
 
 
@@ -64,24 +64,24 @@ def raising(text: str, *, from_size: int = 1) -> Act:
     def act(size: int) -> np.ndarray:
         if size >= from_size:
             raise RuntimeError(text)
-        return well(size)
+        return working(size)
 
     return act
 
 
-def no_numbers(size: int) -> np.ndarray:
-    rows = well(size)
+def nan_rows(size: int) -> np.ndarray:
+    rows = working(size)
     rows[-1, -1, 2] = np.inf
     return rows
 
 
-def engine_on(model: Model, session: Session, device: EffectiveDevice = "cuda") -> LocalEngine:
+def engine_on(model: Model, session: ScriptedSession, device: EffectiveDevice = "cuda") -> LocalEngine:
     state = DeviceState("auto", device, ReasonCode.OK, "usable", datetime(2026, 11, 27, tzinfo=UTC))
     return LocalEngine(model, session, state, Plan(2, (1, 2, 4, 8), "test"))
 
 
-def test_too_little_memory_makes_batches_smaller_for_good_and_loses_no_picture(model: Model) -> None:
-    session = Session()
+def test_too_little_memory_lowers_the_batch_size_permanently_and_loses_no_picture(model: Model) -> None:
+    session = ScriptedSession()
     engine, plans = engine_on(model, session), list[Plan]()
     engine.on_plan_reduced = plans.append
     session.act = raising(NO_MEMORY, from_size=4)
@@ -95,8 +95,8 @@ def test_too_little_memory_makes_batches_smaller_for_good_and_loses_no_picture(m
     assert engine.info().unplanned_shapes == 0
 
 
-def test_when_not_one_picture_fits_the_batch_fails_for_that_reason(model: Model) -> None:
-    session = Session()
+def test_if_not_even_one_picture_fits_the_batch_fails_with_that_reason(model: Model) -> None:
+    session = ScriptedSession()
     engine = engine_on(model, session)
     session.act = raising(NO_MEMORY)
     with pytest.raises(EngineError, match="CUDA failure 2: out of memory") as caught:
@@ -113,10 +113,10 @@ def test_when_not_one_picture_fits_the_batch_fails_for_that_reason(model: Model)
         (REFUSED, Fault.REFUSED, "9 : NOT_IMPLEMENTED : no kernel for this node"),
     ],
 )
-def test_what_a_session_raises_has_its_kind_and_only_its_telling_words(
+def test_an_error_of_a_session_is_classified_and_shortened(
     model: Model, text: str, fault: Fault, words: str
 ) -> None:
-    session = Session()
+    session = ScriptedSession()
     engine = engine_on(model, session)
     session.act = raising(text)
     with pytest.raises(EngineError) as caught:
@@ -124,36 +124,36 @@ def test_what_a_session_raises_has_its_kind_and_only_its_telling_words(
     assert (caught.value.fault, str(caught.value)) == (fault, f"tiny failed on cuda: {words}")
 
 
-def test_rows_that_are_no_numbers_are_the_devices_fault_but_never_the_cpus(model: Model) -> None:
+def test_nan_rows_are_a_fault_of_a_device_and_never_of_the_cpu(model: Model) -> None:
     """On the CPU they are the model's, and left out where detections are made of rows."""
-    session = Session()
+    session = ScriptedSession()
     engine = engine_on(model, session)
-    session.act = no_numbers
+    session.act = nan_rows
     with pytest.raises(EngineError) as caught:
         engine.infer(pictures(1))
     assert caught.value.fault is Fault.INVALID_OUTPUT
     engine.checks_finite = False
     assert engine.infer(pictures(1)).rows.shape == (1, 9, 6)
-    session = Session()
+    session = ScriptedSession()
     engine = engine_on(model, session, "cpu")
-    session.act = no_numbers
+    session.act = nan_rows
     assert engine.infer(pictures(1)).rows.shape == (1, 9, 6)
 
 
-def test_a_device_that_fails_while_it_warms_up_is_not_taken_for_one_with_smaller_batches(
+def test_a_device_that_fails_in_warm_up_does_not_lower_the_batch_size(
     model: Model,
 ) -> None:
     """Its process is spoiled; a size that is refused, or does not fit into memory, is only left out."""
     for text in (NO_MEMORY, REFUSED):
-        session = Session()
+        session = ScriptedSession()
         session.act = raising(text, from_size=4)
         assert engine_on(model, session).info().plan.buckets == (1, 2)
-    session = Session()
+    session = ScriptedSession()
     session.act = raising(STICKY, from_size=4)
     with pytest.raises(EngineError) as caught:
         engine_on(model, session)
     assert caught.value.fault is Fault.STICKY
-    session.act = no_numbers
+    session.act = nan_rows
     with pytest.raises(ModelError, match="NaN or infinity"):
         engine_on(model, session, "cpu")
 
@@ -161,7 +161,7 @@ def test_a_device_that_fails_while_it_warms_up_is_not_taken_for_one_with_smaller
 # --- scripts of faults --------------------------------------------------------------------------------------
 
 
-def test_a_fault_happens_when_all_that_is_said_holds(tmp_path: Path) -> None:
+def test_a_fault_happens_if_all_its_conditions_hold(tmp_path: Path) -> None:
     here = tmp_path / "now"
     cases = [
         (FaultCondition(), (1, 0.0, 1), True),
@@ -180,7 +180,7 @@ def test_a_fault_happens_when_all_that_is_said_holds(tmp_path: Path) -> None:
     assert cases[-1][0].is_met(1, 0.0, 1)
 
 
-def test_a_script_is_read_and_what_makes_no_sense_is_named(tmp_path: Path) -> None:
+def test_a_script_is_read_and_invalid_parts_are_named(tmp_path: Path) -> None:
     path = tmp_path / "faults.yaml"
     path.write_text(
         f"device: tensorrt\ntiming: {{firstSeconds: 0.5}}\nfaults: [{{at: probe, raise: '{GONE}'}}]\n"

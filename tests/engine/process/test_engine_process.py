@@ -51,7 +51,7 @@ def frame_pool(model: Model) -> Iterator[SharedFramePool]:
     made.close()
 
 
-class Opened:
+class EngineHarness:
     """An engine process and what it tells; closed when a test leaves it."""
 
     def __init__(
@@ -62,7 +62,7 @@ class Opened:
             model, inference, frame_pool, limits=WorkerLimits(**limits), on_change=self.news.put
         )
 
-    def __enter__(self) -> "Opened":
+    def __enter__(self) -> "EngineHarness":
         self.engine.open()
         return self
 
@@ -81,14 +81,14 @@ class Opened:
         assert pid is not None
         return pid
 
-    def told(self) -> EngineEvent:
+    def next_event(self) -> EngineEvent:
         """The next piece of news, waited for."""
         return self.news.get(timeout=30)
 
 
 @pytest.fixture
-def opened(model: Model, frame_pool: SharedFramePool) -> Iterator[Opened]:
-    with Opened(model, frame_pool) as made:
+def opened(model: Model, frame_pool: SharedFramePool) -> Iterator[EngineHarness]:
+    with EngineHarness(model, frame_pool) as made:
         yield made
 
 
@@ -114,8 +114,8 @@ def alive(pid: int) -> bool:
 # --- the same engine ----------------------------------------------------------------------------------------
 
 
-def test_rows_are_those_of_this_process_bit_for_bit(
-    opened: Opened, model: Model, frame_pool: SharedFramePool
+def test_rows_equal_those_of_this_process_bit_for_bit(
+    opened: EngineHarness, model: Model, frame_pool: SharedFramePool
 ) -> None:
     """From shared memory, from anywhere else, mixed, one array, none; and with a least score."""
     here, images = open_engine(model, CPU), pictures(5)
@@ -132,7 +132,7 @@ def test_rows_are_those_of_this_process_bit_for_bit(
     assert opened.engine.infer(shared, 2.0).rows.shape == (5, 0, 6)
 
 
-def test_no_row_at_the_least_score_is_left_out(opened: Opened, frame_pool: SharedFramePool) -> None:
+def test_rows_at_the_minimum_score_are_included(opened: EngineHarness, frame_pool: SharedFramePool) -> None:
     shared = placed(frame_pool, pictures(4))
     whole = opened.engine.infer(shared).rows
     for score in (0.0, 0.2, 0.5, 0.9):
@@ -140,7 +140,7 @@ def test_no_row_at_the_least_score_is_left_out(opened: Opened, frame_pool: Share
         np.testing.assert_array_equal(few[few[..., 4] >= score], whole[whole[..., 4] >= score])
 
 
-def test_it_tells_what_an_engine_tells(opened: Opened, model: Model) -> None:
+def test_an_engine_process_reports_like_an_engine(opened: EngineHarness, model: Model) -> None:
     here, there = open_engine(model, CPU).info(), opened.engine.info()
     assert (there.max_rows, there.plan, there.node_placement) == (
         here.max_rows,
@@ -154,15 +154,15 @@ def test_it_tells_what_an_engine_tells(opened: Opened, model: Model) -> None:
     assert "tiny ready" in repr(opened.engine)
 
 
-def test_one_more_lane_than_compute_hides_the_way_to_the_child(opened: Opened, model: Model) -> None:
+def test_one_extra_lane_hides_the_transfer_to_the_child(opened: EngineHarness, model: Model) -> None:
     """And the child has a line for it, beside those for pictures that come over HTTP."""
     here, there = open_engine(model, CPU).info(), opened.engine.info()
     assert count_lanes(here) == here.plan.lanes
     assert count_lanes(there) == there.plan.lanes + 1
 
 
-def test_many_lanes_at_once_get_each_their_own(
-    opened: Opened, model: Model, frame_pool: SharedFramePool
+def test_concurrent_lanes_get_their_own_rows(
+    opened: EngineHarness, model: Model, frame_pool: SharedFramePool
 ) -> None:
     """More threads than there are lines."""
     images = pictures(8)
@@ -181,24 +181,24 @@ def test_many_lanes_at_once_get_each_their_own(
     assert wrong == []
 
 
-def test_pictures_of_another_shape_never_reach_the_child(opened: Opened) -> None:
+def test_pictures_of_another_shape_never_reach_the_child(opened: EngineHarness) -> None:
     with pytest.raises(EngineError, match="takes uint8 pictures of 64 x 48"):
         opened.engine.infer(pictures(1, 32, 32))
     assert opened.engine.infer(pictures(1)).rows.shape[0] == 1
 
 
-def test_its_log_comes_out_of_ours(
+def test_the_log_of_the_child_appears_in_the_log_of_the_module(
     model: Model, frame_pool: SharedFramePool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With its level, and once."""
     caplog.set_level(logging.INFO)
-    with Opened(model, frame_pool):
+    with EngineHarness(model, frame_pool):
         pass
     lines = [r for r in caplog.records if r.getMessage().startswith("engine ready: tiny on cpu")]
     assert [record.levelno for record in lines] == [logging.INFO]
 
 
-def test_it_gets_what_it_needs_of_the_environment_and_no_secret() -> None:
+def test_the_child_gets_the_needed_environment_and_no_secret() -> None:
     ours = {
         "PATH": "/bin",
         "LD_LIBRARY_PATH": "/lib",
@@ -216,18 +216,18 @@ def test_it_gets_what_it_needs_of_the_environment_and_no_secret() -> None:
     assert theirs["PYTHONPATH"].endswith(":/more")
 
 
-def test_it_has_no_socket_of_ours_but_its_own(opened: Opened) -> None:
+def test_the_child_inherits_only_its_own_socket(opened: EngineHarness) -> None:
     """A listening socket in a child would hold the port when the module is gone."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         os.kill(opened.pid, signal.SIGKILL)  # the next child is started while it listens
-        assert [opened.told().code, opened.told().code] == ["engine-lost", "engine-back"]
+        assert [opened.next_event().code, opened.next_event().code] == ["engine-lost", "engine-back"]
         ours = Path(f"/proc/self/fd/{listening.fileno()}").readlink()
         theirs = [entry.readlink() for entry in Path(f"/proc/{opened.pid}/fd").iterdir()]
     assert any(str(link).startswith("socket:") for link in theirs)
     assert ours not in theirs
 
 
-def test_it_starts_without_pydantic_and_opencv(model: Model) -> None:
+def test_the_child_starts_without_pydantic_and_opencv(model: Model) -> None:
     """They would take a quarter of the time before it can open anything, and 18 MiB."""
     request = pickle.dumps(StartRequest(model, EngineSettings.of(CPU), None, logging.INFO))
     code = """
@@ -245,13 +245,13 @@ assert not {"pydantic", "cv2"} & set(sys.modules)
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_child_that_dies_is_replaced_at_once(
-    opened: Opened, frame_pool: SharedFramePool, number: signal.Signals, caplog: pytest.LogCaptureFixture
+    opened: EngineHarness, frame_pool: SharedFramePool, number: signal.Signals, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Said once, with the reason; the next one gives the same rows from the same memory."""
     shared = placed(frame_pool, pictures(2))
     before, first = opened.engine.infer(shared).rows, opened.pid
     os.kill(first, number)
-    lost, back = opened.told(), opened.told()
+    lost, back = opened.next_event(), opened.next_event()
     assert (lost.code, back.code) == ("engine-lost", "engine-back")
     assert f"process {first} died of signal {int(number)} ({number.name})" in lost.message
     assert opened.pid != first
@@ -266,7 +266,7 @@ def test_batches_in_progress_fail_and_those_after_wait_for_the_next_child(
     model: Model, frame_pool: SharedFramePool
 ) -> None:
     shared = placed(frame_pool, pictures(1))
-    with Opened(model, frame_pool, worker_wait_s=30.0) as opened:
+    with EngineHarness(model, frame_pool, worker_wait_s=30.0) as opened:
         failed, stop = [0], threading.Event()
 
         def lane() -> None:
@@ -280,8 +280,8 @@ def test_batches_in_progress_fail_and_those_after_wait_for_the_next_child(
         for thread in lanes:
             thread.start()
         os.kill(opened.pid, signal.SIGKILL)
-        assert opened.told().code == "engine-lost"
-        assert opened.told().code == "engine-back"
+        assert opened.next_event().code == "engine-lost"
+        assert opened.next_event().code == "engine-back"
         stop.set()
         for thread in lanes:
             thread.join()
@@ -289,44 +289,44 @@ def test_batches_in_progress_fail_and_those_after_wait_for_the_next_child(
         assert opened.engine.infer(shared).rows.shape[0] == 1
 
 
-def test_a_child_that_hangs_is_killed_and_replaced(model: Model, frame_pool: SharedFramePool) -> None:
+def test_a_hanging_child_is_killed_and_replaced(model: Model, frame_pool: SharedFramePool) -> None:
     """Stopped in the middle, it answers no more: that is found out by the time a batch takes."""
-    with Opened(model, frame_pool, run_s=0.5) as opened:
+    with EngineHarness(model, frame_pool, run_s=0.5) as opened:
         first = opened.pid
         os.kill(first, signal.SIGSTOP)
         with pytest.raises(EngineError, match=f"process {first} was lost"):
             opened.engine.infer(pictures(1))
-        assert "gave no answer within 0.5 s" in opened.told().message
-        assert opened.told().code == "engine-back"
+        assert "gave no answer within 0.5 s" in opened.next_event().message
+        assert opened.next_event().code == "engine-back"
         assert not alive(first)
         assert opened.engine.infer(pictures(1)).rows.shape[0] == 1
 
 
-def test_without_a_child_a_batch_fails_after_a_moment_and_says_why(
+def test_without_a_child_a_batch_fails_soon_with_the_reason(
     model: Model, frame_pool: SharedFramePool, tmp_path: Path
 ) -> None:
     """The model's file is gone, so no child can open it again; when it is back, so is the engine."""
     path = tmp_path / "tiny.onnx"
-    with Opened(model, frame_pool, worker_wait_s=0.1) as opened:
+    with EngineHarness(model, frame_pool, worker_wait_s=0.1) as opened:
         content = path.read_bytes()
         path.unlink()
         os.kill(opened.pid, signal.SIGKILL)
-        assert opened.told().code == "engine-lost"
+        assert opened.next_event().code == "engine-lost"
         with pytest.raises(EngineError, match=r"restarting: its process died of signal 9"):
             opened.engine.infer(pictures(1))
         down = opened.process.down
         assert down is not None
         assert "restarting" in down
         path.write_bytes(content)
-        assert opened.told().code == "engine-back"
+        assert opened.next_event().code == "engine-back"
         assert opened.process.down is None
 
 
-def test_a_child_that_hangs_is_noticed_long_before_the_most_that_a_batch_may_take(
+def test_a_hanging_child_is_detected_long_before_the_maximum_batch_time(
     model: Model, frame_pool: SharedFramePool
 ) -> None:
     """By what its batches took before."""
-    with Opened(model, frame_pool) as opened:
+    with EngineHarness(model, frame_pool) as opened:
         for _ in range(10):
             opened.engine.infer(pictures(1))
         stopped = os.pidfd_open(opened.pid)
@@ -335,14 +335,14 @@ def test_a_child_that_hangs_is_noticed_long_before_the_most_that_a_batch_may_tak
         os.close(stopped)
         with pytest.raises(EngineUnavailableError):
             opened.engine.infer(pictures(1))
-        found = re.search(r"gave no answer within ([\d.]+) s", opened.told().message)
+        found = re.search(r"gave no answer within ([\d.]+) s", opened.next_event().message)
         assert found is not None
         assert float(found[1]) < WorkerLimits().run_s / 2
 
 
-def test_close_ends_child_threads_and_what_waits(model: Model, frame_pool: SharedFramePool) -> None:
+def test_close_ends_child_threads_and_waiting_batches(model: Model, frame_pool: SharedFramePool) -> None:
     """A closed engine says so."""
-    with Opened(model, frame_pool) as opened:
+    with EngineHarness(model, frame_pool) as opened:
         pid = opened.pid
     assert not alive(pid)
     with pytest.raises(EngineError, match="closed"):
@@ -350,7 +350,7 @@ def test_close_ends_child_threads_and_what_waits(model: Model, frame_pool: Share
     assert opened.news.empty(), "an end that was asked for is no news"
 
 
-class Interrupting(ThreadGroup):
+class InterruptingThreadGroup(ThreadGroup):
     """Does something to the child as soon as it is there."""
 
     def __init__(self, act: Callable[[int], None]) -> None:
@@ -365,7 +365,7 @@ class Interrupting(ThreadGroup):
         return super().start(name, target, vital=vital, may_return=may_return)
 
 
-def test_close_while_it_opens_ends_at_once(model: Model, frame_pool: SharedFramePool) -> None:
+def test_close_during_the_opening_ends_at_once(model: Model, frame_pool: SharedFramePool) -> None:
     """As when somebody presses Ctrl-C during a long warm-up."""
     seen: list[int] = []
 
@@ -374,7 +374,7 @@ def test_close_while_it_opens_ends_at_once(model: Model, frame_pool: SharedFrame
         os.kill(pid, signal.SIGSTOP)  # it will not be ready by chance
         closing.start()
 
-    engine = EngineClient(model, CPU, frame_pool, thread_group=Interrupting(stop))
+    engine = EngineClient(model, CPU, frame_pool, thread_group=InterruptingThreadGroup(stop))
     closing = threading.Thread(target=engine.close)
     with pytest.raises(EngineError):
         engine.open()
@@ -382,7 +382,7 @@ def test_close_while_it_opens_ends_at_once(model: Model, frame_pool: SharedFrame
     assert not alive(seen[0])
 
 
-def test_a_first_child_that_is_killed_gets_one_more_try(model: Model, frame_pool: SharedFramePool) -> None:
+def test_a_killed_first_child_is_started_once_more(model: Model, frame_pool: SharedFramePool) -> None:
     """By whoever wanted its memory: the second one opens the same and computes."""
     seen: list[int] = []
 
@@ -391,7 +391,7 @@ def test_a_first_child_that_is_killed_gets_one_more_try(model: Model, frame_pool
         if len(seen) == 1:
             os.kill(pid, signal.SIGKILL)
 
-    engine = EngineClient(model, CPU, frame_pool, thread_group=Interrupting(kill))
+    engine = EngineClient(model, CPU, frame_pool, thread_group=InterruptingThreadGroup(kill))
     engine.open()
     assert len(seen) == 2
     process = engine.info().process
@@ -400,7 +400,7 @@ def test_a_first_child_that_is_killed_gets_one_more_try(model: Model, frame_pool
     engine.close()
 
 
-def test_close_before_it_opens_leaves_nothing_to_open(model: Model, frame_pool: SharedFramePool) -> None:
+def test_close_before_the_opening_leaves_nothing_to_open(model: Model, frame_pool: SharedFramePool) -> None:
     engine = EngineClient(model, CPU, frame_pool)
     engine.close()
     with pytest.raises(EngineError, match="closed"):
@@ -410,7 +410,7 @@ def test_close_before_it_opens_leaves_nothing_to_open(model: Model, frame_pool: 
 # --- what it refuses to open --------------------------------------------------------------------------------
 
 
-def test_a_model_that_cannot_be_opened_is_the_same_error_as_here(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_opened_gives_the_error_of_a_local_engine(tmp_path: Path) -> None:
     model = load_model(TinyDetector(poison=float("nan")).save(tmp_path / "nan.onnx"))
     frame_pool = SharedFramePool(model.input, 1)
     with pytest.raises(ModelError, match=r"nan\.onnx: .*NaN or infinity") as caught:
@@ -419,7 +419,7 @@ def test_a_model_that_cannot_be_opened_is_the_same_error_as_here(tmp_path: Path)
     frame_pool.close()
 
 
-def test_a_device_that_was_demanded_is_the_same_error_as_here(
+def test_a_missing_demanded_device_gives_the_error_of_a_local_engine(
     model: Model, frame_pool: SharedFramePool
 ) -> None:
     """Exit 3, with its reason code."""
@@ -430,9 +430,9 @@ def test_a_device_that_was_demanded_is_the_same_error_as_here(
     assert caught.value.code in str(caught.value)
 
 
-def test_a_child_that_dies_over_a_model_blames_the_model(model: Model, frame_pool: SharedFramePool) -> None:
+def test_a_child_that_a_model_kills_blames_the_model(model: Model, frame_pool: SharedFramePool) -> None:
     """When nothing was ever opened, there is nothing to try again."""
-    thread_group = Interrupting(lambda pid: os.kill(pid, signal.SIGSEGV))
+    thread_group = InterruptingThreadGroup(lambda pid: os.kill(pid, signal.SIGSEGV))
     with pytest.raises(ModelError, match=r"tiny\.onnx: the engine's process died of signal 11 \(SIGSEGV\)"):
         EngineClient(model, CPU, frame_pool, thread_group=thread_group).open()
 
@@ -457,7 +457,7 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_when_the_module_is_killed_its_child_is_gone_too(model: Model, stopped: bool) -> None:
+def test_a_killed_module_leaves_no_child(model: Model, stopped: bool) -> None:
     """Even a child that hangs."""
     environ = child_process.build_child_environment(os.environ)
     parent = subprocess.Popen(
@@ -481,7 +481,7 @@ def test_when_the_module_is_killed_its_child_is_gone_too(model: Model, stopped: 
     os.close(handle)
 
 
-def test_shared_memory_has_no_name_that_could_stay(opened: Opened, frame_pool: SharedFramePool) -> None:
+def test_shared_memory_has_no_name_that_could_remain(opened: EngineHarness, frame_pool: SharedFramePool) -> None:
     before = set(SHM.iterdir())
     placed(frame_pool, pictures(3))
     assert set(SHM.iterdir()) == before

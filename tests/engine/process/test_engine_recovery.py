@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripted_faults import Faults
+from fault_script import FaultScript
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.device.faults import EngineError, EngineUnavailableError
@@ -52,24 +52,24 @@ def expected(model: Model) -> np.ndarray:
     return rows
 
 
-class Opened:
+class EngineHarness:
     """An engine with a pretended device, and what it tells; closed when a test leaves it."""
 
     def __init__(
-        self, model: Model, frame_pool: SharedFramePool, faults: Faults, **inference: object
+        self, model: Model, frame_pool: SharedFramePool, faults: FaultScript, **inference: object
     ) -> None:
         config = InferenceConfig.model_validate({"device": "auto", **inference})
         self.news: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
         self.engine = EngineClient(model, config, frame_pool, on_change=self.news.put, inject=faults.path)
 
-    def __enter__(self) -> "Opened":
+    def __enter__(self) -> "EngineHarness":
         self.engine.open()
         return self
 
     def __exit__(self, *_error: object) -> None:
         self.engine.close()
 
-    def told(self, code: str) -> EngineEvent:
+    def next_event(self, code: str) -> EngineEvent:
         """The next piece of news, waited for, which must be this."""
         news = self.news.get(timeout=60)
         assert news.code == code, news
@@ -100,7 +100,7 @@ class Opened:
         return recovery
 
 
-class Lanes:
+class LoadThreads:
     """Two threads that compute without end; `failed` counts the batches that did not come to anything."""
 
     def __init__(self, engine: EngineClient, expected: np.ndarray) -> None:
@@ -113,7 +113,7 @@ class Lanes:
         self._changed = threading.Condition()
         self._threads = [threading.Thread(target=self._run, args=(count,)) for count in (1, 3)]
 
-    def __enter__(self) -> "Lanes":
+    def __enter__(self) -> "LoadThreads":
         for thread in self._threads:
             thread.start()
         return self
@@ -150,7 +150,7 @@ LOSSES = {
 }
 
 
-def test_a_fault_loses_the_device_the_cpu_takes_over_and_the_device_comes_back(
+def test_after_a_fault_the_cpu_takes_over_until_the_device_returns(
     model: Model,
     frame_pool: SharedFramePool,
     expected: np.ndarray,
@@ -159,8 +159,8 @@ def test_a_fault_loses_the_device_the_cpu_takes_over_and_the_device_comes_back(
 ) -> None:
     """One engine, fault after fault, two lanes all the while: no row is wrong, none lost on the way back."""
     caplog.set_level(logging.INFO)
-    faults = Faults(tmp_path)
-    with Opened(model, frame_pool, faults) as opened, Lanes(opened.engine, expected) as lanes:
+    faults = FaultScript(tmp_path)
+    with EngineHarness(model, frame_pool, faults) as opened, LoadThreads(opened.engine, expected) as lanes:
         lanes.more()
         assert opened.state == ("cuda", "ok")
         for number, (name, (code, fault, words)) in enumerate(LOSSES.items(), 1):
@@ -168,16 +168,16 @@ def test_a_fault_loses_the_device_the_cpu_takes_over_and_the_device_comes_back(
                 assert opened.spare is not None
                 os.kill(opened.spare, signal.SIGKILL)  # which costs time, no more
             faults.begin(name, "absent")
-            lost = opened.told("device-lost")
+            lost = opened.next_event("device-lost")
             assert words in lost.message
             assert lost.message.endswith("; the CPU takes over")
-            back = opened.told("engine-back")
+            back = opened.next_event("engine-back")
             assert f"effective cpu: {opened.engine.info().device.reason} ({code})" in back.message
             assert opened.state == ("cpu", code)
             lanes.more()
             failed = lanes.failed
             faults.end(name, "absent")
-            opened.told("device-back")
+            opened.next_event("device-back")
             lanes.more()
             assert opened.state == ("cuda", "ok")
             assert lanes.failed == failed, "no batch is lost on the way back"
@@ -194,16 +194,16 @@ def test_a_fault_loses_the_device_the_cpu_takes_over_and_the_device_comes_back(
     assert "hostname" not in caplog.text
 
 
-def test_a_batch_for_which_memory_does_not_suffice_is_computed_in_smaller_ones(
+def test_a_batch_that_runs_out_of_memory_is_computed_in_smaller_ones(
     model: Model, frame_pool: SharedFramePool, expected: np.ndarray, tmp_path: Path
 ) -> None:
     """The process lives on, the plan says so, nothing fails; when not even one fits, the device is lost."""
-    faults = Faults(tmp_path)
-    with Opened(model, frame_pool, faults) as opened:
+    faults = FaultScript(tmp_path)
+    with EngineHarness(model, frame_pool, faults) as opened:
         pid = opened.process.pid
         faults.begin("memory")
         np.testing.assert_array_equal(opened.engine.infer(IMAGES).rows, expected)
-        assert "batch size limited to 2" in opened.told("plan-narrowed").message
+        assert "batch size limited to 2" in opened.next_event("plan-narrowed").message
         assert opened.engine.info().plan.buckets == (1, 2)
         assert "did not fit into memory" in opened.engine.info().plan.reason
         np.testing.assert_array_equal(opened.engine.infer(IMAGES).rows, expected)
@@ -214,20 +214,20 @@ def test_a_batch_for_which_memory_does_not_suffice_is_computed_in_smaller_ones(
         faults.begin("no-memory", "absent")
         with pytest.raises(EngineError):
             opened.engine.infer(IMAGES[:1])
-        assert "out of memory" in opened.told("device-lost").message
-        opened.told("engine-back")
+        assert "out of memory" in opened.next_event("device-lost").message
+        opened.next_event("engine-back")
         assert (opened.process.pid, opened.spare) == (spare, None), "it was started before"
         assert opened.state == ("cpu", "out-of-memory")
         assert opened.engine.info().unplanned_shapes == 0
 
 
-def test_a_candidate_that_computes_otherwise_than_the_cpu_stays_out_until_it_does_not(
+def test_a_candidate_that_disagrees_with_the_cpu_is_rejected_until_it_agrees(
     model: Model, frame_pool: SharedFramePool, expected: np.ndarray, tmp_path: Path
 ) -> None:
     """Told once, however often it is tried. That a candidate cannot be opened is no news."""
-    faults = Faults(tmp_path)
+    faults = FaultScript(tmp_path)
     faults.begin("absent")
-    with Opened(model, frame_pool, faults) as opened, Lanes(opened.engine, expected) as lanes:
+    with EngineHarness(model, frame_pool, faults) as opened, LoadThreads(opened.engine, expected) as lanes:
         assert opened.state == ("cpu", "no-device")
         faults.begin("absent-session")
         faults.end("absent")
@@ -235,11 +235,11 @@ def test_a_candidate_that_computes_otherwise_than_the_cpu_stays_out_until_it_doe
         assert opened.news.empty()
         faults.begin("wrong")
         faults.end("absent-session")
-        assert "of its strongest rows match the CPU's" in opened.told("parity-refused").message
+        assert "of its strongest rows match the CPU's" in opened.next_event("parity-refused").message
         tries = opened.recovery.recovery_state.failed_attempts
         _until(lambda: opened.recovery.recovery_state.failed_attempts > tries)
         faults.end("wrong")
-        opened.told("device-back")
+        opened.next_event("device-back")
         lanes.more()
         assert opened.state == ("cuda", "ok")
         assert lanes.failed == 0
@@ -250,13 +250,13 @@ def test_a_candidate_that_computes_otherwise_than_the_cpu_stays_out_until_it_doe
     ("parity", "state"),
     [("refuse", ("cpu", "parity-refused")), ("warn", ("cuda", "ok")), ("off", ("cuda", "ok"))],
 )
-def test_at_the_start_a_device_is_held_against_the_cpu(
+def test_at_the_start_a_device_is_compared_with_the_cpu(
     model: Model, frame_pool: SharedFramePool, tmp_path: Path, parity: str, state: tuple[str, str]
 ) -> None:
     """`inference.parity` says what becomes of one that computes something else."""
-    faults = Faults(tmp_path, first_s=60.0)
+    faults = FaultScript(tmp_path, first_s=60.0)
     faults.begin("wrong")
-    with Opened(model, frame_pool, faults, parity=parity) as opened:
+    with EngineHarness(model, frame_pool, faults, parity=parity) as opened:
         assert opened.state == state
         info = opened.engine.info()
         seen, notes = info.device_check.parity_results, " ".join(info.notes)
@@ -266,26 +266,26 @@ def test_at_the_start_a_device_is_held_against_the_cpu(
         assert ("of its strongest rows match the CPU's" in notes) is (parity == "warn")
 
 
-def test_hold_computes_nothing_until_the_device_is_there(
+def test_hold_computes_nothing_until_the_device_is_available(
     model: Model, frame_pool: SharedFramePool, expected: np.ndarray, tmp_path: Path
 ) -> None:
     """At the start and after a loss; why nothing is computed is said."""
-    faults = Faults(tmp_path)
+    faults = FaultScript(tmp_path)
     faults.begin("absent")
-    opened = Opened(model, frame_pool, faults, device="cuda", fallback="hold")
+    opened = EngineHarness(model, frame_pool, faults, device="cuda", fallback="hold")
     opening = threading.Thread(target=opened.engine.open)
     opening.start()
-    assert "waiting for it (inference.fallback: hold)" in opened.told("device-held").message
+    assert "waiting for it (inference.fallback: hold)" in opened.next_event("device-held").message
     with pytest.raises(EngineUnavailableError, match="no CUDA-capable device is detected"):
         opened.engine.info()
     faults.end("absent")
-    opened.told("device-back")
+    opened.next_event("device-back")
     opening.join()
     np.testing.assert_array_equal(opened.engine.infer(IMAGES).rows, expected)
     faults.begin("sticky", "absent")
     with pytest.raises(EngineError):
         opened.engine.infer(IMAGES)
-    assert "waiting for it" in opened.told("device-lost").message
+    assert "waiting for it" in opened.next_event("device-lost").message
     with pytest.raises(EngineUnavailableError, match="cuda is lost: CUDA failure 700"):
         opened.engine.infer(IMAGES)
     assert opened.process.pid is None
@@ -295,29 +295,29 @@ def test_hold_computes_nothing_until_the_device_is_there(
 def test_exit_ends_with_3_when_the_device_is_lost(
     model: Model, frame_pool: SharedFramePool, tmp_path: Path
 ) -> None:
-    faults = Faults(tmp_path)
-    with Opened(model, frame_pool, faults, fallback="exit") as opened:
+    faults = FaultScript(tmp_path)
+    with EngineHarness(model, frame_pool, faults, fallback="exit") as opened:
         assert opened.spare is None, "there is nothing to take over with"
         faults.begin("crashed")
         with pytest.raises(EngineUnavailableError):
             opened.engine.infer(IMAGES)
-        lost = opened.told("device-lost")
+        lost = opened.next_event("device-lost")
         assert lost.exit_code == 3
         assert "died of signal 11 (SIGSEGV)" in lost.message
 
 
-def test_a_device_that_crashes_its_process_at_the_start_leaves_the_cpu(
+def test_a_device_that_crashes_its_process_at_the_start_falls_back_to_the_cpu(
     model: Model, frame_pool: SharedFramePool, expected: np.ndarray, tmp_path: Path
 ) -> None:
     """The module starts all the same, degraded, and goes on looking for the device."""
-    faults = Faults(tmp_path, first_s=60.0)
+    faults = FaultScript(tmp_path, first_s=60.0)
     faults.begin("crashes-opening")
-    with Opened(model, frame_pool, faults) as opened:
+    with EngineHarness(model, frame_pool, faults) as opened:
         assert opened.state == ("cpu", "engine-died")
         assert opened.recovery.recovery_state.stage == "waiting"
         np.testing.assert_array_equal(opened.engine.infer(IMAGES).rows, expected)
     with pytest.raises(DeviceError) as caught:
-        Opened(model, frame_pool, faults, fallback="exit", device="cuda").engine.open()
+        EngineHarness(model, frame_pool, faults, fallback="exit", device="cuda").engine.open()
     assert (caught.value.exit_code, caught.value.code) == (3, "engine-died")
 
 

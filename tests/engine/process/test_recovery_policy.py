@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from failing_worlds import ABSENT, GPU_STATES, LOST, OK, WORDS, World
+from gpu_fault_simulation import ABSENT, GPU_STATES, LOST, OK, LOST_TEXT, GpuFaultSimulation
 from visionedge.engine.device.devices import DeviceVerdict, ReasonCode, RequestedDevice, device_preference
 from visionedge.engine.device.faults import Fault
 from visionedge.engine.interface import FallbackPolicy
@@ -43,11 +43,11 @@ def on_the_gpu(policy: FallbackPolicy = "degrade", requested: RequestedDevice = 
     return recovery_policy
 
 
-def told(steps: list[Step]) -> list[str]:
+def events(steps: list[Step]) -> list[str]:
     return [step.code for step in steps if isinstance(step, PublishEvent)]
 
 
-def back(recovery_policy: RecoveryPolicy, now_s: float) -> None:
+def return_device(recovery_policy: RecoveryPolicy, now_s: float) -> None:
     """All the way back, in no time."""
     assert recovery_policy.handle(TimePassed(), now_s) == [ProbeDevice("cuda")]
     assert recovery_policy.handle(DeviceProbed("cuda", OK), now_s) == [StartCandidate("cuda")]
@@ -58,11 +58,11 @@ def back(recovery_policy: RecoveryPolicy, now_s: float) -> None:
 # --- one thing at a time ------------------------------------------------------------------------------------
 
 
-def test_a_lost_device_is_told_and_the_cpu_serves_at_once_for_that_reason() -> None:
+def test_a_lost_device_is_reported_and_the_cpu_serves_at_once_with_the_reason() -> None:
     recovery_policy = on_the_gpu()
-    stop, tell, serve = recovery_policy.handle(EngineFailed(Fault.STICKY, WORDS), 10)
-    assert stop == StopEngine(WORDS)
-    assert tell == PublishEvent("device-lost", f"cuda is lost: {WORDS}; the CPU takes over")
+    stop, publish, serve = recovery_policy.handle(EngineFailed(Fault.STICKY, LOST_TEXT), 10)
+    assert stop == StopEngine(LOST_TEXT)
+    assert publish == PublishEvent("device-lost", f"cuda is lost: {LOST_TEXT}; the CPU takes over")
     assert serve == StartEngine("cpu", LOST)
     assert recovery_policy.handle(EngineReady("cpu", LOST), 12) == [PublishEvent("engine-back", "")]
     assert recovery_policy.recovery_state().reason == LOST
@@ -78,14 +78,14 @@ def test_a_lost_device_is_told_and_the_cpu_serves_at_once_for_that_reason() -> N
         (Fault.REFUSED, ReasonCode.DEVICE_FAILED),
     ],
 )
-def test_each_fault_gives_the_cpu_its_reason_code(fault: Fault, code: ReasonCode) -> None:
+def test_each_fault_has_its_reason_code_on_the_cpu(fault: Fault, code: ReasonCode) -> None:
     *_, serve = on_the_gpu().handle(EngineFailed(fault, "because"), 10)
     assert serve == StartEngine("cpu", DeviceVerdict(code, "because"))
 
 
-def test_the_way_back_is_probe_candidate_comparison_and_then_one_change_over() -> None:
+def test_recovery_is_probe_candidate_comparison_and_one_switch() -> None:
     recovery_policy = on_the_gpu()
-    recovery_policy.handle(EngineExited(Fault.DIED, WORDS), 10)
+    recovery_policy.handle(EngineExited(Fault.DIED, LOST_TEXT), 10)
     recovery_policy.handle(EngineReady("cpu", LOST), 12)
     assert recovery_policy.due_s() == 15
     assert recovery_policy.handle(TimePassed(), 14.9) == []
@@ -94,8 +94,8 @@ def test_the_way_back_is_probe_candidate_comparison_and_then_one_change_over() -
     assert recovery_policy.handle(DeviceProbed("cuda", OK), 17) == [StartCandidate("cuda")]
     assert recovery_policy.handle(CandidateReady(), 25) == [CompareCandidate()]
     assert recovery_policy.serving == "cpu"
-    over, tell = recovery_policy.handle(CandidateCompared(None, "12 rows are alike"), 26)
-    assert (over, tell) == (
+    over, publish = recovery_policy.handle(CandidateCompared(None, "12 rows are alike"), 26)
+    assert (over, publish) == (
         SwitchToCandidate(),
         PublishEvent("device-back", "cuda is back: 12 rows are alike"),
     )
@@ -106,9 +106,9 @@ def test_the_way_back_is_probe_candidate_comparison_and_then_one_change_over() -
     )
 
 
-def test_a_vain_try_doubles_the_wait_up_to_a_limit() -> None:
+def test_a_failed_attempt_doubles_the_wait_up_to_a_limit() -> None:
     recovery_policy = on_the_gpu()
-    recovery_policy.handle(EngineFailed(Fault.GONE, WORDS), 0)
+    recovery_policy.handle(EngineFailed(Fault.GONE, LOST_TEXT), 0)
     waits, now_s = [], 0.0
     for _ in range(5):
         due_s = recovery_policy.due_s()
@@ -124,7 +124,7 @@ def test_a_vain_try_doubles_the_wait_up_to_a_limit() -> None:
     ) == (5, ABSENT)
 
 
-def test_waits_vary_so_that_modules_do_not_ask_in_step() -> None:
+def test_waits_have_jitter() -> None:
     chances = iter((0.0, 0.5, 1.0))
     for due_s in (4.0, 5.0, 6.0):
         recovery_policy = RecoveryPolicy(
@@ -135,26 +135,26 @@ def test_waits_vary_so_that_modules_do_not_ask_in_step() -> None:
         assert recovery_policy.due_s() == pytest.approx(due_s)
 
 
-def test_change_overs_lie_a_window_apart_and_a_device_that_flaps_waits_ever_longer() -> None:
+def test_switches_are_a_window_apart_and_a_flapping_device_waits_longer_each_time() -> None:
     """After a long time without a loss all is forgiven."""
     recovery_policy = on_the_gpu()
     starts = []
     now_s = 0.0
     for _ in range(4):
-        recovery_policy.handle(EngineExited(Fault.DIED, WORDS), now_s)
+        recovery_policy.handle(EngineExited(Fault.DIED, LOST_TEXT), now_s)
         due_s = recovery_policy.due_s()
         assert due_s is not None
         starts.append(due_s - now_s)
-        back(recovery_policy, due_s)
+        return_device(recovery_policy, due_s)
         now_s = due_s + 1
     assert starts == [5, 29, 29, 40]  # the window counts from the last change-over, a second before the loss
-    recovery_policy.handle(EngineExited(Fault.DIED, WORDS), now_s + 100)
+    recovery_policy.handle(EngineExited(Fault.DIED, LOST_TEXT), now_s + 100)
     assert recovery_policy.due_s() == now_s + 105
 
 
-def test_a_candidate_that_answers_otherwise_than_the_cpu_stays_out_and_that_is_told_once() -> None:
+def test_a_candidate_that_disagrees_with_the_cpu_is_rejected_and_reported_once() -> None:
     recovery_policy = on_the_gpu()
-    recovery_policy.handle(EngineFailed(Fault.STICKY, WORDS), 0)
+    recovery_policy.handle(EngineFailed(Fault.STICKY, LOST_TEXT), 0)
     tellings = []
     for now_s in (5, 15):
         assert recovery_policy.handle(TimePassed(), now_s) == [ProbeDevice("cuda")]
@@ -162,14 +162,14 @@ def test_a_candidate_that_answers_otherwise_than_the_cpu_stays_out_and_that_is_t
         recovery_policy.handle(CandidateReady(), now_s)
         steps = recovery_policy.handle(CandidateCompared("only 3 % of the rows agree", ""), now_s)
         assert steps[0] == StopCandidate()
-        tellings += told(steps)
+        tellings += events(steps)
     assert tellings == ["parity-refused"]
     assert recovery_policy.recovery_state().reason == DeviceVerdict(
         ReasonCode.PARITY_REFUSED, "only 3 % of the rows agree"
     )
 
 
-def test_a_device_that_was_absent_at_the_start_is_looked_for() -> None:
+def test_a_device_that_was_absent_at_the_start_is_probed() -> None:
     """But not where the CPU was asked for, nor where this build cannot use any."""
     for code, looked_for in (
         (ReasonCode.DRIVER_MISSING, True),
@@ -192,12 +192,12 @@ def test_tensorrt_is_probed_before_cuda() -> None:
     assert recovery_policy.handle(DeviceProbed("cuda", OK), 7) == [StartCandidate("cuda")]
 
 
-def test_on_the_cpu_a_process_that_died_is_started_again_at_once_and_then_ever_later() -> None:
+def test_on_the_cpu_a_dead_process_restarts_at_once_and_then_with_growing_waits() -> None:
     recovery_policy = RecoveryPolicy("cpu", "degrade", PLAIN)
     reason = DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was asked for")
     recovery_policy.handle(Start(), 0)
     recovery_policy.handle(EngineReady("cpu", reason), 0)
-    assert recovery_policy.handle(EngineFailed(Fault.REFUSED, WORDS), 1) == [], "it is the model's fault"
+    assert recovery_policy.handle(EngineFailed(Fault.REFUSED, LOST_TEXT), 1) == [], "it is the model's fault"
     lost = PublishEvent("engine-lost", "died; restarting")
     assert recovery_policy.handle(EngineExited(Fault.DIED, "died"), 2) == [lost, StartEngine("cpu", reason)]
     assert recovery_policy.handle(EngineStartFailed("no memory", died=True), 3) == []
@@ -215,100 +215,100 @@ def test_on_the_cpu_a_process_that_died_is_started_again_at_once_and_then_ever_l
     )
 
 
-def test_a_cpu_that_was_to_be_started_again_is_not_when_the_device_is_back_first() -> None:
+def test_a_pending_cpu_restart_is_cancelled_if_the_device_returns_first() -> None:
     recovery_policy = on_the_gpu()
-    recovery_policy.handle(EngineFailed(Fault.STICKY, WORDS), 0)
+    recovery_policy.handle(EngineFailed(Fault.STICKY, LOST_TEXT), 0)
     assert recovery_policy.handle(EngineStartFailed("no memory", died=True), 1) == []
     assert recovery_policy.handle(TimePassed(), 1) == [StartEngine("cpu", LOST)]
     assert recovery_policy.handle(EngineStartFailed("no memory", died=True), 4.5) == [], (
         "it is tried again at 5.5"
     )
-    back(recovery_policy, 5)
+    return_device(recovery_policy, 5)
     assert recovery_policy.due_s() is None
     assert recovery_policy.handle(TimePassed(), 100) == []
 
 
 def test_hold_computes_nothing_on_the_cpu() -> None:
     recovery_policy = on_the_gpu("hold")
-    stop, tell = recovery_policy.handle(EngineFailed(Fault.STICKY, WORDS), 10)
-    assert stop == StopEngine(WORDS)
-    assert isinstance(tell, PublishEvent)
-    assert "waiting for it (inference.fallback: hold)" in tell.message
-    back(recovery_policy, 15)
+    stop, publish = recovery_policy.handle(EngineFailed(Fault.STICKY, LOST_TEXT), 10)
+    assert stop == StopEngine(LOST_TEXT)
+    assert isinstance(publish, PublishEvent)
+    assert "waiting for it (inference.fallback: hold)" in publish.message
+    return_device(recovery_policy, 15)
     assert recovery_policy.serving == "cuda"
 
 
-def test_another_policy_counts_at_once_for_a_device_that_is_lost() -> None:
+def test_a_new_policy_applies_at_once_to_a_lost_device() -> None:
     """From hold to degrade the CPU takes over, and the device is looked for as before; and the other way."""
     recovery_policy = on_the_gpu("hold", "cuda")
-    recovery_policy.handle(EngineExited(Fault.DIED, WORDS), 10)
+    recovery_policy.handle(EngineExited(Fault.DIED, LOST_TEXT), 10)
     assert recovery_policy.serving is None
     steps = recovery_policy.handle(FallbackChanged("degrade"), 0)
-    assert told(steps) == ["device-lost"]
+    assert events(steps) == ["device-lost"]
     assert isinstance(steps[-1], StartEngine)
     assert steps[-1].device == "cpu"
     recovery_policy.handle(EngineReady("cpu", LOST), 12)
     assert recovery_policy.recovery_state().stage == "waiting"
-    stop, tell = recovery_policy.handle(FallbackChanged("hold"), 0)
+    stop, publish = recovery_policy.handle(FallbackChanged("hold"), 0)
     assert isinstance(stop, StopEngine)
-    assert isinstance(tell, PublishEvent)
-    assert (tell.code, recovery_policy.serving) == ("device-held", None)
-    back(recovery_policy, 15)
+    assert isinstance(publish, PublishEvent)
+    assert (publish.code, recovery_policy.serving) == ("device-held", None)
+    return_device(recovery_policy, 15)
 
 
-def test_another_policy_lets_a_first_engine_begin_that_waits_for_its_device() -> None:
+def test_a_new_policy_starts_a_first_engine_that_waits_for_its_device() -> None:
     recovery_policy = RecoveryPolicy("cuda", "hold", PLAIN)
     recovery_policy.handle(Start(), 0)
-    assert told(
-        recovery_policy.handle(EngineStartFailed(WORDS, died=False, code=ReasonCode.NO_DEVICE), 0)
+    assert events(
+        recovery_policy.handle(EngineStartFailed(LOST_TEXT, died=False, code=ReasonCode.NO_DEVICE), 0)
     ) == ["device-held"]
     assert isinstance(recovery_policy.handle(FallbackChanged("degrade"), 0)[-1], StartEngine)
     assert recovery_policy.handle(FallbackChanged("degrade"), 0) == []
 
 
-def test_another_policy_changes_nothing_while_the_device_computes() -> None:
+def test_a_new_policy_changes_nothing_while_the_device_computes() -> None:
     recovery_policy = on_the_gpu("degrade")
     assert recovery_policy.handle(FallbackChanged("exit"), 0) == []
     assert [
         step.ends
-        for step in recovery_policy.handle(EngineExited(Fault.DIED, WORDS), 10)
+        for step in recovery_policy.handle(EngineExited(Fault.DIED, LOST_TEXT), 10)
         if isinstance(step, PublishEvent)
     ] == [True]
 
 
-def test_a_first_process_that_was_killed_gets_one_more_try() -> None:
+def test_a_killed_first_process_is_started_once_more() -> None:
     """A signal from outside says nothing of the model: what it is opened for stays the same, once."""
     recovery_policy = RecoveryPolicy("cpu", "degrade", PLAIN)
     first = recovery_policy.handle(Start(), 0)
-    assert recovery_policy.handle(EngineStartFailed(WORDS, died=True, killed=True), 0) == first
-    assert isinstance(recovery_policy.handle(EngineStartFailed(WORDS, died=True, killed=True), 1)[0], GiveUp)
+    assert recovery_policy.handle(EngineStartFailed(LOST_TEXT, died=True, killed=True), 0) == first
+    assert isinstance(recovery_policy.handle(EngineStartFailed(LOST_TEXT, died=True, killed=True), 1)[0], GiveUp)
     other = RecoveryPolicy("cpu", "degrade", PLAIN)
     other.handle(Start(), 0)
-    assert isinstance(other.handle(EngineStartFailed(WORDS, died=True), 0)[0], GiveUp)
+    assert isinstance(other.handle(EngineStartFailed(LOST_TEXT, died=True), 0)[0], GiveUp)
 
 
-def test_hold_waits_for_a_demanded_device_from_the_start_on() -> None:
+def test_hold_waits_for_a_demanded_device_from_the_start() -> None:
     recovery_policy = RecoveryPolicy("cuda", "hold", PLAIN)
     recovery_policy.handle(Start(), 0)
-    assert told(
+    assert events(
         recovery_policy.handle(
             EngineStartFailed("libcuda.so.1 is missing", died=False, code=ReasonCode.DRIVER_MISSING), 0
         )
     ) == ["device-held"]
-    back(recovery_policy, 5)
+    return_device(recovery_policy, 5)
     assert recovery_policy.serving == "cuda"
 
 
 def test_exit_ends_the_module_with_the_reason_when_a_device_is_lost() -> None:
     recovery_policy = on_the_gpu("exit")
     steps = recovery_policy.handle(EngineExited(Fault.HANG, "gave no answer"), 10)
-    assert told(steps) == ["device-lost"]
+    assert events(steps) == ["device-lost"]
     assert steps[-1] == GiveUp(DeviceVerdict(ReasonCode.RUN_TIMEOUT, "gave no answer"))
     assert recovery_policy.handle(TimePassed(), 1000) == []
 
 
 @pytest.mark.parametrize("requested", ["auto", "cuda"])
-def test_a_first_process_that_dies_over_a_device_leaves_the_cpu(requested: RequestedDevice) -> None:
+def test_a_first_process_that_a_device_kills_falls_back_to_the_cpu(requested: RequestedDevice) -> None:
     """And when that one dies too, it is the model's fault."""
     recovery_policy = RecoveryPolicy(requested, "degrade", PLAIN)
     recovery_policy.handle(Start(), 0)
@@ -319,7 +319,7 @@ def test_a_first_process_that_dies_over_a_device_leaves_the_cpu(requested: Reque
     assert recovery_policy.handle(EngineStartFailed("died of signal 11", died=True), 2) == [GiveUp(None)]
 
 
-def test_what_cannot_be_opened_at_all_is_given_up() -> None:
+def test_a_model_that_cannot_be_opened_at_all_ends_the_attempts() -> None:
     """A model that is refused, with any device; a device that was demanded, with `exit`."""
     recovery_policy = RecoveryPolicy("auto", "degrade", PLAIN)
     recovery_policy.handle(Start(), 0)
@@ -334,44 +334,44 @@ def test_what_cannot_be_opened_at_all_is_given_up() -> None:
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_whatever_fails_it_is_never_stuck_never_silent_and_never_hasty(seed: int) -> None:
-    world = World(seed)
-    world.gpu = world.random.choice(GPU_STATES)
-    world.weather(3600)
-    world.do(world.recovery_policy.handle(Start(), 0))
-    world.live(3600)
-    assert world.recovery_policy.serving is not None or world.policy == "hold" or world.main
+def test_random_faults_never_leave_the_policy_stuck_silent_or_hasty(seed: int) -> None:
+    simulation = GpuFaultSimulation(seed)
+    simulation.gpu = simulation.random.choice(GPU_STATES)
+    simulation.schedule_gpu_states(3600)
+    simulation.apply_steps(simulation.recovery_policy.handle(Start(), 0))
+    simulation.run_until(3600)
+    assert simulation.recovery_policy.serving is not None or simulation.policy == "hold" or simulation.main
 
     # Nothing fails any more: it comes back by itself, and then nothing is left to do.
-    world.gpu, world.cpu_dies = "fine", False
-    world.live(3600 + 3 * world.timing.max_wait_s)
-    assert world.recovery_policy.serving in device_preference(world.requested)[:-1]
-    assert world.recovery_policy.due_s() is None
-    assert world.dark_since_s is None
+    simulation.gpu, simulation.cpu_dies = "fine", False
+    simulation.run_until(3600 + 3 * simulation.timing.max_wait_s)
+    assert simulation.recovery_policy.serving in device_preference(simulation.requested)[:-1]
+    assert simulation.recovery_policy.due_s() is None
+    assert simulation.outage_since_s is None
 
     # Everything that changed was told, once.
-    assert world.told["device-lost"] == world.happened["gpu lost"]
-    assert world.told["device-back"] == len(world.changes_s)
-    assert world.told["engine-lost"] == world.happened["cpu lost"]
-    assert world.told["engine-back"] == world.happened["opened again"]
-    assert world.told["device-held"] == world.happened["held"]
-    assert (world.told["parity-refused"] > 0) == (world.happened["refused"] > 0)
-    assert world.told["parity-refused"] <= world.happened["refused"]
+    assert simulation.events["device-lost"] == simulation.counts["gpu lost"]
+    assert simulation.events["device-back"] == len(simulation.changes_s)
+    assert simulation.events["engine-lost"] == simulation.counts["cpu lost"]
+    assert simulation.events["engine-back"] == simulation.counts["opened again"]
+    assert simulation.events["device-held"] == simulation.counts["held"]
+    assert (simulation.events["parity-refused"] > 0) == (simulation.counts["refused"] > 0)
+    assert simulation.events["parity-refused"] <= simulation.counts["refused"]
 
-    gaps_s = [b - a for a, b in itertools.pairwise(world.changes_s)]
-    assert all(gap_s >= world.timing.min_interval_s for gap_s in gaps_s)
-    tries_s = [b - a for a, b in itertools.pairwise(world.attempts_s)]
-    assert all(gap_s >= world.timing.first_wait_s * (1 - world.timing.jitter) for gap_s in tries_s)
+    gaps_s = [b - a for a, b in itertools.pairwise(simulation.changes_s)]
+    assert all(gap_s >= simulation.timing.min_interval_s for gap_s in gaps_s)
+    tries_s = [b - a for a, b in itertools.pairwise(simulation.attempts_s)]
+    assert all(gap_s >= simulation.timing.first_wait_s * (1 - simulation.timing.jitter) for gap_s in tries_s)
 
 
-def test_with_degrade_the_cpu_serves_as_soon_as_it_can_be_opened() -> None:
+def test_with_degrade_the_cpu_serves_once_it_can_be_opened() -> None:
     """With CPU children that live, nothing is dark for longer than one of them takes to open."""
     for seed in range(50):
-        world = World(seed)
-        world.policy = "degrade"
-        world.recovery_policy = RecoveryPolicy(world.requested, "degrade", world.timing, world.random.random)
-        world.cpu_dies = False
-        world.weather(3600)
-        world.do(world.recovery_policy.handle(Start(), 0))
-        world.live(4000)
-        assert max(world.dark_s) <= 2.0 + 1e-6, seed
+        simulation = GpuFaultSimulation(seed)
+        simulation.policy = "degrade"
+        simulation.recovery_policy = RecoveryPolicy(simulation.requested, "degrade", simulation.timing, simulation.random.random)
+        simulation.cpu_dies = False
+        simulation.schedule_gpu_states(3600)
+        simulation.apply_steps(simulation.recovery_policy.handle(Start(), 0))
+        simulation.run_until(4000)
+        assert max(simulation.outages_s) <= 2.0 + 1e-6, seed

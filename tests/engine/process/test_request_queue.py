@@ -25,7 +25,7 @@ SPEC = InputSpec(64, 48)
 LANES, LINES = 2, 6
 
 
-class Counted:
+class CountingEngine:
     """Gives one row that holds the picture's first value; knows how many compute at a time."""
 
     def __init__(self, info: EngineInfo) -> None:
@@ -54,11 +54,11 @@ class Counted:
         """Nothing is open."""
 
 
-class Child:
+class RequestLoopHarness:
     """A request loop with its lanes on threads of this process, and the module's ends of queue and lines."""
 
     def __init__(self, frame_pool: SharedFramePool, stack: ExitStack, info: EngineInfo) -> None:
-        self.engine = Counted(info)
+        self.engine = CountingEngine(info)
         self.queue, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pairs = [socket.socketpair() for _ in range(LINES)]
         self.lines = [ours for ours, _ in pairs]
@@ -92,14 +92,14 @@ def frame_pool() -> Iterator[SharedFramePool]:
 
 
 @pytest.fixture
-def child(frame_pool: SharedFramePool, tmp_path: Path) -> Iterator[Child]:
+def child(frame_pool: SharedFramePool, tmp_path: Path) -> Iterator[RequestLoopHarness]:
     info = make_engine_info(load_model(TinyDetector().save(tmp_path / "tiny.onnx")))
     with ExitStack() as stack:
-        yield Child(frame_pool, stack, info)
+        yield RequestLoopHarness(frame_pool, stack, info)
 
 
-def test_each_line_gets_its_own_answer_and_no_more_are_computed_at_a_time_than_lanes(
-    frame_pool: SharedFramePool, child: Child
+def test_each_channel_gets_its_own_answer_and_concurrency_is_the_number_of_lanes(
+    frame_pool: SharedFramePool, child: RequestLoopHarness
 ) -> None:
     """Six ask at once; two compute."""
     held = []
@@ -117,7 +117,7 @@ def test_each_line_gets_its_own_answer_and_no_more_are_computed_at_a_time_than_l
     assert child.engine.most <= LANES
 
 
-def test_pictures_that_lie_in_no_block_follow_on_the_line(child: Child) -> None:
+def test_pictures_outside_the_pool_are_sent_over_the_channel(child: RequestLoopHarness) -> None:
     """As those that come over HTTP do."""
     child.engine.go_on.set()
     loose = pictures(2)
@@ -126,7 +126,7 @@ def test_pictures_that_lie_in_no_block_follow_on_the_line(child: Child) -> None:
     assert child.answer(3, 2)[:, 0, :3].tolist() == [image[0, 0].tolist() for image in loose]
 
 
-def test_a_failure_is_told_on_its_line_and_the_lane_goes_on(child: Child) -> None:
+def test_a_failure_is_reported_on_its_channel_and_the_lane_continues(child: RequestLoopHarness) -> None:
     """With the words of the engine."""
     child.engine.go_on.set()
     bright = np.full((SPEC.height_px, SPEC.width_px, 3), 255, np.uint8)
@@ -137,6 +137,6 @@ def test_a_failure_is_told_on_its_line_and_the_lane_goes_on(child: Child) -> Non
             child.answer(0)
 
 
-def test_lanes_end_when_the_module_hangs_up(child: Child) -> None:
+def test_lanes_end_when_the_module_disconnects(child: RequestLoopHarness) -> None:
     """`serve` returns: the fixture joins its threads."""
     child.queue.shutdown(socket.SHUT_RDWR)

@@ -39,7 +39,7 @@ def test_a_picture_is_a_plain_array_of_the_models_size(frame_pool: SharedFramePo
     assert picture.flags.writeable
 
 
-def test_what_is_written_is_seen_at_the_other_end(frame_pool: SharedFramePool) -> None:
+def test_written_data_is_visible_at_the_other_end(frame_pool: SharedFramePool) -> None:
     window = FrameView(frame_pool.fd, SPEC)
     pictures = [allocated(frame_pool) for _ in range(4)]
     for number, picture in enumerate(pictures):
@@ -62,12 +62,12 @@ def test_the_other_end_cannot_write(frame_pool: SharedFramePool) -> None:
 
 
 @pytest.mark.parametrize("block", [-1, 4, 1 << 30])
-def test_a_block_that_there_is_not_is_an_error(frame_pool: SharedFramePool, block: int) -> None:
+def test_an_unknown_block_is_an_error(frame_pool: SharedFramePool, block: int) -> None:
     with pytest.raises(IndexError):
         FrameView(frame_pool.fd, SPEC).picture(block)
 
 
-def test_without_a_free_block_there_is_none_and_it_is_counted(frame_pool: SharedFramePool) -> None:
+def test_without_a_free_block_none_is_returned_and_counted(frame_pool: SharedFramePool) -> None:
     held = [allocated(frame_pool) for _ in range(4)]
     assert frame_pool.allocate() is None
     assert frame_pool.allocate() is None
@@ -86,7 +86,7 @@ def test_a_view_keeps_its_block(frame_pool: SharedFramePool) -> None:
     assert frame_pool.free == 4
 
 
-def test_pictures_outlive_their_arena() -> None:
+def test_pictures_outlive_their_pool() -> None:
     frame_pool = SharedFramePool(SPEC, 1)
     picture = allocated(frame_pool)
     frame_pool.close()
@@ -96,7 +96,7 @@ def test_pictures_outlive_their_arena() -> None:
     assert int(picture.sum()) == 7 * picture.size
 
 
-def test_only_whole_pictures_are_in_a_block(frame_pool: SharedFramePool) -> None:
+def test_a_block_contains_only_whole_pictures(frame_pool: SharedFramePool) -> None:
     picture = allocated(frame_pool)
     assert frame_pool.block_of(picture) is not None
     assert frame_pool.block_of(picture.copy()) is None
@@ -162,6 +162,6 @@ def test_threads_never_see_each_others_pictures() -> None:
     frame_pool.close()
 
 
-def test_there_are_blocks_for_every_camera() -> None:
+def test_the_pool_has_blocks_for_every_camera() -> None:
     assert compute_block_count(0) >= 32
     assert compute_block_count(50) >= 50 * 4

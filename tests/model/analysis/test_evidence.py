@@ -193,7 +193,7 @@ def _rows(path: Path, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
     ids=lambda value: "+".join(f.__name__[1:] for f in value) if isinstance(value, tuple) else None,
 )
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_graph_that_prepares_its_picture_sees_what_it_sees_without_that(
+def test_preprocessing_in_the_graph_does_not_change_the_detections(
     tmp_path: Path, family: str, fronts: tuple[Front, ...], swaps: bool
 ) -> None:
     """Nothing is divided twice, and no swap of colours is lost, whatever nodes do it."""
@@ -208,7 +208,7 @@ def test_a_graph_that_prepares_its_picture_sees_what_it_sees_without_that(
 
 @pytest.mark.parametrize("front", [_bordered, _cropped, _bent, _averaged, _pictured])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_first_nodes_that_are_not_known_are_refused_with_what_was_seen(
+def test_unknown_first_nodes_are_refused_with_the_evidence(
     tmp_path: Path, family: str, front: Front
 ) -> None:
     path = _with(FAMILIES[family](tmp_path / "m.onnx"), _divided, front)
@@ -222,7 +222,7 @@ def test_first_nodes_that_are_not_known_are_refused_with_what_was_seen(
     assert load_model(path).interpretation.preprocess.scale == 1.0
 
 
-def test_a_clip_that_would_cut_pixels_off_is_refused(tmp_path: Path) -> None:
+def test_a_clip_that_would_change_pixels_is_refused(tmp_path: Path) -> None:
     """It was made for pixels of another range than its family has."""
     path = _with(yolos.yolox(tmp_path / "m.onnx"), lambda p: p.then("Clip", p.constant(0.0), p.constant(1.0)))
     with pytest.raises(ModelError, match=r"clips its picture at 0 and 1.*input\.scale"):
@@ -235,7 +235,7 @@ def test_a_clip_that_would_cut_pixels_off_is_refused(tmp_path: Path) -> None:
         load_model(path)
 
 
-def test_a_mean_in_the_other_order_of_colours_is_refused(tmp_path: Path) -> None:
+def test_a_mean_in_the_opposite_colour_order_is_refused(tmp_path: Path) -> None:
     """Its order tells which channel is blue."""
 
     def less(prefix: Prefix) -> None:
@@ -250,7 +250,7 @@ def test_a_mean_in_the_other_order_of_colours_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("family", ["yolov10", "detr-raw", "yolov6"])
-def test_boxes_behind_a_resize_are_in_pixels_of_the_input(tmp_path: Path, family: str) -> None:
+def test_boxes_after_a_resize_are_in_input_pixels(tmp_path: Path, family: str) -> None:
     """Never of the size that the graph resizes to; where boxes may be scaled back already, it is refused."""
     path = (FAMILIES | {"yolov6": yolos.yolov6})[family](tmp_path / "m.onnx")
     small = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
@@ -364,7 +364,7 @@ QUANTISABLE: dict[str, Callable[[Path], Path]] = {
 
 @pytest.mark.parametrize("kind", [QuantType.QUInt8, QuantType.QInt8], ids=["uint8", "int8"])
 @pytest.mark.parametrize("family", QUANTISABLE)
-def test_a_dynamically_quantised_model_is_read_as_the_model_that_it_was(
+def test_a_dynamically_quantised_model_is_read_like_its_original(
     tmp_path: Path, family: str, kind: QuantType
 ) -> None:
     """Head, preparation, classes and all: quantisation changes weights, and no picture's preparation."""
@@ -393,7 +393,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime publi
 @pytest.mark.parametrize(
     "family", ["yolov8", "yolov5", "yolov10", "detr-raw", "yolov6", "softmax", "fastestdet"]
 )
-def test_a_statically_quantised_model_is_read_as_the_model_that_it_was(
+def test_a_statically_quantised_model_is_read_like_its_original(
     tmp_path: Path, family: str, form: QuantFormat
 ) -> None:
     path = QUANTISABLE[family](tmp_path / "m.onnx")
@@ -405,7 +405,7 @@ def test_a_statically_quantised_model_is_read_as_the_model_that_it_was(
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "yolox", "yolov6", "softmax", "divided"])
-def test_a_model_that_onnxruntime_optimised_is_read_as_the_model_that_it_was(
+def test_a_model_optimised_by_onnxruntime_is_read_like_its_original(
     tmp_path: Path, family: str
 ) -> None:
     path = QUANTISABLE[family](tmp_path / "m.onnx")
@@ -418,7 +418,7 @@ def test_a_model_that_onnxruntime_optimised_is_read_as_the_model_that_it_was(
         assert getattr(after.interpretation, name) == getattr(before.interpretation, name), name
 
 
-def test_a_picodet_that_a_tool_changed_needs_its_head_stated(tmp_path: Path) -> None:
+def test_a_picodet_changed_by_a_tool_needs_a_stated_head(tmp_path: Path) -> None:
     """Its producer is that tool then, and nothing else tells it from a NanoDet-Plus."""
     before = load_model(_picodet(tmp_path / "m.onnx"))
     path = _quantised(tmp_path / "m.onnx")
@@ -429,14 +429,14 @@ def test_a_picodet_that_a_tool_changed_needs_its_head_stated(tmp_path: Path) -> 
     assert (after.head, after.interpretation.preprocess) == ("picodet", before.interpretation.preprocess)
 
 
-def test_a_centernet_stays_one_when_it_is_quantised(tmp_path: Path) -> None:
+def test_a_quantised_centernet_is_still_recognised(tmp_path: Path) -> None:
     """The pooling that finds its peaks lies behind its weights; one in front of them is anybody's."""
     path = maps.end_to_end_model(tmp_path / "m.onnx", heat=True)
     with pytest.raises(ModelError, match="CenterNet"):
         load_model(_quantised(path))
 
 
-def test_a_detr_whose_first_layers_cannot_be_seen_is_refused(tmp_path: Path) -> None:
+def test_a_detr_with_unreadable_first_layers_is_refused(tmp_path: Path) -> None:
     """They tell whether it takes ImageNet's mean off; that nothing was seen tells nothing."""
     path = _with(
         detr.raw_detr_model(tmp_path / "m.onnx"), lambda p: p.then("AveragePool", kernel_shape=[1, 1])
@@ -453,7 +453,7 @@ def test_a_detr_whose_first_layers_cannot_be_seen_is_refused(tmp_path: Path) -> 
 @pytest.mark.parametrize("head", [None, "stated"])
 @pytest.mark.parametrize("by", ["MODEL.yaml", "metadata"])
 @pytest.mark.parametrize("family", [*FAMILIES, "yolox", "yolov6", "fastestdet"])
-def test_a_wrong_number_of_labels_is_named_as_that(
+def test_a_wrong_number_of_labels_is_reported_as_such(
     tmp_path: Path, family: str, by: str, head: str | None
 ) -> None:
     build = QUANTISABLE[family]
@@ -475,13 +475,13 @@ def test_a_wrong_number_of_labels_is_named_as_that(
 
 
 @pytest.mark.parametrize("task", ["segment", "pose", "obb", "classify", "depth", "semantic"])
-def test_a_model_for_another_task_is_named_with_what_to_export(tmp_path: Path, task: str) -> None:
+def test_a_model_for_another_task_is_refused_with_the_model_to_export(tmp_path: Path, task: str) -> None:
     path = yolos.yolov8(tmp_path / "m.onnx", metadata={"task": task, "author": "Ultralytics"})
     with pytest.raises(ModelError, match=rf"'{task}'.*export a detection model.*format=onnx"):
         load_model(path)
 
 
-def test_a_model_for_grey_pictures_is_named_as_that(tmp_path: Path) -> None:
+def test_a_model_for_grey_pictures_is_reported_as_such(tmp_path: Path) -> None:
     model = onnx.load(yolos.yolov8(tmp_path / "m.onnx"))
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1
     onnx.save(model, tmp_path / "m.onnx")
@@ -489,14 +489,14 @@ def test_a_model_for_grey_pictures_is_named_as_that(tmp_path: Path) -> None:
         load_model(tmp_path / "m.onnx")
 
 
-def test_numbers_may_be_names(tmp_path: Path) -> None:
+def test_labels_may_be_numbers(tmp_path: Path) -> None:
     """A detector of digits calls its classes 0 to 9."""
     names = str({i: i for i in range(yolos.CLASSES)})
     model = load_model(yolos.yolov8(tmp_path / "m.onnx", metadata={"names": names}))
     assert model.labels == tuple(str(i) for i in range(yolos.CLASSES))
 
 
-def test_the_evidence_says_the_order_of_colours_that_is_used(tmp_path: Path) -> None:
+def test_the_evidence_contains_the_colour_order(tmp_path: Path) -> None:
     path = yolos.yolox(tmp_path / "m.onnx")
     state(path, input={"color": "rgb", "fit": "stretch"})
     assert "takes RGB, stretch" in load_model(path).evidence

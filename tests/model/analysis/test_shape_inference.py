@@ -44,24 +44,24 @@ def _flattened(path: Path, opset: int, *, height: int | str = 64) -> onnx.ModelP
 
 
 @pytest.mark.parametrize("opset", [11, 13, 18])
-def test_sides_follow_from_those_of_the_input(tmp_path: Path, opset: int) -> None:
+def test_output_sizes_follow_from_the_input_size(tmp_path: Path, opset: int) -> None:
     model = _flattened(tmp_path / "m.onnx", opset)
     assert output_shapes(model) == {"table": (1, 96, 9), "places": (1, 96)}
 
 
-def test_a_batch_that_is_open_stays_open(tmp_path: Path) -> None:
+def test_an_open_batch_dimension_stays_open(tmp_path: Path) -> None:
     outputs = {t.name: t.shape for t in read_signature(_flattened(tmp_path / "m.onnx", 13)).outputs}
     assert outputs == {"table": (None, 96, 9), "places": (1, 96)}
 
 
-def test_an_open_size_is_fixed_before_sides_are_looked_for(tmp_path: Path) -> None:
+def test_an_open_size_is_fixed_before_shape_inference(tmp_path: Path) -> None:
     model = _flattened(tmp_path / "m.onnx", 13, height="h")
     stated = {"visionedge.input": '{"height": 160}'}
     assert read_signature(model, stated).outputs[0].shape == (None, 240, 9)
     assert model.graph.input[0].type.tensor_type.shape.dim[2].dim_param == "h"
 
 
-def test_sides_that_depend_on_the_picture_stay_open(tmp_path: Path) -> None:
+def test_data_dependent_sizes_stay_open(tmp_path: Path) -> None:
     graph = Graph(13)
     picture = graph.input("images", "float32", 1, 3, 8, 8)
     graph.output(graph.add("NonZero", picture), "bright", "int64", 4, "found")
@@ -69,7 +69,7 @@ def test_sides_that_depend_on_the_picture_stay_open(tmp_path: Path) -> None:
     assert output_shapes(model) == {"bright": (4, None)}
 
 
-def test_an_operator_of_another_domain_ends_what_is_known(tmp_path: Path) -> None:
+def test_an_operator_of_another_domain_ends_shape_inference(tmp_path: Path) -> None:
     model = _flattened(tmp_path / "m.onnx", 13)
     next(node for node in model.graph.node if node.op_type == "Conv").domain = "somewhere.else"
     assert output_shapes(model) == {}

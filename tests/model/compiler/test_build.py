@@ -91,7 +91,7 @@ def test_an_open_batch_stays_open(tmp_path: Path) -> None:
     assert compiled_metadata.batch_reason.startswith("open in the file; open: ")
 
 
-def test_a_larger_fixed_batch_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_larger_fixed_batch_is_unchanged(tmp_path: Path) -> None:
     session, compiled_metadata = built(TinyDetector(batch=2).save(tmp_path / "two.onnx"))
     assert session.get_inputs()[0].shape[0] == compiled_metadata.batch == 2
     assert run(session, pictures(2)).shape[0] == 2
@@ -113,7 +113,7 @@ MIXING = {
 
 @pytest.mark.parametrize("name", MIXING)
 @pytest.mark.parametrize("declared", [1, None])
-def test_a_network_that_mixes_its_pictures_runs_one_by_one(
+def test_a_network_that_mixes_pictures_runs_one_by_one(
     tmp_path: Path, name: str, declared: int | None
 ) -> None:
     """Whether its batch was fixed or is said to be open: never silently wrong."""
@@ -126,7 +126,7 @@ def test_a_network_that_mixes_its_pictures_runs_one_by_one(
     assert "one by one: " in compiled_metadata.batch_reason
 
 
-def test_a_network_whose_answer_has_no_fixed_length_runs_one_by_one(tmp_path: Path) -> None:
+def test_a_network_with_variable_output_length_runs_one_by_one(tmp_path: Path) -> None:
     """Suppression in the graph gives each picture another number of boxes."""
     proto = FIXED.proto()
     proto.graph.node.append(helper.make_node("NonZero", ["scores.8"], ["places"]))
@@ -135,7 +135,7 @@ def test_a_network_whose_answer_has_no_fixed_length_runs_one_by_one(tmp_path: Pa
     assert "NonZero gives another number of values for each picture" in compiled_metadata.batch_reason
 
 
-def test_sizes_of_a_resize_become_factors(tmp_path: Path) -> None:
+def test_resize_sizes_become_factors(tmp_path: Path) -> None:
     """A resize to [1, 3, 30, 50] and back is one for any number of pictures."""
     proto = FIXED.proto()
     graph = proto.graph
@@ -184,7 +184,7 @@ def test_a_batch_that_is_merged_with_windows_is_opened() -> None:
         ("ssd_mobilenet_v1_300_tfod4out_coco90", False),
     ],
 )
-def test_what_becomes_of_the_batch_of_real_models(shared_data: Path, name: str, open_: bool) -> None:
+def test_real_models_get_the_expected_batch(shared_data: Path, name: str, open_: bool) -> None:
     """Two are opened, one is open, and one suppresses in its graph."""
     _, compiled_metadata = built(shared_data / "models" / f"{name}.onnx")
     assert (compiled_metadata.batch is None) == open_, compiled_metadata.batch_reason
@@ -193,7 +193,7 @@ def test_what_becomes_of_the_batch_of_real_models(shared_data: Path, name: str, 
 # --- comparing --------------------------------------------------------------------------------------------
 
 
-def test_values_are_the_same_up_to_another_order_of_adding_up() -> None:
+def test_values_are_equal_up_to_the_order_of_summation() -> None:
     together = np.array([[100.0, 1.0], [3.0, 0.0]], np.float32)
     alone = [[together[:1] + 0.005], [together[1:]]]
     assert compare_outputs(["a"], [together], alone)[0]
@@ -202,12 +202,12 @@ def test_values_are_the_same_up_to_another_order_of_adding_up() -> None:
 
 
 @pytest.mark.parametrize("broken", [np.array([[np.nan], [1]], np.float32), np.ones((1, 1), np.float32)])
-def test_no_numbers_and_other_shapes_are_never_the_same(broken: NDArray[np.float32]) -> None:
+def test_nan_and_other_shapes_are_never_equal(broken: NDArray[np.float32]) -> None:
     ones = np.ones((1, 1), np.float32)
     assert not compare_outputs(["a"], [broken], [[ones], [ones]])[0]
 
 
-def test_whole_numbers_are_the_same_or_not() -> None:
+def test_integers_must_be_exactly_equal() -> None:
     whole = np.array([[1], [2]], np.int64)
     assert compare_outputs(["ids"], [whole], [[whole[:1]], [whole[1:]]])[0]
     assert not compare_outputs(["ids"], [whole], [[whole[:1]], [whole[1:] + 1]])[0]
@@ -244,7 +244,7 @@ def interpreter(path: Path, script: str) -> str:
         ('echo \'{"error": "no kernel", "finite": false}\'', "cannot be run: no kernel"),
     ],
 )
-def test_a_first_run_that_ends_badly_is_the_models_fault(
+def test_a_failed_trial_run_is_blamed_on_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str
 ) -> None:
     """A crash of native code takes the child, and not the module."""
@@ -255,7 +255,7 @@ def test_a_first_run_that_ends_badly_is_the_models_fault(
     assert str(caught.value).startswith(f"{model.path}: ")
 
 
-def test_a_comparison_that_ends_badly_leaves_one_by_one(
+def test_a_failed_comparison_keeps_one_picture_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first picture was fine, so the model is used; only its batch is not opened."""
@@ -268,7 +268,7 @@ def test_a_comparison_that_ends_badly_leaves_one_by_one(
     assert "crash (SIGSEGV)" in compiled_metadata.batch_reason
 
 
-def test_without_onnxruntime_it_is_the_machine_that_is_not_up_to_it(
+def test_without_onnxruntime_the_machine_is_blamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the model's fault, so another exit code."""
@@ -279,7 +279,7 @@ def test_without_onnxruntime_it_is_the_machine_that_is_not_up_to_it(
         build_graph(model)
 
 
-def test_the_child_imports_nothing_from_the_folder_it_stands_in(
+def test_the_child_imports_nothing_from_its_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file called onnxruntime.py beside a model is not run."""
@@ -289,7 +289,7 @@ def test_the_child_imports_nothing_from_the_folder_it_stands_in(
     assert build_graph(model)
 
 
-def test_the_pictures_of_a_first_run_are_unlike_each_other_and_always_the_same() -> None:
+def test_the_pictures_of_a_trial_run_are_different_and_reproducible() -> None:
     first, again = trial_run.make_test_pictures(30, 50), trial_run.make_test_pictures(30, 50)
     assert first.shape == (trial_run.COMPARED_PICTURES, 30, 50, 3)
     np.testing.assert_array_equal(first, again)
@@ -300,7 +300,7 @@ def test_the_pictures_of_a_first_run_are_unlike_each_other_and_always_the_same()
 # --- what a compiled graph says of itself -----------------------------------------------------------------
 
 
-def test_a_compiled_graph_is_a_model_again(tmp_path: Path) -> None:
+def test_a_compiled_graph_can_be_loaded_as_a_model(tmp_path: Path) -> None:
     """With the same labels, head, picture and rows; what described the network before is gone."""
     tiny = TinyDetector(batch=1, metadata=TinyDetector().metadata | {"names": '["a","b","c","d","e"]'})
     first = load_model(tiny.save(tmp_path / "tiny.onnx"))
@@ -315,7 +315,7 @@ def test_a_compiled_graph_is_a_model_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run(twice, images), run(once, images)[:, :7])
 
 
-def test_a_compiled_graph_says_all_in_its_metadata(tmp_path: Path) -> None:
+def test_a_compiled_graph_has_the_whole_interpretation_in_its_metadata(tmp_path: Path) -> None:
     """Whoever has the file needs nothing of ours to use it."""
     model = load_model(TinyDetector().save(tmp_path / "tiny.onnx"))
     proto = onnx.load_model_from_string(build_graph(model))
@@ -357,7 +357,7 @@ def test_the_metadata_of_version_0_1_is_read() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1}', "null", "[" * 9999])
-def test_a_damaged_imprint_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_damaged_stamp_is_refused(tmp_path: Path, text: str) -> None:
     proto = onnx.load_model_from_string(build_graph(load_model(TinyDetector().save(tmp_path / "tiny.onnx"))))
     for entry in proto.metadata_props:
         entry.value = text if entry.key == "visionedge.compiled" else entry.value
@@ -365,7 +365,7 @@ def test_a_damaged_imprint_is_refused(tmp_path: Path, text: str) -> None:
         load_model(saved(proto, tmp_path / "bad.onnx"))
 
 
-def test_another_graph_that_claims_to_be_compiled_is_refused(tmp_path: Path) -> None:
+def test_a_graph_that_wrongly_claims_to_be_compiled_is_refused(tmp_path: Path) -> None:
     """The metadata is believed only as far as the shapes agree."""
     built_ = onnx.load_model_from_string(build_graph(load_model(TinyDetector().save(tmp_path / "tiny.onnx"))))
     proto = TinyDetector().proto()

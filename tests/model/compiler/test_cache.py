@@ -17,7 +17,7 @@ from visionedge.model.model import Model, load_model
 
 
 @pytest.fixture(autouse=True)
-def _no_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_trial_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is built is another matter (see test_inference_building): here the quick half of it will do."""
     monkeypatch.setattr(build, "build_graph", compile_model)
 
@@ -52,12 +52,12 @@ def test_a_model_is_compiled_once(model: Model, data: Path) -> None:
     assert only(data).suffix == ".graph"
 
 
-def test_without_a_folder_nothing_is_kept(model: Model, tmp_path: Path) -> None:
+def test_without_a_data_folder_nothing_is_cached(model: Model, tmp_path: Path) -> None:
     assert load_or_compile(model, None) == compile_model(model)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
 
 
-def test_other_weights_another_understanding_and_another_limit_are_other_entries(
+def test_weights_interpretation_and_row_limit_are_part_of_the_key(
     model: Model, data: Path, tmp_path: Path
 ) -> None:
     """Each of them alone makes another graph, or may."""
@@ -77,7 +77,7 @@ def test_other_weights_another_understanding_and_another_limit_are_other_entries
 
 
 @pytest.mark.parametrize("version", ["__version__", "onnx", "_hash_own_source"])
-def test_another_version_makes_it_again(
+def test_another_version_compiles_again(
     model: Model, data: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     """Of visionedge, of onnx, and of the compiler's own source."""
@@ -91,7 +91,7 @@ def test_another_version_makes_it_again(
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "changed", "text"])
-def test_a_damaged_entry_is_told_and_made_again(
+def test_a_damaged_entry_is_reported_and_compiled_again(
     model: Model, data: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     """And what is given is right at once."""
@@ -107,7 +107,7 @@ def test_a_damaged_entry_is_told_and_made_again(
     assert only(data).read_bytes() == content
 
 
-def test_an_entry_under_another_name_is_not_believed(model: Model, data: Path, tmp_path: Path) -> None:
+def test_an_entry_under_another_name_is_not_used(model: Model, data: Path, tmp_path: Path) -> None:
     """The graph of one model must never run as another's."""
     other = load_model(TinyDetector(seed=1).save(tmp_path / "other.onnx"))
     load_or_compile(model, data)
@@ -118,14 +118,14 @@ def test_an_entry_under_another_name_is_not_believed(model: Model, data: Path, t
     assert load_or_compile(model, data) == compile_model(model)
 
 
-def test_a_model_that_cannot_be_compiled_leaves_nothing(data: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_compiled_leaves_no_file(data: Path, tmp_path: Path) -> None:
     model = load_model(TinyDetector(dtype="uint8").save(tmp_path / "bytes.onnx"))
     with pytest.raises(ModelError, match="takes bytes"):
         load_or_compile(model, data)
     assert not data.exists()
 
 
-def test_a_folder_that_cannot_be_made_is_a_warning_and_no_more(
+def test_a_folder_that_cannot_be_created_is_only_a_warning(
     model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A read-only data folder must not stop the module."""
@@ -135,7 +135,7 @@ def test_a_folder_that_cannot_be_made_is_a_warning_and_no_more(
     assert "cannot be written" in warning.getMessage()
 
 
-def test_a_disk_that_is_full_leaves_no_half_entry(
+def test_a_full_disk_leaves_no_partial_entry(
     model: Model, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -146,7 +146,7 @@ def test_a_disk_that_is_full_leaves_no_half_entry(
     assert entries(data) == []
 
 
-def test_what_was_used_longest_ago_goes_first(
+def test_the_least_recently_used_entry_is_evicted_first(
     model: Model, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Being read counts as used; what a dead process left half written goes too."""
@@ -163,7 +163,7 @@ def test_what_was_used_longest_ago_goes_first(
     assert kept == {f"{build.compute_cache_key(model, rows)}.graph" for rows in (1, 3, 4)}
 
 
-def test_the_folder_keeps_to_its_bytes(model: Model, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_stays_within_its_size_limit(model: Model, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest stays even when it alone is larger."""
     monkeypatch.setattr(build, "MAX_CACHE_BYTES", 10)
     load_or_compile(model, data, rows=1)
@@ -171,7 +171,7 @@ def test_the_folder_keeps_to_its_bytes(model: Model, data: Path, monkeypatch: py
     assert only(data).stem == build.compute_cache_key(model, 2)
 
 
-def test_several_at_once_all_get_the_same_whole_graph(model: Model, data: Path) -> None:
+def test_concurrent_compilations_get_the_same_whole_graph(model: Model, data: Path) -> None:
     """Two modules may share a data folder and start together."""
     graphs: list[bytes] = []
     ready = threading.Barrier(4)

@@ -89,7 +89,7 @@ def computed(model: onnx.ModelProto) -> np.ndarray:
     ],
     ids=["stride 2", "RGB", "any order, uneven pads", "no offset", "half weights", "dilated down"],
 )
-def test_the_same_numbers_come_out_without_a_transposition(model: onnx.ModelProto) -> None:
+def test_the_result_is_equal_without_the_transpose(model: onnx.ModelProto) -> None:
     before = computed(model)
 
     assert fold_layout(model.graph, "pictures")
@@ -114,7 +114,7 @@ def test_the_same_numbers_come_out_without_a_transposition(model: onnx.ModelProt
     ],
     ids=["groups", "dilated across", "pads by name", "by pixel", "watched", "pooled", "a colour twice"],
 )
-def test_what_cannot_go_over_interleaved_colours_is_left_alone(model: onnx.ModelProto) -> None:
+def test_a_graph_that_cannot_take_interleaved_colours_is_left_unchanged(model: onnx.ModelProto) -> None:
     before = model.SerializeToString()
     assert not fold_layout(model.graph, "pictures")
     assert model.SerializeToString() == before
@@ -125,7 +125,7 @@ def front(path: Path) -> list[str]:
     return [node.op_type for node in graph.node[:4]]
 
 
-def test_the_bundled_model_goes_over_the_bytes_as_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundled_model_reads_interleaved_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the package of onnxruntime for CPUs; for GPUs the picture is transposed."""
     monkeypatch.setattr(compiler, "is_gpu_wheel", lambda: False)
     assert front(find_bundled_model()) == ["Reshape", "Cast", "Identity", "Conv"]

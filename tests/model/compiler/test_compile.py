@@ -58,7 +58,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_rows_are_those_of_a_slow_reference(name: str) -> None:
+def test_rows_equal_those_of_a_slow_reference(name: str) -> None:
     """Boxes within a hundredth of a pixel, scores and classes the same, in the same order."""
     tiny = VARIANTS[name]
     images = pictures(3, tiny.width_px, tiny.height_px)
@@ -72,19 +72,19 @@ def test_rows_are_those_of_a_slow_reference(name: str) -> None:
         np.testing.assert_allclose(rows[..., :4], expected[..., :4], atol=1e-2)
 
 
-def test_rows_fall_by_score() -> None:
+def test_rows_are_sorted_by_descending_score() -> None:
     scores = run(compiled(TinyDetector(), 50), pictures(2))[..., 4]
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
-def test_no_more_rows_are_promised_than_there_are_pairs() -> None:
+def test_the_number_of_rows_does_not_exceed_the_number_of_pairs() -> None:
     """63 cells of one class give 63 rows, whatever the limit."""
     tiny = TinyDetector(classes=1)
     cells = sum(columns * rows for _, columns, rows in tiny.grids())
     assert run(compiled(tiny, 500), pictures(1)).shape == (1, cells, 6)
 
 
-def test_the_choice_in_two_steps_loses_nothing() -> None:
+def test_the_two_step_selection_loses_no_row() -> None:
     """Every limit gives the beginning of the longest list: the best pairs lie in the best cells."""
     tiny, images = TinyDetector(), pictures(1)
     whole = run(compiled(tiny, 10_000), images)
@@ -92,24 +92,24 @@ def test_the_choice_in_two_steps_loses_nothing() -> None:
         np.testing.assert_allclose(run(compiled(tiny, limit), images), whole[:, :limit], atol=1e-4)
 
 
-def test_a_batch_is_open_where_the_model_leaves_it_open_and_fixed_where_it_does_not() -> None:
+def test_the_batch_is_open_or_fixed_like_that_of_the_model() -> None:
     assert compiled(TinyDetector(), 5).get_inputs()[0].shape == ["N", 48, 64, 3]
     assert compiled(TinyDetector(batch=2), 5).get_inputs()[0].shape == [2, 48, 64, 3]
 
 
-def test_bytes_cannot_be_scaled_in_front_of_a_network_that_takes_bytes(tmp_path: Path) -> None:
+def test_scaling_is_refused_for_a_network_that_takes_bytes(tmp_path: Path) -> None:
     path = TinyDetector(dtype="uint8").save(tmp_path / "bytes.onnx")
     with pytest.raises(ModelError, match="takes bytes"):
         compile_model(load_model(path))
 
 
-def test_our_names_never_meet_those_of_the_network() -> None:
+def test_added_names_never_collide_with_names_of_the_network() -> None:
     """A network with tensors named as ours would be wired wrong; ours give way."""
     nodes = NodeBuilder(17, ["visionedge.Add.0", "_visionedge.x"])
     assert nodes.add("Add", "a", "b") == "__visionedge.Add.0"
 
 
-def test_an_operator_that_is_not_known_to_run_on_a_gpu_cannot_be_added() -> None:
+def test_an_operator_without_a_known_gpu_kernel_cannot_be_added() -> None:
     with pytest.raises(ValueError, match="NonMaxSuppression"):
         NodeBuilder(17, []).add("NonMaxSuppression", "a")
 
@@ -120,7 +120,7 @@ def test_an_old_opset_is_refused_with_the_remedy() -> None:
 
 
 @pytest.mark.shared
-def test_every_operator_we_add_has_a_cuda_kernel_by_onnxruntimes_own_list(shared_data: Path) -> None:
+def test_every_added_operator_has_a_cuda_kernel_in_onnxruntimes_list(shared_data: Path) -> None:
     with (shared_data.parent / "reference" / "cuda-kernels.tsv").open(encoding="utf-8") as file:
         listed = {row[1] for row in csv.reader(file, delimiter="\t") if row[0] == "ai.onnx"}
     assert listed >= CUDA_OPERATORS

@@ -89,7 +89,7 @@ def computed(model: onnx.ModelProto) -> NDArray[np.float32]:
     ],
     ids=["add", "uneven pads", "auto pads", "no offset", "named", "half", "dilated"],
 )
-def test_the_folded_convolution_gives_the_same_numbers_at_the_borders_too(model: onnx.ModelProto) -> None:
+def test_the_folded_convolution_gives_equal_results_at_the_borders_too(model: onnx.ModelProto) -> None:
     before = computed(model)
     assert fold_scale(model.graph, "image")
     onnx.checker.check_model(model)
@@ -108,14 +108,14 @@ def test_the_folded_convolution_gives_the_same_numbers_at_the_borders_too(model:
     ],
     ids=["groups", "two users", "one number", "a zero", "by pixel"],
 )
-def test_what_is_not_known_for_sure_is_left_alone(model: onnx.ModelProto) -> None:
+def test_an_uncertain_pattern_is_left_unchanged(model: onnx.ModelProto) -> None:
     before = model.SerializeToString()
     assert not fold_scale(model.graph, "image")
     assert model.SerializeToString() == before
 
 
 @pytest.mark.shared
-def test_a_real_model_is_normalised_in_its_first_weights(shared_data: Path) -> None:
+def test_the_normalisation_of_a_real_model_is_folded_into_its_first_weights(shared_data: Path) -> None:
     """PicoDet has a mean and a deviation: only the mean is still taken off before the first convolution."""
     model = load_model(shared_data / "models" / "picodet_s_416_coco80.onnx")
     graph = onnx.load_from_string(compile_model(model)).graph
@@ -123,7 +123,7 @@ def test_a_real_model_is_normalised_in_its_first_weights(shared_data: Path) -> N
     assert kinds[kinds.index("Cast") : kinds.index("Conv")] == ["Cast", "Add", "Identity"]
 
 
-def test_the_bundled_model_takes_pixels_as_they_are() -> None:
+def test_the_bundled_model_takes_pixels_unscaled() -> None:
     """It has neither mean nor factor, so nothing is computed before its first convolution."""
     graph = onnx.load_from_string(compile_model(load_model(find_bundled_model()))).graph
     kinds = [node.op_type for node in graph.node]

@@ -89,7 +89,7 @@ def _agree(rows: NDArray[np.float32], expected: NDArray[np.float64]) -> None:
     ],
 )
 @pytest.mark.parametrize("count", [1, 3])
-def test_raw_maps_are_decoded_as_their_activations_tell(
+def test_raw_maps_are_decoded_according_to_their_activations(
     tmp_path: Path, order: str, activation: str, head: str, count: int
 ) -> None:
     path = raw_map_model(tmp_path / "m.onnx", order, activation=activation)
@@ -133,7 +133,7 @@ def test_raw_maps_without_anchors_are_refused_with_the_remedy(tmp_path: Path) ->
         ([(0.1 * w / 100, 0.1 * h / 100) for w, h in ANCHORS], "must be in pixels"),
     ],
 )
-def test_anchors_that_cannot_be_those_of_its_maps_are_refused(
+def test_anchors_that_do_not_match_the_maps_are_refused(
     tmp_path: Path, anchors: Sequence[tuple[float, float]], words: str
 ) -> None:
     path = raw_map_model(tmp_path / "m.onnx")
@@ -142,7 +142,7 @@ def test_anchors_that_cannot_be_those_of_its_maps_are_refused(
         load_model(path)
 
 
-def test_the_six_anchors_of_yolo_tiny_are_refused_where_it_may_be_v4(tmp_path: Path) -> None:
+def test_the_six_anchors_of_yolo_tiny_are_refused_if_the_model_may_be_v4(tmp_path: Path) -> None:
     """YOLOv4-tiny gives its finer map the second to fourth of them; that has to be said map by map."""
     tiny = [[10, 14], [23, 27], [37, 58], [81, 82], [135, 169], [344, 319]]
     path = raw_map_model(tmp_path / "m.onnx", strides=(16, 32))
@@ -167,7 +167,7 @@ def test_the_six_anchors_of_yolo_tiny_are_refused_where_it_may_be_v4(tmp_path: P
     ("order", "activation"),
     [("anchors-first", "LeakyRelu"), ("anchors-first", None), ("channels-first", "SiLU")],
 )
-def test_raw_maps_that_may_be_of_two_generations_need_their_head_stated(
+def test_raw_maps_of_an_ambiguous_generation_need_a_stated_head(
     tmp_path: Path, order: str, activation: str | None
 ) -> None:
     """YOLOv7-tiny and YOLOv3 share shape and activation, but not their decoding."""
@@ -180,7 +180,7 @@ def test_raw_maps_that_may_be_of_two_generations_need_their_head_stated(
     assert load_model(path).head == "yolov5-raw"
 
 
-def test_maps_that_went_through_a_sigmoid_are_not_raw(tmp_path: Path) -> None:
+def test_maps_after_a_sigmoid_are_not_raw(tmp_path: Path) -> None:
     path = raw_map_model(tmp_path / "m.onnx", sigmoid=True)
     state(path, anchors=[list(pair) for pair in ANCHORS])
     with pytest.raises(ModelError, match="no detector"):
@@ -210,14 +210,14 @@ def test_fastestdet_is_decoded_cell_by_cell(tmp_path: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("keys", [{"softmax": False}, {"stride": 8}])
-def test_a_map_that_is_not_made_as_fastestdets_is_refused(tmp_path: Path, keys: dict[str, Any]) -> None:
+def test_a_map_with_another_structure_than_fastestdet_is_refused(tmp_path: Path, keys: dict[str, Any]) -> None:
     """A segmentation has such a shape, too."""
     with pytest.raises(ModelError, match="no detector"):
         load_model(fastestdet_model(tmp_path / "m.onnx", **keys))
 
 
 @pytest.mark.parametrize(("count", "limit"), [(1, 500), (3, 500), (2, 8)])
-def test_an_end_to_end_list_is_taken_as_it_is(tmp_path: Path, count: int, limit: int) -> None:
+def test_an_end_to_end_list_is_used_unchanged(tmp_path: Path, count: int, limit: int) -> None:
     path = end_to_end_model(tmp_path / "m.onnx")
     model = load_model(path)
     assert (model.head, model.interpretation.needs_nms, model.interpretation.class_count) == (
@@ -236,17 +236,17 @@ def test_a_list_with_other_columns_in_front_is_refused(tmp_path: Path) -> None:
         load_model(end_to_end_model(tmp_path / "m.onnx", score_first=True))
 
 
-def test_a_list_for_poses_is_refused(tmp_path: Path) -> None:
+def test_a_list_of_poses_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no detector"):
         load_model(end_to_end_model(tmp_path / "m.onnx", metadata={"task": "pose"}))
 
 
-def test_a_list_of_other_classes_than_it_names_is_refused(tmp_path: Path) -> None:
+def test_a_list_with_another_number_of_classes_than_labels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError):
         load_model(end_to_end_model(tmp_path / "m.onnx", metadata={"names": "['a', 'b']"}))
 
 
-def test_centernet_has_to_say_how_its_pictures_are_prepared(tmp_path: Path) -> None:
+def test_centernet_needs_stated_preprocessing(tmp_path: Path) -> None:
     """A pooling that finds peaks tells it from YOLO; nothing tells colours and mean."""
     path = end_to_end_model(tmp_path / "m.onnx", heat=True)
     with pytest.raises(ModelError, match=r"CenterNet.*MODEL\.yaml"):
@@ -261,7 +261,7 @@ def test_centernet_has_to_say_how_its_pictures_are_prepared(tmp_path: Path) -> N
     np.testing.assert_allclose(compiled_rows(model, pictures), expected, atol=1e-4)
 
 
-def test_ultralytics_lists_the_boxes_of_rt_detr_as_centres_in_proportion(tmp_path: Path) -> None:
+def test_ultralytics_rt_detr_lists_boxes_as_relative_centres(tmp_path: Path) -> None:
     """Its shape is that of YOLOv10; sampling tells it, and without Ultralytics' word it is refused."""
     with pytest.raises(ModelError, match="no detector"):
         load_model(end_to_end_model(tmp_path / "m.onnx", samples=True))
@@ -296,7 +296,7 @@ def _with_suppression(path: Path, batch: int | str = 1) -> Path:
 
 
 @pytest.mark.parametrize("batch", [1, "n"])
-def test_rows_of_seven_are_one_picture_at_a_time(tmp_path: Path, batch: int | str) -> None:
+def test_rows_of_seven_columns_are_computed_one_picture_at_a_time(tmp_path: Path, batch: int | str) -> None:
     path = _with_suppression(tmp_path / "m.onnx", batch)
     model = load_model(path)
     assert (model.head, model.interpretation.needs_nms, model.interpretation.input.batch) == (

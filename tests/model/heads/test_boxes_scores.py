@@ -82,7 +82,7 @@ def _wanted(boxes: NDArray[Any], scores: NDArray[Any]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("less", ["Sub", "Neg", "Mul"])
 @pytest.mark.parametrize("columns", [False, True])
-def test_boxes_and_scores_are_read_whatever_their_order_and_layout(
+def test_boxes_and_scores_are_read_in_any_order_and_layout(
     tmp_path: Path, less: str, columns: bool
 ) -> None:
     """YOLO-NAS and PP-YOLOE subtract distances in other ways, PP-YOLOE has its scores in columns."""
@@ -101,7 +101,7 @@ def test_boxes_and_scores_are_read_whatever_their_order_and_layout(
         np.testing.assert_allclose(rows, _wanted(box, score), rtol=1e-4, atol=1e-3)
 
 
-def test_scores_without_their_sigmoid_get_it(tmp_path: Path) -> None:
+def test_scores_without_a_sigmoid_get_one(tmp_path: Path) -> None:
     """Where the last layer gives them as they are."""
     path = _apart(tmp_path / "m.onnx", sigmoid=False)
     state(path, input=LETTERBOX)
@@ -111,7 +111,7 @@ def test_scores_without_their_sigmoid_get_it(tmp_path: Path) -> None:
     np.testing.assert_allclose(compiled_rows(load_model(path), pictures)[0], wanted, rtol=1e-4, atol=1e-3)
 
 
-def test_how_pictures_are_prepared_is_never_guessed(tmp_path: Path) -> None:
+def test_preprocessing_is_never_guessed(tmp_path: Path) -> None:
     """These families differ in that and in nothing that shows; a graph that scales by itself says it."""
     path = _apart(tmp_path / "m.onnx")
     with pytest.raises(ModelError, match="prepared in different ways; state input"):
@@ -122,7 +122,7 @@ def test_how_pictures_are_prepared_is_never_guessed(tmp_path: Path) -> None:
     assert known.interpretation.preprocess.scale == 1 / 255
 
 
-def test_boxes_that_no_node_tells_the_form_of_have_to_be_stated(tmp_path: Path) -> None:
+def test_an_unknown_box_encoding_has_to_be_stated(tmp_path: Path) -> None:
     """Two corners or a centre and a size: their shape is the same."""
     graph = Graph(13)
     picture = graph.input("input", "float32", "n", 3, HEIGHT_PX, WIDTH_PX)
@@ -189,7 +189,7 @@ def _with_plugin(
         ),
     ],
 )
-def test_a_plugin_of_tensorrt_is_replaced_by_our_own_suppression(
+def test_a_tensorrt_plugin_is_replaced_by_the_modules_own_suppression(
     tmp_path: Path, plugin: str, centers: bool, sigmoid: bool, attributes: dict[str, Any]
 ) -> None:
     """Its attributes say how boxes and scores are written."""
@@ -213,7 +213,7 @@ def test_a_plugin_of_tensorrt_is_replaced_by_our_own_suppression(
     np.testing.assert_allclose(compiled_rows(model, pictures)[0], wanted, rtol=1e-4, atol=1e-3)
 
 
-def test_a_background_class_is_no_class(tmp_path: Path) -> None:
+def test_a_background_class_is_not_reported(tmp_path: Path) -> None:
     """The plugin names it, first or last; what is left is counted from 0."""
     path = _with_plugin(tmp_path / "m.onnx", "EfficientNMS_TRT", background_class=0)
     model = load_model(path)

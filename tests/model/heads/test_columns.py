@@ -35,13 +35,13 @@ def _six(path: Path, order: str, first: int = 0) -> Path:
     return graph.save(path)
 
 
-def test_box_score_and_class_from_0_are_the_yolos(tmp_path: Path) -> None:
+def test_columns_of_box_score_and_class_from_0_are_read_as_a_yolo_list(tmp_path: Path) -> None:
     model = load_model(_six(tmp_path / "m.onnx", "bsc"))
     assert (model.head, model.interpretation.class_count) == ("yolov10", CLASSES)
 
 
 @pytest.mark.parametrize(("order", "first"), [("bsc", 1), ("bcs", 0), ("csb", 0), ("scb", 0)])
-def test_other_columns_or_classes_from_1_are_not(tmp_path: Path, order: str, first: int) -> None:
+def test_other_columns_or_classes_from_1_are_not_read_as_a_yolo_list(tmp_path: Path, order: str, first: int) -> None:
     """EfficientDet in PyTorch counts from 1, and takes pictures prepared otherwise."""
     with pytest.raises(ModelError, match="no detector"):
         load_model(_six(tmp_path / "m.onnx", order, first))

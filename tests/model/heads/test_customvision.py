@@ -102,7 +102,7 @@ def test_exports_of_old_opsets_are_converted(tmp_path: Path, opset: int) -> None
 
 @pytest.mark.parametrize(("metadata", "bgr", "top"), [(BYTES, True, 255), (PARTS, False, 1)])
 @pytest.mark.parametrize("count", [1, 3])
-def test_compact_is_decoded_as_its_definition_says(
+def test_a_compact_export_is_decoded_as_defined(
     tmp_path: Path, metadata: dict[str, str], bgr: bool, top: int, count: int
 ) -> None:
     """Colours and range are those of the metadata, pictures are stretched, anchors are the usual ones."""
@@ -120,7 +120,7 @@ def test_compact_is_decoded_as_its_definition_says(
         _agree(rows, _slow(table[0], ANCHORS))
 
 
-def test_anchors_and_labels_come_from_what_lies_beside(tmp_path: Path, shared_data: Path) -> None:
+def test_anchors_and_labels_come_from_the_files_beside_the_model(tmp_path: Path, shared_data: Path) -> None:
     """With the manifest and the labels of a real export."""
     for name in ("cvexport.manifest", "labels.txt"):
         shutil.copy(shared_data / "customvision" / name, tmp_path / name)
@@ -137,13 +137,13 @@ def test_anchors_and_labels_come_from_what_lies_beside(tmp_path: Path, shared_da
     _agree(compiled_rows(model, pictures)[0], expected[:500])
 
 
-def test_the_size_of_the_manifest_is_that_of_an_open_input(tmp_path: Path) -> None:
+def test_an_open_input_takes_its_size_from_the_manifest(tmp_path: Path) -> None:
     _manifest(tmp_path, ScaleWidth=160, ScaleHeight=96)
     path = _compact(tmp_path / "model.onnx", size=("h", "w"), metadata=BYTES)
     assert (load_model(path).input.width_px, load_model(path).input.height_px) == (160, 96)
 
 
-def test_anchors_may_stand_in_the_metadata_or_in_model_yaml(tmp_path: Path) -> None:
+def test_anchors_may_come_from_the_metadata_or_from_model_yaml(tmp_path: Path) -> None:
     own = "[1.0, 1.0, 2.0, 2.0]"
     metadata = {**BYTES, "CustomVision.Postprocess.Yolo.Biases": own}
     path = _compact(tmp_path / "model.onnx", anchors=2, metadata=metadata)
@@ -154,7 +154,7 @@ def test_anchors_may_stand_in_the_metadata_or_in_model_yaml(tmp_path: Path) -> N
     _agree(compiled_rows(load_model(path), pictures)[0], _slow(table[0], [(3, 3), (4, 4)]))
 
 
-def test_centres_go_through_a_sigmoid_where_that_is_stated(tmp_path: Path) -> None:
+def test_centres_pass_a_sigmoid_if_stated(tmp_path: Path) -> None:
     """As the region layer of YOLOv2 has it, which looks the same from outside."""
     metadata = {**BYTES, "visionedge.decode": json.dumps({"centre": "sigmoid"})}
     path = _compact(tmp_path / "model.onnx", metadata=metadata)
@@ -163,7 +163,7 @@ def test_centres_go_through_a_sigmoid_where_that_is_stated(tmp_path: Path) -> No
     _agree(compiled_rows(load_model(path), pictures)[0], _slow(table[0], ANCHORS, sigmoid=True))
 
 
-def test_a_range_that_is_nowhere_said_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_value_range_is_refused(tmp_path: Path) -> None:
     """Pixels of 0-255 and of 0-1 are both common; stating it helps."""
     _manifest(tmp_path)
     path = _compact(tmp_path / "model.onnx")
@@ -173,7 +173,7 @@ def test_a_range_that_is_nowhere_said_is_refused(tmp_path: Path) -> None:
     assert load_model(path).interpretation.preprocess.color == "bgr"
 
 
-def test_orders_of_colours_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+def test_contradictory_colour_orders_are_refused(tmp_path: Path) -> None:
     _manifest(tmp_path, InputFormat="RGB")
     with pytest.raises(ModelError, match="order of colours"):
         load_model(_compact(tmp_path / "model.onnx", metadata=BYTES))
@@ -188,7 +188,7 @@ def test_the_manifest_of_another_model_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\xff"])
-def test_a_damaged_manifest_is_named(tmp_path: Path, text: str) -> None:
+def test_a_damaged_manifest_is_named_in_the_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "cvexport.manifest").write_bytes(text.encode("latin-1"))
     with pytest.raises(ModelError, match=r"cvexport\.manifest"):
         load_model(_compact(tmp_path / "model.onnx", metadata=BYTES))
@@ -239,7 +239,7 @@ def _s1(path: Path, names: Sequence[str], *, rank: int, dtype: str = "int64", **
 
 @pytest.mark.parametrize("rank", [3, 2])
 @pytest.mark.parametrize("dtype", ["int64", "float32"])
-def test_s1_gives_a_list_that_is_taken_as_it_is(tmp_path: Path, rank: int, dtype: str) -> None:
+def test_s1_gives_a_list_that_is_used_unchanged(tmp_path: Path, rank: int, dtype: str) -> None:
     """Classes are told from scores by type, or by name where both are floats."""
     names = ("detected_boxes", "detected_classes", "detected_scores")
     path = _s1(tmp_path / "model.onnx", names, rank=rank, dtype=dtype, metadata=PARTS)
@@ -261,7 +261,7 @@ def test_s1_gives_a_list_that_is_taken_as_it_is(tmp_path: Path, rank: int, dtype
         assert not rows[len(expected) :, 4].any()
 
 
-def test_s1_with_names_that_tell_nothing_is_refused(tmp_path: Path) -> None:
+def test_s1_with_unknown_output_names_is_refused(tmp_path: Path) -> None:
     """Two lists of floats: nothing says which are the scores."""
     with pytest.raises(ModelError, match="no detector"):
         load_model(_s1(tmp_path / "model.onnx", ("a", "b", "c"), rank=3, dtype="float32", metadata=PARTS))

@@ -63,14 +63,14 @@ def test_each_cell_is_a_row_and_boxes_still_overlap(tmp_path: Path) -> None:
     np.testing.assert_allclose(rows, by_score([tuple(row) for row in given.tolist()]), rtol=1e-4, atol=1e-3)
 
 
-def test_metadata_of_ultralytics_does_not_make_it_a_finished_list(tmp_path: Path) -> None:
+def test_ultralytics_metadata_does_not_imply_a_finished_list(tmp_path: Path) -> None:
     """Nobody chose its rows: read as a list, each thing would be found many times."""
     metadata = {"author": "Ultralytics", "task": "detect"}
     assert load_model(_deepstream(tmp_path / "m.onnx", metadata=metadata)).interpretation.needs_nms
 
 
 @pytest.mark.parametrize("how", [{"converted": False}, {"exponential": True}])
-def test_other_families_have_to_state_their_pictures(tmp_path: Path, how: dict[str, bool]) -> None:
+def test_other_families_need_stated_preprocessing(tmp_path: Path, how: dict[str, bool]) -> None:
     """PP-YOLOE, YOLO-NAS and YOLOX have such exports too, and are prepared otherwise."""
     path = _deepstream(tmp_path / "m.onnx", **how)
     with pytest.raises(ModelError, match="state input"):

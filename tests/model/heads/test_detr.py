@@ -58,7 +58,7 @@ def _sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_finished_list_comes_back_in_input_pixels_whatever_its_outputs_are_called(
+def test_a_finished_list_is_in_input_pixels_for_any_output_names(
     tmp_path: Path, count: int
 ) -> None:
     path = finished_detr_model(tmp_path / "rtdetr.onnx")
@@ -107,7 +107,7 @@ def test_logits_and_boxes_become_the_best_pairs_of_query_and_class(tmp_path: Pat
         np.testing.assert_array_equal(rows[i, :, 5], expected[:, 5])
 
 
-def test_a_sigmoid_in_the_graph_is_not_put_on_twice(tmp_path: Path) -> None:
+def test_a_sigmoid_in_the_graph_is_not_applied_twice(tmp_path: Path) -> None:
     path = raw_detr_model(tmp_path / "m.onnx", activation="Sigmoid")
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
     rows = compiled_rows(load_model(path), pictures, limit=10)
@@ -116,7 +116,7 @@ def test_a_sigmoid_in_the_graph_is_not_put_on_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("side", "stride"), [(16, 16), (4, 4), (7, 2)])
-def test_a_backbone_of_patches_or_a_first_resnet_gets_imagenets_mean(
+def test_a_patch_backbone_or_a_resnet_gets_the_imagenet_mean(
     tmp_path: Path, side: int, stride: int
 ) -> None:
     """RF-DETR stands on DINOv2, which never saw a picture without it."""
@@ -131,7 +131,7 @@ def test_a_backbone_of_patches_or_a_first_resnet_gets_imagenets_mean(
         np.testing.assert_allclose(rows[i, :, :5], expected[:, :5], atol=1e-3)
 
 
-def test_boxes_of_a_sigmoid_that_answer_nothing_are_no_detr(tmp_path: Path) -> None:
+def test_sigmoid_boxes_without_queries_are_not_read_as_detr(tmp_path: Path) -> None:
     """Every DETR attends; other detectors give such pairs of anchors, prepared in other ways."""
     graph = Graph()
     picture = graph.input("images", "float32", "N", 3, HEIGHT_PX, WIDTH_PX)
@@ -145,7 +145,7 @@ def test_boxes_of_a_sigmoid_that_answer_nothing_are_no_detr(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("blocks", "mean"), [(1, (0.0, 0.0, 0.0)), (9, tuple(MEAN))])
-def test_queries_that_are_chosen_behind_a_transformer_get_imagenets_mean(
+def test_queries_selected_after_a_transformer_get_the_imagenet_mean(
     tmp_path: Path, blocks: int, mean: tuple[float, ...]
 ) -> None:
     """Some transformers start with small convolutions; RT-DETR's encoder attends but once."""
@@ -175,7 +175,7 @@ def test_a_model_that_normalises_by_itself_is_not_normalised_again(
     assert any("normalises by itself" in clause for clause in model.evidence)
 
 
-def test_scaling_without_the_mean_that_the_family_needs_is_refused_unless_it_is_stated(
+def test_scaling_without_the_family_mean_is_refused_unless_stated(
     tmp_path: Path,
 ) -> None:
     path = raw_detr_model(tmp_path / "m.onnx", side=16, stride=16, opening="bytes")
@@ -186,7 +186,7 @@ def test_scaling_without_the_mean_that_the_family_needs_is_refused_unless_it_is_
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_boxes_and_scores_side_by_side_are_told_from_yolov8(tmp_path: Path, count: int) -> None:
+def test_boxes_and_scores_in_one_table_are_distinguished_from_yolov8(tmp_path: Path, count: int) -> None:
     path = joined_detr_model(tmp_path / "rtdetr-l.onnx", task="detect")
     model = load_model(path)
     pictures = noise_pictures(count, WIDTH_PX, HEIGHT_PX)
@@ -203,14 +203,14 @@ def test_another_task_than_detection_is_refused(tmp_path: Path) -> None:
         load_model(joined_detr_model(tmp_path / "m.onnx", task="segment"))
 
 
-def test_scores_of_a_softmax_whose_boxes_are_refined_are_refused(tmp_path: Path) -> None:
+def test_softmax_scores_with_refined_boxes_are_refused(tmp_path: Path) -> None:
     """No family is known to have both."""
     with pytest.raises(ModelError, match="no detector"):
         load_model(raw_detr_model(tmp_path / "m.onnx", activation="Softmax"))
 
 
 @pytest.mark.parametrize("activation", [None, "Softmax"])
-def test_the_first_detrs_are_told_by_their_boxes_and_no_object_is_no_class(
+def test_the_original_detr_is_recognised_by_its_boxes_and_drops_the_no_object_class(
     tmp_path: Path, activation: str | None
 ) -> None:
     """A softmax over all classes and "no object", one class for a query, for any number of queries."""
@@ -232,7 +232,7 @@ def test_the_first_detrs_are_told_by_their_boxes_and_no_object_is_no_class(
         np.testing.assert_allclose(rows, by_score([tuple(row) for row in expected.tolist()]), atol=2e-3)
 
 
-def test_owners_may_say_that_the_scores_of_such_a_graph_are_sigmoids(tmp_path: Path) -> None:
+def test_a_sidecar_may_state_that_the_scores_are_sigmoids(tmp_path: Path) -> None:
     path = raw_detr_model(tmp_path / "m.onnx", refined=False)
     assert load_model(path).head == "detr-softmax"
     state(path, head="detr-raw")
@@ -240,7 +240,7 @@ def test_owners_may_say_that_the_scores_of_such_a_graph_are_sigmoids(tmp_path: P
     assert (model.head, model.interpretation.class_count) == ("detr-raw", CLASSES)
 
 
-def test_a_part_of_a_softmax_is_refused_and_a_part_of_sigmoids_is_done(tmp_path: Path) -> None:
+def test_a_slice_of_a_softmax_is_refused_and_a_slice_of_sigmoids_is_accepted(tmp_path: Path) -> None:
     """What was cut off is not known; and what went through a sigmoid does not go through another."""
     with pytest.raises(ModelError, match="part of the output of a softmax"):
         load_model(raw_detr_model(tmp_path / "m.onnx", activation="Softmax", refined=False, cut=True))
@@ -272,7 +272,7 @@ def test_an_rfdetr_of_coco_or_with_a_name_for_each_slot_keeps_them_all(tmp_path:
     assert load_model(named).interpretation.class_count == 3
 
 
-def test_scores_and_boxes_for_cells_are_no_queries(tmp_path: Path) -> None:
+def test_scores_and_boxes_of_cells_are_not_read_as_queries(tmp_path: Path) -> None:
     """126 rows at 96 x 64 are the cells at strides 8, 16 and 32: a YOLO, whose boxes may be anything."""
     graph = Graph()
     picture = graph.input("images", "float32", "N", 3, HEIGHT_PX, WIDTH_PX)
@@ -283,7 +283,7 @@ def test_scores_and_boxes_for_cells_are_no_queries(tmp_path: Path) -> None:
         load_model(graph.save(tmp_path / "m.onnx"))
 
 
-def test_boxes_of_anchors_are_no_queries(tmp_path: Path) -> None:
+def test_boxes_of_anchors_are_not_read_as_queries(tmp_path: Path) -> None:
     """A raw SSD has such outputs too, but neither attention nor boxes made by a sigmoid."""
     graph = Graph()
     picture = graph.input("images", "float32", "N", 3, HEIGHT_PX, WIDTH_PX)
@@ -294,7 +294,7 @@ def test_boxes_of_anchors_are_no_queries(tmp_path: Path) -> None:
         load_model(graph.save(tmp_path / "m.onnx"))
 
 
-def test_an_open_size_is_taken_as_stated_or_as_usual_and_told(tmp_path: Path) -> None:
+def test_an_open_input_size_is_the_stated_or_the_usual_one_and_is_reported(tmp_path: Path) -> None:
     graph = Graph()
     picture = graph.input("pixel_values", "float32", "batch", "channels", "height", "width")
     logits, boxes = queries(graph, picture)
@@ -313,7 +313,7 @@ def test_an_open_size_is_taken_as_stated_or_as_usual_and_told(tmp_path: Path) ->
     np.testing.assert_allclose(compiled_rows(model, pictures, limit=30)[1], expected, atol=1e-3)
 
 
-def test_an_open_number_of_queries_is_filled_up(tmp_path: Path) -> None:
+def test_a_variable_number_of_queries_is_padded(tmp_path: Path) -> None:
     """Exports of an open size often do not say how many queries there are."""
     graph = Graph()
     picture = graph.input("pixel_values", "float32", "N", 3, HEIGHT_PX, WIDTH_PX)
@@ -336,7 +336,7 @@ def test_an_open_number_of_queries_is_filled_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared
-def test_deimv2_gives_what_its_own_recipe_gives(shared_data: Path) -> None:
+def test_deimv2_gives_the_results_of_its_reference_code(shared_data: Path) -> None:
     """The real model, fed as its authors feed it: the same boxes, and a dog on the picture of a dog."""
     path = shared_data / "models" / "deimv2_hgnetv2_femto_416_coco80.onnx"
     model = load_model(path)

@@ -86,7 +86,7 @@ def test_a_detector_of_torchvision_gets_pixels_of_0_to_1_and_its_classes_count_f
     np.testing.assert_allclose(compiled_rows(model, pictures)[0, :COUNT], wanted, rtol=1e-4, atol=1e-3)
 
 
-def test_labels_may_name_the_background_or_leave_it_out_but_not_be_of_another_number(tmp_path: Path) -> None:
+def test_labels_may_include_or_omit_the_background_but_their_number_must_match(tmp_path: Path) -> None:
     """Its last layer tells that there are five, the background among them."""
     path = _made(tmp_path / "m.onnx", "torchvision")
     for words in (["__background__", "a", "b", "c", "d"], ["a", "b", "c", "d"]):
@@ -97,7 +97,7 @@ def test_labels_may_name_the_background_or_leave_it_out_but_not_be_of_another_nu
         load_model(path)
 
 
-def test_a_detector_of_automl_is_prepared_as_its_own_script_does_it(tmp_path: Path) -> None:
+def test_an_automl_detector_is_preprocessed_like_its_own_script(tmp_path: Path) -> None:
     """The labels.json that it puts beside the model tells: stretched, ImageNet's mean taken off."""
     path = _made(tmp_path / "model.onnx", "automl", batch=True)
     with pytest.raises(ModelError, match=r"for Azure AutoML put its labels\.json beside it"):
@@ -120,7 +120,7 @@ def test_a_detector_of_detectron2_gets_bgr_and_its_classes_count_from_0(tmp_path
     np.testing.assert_allclose(compiled_rows(model, pictures)[0, :COUNT], wanted, rtol=1e-4, atol=1e-3)
 
 
-def test_a_model_of_mmdeploy_has_to_state_how_pictures_are_prepared(tmp_path: Path) -> None:
+def test_an_mmdeploy_model_needs_stated_preprocessing(tmp_path: Path) -> None:
     """Its means stand in a configuration that does not come with the file."""
     path = _made(tmp_path / "m.onnx", "mmdeploy", batch=True)
     with pytest.raises(ModelError, match=r"state input\.scale, input\.mean and input\.std"):
@@ -145,7 +145,7 @@ def test_a_model_of_mmdeploy_has_to_state_how_pictures_are_prepared(tmp_path: Pa
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "[1, 2]", "[" * 10_000])
-def test_a_labels_json_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
+def test_an_invalid_labels_json_gives_a_one_line_error(tmp_path: Path, text: str) -> None:
     """It is named, with what to do."""
     path = _made(tmp_path / "m.onnx", "torchvision")
     (tmp_path / "labels.json").write_text(text)

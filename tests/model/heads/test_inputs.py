@@ -20,7 +20,7 @@ from visionedge.model.model import load_model
 
 
 @dataclass(frozen=True)
-class Form:
+class InputFormat:
     """How a picture is given: its type, whether channels come last, and the batch (None: open)."""
 
     dtype: str = "float32"
@@ -29,13 +29,13 @@ class Form:
 
 
 FORMS = {
-    "channels last": Form(last=True),
-    "half floats": Form("float16"),
-    "half floats, channels last": Form("float16", last=True),
-    "bytes": Form("uint8"),
-    "bytes, channels last": Form("uint8", last=True),
-    "one at a time": Form(batch=1),
-    "bytes, channels last, one at a time": Form("uint8", last=True, batch=1),
+    "channels last": InputFormat(last=True),
+    "half floats": InputFormat("float16"),
+    "half floats, channels last": InputFormat("float16", last=True),
+    "bytes": InputFormat("uint8"),
+    "bytes, channels last": InputFormat("uint8", last=True),
+    "one at a time": InputFormat(batch=1),
+    "bytes, channels last, one at a time": InputFormat("uint8", last=True, batch=1),
 }
 WHOLE_PIXELS = {"yolox"}
 """Families that take pixels of 0-255; where bytes come, the others have them divided in the graph."""
@@ -65,7 +65,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
 }
 
 
-def in_form(path: Path, form: Form, *, divided: bool) -> None:
+def in_format(path: Path, form: InputFormat, *, divided: bool) -> None:
     """Rewrite the picture's input of the model at `path`."""
     model = onnx.load(path)
     graph = model.graph
@@ -99,7 +99,7 @@ def in_form(path: Path, form: Form, *, divided: bool) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_gives_the_same_whatever_the_form_of_its_picture(
+def test_a_family_gives_the_same_detections_in_every_input_format(
     tmp_path: Path, family: str, form: str
 ) -> None:
     """Scores to what the type allows, boxes of the best rows to a pixel."""
@@ -107,7 +107,7 @@ def test_a_family_gives_the_same_whatever_the_form_of_its_picture(
     usual = load_model(path)
     picture = noise_pictures(2, usual.input.width_px, usual.input.height_px)
     expected = compiled_rows(usual, picture, limit=40)
-    in_form(path, FORMS[form], divided=family not in WHOLE_PIXELS)
+    in_format(path, FORMS[form], divided=family not in WHOLE_PIXELS)
     model = load_model(path)
     found = compiled_rows(model, picture, limit=40)
     assert (model.head, model.input, model.labels) == (usual.head, usual.input, usual.labels)

@@ -60,7 +60,7 @@ def _slow(
 
 @pytest.mark.parametrize(("strides", "offset", "fit"), [(FIRST, 0.5, "letterbox"), (PLUS, 0.0, "stretch")])
 @pytest.mark.parametrize("classes", [80, 3])
-def test_scores_and_bins_in_one_table(
+def test_scores_and_bins_may_be_in_one_table(
     tmp_path: Path, strides: tuple[int, ...], offset: float, fit: str, classes: int
 ) -> None:
     """One convolution made both, or two; the number of classes is COCO's, or named."""
@@ -78,7 +78,7 @@ def test_scores_and_bins_in_one_table(
         np.testing.assert_array_equal(rows[:, 5], expected[:, 5])
 
 
-def test_without_the_number_of_classes_it_is_refused_and_never_a_yolox(tmp_path: Path) -> None:
+def test_without_the_number_of_classes_nanodet_is_refused_and_never_read_as_yolox(tmp_path: Path) -> None:
     """Its rows are cells of YOLOX's strides, and a sigmoid is behind it too."""
     with pytest.raises(ModelError, match="no detector"):
         load_model(_table(tmp_path / "m.onnx", FIRST, 3, split=True, named=False))

@@ -32,7 +32,7 @@ IMAGENET = {"type": "NormalizeImage", "is_scale": True, "mean": MEAN.tolist(), "
 PERMUTE = {"type": "Permute"}
 
 
-def _told(path: Path, *steps: dict[str, Any]) -> Path:
+def _with_export_file(path: Path, *steps: dict[str, Any]) -> Path:
     """The exporter's `infer_cfg.yml` beside a model (JSON is YAML); the model's path."""
     document = {"mode": "paddle", "arch": "YOLO", "Preprocess": list(steps), "label_list": ["a"] * CLASSES}
     path.with_name("infer_cfg.yml").write_text(json.dumps(document))
@@ -110,11 +110,11 @@ def _tensor(picture: NDArray[np.uint8], imagenet: bool) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("im_shape", [False, True])
 @pytest.mark.parametrize("number", ["int32", "int64", None])
-def test_a_list_of_any_length_becomes_rows_of_a_fixed_number(
+def test_a_list_of_any_length_becomes_a_fixed_number_of_rows(
     tmp_path: Path, im_shape: bool, number: str | None
 ) -> None:
     """Three pictures, one by one: such a graph knows no batch, however open its first dimension is."""
-    path = _told(_paddle(tmp_path / "ppyoloe.onnx", im_shape=im_shape, number=number), RESIZE, PLAIN)
+    path = _with_export_file(_paddle(tmp_path / "ppyoloe.onnx", im_shape=im_shape, number=number), RESIZE, PLAIN)
     model = load_model(path)
     pictures = noise_pictures(3, WIDTH_PX, HEIGHT_PX)
     rows = compiled_rows(model, pictures, limit=30)
@@ -132,9 +132,9 @@ def test_a_list_of_any_length_becomes_rows_of_a_fixed_number(
         assert not rows[i, len(expected) :, 4].any()
 
 
-def test_rows_behind_the_number_do_not_count(tmp_path: Path) -> None:
+def test_rows_beyond_the_reported_number_are_ignored(tmp_path: Path) -> None:
     """An export of a fixed length fills up with anything; only the number says what is real."""
-    path = _told(_paddle(tmp_path / "m.onnx", padded=50, batch=1), RESIZE, PLAIN)
+    path = _with_export_file(_paddle(tmp_path / "m.onnx", padded=50, batch=1), RESIZE, PLAIN)
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
     rows = compiled_rows(load_model(path), pictures)
     expected = _expected(path, _tensor(pictures[0], imagenet=False), im_shape=False)
@@ -143,7 +143,7 @@ def test_rows_behind_the_number_do_not_count(tmp_path: Path) -> None:
     assert not rows[0, len(expected) :, 4].any()
 
 
-def test_no_detection_at_all_is_no_row_above_0(tmp_path: Path) -> None:
+def test_a_picture_without_detections_gives_no_row_above_0(tmp_path: Path) -> None:
     graph = Graph()
     picture = graph.input("image", "float32", 1, 3, HEIGHT_PX, WIDTH_PX)
     graph.input("scale_factor", "float32", 1, 2)
@@ -152,7 +152,7 @@ def test_no_detection_at_all_is_no_row_above_0(tmp_path: Path) -> None:
     graph.output(none, "rows", "float32", "n", 6)
     graph.output(graph.constant([0], "int32"), "number", "int32", 1)
     rows = compiled_rows(
-        load_model(_told(graph.save(tmp_path / "m.onnx"), RESIZE, PLAIN)),
+        load_model(_with_export_file(graph.save(tmp_path / "m.onnx"), RESIZE, PLAIN)),
         noise_pictures(1, WIDTH_PX, HEIGHT_PX),
         9,
     )
@@ -161,11 +161,11 @@ def test_no_detection_at_all_is_no_row_above_0(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("step", "imagenet"), [(PLAIN, False), (IMAGENET, True)])
-def test_the_exporters_file_tells_whether_a_mean_is_taken_off(
+def test_the_export_file_decides_whether_a_mean_is_subtracted(
     tmp_path: Path, step: dict[str, Any], imagenet: bool
 ) -> None:
     """PP-YOLOE and PP-YOLOE+ share every shape and differ in that."""
-    path = _told(_paddle(tmp_path / "m.onnx"), RESIZE, step, PERMUTE)
+    path = _with_export_file(_paddle(tmp_path / "m.onnx"), RESIZE, step, PERMUTE)
     model = load_model(path)
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
     expected = _expected(path, _tensor(pictures[0], imagenet), im_shape=False)
@@ -181,16 +181,16 @@ def test_the_exporters_file_tells_whether_a_mean_is_taken_off(
         ({"mean": [0.5] * 3, "std": [0.25] * 3}, (1 / 255, 0.5, 0.25)),
     ],
 )
-def test_paddles_other_scalings_are_taken_as_they_are_told(
+def test_other_paddle_scalings_are_used_as_stated(
     tmp_path: Path, step: dict[str, Any], way: tuple[float, float, float]
 ) -> None:
     """Its SSD has a mean of its own, its YOLOX takes pixels of 0-255."""
-    path = _told(_paddle(tmp_path / "m.onnx"), RESIZE, {"type": "NormalizeImage"} | step, PERMUTE)
+    path = _with_export_file(_paddle(tmp_path / "m.onnx"), RESIZE, {"type": "NormalizeImage"} | step, PERMUTE)
     found = load_model(path).interpretation.preprocess
     assert (found.scale, found.mean[0], found.std[0], found.color) == (*way, "rgb")
 
 
-def test_without_that_file_it_is_refused_unless_it_is_stated(tmp_path: Path) -> None:
+def test_without_the_export_file_the_model_is_refused_unless_stated(tmp_path: Path) -> None:
     """The weights do not remember it: a guess would be right often, and wrong without a word."""
     path = _paddle(tmp_path / "m.onnx")
     with pytest.raises(
@@ -218,16 +218,16 @@ def test_without_that_file_it_is_refused_unless_it_is_stated(tmp_path: Path) -> 
         ([{"no": "type"}], "it has no list Preprocess"),
     ],
 )
-def test_what_it_tells_and_is_not_done_here_is_refused(
+def test_unsupported_steps_in_the_export_file_are_refused(
     tmp_path: Path, steps: list[dict[str, Any]], words: str
 ) -> None:
     """Among them the file of another export that lies in the same folder."""
     with pytest.raises(ModelError, match=words):
-        load_model(_told(_paddle(tmp_path / "m.onnx"), *steps))
+        load_model(_with_export_file(_paddle(tmp_path / "m.onnx"), *steps))
 
 
 @pytest.mark.parametrize("text", ["a: [", "Preprocess: 3", "- x", ""])
-def test_a_damaged_file_is_named_by_those_that_need_it_only(tmp_path: Path, text: str) -> None:
+def test_a_damaged_export_file_matters_only_to_models_that_need_it(tmp_path: Path, text: str) -> None:
     """A model of another family in the same folder is not concerned."""
     (tmp_path / "infer_cfg.yml").write_text(text)
     with pytest.raises(ModelError, match=r"infer_cfg\.yml"):
@@ -235,7 +235,7 @@ def test_a_damaged_file_is_named_by_those_that_need_it_only(tmp_path: Path, text
     load_model(TinyDetector().save(tmp_path / "other.onnx"))
 
 
-def test_a_mean_that_is_taken_off_in_the_graph_needs_no_file(tmp_path: Path) -> None:
+def test_a_mean_that_the_graph_subtracts_needs_no_export_file(tmp_path: Path) -> None:
     graph = Graph()
     picture = graph.input("image", "float32", 1, 3, HEIGHT_PX, WIDTH_PX)
     graph.input("scale_factor", "float32", 1, 2)
@@ -270,7 +270,7 @@ def _transformer(path: Path, side: int = 3) -> Path:
     return graph.save(path)
 
 
-def test_a_first_resnet_in_front_of_a_transformer_is_no_rt_detr(tmp_path: Path) -> None:
+def test_a_resnet_before_a_transformer_is_not_read_as_rt_detr(tmp_path: Path) -> None:
     """DETR and DINO give the very same outputs, and take ImageNet's mean off."""
     with pytest.raises(ModelError, match=r"infer_cfg\.yml"):
         load_model(_transformer(tmp_path / "dino.onnx", side=7))
@@ -294,7 +294,7 @@ def test_a_transformer_without_suppression_takes_pixels_of_0_to_1(tmp_path: Path
         np.testing.assert_allclose(rows[i], expected, atol=1e-3)
 
 
-def test_the_size_of_the_original_is_no_scale_factor(tmp_path: Path) -> None:
+def test_the_original_picture_size_is_not_read_as_a_scale_factor(tmp_path: Path) -> None:
     """(w, h) as whole numbers is RT-DETR's second input; a list of six columns does not go with it."""
     graph = Graph()
     picture = graph.input("image", "float32", 1, 3, HEIGHT_PX, WIDTH_PX)

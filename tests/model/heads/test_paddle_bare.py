@@ -40,7 +40,7 @@ def _write_paddle_config(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_a_ppyoloe_without_its_last_nodes_is_prepared_as_its_exporter_says(tmp_path: Path, name: str) -> None:
+def test_a_bare_ppyoloe_is_preprocessed_as_its_export_file_states(tmp_path: Path, name: str) -> None:
     """Its table is that of a YOLOv9 that gives corners."""
     path = _named(yolov8(tmp_path / "m.onnx", corners=True, columns=False), name)
     _write_paddle_config(path)
@@ -54,7 +54,7 @@ def test_a_ppyoloe_without_its_last_nodes_is_prepared_as_its_exporter_says(tmp_p
         np.testing.assert_allclose(rows, wanted, rtol=1e-4, atol=1e-3)
 
 
-def test_without_that_file_it_is_refused_unless_its_scaling_is_stated(tmp_path: Path) -> None:
+def test_a_bare_ppyoloe_without_its_export_file_is_refused_unless_its_scaling_is_stated(tmp_path: Path) -> None:
     path = _named(yolov8(tmp_path / "m.onnx", corners=True, columns=False), GRAPHS[1])
     with pytest.raises(ModelError, match=r"infer_cfg\.yml of its export beside it"):
         load_model(path)
@@ -63,7 +63,7 @@ def test_without_that_file_it_is_refused_unless_its_scaling_is_stated(tmp_path: 
     assert (way.fit, way.mean) == ("stretch", tuple(MEAN))
 
 
-def test_the_file_of_another_export_says_nothing_of_a_yolo_in_its_folder(tmp_path: Path) -> None:
+def test_the_export_file_of_another_model_is_not_used_for_a_yolo_in_its_folder(tmp_path: Path) -> None:
     path = yolov8(tmp_path / "m.onnx", corners=True, columns=False)
     _write_paddle_config(path)
     assert load_model(path).input.fit == "letterbox"

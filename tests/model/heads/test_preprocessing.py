@@ -32,7 +32,7 @@ def _way(path: Path) -> Preprocess:
     return load_model(path).interpretation.preprocess
 
 
-def test_bytes_are_fed_as_bytes_and_the_graphs_own_scaling_stays(tmp_path: Path) -> None:
+def test_byte_inputs_are_not_scaled_and_the_scaling_of_the_graph_stays(tmp_path: Path) -> None:
     graph, picture = _begun("uint8", "NHWC")
     scale, zero = graph.constant(1 / 128), graph.constant(128, "uint8")
     floats = graph.add("DequantizeLinear", picture, scale, zero)
@@ -44,7 +44,7 @@ def test_bytes_are_fed_as_bytes_and_the_graphs_own_scaling_stays(tmp_path: Path)
 
 
 @pytest.mark.parametrize("by", ["Gather", "Slice"])
-def test_a_graph_that_swaps_red_and_blue_is_fed_the_other_order(tmp_path: Path, by: str) -> None:
+def test_a_graph_that_swaps_red_and_blue_gets_the_opposite_colour_order(tmp_path: Path, by: str) -> None:
     graph, picture = _begun()
     if by == "Gather":
         swapped = graph.add("Gather", picture, graph.whole(2, 1, 0), axis=1)
@@ -59,7 +59,7 @@ def test_a_graph_that_swaps_red_and_blue_is_fed_the_other_order(tmp_path: Path, 
     assert _way(path).color == "rgb"
 
 
-def test_a_batch_normalisation_of_the_input_is_its_normalisation(tmp_path: Path) -> None:
+def test_a_batch_normalisation_of_the_input_counts_as_its_normalisation(tmp_path: Path) -> None:
     graph, picture = _begun()
     gain, bias = graph.constant([1, 1, 1]), graph.constant([0, 0, 0])
     mean, variance = graph.constant([123.7, 116.3, 103.5]), graph.constant([3400, 3300, 3300])
@@ -67,13 +67,13 @@ def test_a_batch_normalisation_of_the_input_is_its_normalisation(tmp_path: Path)
     assert _way(_ended(graph, normal, tmp_path / "m.onnx")).scale == 1.0
 
 
-def test_a_mean_taken_off_bytes_means_bytes(tmp_path: Path) -> None:
+def test_a_mean_in_byte_range_means_that_pixels_are_bytes(tmp_path: Path) -> None:
     graph, picture = _begun()
     less = graph.add("Sub", picture, graph.constant(np.reshape([123.0, 117.0, 104.0], (1, 3, 1, 1))))
     assert _way(_ended(graph, less, tmp_path / "m.onnx")).scale == 1.0
 
 
-def test_steps_that_undo_each_other_are_no_normalisation(tmp_path: Path) -> None:
+def test_steps_that_cancel_each_other_are_not_a_normalisation(tmp_path: Path) -> None:
     """Quantised models round their input and take it back."""
     graph, picture = _begun()
     scale, zero = graph.constant(1 / 255), graph.constant(0, "uint8")
@@ -91,7 +91,7 @@ def test_scaling_that_fits_no_known_range_is_refused(tmp_path: Path, dtype: str,
         load_model(path)
 
 
-def test_an_open_size_is_the_one_of_the_export_where_its_metadata_says_so(tmp_path: Path) -> None:
+def test_an_open_size_is_that_of_the_export_metadata(tmp_path: Path) -> None:
     """Ultralytics writes imgsz as height and width."""
     graph = Graph()
     picture = graph.input("pixels", "float32", "N", 3, "h", "w")

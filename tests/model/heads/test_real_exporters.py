@@ -277,7 +277,7 @@ TRANSFORMERS: dict[str, tuple[Callable[[Any], Any], str, Spreads, str]] = {
 def _two_outputs(torch: Any, network: Any) -> Any:
     """The network with what its exporters keep: logits and boxes."""
 
-    class Two(torch.nn.Module):  # type: ignore[misc] # torch is Any here
+    class TwoOutputs(torch.nn.Module):  # type: ignore[misc] # torch is Any here
         def __init__(self) -> None:
             super().__init__()
             self.network = network
@@ -286,7 +286,7 @@ def _two_outputs(torch: Any, network: Any) -> Any:
             result = self.network(pixel_values=pixel_values)
             return result.logits, result.pred_boxes
 
-    return Two().eval()
+    return TwoOutputs().eval()
 
 
 @pytest.mark.parametrize("kind", TRANSFORMERS)

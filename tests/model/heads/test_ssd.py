@@ -126,7 +126,7 @@ def test_boxes_come_back_in_input_pixels_and_classes_count_from_0(tmp_path: Path
         assert not rows[i, len(expected) :, 4].any()
 
 
-def test_floats_are_normalised_as_tflite_wants_them_where_nothing_in_the_graph_does(tmp_path: Path) -> None:
+def test_float_inputs_are_normalised_as_in_tflite_if_the_graph_does_not_normalise(tmp_path: Path) -> None:
     path = _tfod(tmp_path / "ssd.onnx", dtype="float32", opening=False)
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
     tensor = (pictures[..., ::-1].astype(np.float32) - 127.5) / 127.5
@@ -136,12 +136,12 @@ def test_floats_are_normalised_as_tflite_wants_them_where_nothing_in_the_graph_d
     )
 
 
-def test_floats_are_left_alone_where_the_graph_normalises(tmp_path: Path) -> None:
+def test_float_inputs_are_not_normalised_if_the_graph_normalises(tmp_path: Path) -> None:
     way = load_model(_tfod(tmp_path / "ssd.onnx", dtype="float32")).interpretation.preprocess
     assert (way.scale, way.mean, way.color) == (1.0, (0.0, 0.0, 0.0), "rgb")
 
 
-def test_labels_are_tensorflows_where_the_graph_suppresses_90_classes(tmp_path: Path) -> None:
+def test_a_graph_that_suppresses_90_classes_gets_tensorflows_labels(tmp_path: Path) -> None:
     graph = Graph()
     picture = graph.input("image", "uint8", 1, HEIGHT_PX, WIDTH_PX, 3)
     floats = graph.add("Div", graph.add("Cast", picture, to=1), graph.constant(255.0))
@@ -155,7 +155,7 @@ def test_labels_are_tensorflows_where_the_graph_suppresses_90_classes(tmp_path: 
     assert (model.labels[0], model.labels[16], model.labels[17]) == ("person", "cat", "dog")
 
 
-def test_a_list_of_open_length_is_filled_up_to_a_fixed_one(tmp_path: Path) -> None:
+def test_a_list_of_variable_length_is_padded_to_a_fixed_length(tmp_path: Path) -> None:
     graph = Graph()
     picture = graph.input("image", "uint8", 1, HEIGHT_PX, WIDTH_PX, 3)
     floats = graph.add("Div", graph.add("Cast", picture, to=1), graph.constant(255.0))
@@ -174,7 +174,7 @@ def test_a_list_of_open_length_is_filled_up_to_a_fixed_one(tmp_path: Path) -> No
     assert not rows[0, len(expected) :, 4].any()
 
 
-def test_classes_that_no_node_tells_from_scores_are_refused(tmp_path: Path) -> None:
+def test_outputs_whose_classes_and_scores_cannot_be_distinguished_are_refused(tmp_path: Path) -> None:
     """Names alone do not decide; with the head stated they do."""
     graph = Graph()
     picture = graph.input("image", "uint8", 1, HEIGHT_PX, WIDTH_PX, 3)
@@ -201,14 +201,14 @@ def test_four_outputs_from_pytorch_are_refused_unless_their_head_is_stated(tmp_p
     assert load_model(path).head == "tfod"
 
 
-def test_a_whole_number_of_uncut_boxes_is_refused(tmp_path: Path) -> None:
+def test_boxes_in_unknown_units_are_refused(tmp_path: Path) -> None:
     """They may be in pixels, as EfficientDet's, or relative: nothing tells."""
     with pytest.raises(ModelError, match="no detector"):
         load_model(_tfod(tmp_path / "m.onnx", number="int32"))
 
 
 @pytest.mark.parametrize(("clip", "head"), [(1.0, "tfod"), (64.0, "efficientdet")])
-def test_what_boxes_are_cut_off_at_tells_pixels_from_proportions(
+def test_the_clip_limit_distinguishes_pixels_from_proportions(
     tmp_path: Path, clip: float, head: str
 ) -> None:
     names = ("boxes", "classes", "scores", "number")
@@ -271,7 +271,7 @@ def test_seven_columns_are_read_in_either_of_automls_orders(tmp_path: Path, size
         assert (rows[i, :, 5] >= 0).all()
 
 
-def test_an_efficientdet_for_floats_that_normalises_nothing_is_refused_unless_stated(tmp_path: Path) -> None:
+def test_a_float_efficientdet_without_normalisation_is_refused_unless_stated(tmp_path: Path) -> None:
     path = _seven(tmp_path / "m.onnx", sizes=False, dtype="float32")
     with pytest.raises(ModelError, match=r"input\.mean"):
         load_model(path)
@@ -280,7 +280,7 @@ def test_an_efficientdet_for_floats_that_normalises_nothing_is_refused_unless_st
 
 
 @pytest.mark.shared
-def test_ssd_mobilenet_gives_what_its_own_recipe_gives(shared_data: Path) -> None:
+def test_ssd_mobilenet_gives_the_results_of_its_reference_code(shared_data: Path) -> None:
     """The real model, fed as its authors feed it: the same boxes, and a dog on the picture of a dog."""
     path = shared_data / "models" / "ssd_mobilenet_v1_300_tfod4out_coco90.onnx"
     model = load_model(path)

@@ -98,7 +98,7 @@ def test_a_yolox_that_decodes_by_itself_is_not_decoded_again(tmp_path: Path) -> 
     _agree(path, _bgr(pictures), _with_objectness, pictures)
 
 
-def test_undecoded_boxes_and_scores_without_an_objectness_are_no_yolox(tmp_path: Path) -> None:
+def test_undecoded_boxes_and_scores_without_objectness_are_not_read_as_yolox(tmp_path: Path) -> None:
     """Its first class would be taken for the objectness, its distances for a centre and a size."""
     graph = Graph()
     picture = graph.input("images", "float32", 1, 3, HEIGHT_PX, WIDTH_PX)
@@ -113,7 +113,7 @@ def test_undecoded_boxes_and_scores_without_an_objectness_are_no_yolox(tmp_path:
         load_model(graph.save(tmp_path / "m.onnx"))
 
 
-def test_yolov6_shares_the_shape_of_yolox_and_is_told_by_its_column_of_ones(tmp_path: Path) -> None:
+def test_yolov6_is_distinguished_from_yolox_by_its_column_of_ones(tmp_path: Path) -> None:
     path = yolov6(tmp_path / "m.onnx")
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
     assert load_model(path).head == "yolov6"
@@ -157,7 +157,7 @@ def test_a_yolov9_that_gives_corners_is_not_decoded_from_centres(tmp_path: Path,
 
 
 @pytest.mark.parametrize(("word", "anchor"), [("topleft", "top-left"), ("center", "center")])
-def test_metadata_may_say_where_a_letterboxed_picture_lies(tmp_path: Path, word: str, anchor: str) -> None:
+def test_metadata_may_state_the_letterbox_alignment(tmp_path: Path, word: str, anchor: str) -> None:
     model = load_model(yolov8(tmp_path / "m.onnx", metadata={"letterbox_pad": word}))
     assert model.input.anchor == anchor
     state(model.path, input={"anchor": "center"})
@@ -165,19 +165,19 @@ def test_metadata_may_say_where_a_letterboxed_picture_lies(tmp_path: Path, word:
 
 
 @pytest.mark.parametrize(("family", "needs_nms"), [("yolo9", True), ("yolo9_e2e", False)])
-def test_a_yolov9_that_finds_each_thing_once_is_not_suppressed(
+def test_an_end_to_end_yolov9_is_not_suppressed(
     tmp_path: Path, family: str, needs_nms: bool
 ) -> None:
     model = load_model(yolov8(tmp_path / "m.onnx", corners=True, metadata={"model_family": family}))
     assert model.interpretation.needs_nms is needs_nms
 
 
-def test_a_letterbox_that_lies_nowhere_known_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_letterbox_alignment_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="letterbox_pad"):
         load_model(yolov8(tmp_path / "m.onnx", metadata={"letterbox_pad": "bottom"}))
 
 
-def test_half_floats_are_widened_before_they_are_decoded(tmp_path: Path) -> None:
+def test_half_floats_are_converted_to_fp32_before_decoding(tmp_path: Path) -> None:
     path = yolov8(tmp_path / "m.onnx", dtype="float16")
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
     rows = compiled_rows(load_model(path), pictures)[0]
@@ -193,7 +193,7 @@ def test_a_network_that_divides_by_255_is_given_pixels(tmp_path: Path) -> None:
     _agree(path, _rgb(pictures) * 255, lambda table: _without_objectness(table.T), pictures)
 
 
-def test_an_open_size_is_the_one_that_the_exporter_noted(tmp_path: Path) -> None:
+def test_an_open_size_is_that_of_the_exporters_metadata(tmp_path: Path) -> None:
     notes = {"imgsz": json.dumps([HEIGHT_PX, WIDTH_PX]), "task": "detect", "stride": "32"}
     path = yolov8(tmp_path / "m.onnx", size=("h", "w"), metadata=notes)
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
@@ -201,7 +201,7 @@ def test_an_open_size_is_the_one_that_the_exporter_noted(tmp_path: Path) -> None
     _agree(path, _rgb(pictures), lambda table: _without_objectness(table.T), pictures)
 
 
-def test_labels_come_from_the_names_that_ultralytics_writes(tmp_path: Path) -> None:
+def test_labels_come_from_the_metadata_of_ultralytics(tmp_path: Path) -> None:
     names = {"names": "{0: 'a', 1: 'b', 2: 'c', 3: 'd'}", "task": "detect", "author": "Ultralytics"}
     assert load_model(yolov8(tmp_path / "m.onnx", metadata=names)).labels == ("a", "b", "c", "d")
 
@@ -215,7 +215,7 @@ def test_labels_come_from_the_names_that_ultralytics_writes(tmp_path: Path) -> N
         (32, {"task": "segment"}),
     ],
 )
-def test_numbers_behind_the_scores_are_never_taken_for_classes(
+def test_columns_after_the_scores_are_never_read_as_classes(
     tmp_path: Path, more: int, metadata: dict[str, str]
 ) -> None:
     """A model for poses or masks has them; its task, its names or its last nodes tell."""
@@ -223,7 +223,7 @@ def test_numbers_behind_the_scores_are_never_taken_for_classes(
         load_model(yolov8(tmp_path / "m.onnx", more=more, metadata=metadata))
 
 
-def test_turned_boxes_are_refused(tmp_path: Path) -> None:
+def test_rotated_boxes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no detector"):
         load_model(yolov8(tmp_path / "m.onnx", angle=True))
 
@@ -243,7 +243,7 @@ def test_a_detector_with_masks_beside_its_table_is_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "shape", [(1000,), (21, HEIGHT_PX, WIDTH_PX), (len(cells()) + 1, 9), (9, len(cells()) - 1), (2, 84)]
 )
-def test_what_is_no_detector_is_refused_with_what_was_seen(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_a_model_that_is_not_a_detector_is_refused_with_the_evidence(tmp_path: Path, shape: tuple[int, ...]) -> None:
     """A classifier, a segmentation, tables whose rows are no cells."""
     graph = Graph()
     picture = graph.input("images", "float32", 1, 3, HEIGHT_PX, WIDTH_PX)
@@ -254,7 +254,7 @@ def test_what_is_no_detector_is_refused_with_what_was_seen(tmp_path: Path, shape
         load_model(graph.save(tmp_path / "m.onnx"))
 
 
-def test_sigmoids_without_decoded_boxes_are_no_yolov5(tmp_path: Path) -> None:
+def test_sigmoids_without_decoded_boxes_are_not_read_as_yolov5(tmp_path: Path) -> None:
     """A table of yolov5's shape whose last node is a sigmoid over everything is not decoded."""
     graph = Graph()
     picture = graph.input("images", "float32", 1, 3, HEIGHT_PX, WIDTH_PX)
@@ -266,12 +266,12 @@ def test_sigmoids_without_decoded_boxes_are_no_yolov5(tmp_path: Path) -> None:
         load_model(graph.save(tmp_path / "m.onnx"))
 
 
-def test_names_for_another_number_of_classes_are_refused(tmp_path: Path) -> None:
+def test_labels_for_another_number_of_classes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError):
         load_model(yolov5(tmp_path / "m.onnx", metadata={"names": "['a', 'b']"}))
 
 
-def test_a_yolox_that_subtracts_a_mean_has_to_say_the_order_of_its_colours(tmp_path: Path) -> None:
+def test_a_yolox_that_subtracts_a_mean_needs_a_stated_colour_order(tmp_path: Path) -> None:
     """The first YOLOX took RGB and normalised; an export with that in its graph fits both orders."""
     graph = Graph()
     picture = graph.input("images", "float32", 1, 3, HEIGHT_PX, WIDTH_PX)
@@ -308,7 +308,7 @@ def _boxes_and_scores(path: Path, *, four: bool = True, each: int = 3) -> Path:
     return graph.save(path)
 
 
-def test_yolov4_gives_boxes_in_proportion_and_scores(tmp_path: Path) -> None:
+def test_yolov4_gives_relative_boxes_and_scores(tmp_path: Path) -> None:
     path = _boxes_and_scores(tmp_path / "m.onnx")
     model = load_model(path)
     assert (model.head, model.input.fit, model.interpretation.class_count) == (
@@ -333,7 +333,7 @@ def test_boxes_and_scores_of_other_detectors_are_refused(tmp_path: Path, four: b
 
 
 @pytest.mark.shared
-def test_a_real_yolox_finds_on_photos_what_its_definition_gives(shared_data: Path) -> None:
+def test_a_real_yolox_finds_the_objects_of_a_reference_on_photos(shared_data: Path) -> None:
     """Each sure detection of YOLOX-nano has its like in a slow decoding of the bare network."""
     model = load_model(YOLOX_NANO)
     assert (model.head, len(model.labels)) == ("yolox", 80)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from tiny_deep import deep_detector, save_deep
+from deep_models import deep_detector, save_deep
 from tiny_models import MEAN, STD, TinyDetector, pictures
 from visionedge.errors import ModelError
 from visionedge.model.model import Model, load_model
@@ -67,7 +67,7 @@ def away(some: dict[str, NDArray[Any]], others: dict[str, NDArray[Any]]) -> floa
     return max(float(np.abs(some[name] - others[name]).max()) for name in some)
 
 
-def test_values_are_looked_at_in_the_units_of_the_network_itself(values: TensorRanges) -> None:
+def test_values_are_observed_in_the_units_of_the_network(values: TensorRanges) -> None:
     """The compiler may put the normalisation's factor into the first convolution; ranges are set without."""
     low, high = values.ranges["image"]
     mean, std = np.array(MEAN), np.array(STD)
@@ -75,7 +75,7 @@ def test_values_are_looked_at_in_the_units_of_the_network_itself(values: TensorR
     assert high == pytest.approx(((255 - mean) / std).max(), abs=0.05)
 
 
-def test_every_recipe_gives_nearly_what_float_gives(simple: onnx.ModelProto, values: TensorRanges) -> None:
+def test_every_recipe_agrees_closely_with_fp32(simple: onnx.ModelProto, values: TensorRanges) -> None:
     """Within a few steps of 8 bits, for pictures that no range was set by."""
     tried = list(generate_recipes(simple, values))
     assert len(tried) >= 4
@@ -85,14 +85,14 @@ def test_every_recipe_gives_nearly_what_float_gives(simple: onnx.ModelProto, val
         assert away(expected, run(quantize(simple, values, recipe))) < 0.35 * spread, str(recipe)
 
 
-def test_recipes_differ_and_say_what_they_are(simple: onnx.ModelProto, values: TensorRanges) -> None:
+def test_recipes_differ_and_describe_themselves(simple: onnx.ModelProto, values: TensorRanges) -> None:
     """No two of them make the same graph or have the same words."""
     tried = list(generate_recipes(simple, values))
     graphs = {quantize(simple, values, recipe).SerializeToString() for recipe in tried}
     assert len(graphs) == len(tried) == len({str(recipe) for recipe in tried})
 
 
-def test_integer_kernels_compute_what_is_inside(
+def test_integer_kernels_compute_the_inner_nodes(
     simple: onnx.ModelProto, values: TensorRanges, tmp_path: Path
 ) -> None:
     """All but the last convolutions, the sum and the activation; the last ones stay in floats."""
@@ -111,7 +111,7 @@ def test_integer_kernels_compute_what_is_inside(
         (QuantizationRecipe(skip_first=2, depthwise=False), 1),
     ],
 )
-def test_a_recipe_leaves_out_what_it_says(
+def test_a_recipe_excludes_the_nodes_that_it_names(
     simple: onnx.ModelProto, values: TensorRanges, tmp_path: Path, recipe: QuantizationRecipe, integers: int
 ) -> None:
     """Those in front, and those of one channel each, stay in floats."""
@@ -119,7 +119,7 @@ def test_a_recipe_leaves_out_what_it_says(
 
 
 @pytest.mark.parametrize("recipe", [QuantizationRecipe(skip_first=1), QuantizationRecipe(depthwise=False)])
-def test_the_largest_of_floats_is_taken_before_they_are_rounded(
+def test_a_maximum_is_taken_before_rounding(
     recipe: QuantizationRecipe, tmp_path: Path
 ) -> None:
     """A MaxPool behind a convolution in floats: onnxruntime's own way, integers first, is slow."""
@@ -158,7 +158,7 @@ def pooled() -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(("reach", "joined"), [(3.0, True), (0.5, False)])
-def test_what_is_put_beside_others_is_rounded_as_they_are_unless_that_is_much_coarser(
+def test_concatenated_values_share_a_scale_unless_it_is_much_coarser(
     reach: float, joined: bool
 ) -> None:
     """Then the integers are copied: one rounding less, which is nearer to floats, and less work."""
@@ -199,7 +199,7 @@ def test_inputs_outputs_and_metadata_stay(simple: onnx.ModelProto, values: Tenso
     assert list(made.metadata_props) == list(original.metadata_props)
 
 
-def test_wrong_ranges_show(simple: onnx.ModelProto, values: TensorRanges) -> None:
+def test_wrong_ranges_lower_the_agreement(simple: onnx.ModelProto, values: TensorRanges) -> None:
     """Ranges of a tenth cut everything off: the outputs are far away."""
     reduced_range = TensorRanges(
         {name: (low / 10, high / 10) for name, (low, high) in values.ranges.items()}, {}
@@ -209,7 +209,7 @@ def test_wrong_ranges_show(simple: onnx.ModelProto, values: TensorRanges) -> Non
     assert away(expected, run(quantize(simple, reduced_range, EVERYTHING))) > 3 * near
 
 
-def test_values_that_nobody_looked_at_stay_in_floats(
+def test_unobserved_values_stay_in_fp32(
     simple: onnx.ModelProto, values: TensorRanges, tmp_path: Path
 ) -> None:
     """A tensor without a range takes its nodes out, and no more."""
@@ -251,7 +251,7 @@ def run_two(network: onnx.ModelProto, x: NDArray[np.float32]) -> NDArray[np.floa
     return result
 
 
-def test_a_channel_of_tiny_weights_and_a_large_bias_is_right() -> None:
+def test_a_channel_with_tiny_weights_and_a_large_bias_is_correct() -> None:
     """Its bias would not fit into an integer in steps as small as its weights want."""
     kernel = np.full((2, 3, 1, 1), 0.5, np.float32)
     kernel[1] = 1e-12
@@ -261,7 +261,7 @@ def test_a_channel_of_tiny_weights_and_a_large_bias_is_right() -> None:
     np.testing.assert_allclose(run_two(made, x)[0, 1], 7, atol=0.05)
 
 
-def test_rounded_weights_do_not_move_the_mean() -> None:
+def test_rounding_of_weights_keeps_the_mean() -> None:
     """Where every weight of a kernel is rounded the same way, the bias takes it back."""
     kernel = np.full((2, 3, 1, 1), 0.4 / 127, np.float32)
     kernel[:, 0] = 1.0
@@ -285,7 +285,7 @@ def weights_of(network: onnx.ModelProto) -> NDArray[np.int64]:
 
 @settings(deadline=None, max_examples=50)
 @given(hnp.arrays(np.float32, (2, 3, 1, 1), elements=st.floats(-4, 4, width=32)))
-def test_no_two_narrow_weights_of_a_sign_pass_128_and_none_is_far_from_what_it_was(
+def test_pairs_of_reduced_range_weights_stay_within_128_and_near_their_values(
     kernel: NDArray[np.float32],
 ) -> None:
     """255 * 128 is the most that fits into 16 bits with a sign; seven of eight bits are left at least."""
@@ -308,7 +308,7 @@ def _scales(network: onnx.ModelProto) -> list[float]:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_narrow_weights_are_right_where_kernels_add_up_in_16_bits(sign: int) -> None:
+def test_reduced_range_weights_are_correct_with_16_bit_accumulation(sign: int) -> None:
     """The largest values meet the largest weights, which this processor may or may not cut off at."""
     kernel = np.full((2, 3, 1, 1), sign, np.float32)
     network = two_convolutions(kernel, np.zeros(2, np.float32))
@@ -320,7 +320,7 @@ def test_narrow_weights_are_right_where_kernels_add_up_in_16_bits(sign: int) -> 
     np.testing.assert_allclose(exact, sign * 765.0, atol=6)
 
 
-def test_integer_kernels_give_what_is_written(simple: onnx.ModelProto, values: TensorRanges) -> None:
+def test_integer_kernels_match_the_written_graph(simple: onnx.ModelProto, values: TensorRanges) -> None:
     """The same as without them, but for a step here and there."""
     made = quantize(simple, values, EVERYTHING).SerializeToString()
     tensor = TinyDetector().tensor(pictures(1, seed=3))
@@ -330,7 +330,7 @@ def test_integer_kernels_give_what_is_written(simple: onnx.ModelProto, values: T
         assert np.abs(one - other).max() < 0.1 * one.std()
 
 
-def test_ranges_tensor_by_tensor_are_never_worse(model: Model, simple: onnx.ModelProto) -> None:
+def test_ranges_tuned_tensor_by_tensor_are_never_worse(model: Model, simple: onnx.ModelProto) -> None:
     """They bring the outputs nearer to those of fp32 than the best one way for all does."""
     images = list(pictures(4))
     tuner = RangeTuner(
@@ -348,7 +348,7 @@ def test_ranges_tensor_by_tensor_are_never_worse(model: Model, simple: onnx.Mode
     assert distance(finer) <= distance(uniform) * 1.05
 
 
-def test_a_network_that_gives_no_numbers_is_refused(model: Model) -> None:
+def test_a_network_that_gives_nan_is_refused(model: Model) -> None:
     """Ranges cannot be set by what is not a number."""
     network = deep_detector()
     for tensor in network.graph.initializer:
@@ -358,7 +358,7 @@ def test_a_network_that_gives_no_numbers_is_refused(model: Model) -> None:
         collect_statistics(fold_constants(network), model.interpretation, list(pictures(1)))
 
 
-def test_old_opsets_and_fixed_batches_are_taken(tmp_path: Path) -> None:
+def test_old_opsets_and_fixed_batches_are_accepted(tmp_path: Path) -> None:
     """Opset 11 has no scale for each channel: it is brought to one that has."""
     detector = TinyDetector(opset=11, batch=2)
     model = load_model(save_deep(tmp_path / "old.onnx", detector))

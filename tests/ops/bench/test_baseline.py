@@ -53,7 +53,7 @@ def agree(model: Model) -> int:
 
 
 @pytest.mark.parametrize("make", [nanodet, raw_scores, yolox, yolox_decoded, yolov8])
-def test_numpy_around_the_network_finds_what_the_compiled_graph_finds(
+def test_numpy_around_the_network_finds_the_boxes_of_the_compiled_graph(
     make: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     model = load_model(make(tmp_path / "model.onnx"))
@@ -61,16 +61,16 @@ def test_numpy_around_the_network_finds_what_the_compiled_graph_finds(
     assert agree(model) > 5
 
 
-def test_the_same_with_the_bundled_model() -> None:
+def test_numpy_around_the_bundled_model_finds_the_boxes_of_its_compiled_graph() -> None:
     assert agree(load_model(find_bundled_model())) > 5
 
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["yolox_nano_416_coco80", "picodet_s_416_coco80"])
-def test_the_same_with_real_models(name: str, shared_data: Path) -> None:
+def test_numpy_around_real_models_finds_the_boxes_of_their_compiled_graphs(name: str, shared_data: Path) -> None:
     assert agree(load_model(shared_data / "models" / f"{name}.onnx")) > 5
 
 
-def test_a_network_that_takes_other_numbers_is_not_for_numpy(tmp_path: Path) -> None:
+def test_a_network_with_another_input_type_has_no_numpy_baseline(tmp_path: Path) -> None:
     assert not can_decode(load_model(TinyDetector(layout="NHWC").save(tmp_path / "nhwc.onnx")))
     assert not can_decode(load_model(TinyDetector(batch=4).save(tmp_path / "four.onnx")))

@@ -9,7 +9,7 @@ import pytest
 
 from tiny_graphs import Graph
 from tiny_models import TinyDetector
-from tiny_slow import save_with_variant
+from slow_models import save_with_variant
 from visionedge.__main__ import main
 from visionedge.config.schema import InferenceConfig
 from visionedge.ops.bench.engine import EngineLoad, bench_engine, format_caution, format_report
@@ -19,9 +19,9 @@ CPU = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 4})
 
 
 def measured(path: Path, **load: Any) -> tuple[dict[str, Any], list[str]]:
-    told: list[str] = []
+    progress: list[str] = []
     short = {"seconds": 0.005, "rounds": 3, "inference": CPU, **load}
-    return bench_engine(EngineLoad(path, **short), told.append), told
+    return bench_engine(EngineLoad(path, **short), progress.append), progress
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def pairs(rows: list[dict[str, Any]]) -> set[tuple[int, int]]:
     return {(row["lanes"], row["batch"]) for row in rows}
 
 
-def test_every_pair_that_was_asked_for_is_in_the_table(report: dict[str, Any]) -> None:
+def test_every_requested_pair_is_in_the_table(report: dict[str, Any]) -> None:
     choice = (report["choice"]["lanes"], report["choice"]["batch"])
     assert pairs(report["table"]) == {(1, 1), (1, 4), (2, 1), (2, 4), choice}
     for row in report["table"]:
@@ -45,7 +45,7 @@ def test_every_pair_that_was_asked_for_is_in_the_table(report: dict[str, Any]) -
         assert len(row["framesPerSecondAll"]) == 3
 
 
-def test_bare_session_run_is_measured_from_as_many_threads_in_the_same_batches(
+def test_bare_session_run_is_measured_with_the_same_threads_and_batches(
     report: dict[str, Any],
 ) -> None:
     batch = report["choice"]["batch"]
@@ -54,7 +54,7 @@ def test_bare_session_run_is_measured_from_as_many_threads_in_the_same_batches(
     assert all(row["engineToBareByCpu"] > 0 for row in report["bare"])
 
 
-def test_the_plans_choice_is_held_against_the_best_of_the_sweep(report: dict[str, Any]) -> None:
+def test_the_plan_is_compared_with_the_best_of_the_sweep(report: dict[str, Any]) -> None:
     best = (report["best"]["lanes"], report["best"]["batch"])
     choice = (report["choice"]["lanes"], report["choice"]["batch"])
     assert {best, choice} <= pairs(report["table"])
@@ -62,7 +62,7 @@ def test_the_plans_choice_is_held_against_the_best_of_the_sweep(report: dict[str
     assert report["plan"]["reason"].startswith("measured in ")
 
 
-def test_the_compiled_graph_is_held_against_the_network_and_against_numpy_around_it(
+def test_the_compiled_graph_is_compared_with_the_network_and_with_numpy_around_it(
     report: dict[str, Any],
 ) -> None:
     one = report["onePicture"]
@@ -71,7 +71,7 @@ def test_the_compiled_graph_is_held_against_the_network_and_against_numpy_around
     assert one["compiledToOriginalByCpu"] > 0
 
 
-def test_no_size_is_met_that_was_not_warmed_up(report: dict[str, Any]) -> None:
+def test_every_batch_size_is_warmed_up(report: dict[str, Any]) -> None:
     assert report["unplannedShapes"] == 0
 
 
@@ -93,7 +93,7 @@ def test_a_model_that_fixes_its_batch_is_run_with_that_one(tmp_path: Path) -> No
     assert "no plain decoder" in format_report(found)
 
 
-def test_a_variant_that_may_be_used_is_timed_in_turns_with_fp32(tmp_path: Path) -> None:
+def test_a_usable_variant_is_timed_alternately_with_fp32(tmp_path: Path) -> None:
     """One that lies beside the model, as `model compile` leaves it."""
     path = save_with_variant(tmp_path / "tiny.onnx")
     found, _ = measured(path, lanes=(1,), batches=(1,), rounds=1, data=tmp_path / "data")
@@ -103,17 +103,17 @@ def test_a_variant_that_may_be_used_is_timed_in_turns_with_fp32(tmp_path: Path) 
     assert "times as fast as fp32" in format_report(found)
 
 
-def test_a_model_without_variants_tells_none(report: dict[str, Any]) -> None:
+def test_a_model_without_variants_reports_none(report: dict[str, Any]) -> None:
     assert report["precisions"] == []
     assert "as fp32" not in format_report(report)
 
 
-def test_progress_is_told_by_the_round(tmp_path: Path) -> None:
-    _, told = measured(TinyDetector().save(tmp_path / "tiny.onnx"), lanes=(1,), batches=(1,), rounds=2)
-    assert [line.split(":")[0] for line in told if line.startswith("round")] == ["round 1/2", "round 2/2"]
+def test_progress_is_reported_per_round(tmp_path: Path) -> None:
+    _, progress = measured(TinyDetector().save(tmp_path / "tiny.onnx"), lanes=(1,), batches=(1,), rounds=2)
+    assert [line.split(":")[0] for line in progress if line.startswith("round")] == ["round 1/2", "round 2/2"]
 
 
-def test_figures_of_a_busy_machine_come_with_a_warning(report: dict[str, Any]) -> None:
+def test_figures_of_a_busy_machine_have_a_warning(report: dict[str, Any]) -> None:
     busy = {**report, "processorShare": 0.31}
     assert "got 31% of the processor" in format_caution(busy)
     assert format_caution(busy) in format_report(busy)
@@ -146,7 +146,7 @@ def test_the_command_writes_a_table_a_document_and_a_page(
     assert page.read_text().startswith("<!doctype html>")
 
 
-def test_json_on_stdout_is_all_there_is_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_json_stdout_has_only_the_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(TinyDetector().save(tmp_path / "tiny.onnx"))
     assert main(["bench", "engine", "--model", model, *SHORT, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["model"]["name"] == "tiny"
@@ -178,7 +178,7 @@ def test_wrong_arguments_exit_2(wrong: tuple[str, str], capsys: pytest.CaptureFi
     assert wrong[0] in capsys.readouterr().err
 
 
-def test_a_model_that_is_none_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_model_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     graph = Graph()
     graph.output(graph.add("Relu", graph.input("x", "float32", 1, 4)), "y", "float32", 1, 4)
     path = graph.save(tmp_path / "relu.onnx")

@@ -32,7 +32,7 @@ class FakeModule:
         self.asked: list[str] = []
         self.began_s = time.monotonic()
 
-    async def tell(self, _request: web.Request) -> web.Response:
+    async def answer_line(self, _request: web.Request) -> web.Response:
         analysed = int((time.monotonic() - self.began_s) * 100)
         camera = {"framesAnalysed": analysed, "dropped": {"replaced": analysed * self.replaced}}
         document = {"engine": {"effective": "cpu"}, "model": {"name": "tiny"}}
@@ -75,7 +75,7 @@ def test_every_request_of_the_rate_is_sent_to_the_cameras_in_turn() -> None:
     assert report["http"]["statuses"] == {"200": 60}
 
 
-def test_a_slow_answer_makes_the_ones_after_it_late_and_they_are_charged_for_it() -> None:
+def test_the_delay_after_a_slow_answer_counts_in_later_latencies() -> None:
     """One client, an answer each 50 ms, a request each 10 ms: the last is due long before it can be sent."""
     load = HttpLoad(clients=1, rate=100.0, seconds=0.2, rounds=1)
     latency_ms = measured(FakeModule(answer_s=0.05), load)["http"]["latencyMs"]
@@ -83,7 +83,7 @@ def test_a_slow_answer_makes_the_ones_after_it_late_and_they_are_charged_for_it(
     assert latency_ms["p50"] > 300
 
 
-def test_the_pipelines_share_is_that_of_stretches_side_by_side() -> None:
+def test_the_share_of_the_pipeline_comes_from_interleaved_measurements() -> None:
     report = measured(FakeModule())
     assert report["pipeline"]["kept"] == pytest.approx(1.0, abs=0.3)
     assert report["pipeline"]["keptVersusNoClients"] == pytest.approx(1.0, abs=0.3)
@@ -93,7 +93,7 @@ def test_the_pipelines_share_is_that_of_stretches_side_by_side() -> None:
     assert json.loads(json.dumps(report)) == report
 
 
-def test_what_the_clients_cost_is_told_apart_from_what_the_module_does() -> None:
+def test_the_cost_of_clients_is_separated_from_that_of_the_module() -> None:
     report = measured(FakeModule())
     assert report["http"]["clientCpuMsPerResponse"] > 0
     assert 0 < report["pipeline"]["clientShare"] < 1
@@ -101,7 +101,7 @@ def test_what_the_clients_cost_is_told_apart_from_what_the_module_does() -> None
     assert "ms per response" in format_report(report)
 
 
-def test_clients_that_ask_nobody_do_the_same_work() -> None:
+def test_clients_without_a_module_do_the_same_work() -> None:
     """They keep the same schedule and read answers as long, without a server: nothing listens there."""
     client_load = ClientLoad(
         "127.0.0.1", 9, tls=False, clients=3, rate=200.0, seconds=0.2, requests=("GET",), loopback=True
@@ -115,10 +115,10 @@ def test_clients_that_ask_nobody_do_the_same_work() -> None:
         finally:
             await clients.close()
 
-    told = asyncio.run(scenario())
-    assert told.statuses == {"200": 40}
-    assert len(told.latencies_ms) == 40
-    assert told.cpu_s > 0
+    results = asyncio.run(scenario())
+    assert results.statuses == {"200": 40}
+    assert len(results.latencies_ms) == 40
+    assert results.cpu_s > 0
 
 
 def test_a_connection_that_breaks_is_counted_and_opened_again() -> None:
@@ -151,7 +151,7 @@ def test_a_response_is_read_by_its_status_and_length(data: bytes, found: tuple[s
 @pytest.mark.parametrize(
     "data", [b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab", b"HTTP/1.1 200 OK\r\nConte"]
 )
-def test_a_response_that_is_cut_off_is_an_error(data: bytes) -> None:
+def test_a_truncated_response_is_an_error(data: bytes) -> None:
     with pytest.raises(EOFError):
         asyncio.run(read_all(data))
 
@@ -178,21 +178,21 @@ def test_a_server_that_never_answers_is_counted() -> None:
     assert (results.statuses, results.latencies_ms) == ({"no answer": 1}, [])
 
 
-def test_a_pipeline_with_time_to_spare_is_told_to_prove_nothing() -> None:
+def test_a_pipeline_that_is_not_saturated_is_reported_as_inconclusive() -> None:
     assert "Use more --cameras" in format_report(measured(FakeModule(replaced=0)))
 
 
-def test_a_module_that_wants_a_token_is_told_in_one_line() -> None:
+def test_a_missing_token_gives_a_one_line_error() -> None:
     with pytest.raises(VisionedgeError, match="answers 401; if it needs a token, use --token"):
         measured(FakeModule(status=401))
 
 
-def test_a_module_that_is_not_there_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_module_gives_a_one_line_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "http", "--url", "http://127.0.0.1:9"]) == 1
     assert "http://127.0.0.1:9 cannot be reached" in capsys.readouterr().err
 
 
-def test_its_own_module_is_started_measured_and_stopped(
+def test_the_benchmark_starts_measures_and_stops_its_own_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3] / "module"))
@@ -204,7 +204,7 @@ def test_its_own_module_is_started_measured_and_stopped(
     assert sum(report["http"]["statuses"].values()) == 10
 
 
-def test_a_module_that_does_not_start_is_told_with_its_last_words(
+def test_a_module_that_does_not_start_is_reported_with_its_last_log_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3] / "module"))

@@ -27,7 +27,7 @@ from visionedge.runtime.process_limits import usable_cores
 MS = 1_000_000
 
 
-def test_the_ceiling_is_what_all_cores_could_do_at_the_price_of_the_bare_parts() -> None:
+def test_the_ceiling_is_the_rate_of_all_cores_at_the_cost_of_the_bare_parts() -> None:
     alone, at_once = CeilingMeasurement(1, 2, 8, 99), CeilingMeasurement(2, 3, 9, 160)
     assert alone.ceiling_per_s == pytest.approx(usable_cores() * 100)
     rows = [ResultRecord("a", at_ms * MS, at_ms * MS + MS, MS, 1) for at_ms in range(0, 1000, 10)]
@@ -48,7 +48,7 @@ def test_the_ceiling_is_measured_on_as_many_threads_as_wanted(tmp_path: Path) ->
     assert min(found.decode_ms, found.run_ms, found.frames_per_s) > 0
 
 
-class Askew(PlainLoop):
+class ShiftedPlainLoop(PlainLoop):
     """A plain loop that sees everything a little too far to the right."""
 
     def detect(self, picture: Picture, selection: Selection) -> Detections:
@@ -56,8 +56,8 @@ class Askew(PlainLoop):
         return replace(found, boxes=found.boxes + np.array([0.2, 0, 0.2, 0], np.float32))
 
 
-@pytest.mark.parametrize(("kind", "least", "most"), [(PlainLoop, 0.85, 1.0), (Askew, 0.0, 0.2)])
-def test_what_both_see_is_counted(kind: type[PlainLoop], least: float, most: float) -> None:
+@pytest.mark.parametrize(("kind", "least", "most"), [(PlainLoop, 0.85, 1.0), (ShiftedPlainLoop, 0.0, 0.2)])
+def test_boxes_that_both_find_are_counted(kind: type[PlainLoop], least: float, most: float) -> None:
     """The ways to the model's size differ a little; what the bundled model sees hardly does."""
     model = load_model(find_bundled_model())
     selection = Selection.of(model, 0.4, 0.6)

@@ -58,7 +58,7 @@ def verdicts(document: Mapping[str, Any]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("factor", "verdict"), [(0.8, "worse"), (1.25, "better"), (1.0, "same"), (0.99, "same")]
 )
-def test_a_change_beyond_noise_and_tolerance_is_told(factor: float, verdict: str) -> None:
+def test_a_change_beyond_noise_and_tolerance_is_reported(factor: float, verdict: str) -> None:
     document = compare_reports(report(QUIET), report(scaled(QUIET, factor)))
     assert verdicts(document)["frames/s"] == document["verdict"] == verdict
 
@@ -74,20 +74,20 @@ def test_less_processor_time_is_better_and_more_is_worse() -> None:
     assert verdicts(compare_reports(dear, cheap))["CPU ms per frame"] == "better"
 
 
-def test_a_slow_hour_of_the_machine_is_taken_out_by_the_plain_loop_beside_it() -> None:
+def test_a_slow_machine_is_corrected_by_the_plain_loop_beside_it() -> None:
     before, after = report(QUIET), report(scaled(QUIET, 0.5))
     before["baseline"] = {"framesPerSecondAll": scaled(QUIET, 0.7)}
     after["baseline"] = {"framesPerSecondAll": scaled(QUIET, 0.35)}
     assert verdicts(compare_reports(before, after))["frames/s to the plain loop"] == "same"
 
 
-def test_three_rounds_each_are_believed_with_ninety_percent_and_two_not_at_all() -> None:
+def test_three_rounds_each_give_ninety_percent_confidence_and_two_give_none() -> None:
     assert compute_ratio_interval((1, 2, 3), (1, 2, 3)).confidence == 0.9
     with pytest.raises(ConfigError, match="3 rounds"):
         compare_reports(report(QUIET[:2]), report(QUIET[:2]))
 
 
-def test_the_interval_holds_the_true_ratio_as_often_as_it_says() -> None:
+def test_the_interval_contains_the_true_ratio_as_often_as_stated() -> None:
     dice = random.Random(1)  # noqa: S311 - noise, no secret
     held = 0
     for _ in range(400):
@@ -98,7 +98,7 @@ def test_the_interval_holds_the_true_ratio_as_often_as_it_says() -> None:
     assert 0.94 <= held / 400 <= 0.99
 
 
-def test_a_single_figure_that_is_worse_makes_the_whole_worse() -> None:
+def test_a_single_worse_figure_makes_the_result_worse() -> None:
     assert combine_verdicts(["same", "better", "worse"]) == "worse"
     assert combine_verdicts(["same", "undecided", "better"]) == "undecided"
     assert combine_verdicts(["same", "better"]) == "better"
@@ -110,7 +110,7 @@ def test_a_single_figure_that_is_worse_makes_the_whole_worse() -> None:
     "other",
     [{"cpu": "another"}, {"cpuFlags": ["avx2", "avx512_vnni"]}, {"gpuDriver": "550.1"}, {"usableCores": 1}],
 )
-def test_unlike_machines_are_refused_unless_that_is_wanted(other: dict[str, Any]) -> None:
+def test_different_machines_are_refused_unless_allowed(other: dict[str, Any]) -> None:
     before, after = report(QUIET), report(QUIET, **other)
     with pytest.raises(ConfigError, match=next(iter(other))):
         compare_reports(before, after)
@@ -119,7 +119,7 @@ def test_unlike_machines_are_refused_unless_that_is_wanted(other: dict[str, Any]
     assert "different: " + next(iter(other)) in format_report(document)
 
 
-def test_another_load_is_refused_and_more_rounds_of_it_are_not() -> None:
+def test_another_load_is_refused_and_more_rounds_are_accepted() -> None:
     other = report(QUIET)
     other["load"] = other["load"] | {"cameras": 8}
     with pytest.raises(ConfigError, match="cameras: 4 before, 8 after"):
@@ -127,12 +127,12 @@ def test_another_load_is_refused_and_more_rounds_of_it_are_not() -> None:
     assert compare_reports(report(QUIET), report(QUIET * 2))["verdict"] == "same"
 
 
-def test_other_versions_are_told_and_no_reason_to_refuse() -> None:
+def test_other_versions_are_reported_and_accepted() -> None:
     document = compare_reports(report(QUIET), report(QUIET, python="3.13"))
     assert document["software"] == ["python: 3.11 before, 3.13 after"]
 
 
-def test_the_command_ends_with_1_only_where_it_is_worse(
+def test_the_command_exits_with_1_only_if_the_result_is_worse(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fast, slow, text = tmp_path / "fast.json", tmp_path / "slow.json", tmp_path / "text.json"
@@ -158,7 +158,7 @@ def files(root: Path, texts: Mapping[str, str]) -> Path:
 CPUINFO = "processor : 0\nflags\t\t: fpu avx2 avx512_vnni fma ssse3\n"
 
 
-def test_a_machine_without_a_gpu_is_told_as_such_and_no_driver_is_asked(tmp_path: Path) -> None:
+def test_a_machine_without_a_gpu_is_reported_without_asking_a_driver(tmp_path: Path) -> None:
     def never(question: str, _arguments: dict[str, Any], _limit_s: float) -> ProbeResult:
         raise AssertionError(question)
 
@@ -180,7 +180,7 @@ def test_a_machine_without_a_gpu_is_told_as_such_and_no_driver_is_asked(tmp_path
     }
 
 
-def test_a_gpu_is_told_with_its_driver_and_its_way_in(tmp_path: Path) -> None:
+def test_a_gpu_is_reported_with_its_driver_and_passthrough(tmp_path: Path) -> None:
     def driver(_question: str, _arguments: dict[str, Any], _limit_s: float) -> ProbeResult:
         return ProbeResult(
             {"devices": {"devices": [{"name": "Tesla T4"}]}, "management": {"driver": "550.54"}}

@@ -31,7 +31,7 @@ def test_no_frame_is_lost_at_full_speed(load: PipelineLoad) -> None:
     assert [line.split(" ")[1] for line in progress if line.startswith("round")] == ["1/2:", "2/2:"]
 
 
-def test_the_processor_time_of_the_engines_process_counts(load: PipelineLoad) -> None:
+def test_the_processor_time_of_the_engine_process_counts(load: PipelineLoad) -> None:
     """Otherwise a frame would look free."""
     setup = open_engine_setup(load, load_model(load.model))
     try:

@@ -38,7 +38,7 @@ IMAGE = np.zeros((2, 2, 3), np.uint8)
 
 
 @dataclass
-class Stage:
+class PipelineHarness:
     """A clock that only waiting and decoding move, and what reached the batcher."""
 
     decode_ms: int = 0
@@ -86,16 +86,16 @@ def frame(captured_ns: int, sequence: int = 1) -> Frame:
     )
 
 
-def test_frames_are_stamped_with_when_they_were_due() -> None:
-    frames = Stage(decode_ms=10).wrap_source(5, fps=20)
+def test_frames_have_the_time_at_which_they_were_due() -> None:
+    frames = PipelineHarness(decode_ms=10).wrap_source(5, fps=20)
     assert [each.captured_ns // MS for each in frames] == [0, 50, 100, 150, 200]
     assert {each.decode_ns // MS for each in frames} == {10}
     assert {(each.put_ns - each.captured_ns) // MS for each in frames} == {10}
 
 
-def test_a_camera_that_cannot_keep_up_is_charged_for_it() -> None:
+def test_the_delay_of_a_slow_camera_counts_in_its_latency() -> None:
     """No coordinated omission: pictures are due at their rate, however late they are decoded."""
-    frames = Stage(decode_ms=80).wrap_source(5, fps=20)
+    frames = PipelineHarness(decode_ms=80).wrap_source(5, fps=20)
     assert [each.captured_ns // MS for each in frames] == [0, 50, 100, 150, 200]
     assert [(each.put_ns - each.captured_ns) // MS for each in frames] == [80, 110, 140, 170, 200]
 
@@ -103,7 +103,7 @@ def test_a_camera_that_cannot_keep_up_is_charged_for_it() -> None:
 @pytest.mark.parametrize(
     "wrong", ["synthetic:", "synthetic:640x480", "synthetic:640x480@0", "synthetic:9x9@x"]
 )
-def test_a_synthetic_camera_that_is_none_is_told(wrong: str) -> None:
+def test_an_invalid_synthetic_camera_is_reported(wrong: str) -> None:
     with pytest.raises(ConfigError, match="synthetic:WIDTHxHEIGHT@FPS"):
         SyntheticSpec.parse(wrong)
 
@@ -133,7 +133,7 @@ def test_the_stages_of_a_result_add_up_to_its_latency() -> None:
     nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
     row = make_record(FrameResult(stamped, nothing, timing, "cpu", "tiny", ()), 180 * MS)
     stages = (row.late_ns, row.decode_ns, row.wait_ns, row.infer_ns, row.deliver_ns)
-    assert [stage // MS for stage in stages] == [20, 10, 20, 20, 10]
+    assert [harness // MS for harness in stages] == [20, 10, 20, 20, 10]
     assert sum(stages) == row.total_ns == 80 * MS
 
 
@@ -141,13 +141,13 @@ def result(at_ms: int, camera: str = "a", latency_ms: int = 20) -> ResultRecord:
     return ResultRecord(camera, (at_ms - latency_ms) * MS, at_ms * MS, 5 * MS, 1)
 
 
-def test_the_age_grows_with_every_frame_that_was_let_go() -> None:
+def test_the_age_grows_with_every_dropped_frame() -> None:
     steady = [result(100), result(300), result(500), result(310, "b")]
     assert [age // MS for age in compute_ages_ns(steady)] == [220, 220]
     assert max(compute_ages_ns([result(100), result(500)])) == 420 * MS
 
 
-def test_goodput_counts_only_what_came_in_time() -> None:
+def test_goodput_counts_only_timely_results() -> None:
     rows = [result(100), result(200), result(300, latency_ms=90), result(400)]
     run = summarize_run(rows, RunCost(2.0, 0.04, {"replaced": 3, "stale": 0}, 10.0), slo_ms=50)
     assert (run.frames_per_s, run.goodput_per_s) == (2.0, 1.5)
@@ -158,7 +158,7 @@ def test_goodput_counts_only_what_came_in_time() -> None:
 @pytest.mark.parametrize(
     ("shares", "among", "index"), [([5, 5, 5], 3, 1.0), ([7], 4, 0.25), ([1, 3], 2, 0.8), ([6, 6], 4, 0.5)]
 )
-def test_fairness_is_jains_index_and_knows_who_got_nothing(
+def test_fairness_is_jains_index_and_includes_cameras_without_results(
     shares: list[int], among: int, index: float
 ) -> None:
     assert fairness(shares, among) == pytest.approx(index)
@@ -167,7 +167,7 @@ def test_fairness_is_jains_index_and_knows_who_got_nothing(
 # --- the command --------------------------------------------------------------------------------------------
 
 
-def test_a_load_at_a_rate_tells_ages_goodput_stages_and_memory(
+def test_a_load_at_a_rate_reports_ages_goodput_stages_and_memory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = tmp_path / "report.json"
@@ -175,12 +175,12 @@ def test_a_load_at_a_rate_tells_ages_goodput_stages_and_memory(
     arguments += ["--slo-ms", "60000"]
     short = ["--seconds", "1", "--rounds", "1", "--device", "cpu", "--json", str(report)]
     assert main(["bench", "pipeline", *arguments, *short]) == 0
-    told, err = capsys.readouterr()
+    out, err = capsys.readouterr()
     assert [line for line in err.splitlines() if "camera bench-" in line] == []
     assert logging.getLogger(Camera.__module__).level == logging.NOTSET
-    assert ", 2 cameras of " in told
-    assert "goodput" in told
-    assert "two batches and a frame's interval are" in told
+    assert ", 2 cameras of " in out
+    assert "goodput" in out
+    assert "two batches and a frame's interval are" in out
     ours = json.loads(report.read_text())["pipeline"]
     assert 0 < ours["goodputPerSecond"] <= ours["framesPerSecond"] <= 13
     assert ours["ageMs"]["p50"] > ours["latencyMs"]["p50"]

@@ -135,7 +135,7 @@ PAGES = [
 ]
 
 
-class Reader(HTMLParser):
+class PageParser(HTMLParser):
     """Follows the tags of a page, and gathers its text and its addresses."""
 
     VOID = frozenset({"meta", "link", "br"})
@@ -173,21 +173,21 @@ class Reader(HTMLParser):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_well_formed_and_its_ids_are_its_own(page: str) -> None:
-    reader = Reader(page)
+    reader = PageParser(page)
     assert (reader.open, reader.wrong) == ([], [])
     assert len(reader.ids) == len(set(reader.ids))
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_fetches_nothing_and_runs_nothing(page: str) -> None:
-    reader = Reader(page)
+    reader = PageParser(page)
     assert all(address.startswith("#") and address[1:] in reader.ids for address in reader.addresses)
     assert set(re.findall(r"url\(([^)]*)\)", page)) <= {f"#{name}" for name in reader.ids}
     assert not re.search(r"<script|<link|<img|@import|javascript:", page)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_colour_of_a_plot_is_one_of_the_page_so_that_it_suits_the_dark_too(page: str) -> None:
+def test_every_colour_of_a_plot_is_defined_for_light_and_dark(page: str) -> None:
     plots = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert plots
     for plot in plots:
@@ -206,15 +206,15 @@ def _schemes(page: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_says_where_and_when_it_was_measured(page: str) -> None:
-    text = "".join(Reader(page).words)
+def test_a_page_names_machine_and_time_of_the_measurement(page: str) -> None:
+    text = "".join(PageParser(page).words)
     assert "A <fast> processor & more, 2 of 4 cores usable, load average 0.25" in text
     assert "2026-11-22 10:00:00 UTC" in text
     assert "onnxruntime 1.31.1" in text
 
 
 def text_of(report: dict[str, Any], cautions: tuple[str, ...] = ()) -> str:
-    return " ".join(Reader(render_page(report, cautions)).words)
+    return " ".join(PageParser(render_page(report, cautions)).words)
 
 
 def test_the_page_of_the_engine_has_its_figures() -> None:
@@ -232,7 +232,7 @@ def test_the_page_of_the_engine_has_its_figures() -> None:
     assert "machine was busy" not in text
 
 
-def test_the_plans_rows_stand_out() -> None:
+def test_the_rows_of_the_plan_are_highlighted() -> None:
     rows = re.findall(r'<tr class="marked">(.*?)</tr>', render_page(engine_report()))
     assert rows
     assert all(row.startswith("<td>2</td><td>1</td>") for row in rows)
@@ -243,7 +243,7 @@ def test_the_page_of_a_busy_machine_warns() -> None:
     assert "The machine was busy" in text_of(busy, (format_caution(busy), ""))
 
 
-def test_the_page_of_an_engine_without_a_plain_decoder_leaves_that_out() -> None:
+def test_the_page_of_an_engine_without_a_plain_decoder_omits_it() -> None:
     less: dict[str, Any] = {"onePicture": {}, "precisions": [], "bare": [], "fits": []}
     text = text_of(engine_report() | less)
     for heading in (
@@ -269,19 +269,19 @@ def test_the_page_of_the_pipeline_has_both_sides() -> None:
     assert "plain loop" not in alone
 
 
-def test_the_page_of_http_leaves_out_a_figure_that_is_not_known() -> None:
+def test_the_page_of_http_omits_unknown_figures() -> None:
     text = text_of(http_report())
     assert "99 % within 9.5 ms" in text
     assert "loopback clients" in text
     assert "pipeline kept" not in text
 
 
-def test_the_page_holds_the_whole_report() -> None:
+def test_the_page_contains_the_whole_report() -> None:
     (document,) = re.findall(r"<pre>(.*?)</pre>", render_page(http_report()), re.DOTALL)
     assert json.loads(unescape(document)) == http_report()
 
 
-def test_text_from_outside_is_never_markup() -> None:
+def test_foreign_text_is_escaped() -> None:
     bad = "<script>alert(1)</script>"
     report = engine_report() | {"device": bad, "machine": MACHINE | {"cpu": bad, "packages": {bad: bad}}}
     report["plan"] |= {"reason": bad}

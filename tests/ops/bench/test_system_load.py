@@ -14,7 +14,7 @@ from visionedge.ops.bench.machine import OTHER_PROCESSES_KEY, OtherProcessesLoad
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-class Machine:
+class FakeProc:
     """A /proc of cores and processes whose times a test sets, in seconds, and a clock."""
 
     def __init__(self, folder: Path) -> None:
@@ -41,18 +41,18 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    made = Machine(tmp_path)
+def machine(tmp_path: Path) -> FakeProc:
+    made = FakeProc(tmp_path)
     made.cores({}, {})
     made.process(os.getpid(), 1)
     return made
 
 
-def watch(machine: Machine, cores: tuple[int, ...] = (0, 1)) -> OtherProcessesLoad:
+def watch(machine: FakeProc, cores: tuple[int, ...] = (0, 1)) -> OtherProcessesLoad:
     return OtherProcessesLoad(machine.proc, cores, machine.clock)
 
 
-def test_what_this_process_uses_is_not_others(machine: Machine) -> None:
+def test_the_use_of_this_process_does_not_count_as_others(machine: FakeProc) -> None:
     """Nor what its children and theirs use, whether they live or have ended."""
     machine.process(7, os.getpid())
     watched = watch(machine)
@@ -64,7 +64,7 @@ def test_what_this_process_uses_is_not_others(machine: Machine) -> None:
     assert watched.share() == 0
 
 
-def test_what_other_processes_use_is_a_share_of_the_cores(machine: Machine) -> None:
+def test_the_use_of_other_processes_is_a_share_of_the_cores(machine: FakeProc) -> None:
     """Time that a hypervisor takes away counts, waiting for a disk does not."""
     machine.process(9, 1)
     watched = watch(machine)
@@ -75,7 +75,7 @@ def test_what_other_processes_use_is_a_share_of_the_cores(machine: Machine) -> N
     assert watched.share() == 0.25
 
 
-def test_only_the_cores_that_may_be_used_count(machine: Machine) -> None:
+def test_only_the_cores_that_may_be_used_count(machine: FakeProc) -> None:
     """A process that keeps another core busy takes nothing away."""
     watched = watch(machine, cores=(1,))
     machine.now_s += 10
@@ -83,12 +83,12 @@ def test_only_the_cores_that_may_be_used_count(machine: Machine) -> None:
     assert watched.share() == 0.1
 
 
-def test_without_proc_it_is_not_known(tmp_path: Path) -> None:
+def test_without_proc_the_load_is_unknown(tmp_path: Path) -> None:
     """No share is made up."""
     assert OtherProcessesLoad(tmp_path, (0,)).share() is None
 
 
-def test_a_share_is_said_where_it_matters() -> None:
+def test_a_significant_share_is_reported() -> None:
     """An idle machine and an unknown share need no sentence."""
     assert "37% of the processor" in describe_other_load({OTHER_PROCESSES_KEY: 0.37})
     assert [describe_other_load({OTHER_PROCESSES_KEY: share}) for share in (None, 0.02)] == ["", ""]
@@ -96,7 +96,7 @@ def test_a_share_is_said_where_it_matters() -> None:
 
 
 @pytest.mark.parametrize("share", [0.6, 0.01])
-def test_every_bench_says_how_busy_the_machine_was(
+def test_every_benchmark_reports_the_load_of_the_machine(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     """In the text; all benchmarks print it in the same function."""

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doctor_machines import DATA, Machine, linux
+from doctor_hosts import DATA, HostBuilder, linux
 from visionedge.config.load import parse_config
 from visionedge.config.schema import Config
 from visionedge.errors import VisionedgeError
@@ -39,7 +39,7 @@ def spellings(secret: str) -> set[str]:
     return {secret, quote(secret), quote(secret, safe="")} | escaped
 
 
-class Careless(BaseHTTPRequestHandler):
+class UnmaskedModule(BaseHTTPRequestHandler):
     """A module that masks nothing."""
 
     def do_GET(self) -> None:
@@ -57,7 +57,7 @@ class Careless(BaseHTTPRequestHandler):
 @contextmanager
 def careless_module() -> Iterator[int]:
     """It, running; its port."""
-    server = HTTPServer(("127.0.0.1", 0), Careless)
+    server = HTTPServer(("127.0.0.1", 0), UnmaskedModule)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -68,7 +68,7 @@ def careless_module() -> Iterator[int]:
         server.server_close()
 
 
-def secretive(root: Path) -> Machine:
+def secret_configuration(root: Path) -> HostBuilder:
     """A machine whose environment is full of secrets."""
     machine = linux(root).container().cpu_wheel()
     machine.environ |= {
@@ -93,19 +93,19 @@ def configuration(port: int) -> Config:
     )
 
 
-def bundled(tmp_path: Path, config: Config) -> dict[str, str]:
+def make_bundle(tmp_path: Path, config: Config) -> dict[str, str]:
     """The texts of the bundle on a secretive machine."""
-    host = secretive(tmp_path / "root").host()
+    host = secret_configuration(tmp_path / "root").host()
     path = tmp_path / "doctor.zip"
     write_bundle(path, examine(DoctorRequest("auto", config, DATA), host), config, host)
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name).decode() for name in archive.namelist()}
 
 
-def test_no_secret_is_anywhere_in_it_in_any_spelling(tmp_path: Path) -> None:
+def test_the_bundle_contains_no_secret_in_any_spelling(tmp_path: Path) -> None:
     """Even where the module that runs would tell every one of them."""
     with careless_module() as port:
-        texts = bundled(tmp_path, configuration(port))
+        texts = make_bundle(tmp_path, configuration(port))
     assert {
         "doctor.txt",
         "doctor.json",
@@ -119,28 +119,28 @@ def test_no_secret_is_anywhere_in_it_in_any_spelling(tmp_path: Path) -> None:
             assert not found, (name, found)
 
 
-def test_it_holds_report_configuration_versions_and_the_state_of_the_module(tmp_path: Path) -> None:
+def test_the_bundle_has_report_configuration_versions_and_module_state(tmp_path: Path) -> None:
     with careless_module() as port:
-        texts = bundled(tmp_path, configuration(port))
+        texts = make_bundle(tmp_path, configuration(port))
     assert texts["doctor.txt"].startswith("visionedge ")
     assert json.loads(texts["doctor.json"])["schema"] == "visionedge/doctor/1"
     assert json.loads(texts["config.json"])["cameras"]["dock"]["uri"].startswith("rtsp://***@192.0.2.5/")
     assert json.loads(texts["versions.json"])["packages"]["onnxruntime"] == "1.31.1"
     assert json.loads(texts["environment.json"]) == {"NVIDIA_VISIBLE_DEVICES": "all"}
-    told = {
+    requested = {
         json.loads(texts[f"module/{name}"])["path"] for name in ("status.json", "ready.json", "metrics.txt")
     }
-    assert told == {"/api/v1/status", "/readyz", "/metrics"}
+    assert requested == {"/api/v1/status", "/readyz", "/metrics"}
 
 
-def test_without_a_running_module_it_says_so(tmp_path: Path) -> None:
-    texts = bundled(tmp_path, configuration(1))
+def test_without_a_running_module_the_bundle_says_so(tmp_path: Path) -> None:
+    texts = make_bundle(tmp_path, configuration(1))
     assert "http://127.0.0.1:1/api/v1/status" in texts["module/missing.txt"]
     assert "doctor.txt" in texts
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    host = secretive(tmp_path / "root").host()
+def test_an_unwritable_path_gives_a_one_line_error(tmp_path: Path) -> None:
+    host = secret_configuration(tmp_path / "root").host()
     config = configuration(1)
     report = examine(DoctorRequest("auto", config, DATA), host)
     with pytest.raises(VisionedgeError, match=r"no-such/doctor\.zip: cannot be written: No such file"):
@@ -155,7 +155,7 @@ TEXTS = st.text(st.characters(exclude_characters="*", exclude_categories=["Cs", 
     before=TEXTS,
     after=TEXTS,
 )
-def test_a_known_secret_is_found_in_every_spelling_wherever_it_stands(
+def test_a_known_secret_is_masked_in_every_spelling_and_position(
     secret: str, before: str, after: str
 ) -> None:
     scrub = SecretScrubber([secret])
@@ -163,7 +163,7 @@ def test_a_known_secret_is_found_in_every_spelling_wherever_it_stands(
         assert spelling not in scrub(f"{before}{spelling}{after}")
 
 
-def test_words_of_ours_and_names_of_cameras_stay_readable() -> None:
+def test_module_words_and_camera_names_stay_readable() -> None:
     """A user `live` makes no state unreadable, and a camera may be called like a password."""
     config = parse_config({"cameras": {"harbour-7": {"uri": "rtsp://live:harbour-7@192.0.2.5/s"}}})
     scrub = SecretScrubber.of(config, {"http_proxy": "http://me:proxy-word@192.0.2.9:3128"})
@@ -175,7 +175,7 @@ def test_words_of_ours_and_names_of_cameras_stay_readable() -> None:
     assert json.loads(scrub(json.dumps(status))) == {**status, "lastError": "rtsp://***@192.0.2.5/s: ***"}
 
 
-def test_a_long_document_in_one_line_is_not_cut() -> None:
+def test_a_long_one_line_document_is_not_truncated() -> None:
     """The status of two hundred cameras is longer than any text that is redacted as a whole."""
     status = {"cameras": [{"name": f"camera-{number}", "state": "live"} for number in range(1_000)]}
     assert json.loads(SecretScrubber([])(json.dumps(status))) == status

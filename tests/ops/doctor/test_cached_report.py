@@ -8,7 +8,7 @@ import pytest
 from visionedge.ops.doctor.report import MAX_AGE_NS, CachedReport
 
 
-class Examiner:
+class FakeDoctor:
     """Counts its examinations; each takes until `go` is set, and fails where `fails`."""
 
     def __init__(self) -> None:
@@ -26,29 +26,29 @@ class Examiner:
         return {"number": number}
 
 
-def visiting(story: Callable[[Examiner, CachedReport], Awaitable[None]]) -> None:
+def run_with_visits(scenario: Callable[[FakeDoctor, CachedReport], Awaitable[None]]) -> None:
     """Tell a story with an examiner and the visits to it."""
 
     async def whole() -> None:
-        examiner = Examiner()
-        await story(examiner, CachedReport(examiner, lambda: examiner.now_ns))
+        examiner = FakeDoctor()
+        await scenario(examiner, CachedReport(examiner, lambda: examiner.now_ns))
 
     asyncio.run(whole())
 
 
-def test_those_who_ask_at_once_share_one_examination() -> None:
-    async def story(examiner: Examiner, visits: CachedReport) -> None:
+def test_concurrent_requests_share_one_examination() -> None:
+    async def scenario(examiner: FakeDoctor, visits: CachedReport) -> None:
         asked = [asyncio.create_task(visits.report()) for _ in range(5)]
         await asyncio.sleep(0)
         examiner.go.set()
         assert [await report for report in asked] == [{"number": 1}] * 5
         assert examiner.begun == 1
 
-    visiting(story)
+    run_with_visits(scenario)
 
 
 def test_a_report_is_fresh_for_a_minute() -> None:
-    async def story(examiner: Examiner, visits: CachedReport) -> None:
+    async def scenario(examiner: FakeDoctor, visits: CachedReport) -> None:
         examiner.go.set()
         numbers = []
         for now_ns in (0, MAX_AGE_NS - 1, MAX_AGE_NS, MAX_AGE_NS + 1):
@@ -56,11 +56,11 @@ def test_a_report_is_fresh_for_a_minute() -> None:
             numbers.append((await visits.report())["number"])
         assert numbers == [1, 1, 2, 2]
 
-    visiting(story)
+    run_with_visits(scenario)
 
 
-def test_one_who_leaves_takes_nothing_from_the_others() -> None:
-    async def story(examiner: Examiner, visits: CachedReport) -> None:
+def test_a_cancelled_request_does_not_cancel_the_others() -> None:
+    async def scenario(examiner: FakeDoctor, visits: CachedReport) -> None:
         leaving, staying = (asyncio.create_task(visits.report()) for _ in range(2))
         await asyncio.sleep(0)
         leaving.cancel()
@@ -70,11 +70,11 @@ def test_one_who_leaves_takes_nothing_from_the_others() -> None:
         assert leaving.cancelled()
         assert examiner.begun == 1
 
-    visiting(story)
+    run_with_visits(scenario)
 
 
-def test_an_examination_that_failed_is_not_kept() -> None:
-    async def story(examiner: Examiner, visits: CachedReport) -> None:
+def test_a_failed_examination_is_not_cached() -> None:
+    async def scenario(examiner: FakeDoctor, visits: CachedReport) -> None:
         examiner.go.set()
         examiner.fails = True
         with pytest.raises(OSError, match="no child"):
@@ -82,4 +82,4 @@ def test_an_examination_that_failed_is_not_kept() -> None:
         examiner.fails = False
         assert await visits.report() == {"number": 2}
 
-    visiting(story)
+    run_with_visits(scenario)

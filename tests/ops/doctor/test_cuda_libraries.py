@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from doctor_machines import DATA, linux
+from doctor_hosts import DATA, linux
 from stub_driver import Script, script, stub_folder
 from visionedge.config.load import parse_config
 from visionedge.engine.device.devices import ReasonCode, probe_device, run_probe
@@ -63,19 +63,19 @@ def found(report: DoctorReport, name: str) -> str:
     return next(finding.found for finding in report.chain if finding.name == name)
 
 
-def test_every_library_is_loaded_and_tells_its_version(report: Examine, script: Script) -> None:
+def test_every_library_is_loaded_and_its_version_read(report: Examine, script: Script) -> None:
     script(init=100)
     libraries = found(report(), "libraries")
     assert len(VERSION.findall(libraries)) == 6
     assert "libcudnn 9." in libraries
 
 
-def test_without_a_driver_it_is_the_driver_that_is_missing(report: Examine) -> None:
+def test_without_a_driver_the_missing_driver_is_reported(report: Examine) -> None:
     """Though CUDA itself speaks of one that is too old."""
-    told = report()
-    assert told.code is ReasonCode.DRIVER_MISSING
-    assert told.first_broken is not None
-    assert (told.first_broken.name, told.first_broken.found) == ("libcuda", "libcuda.so.1 is missing")
+    doctor_report = report()
+    assert doctor_report.code is ReasonCode.DRIVER_MISSING
+    assert doctor_report.first_broken is not None
+    assert (doctor_report.first_broken.name, doctor_report.first_broken.found) == ("libcuda", "libcuda.so.1 is missing")
 
 
 @pytest.mark.parametrize(
@@ -95,36 +95,36 @@ def test_a_driver_that_fails_to_start_is_named_by_chain_and_session(
 ) -> None:
     """The genuine text of the provider becomes the reason, and the chain breaks at the same place."""
     script(init=init)
-    told = report()
-    assert told.code is code
-    assert told.reason.startswith(f"CUDA failure {init}: ")
-    assert told.first_broken is not None
-    assert told.first_broken.name == "cuda-init"
-    assert f"cuInit answers {init} " in told.first_broken.found
+    doctor_report = report()
+    assert doctor_report.code is code
+    assert doctor_report.reason.startswith(f"CUDA failure {init}: ")
+    assert doctor_report.first_broken is not None
+    assert doctor_report.first_broken.name == "cuda-init"
+    assert f"cuInit answers {init} " in doctor_report.first_broken.found
 
 
 def test_a_driver_that_is_too_old_is_named_by_chain_and_session(report: Examine, script: Script) -> None:
     script(init=0, version=11000)
-    told = report()
-    assert told.code is ReasonCode.DRIVER_TOO_OLD
-    assert told.first_broken is not None
-    assert told.first_broken.name == "driver-version"
+    doctor_report = report()
+    assert doctor_report.code is ReasonCode.DRIVER_TOO_OLD
+    assert doctor_report.first_broken is not None
+    assert doctor_report.first_broken.name == "driver-version"
 
 
 def test_a_driver_that_starts_and_cannot_compute_breaks_the_session(report: Examine, script: Script) -> None:
     """Nothing before it shows a fault, and still no GPU is claimed."""
     script(init=0)
-    told = report()
-    assert told.effective == "cpu"
-    assert told.first_broken is not None
-    assert told.first_broken.name == "session"
+    doctor_report = report()
+    assert doctor_report.effective == "cpu"
+    assert doctor_report.first_broken is not None
+    assert doctor_report.first_broken.name == "session"
 
 
-def test_a_driver_that_crashes_takes_the_probe_and_not_us(script: Script) -> None:
+def test_a_crashing_driver_ends_only_the_probe(script: Script) -> None:
     script(does="crash")
     assert probe_device("cuda").code is ReasonCode.PROBE_CRASHED
 
 
-def test_a_driver_that_hangs_costs_the_probe_its_time(script: Script) -> None:
+def test_a_hanging_driver_ends_at_the_time_limit_of_the_probe(script: Script) -> None:
     script(does="hang")
     assert probe_device("cuda", timeout_s=3).code is ReasonCode.PROBE_TIMEOUT

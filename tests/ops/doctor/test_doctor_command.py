@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from doctor_machines import DATA, Machine, linux
+from doctor_hosts import DATA, HostBuilder, linux
 from module_process import ModuleProcess
 from visionedge.__main__ import main
 from visionedge.cli.arguments import supports_colours
@@ -38,7 +38,7 @@ def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @without_gpu
-def test_without_a_gpu_it_ends_soon_with_cpu_and_0(
+def test_without_a_gpu_doctor_ends_quickly_with_cpu_and_0(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     begun_s = time.monotonic()
@@ -54,19 +54,19 @@ def test_without_a_gpu_it_ends_soon_with_cpu_and_0(
 
 
 @without_gpu
-def test_a_demanded_gpu_that_is_not_there_is_3(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_demanded_gpu_gives_exit_code_3(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--device", "cuda"]) == 3
     out = capsys.readouterr().out
     assert "requested cuda, effective cpu" in out
     assert "first broken link: GPU" in out
 
 
-def test_an_asked_cpu_is_what_every_machine_can_do(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_requested_cpu_is_always_available(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--device", "cpu"]) == 0
     assert "(asked-cpu)" in capsys.readouterr().out
 
 
-def test_cameras_of_a_configuration_are_looked_at_and_their_secrets_stay(
+def test_the_cameras_of_a_configuration_are_checked_without_showing_secrets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "vision.yaml"
@@ -92,7 +92,7 @@ def test_cameras_of_a_configuration_are_looked_at_and_their_secrets_stay(
         ("--http", "nowhere"),
     ],
 )
-def test_wrong_arguments_are_one_line_and_2(
+def test_wrong_arguments_give_a_one_line_error_and_exit_code_2(
     arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["doctor", *arguments]) == 2
@@ -101,7 +101,7 @@ def test_wrong_arguments_are_one_line_and_2(
     assert len(captured.err.splitlines()) == 1
 
 
-def test_a_plan_names_all_that_is_missing_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_lists_all_missing_arguments_together(capsys: pytest.CaptureFixture[str]) -> None:
     """A line for each option."""
     assert main(["doctor", "--plan"]) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -126,14 +126,14 @@ class Terminal(io.StringIO):
         (io.StringIO(), {}, False),
     ],
 )
-def test_colours_are_for_terminals_that_want_them(
+def test_colours_are_used_only_on_terminals_that_allow_them(
     stream: io.StringIO, environ: dict[str, str], shown: bool
 ) -> None:
     """Not for files and pipes, and not with NO_COLOR."""
     assert supports_colours(stream, environ) == shown
 
 
-def test_a_plan_is_words_or_json_and_no_is_3(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_is_text_or_json_and_an_unsupported_one_gives_exit_code_3(capsys: pytest.CaptureFixture[str]) -> None:
     question = ["doctor", "--plan", "--windows-build", "19044.1620", "--edition", "pro", "--gpu"]
     assert main([*question, "NVIDIA A2"]) == 0
     assert "-gpuPassthroughType DirectDeviceAssignment" in capsys.readouterr().out
@@ -141,7 +141,7 @@ def test_a_plan_is_words_or_json_and_no_is_3(capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out)["supported"] is False
 
 
-def whole(root: Path) -> Machine:
+def whole(root: Path) -> HostBuilder:
     """A machine whose chain is whole."""
     machine = linux(root).nvidia_nodes().kernel_driver().on_pci()
     return machine.driver("NVIDIA GeForce RTX 3060", 86).gpu_wheel().session_works()
@@ -152,7 +152,7 @@ def state(effective: str) -> DeviceState:
     return DeviceState("auto", effective, code, "as it is", utc_now())  # type: ignore[arg-type]  # of the closed list
 
 
-def test_an_engine_that_computes_on_the_gpu_is_believed_and_not_disturbed(tmp_path: Path) -> None:
+def test_a_running_engine_on_the_gpu_is_trusted_and_not_probed(tmp_path: Path) -> None:
     """No second session is opened beside it, which could take memory that it needs."""
     machine = whole(tmp_path / "root")
     running = RunningEngine(state("cuda"), NodePlacement(99, ("Loop post",)))
@@ -163,7 +163,7 @@ def test_an_engine_that_computes_on_the_gpu_is_believed_and_not_disturbed(tmp_pa
 
 
 @pytest.mark.parametrize("runs", [True, False])
-def test_a_gpu_that_is_no_faster_than_a_core_of_the_cpu_is_doubted(tmp_path: Path, runs: bool) -> None:
+def test_a_gpu_not_faster_than_a_cpu_core_is_reported(tmp_path: Path, runs: bool) -> None:
     """By the engine that runs here, or by a session beside one on the CPU; a doubt breaks nothing."""
     doubt = "cuda takes 24.0 ms for a picture, one core of the CPU 24.6 ms: is it really a GPU that computes?"
     machine = whole(tmp_path / "root")
@@ -176,7 +176,7 @@ def test_a_gpu_that_is_no_faster_than_a_core_of_the_cpu_is_doubted(tmp_path: Pat
     assert report.effective == "cuda"
 
 
-def test_an_engine_that_fell_to_the_cpu_is_examined_anew(tmp_path: Path) -> None:
+def test_an_engine_that_fell_back_to_the_cpu_is_examined_again(tmp_path: Path) -> None:
     """The GPU may be well again, and then doctor says so."""
     machine = whole(tmp_path / "root")
     running = RunningEngine(state("cpu"), NodePlacement(99))
@@ -185,7 +185,7 @@ def test_an_engine_that_fell_to_the_cpu_is_examined_anew(tmp_path: Path) -> None
     assert "session CUDAExecutionProvider" in machine.asked
 
 
-def test_a_model_by_address_is_placed_once_it_was_fetched(tmp_path: Path) -> None:
+def test_a_model_by_address_is_placed_after_its_download(tmp_path: Path) -> None:
     """Before that nothing is said of it, rather than something of another one."""
     machine = whole(tmp_path / "root")
     config = parse_config({"model": {"url": "https://192.0.2.5/m.onnx", "sha256": "ab" * 32}})
@@ -197,14 +197,14 @@ def test_a_model_by_address_is_placed_once_it_was_fetched(tmp_path: Path) -> Non
     assert report.chain[-1].found == "all 212 nodes of the model on cuda"
 
 
-def test_nothing_is_started_that_no_question_needs(tmp_path: Path) -> None:
+def test_only_needed_probes_are_started(tmp_path: Path) -> None:
     """Without CUDA in the package no session, without cameras and IoT Edge no network."""
     machine = linux(tmp_path / "root").cpu_wheel()
     examine(DoctorRequest("auto", parse_config({}), DATA), machine.host())
     assert sorted(machine.asked) == ["clock", "driver", "libraries"]
 
 
-def test_a_clock_before_the_files_of_the_installation_is_wrong(tmp_path: Path) -> None:
+def test_a_clock_earlier_than_the_installed_files_is_reported(tmp_path: Path) -> None:
     machine = linux(tmp_path / "root").cpu_wheel()
     past = utc_now().replace(year=2019)
     report = examine(
@@ -255,7 +255,7 @@ def test_a_running_module_is_examined_over_http_and_bundled(
         ({}, []),
     ],
 )
-def test_http_that_is_open_to_other_machines_is_told(
+def test_http_open_to_other_machines_is_reported(
     http: dict[str, str], states: list[str], tmp_path: Path
 ) -> None:
     machine = linux(tmp_path / "root").cpu_wheel()

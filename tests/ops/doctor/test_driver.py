@@ -12,7 +12,7 @@ def ask(limit_s: float = 10) -> ProbeResult:
     return run_probe_child("driver", {"nodes": []}, limit_s)
 
 
-def test_a_driver_with_a_device_is_asked_for_all_of_it(script: Script) -> None:
+def test_a_driver_with_a_device_is_queried_completely(script: Script) -> None:
     script(init=0, version=12040, capability=86, free_mib=6000)
     answer = ask()
     assert answer.ended == "fine"
@@ -26,14 +26,14 @@ def test_a_driver_with_a_device_is_asked_for_all_of_it(script: Script) -> None:
 
 
 @pytest.mark.parametrize("code", [3, 100, 803, 999])
-def test_a_driver_that_refuses_is_not_asked_further(script: Script, code: int) -> None:
+def test_a_driver_that_fails_is_not_queried_further(script: Script, code: int) -> None:
     script(init=code)
     answer = ask()
     assert answer.step("init") == {"step": "init", "code": code, "name": "CUDA_ERROR_BY_SCRIPT"}
     assert "devices" not in answer.steps
 
 
-def test_a_driver_that_hangs_is_left_with_what_was_told(script: Script) -> None:
+def test_a_hanging_driver_leaves_the_steps_so_far(script: Script) -> None:
     script(does="hang")
     answer = ask(limit_s=1)
     assert answer.ended == "late"
@@ -42,7 +42,7 @@ def test_a_driver_that_hangs_is_left_with_what_was_told(script: Script) -> None:
     assert "init" not in answer.steps
 
 
-def test_a_driver_that_crashes_takes_the_child_only(script: Script) -> None:
+def test_a_crashing_driver_ends_only_the_child(script: Script) -> None:
     script(does="crash")
     answer = ask()
     assert (answer.ended, answer.reason) == ("died", "signal 11")

@@ -21,7 +21,7 @@ from visionedge.ops.doctor.wheel import read_needed_libraries
 NO_LIBRARY = "libvisionedge-is-not-here.so.7"
 
 
-def test_a_child_tells_step_by_step_and_what_it_told_outlives_its_time() -> None:
+def test_a_probe_reports_step_by_step_and_its_steps_survive_a_timeout() -> None:
     """A name that resolves at once, and a server that never answers: one is known, the other late."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
@@ -32,13 +32,13 @@ def test_a_child_tells_step_by_step_and_what_it_told_outlives_its_time() -> None
     assert "127.0.0.1" in answer.step("resolve:localhost")["addresses"]
 
 
-def test_a_child_that_dies_leaves_what_it_told_and_how_it_died() -> None:
+def test_a_probe_that_dies_leaves_its_steps_and_its_exit_status() -> None:
     """A question that nobody knows is an error of the child, in one line."""
     answer = run_probe_child("riddle", {}, 10)
     assert answer == ProbeResult({}, "died", "KeyError: 'riddle'")
 
 
-def test_doors_are_knocked_at_and_names_looked_up_side_by_side() -> None:
+def test_ports_and_names_are_checked_in_parallel() -> None:
     with socket.create_server(("127.0.0.1", 0)) as door:
         port = door.getsockname()[1]
         reach = {"dock": ["127.0.0.1", port], "yard": ["127.0.0.1", 1]}
@@ -50,29 +50,29 @@ def test_doors_are_knocked_at_and_names_looked_up_side_by_side() -> None:
     assert answer.step("resolve:no-such-name.invalid")["error"]
 
 
-def test_libraries_are_really_loaded_and_a_missing_one_is_told_in_the_words_of_the_loader() -> None:
+def test_libraries_are_loaded_and_a_missing_one_has_the_error_of_the_loader() -> None:
     answer = run_probe_child("libraries", {"folders": [], "names": ["libc.so.6", NO_LIBRARY]}, 10)
     assert Path(answer.step("libc.so.6")["path"]).name.startswith("libc")
     assert answer.step(NO_LIBRARY)["error"].startswith(f"{NO_LIBRARY}: cannot open shared object file")
 
 
-def test_a_library_of_a_package_goes_before_the_systems(tmp_path: Path) -> None:
+def test_a_library_of_a_package_precedes_that_of_the_system(tmp_path: Path) -> None:
     """One that is damaged too, as onnxruntime would meet it."""
     (tmp_path / "libc.so.6").write_text("no library at all")
     answer = run_probe_child("libraries", {"folders": [str(tmp_path)], "names": ["libc.so.6"]}, 10)
     assert "file too short" in answer.step("libc.so.6")["error"]
 
 
-def test_device_nodes_are_really_opened(tmp_path: Path) -> None:
+def test_device_nodes_are_opened(tmp_path: Path) -> None:
     answer = run_probe_child("driver", {"nodes": ["/dev/null", str(tmp_path / "nvidia0")]}, 10)
     assert answer.step("open")["errors"] == {"/dev/null": None, str(tmp_path / "nvidia0"): "ENOENT"}
 
 
-def test_the_kernel_tells_whether_its_clock_is_kept() -> None:
+def test_the_kernel_reports_whether_its_clock_is_synchronised() -> None:
     assert isinstance(run_probe_child("clock", {}, 10).step("kernel")["synchronised"], bool)
 
 
-def test_the_child_knows_every_question_and_needs_nothing_but_the_standard_library() -> None:
+def test_the_probe_answers_every_question_with_the_standard_library_alone() -> None:
     assert set(probe_child.PROBES) == {"driver", "libraries", "network", "clock"}
     source = Path(probe_child.__file__).read_text()
     imports = [line.split()[1] for line in source.splitlines() if line.startswith(("import", "from"))]
@@ -98,7 +98,7 @@ def test_a_session_is_timed_beside_one_on_the_cpu(tmp_path: Path) -> None:
     assert SpeedCheck(pace.cpu_ms, pace.cpu_ms).doubt("cuda") is not None
 
 
-def test_a_model_that_cannot_be_placed_is_told(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_placed_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"no model")
     answer = run_probe_child("placement", {"device": "cpu", "model": str(path)}, 60)
@@ -125,13 +125,13 @@ def test_the_needs_of_a_real_library_are_read_from_its_header() -> None:
     ],
     ids=["empty", "cut", "script", "zeros", "ones", "beyond"],
 )
-def test_a_file_that_is_no_library_needs_nothing(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_library_needs_nothing(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.so").write_bytes(content)
     assert read_needed_libraries(tmp_path / "x.so") == ()
     assert read_needed_libraries(tmp_path / "absent.so") == ()
 
 
-def test_this_machine_is_described_by_itself() -> None:
+def test_the_host_describes_this_machine() -> None:
     host = this_host({"A": "b"})
     assert host.packages["numpy"]
     assert host.exists("/proc/self")

@@ -22,7 +22,7 @@ DDA, PV = "DirectDeviceAssignment", "ParaVirtualization"
         ("22631", "pro", "Intel(R) Iris(R) Xe Graphics", PV),
     ],
 )
-def test_a_pair_in_the_table_is_supported(build: str, edition: str, gpu: str, passthrough: str) -> None:
+def test_a_listed_pair_of_gpu_and_windows_is_supported(build: str, edition: str, gpu: str, passthrough: str) -> None:
     plan = make_eflow_plan(build, edition, gpu)
     assert (plan.supported, plan.passthrough) == (True, passthrough)
     assert f'-gpuPassthroughType {passthrough} -gpuCount 1 -gpuName "{gpu}"' in plan.to_text()
@@ -43,7 +43,7 @@ def test_a_pair_in_the_table_is_supported(build: str, edition: str, gpu: str, pa
         ("22631", "pro", "NVIDIA L4", "EFLOW supports NVIDIA T4"),
     ],
 )
-def test_anything_else_is_not_and_says_why(build: str, edition: str, gpu: str, why: str) -> None:
+def test_any_other_pair_is_unsupported_with_the_reason(build: str, edition: str, gpu: str, why: str) -> None:
     """What is left is a line that deploys without a GPU."""
     plan = make_eflow_plan(build, edition, gpu)
     assert not plan.supported
@@ -51,7 +51,7 @@ def test_anything_else_is_not_and_says_why(build: str, edition: str, gpu: str, w
     assert "-gpu" not in "".join(line for step in plan.steps for line in step.lines)
 
 
-def test_an_rtx_a2000_is_no_a2_and_a_t400_is_no_t4() -> None:
+def test_an_rtx_a2000_is_not_an_a2_and_a_t400_is_not_a_t4() -> None:
     names = ("NVIDIA A2", "NVIDIA RTX A2000", "Tesla T4", "NVIDIA T400", "NVIDIA A10")
     assert [classify_gpu(name) for name in names] == [
         "datacenter",
@@ -62,7 +62,7 @@ def test_an_rtx_a2000_is_no_a2_and_a_t400_is_no_t4() -> None:
     ]
 
 
-def test_an_intel_gpu_is_supported_and_still_no_cuda() -> None:
+def test_an_intel_gpu_is_supported_without_cuda() -> None:
     plan = make_eflow_plan("22631", "pro", "Intel(R) Iris(R) Xe Graphics")
     assert plan.supported
     assert not plan.cuda
@@ -76,13 +76,13 @@ def test_windows_10_needs_wsl_for_gpu_pv_and_windows_11_does_not() -> None:
     assert "wsl --install" not in make_eflow_plan("19045", "pro", "NVIDIA A2").to_text()
 
 
-def test_a_build_without_its_revision_is_to_be_looked_up_where_it_matters() -> None:
+def test_a_build_without_a_revision_must_be_looked_up_if_it_matters() -> None:
     assert "winver" in make_eflow_plan("19044", "pro", "NVIDIA A2").to_text()
     for build, edition in (("19044.1620", "pro"), ("19045", "pro"), ("17763", "server")):
         assert "winver" not in make_eflow_plan(build, edition, "NVIDIA A2").to_text()
 
 
-def test_a_plan_goes_from_windows_to_a_look_at_the_chain() -> None:
+def test_a_plan_has_all_steps_from_windows_to_doctor() -> None:
     to_text = make_eflow_plan("19044.1620", "pro", "NVIDIA A2").to_text()
     assert (
         to_text.splitlines()[0]
@@ -109,7 +109,7 @@ def test_a_plan_goes_from_windows_to_a_look_at_the_chain() -> None:
         ("22631", "pro", "A2$(calc)", "--gpu: "),
     ],
 )
-def test_what_makes_no_sense_is_told_and_never_put_into_a_line(
+def test_an_invalid_name_is_reported_and_never_put_into_a_command(
     build: str | None, edition: str | None, gpu: str | None, key: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:

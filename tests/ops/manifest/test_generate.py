@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from command_line import CommandLine
-from manifests import forgetful
+from manifests import fresh_known_secrets
 from repository_paths import REPOSITORY
 from visionedge.config.load import parse_config
 from visionedge.ops.manifest.lint import lint_manifest
@@ -97,7 +97,7 @@ PUBLISHED = [(), ("--http", "0.0.0.0:80"), ("--no-http",)]
 @pytest.mark.usefixtures("secrets")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("gpu", GPUS)
-def test_lint_has_nothing_to_say_about_what_is_generated(
+def test_a_generated_manifest_has_no_findings(
     visionedge: CommandLine, configuration: Path, form: tuple[str, ...], gpu: str
 ) -> None:
     """Neither an error nor a warning, whatever is combined."""
@@ -169,7 +169,7 @@ def test_placeholders_are_filled_from_the_environment(visionedge: CommandLine) -
 
 
 @pytest.mark.usefixtures("secrets")
-def test_who_publishes_http_to_others_asks_for_a_token(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_publishing_http_to_other_machines_requires_a_token(visionedge: CommandLine, tmp_path: Path) -> None:
     """That of the configuration, else that of the environment."""
     outcome = visionedge("manifest", "generate", "--image", IMAGE, "--http", "0.0.0.0:80")
     assert vision(outcome.out)["http"] == {"token": "hunter5555"}
@@ -179,7 +179,7 @@ def test_who_publishes_http_to_others_asks_for_a_token(visionedge: CommandLine, 
     assert vision(outcome.out)["http"] == {"token": "own-token"}
 
 
-def test_a_variable_that_is_not_there_is_told(
+def test_a_missing_variable_is_reported(
     visionedge: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of them at once; nothing is written."""
@@ -231,7 +231,7 @@ BAD += [
 
 
 @pytest.mark.parametrize(("arguments", "word"), BAD)
-def test_wrong_arguments_are_one_line(visionedge: CommandLine, arguments: tuple[str, ...], word: str) -> None:
+def test_wrong_arguments_give_a_one_line_error(visionedge: CommandLine, arguments: tuple[str, ...], word: str) -> None:
     """And exit 2, without a manifest and without a secret."""
     outcome = visionedge("manifest", "generate", *arguments)
     assert outcome.code == 2
@@ -255,7 +255,7 @@ def test_folders_of_the_host_are_bound_into_the_module(visionedge: CommandLine) 
 
 
 @pytest.mark.parametrize("path", ["best.onnx", "/models/best.onnx"])
-def test_a_model_that_nothing_mounts_is_warned_of_with_the_option_that_mounts_it(
+def test_a_model_that_is_not_mounted_gives_a_warning_with_the_mount_option(
     visionedge: CommandLine, tmp_path: Path, path: str
 ) -> None:
     """Else the device rejects the section, and the bundled model computes instead."""
@@ -270,7 +270,7 @@ def test_a_model_that_nothing_mounts_is_warned_of_with_the_option_that_mounts_it
     assert [path in line for line in outcome.complaints] == ([True] if path == "best.onnx" else [])
 
 
-def test_keys_that_hold_anchors_do_not_go_into_the_twin(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_yaml_anchor_keys_are_not_put_into_the_twin(visionedge: CommandLine, tmp_path: Path) -> None:
     path = tmp_path / "vision.yaml"
     path.write_text("x-a: &a {fps: 2}\nx-b: '${NO_SUCH}'\ncameras: {hall: {<<: *a, uri: 'demo:'}}\n")
     outcome = visionedge("manifest", "generate", "--image", IMAGE, "--config", path)
@@ -288,7 +288,7 @@ def test_keys_that_hold_anchors_do_not_go_into_the_twin(visionedge: CommandLine,
         ("inference: {classes: [" + ", ".join(f"label-{i:05d}" for i in range(4000)) + "]}\n", "32768"),
     ],
 )
-def test_a_configuration_that_no_twin_can_hold_is_refused(
+def test_a_configuration_too_large_for_a_twin_is_refused(
     visionedge: CommandLine, tmp_path: Path, text: str, word: str
 ) -> None:
     """With its problems, and exit 2."""
@@ -301,7 +301,7 @@ def test_a_configuration_that_no_twin_can_hold_is_refused(
 
 
 @pytest.mark.usefixtures("secrets")
-def test_a_file_is_written_whole_and_never_over_another(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_a_file_is_written_atomically_and_never_overwrites_another(visionedge: CommandLine, tmp_path: Path) -> None:
     """Without --force; with passwords in it, it is its owner's only."""
     path = tmp_path / "deployment.json"
     command = ("manifest", "generate", "--image", IMAGE, "-o", str(path))
@@ -320,7 +320,7 @@ def test_a_file_is_written_whole_and_never_over_another(visionedge: CommandLine,
 
 
 @pytest.mark.parametrize("target", ["absent/deployment.json", "folder", "a\0b", "x" * 300, "folder/.."])
-def test_a_file_that_cannot_be_written_is_one_line(
+def test_an_unwritable_file_gives_a_one_line_error(
     visionedge: CommandLine, tmp_path: Path, target: str
 ) -> None:
     """Exit 1, and nothing is left behind."""
@@ -332,7 +332,7 @@ def test_a_file_that_cannot_be_written_is_one_line(
 
 
 @pytest.mark.parametrize("arguments", [("manifest",), ("manifest", "generate"), ("manifest", "lint")])
-def test_help_teaches(visionedge: CommandLine, arguments: tuple[str, ...]) -> None:
+def test_help_has_examples_and_exit_codes(visionedge: CommandLine, arguments: tuple[str, ...]) -> None:
     """With examples and exit codes."""
     outcome = visionedge(*arguments, "--help")
     assert outcome.code == 0
@@ -343,7 +343,7 @@ def test_help_teaches(visionedge: CommandLine, arguments: tuple[str, ...]) -> No
 def test_every_option_is_documented(visionedge: CommandLine) -> None:
     """docs/iot-edge.md names those of generate and of lint."""
     text = (REPOSITORY / "docs" / "iot-edge.md").read_text()
-    told = "".join(visionedge("manifest", deed, "--help").out for deed in ("generate", "lint"))
+    told = "".join(visionedge("manifest", subcommand, "--help").out for subcommand in ("generate", "lint"))
     options = set(re.findall(r"^  (?:-\w \w+, )?(--[a-z-]+)", told, re.MULTILINE)) - {"--log-level"}
     assert {"--image", "--gpu", "--module", "--json"} <= options
     assert [option for option in sorted(options) if option not in text] == ["--output"]

@@ -4,25 +4,25 @@ from typing import Any
 
 import pytest
 
-from manifests import HOST, IN_MODULE, IN_OPTIONS, MODULE, VISION, at, change, forgetful, judge, sound, told
+from manifests import HOST, IN_MODULE, IN_OPTIONS, MODULE, VISION, value_at, change, fresh_known_secrets, lint, valid_manifest, finding_places
 from visionedge.ops.manifest.gpu_options import classify_image
 
 __all__ = ["forgetful"]
 
 
 @pytest.mark.parametrize("gpu", ["dda", "gpu-pv", "gpu-pv-by-hand"])
-def test_a_gpu_that_is_handed_in_fits_its_image(gpu: str) -> None:
+def test_gpu_options_must_fit_the_image(gpu: str) -> None:
     """It is told what it fits; beside a CPU image it is a warning, and so is none beside a GPU image."""
-    manifest = sound(gpu)
-    report = judge(manifest)
+    manifest = valid_manifest(gpu)
+    report = lint(manifest)
     assert report.findings == ()
     assert ("by hand" in report.modules["vision"]) == (gpu == "gpu-pv-by-hand")
-    at(manifest, MODULE)["settings"]["image"] = "registry.example.com/visionedge:1.0-cpu"
-    (finding,) = judge(manifest).findings
+    value_at(manifest, MODULE)["settings"]["image"] = "registry.example.com/visionedge:1.0-cpu"
+    (finding,) = lint(manifest).findings
     assert "cannot use" in finding.problem
-    bare = change(sound("none"), (*MODULE, "settings", "image"), "registry.example.com/visionedge:1.0-gpu")
-    at(bare, VISION)["inference"]["device"] = "auto"
-    (finding,) = judge(bare).findings
+    bare = change(valid_manifest("none"), (*MODULE, "settings", "image"), "registry.example.com/visionedge:1.0-gpu")
+    value_at(bare, VISION)["inference"]["device"] = "auto"
+    (finding,) = lint(bare).findings
     assert '{"HostConfig":{"DeviceRequests":[{"Count":-1,"Capabilities":[["gpu"]]}]}}' in finding.remedy
 
 
@@ -57,20 +57,20 @@ def test_a_gpu_that_is_handed_in_fits_its_image(gpu: str) -> None:
         ),
     ],
 )
-def test_a_gpu_that_is_handed_in_by_halves_is_told(
+def test_incomplete_gpu_options_are_reported(
     gpu: str, path: str, value: Any, place: str, word: str
 ) -> None:
     """Every one of these starts, or not, in its own puzzling way."""
-    report = judge(change(sound(gpu), (*HOST, path), value))
+    report = lint(change(valid_manifest(gpu), (*HOST, path), value))
     found = [f for f in report.findings if f.path == f"{IN_OPTIONS}.HostConfig.{place}"]
     assert any(word in finding.line() for finding in found), [f.line() for f in report.findings]
 
 
-def test_a_loader_that_does_not_look_for_gpu_pv_is_told() -> None:
+def test_a_missing_library_path_for_gpu_pv_is_reported() -> None:
     """LD_LIBRARY_PATH of the deployment wins over that of the image."""
-    manifest = sound("gpu-pv-by-hand")
-    at(manifest, MODULE)["env"] = {"LD_LIBRARY_PATH": {"value": "/usr/local/lib"}}
-    assert told(judge(manifest)) == {("warning", f"{IN_MODULE}.env.LD_LIBRARY_PATH.value")}
+    manifest = valid_manifest("gpu-pv-by-hand")
+    value_at(manifest, MODULE)["env"] = {"LD_LIBRARY_PATH": {"value": "/usr/local/lib"}}
+    assert finding_places(lint(manifest)) == {("warning", f"{IN_MODULE}.env.LD_LIBRARY_PATH.value")}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_loader_that_does_not_look_for_gpu_pv_is_told() -> None:
         ("", ""),
     ],
 )
-def test_an_image_says_by_its_name_what_it_is_for(image: str, kind: str) -> None:
+def test_the_kind_of_an_image_is_recognised_by_its_name(image: str, kind: str) -> None:
     """In its own name, tag or platform; not in that of the registry."""
     assert classify_image(image) == kind
 
@@ -99,18 +99,18 @@ def test_an_image_says_by_its_name_what_it_is_for(image: str, kind: str) -> None
         ("NVIDIA_DRIVER_CAPABILITIES", "utility"),
     ],
 )
-def test_a_gpu_that_the_variables_take_away_again_is_told(name: str, value: str) -> None:
+def test_variables_that_hide_the_gpu_are_reported(name: str, value: str) -> None:
     """Wherever they are set, and whatever the image says."""
-    manifest = change(sound("dda"), (*MODULE, "env"), {name: {"value": value}})
-    assert told(judge(manifest)) == {("warning", f"{IN_MODULE}.env.{name}.value")}
-    manifest = change(sound("dda"), (*MODULE, "settings", "createOptions", "Env"), [f"{name}={value}"])
-    assert told(judge(manifest)) == {("warning", f"{IN_OPTIONS}.Env[0]")}
+    manifest = change(valid_manifest("dda"), (*MODULE, "env"), {name: {"value": value}})
+    assert finding_places(lint(manifest)) == {("warning", f"{IN_MODULE}.env.{name}.value")}
+    manifest = change(valid_manifest("dda"), (*MODULE, "settings", "createOptions", "Env"), [f"{name}={value}"])
+    assert finding_places(lint(manifest)) == {("warning", f"{IN_OPTIONS}.Env[0]")}
 
 
 @pytest.mark.parametrize("key", ["DeviceRequests", "Devices", "Mounts", "Binds"])
 @pytest.mark.parametrize("value", ["gpu", {"Count": -1}, [5], 1])
-def test_lists_for_docker_are_lists(key: str, value: Any) -> None:
+def test_docker_lists_must_be_lists(key: str, value: Any) -> None:
     """Docker refuses anything else, when the module is created."""
-    report = judge(change(sound("dda"), (*HOST, key), value))
+    report = lint(change(valid_manifest("dda"), (*HOST, key), value))
     place = f"{IN_OPTIONS}.HostConfig.{key}" + ("[0]" if isinstance(value, list) else "")
-    assert ("error", place) in told(report)
+    assert ("error", place) in finding_places(report)

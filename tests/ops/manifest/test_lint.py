@@ -20,12 +20,12 @@ from manifests import (
     NOTHING,
     VISION,
     Manifest,
-    at,
+    value_at,
     change,
-    forgetful,
-    judge,
-    sound,
-    told,
+    fresh_known_secrets,
+    lint,
+    valid_manifest,
+    finding_places,
 )
 from repository_paths import REPOSITORY
 from visionedge.errors import ConfigError
@@ -42,7 +42,7 @@ def visionedge(capsys: pytest.CaptureFixture[str]) -> CommandLine:
 
 
 @pytest.mark.parametrize("name", ["deployment.template.json", "deployment.cpu.template.json"])
-def test_nothing_is_wrong_with_the_shipped_templates(visionedge: CommandLine, name: str) -> None:
+def test_the_shipped_templates_have_no_findings(visionedge: CommandLine, name: str) -> None:
     """Neither an error nor a warning."""
     outcome = visionedge("manifest", "lint", REPOSITORY / name)
     assert outcome.code == 0
@@ -52,11 +52,11 @@ def test_nothing_is_wrong_with_the_shipped_templates(visionedge: CommandLine, na
 @pytest.mark.parametrize(
     ("path", "value", "severity", "place", "word"), [c[1:] for c in FAULTS], ids=[c[0] for c in FAULTS]
 )
-def test_a_fault_is_told_at_its_place_with_a_remedy(
+def test_a_problem_is_reported_at_its_path_with_a_remedy(
     path: tuple[Any, ...], value: Any, severity: str, place: str, word: str
 ) -> None:
     """With the severity that it has, and a word that helps."""
-    report = judge(change(sound(), path, value))
+    report = lint(change(valid_manifest(), path, value))
     found = [f for f in report.findings if (f.severity, f.path) == (severity, place)]
     assert found, [finding.line() for finding in report.findings]
     assert any(word in finding.line() for finding in found)
@@ -91,9 +91,9 @@ ROUTES = [
 @pytest.mark.parametrize(("route", "problem"), ROUTES)
 def test_a_route_is_read_as_edge_hub_reads_it(route: str, problem: str | None, as_object: bool) -> None:
     """As a text or in an object, in any case; what leads nowhere or comes from nobody is told."""
-    manifest = sound()
-    at(manifest, HUB)["routes"]["extra"] = {"route": route, "priority": 9} if as_object else route
-    report = judge(manifest)
+    manifest = valid_manifest()
+    value_at(manifest, HUB)["routes"]["extra"] = {"route": route, "priority": 9} if as_object else route
+    report = lint(manifest)
     if problem is None:
         assert report.findings == ()
     else:
@@ -112,51 +112,51 @@ def test_a_route_is_read_as_edge_hub_reads_it(route: str, problem: str | None, a
         (None, "routes.a"),
     ],
 )
-def test_what_surrounds_a_route_has_bounds(route: Any, place: str) -> None:
+def test_the_number_and_length_of_routes_are_limited(route: Any, place: str) -> None:
     """Priority 0 to 9, a time of 32 bits, and a text in any case."""
-    manifest = change(sound(), (*HUB, "routes", "a"), route)
-    assert told(judge(manifest)) == {("error", f"{IN_HUB}.{place}")}
+    manifest = change(valid_manifest(), (*HUB, "routes", "a"), route)
+    assert finding_places(lint(manifest)) == {("error", f"{IN_HUB}.{place}")}
 
 
 def test_an_object_route_needs_schema_1_1() -> None:
     """Under 1.0 edgeHub takes texts only."""
-    report = judge(change(sound(), (*HUB, "schemaVersion"), "1.0"))
-    assert told(report) == {
+    report = lint(change(valid_manifest(), (*HUB, "schemaVersion"), "1.0"))
+    assert finding_places(report) == {
         ("error", f"{IN_HUB}.routes.vision{output}") for output in ("Events", "Detections")
     }
 
 
-def test_a_module_that_only_tells_events_needs_no_route_for_detections() -> None:
+def test_a_module_that_sends_only_events_needs_no_route_for_detections() -> None:
     """With telemetry.mode none."""
-    manifest = change(sound(), (*VISION, "telemetry", "mode"), "none")
-    del at(manifest, HUB)["routes"]["visionDetections"]
-    assert judge(manifest).findings == ()
+    manifest = change(valid_manifest(), (*VISION, "telemetry", "mode"), "none")
+    del value_at(manifest, HUB)["routes"]["visionDetections"]
+    assert lint(manifest).findings == ()
 
 
-def test_create_options_may_come_in_pieces_that_follow_one_another() -> None:
+def test_create_options_may_be_split_into_consecutive_parts() -> None:
     """createOptions, createOptions01, …; a gap is an error, a piece above 512 characters a warning."""
-    manifest = sound()
-    settings_ = at(manifest, (*MODULE, "settings"))
+    manifest = valid_manifest()
+    settings_ = value_at(manifest, (*MODULE, "settings"))
     text = json.dumps(settings_.pop("createOptions"))
     cut = [text[i : i + 100] for i in range(0, len(text), 100)]
     settings_ |= {f"createOptions{i:02d}" if i else "createOptions": piece for i, piece in enumerate(cut)}
-    assert judge(manifest).findings == ()
+    assert lint(manifest).findings == ()
     settings_["createOptions42"] = settings_.pop("createOptions01")
-    assert ("error", f"{IN_MODULE}.settings.createOptions42") in told(judge(manifest))
+    assert ("error", f"{IN_MODULE}.settings.createOptions42") in finding_places(lint(manifest))
     settings_ |= {key: NOTHING for key in list(settings_) if key.startswith("createOptions")}
-    at(manifest, MODULE)["settings"] = {
+    value_at(manifest, MODULE)["settings"] = {
         "image": settings_["image"],
         "createOptions": text[:-1].ljust(600),
         "createOptions01": text[-1],
     }
-    assert told(judge(manifest)) == {("warning", IN_OPTIONS)}
+    assert finding_places(lint(manifest)) == {("warning", IN_OPTIONS)}
 
 
-def test_an_object_for_create_options_is_for_templates() -> None:
+def test_create_options_may_be_an_object_only_in_templates() -> None:
     """A deployment has a text there; a template may have either."""
-    manifest = sound()
+    manifest = valid_manifest()
     data = json.dumps(manifest).encode()
-    assert ("error", IN_OPTIONS) in told(lint_manifest(data, "deployment.json"))
+    assert ("error", IN_OPTIONS) in finding_places(lint_manifest(data, "deployment.json"))
     assert lint_manifest(data, "deployment.template.json").findings == ()
 
 
@@ -175,44 +175,44 @@ def test_an_object_for_create_options_is_for_templates() -> None:
         ([[[[[[[[[[1]]]]]]]]]], "10 levels"),
     ],
 )
-def test_a_twin_has_limits(value: Any, word: str) -> None:
+def test_the_limits_of_a_twin_are_checked(value: Any, word: str) -> None:
     """They are those of IoT Hub and edgeHub, for every module's."""
-    manifest = sound()
-    at(manifest, AGENT)["modules"]["other"] = at(manifest, MODULE) | {
+    manifest = valid_manifest()
+    value_at(manifest, AGENT)["modules"]["other"] = value_at(manifest, MODULE) | {
         "settings": {"image": "registry.example.com/other:1"}
     }
     manifest["modulesContent"]["other"] = {"properties.desired": {"value": value}}
-    report = judge(manifest)
+    report = lint(manifest)
     assert report.errors >= 1
     assert any(word in finding.line() for finding in report.findings)
 
 
-def test_numbers_that_nothing_can_hold_are_told() -> None:
+def test_numbers_that_cannot_be_stored_are_reported() -> None:
     """JSON has them, and Python makes an infinity of them."""
-    text = json.dumps(sound()).replace('"fps": 5', '"fps": 1e999')
+    text = json.dumps(valid_manifest()).replace('"fps": 5', '"fps": 1e999')
     assert "infinite number" in lint_manifest(text.encode(), "m.template.json").to_text()
 
 
-def test_a_key_that_is_given_twice_is_told() -> None:
+def test_a_duplicate_key_is_reported() -> None:
     """Tools disagree on which one wins."""
-    text = json.dumps(sound()).replace(
+    text = json.dumps(valid_manifest()).replace(
         '"restartPolicy": "always"', '"restartPolicy": "always", "restartPolicy": "never"'
     )
-    assert ("error", f"{IN_MODULE}.restartPolicy") in told(lint_manifest(text.encode(), "m.template.json"))
+    assert ("error", f"{IN_MODULE}.restartPolicy") in finding_places(lint_manifest(text.encode(), "m.template.json"))
 
 
-def test_a_layered_deployment_is_judged_without_what_lies_below_it() -> None:
+def test_a_layered_deployment_is_checked_without_its_base() -> None:
     """Nothing is missing that the base may have; what is there is judged at its own key."""
     layer = json.loads(
         generate_manifest(ManifestRequest(image="r.example.com/visionedge:1.0-cpu", form="layered"), {}).text
     )
-    assert judge(layer).findings == ()
+    assert lint(layer).findings == ()
     content = layer["content"]["modulesContent"]
     content["vision"] = {"properties.desired.cameras.yard": {"uri": "demo:", "fps": 0}}
     content["$edgeHub"]["properties.desired.routes.other"] = "FROM /messages/modules/press/* INTO $upstream"
     content["$edgeHub"]["properties.desired.routes.wrong"] = "FROM here"
     content["$edgeAgent"]["properties.desired.modules.vision"]["restartPolicy"] = "yes"
-    assert told(judge(layer)) == {
+    assert finding_places(lint(layer)) == {
         ("error", '$.content.modulesContent.vision["properties.desired.cameras.yard"].fps'),
         ("error", '$.content.modulesContent["$edgeHub"]["properties.desired.routes.wrong"]'),
         (
@@ -222,72 +222,72 @@ def test_a_layered_deployment_is_judged_without_what_lies_below_it() -> None:
     }
 
 
-def test_a_layer_may_change_the_configuration_alone() -> None:
+def test_a_layer_may_change_only_the_configuration() -> None:
     """Of a module that the deployment below runs."""
     layer = {"modulesContent": {"vision": {"properties.desired.telemetry": {"mode": "some"}}}}
-    (finding,) = judge(layer).findings
+    (finding,) = lint(layer).findings
     assert finding.path == '$.modulesContent.vision["properties.desired.telemetry"].mode'
 
 
-def test_cameras_may_stand_in_a_file_on_the_device() -> None:
+def test_cameras_may_be_in_a_file_on_the_device() -> None:
     """With VISIONEDGE_CONFIG the twin may leave them out, or say something more of them."""
-    manifest = change(sound(), (*VISION, "cameras"), {"dock": {"fps": 3}})
-    assert judge(manifest).errors == 1
-    at(manifest, MODULE)["env"] = {"VISIONEDGE_CONFIG": {"value": "/data/vision.yaml"}}
-    assert judge(manifest).findings == ()
-    del at(manifest, VISION)["cameras"]
-    assert judge(manifest).findings == ()
+    manifest = change(valid_manifest(), (*VISION, "cameras"), {"dock": {"fps": 3}})
+    assert lint(manifest).errors == 1
+    value_at(manifest, MODULE)["env"] = {"VISIONEDGE_CONFIG": {"value": "/data/vision.yaml"}}
+    assert lint(manifest).findings == ()
+    del value_at(manifest, VISION)["cameras"]
+    assert lint(manifest).findings == ()
 
 
-def test_secrets_are_never_shown_and_a_template_should_hold_none() -> None:
+def test_secrets_are_never_shown_and_are_reported_in_a_template() -> None:
     """A manifest has to hold them; what it is made of is kept and shared."""
     manifest = change(
-        sound(), (*VISION, "cameras", "dock"), {"uri": "rtsp://me:hunter2@192.0.2.5/", "fps": "hunter2"}
+        valid_manifest(), (*VISION, "cameras", "dock"), {"uri": "rtsp://me:hunter2@192.0.2.5/", "fps": "hunter2"}
     )
-    at(manifest, VISION)["http"] = {"token": "hunter3", "tokn": "hunter3"}
-    at(manifest, AGENT)["runtime"]["settings"]["registryCredentials"] = {
+    value_at(manifest, VISION)["http"] = {"token": "hunter3", "tokn": "hunter3"}
+    value_at(manifest, AGENT)["runtime"]["settings"]["registryCredentials"] = {
         "a": {"address": "r.example.com", "username": "somebody", "password": "hunter4"},
         "hunter4": "hunter4",
     }
     for name in ("deployment.json", "deployment.template.json"):
-        report = judge(manifest, name)
+        report = lint(manifest, name)
         text = report.to_text() + json.dumps(report.document())
         assert not any(secret in text for secret in ("hunter2", "hunter3"))
         warned = {f.path for f in report.findings if "secret" in f.problem}
         assert (f"{IN_VISION}.cameras.dock.uri" in warned) == name.endswith(".template.json")
 
 
-def test_placeholders_are_at_home_in_templates() -> None:
+def test_placeholders_are_allowed_only_in_templates() -> None:
     """Whatever key they stand for."""
-    manifest = sound()
-    at(manifest, VISION)["inference"]["device"] = "${DEVICE}"
-    at(manifest, VISION)["cameras"]["dock"] = {"uri": "rtsp://${USER}:${PASSWORD}@192.0.2.5/"}
-    at(manifest, MODULE)["settings"]["image"] = "$CONTAINER_REGISTRY_ADDRESS/visionedge:${TAG}"
-    assert judge(manifest, "a.template.json").findings == ()
-    report = judge(manifest)
+    manifest = valid_manifest()
+    value_at(manifest, VISION)["inference"]["device"] = "${DEVICE}"
+    value_at(manifest, VISION)["cameras"]["dock"] = {"uri": "rtsp://${USER}:${PASSWORD}@192.0.2.5/"}
+    value_at(manifest, MODULE)["settings"]["image"] = "$CONTAINER_REGISTRY_ADDRESS/visionedge:${TAG}"
+    assert lint(manifest, "a.template.json").findings == ()
+    report = lint(manifest)
     assert report.errors >= 3
     assert "$CONTAINER_REGISTRY_ADDRESS" in report.to_text()
 
 
-def test_a_module_is_known_by_its_id_its_image_or_by_name() -> None:
+def test_a_module_is_recognised_by_its_id_its_image_or_an_argument() -> None:
     """Without any, lint says so."""
-    manifest = sound(module="dock-camera")
-    assert list(judge(manifest).modules) == ["dock-camera"]
-    at(manifest, (*AGENT, "modules", "dock-camera"))["settings"]["image"] = (
+    manifest = valid_manifest(module="dock-camera")
+    assert list(lint(manifest).modules) == ["dock-camera"]
+    value_at(manifest, (*AGENT, "modules", "dock-camera"))["settings"]["image"] = (
         "registry.example.com/mine:1.0-cpu"
     )
-    assert told(judge(manifest)) == {("warning", "$.modulesContent")}
-    assert judge(manifest, modules=("dock-camera",)).findings == ()
+    assert finding_places(lint(manifest)) == {("warning", "$.modulesContent")}
+    assert lint(manifest, modules=("dock-camera",)).findings == ()
     with pytest.raises(ConfigError, match=r"no module yard; there are .*dock-camera"):
-        judge(manifest, modules=("yard",))
+        lint(manifest, modules=("yard",))
 
 
-def test_lint_ends_with_2_if_something_is_wrong_and_tells_it_line_by_line(
+def test_lint_exits_with_2_and_prints_a_line_per_problem(
     visionedge: CommandLine, tmp_path: Path
 ) -> None:
     """A warning alone ends with 0; `--json` is one document."""
     path = tmp_path / "deployment.json"
-    path.write_text(json.dumps(change(sound(), (*MODULE, "type"), "podman")))
+    path.write_text(json.dumps(change(valid_manifest(), (*MODULE, "type"), "podman")))
     outcome = visionedge("manifest", "lint", path)
     assert outcome.code == 2
     assert outcome.err == ""
@@ -297,7 +297,7 @@ def test_lint_ends_with_2_if_something_is_wrong_and_tells_it_line_by_line(
     assert document["kind"] == "deployment"
     assert document["errors"] == len([f for f in document["findings"] if f["severity"] == "error"])
     path = tmp_path / "w.template.json"
-    path.write_text(json.dumps(change(sound(), (*HOST, "Binds"), [])))
+    path.write_text(json.dumps(change(valid_manifest(), (*HOST, "Binds"), [])))
     outcome = visionedge("manifest", "lint", path)
     assert outcome.code == 0
     assert outcome.out.splitlines()[-1] == f"{path}: no errors, 1 warning"
@@ -305,16 +305,16 @@ def test_lint_ends_with_2_if_something_is_wrong_and_tells_it_line_by_line(
 
 def two() -> Manifest:
     """A manifest with two modules that are visionedge and get in each other's way nowhere."""
-    manifest = sound()
-    second = json.loads(json.dumps(at(manifest, MODULE)))
+    manifest = valid_manifest()
+    second = json.loads(json.dumps(value_at(manifest, MODULE)))
     host = second["settings"]["createOptions"]["HostConfig"]
     host["Binds"] = ["second-data:/data"]
     host["PortBindings"]["8080/tcp"][0]["HostPort"] = "8081"
-    at(manifest, AGENT)["modules"]["second"] = second
+    value_at(manifest, AGENT)["modules"]["second"] = second
     manifest["modulesContent"]["second"] = json.loads(json.dumps(manifest["modulesContent"]["vision"]))
     for output in ("events", "detections"):
         route = f"FROM /messages/modules/second/outputs/{output} INTO $upstream"
-        at(manifest, HUB)["routes"][f"second-{output}"] = route
+        value_at(manifest, HUB)["routes"][f"second-{output}"] = route
     return manifest
 
 
@@ -334,9 +334,9 @@ def test_a_port_of_the_device_is_published_once(address: str, port: str, problem
     """By one module, at one address; edgeHub's own ports count."""
     manifest = two()
     bindings = [{"HostIp": address, "HostPort": port}]
-    host = at(manifest, (*AGENT, "modules", "second"))["settings"]["createOptions"]["HostConfig"]
+    host = value_at(manifest, (*AGENT, "modules", "second"))["settings"]["createOptions"]["HostConfig"]
     host["PortBindings"] = {"8080/tcp": bindings}
-    findings = judge(manifest).findings
+    findings = lint(manifest).findings
     assert [problem in finding.problem for finding in findings if problem] == [True] * (problem is not None)
     assert all(finding.severity == "error" for finding in findings)
 
@@ -344,10 +344,10 @@ def test_a_port_of_the_device_is_published_once(address: str, port: str, problem
 def test_two_modules_do_not_share_a_data_folder() -> None:
     """The spool of one would be locked for the other."""
     manifest = two()
-    assert judge(manifest).findings == ()
-    host = at(manifest, (*AGENT, "modules", "second"))["settings"]["createOptions"]["HostConfig"]
+    assert lint(manifest).findings == ()
+    host = value_at(manifest, (*AGENT, "modules", "second"))["settings"]["createOptions"]["HostConfig"]
     host["Binds"] = ["visionedge-data:/data"]
-    (finding,) = judge(manifest).findings
+    (finding,) = lint(manifest).findings
     assert "second-data:/data" in finding.remedy
 
 
@@ -363,8 +363,8 @@ def test_two_modules_do_not_share_a_data_folder() -> None:
         ("${MODULES.visionary.amd64.cpu}", False),
     ],
 )
-def test_the_name_of_an_image_tells_whose_it_is(image: str, ours: bool) -> None:
+def test_the_publisher_of_an_image_is_recognised_by_its_name(image: str, ours: bool) -> None:
     """That of its registry does not."""
-    manifest = sound(module="camera")
-    at(manifest, (*AGENT, "modules", "camera"))["settings"]["image"] = image
-    assert ("camera" in judge(manifest, "a.template.json").modules) == ours
+    manifest = valid_manifest(module="camera")
+    value_at(manifest, (*AGENT, "modules", "camera"))["settings"]["image"] = image
+    assert ("camera" in lint(manifest, "a.template.json").modules) == ours

@@ -49,7 +49,7 @@ def agent(content: dict[str, Any]) -> dict[str, Any]:
     return desired
 
 
-def test_the_schema_is_one_that_the_agent_and_the_hub_accept(
+def test_the_schema_version_is_accepted_by_agent_and_hub(
     agent: dict[str, Any], content: dict[str, Any]
 ) -> None:
     """The agent refuses 1.2; start order and object routes need 1.1."""
@@ -57,7 +57,7 @@ def test_the_schema_is_one_that_the_agent_and_the_hub_accept(
     assert content["$edgeHub"]["properties.desired"]["schemaVersion"] == "1.1"
 
 
-def test_the_system_modules_stay_on_the_line_that_works(agent: dict[str, Any]) -> None:
+def test_the_system_modules_stay_on_the_working_release_line(agent: dict[str, Any]) -> None:
     """edgeHub 1.6.0 and 1.6.1 lose MQTT connections; the hub listens where modules and leaves expect it."""
     system = agent["systemModules"]
     assert system["edgeAgent"]["settings"]["image"].endswith("azureiotedge-agent:1.5")
@@ -67,7 +67,7 @@ def test_the_system_modules_stay_on_the_line_that_works(agent: dict[str, Any]) -
     assert ports == {f"{port}/tcp": [{"HostPort": str(port)}] for port in (5671, 8883, 443)}
 
 
-def test_the_backlog_of_the_hub_outlives_its_container(agent: dict[str, Any]) -> None:
+def test_the_store_of_the_hub_outlives_its_container(agent: dict[str, Any]) -> None:
     """Its storage folder is a volume, not a path inside the container."""
     hub = agent["systemModules"]["edgeHub"]
     folder = hub["env"]["StorageFolder"]["value"]
@@ -75,7 +75,7 @@ def test_the_backlog_of_the_hub_outlives_its_container(agent: dict[str, Any]) ->
     assert bind.partition(":")[2] == folder
 
 
-def test_every_output_has_a_route_and_events_go_first(content: dict[str, Any]) -> None:
+def test_every_output_has_a_route_and_events_have_priority(content: dict[str, Any]) -> None:
     """What has no route is acknowledged and dropped; priority 0 is the highest."""
     hub = content["$edgeHub"]["properties.desired"]
     routed = {}
@@ -100,7 +100,7 @@ def test_the_module_is_always_running_after_the_hub(agent: dict[str, Any], kind:
     assert module["settings"]["image"] == f"${{MODULEDIR<./module>.amd64.{kind}}}"
 
 
-def test_only_the_gpu_manifest_asks_for_a_gpu(agent: dict[str, Any], kind: str) -> None:
+def test_only_the_gpu_manifest_requests_a_gpu(agent: dict[str, Any], kind: str) -> None:
     """A container with DeviceRequests does not even start where there is no GPU, so there are two manifests.
 
     Capabilities are a list of lists; the flat list is the usual mistake.
@@ -115,7 +115,7 @@ def test_only_the_gpu_manifest_asks_for_a_gpu(agent: dict[str, Any], kind: str) 
         assert "env" not in module
 
 
-def test_the_module_runs_with_as_little_as_it_needs(agent: dict[str, Any]) -> None:
+def test_the_module_runs_with_the_least_privileges(agent: dict[str, Any]) -> None:
     """Read-only, no capabilities, a volume for state, memory for scratch, rotated logs, local HTTP."""
     options = agent["modules"]["vision"]["settings"]["createOptions"]
     host = options["HostConfig"]
@@ -142,21 +142,21 @@ def test_create_options_are_objects_and_small_enough(agent: dict[str, Any]) -> N
         assert len(json.dumps(options)) < 4096
 
 
-def test_the_example_twin_is_a_right_configuration(content: dict[str, Any]) -> None:
+def test_the_example_twin_is_a_valid_configuration(content: dict[str, Any]) -> None:
     """Desired properties are the configuration, so the shipped ones pass its schema."""
     config = parse_config(content["vision"]["properties.desired"])
     assert config.cameras
     assert len(json.dumps(content["vision"])) < 32_768
 
 
-def test_no_secret_is_written_down(content: dict[str, Any], agent: dict[str, Any]) -> None:
+def test_the_manifests_contain_no_secret(content: dict[str, Any], agent: dict[str, Any]) -> None:
     """Credentials come from the environment of whoever generates the manifest."""
     for registry in agent["runtime"]["settings"]["registryCredentials"].values():
         assert all(value.startswith("$CONTAINER_REGISTRY_") for value in registry.values())
     assert "SharedAccessKey" not in json.dumps(content)
 
 
-def test_the_two_manifests_differ_only_where_they_must() -> None:
+def test_the_two_manifests_differ_only_in_what_a_gpu_needs() -> None:
     """What is fixed in one is fixed in both."""
     gpu, cpu = (json.dumps(read(TEMPLATES[kind]), sort_keys=True) for kind in ("gpu", "cpu"))
     request = '"DeviceRequests": [{"Capabilities": [["gpu"]], "Count": -1}], '

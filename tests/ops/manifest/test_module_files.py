@@ -45,7 +45,7 @@ def test_the_shipped_templates_lead_to_the_module_of_this_repository(name: str) 
     assert "vision" in report.modules
 
 
-def test_a_name_is_looked_for_under_modules_and_nowhere_else(solution: Path) -> None:
+def test_a_module_name_is_searched_only_under_modules(solution: Path) -> None:
     """The tools expand nothing and report nothing, and the device refuses the deployment."""
     [(problem, remedy)] = errors(solution, "${MODULES.vision.amd64.gpu}")
     assert problem.startswith("needs modules/vision/module.json, which cannot be read")
@@ -77,7 +77,7 @@ def test_a_placeholder_of_a_folder_is_resolved_from_the_template(
     assert [problem.startswith(says) for problem, _ in found] == [True] if says else found == []
 
 
-def test_the_dockerfile_of_the_platform_has_to_be_there(solution: Path) -> None:
+def test_the_dockerfile_of_the_platform_must_exist(solution: Path) -> None:
     """It is named in the module.json, relative to its folder."""
     (solution / "Dockerfile.gpu").unlink()
     [(problem, remedy)] = errors(solution, IMAGE)
@@ -86,14 +86,14 @@ def test_the_dockerfile_of_the_platform_has_to_be_there(solution: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"image": {"tag": {"platforms": 5}}}', "[" * 100_000])
-def test_a_module_file_that_is_none_is_one_finding(solution: Path, text: str) -> None:
+def test_an_invalid_module_file_is_one_finding(solution: Path, text: str) -> None:
     """Whatever it holds, lint goes on with the rest of the template."""
     (solution / "module" / "module.json").write_text(text)
     [(problem, _)] = errors(solution, IMAGE)
     assert "is not JSON with image.tag.platforms" in problem
 
 
-def test_a_template_from_elsewhere_is_judged_without_its_folder(solution: Path) -> None:
+def test_a_template_from_elsewhere_is_checked_without_its_folder(solution: Path) -> None:
     """From stdin nobody knows where it lies."""
     text = (solution / "deployment.template.json").read_text().replace("./module", "./nowhere")
     assert not [
@@ -109,7 +109,7 @@ def test_a_template_from_elsewhere_is_judged_without_its_folder(solution: Path) 
         ("/data/best.onnx", None),
     ],
 )
-def test_the_file_of_a_model_has_to_be_in_the_container(solution: Path, path: str, says: str | None) -> None:
+def test_a_model_file_must_be_in_the_container(solution: Path, path: str, says: str | None) -> None:
     """Else the device rejects the section, and the bundled model computes instead."""
     document = json.loads((solution / "deployment.template.json").read_text())
     document["modulesContent"]["vision"]["properties.desired"]["model"] = {"path": path}

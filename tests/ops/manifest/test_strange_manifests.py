@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from command_line import CommandLine
-from manifests import change, forgetful, judge, sound
+from manifests import change, fresh_known_secrets, lint, valid_manifest
 from repository_paths import REPOSITORY
 from visionedge.ops.manifest.lint import lint_manifest
 
@@ -24,7 +24,7 @@ def visionedge(capsys: pytest.CaptureFixture[str]) -> CommandLine:
     return CommandLine(capsys)
 
 
-HOSTILE: list[tuple[bytes, str]] = [
+MALFORMED: list[tuple[bytes, str]] = [
     (b"", "1:1: is not JSON"),
     (b'{"a": 1,\n\n "b" 2}', "3:6: is not JSON"),
     (b"\xff\xfe{\x00}\x00", "UTF-16"),
@@ -37,8 +37,8 @@ HOSTILE: list[tuple[bytes, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("data", "word"), HOSTILE, ids=[word for _, word in HOSTILE])
-def test_what_is_no_json_is_one_line(visionedge: CommandLine, tmp_path: Path, data: bytes, word: str) -> None:
+@pytest.mark.parametrize(("data", "word"), MALFORMED, ids=[word for _, word in MALFORMED])
+def test_a_file_that_is_not_json_gives_a_one_line_error(visionedge: CommandLine, tmp_path: Path, data: bytes, word: str) -> None:
     """With the line and the column where there is one; exit 2."""
     path = tmp_path / "deployment.json"
     path.write_bytes(data)
@@ -50,7 +50,7 @@ def test_what_is_no_json_is_one_line(visionedge: CommandLine, tmp_path: Path, da
 
 
 @pytest.mark.parametrize("name", ["absent.json", "folder", "x" * 300, "a\0b"])
-def test_a_file_that_cannot_be_read_is_one_line(visionedge: CommandLine, tmp_path: Path, name: str) -> None:
+def test_an_unreadable_file_gives_a_one_line_error(visionedge: CommandLine, tmp_path: Path, name: str) -> None:
     """Exit 2."""
     (tmp_path / "folder").mkdir()
     outcome = visionedge("manifest", "lint", f"{tmp_path}/{name}")
@@ -118,7 +118,7 @@ DOCUMENTS = st.recursive(
 
 @settings(max_examples=60, deadline=None)
 @given(DOCUMENTS, st.sampled_from(["a.json", "a.template.json"]))
-def test_no_document_is_too_strange(document: Any, name: str) -> None:
+def test_any_json_document_is_linted_without_a_crash(document: Any, name: str) -> None:
     """Whatever JSON holds, lint tells what it thinks of it, in lines that can be printed."""
     report = lint_manifest(json.dumps(document).encode(), name)
     assert all(line.isprintable() for line in report.to_text().splitlines())
@@ -141,7 +141,7 @@ def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 GPU_PV = json.dumps(
-    sound(
+    valid_manifest(
         "gpu-pv-by-hand",
         published=("0.0.0.0", 80),
         document={"http": {"token": "t"}, "cameras": {"usb": {"uri": "v4l2:///dev/video0"}}},
@@ -152,12 +152,12 @@ PLACES = places(json.loads(GPU_PV))
 
 @settings(max_examples=100, deadline=None)
 @given(st.data())
-def test_a_sound_manifest_with_anything_anywhere_is_judged(data: st.DataObject) -> None:
+def test_a_valid_manifest_with_a_random_change_is_linted(data: st.DataObject) -> None:
     """A value of any type in any place is told or taken, never a traceback."""
     manifest = json.loads(GPU_PV)
     change(manifest, data.draw(st.sampled_from(PLACES)), data.draw(DOCUMENTS))
     for name in ("a.json", "a.template.json"):
-        assert judge(manifest, name).to_text()
+        assert lint(manifest, name).to_text()
 
 
 def test_lint_leaves_no_file_behind(visionedge: CommandLine, tmp_path: Path) -> None:

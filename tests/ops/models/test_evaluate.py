@@ -79,7 +79,7 @@ def written(document: Any, path: Path) -> Path:
 # --- the verb -----------------------------------------------------------------------------------------------
 
 
-def test_it_gives_the_figures_of_coco_as_one_document(
+def test_eval_prints_the_coco_figures_as_one_document(
     visionedge: CommandLine, tmp_path: Path, model: Path
 ) -> None:
     """On stdout nothing else; progress goes to stderr, as lines where that is no terminal."""
@@ -96,14 +96,14 @@ def test_it_gives_the_figures_of_coco_as_one_document(
     assert "\r" not in outcome.err
 
 
-def test_its_words_are_a_table(visionedge: CommandLine, tmp_path: Path, model: Path) -> None:
+def test_the_text_output_is_a_table(visionedge: CommandLine, tmp_path: Path, model: Path) -> None:
     coco = written(annotated(tmp_path / "in"), tmp_path / "coco.json")
     outcome = visionedge("model", "eval", model, "--coco", coco, "--images", tmp_path / "in")
     assert [line.split()[0] for line in outcome.out.splitlines()[1:4]] == ["AP", "AP50", "AP75"]
     assert "3 pictures" in outcome.out
 
 
-def test_a_limit_takes_the_first_pictures(visionedge: CommandLine, tmp_path: Path, model: Path) -> None:
+def test_the_limit_selects_the_first_pictures(visionedge: CommandLine, tmp_path: Path, model: Path) -> None:
     coco = written(annotated(tmp_path / "in"), tmp_path / "coco.json")
     outcome = visionedge(
         "model", "eval", model, "--coco", coco, "--images", tmp_path / "in", "--json", "--limit", "2"
@@ -112,7 +112,7 @@ def test_a_limit_takes_the_first_pictures(visionedge: CommandLine, tmp_path: Pat
     assert json.loads(outcome.out)["pictures"] == 2
 
 
-def test_missing_pictures_are_one_line_and_the_others_are_measured(
+def test_missing_pictures_are_one_line_and_the_others_are_evaluated(
     visionedge: CommandLine, tmp_path: Path, model: Path
 ) -> None:
     """They count neither for nor against the model; the exit code tells that something was not done."""
@@ -128,7 +128,7 @@ def test_missing_pictures_are_one_line_and_the_others_are_measured(
     assert "p3.png" in damaged
 
 
-def test_no_picture_at_all_is_an_error(visionedge: CommandLine, tmp_path: Path, model: Path) -> None:
+def test_a_set_without_pictures_is_an_error(visionedge: CommandLine, tmp_path: Path, model: Path) -> None:
     coco = written(annotated(tmp_path / "in"), tmp_path / "coco.json")
     (tmp_path / "empty").mkdir()
     outcome = visionedge("model", "eval", model, "--coco", coco, "--images", tmp_path / "empty")
@@ -153,7 +153,7 @@ def test_no_picture_at_all_is_an_error(visionedge: CommandLine, tmp_path: Path, 
         ),
     ],
 )
-def test_wrong_annotations_are_one_line(
+def test_wrong_annotations_give_a_one_line_error(
     visionedge: CommandLine, tmp_path: Path, model: Path, content: str | None, words: str
 ) -> None:
     coco = tmp_path / "coco.json"
@@ -166,7 +166,7 @@ def test_wrong_annotations_are_one_line(
     assert "coco.json" in line
 
 
-def test_labels_that_are_no_categories_at_all_are_told_with_both_sides(
+def test_labels_without_any_matching_category_are_reported_with_both_lists(
     visionedge: CommandLine, tmp_path: Path, model: Path
 ) -> None:
     coco = written(annotated(tmp_path / "in", names=["lathe", "drill"]), tmp_path / "coco.json")
@@ -177,7 +177,7 @@ def test_labels_that_are_no_categories_at_all_are_told_with_both_sides(
     assert "lathe" in line
 
 
-def test_without_pycocotools_it_says_what_to_install(
+def test_without_pycocotools_the_error_names_the_package_to_install(
     visionedge: CommandLine, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once, not after minutes of computing; the machine is not up to it, so 3."""
@@ -207,7 +207,7 @@ def test_on_a_terminal_progress_is_a_bar(tmp_path: Path, model: Path, data: Path
 
 
 @pytest.mark.shared
-def test_the_bundled_model_sees_as_well_as_its_card_says(
+def test_the_bundled_model_reaches_the_accuracy_of_its_card(
     tmp_path: Path, shared_data: Path, data: Path
 ) -> None:
     """AP 0.330 on 128 pictures of COCO."""
@@ -236,7 +236,7 @@ def categories(**names: int) -> Annotations:
     return Annotations({}, (), {number: name.replace("_", " ") for name, number in names.items()})
 
 
-def test_classes_meet_categories_by_name_whatever_the_numbers() -> None:
+def test_classes_match_categories_by_name_and_not_by_number() -> None:
     """COCO's numbers have gaps; words may be spelt as Darknet spells them."""
     named = categories(person=1, traffic_light=10, dining_table=67, tv=72)
     assert match_categories(["tvmonitor", "Person", "diningtable", "traffic-light", "ghost"], named) == {
@@ -247,7 +247,7 @@ def test_classes_meet_categories_by_name_whatever_the_numbers() -> None:
     }
 
 
-def test_nameless_classes_meet_categories_by_order() -> None:
+def test_unnamed_classes_match_categories_by_order() -> None:
     """Only where the model has no words at all, and as many classes as there are categories."""
     named = categories(b=9, a=4)
     assert match_categories(["class-0", "class-1"], named) == {0: 4, 1: 9}
@@ -260,7 +260,7 @@ def test_nameless_classes_meet_categories_by_order() -> None:
 # --- the figures --------------------------------------------------------------------------------------------
 
 
-def truth(boxes: list[tuple[int, int, list[float]]], tmp_path: Path) -> Annotations:
+def perfect_annotations(boxes: list[tuple[int, int, list[float]]], tmp_path: Path) -> Annotations:
     """Annotations with (picture, category, box)."""
     return read_annotations(
         written(
@@ -280,8 +280,8 @@ def truth(boxes: list[tuple[int, int, list[float]]], tmp_path: Path) -> Annotati
 BOX = [10.0, 10.0, 50.0, 40.0]
 
 
-def test_perfect_boxes_are_1_and_none_at_all_is_0(tmp_path: Path) -> None:
-    annotations = truth([(1, 3, BOX), (2, 8, BOX)], tmp_path)
+def test_perfect_boxes_give_1_and_no_boxes_give_0(tmp_path: Path) -> None:
+    annotations = perfect_annotations([(1, 3, BOX), (2, 8, BOX)], tmp_path)
     place = (10.0, 10.0, 50.0, 40.0)
     perfect = [CocoDetection(1, 3, place, 0.9), CocoDetection(2, 8, place, 0.4)]
     assert compute_average_precision(annotations, [1, 2], perfect)["ap"] == pytest.approx(1)
@@ -289,15 +289,15 @@ def test_perfect_boxes_are_1_and_none_at_all_is_0(tmp_path: Path) -> None:
     assert (figures["ap"], figures["ar100"], figures["apSmall"]) == (0, 0, None)
 
 
-def test_a_box_of_the_wrong_class_or_on_another_picture_is_none(tmp_path: Path) -> None:
-    annotations = truth([(1, 3, BOX)], tmp_path)
+def test_a_box_of_the_wrong_class_or_picture_does_not_count(tmp_path: Path) -> None:
+    annotations = perfect_annotations([(1, 3, BOX)], tmp_path)
     place = (10.0, 10.0, 50.0, 40.0)
     assert compute_average_precision(annotations, [1, 2], [CocoDetection(1, 8, place, 0.9)])["ap"] == 0
     assert compute_average_precision(annotations, [1, 2], [CocoDetection(2, 3, place, 0.9)])["ap"] == 0
 
 
-def test_pictures_that_were_not_looked_at_do_not_count(tmp_path: Path) -> None:
-    annotations = truth([(1, 3, BOX), (2, 3, BOX)], tmp_path)
+def test_pictures_that_were_not_evaluated_do_not_count(tmp_path: Path) -> None:
+    annotations = perfect_annotations([(1, 3, BOX), (2, 3, BOX)], tmp_path)
     found = [CocoDetection(1, 3, (10.0, 10.0, 50.0, 40.0), 0.9)]
     assert compute_average_precision(annotations, [1], found)["ap"] == pytest.approx(1)
     assert compute_average_precision(annotations, [1, 2], found)["ar100"] == pytest.approx(0.5)

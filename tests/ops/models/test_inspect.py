@@ -41,7 +41,7 @@ def visionedge(capsys: pytest.CaptureFixture[str]) -> CommandLine:
 # --- the verb -----------------------------------------------------------------------------------------------
 
 
-def test_it_tells_what_a_model_is_and_what_becomes_of_it(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_inspect_reports_a_model_and_its_compiled_graph(visionedge: CommandLine, tmp_path: Path) -> None:
     """Head and evidence, tensors, classes, weights, work, the compiled graph, the batch, CUDA."""
     path = TINY.save(tmp_path / "tiny.onnx")
     outcome = visionedge("model", "inspect", path, "--json")
@@ -63,7 +63,7 @@ def test_it_tells_what_a_model_is_and_what_becomes_of_it(visionedge: CommandLine
     assert facts["operators"]["Conv"] == 6
 
 
-def test_weights_and_work_are_those_of_the_definition(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_weights_and_operations_match_the_definition(visionedge: CommandLine, tmp_path: Path) -> None:
     """Six convolutions of stride s and kernel s x s over 3 channels, padded: each pixel once for each of
     5 + 32 maps of each of three scales."""
     facts = json.loads(visionedge("model", "inspect", TINY.save(tmp_path / "t.onnx"), "--json").out)
@@ -73,7 +73,7 @@ def test_weights_and_work_are_those_of_the_definition(visionedge: CommandLine, t
     assert facts["macsUncountedNodes"] == 0
 
 
-def test_its_words_are_for_people(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_the_text_output_is_readable(visionedge: CommandLine, tmp_path: Path) -> None:
     """The same, to be read from above; every line fits on one screen line or is a list."""
     outcome = visionedge("model", "inspect", TINY.save(tmp_path / "tiny.onnx"))
     for part in (
@@ -96,7 +96,7 @@ def test_its_words_are_for_people(visionedge: CommandLine, tmp_path: Path) -> No
     ],
 )
 @pytest.mark.shared
-def test_work_and_weights_of_real_models_are_what_their_makers_state(
+def test_operations_and_weights_of_real_models_match_the_published_ones(
     shared_data: Path, data: Path, model: str, gigamacs: float, megaweights: float
 ) -> None:
     """To a twentieth: makers count a bias here and an activation there."""
@@ -105,14 +105,14 @@ def test_work_and_weights_of_real_models_are_what_their_makers_state(
     assert facts["parameters"] / 1e6 == pytest.approx(megaweights, rel=0.05)
 
 
-def test_the_bundled_model_needs_no_cpu_on_a_gpu(data: Path) -> None:
+def test_no_node_of_the_bundled_model_needs_the_cpu_on_a_gpu(data: Path) -> None:
     """None of its nodes, ours included, would fall to the CPU."""
     facts = inspect_model(find_bundled_model(), data).document
     assert facts["cuda"]["withoutKernel"] == []
     assert facts["macsPerPicture"] == pytest.approx(0.54e9, rel=0.05)  # 1.08 GFLOPs, say its makers
 
 
-def test_a_node_that_would_fall_to_the_cpu_is_named_without_a_gpu(
+def test_a_node_without_a_gpu_kernel_is_named_without_a_gpu(
     visionedge: CommandLine, tmp_path: Path
 ) -> None:
     """By operator, with the reason and its own name."""
@@ -129,7 +129,7 @@ def test_a_node_that_would_fall_to_the_cpu_is_named_without_a_gpu(
     assert "1 Acos: there is no CUDA kernel for it (the odd one)" in spoken
 
 
-def test_a_refused_model_is_told_as_far_as_it_was_seen(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_a_refused_model_is_reported_with_the_evidence(visionedge: CommandLine, tmp_path: Path) -> None:
     """Its tensors and operators, how MODEL.yaml could help, the families there are, and exit code 2."""
     path = classifier(tmp_path / "class.onnx")
     outcome = visionedge("model", "inspect", path)
@@ -145,17 +145,17 @@ def test_a_refused_model_is_told_as_far_as_it_was_seen(visionedge: CommandLine, 
     assert {"yolox", "nanodet", "yolov8"} <= set(facts["heads"])
 
 
-def test_the_work_of_a_model_of_open_size_is_that_of_the_size_it_is_used_at(
+def test_the_operations_of_an_open_model_are_those_of_the_used_size(
     visionedge: CommandLine, tmp_path: Path
 ) -> None:
     sized = yolos.yolov8(tmp_path / "sized.onnx")
     opened = yolos.yolov8(tmp_path / "opened.onnx", size=("height", "width"))
     state(opened, input={"width": yolos.WIDTH_PX, "height": yolos.HEIGHT_PX})
-    told = [json.loads(visionedge("model", "inspect", path, "--json").out) for path in (sized, opened)]
-    assert told[0]["macsPerPicture"] == told[1]["macsPerPicture"] > 0
+    documents = [json.loads(visionedge("model", "inspect", path, "--json").out) for path in (sized, opened)]
+    assert documents[0]["macsPerPicture"] == documents[1]["macsPerPicture"] > 0
 
 
-def test_what_is_suggested_is_what_the_refusal_misses(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_a_refusal_suggests_the_missing_statements(visionedge: CommandLine, tmp_path: Path) -> None:
     """Anchors where only these are missing, a family where that is open, and nothing that cannot help."""
     maps_only = visionedge("model", "inspect", raw_map_model(tmp_path / "onnx")).out
     assert "anchors: [[10, 13]" in maps_only
@@ -168,7 +168,7 @@ def test_what_is_suggested_is_what_the_refusal_misses(visionedge: CommandLine, t
     assert "head: yolov8" not in none
 
 
-def test_a_model_that_cannot_be_run_is_told_with_its_head(tmp_path: Path, data: Path) -> None:
+def test_a_model_that_cannot_run_is_reported_with_its_head(tmp_path: Path, data: Path) -> None:
     """What was understood is told; what a first run found is the refusal."""
     path = TinyDetector(poison=float("nan")).save(tmp_path / "nan.onnx")
     inspection = inspect_model(path, data)
@@ -178,7 +178,7 @@ def test_a_model_that_cannot_be_run_is_told_with_its_head(tmp_path: Path, data: 
     assert "Recognised as nanodet" in format_report(inspection)
 
 
-def test_where_its_nodes_really_lie_is_told_when_asked_for(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_the_measured_node_placement_is_reported_on_request(visionedge: CommandLine, tmp_path: Path) -> None:
     """By a session that is really opened; one that comes up on less than was asked for says so."""
     path = TINY.save(tmp_path / "tiny.onnx")
     placed = json.loads(visionedge("model", "inspect", path, "--json", "--device", "cpu").out)["placed"]
@@ -187,13 +187,13 @@ def test_where_its_nodes_really_lie_is_told_when_asked_for(visionedge: CommandLi
     assert "requested cpu, runs on cpu" in visionedge("model", "inspect", path, "--device", "cpu").out
 
 
-def test_a_missing_file_is_one_line(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_a_missing_file_gives_a_one_line_error(visionedge: CommandLine, tmp_path: Path) -> None:
     outcome = visionedge("model", "inspect", tmp_path / "no.onnx")
     assert (outcome.code, outcome.out) == (2, "")
     assert len(outcome.complaints) == 1
 
 
-def test_labels_come_from_where_they_are_said_to(visionedge: CommandLine, tmp_path: Path) -> None:
+def test_the_source_of_the_labels_is_reported(visionedge: CommandLine, tmp_path: Path) -> None:
     path = TINY.save(tmp_path / "m.onnx")
     (tmp_path / "m.labels.txt").write_text("a\nb\nc\nd\ne\n")
     facts = json.loads(visionedge("model", "inspect", path, "--json").out)
@@ -245,7 +245,7 @@ FLOAT, HALF, BYTES, WHOLE, TEXT = (
         ("Conv", 17, {}, False),  # a type that is not known is not held against it
     ],
 )
-def test_kernels_are_known_by_operator_version_and_type(
+def test_kernels_are_looked_up_by_operator_version_and_type(
     operator: str, opset: int, types: dict[str, int], missing: bool
 ) -> None:
     why = explain_missing_kernel(node(operator, 2), {"": opset}, types)
@@ -263,7 +263,7 @@ def test_operators_of_onnxruntime_itself_are_listed_too() -> None:
     )
 
 
-def test_the_list_is_read_whole() -> None:
+def test_the_list_of_kernels_is_read_completely() -> None:
     """Versions as ranges, types by constraint."""
     assert len(load_cuda_kernels()) > 200
     conv, gather = load_cuda_kernels()["ai.onnx", "Conv"], load_cuda_kernels()["ai.onnx", "Gather"]
@@ -272,7 +272,7 @@ def test_the_list_is_read_whole() -> None:
     assert not load_cuda_kernels()["ai.onnx", "Trilu"].supports(13)
 
 
-def test_every_operator_that_the_compiler_may_add_has_a_kernel() -> None:
+def test_every_operator_of_the_compiler_has_a_gpu_kernel() -> None:
     listed = {operator for domain, operator in load_cuda_kernels() if domain == "ai.onnx"}
     assert listed >= CUDA_OPERATORS
 
@@ -306,7 +306,7 @@ def fallen(model: Model) -> list[str]:
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_every_node_that_was_added_has_a_kernel_for_its_types(tmp_path: Path, name: str) -> None:
+def test_every_added_node_has_a_gpu_kernel_for_its_types(tmp_path: Path, name: str) -> None:
     """Not the operator alone: the version of its opset, and the types of its tensors."""
     assert fallen(load_model(COMPILED[name].save(tmp_path / "m.onnx"))) == []
 
@@ -320,7 +320,7 @@ def test_every_node_that_was_added_has_a_kernel_for_its_types(tmp_path: Path, na
         "deimv2_hgnetv2_femto_416_coco80",
     ],
 )
-def test_every_node_that_was_added_to_a_real_model_has_a_kernel(shared_data: Path, name: str) -> None:
+def test_every_node_added_to_a_real_model_has_a_gpu_kernel(shared_data: Path, name: str) -> None:
     assert fallen(load_model(shared_data / "models" / f"{name}.onnx")) == []
 
 
@@ -361,14 +361,14 @@ def network(nodes: list[onnx.NodeProto], weights: dict[str, tuple[int, ...]]) ->
         (helper.make_node("Relu", ["x"], ["y"]), {"x": (1, 8, 5, 5)}, 0),
     ],
 )
-def test_multiply_adds_are_counted_by_definition(
+def test_multiply_adds_match_the_definition(
     made: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], macs: int
 ) -> None:
     count = compute_cost(network([made], {}), shapes)
     assert (count.macs, count.uncounted) == (macs, 0)
 
 
-def test_what_cannot_be_counted_is_counted_as_that() -> None:
+def test_nodes_that_cannot_be_counted_are_reported() -> None:
     """A product of unknown shapes is no zero."""
     count = compute_cost(network([helper.make_node("MatMul", ["x", "w"], ["y"])], {}), {"w": (4, 4)})
     assert (count.macs, count.counted, count.uncounted) == (0, 0, 1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from doctor_machines import Machine, cuda_failure, linux, missing
+from doctor_hosts import HostBuilder, cuda_failure, linux, missing
 from visionedge.ops.doctor.host import DiskSpace
 
 _GIB = 2**30
@@ -14,41 +14,41 @@ NO_CUBLAS = "libcublasLt.so.12"
 
 
 @dataclass(frozen=True, slots=True)
-class Situation:
+class Scenario:
     """A machine, the first broken link, the reason code, and what is asked (`config` as a document)."""
 
     name: str
-    build: Callable[[Machine], object]
+    build: Callable[[HostBuilder], object]
     broken: str | None
     code: str
     device: str = "auto"
     config: dict[str, Any] = field(default_factory=dict)
 
-    def machine(self, root: Path) -> Machine:
+    def machine(self, root: Path) -> HostBuilder:
         """It, built."""
         made = linux(root)
         self.build(made)
         return made
 
 
-def dda(m: Machine) -> Machine:
+def dda(m: HostBuilder) -> HostBuilder:
     """A module in EFLOW that has a T4 by DDA, the GPU image, and a driver that works."""
     return m.eflow().module().nvidia_nodes().kernel_driver().driver().gpu_wheel().memory(15900, 12000)
 
 
-def pv(m: Machine) -> Machine:
+def pv(m: HostBuilder) -> HostBuilder:
     """A module in EFLOW that has an RTX by GPU-PV, the GPU image, and a driver on Windows that works."""
     return (
         m.eflow().module().dxg().driver("NVIDIA RTX A2000", 86, path=WSL_CUDA, version="573.42").gpu_wheel()
     )
 
 
-def native(m: Machine) -> Machine:
+def native(m: HostBuilder) -> HostBuilder:
     """A Linux machine with an RTX 3060 of its own, and the GPU extra."""
     return m.nvidia_nodes().kernel_driver().on_pci().driver("NVIDIA GeForce RTX 3060", 86).gpu_wheel()
 
 
-def _trouble(m: Machine) -> None:
+def _all_checks_fail(m: HostBuilder) -> None:
     m.eflow().module().cpu_wheel().memory(980, 120)
     m.network = {
         "resolve:gateway": {"error": "Name or service not known"},
@@ -62,78 +62,78 @@ def _trouble(m: Machine) -> None:
 
 
 NO_GPU = [
-    Situation("cpu-laptop", lambda m: m.cpu_wheel(), None, "no-gpu-build"),
-    Situation("cpu-asked", lambda m: m.cpu_wheel(), None, "asked-cpu", device="cpu"),
-    Situation(
+    Scenario("cpu-laptop", lambda m: m.cpu_wheel(), None, "no-gpu-build"),
+    Scenario("cpu-asked", lambda m: m.cpu_wheel(), None, "asked-cpu", device="cpu"),
+    Scenario(
         "cuda-demanded-nothing-there", lambda m: m.cpu_wheel(), "passthrough", "no-gpu-build", device="cuda"
     ),
-    Situation(
+    Scenario(
         "gpu-extra-no-libraries",
-        lambda m: m.gpu_wheel().lacks(NO_CUBLAS, "libcudnn.so.9"),
+        lambda m: m.gpu_wheel().without_libraries(NO_CUBLAS, "libcudnn.so.9"),
         None,
         "library-missing",
     ),
-    Situation(
+    Scenario(
         "gpu-extra-no-driver",
-        lambda m: m.gpu_wheel().session_says(cuda_failure(35, "insufficient")),
+        lambda m: m.gpu_wheel().session_fails(cuda_failure(35, "insufficient")),
         None,
         "driver-missing",
     ),
-    Situation(
+    Scenario(
         "card-without-driver",
-        lambda m: m.on_pci().gpu_wheel().session_says(cuda_failure(35, "insufficient")),
+        lambda m: m.on_pci().gpu_wheel().session_fails(cuda_failure(35, "insufficient")),
         "passthrough",
         "driver-missing",
     ),
-    Situation("intel-laptop", lambda m: m.on_pci("0x8086").cpu_wheel(), None, "no-gpu-build"),
-    Situation(
+    Scenario("intel-laptop", lambda m: m.on_pci("0x8086").cpu_wheel(), None, "no-gpu-build"),
+    Scenario(
         "cuda-demanded-no-card",
         lambda m: m.on_pci("0x8086").cpu_wheel(),
         "passthrough",
         "no-gpu-build",
         device="cuda",
     ),
-    Situation(
+    Scenario(
         "cuda-demanded-of-intel",
         lambda m: m.eflow().module().dxg("libdxcore.so", store="iigd_dch.inf_amd64_1").cpu_wheel(),
         "passthrough",
         "no-gpu-build",
         device="cuda",
     ),
-    Situation(
+    Scenario(
         "eflow-without-gpu",
-        lambda m: m.eflow().module().gpu_wheel().session_says(cuda_failure(35, "insufficient")),
+        lambda m: m.eflow().module().gpu_wheel().session_fails(cuda_failure(35, "insufficient")),
         "passthrough",
         "driver-missing",
     ),
-    Situation("eflow-vm-itself-without-gpu", lambda m: m.eflow().cpu_wheel(), "passthrough", "no-gpu-build"),
-    Situation(
+    Scenario("eflow-vm-itself-without-gpu", lambda m: m.eflow().cpu_wheel(), "passthrough", "no-gpu-build"),
+    Scenario(
         "hyper-v-without-gpu",
         lambda m: m.eflow().kernel("6.8.0-51-generic").cpu_wheel(),
         "passthrough",
         "no-gpu-build",
     ),
-    Situation("wsl-without-gpu", lambda m: m.wsl().cpu_wheel(), "passthrough", "no-gpu-build"),
-    Situation(
+    Scenario("wsl-without-gpu", lambda m: m.wsl().cpu_wheel(), "passthrough", "no-gpu-build"),
+    Scenario(
         "container-on-a-host-without",
         lambda m: m.container().on_pci("0x1a03").cpu_wheel(),
         None,
         "no-gpu-build",
     ),
-    Situation(
+    Scenario(
         "container-on-unknown-host", lambda m: m.container().cpu_wheel(), "passthrough", "no-gpu-build"
     ),
 ]
-NOT_GIVEN = [
-    Situation(
+NOT_PASSED_THROUGH = [
+    Scenario(
         "docker-not-given",
         lambda m: (
-            m.container().kernel_driver().on_pci().gpu_wheel().session_says(cuda_failure(35, "insufficient"))
+            m.container().kernel_driver().on_pci().gpu_wheel().session_fails(cuda_failure(35, "insufficient"))
         ),
         "passthrough",
         "driver-missing",
     ),
-    Situation(
+    Scenario(
         "module-not-given-dda",
         lambda m: (
             m.eflow()
@@ -141,31 +141,31 @@ NOT_GIVEN = [
             .kernel_driver()
             .on_pci()
             .gpu_wheel()
-            .session_says(cuda_failure(35, "insufficient"))
+            .session_fails(cuda_failure(35, "insufficient"))
         ),
         "passthrough",
         "driver-missing",
     ),
-    Situation(
+    Scenario(
         "module-not-given-gpu-pv",
         lambda m: (
             m.eflow()
             .module()
             .file("/proc/misc", "126 dxg\n")
             .gpu_wheel()
-            .session_says(cuda_failure(35, "insufficient"))
+            .session_fails(cuda_failure(35, "insufficient"))
         ),
         "passthrough",
         "driver-missing",
     ),
-    Situation(
+    Scenario(
         "docker-in-wsl-not-given",
         lambda m: (
             m.wsl()
             .container()
             .file("/proc/misc", "126 dxg\n")
             .gpu_wheel()
-            .session_says(cuda_failure(35, "insufficient"))
+            .session_fails(cuda_failure(35, "insufficient"))
         ),
         "passthrough",
         "driver-missing",
@@ -173,16 +173,16 @@ NOT_GIVEN = [
 ]
 
 
-def _no_uvm_and_yet(m: Machine) -> None:
+def _works_without_uvm(m: HostBuilder) -> None:
     native(m).session_works()
     (m.root / "dev/nvidia-uvm").unlink()
 
 
-GOOD = [
-    Situation("native-good", lambda m: native(m).session_works(), None, "ok"),
-    Situation("dda-good", lambda m: dda(m).session_works(), None, "ok", device="cuda"),
-    Situation("gpu-pv-good", lambda m: pv(m).session_works(), None, "ok"),
-    Situation(
+WORKING = [
+    Scenario("native-good", lambda m: native(m).session_works(), None, "ok"),
+    Scenario("dda-good", lambda m: dda(m).session_works(), None, "ok", device="cuda"),
+    Scenario("gpu-pv-good", lambda m: pv(m).session_works(), None, "ok"),
+    Scenario(
         "wsl-good",
         lambda m: (
             m.wsl().dxg().driver("NVIDIA GeForce RTX 3070", 86, path=WSL_CUDA).gpu_wheel().session_works()
@@ -190,19 +190,19 @@ GOOD = [
         None,
         "ok",
     ),
-    Situation(
+    Scenario(
         "nodes-on-the-cpu", lambda m: dda(m).session_works("NonMaxSuppression nms", "Loop post"), None, "ok"
     ),
-    Situation(
+    Scenario(
         "newer-by-ptx",
         lambda m: native(m).driver("NVIDIA GeForce RTX 5090", 120).session_works(),
         None,
         "ok",
     ),
-    Situation("a-session-outweighs-signs", _no_uvm_and_yet, None, "ok"),
-    Situation(
+    Scenario("a-session-outweighs-signs", _works_without_uvm, None, "ok"),
+    Scenario(
         "tensorrt-falls-to-cuda",
-        lambda m: native(m).session_works().lacking.update({"libnvinfer.so.10": missing("libnvinfer.so.10")}),
+        lambda m: native(m).session_works().missing_libraries.update({"libnvinfer.so.10": missing("libnvinfer.so.10")}),
         "libraries",
         "library-missing",
         device="tensorrt",
@@ -210,21 +210,21 @@ GOOD = [
 ]
 
 
-def _half_a_core(machine: Machine) -> None:
+def _half_a_core(machine: HostBuilder) -> None:
     machine.container().on_pci("0x1a03").cpu_wheel().cpu_quota = 0.5
 
 
-BESIDE = [
-    Situation("half-a-core", _half_a_core, None, "no-gpu-build"),
-    Situation(
+SYSTEM_CHECKS = [
+    Scenario("half-a-core", _half_a_core, None, "no-gpu-build"),
+    Scenario(
         "half-an-identity",
         lambda m: m.container().cpu_wheel().environ.update({"IOTEDGE_MODULEID": "vision"}),
         "passthrough",
         "no-gpu-build",
     ),
-    Situation(
+    Scenario(
         "everything-beside-in-trouble",
-        _trouble,
+        _all_checks_fail,
         "passthrough",
         "no-gpu-build",
         config={

@@ -92,7 +92,7 @@ def save_with_variant(path: Path) -> Path:
     return path
 
 
-def store_quick_variant(model: Model, data: Path, rounds: int = 0) -> None:
+def store_fast_variant(model: Model, data: Path, rounds: int = 0) -> None:
     """Put a variant of a slow `TinyDetector` into the data folder; it says int8, and sees the same."""
     network = slow_detector(TinyDetector(), rounds) if rounds else TinyDetector().proto()
     save_variant(make_variant_path(model, "int8", data=data), network, model, "int8", _report("does less"))

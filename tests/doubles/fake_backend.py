@@ -35,7 +35,7 @@ def jpeg(picture: Picture | None = None, kind: str = ".jpg") -> bytes:
     return data.tobytes()
 
 
-def unpacked(data: bytes) -> Picture:
+def decode(data: bytes) -> Picture:
     """A packed picture as an array."""
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert picture is not None
@@ -75,7 +75,7 @@ def result(
     return FrameResult(frame, found, Timing(3_100_000, 7_900_000, 12_400_000, 4), "cpu", "nano", LABELS)
 
 
-class FakeModule:
+class FakeBackend:
     """A running module with the cameras it is told of; what it computes can be checked."""
 
     def __init__(self, *cameras: str, latest_results: LatestResults | None = None) -> None:
@@ -94,7 +94,7 @@ class FakeModule:
             "degraded": False,
             "since": "2026-11-22T10:00:00.000Z",
         }
-        self.examination: Document = {
+        self.doctor_report: Document = {
             "schema": "visionedge/doctor/1",
             "version": "0.1.0",
             "at": "2026-11-22T10:00:00.000Z",
@@ -194,7 +194,7 @@ class FakeModule:
 
     async def doctor(self) -> Document:
         await self._work()
-        return self.examination
+        return self.doctor_report
 
     def log(self) -> str:
         return "camera dock is live at rtsp://***@192.0.2.5/\n"
@@ -245,7 +245,7 @@ async def serving(
         await server.close()
 
 
-def talk(
+def run_scenario(
     module: Backend,
     conversation: Callable[[Client], Awaitable[None]],
     *,

@@ -52,7 +52,7 @@ def _aborting(path: Path, *, convolution: bool = False) -> Path:
 
 @pytest.mark.parametrize("convolution", [False, True], ids=["pooling", "convolution"])
 @pytest.mark.parametrize("verb", ["inspect", "compile", "detect"])
-def test_a_graph_that_makes_shape_inference_abort_is_one_line(
+def test_a_graph_that_aborts_shape_inference_gives_a_one_line_error(
     tmp_path: Path, verb: str, convolution: bool
 ) -> None:
     """The process that asks for its shapes is lost, and not the one that a person started."""
@@ -146,7 +146,7 @@ def _all_of_it(path: Path) -> None:
 @pytest.mark.parametrize("front", [True, False], ids=["in front", "behind"])
 @pytest.mark.parametrize("link", ["Identity", "Mul", "Add", "Concat", "Max"])
 @pytest.mark.parametrize("build", [yolos.yolov8, raw_detr_model], ids=["table", "queries"])
-def test_work_on_a_model_grows_with_its_nodes_and_no_faster(
+def test_work_on_a_model_grows_linearly_with_its_nodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Callable[[Path], Path], link: str, front: bool
 ) -> None:
     """Twice the nodes of a chain take about twice the steps, whichever walk goes over it."""
@@ -184,7 +184,7 @@ def test_thousands_of_outputs_or_opsets_are_refused(tmp_path: Path) -> None:
         (1, (64, 2**20), "takes pictures of 1048576 x 64"),
     ],
 )
-def test_pictures_that_no_memory_holds_are_refused(
+def test_input_sizes_that_exceed_the_memory_are_refused(
     tmp_path: Path, batch: int, size: tuple[int, int], words: str
 ) -> None:
     model = onnx.load(yolos.yolov8(tmp_path / "m.onnx"))
@@ -216,7 +216,7 @@ def _exploding(depth: int) -> str:
     ],
     ids=["aliases", "deep", "very deep", "large"],
 )
-def test_a_model_yaml_that_explodes_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:
+def test_an_exploding_model_yaml_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:
     path = yolos.yolov8(tmp_path / "m.onnx")
     (tmp_path / "m.yaml").write_text(text)
     with pytest.raises(ModelError, match=words) as refused:
@@ -224,7 +224,7 @@ def test_a_model_yaml_that_explodes_is_refused_in_one_line(tmp_path: Path, text:
     assert len(str(refused.value)) < 500
 
 
-def test_labels_that_are_no_list_of_words_are_refused_without_reading_them_all(tmp_path: Path) -> None:
+def test_invalid_labels_are_refused_without_reading_them_all(tmp_path: Path) -> None:
     path = yolos.yolov8(tmp_path / "m.onnx")
     with (tmp_path / "m.labels.txt").open("wb") as file:
         file.truncate(3 << 30)  # takes no room on the disk
@@ -233,7 +233,7 @@ def test_labels_that_are_no_list_of_words_are_refused_without_reading_them_all(t
 
 
 @pytest.mark.parametrize("by", ["metadata", "labels.txt"])
-def test_labels_never_drive_a_terminal(tmp_path: Path, by: str) -> None:
+def test_control_characters_in_labels_never_reach_a_terminal(tmp_path: Path, by: str) -> None:
     """Escape sequences, and marks that turn the direction of a line, are shown as question marks."""
     wild = ["\x1b[2Jgone", "\x9b31mred", "\u202eevil", "caf\u00e9 au\u00a0lait"]
     metadata = {"names": json.dumps(wild)} if by == "metadata" else {}
@@ -256,12 +256,12 @@ def test_labels_never_drive_a_terminal(tmp_path: Path, by: str) -> None:
         b"OSError: [Errno 12] Cannot allocate memory",
     ],
 )
-def test_a_limit_that_was_reached_is_no_fault_of_the_model(told: bytes) -> None:
+def test_reaching_a_resource_limit_is_not_blamed_on_the_model(told: bytes) -> None:
     assert explain_machine_limit(told)
     assert explain_machine_limit(b"Traceback: IndexError: list index out of range") is None
 
 
-def test_memory_is_the_machines_fault_only_where_a_limit_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_memory_is_blamed_on_the_machine_only_with_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     free = resource.RLIM_INFINITY
     monkeypatch.setattr(resource, "getrlimit", lambda _: (free, free))
     assert explain_machine_limit(b"std::bad_alloc") is None
@@ -269,7 +269,7 @@ def test_memory_is_the_machines_fault_only_where_a_limit_is_set(monkeypatch: pyt
     assert "limited to 1024 MiB" in str(explain_machine_limit(b"std::bad_alloc"))
 
 
-def test_no_process_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_start_of_a_process_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a container may have no more of them."""
     path = _aborting(tmp_path / "m.onnx")
 
@@ -284,14 +284,14 @@ def test_no_process_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("can't start new thread"), OSError(12, "Cannot allocate memory")]
 )
-def test_what_the_machine_lacks_is_no_damage_of_the_model(tmp_path: Path, error: Exception) -> None:
+def test_a_lack_of_resources_is_not_reported_as_a_damaged_model(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(UnavailableError), wrap_model_errors(tmp_path / "m.onnx"):
         raise error
     with pytest.raises(ModelError, match="is damaged"), wrap_model_errors(tmp_path / "m.onnx"):
         raise IndexError("list index out of range")
 
 
-def test_a_stated_head_and_a_wrong_key_are_told_at_once(tmp_path: Path) -> None:
+def test_a_stated_head_and_a_wrong_key_are_reported_together(tmp_path: Path) -> None:
     path = yolos.yolov8(tmp_path / "m.onnx")
     state(path, head="yolov9000", lables=["a"])
     with pytest.raises(ModelError, match=r"head: must be the name of a known head.*lables: unknown key"):
@@ -323,7 +323,7 @@ def test_a_stated_head_and_a_wrong_key_are_told_at_once(tmp_path: Path) -> None:
         ("m.onnx", b"<!DOCTYPE html><html>Sign in</html>", "web page"),
     ],
 )
-def test_files_of_other_frameworks_are_named_with_what_gives_an_onnx_file(
+def test_files_of_other_frameworks_are_refused_with_the_export_command(
     tmp_path: Path, name: str, content: bytes, words: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -331,7 +331,7 @@ def test_files_of_other_frameworks_are_named_with_what_gives_an_onnx_file(
         load_model(tmp_path / name)
 
 
-def test_a_file_of_onnxruntimes_own_optimiser_is_named_as_that(tmp_path: Path) -> None:
+def test_a_file_written_by_onnxruntimes_optimiser_is_recognised(tmp_path: Path) -> None:
     model = onnx.load(yolos.yolov8(tmp_path / "m.onnx"))
     next(node for node in model.graph.node if node.op_type == "Conv").domain = "com.microsoft.nchwc"
     onnx.save(model, tmp_path / "m.onnx")

@@ -43,7 +43,7 @@ def ask(url: str) -> str:
         ("500 Internal Server Error", BASIC),
     ],
 )
-def test_a_server_that_asks_for_no_basic_login_gets_none(scheme: str, first: tuple[str, ...]) -> None:
+def test_a_login_is_not_sent_without_a_basic_challenge(scheme: str, first: tuple[str, ...]) -> None:
     """For every answer and every order of challenges."""
     protocol = "RTSP/1.0" if scheme == "rtsp" else "HTTP/1.1"
     with ScriptedServer(in_turn(answer(*first, protocol=protocol))) as server:
@@ -73,7 +73,7 @@ def test_a_basic_challenge_is_answered_once(scheme: str, second: str, words: str
 
 
 @pytest.mark.parametrize("scheme", ["https", "rtsps"])
-def test_a_login_for_tls_is_never_sent_in_clear(scheme: str) -> None:
+def test_a_login_for_tls_is_never_sent_unencrypted(scheme: str) -> None:
     """Also where the port turns out to speak without TLS, and asks for the login."""
     script = in_turn(answer("401 Unauthorized", BASIC, protocol="RTSP/1.0"))
     with ScriptedServer(script) as server:

@@ -15,17 +15,17 @@ from visionedge.outbound.messages import Message, Sender
 LABELS = ("person", "car", "person")
 SECOND_NS = 1_000_000_000
 Box = tuple[float, float, float, float]
-MAN: Box = (0.1, 0.1, 0.3, 0.9)
+PERSON_BOX: Box = (0.1, 0.1, 0.3, 0.9)
 
 
-class World:
+class TelemetryHarness:
     """Both clocks, moved by hand."""
 
     def __init__(self) -> None:
         self.now_ns = 0
         self.utc = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
-    def pass_s(self, seconds: float) -> int:
+    def advance_s(self, seconds: float) -> int:
         """Let time go by; the monotonic moment after it."""
         self.now_ns += round(seconds * SECOND_NS)
         self.utc += timedelta(seconds=seconds)

@@ -21,7 +21,7 @@ from visionedge.model.download import DownloadRetryPolicy
 from visionedge.runtime.threads import ThreadGroup
 
 
-class Module:
+class EngineHostHarness:
     """Cameras, batcher and engine host, and the results and events that they give."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Module:
         """Apply the document with these sections changed."""
         return await self.state.apply(parse_config({**self.document, **over}))
 
-    async def begin(self) -> None:
+    async def start(self) -> None:
         """Load or fetch the model, then start cameras and engine."""
         state = self.state
 
@@ -95,19 +95,19 @@ async def running(
     data: Path,
     *,
     retry_policy: DownloadRetryPolicy | None = None,
-    begun: bool = True,
+    wait_for_start: bool = True,
     inject: Path | None = None,
-) -> AsyncIterator[Module]:
-    """A module that runs; not `begun`: it may still wait for its model. `inject` is a script of faults."""
-    module = Module(document, data, retry_policy, inject)
+) -> AsyncIterator[EngineHostHarness]:
+    """A module that runs; not `wait_for_start`: it may still wait for its model. `inject` is a script of faults."""
+    module = EngineHostHarness(document, data, retry_policy, inject)
     state = module.state
-    beginning = asyncio.ensure_future(module.begin())
+    starting = asyncio.ensure_future(module.start())
     try:
-        if begun:
-            await beginning
+        if wait_for_start:
+            await starting
         yield module
     finally:
-        beginning.cancel()
+        starting.cancel()
         module.thread_group.stopping.set()
         if (registry := state.snapshot().camera_registry) is not None:
             registry.stop()
@@ -127,25 +127,25 @@ def document(clip: Path, models: Path, *, process: bool) -> dict[str, Any]:
     }
 
 
-def of(results: list[FrameResult], camera: str) -> list[FrameResult]:
+def results_of(results: list[FrameResult], camera: str) -> list[FrameResult]:
     """The results of one camera."""
     return [each for each in results if each.frame.camera == camera]
 
 
-def play(
-    story: Callable[[Module], Awaitable[None]],
+def run_scenario(
+    story: Callable[[EngineHostHarness], Awaitable[None]],
     start: dict[str, Any],
     data: Path,
     *,
     retry_policy: DownloadRetryPolicy | None = None,
-    begun: bool = True,
+    wait_for_start: bool = True,
     inject: Path | None = None,
-) -> Module:
+) -> EngineHostHarness:
     """Run a module through a story; the module as it was at the end."""
 
-    async def run_story() -> Module:
-        async with running(start, data, retry_policy=retry_policy, begun=begun, inject=inject) as module:
+    async def run() -> EngineHostHarness:
+        async with running(start, data, retry_policy=retry_policy, wait_for_start=wait_for_start, inject=inject) as module:
             await story(module)
         return module
 
-    return asyncio.run(run_story())
+    return asyncio.run(run())

@@ -193,11 +193,11 @@ class OtherClient:
         assert took_s < ANSWER_WITHIN_S, (path, took_s)
 
 
-Attack = Callable[["Siege"], None]
+Attack = Callable[["AttackContext"], None]
 """Goes on for as long as the other client asks, or leaves connections open that are held meanwhile."""
 
 
-class Siege:
+class AttackContext:
     """What an attack uses: the target, the other client, and what stays open until that has asked enough."""
 
     def __init__(self, target: Target, other: OtherClient, held: ExitStack) -> None:
@@ -218,7 +218,7 @@ def _send(connection: socket.socket, data: bytes) -> bytes:
     return b""
 
 
-def texts_that_are_slow_to_mask(siege: Siege) -> None:
+def texts_that_are_slow_to_mask(context: AttackContext) -> None:
     """Before the token, in each part of a head, on kept connections."""
     places = (
         b"%b / HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -231,59 +231,59 @@ def texts_that_are_slow_to_mask(siege: Siege) -> None:
     for size_bytes in (8_000, 40_000, 256_000):
         for piece in pieces:
             for place in places:
-                with siege.target.connect() as connection:
+                with context.target.connect() as connection:
                     connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
                     assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
                     reply = _send(connection, place % (piece * (size_bytes // len(piece))))
                     assert reply == b"" or reply.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), reply[:80]
 
 
-def a_thousand_silent_connections(siege: Siege) -> None:
+def a_thousand_silent_connections(context: AttackContext) -> None:
     """More than there are places; as many as the descriptors of the test allow."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     for _ in range(min(1_100, soft - 200)):
-        siege.hold(siege.target.connect())
+        context.hold(context.target.connect())
 
 
-def silent_connections_until_descriptors_run_out(siege: Siege) -> None:
+def silent_connections_until_descriptors_run_out(context: AttackContext) -> None:
     """The limit falls below what the module has read at its start, so it meets EMFILE in all its threads."""
-    limits = resource.prlimit(siege.target.module.pid, resource.RLIMIT_NOFILE)
-    siege.held.callback(resource.prlimit, siege.target.module.pid, resource.RLIMIT_NOFILE, limits)
-    resource.prlimit(siege.target.module.pid, resource.RLIMIT_NOFILE, (128, limits[1]))
+    limits = resource.prlimit(context.target.module.pid, resource.RLIMIT_NOFILE)
+    context.held.callback(resource.prlimit, context.target.module.pid, resource.RLIMIT_NOFILE, limits)
+    resource.prlimit(context.target.module.pid, resource.RLIMIT_NOFILE, (128, limits[1]))
     for _ in range(300):
-        siege.hold(siege.target.connect())
+        context.hold(context.target.connect())
 
 
-def heads_without_an_end(siege: Siege) -> None:
+def heads_without_an_end(context: AttackContext) -> None:
     """A few hundred at once, each a byte longer from time to time."""
-    connections = [siege.hold(siege.target.connect()) for _ in range(300)]
+    connections = [context.hold(context.target.connect()) for _ in range(300)]
     for connection in connections:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")
-    while siege.other.resumed():
+    while context.other.resumed():
         for connection in connections:
             with suppress(OSError):
                 connection.sendall(b"a")
 
 
-def readers_that_take_nothing(siege: Siege) -> None:
+def readers_that_take_nothing(context: AttackContext) -> None:
     """Event streams and live pictures, as many as are given places, and the refused ones."""
     for number in range(60):
-        connection = siege.hold(siege.target.connect(receive_bytes=4096))
+        connection = context.hold(context.target.connect(receive_bytes=4096))
         path = "/api/v1/frames" if number % 2 else "/api/v1/cameras/dock/stream.mjpg"
         request = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"
         connection.sendall(request.encode())
 
 
-def large_uploads(siege: Siege) -> None:
+def large_uploads(context: AttackContext) -> None:
     """Small files of large pictures, four at once, and a body that is too large."""
     done, packed = cv2.imencode(".png", np.zeros((6000, 6000, 3), np.uint8))
     assert done
     data = packed.tobytes()
     with ThreadPoolExecutor(4) as pool:
-        answers = set(pool.map(lambda _number: _posted(siege.target, DETECT_PATH, data), range(4)))
+        answers = set(pool.map(lambda _number: _posted(context.target, DETECT_PATH, data), range(4)))
     assert 200 in answers
     assert answers <= {200, 503}
-    assert _posted(siege.target, DETECT_PATH, b"\xff\xd8\xff" + bytes(25 * 2**20)) in (_HUNG_UP, 413)
+    assert _posted(context.target, DETECT_PATH, b"\xff\xd8\xff" + bytes(25 * 2**20)) in (_HUNG_UP, 413)
 
 
 _HUNG_UP = 0
@@ -297,7 +297,7 @@ def _posted(target: Target, path: str, body: bytes) -> int:
         return _HUNG_UP
 
 
-def pictures_that_claim_to_be_huge(siege: Siege) -> None:
+def pictures_that_claim_to_be_huge(context: AttackContext) -> None:
     """30,000 x 30,000 pixels by their heads, with next to nothing behind."""
     side = 30_000
     png_head = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
@@ -311,13 +311,13 @@ def pictures_that_claim_to_be_huge(siege: Siege) -> None:
     small = packed.tobytes()
     at = small.index(b"\xff\xc0") + 5  # past marker, length and precision: height and width
     jpeg = small[:at] + struct.pack(">HH", side, side) + small[at + 4 :]
-    while siege.other.resumed():
+    while context.other.resumed():
         for picture in (png, jpeg):
-            status, body = siege.target.post(DETECT_PATH, picture)
+            status, body = context.target.post(DETECT_PATH, picture)
             assert status == 413, body
 
 
-def tensors_in_json(siege: Siege) -> None:
+def tensors_in_json(context: AttackContext) -> None:
     """Lists without number, nesting without end, a long text where a number stands: four at once."""
     begin = b'{"inputs":[{"name":"images","datatype":"UINT8","shape":[1,48,64,3],'
     bodies = (
@@ -328,13 +328,13 @@ def tensors_in_json(siege: Siege) -> None:
         begin + b'"data":[' + b"9" * 1_000_000 + b"]}]}",
     )
     with ThreadPoolExecutor(4) as pool:
-        while siege.other.resumed():
-            answers = set(pool.map(lambda body: _posted(siege.target, INFER_PATH, body), bodies))
+        while context.other.resumed():
+            answers = set(pool.map(lambda body: _posted(context.target, INFER_PATH, body), bodies))
             assert answers <= {_HUNG_UP, 400, 413, 503}
             assert answers & {400, 413}
 
 
-def heads_that_are_wrong(siege: Siege) -> None:
+def heads_that_are_wrong(context: AttackContext) -> None:
     """No Host, two of them, an Expect that is no text: as fast as one client can send them."""
     heads = (
         b"GET /healthz HTTP/1.1\r\n\r\n",
@@ -342,23 +342,23 @@ def heads_that_are_wrong(siege: Siege) -> None:
         b"GET /healthz HTTP/1.1\r\nHost: x\r\nExpect: \xff\xfe\r\n\r\n",
     )
     count = 0
-    while siege.other.resumed() or count < 300:
-        with siege.target.connect() as connection:
+    while context.other.resumed() or count < 300:
+        with context.target.connect() as connection:
             reply = _send(connection, heads[count % 3])
         assert reply.split()[1] in (b"400", b"417"), reply
         count += 1
 
 
-def bodies_without_an_end(siege: Siege) -> None:
+def bodies_without_an_end(context: AttackContext) -> None:
     """In chunks, to paths that want a body and to one that wants none; plain, and as gzip that swells."""
     packed = zlib.compressobj(wbits=31)
     first, again = (packed.compress(bytes(2**20)) + packed.flush(zlib.Z_SYNC_FLUSH) for _ in range(2))
     bodies = [
-        EndlessBody(siege, path, coding, *chunks)
+        EndlessBody(context, path, coding, *chunks)
         for path in (DETECT_PATH, INFER_PATH, "/healthz")
         for coding, *chunks in (("identity", b"\xff\xd8\xff", bytes(65536)), ("gzip", first, again))
     ]
-    while siege.other.resumed():
+    while context.other.resumed():
         for body in bodies:
             body.send_more()
 
@@ -366,8 +366,8 @@ def bodies_without_an_end(siege: Siege) -> None:
 class EndlessBody:
     """A request whose body has no end; begun anew whenever the module closes the connection."""
 
-    def __init__(self, siege: Siege, path: str, coding: str, first: bytes, again: bytes) -> None:
-        self._siege = siege
+    def __init__(self, context: AttackContext, path: str, coding: str, first: bytes, again: bytes) -> None:
+        self._siege = context
         head = (
             f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
             f"Content-Encoding: {coding}\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -415,7 +415,7 @@ ATTACKS: tuple[Attack, ...] = (
 def attacked(target: Target, attack: Attack) -> Iterator[OtherClient]:
     """The attack is on, and the other client has asked often enough."""
     with OtherClient(target) as other, ExitStack() as held:
-        attack(Siege(target, other, held))
+        attack(AttackContext(target, other, held))
         other.wait()
         yield other
 
@@ -430,7 +430,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
-def test_under_attack_other_clients_are_answered_and_messages_go_on(target: Target, attack: Attack) -> None:
+def test_under_attack_other_clients_are_answered_and_messages_are_sent(target: Target, attack: Attack) -> None:
     """No attack costs much memory or writes a traceback."""
     with attacked(target, attack) as other:
         pass
@@ -452,8 +452,8 @@ def test_a_module_under_attack_ends_in_time(tmp_path: Path) -> None:
             for _ in range(50):
                 held.enter_context(target.connect())
             with OtherClient(target) as other:
-                readers_that_take_nothing(Siege(target, other, held))
-                bodies_without_an_end(Siege(target, other, held))
+                readers_that_take_nothing(AttackContext(target, other, held))
+                bodies_without_an_end(AttackContext(target, other, held))
             assert module.stop(15) == 0
         # HTTP itself ended the requests that were under way, and was not given up.
         assert "left behind" not in module.log
@@ -486,11 +486,11 @@ def test_a_module_whose_state_files_are_all_damaged_starts_and_delivers(
     with ModuleProcess(data, "--config", str(config), environ=environ) as module:
         module.ready()
         edge_runtime.wait_for(lambda got: sum(m.output == "detections" for m in got) >= 3, timeout_s=60)
-        told = [m.json() for m in edge_runtime.messages if m.output == "events"]
+        events = [m.json() for m in edge_runtime.messages if m.output == "events"]
         assert module.stop(10) == 0
-    lost = {event["details"]["file"] for event in told if event["code"] == "state-lost"}
+    lost = {event["details"]["file"] for event in events if event["code"] == "state-lost"}
     assert lost == {"sequences.json", "desired.json"}
-    assert "spool-lost" in {event["code"] for event in told}
+    assert "spool-lost" in {event["code"] for event in events}
     for name, content in damaged.items():
         assert (data / f"{name}.aside").read_bytes() == content
     assert "Traceback" not in module.log

@@ -5,7 +5,7 @@ import numpy as np
 from visionedge.frames.types import InputSpec, Picture
 
 
-def slow_fit(picture: Picture, spec: InputSpec) -> Picture:
+def reference_letterbox(picture: Picture, spec: InputSpec) -> Picture:
     """The same, plainly: a padded canvas and bilinear interpolation pixel by pixel in float64."""
     place = spec.place(picture.shape[1], picture.shape[0])
     width, height = int(place.width_px), int(place.height_px)

@@ -19,7 +19,7 @@ def message(sequence_number: int, output: str = "detections", size: int = 100) -
     )
 
 
-class SpoolWorld:
+class SpoolHarness:
     """A folder, a clock moved by hand, and a disk that fails on command; spools are stepped by hand."""
 
     def __init__(self, folder: Path) -> None:
@@ -27,7 +27,7 @@ class SpoolWorld:
         self.now_ns = 0
         self.thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
         self.databases: list[sqlite3.Connection] = []
-        self._happenings: list[tuple[str, Callable[[], None]]] = []
+        self._actions: list[tuple[str, Callable[[], None]]] = []
 
     def connect(self, path: Path) -> sqlite3.Connection:
         """The real database, kept so that a test can make it fail."""
@@ -37,7 +37,7 @@ class SpoolWorld:
         return database
 
     def spool(self, *, owner: str = "me", memory_bytes: int = 1_000_000, **limits: float) -> Spool:
-        """A spool that is not started: `turn` does a round of its thread."""
+        """A spool that is not started: `run_round` does a round of its thread."""
         return Spool(
             self.path,
             owner,
@@ -54,12 +54,12 @@ class SpoolWorld:
 
     def meanwhile(self, statement: str, happens: Callable[[], None]) -> None:
         """Have something happen once the disk is busy with such a statement; in the order of the calls."""
-        self._happenings.append((statement, happens))
+        self._actions.append((statement, happens))
         self.databases[-1].set_trace_callback(self._trace)
 
     def _trace(self, statement: str) -> None:
-        if self._happenings and statement.startswith(self._happenings[0][0]):
-            self._happenings.pop(0)[1]()
+        if self._actions and statement.startswith(self._actions[0][0]):
+            self._actions.pop(0)[1]()
 
     def read_only(self, *, on: bool) -> None:
         """The disk takes nothing more, or does again."""
@@ -67,15 +67,15 @@ class SpoolWorld:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[SpoolWorld]:
+def harness(tmp_path: Path) -> Iterator[SpoolHarness]:
     """Closes what tests leave open."""
-    world = SpoolWorld(tmp_path)
-    yield world
-    for database in world.databases:
+    harness = SpoolHarness(tmp_path)
+    yield harness
+    for database in harness.databases:
         database.close()
 
 
-def turn(spool: Spool) -> None:
+def run_round(spool: Spool) -> None:
     """One round of the thread `spool`."""
     spool._write_and_refill()
 
@@ -84,7 +84,7 @@ def drain(spool: Spool) -> list[Message]:
     """Take everything as a hub does that is never away."""
     got: list[Message] = []
     for _ in range(10_000):
-        turn(spool)
+        run_round(spool)
         following = spool.peek()
         if following is None and not len(spool):
             return got

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from doctor_breakages import BROKEN, PARAVIRTUAL
-from doctor_machines import DATA, linux
-from doctor_situations import BESIDE, GOOD, NO_GPU, NOT_GIVEN, Situation
+from doctor_fault_scenarios import BROKEN, PARAVIRTUAL
+from doctor_hosts import DATA, linux
+from doctor_scenarios import SYSTEM_CHECKS, WORKING, NO_GPU, NOT_PASSED_THROUGH, Scenario
 from repository_paths import REPOSITORY
 from visionedge import __version__
 from visionedge.config.load import parse_config
@@ -25,11 +25,11 @@ from visionedge.ops.doctor.report import DoctorReport, examine
 from visionedge.ops.doctor.system_checks import SYSTEM_CHECKS
 from visionedge.web.documents import DoctorDocument
 
-SITUATIONS = [*NO_GPU, *NOT_GIVEN, *BROKEN, *PARAVIRTUAL, *GOOD, *BESIDE]
+SITUATIONS = [*NO_GPU, *NOT_PASSED_THROUGH, *BROKEN, *PARAVIRTUAL, *WORKING, *SYSTEM_CHECKS]
 GOLDEN = Path(__file__).parents[2] / "golden" / "doctor"
 
 
-def examined(situation: Situation, root: Path) -> DoctorReport:
+def examine_scenario(situation: Scenario, root: Path) -> DoctorReport:
     """The report on a machine in this situation."""
     config = parse_config(situation.config | {"inference": {"device": situation.device}})
     machine = situation.machine(root)
@@ -37,19 +37,19 @@ def examined(situation: Situation, root: Path) -> DoctorReport:
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.name)
-def test_the_first_broken_link_and_the_reason_are_the_right_ones(
-    situation: Situation, tmp_path: Path
+def test_the_first_broken_link_and_the_reason_are_correct(
+    situation: Scenario, tmp_path: Path
 ) -> None:
-    report = examined(situation, tmp_path / "root")
+    report = examine_scenario(situation, tmp_path / "root")
     first = report.first_broken
     assert (first.name if first else None, str(report.code)) == (situation.broken, situation.code)
 
 
 @pytest.mark.parametrize("name", ["cpu-laptop", "intel-laptop", "gpu-extra-no-driver"])
-def test_without_a_gpu_nothing_is_called_broken(name: str, tmp_path: Path) -> None:
+def test_without_a_gpu_nothing_is_reported_as_broken(name: str, tmp_path: Path) -> None:
     """Nobody demanded one; the chain is still there to be read."""
     (situation,) = (each for each in SITUATIONS if each.name == name)
-    report = examined(situation, tmp_path / "root")
+    report = examine_scenario(situation, tmp_path / "root")
     to_text = report.to_text()
     assert "✗" not in to_text
     assert "broken" not in to_text
@@ -58,7 +58,7 @@ def test_without_a_gpu_nothing_is_called_broken(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("quota", "told"), [(None, None), (4.0, None), (1.5, "info"), (0.5, "warning")])
-def test_a_cpu_quota_is_told_where_it_is_a_limit(
+def test_a_limiting_cpu_quota_is_reported(
     quota: float | None, told: str | None, tmp_path: Path
 ) -> None:
     """On a machine of 4 cores."""
@@ -70,10 +70,10 @@ def test_a_cpu_quota_is_told_where_it_is_a_limit(
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.name)
-def test_the_report_as_json_has_the_described_keys_in_their_order(
-    situation: Situation, tmp_path: Path
+def test_the_json_report_has_the_documented_keys_in_order(
+    situation: Scenario, tmp_path: Path
 ) -> None:
-    report = examined(situation, tmp_path / "root")
+    report = examine_scenario(situation, tmp_path / "root")
     document = report.document()
     keys = "schema version at system fulfilled device environment firstBroken chain systemChecks"
     assert list(document) == keys.split()
@@ -89,10 +89,10 @@ def test_the_report_as_json_has_the_described_keys_in_their_order(
     assert json.loads(json.dumps(document)) == document
 
 
-def test_marks_have_colours_on_a_terminal_and_nothing_else_changes(tmp_path: Path) -> None:
+def test_a_terminal_gets_coloured_marks_and_the_same_text(tmp_path: Path) -> None:
     """Red for what is broken, green for what is right, grey for what needs no attention."""
     (situation,) = (each for each in SITUATIONS if each.name == "everything-beside-in-trouble")
-    report = examined(situation, tmp_path / "root")
+    report = examine_scenario(situation, tmp_path / "root")
     coloured = report.to_text(colours=True)
     for mark, code in (("✓", 32), ("!", 33), ("✗", 31), ("-", 90), ("·", 90)):
         assert f"\x1b[{code}m  {mark}" in coloured
@@ -100,8 +100,8 @@ def test_marks_have_colours_on_a_terminal_and_nothing_else_changes(tmp_path: Pat
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.name)
-def test_every_word_is_the_golden_one(situation: Situation, tmp_path: Path) -> None:
-    to_text = examined(situation, tmp_path / "root").to_text().replace(__version__, "VERSION")
+def test_the_report_equals_the_golden_file(situation: Scenario, tmp_path: Path) -> None:
+    to_text = examine_scenario(situation, tmp_path / "root").to_text().replace(__version__, "VERSION")
     golden = GOLDEN / f"{situation.name}.txt"
     if os.environ.get("VISIONEDGE_GOLDEN") == "write":
         golden.parent.mkdir(parents=True, exist_ok=True)
@@ -109,13 +109,13 @@ def test_every_word_is_the_golden_one(situation: Situation, tmp_path: Path) -> N
     assert to_text == golden.read_text()
 
 
-def test_no_golden_file_is_left_over_and_there_are_enough() -> None:
+def test_every_golden_file_belongs_to_a_scenario() -> None:
     kept = {path.stem for path in GOLDEN.glob("*.txt")}
     assert kept == {situation.name for situation in SITUATIONS}
     assert len(kept) >= 25
 
 
-def test_the_docs_show_a_green_doctor_in_its_own_words() -> None:
+def test_the_docs_show_the_real_output_of_a_good_machine() -> None:
     """docs/gpu.md quotes a whole report."""
     to_text = (GOLDEN / "dda-good.txt").read_text()
     quoted = "".join(f"    {line}" if line.strip() else line for line in to_text.splitlines(keepends=True))
@@ -123,10 +123,10 @@ def test_the_docs_show_a_green_doctor_in_its_own_words() -> None:
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.name)
-def test_a_broken_link_comes_with_a_remedy_and_nothing_behind_it_is_judged_by_it(
-    situation: Situation, tmp_path: Path
+def test_a_broken_link_has_a_remedy_and_later_links_are_not_judged(
+    situation: Scenario, tmp_path: Path
 ) -> None:
-    report = examined(situation, tmp_path / "root")
+    report = examine_scenario(situation, tmp_path / "root")
     assert [finding.name for finding in report.chain] == [link.name for link in GPU_CHECKS]
     independent = {link.name for link in GPU_CHECKS if link.independent}
     first = report.first_broken
@@ -139,16 +139,16 @@ def test_a_broken_link_comes_with_a_remedy_and_nothing_behind_it_is_judged_by_it
     assert not [f for f in behind if f.state is CheckState.BROKEN and f.remedies]
 
 
-def test_every_link_breaks_in_some_situation() -> None:
+def test_every_link_breaks_in_some_scenario() -> None:
     """But for those that only tell, and the last, which cannot break where the one before it holds."""
     telling = {"container", "iot-edge", "kernel", "placement"}
     assert {s.broken for s in SITUATIONS} - {None} == {link.name for link in GPU_CHECKS} - telling
 
 
-def test_every_passthrough_is_met_broken_and_whole(tmp_path: Path) -> None:
+def test_every_passthrough_has_a_broken_and_a_working_scenario(tmp_path: Path) -> None:
     met: dict[str, set[bool]] = {}
     for number, situation in enumerate(SITUATIONS):
-        report = examined(situation, tmp_path / str(number))
+        report = examine_scenario(situation, tmp_path / str(number))
         met.setdefault(report.environment.passthrough, set()).add(report.first_broken is None)
     ways = ("dda", "gpu-pv", "native", "intel", "none")
     assert met == {way: {True, False} for way in ways}, (
@@ -156,7 +156,7 @@ def test_every_passthrough_is_met_broken_and_whole(tmp_path: Path) -> None:
     )
 
 
-def test_a_line_for_windows_is_always_whole() -> None:
+def test_a_windows_command_is_never_wrapped() -> None:
     """Set-EflowVM sets back whatever is left out of it."""
     lines = [line for path in GOLDEN.glob("*.txt") for line in path.read_text().splitlines()]
     setting = [line.strip() for line in lines if "Set-EflowVM" in line]
@@ -170,14 +170,14 @@ def test_a_line_for_windows_is_always_whole() -> None:
         assert ("-gpuCount" in line) == ("DirectDeviceAssignment" in line)
 
 
-def test_every_reason_that_stops_a_device_has_a_word_in_the_engine_too() -> None:
+def test_every_device_problem_has_a_reason_code_of_the_engine() -> None:
     assert set(REMEDIES) >= {ReasonCode(s.code) for s in SITUATIONS} - {
         ReasonCode.OK,
         ReasonCode.CPU_REQUESTED,
     }
 
 
-def test_every_link_and_everything_beside_the_chain_is_documented() -> None:
+def test_every_link_and_every_system_check_is_documented() -> None:
     text = (REPOSITORY / "docs" / "gpu.md").read_text()
     assert not [link.name for link in GPU_CHECKS if f"| `{link.name}` |" not in text]
     assert not [
@@ -185,5 +185,5 @@ def test_every_link_and_everything_beside_the_chain_is_documented() -> None:
     ]
 
 
-def test_no_secret_of_a_camera_is_in_any_word() -> None:
+def test_the_report_contains_no_secret_of_a_camera() -> None:
     assert "hunter2" not in "".join(path.read_text() for path in GOLDEN.glob("*.txt"))

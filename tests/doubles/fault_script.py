@@ -27,7 +27,7 @@ FAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-class Faults:
+class FaultScript:
     """`begin` lets a fault of `FAULTS` happen until `end`."""
 
     def __init__(self, folder: Path, *, run_s: float = 30.0, first_s: float = 0.3, **timing: float) -> None:

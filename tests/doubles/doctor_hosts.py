@@ -59,7 +59,7 @@ def cuda_failure(number: int, text: str) -> str:
 
 
 @dataclass
-class Machine:
+class HostBuilder:
     """A machine under construction; every method adds to it and gives it back."""
 
     root: Path
@@ -70,7 +70,7 @@ class Machine:
     cpu_quota: float | None = None
     refused: dict[str, str] = field(default_factory=dict)
     denied: set[str] = field(default_factory=set)
-    lacking: dict[str, str] = field(default_factory=dict)
+    missing_libraries: dict[str, str] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     driver_steps: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {"library": {"error": missing("libcuda.so.1")}}
@@ -83,41 +83,41 @@ class Machine:
     free: DiskSpace | None = field(default_factory=lambda: DiskSpace(40 * _GIB, 30 * _GIB))
     asked: list[str] = field(default_factory=list)
 
-    def file(self, path: str | Path, text: str = "") -> "Machine":
+    def file(self, path: str | Path, text: str = "") -> "HostBuilder":
         """A file with a text."""
         place = self.root / str(path).lstrip("/")
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text)
         return self
 
-    def memory(self, total_mib: int = 7960, available_mib: int = 6200) -> "Machine":
+    def memory(self, total_mib: int = 7960, available_mib: int = 6200) -> "HostBuilder":
         """Main memory."""
         total, available = total_mib * 1024, available_mib * 1024
         return self.file("/proc/meminfo", f"MemTotal:  {total} kB\nMemAvailable:  {available} kB\n")
 
     # --- where it is ----------------------------------------------------------------------------------------
 
-    def kernel(self, release: str) -> "Machine":
+    def kernel(self, release: str) -> "HostBuilder":
         """Its kernel."""
         self.file("/proc/sys/kernel/osrelease", f"{release}\n")
         return self.file("/proc/version", f"Linux version {release} (gcc)\n")
 
-    def eflow(self) -> "Machine":
+    def eflow(self) -> "HostBuilder":
         """The VM of EFLOW."""
         self.file("/sys/class/dmi/id/sys_vendor", "Microsoft Corporation\n")
         self.file("/sys/class/dmi/id/product_name", "Virtual Machine\n")
         return self.kernel("6.6.96.2-2.azl3")
 
-    def wsl(self) -> "Machine":
+    def wsl(self) -> "HostBuilder":
         """WSL 2."""
         return self.kernel("5.15.153.1-microsoft-standard-WSL2")
 
-    def container(self) -> "Machine":
+    def container(self) -> "HostBuilder":
         """Inside a container, as the user of our images."""
         self.uid = 10001
         return self.file("/.dockerenv")
 
-    def module(self) -> "Machine":
+    def module(self) -> "HostBuilder":
         """Inside a container that IoT Edge made."""
         self.environ |= EDGE
         self.network |= {
@@ -131,22 +131,22 @@ class Machine:
 
     # --- its GPU --------------------------------------------------------------------------------------------
 
-    def nvidia_nodes(self, *names: str) -> "Machine":
+    def nvidia_nodes(self, *names: str) -> "HostBuilder":
         """The device nodes of the Linux driver."""
         for name in names or ("nvidia0", "nvidiactl", "nvidia-uvm"):
             self.file(f"/dev/{name}")
         return self
 
-    def kernel_driver(self, version: str = "550.144.03") -> "Machine":
+    def kernel_driver(self, version: str = "550.144.03") -> "HostBuilder":
         """The kernel's part of the driver, which containers see as well."""
         return self.file("/sys/module/nvidia/version", f"{version}\n")
 
-    def on_pci(self, vendor: str = "0x10de") -> "Machine":
+    def on_pci(self, vendor: str = "0x10de") -> "HostBuilder":
         """A display controller on the PCI bus."""
         folder = "/sys/bus/pci/devices/0000:01:00.0"
         return self.file(f"{folder}/vendor", f"{vendor}\n").file(f"{folder}/class", "0x030000\n")
 
-    def dxg(self, *libraries: str, store: str = "nv_dispi.inf_amd64_1", dmal: bool = True) -> "Machine":
+    def dxg(self, *libraries: str, store: str = "nv_dispi.inf_amd64_1", dmal: bool = True) -> "HostBuilder":
         """GPU-PV with the libraries that Windows lends; with "-" none are visible."""
         self.file("/dev/dxg").file("/proc/misc", "126 dxg\n")
         if libraries == ("-",):
@@ -166,7 +166,7 @@ class Machine:
         version: str = "550.144.03",
         path: str = "/usr/lib/x86_64-linux-gnu/libcuda.so.550.144.03",
         free_mib: int = 14000,
-    ) -> "Machine":
+    ) -> "HostBuilder":
         """A driver that works, with one device."""
         total = 15 * _GIB
         self.driver_steps = {
@@ -180,14 +180,14 @@ class Machine:
         }
         return self
 
-    def init_fails(self, code: int, name: str) -> "Machine":
+    def init_fails(self, code: int, name: str) -> "HostBuilder":
         """cuInit answers with an error."""
         for step in ("devices", "memory"):
             self.driver_steps.pop(step, None)
         self.driver_steps["init"] = {"code": code, "name": name}
         return self
 
-    def driver_ends(self, how: str, words: str, *, after: str = "starting") -> "Machine":
+    def driver_ends(self, how: str, words: str, *, after: str = "starting") -> "HostBuilder":
         """The child that asks the driver hangs ("late") or dies after a step."""
         steps = list(self.driver_steps)
         for step in steps[steps.index(after) + 1 :]:
@@ -197,19 +197,19 @@ class Machine:
 
     # --- its onnxruntime ------------------------------------------------------------------------------------
 
-    def cpu_wheel(self, version: str = "1.31.1") -> "Machine":
+    def cpu_wheel(self, version: str = "1.31.1") -> "HostBuilder":
         """onnxruntime."""
         self.packages["onnxruntime"] = version
         return self._owner("onnxruntime", version, "")
 
-    def gpu_wheel(self, version: str = "1.26.0", cuda: str = "12.8") -> "Machine":
+    def gpu_wheel(self, version: str = "1.26.0", cuda: str = "12.8") -> "HostBuilder":
         """onnxruntime-gpu, with all of its libraries."""
         self.packages["onnxruntime-gpu"] = version
         self.versions = dict(VERSIONS_12 if cuda.startswith("12") else VERSIONS_13)
         self.file(_CAPI / "libonnxruntime_providers_cuda.so")
         return self._owner("onnxruntime-gpu", version, cuda)
 
-    def _owner(self, package: str, version: str, cuda: str) -> "Machine":
+    def _owner(self, package: str, version: str, cuda: str) -> "HostBuilder":
         lines = [f"package_name = '{package}'", f"__version__ = '{version}'"]
         self.file(
             _CAPI / "build_and_package_info.py",
@@ -221,24 +221,24 @@ class Machine:
         os.utime(self.root / str(first).lstrip("/"), (installed, installed))
         return self
 
-    def lacks(self, *libraries: str) -> "Machine":
+    def without_libraries(self, *libraries: str) -> "HostBuilder":
         """Libraries that the loader does not find; the session fails at the first."""
-        self.lacking |= {name: missing(name) for name in libraries}
-        return self.session_says(
-            f"Failed to load library /x.so with error: {missing(libraries[0])}", falls=True
+        self.missing_libraries |= {name: missing(name) for name in libraries}
+        return self.session_fails(
+            f"Failed to load library /x.so with error: {missing(libraries[0])}", silently=True
         )
 
-    def session_works(self, *on_cpu: str, nodes: int = 212) -> "Machine":
+    def session_works(self, *on_cpu: str, nodes: int = 212) -> "HostBuilder":
         """A first session computes on the GPU, and so do the nodes of the model but for some."""
         document = {"providers": [PROVIDERS["cuda"], PROVIDERS["cpu"]], "error": ""}
         self.session = ProbeOutput(0, json.dumps(document), "")
         self.placement = {"device": "cuda", "onDevice": nodes, "onCpu": list(on_cpu)}
         return self
 
-    def session_says(self, words: str, *, falls: bool = False) -> "Machine":
-        """A first session fails: with an error, or silently (`falls`) and with words on stderr only."""
-        document = {"providers": [PROVIDERS["cpu"]] if falls else [], "error": "" if falls else words}
-        self.session = ProbeOutput(0, json.dumps(document), words if falls else "")
+    def session_fails(self, words: str, *, silently: bool = False) -> "HostBuilder":
+        """A first session fails: with an error, or silently (`silently`) and with words on stderr only."""
+        document = {"providers": [PROVIDERS["cpu"]] if silently else [], "error": "" if silently else words}
+        self.session = ProbeOutput(0, json.dumps(document), words if silently else "")
         return self
 
     # --- the machine as doctor sees it ----------------------------------------------------------------------
@@ -289,8 +289,8 @@ class Machine:
     def _libraries(self, arguments: dict[str, Any]) -> ProbeResult:
         steps: dict[str, dict[str, Any]] = {}
         for name in arguments["names"]:
-            if name in self.lacking:
-                steps[name] = {"error": self.lacking[name]}
+            if name in self.missing_libraries:
+                steps[name] = {"error": self.missing_libraries[name]}
             elif name in self.versions:
                 steps[name] = {"path": f"/lib/{name}", "version": self.versions[name]}
         return ProbeResult(steps)
@@ -307,7 +307,7 @@ class Machine:
         )
 
 
-def linux(root: Path) -> Machine:
+def linux(root: Path) -> HostBuilder:
     """A Linux machine with nothing in it but memory."""
     (root / "data").mkdir(parents=True)
-    return Machine(root).kernel("6.12.9-amd64").memory()
+    return HostBuilder(root).kernel("6.12.9-amd64").memory()

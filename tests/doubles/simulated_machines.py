@@ -13,7 +13,7 @@ BatchMs = Callable[[int, int], float]
 
 
 @dataclass
-class Machine:
+class SimulatedMachine:
     """Runs trials in no time and tells how long they took. `noise` is the spread of a whole trial."""
 
     batch_ms: BatchMs
@@ -22,7 +22,7 @@ class Machine:
     slower: Callable[[float], float] = lambda _now_s: 1.0
     broken: Callable[[OperatingPoint], bool] = lambda _pair: False
     now_s: float = 0.0
-    tried: list[OperatingPoint] = field(default_factory=list)
+    trials: list[OperatingPoint] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)  # noqa: S311 - no secret
@@ -33,7 +33,7 @@ class Machine:
 
     def trial(self, point: OperatingPoint, limit_s: float) -> ThroughputSample:
         """As `trial.run_trial`: one batch to settle, then as many as fill the time."""
-        self.tried.append(point)
+        self.trials.append(point)
         if self.broken(point):
             raise MemoryError(f"no room for\n{point.batch} pictures")
         real_ms = self.batch_ms(point.lanes, point.batch)
@@ -54,26 +54,26 @@ class Machine:
         return self.frames_per_s(point) / max(self.frames_per_s(each) for each in every)
 
 
-def processor(cores: int, picture_ms: float = 12.0) -> BatchMs:
+def cpu_with_caches(cores: int, picture_ms: float = 12.0) -> BatchMs:
     """A CPU whose caches like small batches; lanes above its cores share them."""
 
     def batch_ms(lanes: int, batch: int) -> float:
-        crowd = 1 + 0.15 * (min(lanes, cores) - 1) / max(1, cores - 1)
-        return (picture_ms * batch * (1 + 0.05 * math.log2(batch)) + 0.5) * crowd * max(1.0, lanes / cores)
+        contention = 1 + 0.15 * (min(lanes, cores) - 1) / max(1, cores - 1)
+        return (picture_ms * batch * (1 + 0.05 * math.log2(batch)) + 0.5) * contention * max(1.0, lanes / cores)
 
     return batch_ms
 
 
-def crowded_memory(lanes: int, batch: int) -> float:
+def memory_bound_cpu(lanes: int, batch: int) -> float:
     """A CPU whose cores wait for memory: what helps is to read the weights once for many pictures."""
     return lanes * (9.0 * batch + 3.0)
 
 
-def accelerator(lanes: int, batch: int) -> float:
+def gpu(lanes: int, batch: int) -> float:
     """A GPU: a batch of eight hardly takes longer than one picture, and two lanes hide the host's part."""
     return max(0.3 * batch + 2.0, lanes * (0.3 * batch + 1.4))
 
 
-def single_accelerator(lanes: int, batch: int) -> float:
+def single_lane_gpu(lanes: int, batch: int) -> float:
     """A GPU that gains nothing from a second lane."""
     return lanes * (0.3 * batch + 2.0)

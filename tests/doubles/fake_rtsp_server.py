@@ -27,7 +27,7 @@ from visionedge.frames.types import Picture
 FPS = 25
 _PICTURES = 8 * FPS
 _NONCE, _REALM = "5eed", "cam"
-DIGEST_ASKED = f'Digest realm="{_REALM}", nonce="{_NONCE}"'
+DIGEST_CHALLENGE = f'Digest realm="{_REALM}", nonce="{_NONCE}"'
 """What a server says that wants a digest."""
 
 _RTCP = range(72, 77)
@@ -49,11 +49,11 @@ Send = Callable[[bool, bytes], None]
 """(whether it is control, packet)"""
 
 
-class RtspStandIn:
-    """`login` is demanded as a digest; while `rubbish` is set there is nothing in the packets.
+class FakeRtspServer:
+    """`login` is demanded as a digest; while `corrupted` is set there is nothing in the packets.
 
-    `udp_only`: whoever wants packets over TCP is refused. `one_visitor`: who comes while another client is
-    connected waits until that one has gone. Each answer comes after `late_s`. `moved` says for a path where
+    `udp_only`: whoever wants packets over TCP is refused. `single_client`: who comes while another client is
+    connected waits until that one has gone. Each answer comes after `reply_delay_s`. `redirects` says for a path where
     it redirects to, with `status`; a test fills it once the server's own address is known.
     """
 
@@ -64,36 +64,36 @@ class RtspStandIn:
         login: tuple[str, str] | None = None,
         udp_only: bool = False,
         host: str = "127.0.0.1",
-        one_visitor: bool = False,
+        single_client: bool = False,
         status: str = "302 Moved",
-        late_s: float = 0.0,
+        reply_delay_s: float = 0.0,
     ) -> None:
-        self.status, self.late_s = status, late_s
-        self.moved: dict[str, str] = {}
+        self.status, self.reply_delay_s = status, reply_delay_s
+        self.redirects: dict[str, str] = {}
         self.asked: list[tuple[str, str, Headers]] = []
         """Method, path and headers of each request."""
-        self.visits = 0
+        self.connections = 0
         self.codec, self.login, self.udp_only = codec, login, udp_only
-        self.rubbish = threading.Event()
+        self.corrupted = threading.Event()
         self.transports: list[str] = []
         """How each client that was set up wanted its packets: ``tcp`` or ``udp``."""
         self.ended = threading.Event()
-        self.packets = _packed(codec)
-        stand_in = self
+        self.packets = _packetise(codec)
+        server = self
 
-        class Visit(_Visit):
-            server_side = stand_in
+        class ClientConnection(_ClientConnection):
+            rtsp_server = server
 
         self._server: socketserver.TCPServer
-        if one_visitor:
-            self._server = socketserver.TCPServer((host, 0), Visit)
+        if single_client:
+            self._server = socketserver.TCPServer((host, 0), ClientConnection)
         else:
-            threading_server = socketserver.ThreadingTCPServer((host, 0), Visit)
+            threading_server = socketserver.ThreadingTCPServer((host, 0), ClientConnection)
             threading_server.daemon_threads = True
             self._server = threading_server
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
-    def __enter__(self) -> "RtspStandIn":
+    def __enter__(self) -> "FakeRtspServer":
         self._thread.start()
         return self
 
@@ -111,10 +111,10 @@ class RtspStandIn:
         return f"rtsp://{login}{host!s}:{port}{path}"
 
 
-class _Visit(socketserver.BaseRequestHandler):
+class _ClientConnection(socketserver.BaseRequestHandler):
     """One client's connection."""
 
-    server_side: RtspStandIn
+    rtsp_server: FakeRtspServer
 
     def handle(self) -> None:
         """Answer what is asked until the client hangs up."""
@@ -122,9 +122,9 @@ class _Visit(socketserver.BaseRequestHandler):
         self._send: Send | None = None
         self._gone = threading.Event()
         data = b""
-        self.server_side.visits += 1
-        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as self._line:
-            while not self.server_side.ended.is_set():
+        self.rtsp_server.connections += 1
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as self._udp_socket:
+            while not self.rtsp_server.ended.is_set():
                 chunk = self.request.recv(4096)
                 if not chunk:
                     break
@@ -135,19 +135,19 @@ class _Visit(socketserver.BaseRequestHandler):
         self._gone.set()
 
     def _answer(self, method: str, uri: str, headers: Headers) -> None:
-        side = self.server_side
+        server = self.rtsp_server
         path = urlsplit(uri).path
-        side.asked.append((method, path, headers))
-        side.ended.wait(side.late_s)
-        if method != "OPTIONS" and not self._admits(method, headers):
-            self._reply(headers, {"WWW-Authenticate": DIGEST_ASKED}, status="401 Unauthorized")
-        elif method == "DESCRIBE" and path in side.moved:
-            self._reply(headers, {"Location": side.moved[path]}, status=side.status)
+        server.asked.append((method, path, headers))
+        server.ended.wait(server.reply_delay_s)
+        if method != "OPTIONS" and not self._is_authenticated(method, headers):
+            self._reply(headers, {"WWW-Authenticate": DIGEST_CHALLENGE}, status="401 Unauthorized")
+        elif method == "DESCRIBE" and path in server.redirects:
+            self._reply(headers, {"Location": server.redirects[path]}, status=server.status)
         elif method == "DESCRIBE":
             self._reply(
-                headers, {"Content-Type": "application/sdp", "Content-Base": f"{uri}/"}, _sdp(side.codec)
+                headers, {"Content-Type": "application/sdp", "Content-Base": f"{uri}/"}, _sdp(server.codec)
             )
-        elif method == "SETUP" and side.udp_only and "interleaved" in headers["transport"]:
+        elif method == "SETUP" and server.udp_only and "interleaved" in headers["transport"]:
             self._reply(headers, {}, status="461 Unsupported Transport")
         elif method == "SETUP":
             self._reply(headers, {"Transport": self._set_up(headers["transport"]), "Session": "1"})
@@ -157,9 +157,9 @@ class _Visit(socketserver.BaseRequestHandler):
         else:
             self._reply(headers, {"Public": "OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN", "Session": "1"})
 
-    def _admits(self, method: str, headers: Headers) -> bool:
-        login = self.server_side.login
-        return login is None or digest_shown(method, headers.get("authorization", ""), *login)
+    def _is_authenticated(self, method: str, headers: Headers) -> bool:
+        login = self.rtsp_server.login
+        return login is None or digest_is_valid(method, headers.get("authorization", ""), *login)
 
     def _reply(self, asked: Headers, more: Headers, body: str = "", status: str = "200 OK") -> None:
         headers = {"CSeq": asked["cseq"], **more, "Content-Length": str(len(body))}
@@ -170,35 +170,35 @@ class _Visit(socketserver.BaseRequestHandler):
     def _set_up(self, transport: str) -> str:
         ports = re.search(r"client_port=(\d+)-(\d+)", transport)
         if ports is None:
-            self.server_side.transports.append("tcp")
-            self._send = self._interleaved
+            self.rtsp_server.transports.append("tcp")
+            self._send = self._send_tcp
             return "RTP/AVP/TCP;unicast;interleaved=0-1"
-        self.server_side.transports.append("udp")
-        self._line.bind(("127.0.0.1", 0))
-        self._send = lambda control, data: self._to(int(ports[2 if control else 1]), data)
-        port = self._line.getsockname()[1]
+        self.rtsp_server.transports.append("udp")
+        self._udp_socket.bind(("127.0.0.1", 0))
+        self._send = lambda control, data: self._send_udp(int(ports[2 if control else 1]), data)
+        port = self._udp_socket.getsockname()[1]
         return f"RTP/AVP;unicast;client_port={ports[1]}-{ports[2]};server_port={port}-{port + 1}"
 
-    def _interleaved(self, control: bool, data: bytes) -> None:
+    def _send_tcp(self, control: bool, data: bytes) -> None:
         with self._sending:
             self.request.sendall(b"$" + bytes([int(control)]) + len(data).to_bytes(2, "big") + data)
 
-    def _to(self, port: int, data: bytes) -> None:
-        self._line.sendto(data, ("127.0.0.1", port))
+    def _send_udp(self, port: int, data: bytes) -> None:
+        self._udp_socket.sendto(data, ("127.0.0.1", port))
 
     def _play(self) -> None:
         assert self._send is not None
         with suppress(OSError):
-            for packets in self.server_side.packets:
+            for packets in self.rtsp_server.packets:
                 for packet in packets:
                     control = packet[1] & 0x7F in _RTCP
-                    empty = self.server_side.rubbish.is_set() and not control
-                    self._send(control, _emptied(packet) if empty else packet)
-                if self._gone.wait(1 / FPS) or self.server_side.ended.is_set():
+                    empty = self.rtsp_server.corrupted.is_set() and not control
+                    self._send(control, _corrupt(packet) if empty else packet)
+                if self._gone.wait(1 / FPS) or self.rtsp_server.ended.is_set():
                     return
 
 
-def _emptied(packet: bytes) -> bytes:
+def _corrupt(packet: bytes) -> bytes:
     """A packet as long, of an H.264 slice that says nothing."""
     return packet[:12] + b"\x01" + bytes(len(packet) - 13)
 
@@ -215,15 +215,15 @@ def _request(data: bytes) -> tuple[str, str, Headers, bytes] | None:
     return method, uri, {k.lower(): v for k, v in (line.split(": ", 1) for line in lines)}, rest
 
 
-def digest_shown(method: str, authorization: str, user: str, password: str) -> bool:
-    """Whether the answer to `DIGEST_ASKED` is right, as RFC 2617 has it."""
-    said = dict(re.findall(r'(\w+)="([^"]*)"', authorization))
+def digest_is_valid(method: str, authorization: str, user: str, password: str) -> bool:
+    """Whether the answer to `DIGEST_CHALLENGE` is right, as RFC 2617 has it."""
+    fields = dict(re.findall(r'(\w+)="([^"]*)"', authorization))
 
     def digest(*words: str) -> str:
         return hashlib.md5(":".join(words).encode()).hexdigest()  # noqa: S324 - the protocol's own
 
-    expected = digest(digest(user, _REALM, password), _NONCE, digest(method, said.get("uri", "")))
-    return (said.get("username"), said.get("nonce"), said.get("response")) == (user, _NONCE, expected)
+    expected = digest(digest(user, _REALM, password), _NONCE, digest(method, fields.get("uri", "")))
+    return (fields.get("username"), fields.get("nonce"), fields.get("response")) == (user, _NONCE, expected)
 
 
 def _sdp(codec: str) -> str:
@@ -234,7 +234,7 @@ def _sdp(codec: str) -> str:
     )
 
 
-class _Packets:
+class _PacketCollector:
     """What FFmpeg's RTP muxer writes to: a packet each time."""
 
     def __init__(self) -> None:
@@ -244,27 +244,27 @@ class _Packets:
         self.waiting.append(bytes(data))
         return len(data)
 
-    def taken(self) -> list[bytes]:
+    def take(self) -> list[bytes]:
         packets, self.waiting = self.waiting, []
         return packets
 
 
-def _packed(codec: str) -> list[list[bytes]]:
+def _packetise(codec: str) -> list[list[bytes]]:
     """The RTP packets of each numbered picture."""
     av: Any = pytest.importorskip("av")
-    written, packets = _Packets(), []
+    written, packets = _PacketCollector(), []
     with av.open(written, "w", format="rtp", options={"packetsize": "1200"}) as container:
         stream = container.add_stream(codec, rate=FPS)
         stream.options = _OPTIONS[codec]
         stream.width, stream.height = 160, 120
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for number in range(_PICTURES):
-            container.mux(_coded(av, stream, numbered_picture(number), number))
-            packets.append(written.taken())
+            container.mux(_encode(av, stream, numbered_picture(number), number))
+            packets.append(written.take())
     return packets
 
 
-def _coded(av: Any, stream: Any, picture: Picture, number: int) -> Any:
+def _encode(av: Any, stream: Any, picture: Picture, number: int) -> Any:
     if stream.codec_context.name != "mjpeg":
         return stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24"))
     # RTP leaves the tables of a JPEG out, so they have to be the usual ones, which FFmpeg's encoder has not.
