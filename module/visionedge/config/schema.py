@@ -290,9 +290,28 @@ class HttpConfig(_Section):
     token: str | None = _key(
         None, "Clients must send it as 'Authorization: Bearer …', except to the health checks.", min_length=1
     )
+<<<<<<< 1459712bbdb617bccf8adba23e734b1ed154fe04
     names: tuple[Annotated[str, AfterValidator(_check_host_name)], ...] = _key(
         (),
         "Host names that clients use for the module; without a token other names are refused.",
+=======
+    token: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Clients must send it as 'Authorization: Bearer …', except to the health checks; absent ="
+        " none on loopback, else one is made: `visionedge token` prints it.",
+    )
+    allow_anonymous: bool = Field(
+        default=False,
+        description="true makes no token: every machine that reaches the port may ask everything.",
+    )
+    metrics_token: Literal["none"] | None = Field(
+        default=None,
+        description="none = /metrics alone is answered without the token, for collectors that send none.",
+    )
+    names: tuple[Annotated[str, AfterValidator(_check_host_name)], ...] = Field(
+        default=(),
+>>>>>>> c199d02394c90477ebfc6e88fe2daf23269c7b43
         max_length=100,
         strict=False,
     )
@@ -300,7 +319,29 @@ class HttpConfig(_Section):
     @property
     def is_open(self) -> bool:
         """Whether other machines have access without a token."""
+        return self.allow_anonymous and self._needs_protection
+
+    @property
+    def lacks_token(self) -> bool:
+        """Whether a token has to be made."""
+        return not self.allow_anonymous and self._needs_protection
+
+    @property
+    def _needs_protection(self) -> bool:
         return self.token is None and not _is_loopback(self.host)
+
+
+class LogConfig(_Section):
+    """What is logged on stderr, and in which form."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Lines of a lower level are not logged."
+    )
+    format: Literal["text", "json", "iotedge"] | None = Field(
+        default=None,
+        description="iotedge = the form of which IoT Edge's log collection reads level and time; json = one"
+        " object per line; absent = iotedge inside IoT Edge, else text.",
+    )
 
 
 class Config(_Section):
@@ -315,6 +356,7 @@ class Config(_Section):
     overload: OverloadConfig = Field(default_factory=OverloadConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     http: HttpConfig = Field(default_factory=HttpConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
 
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
