@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from visionedge.app.metrics import HISTOGRAMS, SCRAPED_METRICS
+from visionedge.app.metrics import METRICS
 from visionedge.camera.camera import CameraState
 from visionedge.outbound.metering import UNIT_BLOCKS_PER_DAY
 
@@ -20,7 +20,6 @@ FOLDER = ROOT / "deploy" / "monitoring"
 RULES = FOLDER / "alerts.prometheus.yaml"
 DOCS = (ROOT / "docs" / "monitoring.md").read_text()
 IDENTITY = {"iothub", "edge_device", "module_name", "instance_number"}
-KNOWN = {**SCRAPED_METRICS, **HISTOGRAMS}
 
 MODULE = 'job="visionedge",instance="press-7:8080"'
 FIRES: Mapping[str, tuple[str, str, str]] = {
@@ -72,17 +71,17 @@ def kusto_queries() -> dict[str, str]:
 def declared(name: str) -> str:
     """The metric of which `name` is a series, without the prefix."""
     bare = name.removeprefix("visionedge_")
-    if bare in SCRAPED_METRICS:
+    if bare in METRICS:
         return bare
     histogram = re.sub(r"_(bucket|sum|count)$", "", bare)
-    assert histogram in HISTOGRAMS, name
+    assert METRICS[histogram].kind == "histogram", name
     return histogram
 
 
 def test_every_expression_names_metrics_and_labels_that_exist() -> None:
     for expression in expressions():
         for name, selector in re.findall(r"(visionedge_\w+)(?:\{([^}]*)\})?", expression):
-            known = {*KNOWN[declared(name)].labels, "instance", "job", "le", *IDENTITY}
+            known = {*METRICS[declared(name)].labels, "instance", "job", "le", *IDENTITY}
             assert set(re.findall(r"(\w+)=", selector)) <= known, expression
 
 
@@ -91,7 +90,7 @@ def test_every_kusto_query_names_metrics_and_labels_that_exist() -> None:
         assert "TimeGenerated > ago(" in query
         (name,) = re.findall(r'Name == "(\w+)"', query) or ["visionedge_ready"]
         used = set(re.findall(r"Labels\.(\w+)", query))
-        assert used <= {*KNOWN[declared(name)].labels, *IDENTITY}, query
+        assert used <= {*METRICS[declared(name)].labels, *IDENTITY}, query
 
 
 def test_values_of_labels_exist() -> None:

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 import aiohttp
 import pytest
 
-<<<<<<< 1459712bbdb617bccf8adba23e734b1ed154fe04
 from fake_backend import Client, FakeBackend, error_of, jpeg, result, run_scenario, until
-=======
 from visionedge.config.load import parse_config
->>>>>>> c199d02394c90477ebfc6e88fe2daf23269c7b43
 from visionedge.config.schema import HttpConfig
 from visionedge.web import handlers
 from visionedge.web.access_control import own_names

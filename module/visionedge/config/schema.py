@@ -283,35 +283,25 @@ class HttpConfig(_Section):
 
     host: str = _key(
         "127.0.0.1",
-        "The address to listen on; 0.0.0.0 and :: serve other machines: set a token then.",
+        "The address to listen on; 0.0.0.0 and :: serve other machines, too.",
         min_length=1,
     )
     port: WholeNumber = _key(8080, "The port to listen on; 0 = any free port.", ge=0, le=65535)
     token: str | None = _key(
-        None, "Clients must send it as 'Authorization: Bearer …', except to the health checks.", min_length=1
+        None,
+        "Clients must send it as 'Authorization: Bearer …', except to the health checks; absent = none on"
+        " loopback, else one is made, which `visionedge token` prints.",
+        min_length=1,
     )
-<<<<<<< 1459712bbdb617bccf8adba23e734b1ed154fe04
+    allow_anonymous: bool = _key(
+        False, "true makes no token: every machine that reaches the port may ask everything."
+    )
+    metrics_token: Literal["none"] | None = _key(
+        None, "none = /metrics alone is answered without the token, for collectors that send none."
+    )
     names: tuple[Annotated[str, AfterValidator(_check_host_name)], ...] = _key(
         (),
         "Host names that clients use for the module; without a token other names are refused.",
-=======
-    token: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Clients must send it as 'Authorization: Bearer …', except to the health checks; absent ="
-        " none on loopback, else one is made: `visionedge token` prints it.",
-    )
-    allow_anonymous: bool = Field(
-        default=False,
-        description="true makes no token: every machine that reaches the port may ask everything.",
-    )
-    metrics_token: Literal["none"] | None = Field(
-        default=None,
-        description="none = /metrics alone is answered without the token, for collectors that send none.",
-    )
-    names: tuple[Annotated[str, AfterValidator(_check_host_name)], ...] = Field(
-        default=(),
->>>>>>> c199d02394c90477ebfc6e88fe2daf23269c7b43
         max_length=100,
         strict=False,
     )
@@ -334,13 +324,13 @@ class HttpConfig(_Section):
 class LogConfig(_Section):
     """What is logged on stderr, and in which form."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Lines of a lower level are not logged."
+    level: Literal["debug", "info", "warning", "error"] = _key(
+        "info", "Lines of a lower level are not logged."
     )
-    format: Literal["text", "json", "iotedge"] | None = Field(
-        default=None,
-        description="iotedge = the form of which IoT Edge's log collection reads level and time; json = one"
-        " object per line; absent = iotedge inside IoT Edge, else text.",
+    format: Literal["text", "json", "iotedge"] | None = _key(
+        None,
+        "iotedge = IoT Edge's log collection reads level and time; json = one object per line; absent ="
+        " iotedge inside IoT Edge, else text.",
     )
 
 

@@ -442,10 +442,7 @@ class LoadedModelDocument(JsonDocument):
     input_height: int = Field(description="In px.")
 
 
-<<<<<<< 1459712bbdb617bccf8adba23e734b1ed154fe04
-class StatusDocument(JsonDocument):
-=======
-class HttpDocument(_Document):
+class HttpDocument(JsonDocument):
     """Who may use HTTP."""
 
     access: Literal["local", "token", "anonymous"] = Field(
@@ -454,8 +451,7 @@ class HttpDocument(_Document):
     )
 
 
-class StatusDocument(_Document):
->>>>>>> c199d02394c90477ebfc6e88fe2daf23269c7b43
+class StatusDocument(JsonDocument):
     """The whole module."""
 
     version: str = Field(description="The version of visionedge.")
@@ -465,16 +461,10 @@ class StatusDocument(_Document):
     engine: EngineDocument = Field(description="The device, and why it is used.")
     model: LoadedModelDocument | None = Field(description="The model; null before it is loaded.")
     fetching: str | None = Field(description="The state of a model download; null without one.")
-<<<<<<< 1459712bbdb617bccf8adba23e734b1ed154fe04
     cameras: list[CameraDocument] = Field(description="All configured cameras.")
     capacity: CapacityDocument | None = Field(description="The load; null in the first seconds.")
     hub: HubDocument = Field(description="What goes to IoT Hub and comes from it.")
-=======
-    cameras: list[CameraDocument]
-    capacity: CapacityDocument | None = Field(description="null in the first seconds.")
-    hub: HubDocument
-    http: HttpDocument
->>>>>>> c199d02394c90477ebfc6e88fe2daf23269c7b43
+    http: HttpDocument = Field(description="Who may use HTTP.")
 
 
 # --- frames and messages: described here, built as plain dicts ----------------------------------------------

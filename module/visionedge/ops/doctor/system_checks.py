@@ -213,15 +213,9 @@ def _http(facts: HostFacts) -> CheckResult | None:
     if http is None or not http.is_open:
         return None
     return warning(
-<<<<<<< 1459712bbdb617bccf8adba23e734b1ed154fe04
-        f"listens on {http.host}:{http.port} without a token: every machine that reaches it can read"
-        " pictures, status and log",
-        *remedy("set http.token (or VISIONEDGE_HTTP_TOKEN), or listen on 127.0.0.1"),
-=======
         f"listens on {http.host}:{http.port} without a token (http.allowAnonymous): every machine that"
         " reaches it can read pictures, status and log",
-        *one_remedy("set http.token (or VISIONEDGE_HTTP_TOKEN), or listen on 127.0.0.1"),
->>>>>>> c199d02394c90477ebfc6e88fe2daf23269c7b43
+        *remedy("set http.token (or VISIONEDGE_HTTP_TOKEN), or listen on 127.0.0.1"),
     )
 
 

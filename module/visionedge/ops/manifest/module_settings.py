@@ -193,29 +193,17 @@ def _http(module: EdgeModule, document: Document, findings: LintFindings) -> Non
     host, port = http.get("host", "0.0.0.0"), http.get("port", IMAGE_PORT)  # noqa: S104 - the default of the images
     is_open = http.get("allowAnonymous") is True and not http.get("token")
     loopback = is_loopback(host)
-<<<<<<< 1459712bbdb617bccf8adba23e734b1ed154fe04
-    remedy = 'set a token ("http": {"token": …} in the desired properties), or publish on 127.0.0.1 only'
-    if _on_host(module) and not loopback and not token:
-        mode = module.option("HostConfig", "NetworkMode")
-=======
-    ports = module.options.at("HostConfig", "PortBindings") if module.options else None
     remedy = "remove http.allowAnonymous, so that a token is needed, or publish on 127.0.0.1 only"
     if _on_host(module) and not loopback and is_open:
-        mode = module.options.at("HostConfig", "NetworkMode") if module.options else None
->>>>>>> c199d02394c90477ebfc6e88fe2daf23269c7b43
+        mode = module.option("HostConfig", "NetworkMode")
         findings.warning(mode or module.node, "other machines can use HTTP without a token", remedy)
     for inner, bindings in module.option_entries("HostConfig", "PortBindings").items():
         if loopback:
             what = f"reaches no server: http.host {host} is the loopback of the container"
             findings.warning(bindings, what, "remove http.host; the images listen on all addresses")
         elif inner.partition("/")[0] != str(port):
-<<<<<<< 1459712bbdb617bccf8adba23e734b1ed154fe04
             findings.warning(bindings, f"reaches no server: HTTP is on port {port}", f'write "{port}/tcp"')
-        elif not token and any(_is_public(binding) for binding in bindings.items):
-=======
-            findings.warning(bindings, f"leads nowhere: HTTP is on port {port}", f'write "{port}/tcp"')
         elif is_open and any(_is_public(binding) for binding in bindings.items):
->>>>>>> c199d02394c90477ebfc6e88fe2daf23269c7b43
             findings.warning(bindings, "other machines can use HTTP without a token", remedy)
 
 
