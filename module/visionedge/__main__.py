@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from visionedge import __version__
-from visionedge.cli import bench, completion, config, detect, doctor, manifest, model, run
+from visionedge.cli import bench, completion, config, detect, doctor, manifest, model, run, token
 from visionedge.cli.arguments import LOG_LEVELS, Parser, describe_exit_codes
 from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.runtime import logs
@@ -27,10 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     register_secrets([*find_secrets(list(words)), *find_secrets(_secret_variables(os.environ))])
     parsed = build_parser().parse_command(words)
-    if parsed.log_level.lower() not in LOG_LEVELS:  # argparse does not check defaults
-        problem = f"VISIONEDGE_LOG_LEVEL: '{parsed.log_level}' is not one of {', '.join(LOG_LEVELS)}"
+    level = parsed.log_level or os.environ.get("VISIONEDGE_LOG_LEVEL", "info").lower()
+    if level not in LOG_LEVELS:
+        problem = f"VISIONEDGE_LOG_LEVEL: '{level}' is not one of {', '.join(LOG_LEVELS)}"
         return _fail(ConfigError.exit_code, [problem])
-    logs.configure_logging(parsed.log_level)
+    logs.configure_logging(level)
     try:
         code: int = parsed.run(parsed)
     except ConfigError as error:
@@ -89,6 +90,7 @@ def build_parser() -> Parser:
     doctor.add_parser(subparsers)
     manifest.add_parser(subparsers)
     config.add_parser(subparsers)
+    token.add_parser(subparsers)
     completion.add_parser(subparsers, build_parser)
     return root_parser
 

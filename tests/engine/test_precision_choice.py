@@ -25,6 +25,7 @@ from visionedge.model.compiler.build import load_or_compile_with_batch
 from visionedge.model.model import Model, load_model
 from visionedge.model.parity import Parity, Tolerance
 from visionedge.model.quantization.variants import (
+    _list_reports,
     find_variants,
     make_tolerance_document,
     make_variant_path,
@@ -432,3 +433,18 @@ def test_the_newer_of_two_variants_is_used(tmp_path: Path) -> None:
     )
     assert [variant.recipe for variant in find_variants(model, data)] == ["the newer one"]
     assert [variant.recipe for variant in find_variants(model)] == ["a test's"]
+
+
+def test_a_data_folder_that_may_not_be_entered_has_no_variants(tmp_path: Path) -> None:
+    """Root may enter every folder, so for this moment the process is another user."""
+    model, _ = kept(tmp_path)
+    closed = tmp_path / "closed"
+    (closed / "variants").mkdir(parents=True)
+    closed.chmod(0)
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        list(_list_reports(model, "int8", closed, None))
+    finally:
+        os.seteuid(user)
+        closed.chmod(0o700)

@@ -147,6 +147,7 @@ def test_the_health_check_follows_healthz(
     port = health_server.server_address[1]
     # A proxy in the environment must not get in the way of loopback.
     surroundings = {"VISIONEDGE_HTTP": f"0.0.0.0:{port}", "http_proxy": "http://127.0.0.1:9"}
+    surroundings["PYTHONPATH"] = str(REPOSITORY / "module")
     ended = subprocess.run(
         [sys.executable, *arguments], env=surroundings, capture_output=True, check=False, timeout=20
     )

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
 
 import pytest
 
@@ -278,16 +279,20 @@ def test_all_ipv6_addresses_include_ipv4(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "token", "warns"),
-    [("0.0.0.0", None, True), ("0.0.0.0", "secret-token", False), ("127.0.0.2", None, False)],
+    ("host", "access", "warns"),
+    [
+        ("0.0.0.0", {"allowAnonymous": True}, True),
+        ("0.0.0.0", {"allowAnonymous": True, "token": "secret-token"}, False),
+        ("127.0.0.2", {"allowAnonymous": True}, False),
+    ],
 )
 def test_an_open_module_warns_once_with_the_remedy(
-    host: str, token: str | None, warns: bool, caplog: pytest.LogCaptureFixture
+    host: str, access: dict[str, Any], warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(_server: HttpServer, _module: FakeBackend) -> None:
         return
 
-    serve(scenario, HttpConfig(host=host, port=0, token=token))
+    serve(scenario, HttpConfig(host=host, port=0, **access))
     warnings = [record.getMessage() for record in caplog.records if "without a token" in record.getMessage()]
     assert len(warnings) == warns
     assert all(host in text and "http.token" in text for text in warnings)

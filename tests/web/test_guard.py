@@ -8,6 +8,7 @@ import aiohttp
 import pytest
 
 from fake_backend import Client, FakeBackend, error_of, jpeg, result, run_scenario, until
+from visionedge.config.load import parse_config
 from visionedge.config.schema import HttpConfig
 from visionedge.web import handlers
 from visionedge.web.access_control import own_names
@@ -92,6 +93,30 @@ def test_with_a_token_any_host_name_is_accepted() -> None:
     async def scenario(client: Client) -> None:
         headers = {"Host": "evil.example", "Authorization": f"Bearer {TOKEN}"}
         assert await status_with(client, "/api/v1/status", headers) == 200
+
+    run_scenario(FakeBackend(), scenario, token=TOKEN)
+
+
+def test_metrics_alone_can_be_free_of_the_token() -> None:
+    """Azure Monitor's collector sends no header. A page that rebinds its own name must not read them."""
+    http = parse_config({"http": {"port": 0, "token": TOKEN, "metricsToken": "none"}}).http
+
+    async def scenario(client: Client) -> None:
+        async with client.get("/metrics", headers={"Host": "vision:8080"}) as answer:
+            assert answer.status == 200
+        async with client.get("/metrics", headers={"Host": "evil.example"}) as answer:
+            assert (await error_of(answer))[:2] == (403, "unknown_host")
+        for path in ("/api/v1/status", "/api/v1/log", "/metrics/", "/openapi.json"):
+            async with client.get(path) as answer:
+                assert (await error_of(answer))[0] == 401
+
+    run_scenario(FakeBackend(), scenario, http=http)
+
+
+def test_metrics_need_the_token_by_default() -> None:
+    async def scenario(client: Client) -> None:
+        async with client.get("/metrics") as answer:
+            assert (await error_of(answer))[0] == 401
 
     run_scenario(FakeBackend(), scenario, token=TOKEN)
 

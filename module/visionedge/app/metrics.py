@@ -5,6 +5,7 @@ their statistics. Only durations are observed as they happen, because no statist
 """
 
 import contextlib
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from visionedge.app.status import uptime_s
 from visionedge.engine.interface import EngineInfo, RecoveryStatistics
 from visionedge.frames.types import FrameResult
 from visionedge.iothub.delivery import Delivery
+from visionedge.iothub.identity import Identity
 
 Labels = tuple[str, ...]
 Sample = tuple[str, Labels, float]
@@ -129,10 +131,26 @@ def _make_family(name: str) -> CounterMetricFamily | GaugeMetricFamily:
     return kind(f"visionedge_{name}", declared.help, labels=declared.labels)
 
 
-class Metrics:
-    """The metrics of one module. `observe` and `render` are called on the event loop."""
+def identity_labels(identity: Identity | None) -> Mapping[str, str]:
+    """The labels that the metrics of IoT Edge's own modules have; none outside IoT Edge."""
+    if identity is None:
+        return {}
+    return {
+        "iothub": identity.hub,
+        "edge_device": identity.device,
+        "module_name": identity.module,
+        "instance_number": str(uuid.uuid4()),
+    }
 
-    def __init__(self, snapshot: MetricsSnapshot) -> None:
+
+class Metrics(Collector):
+    """The metrics of one module. `observe` and `render` are called on the event loop.
+
+    `labels` stand in every sample, behind its own labels.
+    """
+
+    def __init__(self, snapshot: MetricsSnapshot, labels: Mapping[str, str] | None = None) -> None:
+        self._labels = labels or {}
         self._registry = CollectorRegistry()
         self._registry.register(_ScrapeCollector(snapshot))
         ProcessCollector(namespace="visionedge", registry=self._registry)
@@ -159,7 +177,13 @@ class Metrics:
 
     def render(self) -> bytes:
         """All metrics as Prometheus text 0.0.4."""
-        return generate_latest(self._registry)
+        return generate_latest(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric with its samples at this moment."""
+        for metric in self._registry.collect():
+            metric.samples = [s._replace(labels={**s.labels, **self._labels}) for s in metric.samples]
+            yield metric
 
 
 # --- the samples of a scrape --------------------------------------------------------------------------------

@@ -21,13 +21,14 @@ from visionedge.app.engine_host import EngineHost
 from visionedge.app.housekeeping import TICK_S, FailureCounter, Housekeeping, PositionStore
 from visionedge.app.http_backend import HttpBackend
 from visionedge.app.hub_bridge import HubBridge
-from visionedge.app.metrics import Metrics, collect_samples
+from visionedge.app.metrics import Metrics, collect_samples, identity_labels
 from visionedge.app.overload_controller import OverloadController, OverloadEventCode
 from visionedge.app.state import AppState
 from visionedge.camera.camera import CameraStatus, InputResizer
 from visionedge.camera.registry import CameraRegistry, SequenceStore
 from visionedge.config.documents import Document
-from visionedge.config.schema import Config
+from visionedge.config.made_token import MadeToken
+from visionedge.config.schema import Config, HttpConfig
 from visionedge.engine.interface import EngineEvent
 from visionedge.errors import UnavailableError, VisionedgeError
 from visionedge.frames.types import FrameResult
@@ -37,9 +38,12 @@ from visionedge.iothub.desired_properties import ConfigurationSources
 from visionedge.iothub.identity import Identity
 from visionedge.iothub.image_requests import SEQUENCE_NAME
 from visionedge.runtime.files import remove_partial_files
+from visionedge.runtime.health_check import keep_address
+from visionedge.runtime.logs import configure_logging
 from visionedge.runtime.process_limits import configure_malloc, raise_descriptor_limit
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.threads import ThreadGroup, TimedJoinExecutor, non_daemon_threads, run_on_thread
+from visionedge.runtime.watchdog import LoopWatchdog
 from visionedge.web.access_control import own_names
 from visionedge.web.server import HttpServer
 
@@ -90,6 +94,7 @@ def run(options: RunOptions) -> int:
     raise_descriptor_limit()
     before = set(threading.enumerate())
     service = Service(options)
+    service.configure_logging()
     # In no thread group, as it has to outlive them all.
     threading.Thread(target=service.enforce_stop_timeout, name="stop-limit", daemon=True).start()
     try:
@@ -129,7 +134,10 @@ class Service:
         self._overload_controller = OverloadController(
             self.state, self._engine_host, self._send_overload_event
         )
-        self._metrics = Metrics(lambda: collect_samples(self.state.snapshot()))
+        self._metrics = Metrics(
+            lambda: collect_samples(self.state.snapshot()),
+            identity_labels(Identity.from_environ(options.environ)),
+        )
         self._backend = HttpBackend(self.state.snapshot, self._engine_host.lanes, self._metrics)
         for folder in (options.data, options.data / "plans"):
             remove_partial_files(folder)
@@ -143,6 +151,7 @@ class Service:
             metrics=self._metrics,
             failures=self.failures,
         )
+        self._made_token, self._token_announced = MadeToken(options.data), False
         self._hub_bridge: HubBridge | None = None
         self._ends_at: asyncio.TimerHandle | None = None
         self._exit_code = 0
@@ -157,16 +166,21 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_stop_signal, number)
         self._loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
-        await self._serve_http()
+        watchdog = LoopWatchdog()
+        watchdog.start(self._loop)
+        try:
+            await self._serve_http()
+        finally:
+            watchdog.close()
         return self._exit_code
 
     async def _serve_http(self) -> None:
         # Before the slow parts, so that a port in use is reported at once.
-        self._server = await HttpServer.start(
-            self._backend, self.state.snapshot().config.http, own_names(self.options.environ)
-        )
+        http = await self._with_token(self.state.snapshot().config.http)
+        self._server = await HttpServer.start(self._backend, http, own_names(self.options.environ))
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._shut_down)
+            await self._keep_address()
             log.info("open %s (warming up: pictures come when the engine is ready)", self._server.url)
             stack.push_async_callback(self._run_stop_step, _STOP_STEP_TIMEOUT_S, "http", self._server.close)
             try:
@@ -182,7 +196,7 @@ class Service:
             return
         config_sources, resizer = loaded
         # The section of the local document, if the last good desired properties could not be used.
-        await self._server.apply(self.state.snapshot().config.http)
+        await self._server.apply(await self._with_token(self.state.snapshot().config.http))
         hub_bridge = self._hub_bridge = self._make_hub_bridge(config_sources)
         # On a thread, as it opens the spool, and a disk may be slow.
         opening = run_on_thread(self._thread_group, "delivery", lambda: self._open_delivery(hub_bridge))
@@ -229,6 +243,7 @@ class Service:
         config_sources = config_sources.without_desired()
         config = config_sources.start.config
         self.state.restart_with(config)
+        self.configure_logging()
         self.state.batcher.limit(config.inference.max_batch, int(config.inference.max_age_seconds * 1e9))
         return config_sources, self._engine_host.load()
 
@@ -326,6 +341,7 @@ class Service:
         self._overload_section = register("overload", apply=self._apply_overload)
         self._telemetry_section = register("telemetry", apply=self._apply_telemetry)
         self._http_section = register("http", apply=self._apply_http)
+        self._log_section = register("log", apply=self._apply_log)
 
     async def _apply_cameras(self, config: Config) -> Mapping[str, str]:
         self._camera_sections.adopt(config)
@@ -349,13 +365,41 @@ class Service:
     async def _apply_http(self, config: Config) -> Mapping[str, str]:
         before = self._server.url
         try:
-            await self._server.apply(config.http)
+            await self._server.apply(await self._with_token(config.http))
         except UnavailableError as error:
             return {"http": str(error)}
         self._http_section.adopt(config)
+        await self._keep_address()
         if self._server.url != before:
             log.info("open %s to look", self._server.url)
         return {}
+
+    async def _keep_address(self) -> None:
+        """Write down the address, which the health check of a container reads."""
+        await asyncio.to_thread(keep_address, self.options.data, self._server.url)
+
+    async def _with_token(self, http: HttpConfig) -> HttpConfig:
+        completed = await asyncio.to_thread(self._made_token.lay_under, http, make=True)
+        if http.lacks_token and not self._token_announced:
+            self._token_announced = True
+            log.info(
+                "HTTP on %s asks for a token, made at the first start: `visionedge token` prints it"
+                " (in a container: docker exec NAME visionedge token)",
+                http.host,
+            )
+        return completed
+
+    async def _apply_log(self, config: Config) -> Mapping[str, str]:
+        if config.log != self.state.snapshot().config.log:
+            self._log_section.adopt(config)
+            self.configure_logging()
+        return {}
+
+    def configure_logging(self) -> None:
+        """Log as the configuration in force says."""
+        wanted = self.state.snapshot().config.log
+        inside_iot_edge = Identity.from_environ(self.options.environ) is not None
+        configure_logging(wanted.level, wanted.format or ("iotedge" if inside_iot_edge else "text"))
 
     # --- run ------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ models of `web.documents` and returned as plain dicts.
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from visionedge import __version__
 from visionedge.app.load_meter import LoadMeasurement, cores_by_purpose, find_bottleneck
@@ -15,6 +15,7 @@ from visionedge.app.overload_policy import OverloadStatus, describe_device, desc
 from visionedge.app.state import StateSnapshot
 from visionedge.camera.camera import CameraStatus
 from visionedge.config.documents import Document
+from visionedge.config.schema import HttpConfig
 from visionedge.engine.batcher import CameraStatistics
 from visionedge.engine.device.devices import DeviceState
 from visionedge.engine.interface import EngineInfo, RecoveryStatistics
@@ -33,6 +34,7 @@ from visionedge.web.documents import (
     EngineDocument,
     EngineEventDocument,
     EngineProcessDocument,
+    HttpDocument,
     HubDocument,
     InputPicturesDocument,
     LoadedModelDocument,
@@ -70,7 +72,14 @@ def build_status(state: StateSnapshot) -> Document:
         cameras=[_camera(state, name, counters) for name in state.config.cameras],
         capacity=build_capacity(state),
         hub=_hub(state),
+        http=HttpDocument(access=_http_access(state.config.http)),
     ).dump()
+
+
+def _http_access(http: HttpConfig) -> Literal["local", "token", "anonymous"]:
+    if http.is_open:
+        return "anonymous"
+    return "token" if http.token is not None or http.lacks_token else "local"
 
 
 def build_cameras(state: StateSnapshot) -> list[Document]:

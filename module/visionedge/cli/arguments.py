@@ -85,7 +85,6 @@ def add_command(
     parser.add_argument(
         "--log-level",
         choices=LOG_LEVELS,
-        default=os.environ.get("VISIONEDGE_LOG_LEVEL", "info"),
         help="log level (default: VISIONEDGE_LOG_LEVEL, else info)",
     )
     return parser
@@ -171,6 +170,8 @@ def build_document(arguments: argparse.Namespace, environ: Mapping[str, str]) ->
         overrides["inference"] = {"device": arguments.device}
     if arguments.http:
         overrides["http"] = parse_http_address(arguments.http, "--http")
+    if arguments.log_level:
+        overrides["log"] = {"level": arguments.log_level}
     return merge(document, overrides)
 
 

@@ -18,6 +18,7 @@ from visionedge.cli.arguments import (
     supports_colours,
 )
 from visionedge.config.load import parse_config
+from visionedge.config.made_token import MadeToken
 from visionedge.errors import UnavailableError
 
 
@@ -75,7 +76,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
         arguments, report.document(), report.to_text(colours=supports_colours(sys.stdout, os.environ))
     )
     if arguments.bundle:
-        written = write_bundle(Path(arguments.bundle), report, checked, host)
+        http = MadeToken(data_folder(os.environ)).lay_under(checked.http, make=False)
+        written = write_bundle(
+            Path(arguments.bundle), report, checked.model_copy(update={"http": http}), host
+        )
         print(written, file=sys.stderr)
     return 0 if report.fulfilled else UnavailableError.exit_code
 

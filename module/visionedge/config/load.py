@@ -113,7 +113,8 @@ def find_local_only_problems(document: object) -> list[str]:
 def read_environment(environ: Mapping[str, str]) -> Document:
     """The document in the environment: the few keys that a container needs.
 
-    VISIONEDGE_MODEL, VISIONEDGE_DEVICE, VISIONEDGE_HTTP (HOST:PORT) and VISIONEDGE_HTTP_TOKEN.
+    VISIONEDGE_MODEL, VISIONEDGE_DEVICE, VISIONEDGE_HTTP (HOST:PORT), VISIONEDGE_HTTP_TOKEN and
+    VISIONEDGE_LOG_LEVEL.
     """
     document: Document = {}
     if model := environ.get("VISIONEDGE_MODEL"):
@@ -127,6 +128,8 @@ def read_environment(environ: Mapping[str, str]) -> Document:
         http["token"] = token
     if http:
         document["http"] = http
+    if level := environ.get("VISIONEDGE_LOG_LEVEL"):
+        document["log"] = {"level": level.lower()}
     return document
 
 

@@ -283,12 +283,21 @@ class HttpConfig(_Section):
 
     host: str = _key(
         "127.0.0.1",
-        "The address to listen on; 0.0.0.0 and :: serve other machines: set a token then.",
+        "The address to listen on; 0.0.0.0 and :: serve other machines, too.",
         min_length=1,
     )
     port: WholeNumber = _key(8080, "The port to listen on; 0 = any free port.", ge=0, le=65535)
     token: str | None = _key(
-        None, "Clients must send it as 'Authorization: Bearer …', except to the health checks.", min_length=1
+        None,
+        "Clients must send it as 'Authorization: Bearer …', except to the health checks; absent = none on"
+        " loopback, else one is made, which `visionedge token` prints.",
+        min_length=1,
+    )
+    allow_anonymous: bool = _key(
+        False, "true makes no token: every machine that reaches the port may ask everything."
+    )
+    metrics_token: Literal["none"] | None = _key(
+        None, "none = /metrics alone is answered without the token, for collectors that send none."
     )
     names: tuple[Annotated[str, AfterValidator(_check_host_name)], ...] = _key(
         (),
@@ -300,7 +309,29 @@ class HttpConfig(_Section):
     @property
     def is_open(self) -> bool:
         """Whether other machines have access without a token."""
+        return self.allow_anonymous and self._needs_protection
+
+    @property
+    def lacks_token(self) -> bool:
+        """Whether a token has to be made."""
+        return not self.allow_anonymous and self._needs_protection
+
+    @property
+    def _needs_protection(self) -> bool:
         return self.token is None and not _is_loopback(self.host)
+
+
+class LogConfig(_Section):
+    """What is logged on stderr, and in which form."""
+
+    level: Literal["debug", "info", "warning", "error"] = _key(
+        "info", "Lines of a lower level are not logged."
+    )
+    format: Literal["text", "json", "iotedge"] | None = _key(
+        None,
+        "iotedge = IoT Edge's log collection reads level and time; json = one object per line; absent ="
+        " iotedge inside IoT Edge, else text.",
+    )
 
 
 class Config(_Section):
@@ -315,6 +346,7 @@ class Config(_Section):
     overload: OverloadConfig = Field(default_factory=OverloadConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     http: HttpConfig = Field(default_factory=HttpConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
 
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"

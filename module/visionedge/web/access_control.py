@@ -17,6 +17,8 @@ from visionedge.web.streams import StopSignal
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Paths without a token: orchestrators that check the health have none."""
 
+METRICS_PATH = "/metrics"
+
 _SAFE_METHODS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
 # These change nothing, but a doctor report takes seconds of a core, and a stream holds a place.
 _COSTLY = re.compile(r"/api/v1/(doctor|frames|cameras/[^/]*/stream\.mjpg)/?")
@@ -44,6 +46,7 @@ class AccessControl:
 
     def _read(self, http: HttpConfig) -> None:
         self._token = None if http.token is None else http.token.encode()
+        self._open_paths = OPEN_PATHS | ({METRICS_PATH} if http.metrics_token is not None else set())
         self._names = self._own_names | {_normalize_name(name) for name in http.names}
         # The last host that was accepted: parsing a host costs as much as all other checks of a request.
         self._known_host: str | None = None
@@ -63,7 +66,10 @@ class AccessControl:
             RequestError: 403, its host name is not known or a page of another site sent it; 401, the token is
                 missing or wrong.
         """
-        if self._token is None and not self._is_known_host(request.headers.get(hdrs.HOST)):
+        has_no_secret = self._token is None or (
+            request.path == METRICS_PATH and METRICS_PATH in self._open_paths
+        )
+        if has_no_secret and not self._is_known_host(request.headers.get(hdrs.HOST)):
             raise RequestError(
                 403,
                 "the name in the Host header is not known: use the IP address, or add the name to http.names",
@@ -71,7 +77,7 @@ class AccessControl:
             )
         if _is_costly(request) and not self._is_same_site(request.headers):
             raise RequestError(403, "a page of another site may not send this request", code="foreign_origin")
-        if request.path not in OPEN_PATHS and not self._is_authorized(
+        if request.path not in self._open_paths and not self._is_authorized(
             request.headers.get(hdrs.AUTHORIZATION, "")
         ):
             raise unauthorized_error()

@@ -442,6 +442,15 @@ class LoadedModelDocument(JsonDocument):
     input_height: int = Field(description="In px.")
 
 
+class HttpDocument(JsonDocument):
+    """Who may use HTTP."""
+
+    access: Literal["local", "token", "anonymous"] = Field(
+        description="local: only this machine, without a token; token: whoever sends it; anonymous: every"
+        " machine that reaches it (`http.allowAnonymous`)."
+    )
+
+
 class StatusDocument(JsonDocument):
     """The whole module."""
 
@@ -455,6 +464,7 @@ class StatusDocument(JsonDocument):
     cameras: list[CameraDocument] = Field(description="All configured cameras.")
     capacity: CapacityDocument | None = Field(description="The load; null in the first seconds.")
     hub: HubDocument = Field(description="What goes to IoT Hub and comes from it.")
+    http: HttpDocument = Field(description="Who may use HTTP.")
 
 
 # --- frames and messages: described here, built as plain dicts ----------------------------------------------

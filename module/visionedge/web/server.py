@@ -78,7 +78,7 @@ class HttpServer:
         if (http.host, http.port) != (self._http.host, self._http.port):
             await self._rebind(http)
         self._access.change(http)
-        if (http.host, http.token is None) != (self._http.host, self._http.token is None):
+        if (http.host, http.is_open) != (self._http.host, self._http.is_open):
             _warn_if_open(http)
         self._http = http
 
@@ -127,8 +127,8 @@ async def _listen(connections: Connections, http: HttpConfig) -> HttpListener:
 def _warn_if_open(http: HttpConfig) -> None:
     if http.is_open:
         log.warning(
-            "HTTP listens on %s without a token: every machine that reaches it sees pictures, status and log;"
-            " set http.token (or VISIONEDGE_HTTP_TOKEN), or listen on 127.0.0.1",
+            "HTTP listens on %s without a token (http.allowAnonymous): every machine that reaches it sees"
+            " pictures, status and log; set http.token (or VISIONEDGE_HTTP_TOKEN), or listen on 127.0.0.1",
             http.host,
         )
 

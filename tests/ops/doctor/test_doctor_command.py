@@ -249,9 +249,10 @@ def test_a_running_module_is_examined_over_http_and_bundled(
 @pytest.mark.parametrize(
     ("http", "states"),
     [
-        ({"host": "0.0.0.0"}, ["warning"]),
-        ({"host": "::"}, ["warning"]),
-        ({"host": "0.0.0.0", "token": "secret-token"}, []),
+        ({"host": "0.0.0.0", "allowAnonymous": True}, ["warning"]),
+        ({"host": "::", "allowAnonymous": True}, ["warning"]),
+        ({"host": "0.0.0.0"}, []),  # a token is made
+        ({"host": "0.0.0.0", "token": "secret-token", "allowAnonymous": True}, []),
         ({"host": "localhost"}, []),
         ({}, []),
     ],

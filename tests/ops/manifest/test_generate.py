@@ -117,6 +117,20 @@ def test_a_generated_manifest_has_no_findings(
         assert len(report.modules) == 1
 
 
+def test_a_layer_sets_its_sections_and_leaves_the_others_to_the_device(
+    visionedge: CommandLine, tmp_path: Path
+) -> None:
+    """`properties.desired` as a whole would delete the cameras of the device's own twin."""
+    settings = tmp_path / "shared.yaml"
+    settings.write_text("{log: {level: warning}, x-site: {}}")
+    arguments = ("manifest", "generate", "--layered", "--image", IMAGE, "--config")
+    content = json.loads(visionedge(*arguments, settings).out)["content"]["modulesContent"]
+    assert content["vision"] == {"properties.desired.log": {"level": "warning"}}
+    settings.write_text("{}")
+    content = json.loads(visionedge(*arguments, settings).out)["content"]["modulesContent"]
+    assert "vision" not in content
+
+
 def test_cameras_become_desired_properties(visionedge: CommandLine) -> None:
     """In place of the bundled clip; the rest is as in the shipped templates."""
     outcome = visionedge("manifest", "generate", "--image", IMAGE, "--camera", "dock=rtsp://192.0.2.5/a")

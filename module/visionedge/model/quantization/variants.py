@@ -10,6 +10,7 @@ only for the very model and preprocessing that it was made for.
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,7 +122,8 @@ def _list_reports(model: Model, precision: Precision, data: Path | None, into: P
     places = [make_variant_path(model, precision, data=data)] if data is not None else []
     for place in (*places, make_variant_path(model, precision, into)):
         report = place.with_suffix(".json")
-        if report.is_file() and place != model.path:
+        # Unlike Path.is_file, this also answers for a folder that may not be entered.
+        if os.path.isfile(report) and place != model.path:  # noqa: PTH113
             yield report
 
 

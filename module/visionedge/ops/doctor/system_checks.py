@@ -213,8 +213,8 @@ def _http(facts: HostFacts) -> CheckResult | None:
     if http is None or not http.is_open:
         return None
     return warning(
-        f"listens on {http.host}:{http.port} without a token: every machine that reaches it can read"
-        " pictures, status and log",
+        f"listens on {http.host}:{http.port} without a token (http.allowAnonymous): every machine that"
+        " reaches it can read pictures, status and log",
         *remedy("set http.token (or VISIONEDGE_HTTP_TOKEN), or listen on 127.0.0.1"),
     )
 

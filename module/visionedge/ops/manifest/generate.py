@@ -179,8 +179,10 @@ def _document(request: ManifestRequest, desired: Document) -> Document:
         content: Document = {
             EDGE_AGENT: {f"properties.desired.modules.{request.module}": module},
             EDGE_HUB: {f"properties.desired.routes.{name}": route for name, route in routes.items()},
-            request.module: {"properties.desired": desired},
         }
+        # `properties.desired` as a whole would replace all that the device's own twin has, its cameras too.
+        if sections := {f"properties.desired.{key}": value for key, value in desired.items()}:
+            content[request.module] = sections
         return {"content": {"modulesContent": content}}
     content = {
         EDGE_AGENT: {"properties.desired": _agent(request, module)},

@@ -190,10 +190,11 @@ def _http(module: EdgeModule, document: Document, findings: LintFindings) -> Non
     """Whether the published port leads to the module, and whether other machines need a token."""
     http = document.get("http")
     http = http if isinstance(http, Mapping) else {}
-    host, port, token = http.get("host", "0.0.0.0"), http.get("port", IMAGE_PORT), http.get("token")  # noqa: S104 - the default of the images
+    host, port = http.get("host", "0.0.0.0"), http.get("port", IMAGE_PORT)  # noqa: S104 - the default of the images
+    is_open = http.get("allowAnonymous") is True and not http.get("token")
     loopback = is_loopback(host)
-    remedy = 'set a token ("http": {"token": …} in the desired properties), or publish on 127.0.0.1 only'
-    if _on_host(module) and not loopback and not token:
+    remedy = "remove http.allowAnonymous, so that a token is needed, or publish on 127.0.0.1 only"
+    if _on_host(module) and not loopback and is_open:
         mode = module.option("HostConfig", "NetworkMode")
         findings.warning(mode or module.node, "other machines can use HTTP without a token", remedy)
     for inner, bindings in module.option_entries("HostConfig", "PortBindings").items():
@@ -202,7 +203,7 @@ def _http(module: EdgeModule, document: Document, findings: LintFindings) -> Non
             findings.warning(bindings, what, "remove http.host; the images listen on all addresses")
         elif inner.partition("/")[0] != str(port):
             findings.warning(bindings, f"reaches no server: HTTP is on port {port}", f'write "{port}/tcp"')
-        elif not token and any(_is_public(binding) for binding in bindings.items):
+        elif is_open and any(_is_public(binding) for binding in bindings.items):
             findings.warning(bindings, "other machines can use HTTP without a token", remedy)
 
 

@@ -1,0 +1,84 @@
+"""`/metrics` as Azure Monitor's collector reads it."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+import pytest
+
+from visionedge.app.metrics import METRICS, Metrics, Sample, identity_labels
+from visionedge.iothub.identity import Identity
+
+IDENTITY = Identity("factory.azure-devices.net", "press-7", "vision", "edge-7")
+
+_LINE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? ([^ ]+)(?: -?\d+)?")
+_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"(?:,|$)')
+
+
+def collect(text: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
+    """The samples that the metrics collector 2.0 takes from a page.
+
+    Its rules: classic Prometheus text, a sample per line, no exemplars; it drops infinite and undefined
+    values.
+
+    Raises:
+        ValueError: the collector would lose a line.
+    """
+    for line in text.splitlines():
+        if not line or line.startswith("#"):
+            continue
+        found = _LINE.fullmatch(line)
+        if found is None:
+            raise ValueError(f"lost: {line}")
+        labels = found[2] or ""
+        if _LABEL.sub("", labels):
+            raise ValueError(f"labels: {line}")
+        value = float(found[3])
+        if not math.isfinite(value):
+            raise ValueError(f"dropped: {line}")
+        yield found[1], dict(_LABEL.findall(labels)), value
+
+
+SCRAPED = {name: declared for name, declared in METRICS.items() if declared.kind != "histogram"}
+
+
+def samples() -> Iterable[Sample]:
+    for name, declared in SCRAPED.items():
+        yield name, tuple(f'{label} "x"\\' for label in declared.labels), 1.5
+
+
+def test_the_collector_loses_no_line_and_finds_every_metric() -> None:
+    text = Metrics(samples, identity_labels(IDENTITY)).render().decode()
+    names = {name for name, _, _ in collect(text)}
+    assert {f"visionedge_{name}" for name in SCRAPED} <= names
+    assert len(list(collect(text))) == sum(not line.startswith("#") for line in text.splitlines())
+
+
+def test_inside_iot_edge_every_sample_names_hub_device_module_and_instance() -> None:
+    metrics = Metrics(samples, identity_labels(IDENTITY))
+    found = list(collect(metrics.render().decode()))
+    instances = {labels["instance_number"] for _, labels, _ in found}
+    assert len(instances) == 1
+    assert {(d["iothub"], d["edge_device"], d["module_name"]) for _, d, _ in found} == {
+        ("factory.azure-devices.net", "press-7", "vision")
+    }
+    assert identity_labels(IDENTITY)["instance_number"] not in instances  # another start, another instance
+
+
+def test_outside_iot_edge_samples_have_only_their_own_labels() -> None:
+    text = Metrics(samples, identity_labels(None)).render().decode()
+    assert "visionedge_ready 1.5" in text.splitlines()
+
+
+def test_the_labels_of_a_histogram_stay() -> None:
+    metrics = Metrics(list, {"edge_device": "press-7"})
+    metrics._histograms["frame_infer_seconds"].labels("cpu").observe(0.003)
+    found = [s for s in collect(metrics.render().decode()) if s[0] == "visionedge_frame_infer_seconds_bucket"]
+    assert {labels["device"] for _, labels, _ in found} == {"cpu"}
+    assert found[-1][1] == {"device": "cpu", "le": "+Inf", "edge_device": "press-7"}
+
+
+@pytest.mark.parametrize("line", ["x{a=b} 1", 'x 1 # {trace="1"} 2', "x +Inf", "x NaN", 'x{a="1" 2'])
+def test_the_collectors_rules_refuse_what_it_would_lose(line: str) -> None:
+    with pytest.raises(ValueError, match=r"lost|labels|dropped"):
+        list(collect(line))
