@@ -148,6 +148,7 @@ class FakeBackend:
             "cameras": self.cameras(),
             "capacity": None,
             "hub": {"state": "local"},
+            "http": {"access": "local"},
         }
 
     def cameras(self) -> list[Document]:

@@ -241,6 +241,25 @@ def test_cameras_may_be_in_a_file_on_the_device() -> None:
     assert lint(manifest).findings == ()
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("PortBindings", {"8080/tcp": [{"HostPort": "8080"}]}), ("NetworkMode", "host")],
+    ids=["a port on every address", "the host's network"],
+)
+@pytest.mark.parametrize(
+    "http", [{}, {"allowAnonymous": True}, {"allowAnonymous": True, "token": "${TOKEN}"}]
+)
+def test_http_that_other_machines_reach_without_a_token_is_a_warning(
+    option: str, value: Any, http: dict[str, Any]
+) -> None:
+    """Without `allowAnonymous` the module makes a token at its first start."""
+    manifest = change(valid_manifest(), (*HOST, option), value)
+    value_at(manifest, VISION)["http"] = http
+    found = [f for f in lint(manifest).findings if "without a token" in f.problem]
+    assert len(found) == (http == {"allowAnonymous": True})
+    assert all("remove http.allowAnonymous" in str(f.remedy) for f in found)
+
+
 def test_the_folder_of_visionedge_data_needs_a_volume() -> None:
     manifest = valid_manifest()
     value_at(manifest, MODULE)["env"] = {"VISIONEDGE_DATA": {"value": "/state"}}
@@ -249,7 +268,6 @@ def test_the_folder_of_visionedge_data_needs_a_volume() -> None:
 
 
 def test_secrets_are_never_shown_and_are_reported_in_a_template() -> None:
-    """A manifest must stay within them together with its other content."""
     manifest = change(
         valid_manifest(),
         (*VISION, "cameras", "dock"),
