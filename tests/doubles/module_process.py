@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 _ROOT = Path(__file__).resolve().parents[2]
 _READY = re.compile(r"ready: open (http://\S+/)")
 _CACHE_FOLDER = tempfile.TemporaryDirectory(prefix="visionedge-tests-")
@@ -127,6 +129,14 @@ class ModuleProcess:
         """The bytes at a path."""
         with urllib.request.urlopen(self.ready().rstrip("/") + path, timeout=15) as answer:  # noqa: S310 - http, by ready()
             return bytes(answer.read())
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples with this name and at least these labels (inside IoT Edge there are more)."""
+        families = text_string_to_metric_families(self.raw("/metrics").decode())
+        samples = (sample for family in families for sample in family.samples)
+        found = [s.value for s in samples if s.name == name and labels.items() <= s.labels.items()]
+        assert found, f"no sample of {name} with {labels}"
+        return sum(found)
 
     def cameras(self) -> dict[str, dict[str, Any]]:
         """The camera objects by name."""
