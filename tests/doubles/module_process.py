@@ -131,7 +131,7 @@ class ModuleProcess:
             return bytes(answer.read())
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of the samples with this name and at least these labels (inside IoT Edge there are more)."""
+        """The sum of the samples with this name and at least these labels; inside IoT Edge there are more."""
         families = text_string_to_metric_families(self.raw("/metrics").decode())
         samples = (sample for family in families for sample in family.samples)
         found = [s.value for s in samples if s.name == name and labels.items() <= s.labels.items()]
