@@ -91,6 +91,6 @@ def test_a_limit_on_threads_is_named_and_does_not_disturb_the_end(monkeypatch: p
     thread_group = ThreadGroup(lambda *_: None)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(UnavailableError, match="the thread lane:0 cannot be started: .*pids limit"):
+        with pytest.raises(UnavailableError, match=r"the thread lane:0 cannot be started: .*pids limit"):
             thread_group.start("lane:0", lambda: None)
     assert thread_group.join(5) == []
