@@ -21,6 +21,7 @@ from visionedge.cli.config import add_schema_command
 from visionedge.config.documents import read_document, without_extensions
 from visionedge.config.load import parse_config, parse_http_address
 from visionedge.errors import ConfigError, VisionedgeError
+from visionedge.ops.support_dates import IOT_EDGE_TAG
 from visionedge.runtime.files import read_regular_file, write_atomically
 from visionedge.runtime.redaction import redact
 
@@ -121,7 +122,7 @@ def _add_module_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--runtime",
-        default="1.5",
+        default=IOT_EDGE_TAG,
         metavar="TAG",
         help="the version of edgeAgent and edgeHub (default: %(default)s)",
     )
