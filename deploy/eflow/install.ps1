@@ -99,6 +99,9 @@
 .PARAMETER SecretVariable
     The name of an environment variable with the secret.
 
+.PARAMETER Reprovision
+    Give the VM its identity again, although edgeAgent runs.
+
 .EXAMPLE
     .\install.ps1 -MsiPath .\AzureIoTEdge.msi -AcceptEula -WhatIf
 
@@ -134,12 +137,14 @@ param(
     [uri] $GlobalEndpoint,
     [securestring] $Secret,
     [string] $SecretFile,
-    [string] $SecretVariable
+    [string] $SecretVariable,
+    [switch] $Reprovision
 )
 
 Set-StrictMode -Version 3.0
 $ErrorActionPreference = 'Stop'
 $RestartExitCode = 3010
+$script:hidden = ''
 
 function Get-ArgumentFault {
     <# One sentence for each argument that is missing or does not fit. #>
@@ -164,10 +169,10 @@ function Get-ArgumentFault {
         DpsX509                = @('ScopeId', 'IdentityCertPath', 'IdentityPrivKeyPath')
         DpsSymmetricKey        = @('ScopeId', 'RegistrationId', 'secret')
     }[$ProvisioningType]
-    $sources = @($Secret, $SecretFile, $SecretVariable) | Where-Object { $_ }
+    $sources = @(@($Secret, $SecretFile, $SecretVariable) | Where-Object { $_ })
     foreach ($name in $needed) {
         if ($name -eq 'secret') {
-            if (@($sources).Count -ne 1) { "$ProvisioningType needs one of -Secret, -SecretFile, -SecretVariable" }
+            if ($sources.Count -ne 1) { "$ProvisioningType needs one of -Secret, -SecretFile, -SecretVariable" }
         }
         elseif (-not (Get-Variable -Name $name -ValueOnly)) { "${ProvisioningType} needs -$name" }
     }
@@ -180,11 +185,16 @@ function Get-WindowsFault {
     <# Why EFLOW, or this passthrough, is not supported here; nothing if it is. #>
     param([Microsoft.Management.Infrastructure.CimInstance] $System, [bool] $IsServer)
     $build = [int] $System.BuildNumber
+    if ($System.OperatingSystemSKU -in 98..101) { 'EFLOW needs Pro, Enterprise, IoT Enterprise or Server' }
     if ($IsServer -and $build -notin 17763, 20348) { 'EFLOW supports Windows Server 2019 and 2022 only' }
     if ($build -lt 17763) { 'EFLOW needs build 17763 or newer of Windows' }
     if ($IsServer -and $GpuPassthroughType -eq 'ParaVirtualization') { 'GPU-PV is not supported on Windows Server' }
     if (-not $IsServer -and $GpuPassthroughType -ne 'none' -and $build -lt 19044) {
         'GPU passthrough needs build 19044.1620 or newer of Windows'
+    }
+    $computer = Get-CimInstance -ClassName Win32_ComputerSystem
+    if ($GpuPassthroughType -ne 'none' -and $computer.Model -match 'Virtual') {
+        'this Windows is a virtual machine: EFLOW in it gets no GPU'
     }
 }
 
@@ -312,6 +322,13 @@ function Confirm-Ok {
     if ("$(@($Answer)[-1])".Trim() -ne 'OK') { throw "$Step failed: $Answer" }
 }
 
+function Hide-Secret {
+    <# A text without the secret. #>
+    param([string] $Text)
+    if ($script:hidden) { return $Text.Replace($script:hidden, '***') }
+    return $Text
+}
+
 function Set-Dns {
     if (-not $DnsServers -or -not $PSCmdlet.ShouldProcess('the VM', "use DNS $DnsServers")) { return }
     $endpoint = @(Get-EflowVmEndpoint)[0].Name
@@ -320,7 +337,11 @@ function Set-Dns {
 
 function Set-Identity {
     <# Gives the VM its identity in IoT Hub. #>
-    if ($ProvisioningType -eq 'none' -or -not $PSCmdlet.ShouldProcess('the VM', "provision by $ProvisioningType")) { return }
+    if ($ProvisioningType -eq 'none') { return }
+    # edgeAgent runs only in a VM that has an identity.
+    $modules = (Invoke-EflowVmCommand -command 'sudo iotedge list' -ignoreError) -join "`n"
+    if (-not $Reprovision -and $modules -match '(?m)^edgeAgent\s+running') { return }
+    if (-not $PSCmdlet.ShouldProcess('the VM', "provision by $ProvisioningType")) { return }
     if ($ProvisioningType -eq 'DpsTPM') { $null = Set-EflowVmFeature -feature DpsTpm -enable }
     $identity = @{ provisioningType = $ProvisioningType }
     if ($ScopeId) { $identity.scopeId = $ScopeId }
@@ -332,8 +353,9 @@ function Set-Identity {
     if ($GlobalEndpoint) { $identity.globalEndpoint = "$GlobalEndpoint" }
     if ($ProvisioningType -in 'ManualConnectionString', 'DpsSymmetricKey') {
         # In the memory of this process only, never on a command line.
-        $plain = [System.Net.NetworkCredential]::new('', (Read-Secret)).Password
-        if ($ProvisioningType -eq 'DpsSymmetricKey') { $identity.symmKey = $plain } else { $identity.devConnString = $plain }
+        $script:hidden = [System.Net.NetworkCredential]::new('', (Read-Secret)).Password
+        if ($ProvisioningType -eq 'DpsSymmetricKey') { $identity.symmKey = $script:hidden }
+        else { $identity.devConnString = $script:hidden }
     }
     Confirm-Ok -Step 'Provision-EflowVm' -Answer (Provision-EflowVm -headless @identity)
 }
@@ -388,7 +410,7 @@ try {
     exit 0
 }
 catch {
-    # The message only: the failed command may hold the secret.
-    Write-Warning -Message $_.Exception.Message
+    # The message only: the failed command holds the secret.
+    Write-Warning -Message (Hide-Secret -Text $_.Exception.Message)
     exit 1
 }

@@ -80,7 +80,7 @@ try {
 
     $vm = Get-EflowVm
     $state = "$($vm.VmPowerState)"
-    Write-Check -Name 'VM' -Passed ($state -eq 'Running') -Found "$state" -Remedy 'Start-EflowVm; never restart it from inside'
+    Write-Check -Name 'VM' -Passed ($state -match 'running') -Found "$state" -Remedy 'Start-EflowVm; never restart it from inside'
     $has = $vm.SystemStatistics
     $keep = 'Set-EflowVM with all of processors, memory and GPU: it resets what is left out'
     if ($CpuCount) {

@@ -221,11 +221,12 @@ def test_a_secret_is_neither_printed_nor_given_to_another_process() -> None:
     """It is read as a SecureString, and goes into a splatted hashtable only."""
     text = (FOLDER / "install.ps1").read_text(encoding="utf-8")
     assert "[securestring] $Secret" in text
-    assert re.findall(r"\$plain\b.*", text)[1:] == [
-        "$plain } else { $identity.devConnString = $plain }",
-    ]
+    uses = [line.strip() for line in text.splitlines() if "$script:hidden" in line]
+    assert len(uses) == 5
+    assert [re.findall(r"\$identity\.(\w+) = ", use) for use in uses[-2:]] == [["symmKey"], ["devConnString"]]
     for command in re.findall(r"(?:Write-\w+|Start-Process|Invoke-EflowVmCommand)[^\n]*", text):
-        assert not re.search(r"\$(plain|Secret|identity|text)\b", command), command
+        assert not re.search(r"\$(script:hidden|Secret|identity|text)\b", command), command
+    assert "Write-Warning -Message (Hide-Secret -Text $_.Exception.Message)" in text
 
 
 def test_a_plan_and_the_scripts_use_the_same_names() -> None:
