@@ -135,10 +135,10 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
     (
         "a swapped image",
         (*AGENT, "systemModules", "edgeAgent", "settings", "image"),
-        "mcr.microsoft.com/azureiotedge-hub:1.5",
+        "mcr.microsoft.com/azureiotedge-hub:1.6.8",
         "error",
         f"{IN_AGENT}.systemModules.edgeAgent.settings.image",
-        "azureiotedge-agent:1.5",
+        "azureiotedge-agent:1.6.8",
     ),
     (
         "an old agent",

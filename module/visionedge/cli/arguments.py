@@ -19,7 +19,8 @@ from typing import Any, NoReturn, TextIO
 from visionedge.config.documents import Document, add_locations, read_configuration
 from visionedge.config.load import merge, parse_config, parse_http_address, read_environment
 from visionedge.config.schema import CAMERA_NAME_PATTERN
-from visionedge.errors import ConfigError
+from visionedge.errors import ConfigError, VisionedgeError
+from visionedge.runtime.files import write_atomically
 from visionedge.runtime.redaction import mask_address, redact
 
 log = logging.getLogger(__name__)
@@ -303,3 +304,19 @@ def _expand_video_device(uri: str) -> str:
 def _announce_name(name: str, uri: str) -> str:
     log.info("camera %s is %s; --camera NAME=URI sets another name", name, mask_address(uri))
     return name
+
+
+def write_output_file(path: Path, text: str, *, replace: bool, secret: bool) -> None:
+    """Write a file that a command made; one that is `secret` can be read by its owner only.
+
+    Raises:
+        ConfigError: the file exists, and `replace` is false.
+        VisionedgeError: it cannot be written; nothing is left behind.
+    """
+    if os.path.lexists(path) and not replace:
+        raise ConfigError([f"{path}: exists already; --force replaces it"])
+    try:
+        write_atomically(path, text.encode(), durable=True, mode=0o600 if secret else 0o666)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a valid file name or text"
+        raise VisionedgeError(f"{path}: cannot be written: {reason}") from None

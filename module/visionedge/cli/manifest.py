@@ -16,12 +16,15 @@ from visionedge.cli.arguments import (
     add_line_numbers,
     parse_cameras,
     print_report,
+    write_output_file,
 )
 from visionedge.cli.config import add_schema_command
+from visionedge.cli.eflow import add_eflow_command
 from visionedge.config.documents import read_document, without_extensions
 from visionedge.config.load import parse_config, parse_http_address
-from visionedge.errors import ConfigError, VisionedgeError
-from visionedge.runtime.files import read_regular_file, write_atomically
+from visionedge.errors import ConfigError
+from visionedge.ops.support_dates import IOT_EDGE_TAG
+from visionedge.runtime.files import read_regular_file
 from visionedge.runtime.redaction import redact
 
 if TYPE_CHECKING:
@@ -43,11 +46,13 @@ def add_parser(subparsers: Subparsers) -> None:
         "  visionedge manifest generate --image registry.example.com/visionedge:1.0-gpu --gpu dda\n"
         "  visionedge manifest lint deployment.json           every problem, with its place and its remedy\n"
         "  visionedge manifest estimate --messages out.jsonl  messages, 4 KB blocks, IoT Hub units a day\n"
+        "  visionedge manifest eflow --edition pro …          a file that installs EFLOW on Windows\n"
         "  visionedge manifest schema > vision.schema.json    the JSON Schema of a configuration",
     )
     _add_generate(commands)
     _add_lint(commands)
     _add_estimate(commands)
+    add_eflow_command(commands)
     add_schema_command(commands, "manifest")
 
 
@@ -121,7 +126,7 @@ def _add_module_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--runtime",
-        default="1.5",
+        default=IOT_EDGE_TAG,
         metavar="TAG",
         help="the version of edgeAgent and edgeHub (default: %(default)s)",
     )
@@ -183,26 +188,10 @@ def _generate(arguments: argparse.Namespace) -> int:
     for note in made.notes:
         print(f"visionedge: {redact(note)}", file=sys.stderr)
     if arguments.output:
-        _write_manifest(Path(arguments.output), made.text, replace=arguments.force, secret=made.secret)
+        write_output_file(Path(arguments.output), made.text, replace=arguments.force, secret=made.secret)
     else:
         sys.stdout.write(made.text)
     return 0
-
-
-def _write_manifest(path: Path, text: str, *, replace: bool, secret: bool) -> None:
-    """Write a manifest; one that is `secret` can be read by its owner only.
-
-    Raises:
-        ConfigError: the file exists, and `replace` is false.
-        VisionedgeError: it cannot be written; nothing is left behind.
-    """
-    if os.path.lexists(path) and not replace:
-        raise ConfigError([f"{path}: exists already; --force replaces it"])
-    try:
-        write_atomically(path, text.encode(), durable=True, mode=0o600 if secret else 0o666)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a valid file name or text"
-        raise VisionedgeError(f"{path}: cannot be written: {reason}") from None
 
 
 def _build_request(arguments: argparse.Namespace) -> "ManifestRequest":

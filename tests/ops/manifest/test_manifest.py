@@ -60,9 +60,9 @@ def test_the_schema_version_is_accepted_by_agent_and_hub(
 def test_the_system_modules_stay_on_the_working_release_line(agent: dict[str, Any]) -> None:
     """edgeHub 1.6.0 and 1.6.1 lose MQTT connections; the hub listens where modules and leaves expect it."""
     system = agent["systemModules"]
-    assert system["edgeAgent"]["settings"]["image"].endswith("azureiotedge-agent:1.5")
+    assert system["edgeAgent"]["settings"]["image"].endswith("azureiotedge-agent:1.6.8")
     assert "startupOrder" not in system["edgeAgent"]
-    assert system["edgeHub"]["settings"]["image"].endswith("azureiotedge-hub:1.5")
+    assert system["edgeHub"]["settings"]["image"].endswith("azureiotedge-hub:1.6.8")
     ports = system["edgeHub"]["settings"]["createOptions"]["HostConfig"]["PortBindings"]
     assert ports == {f"{port}/tcp": [{"HostPort": str(port)}] for port in (5671, 8883, 443)}
 

@@ -3,12 +3,14 @@
 A check evaluates the facts and reads nothing itself.
 """
 
+import re
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 
 from visionedge.ops.doctor.checks import Check, CheckResult, Remedies, broken, info, ok, remedy, warning
 from visionedge.ops.doctor.facts import HostFacts
 from visionedge.ops.doctor.remedies import RESTART_VM_COMMANDS, set_eflow_vm_command
+from visionedge.ops.support_dates import find_support
 from visionedge.runtime.redaction import redact
 
 _MIB, _GIB = 2**20, 2**30
@@ -24,6 +26,7 @@ _LOW_DISK_MIB, _MIN_DISK_MIB = 1024, 128
 _MIN_EFLOW_DISK_GIB = 16
 _LARGE_SKEW_S, _TOKEN_SKEW_S = 60.0, 300.0
 _DAY_S = 86400.0
+_MARINER = re.compile(r"\.cm\d", re.IGNORECASE)
 
 
 def run_system_checks(facts: HostFacts) -> tuple[CheckResult, ...]:
@@ -208,6 +211,19 @@ def _workload(facts: HostFacts) -> CheckResult | None:
     )
 
 
+def _eflow_support(facts: HostFacts) -> CheckResult | None:
+    """A module cannot read the version of EFLOW; the kernel tells Mariner from Azure Linux 3."""
+    ended = find_support("EFLOW", "1.5")
+    if facts.environment.kernel != "eflow" or ended is None:
+        return None
+    if _MARINER.search(facts.environment.release):
+        found = (
+            f"Mariner: EFLOW 1.5 or older, which {ended.describe()}; IoT Edge 1.6 does not support Mariner"
+        )
+        return warning(found, *remedy(ended.remedy))
+    return info(f"EFLOW 1.5 {ended.describe()}; Windows lists the installed version among its apps")
+
+
 def _http(facts: HostFacts) -> CheckResult | None:
     http = facts.request.config.http if facts.request.config else None
     if http is None or not http.is_open:
@@ -249,6 +265,7 @@ SYSTEM_CHECKS = (
     Check("clock", "clock", _clock),
     Check("gateway", "gateway", _gateway),
     Check("workload-socket", "workload socket", _workload),
+    Check("eflow-support", "EFLOW", _eflow_support),
     Check("http", "HTTP", _http),
 )
 """All checks beside the chain and the cameras, in order."""

@@ -20,6 +20,7 @@ from visionedge.ops.manifest.document import (
     is_create_options,
     read_create_options,
 )
+from visionedge.ops.support_dates import IOT_EDGE_TAG, find_image_support
 from visionedge.runtime.files import read_regular_file
 
 SCHEMA_VERSIONS = ("1.0", "1.1")
@@ -35,6 +36,7 @@ _ENV_NAME = re.compile(r"[^+#$\s.]+")
 _IMAGE = re.compile(r"(?:[^/\s]*/)*[^/:\s]+(?::[^/:\s]+)?")
 _UPSTREAM = re.compile(r"\$upstream:[1-9]", re.IGNORECASE)
 _TAG = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
+_MOVING_TAG = "1.6"
 _MODULE_KEYS = (
     *("type", "status", "restartPolicy", "settings", "env"),
     *("startupOrder", "imagePullPolicy", "version"),
@@ -54,7 +56,7 @@ _VALUES: Mapping[str, tuple[str, ...]] = {
     "imagePullPolicy": ("on-create", "never"),
 }
 _RECOMMENDED_IMAGE = {
-    name: f"mcr.microsoft.com/azureiotedge-{name[4:].lower()}:1.5" for name in SYSTEM_MODULES
+    name: f"mcr.microsoft.com/azureiotedge-{name[4:].lower()}:{IOT_EDGE_TAG}" for name in SYSTEM_MODULES
 }
 
 
@@ -111,6 +113,7 @@ def read_agent(manifest: Manifest, findings: LintFindings) -> dict[str, EdgeModu
         findings.error(modules, f"are {len(others)} modules", f"the limit of IoT Hub is {MAX_MODULES}")
     for name, node in others.items():
         found[name] = _module(name, node, manifest.template, findings)
+    check_support(found, findings)
     _check_start_order(parts.get("schemaVersion"), found, findings)
     return found
 
@@ -173,24 +176,31 @@ def _tag(image: str) -> re.Match[str] | None:
 
 
 def _check_system_image(name: str, module: EdgeModule, findings: LintFindings) -> None:
-    """Report swapped images, and versions with known faults."""
-    where, other = module.image_node(), {"edgeAgent": "hub", "edgeHub": "agent"}[name]
+    """Report swapped images."""
+    other = {"edgeAgent": "hub", "edgeHub": "agent"}[name]
     if f"azureiotedge-{other}" in module.image:
-        findings.error(where, f"is not the image of {name}", f"write {_RECOMMENDED_IMAGE[name]}")
-    found = _tag(module.image)
-    if found is None:
-        return
-    version = tuple(int(part) for part in found.groups() if part is not None)
-    if name == "edgeHub" and version in ((1, 6, 0), (1, 6, 1)):
-        what = "loses MQTT connections, which visionedge uses"
-        findings.error(where, what, f"write {_RECOMMENDED_IMAGE[name]}, or a 1.6 after 1.6.1")
-    elif name == "edgeHub" and version == (1, 6):
-        what = "may be 1.6.1, which loses MQTT connections, which visionedge uses"
-        findings.warning(where, what, f"write {_RECOMMENDED_IMAGE[name]}, or the tag of a 1.6 after 1.6.1")
-    elif version[:2] < (1, 5):
-        findings.warning(
-            where, "is a version of IoT Edge that is out of support", f"write {_RECOMMENDED_IMAGE[name]}"
-        )
+        what, where = f"is not the image of {name}", module.image_node()
+        findings.error(where, what, f"write {_RECOMMENDED_IMAGE[name]}")
+
+
+def check_support(modules: Mapping[str, EdgeModule], findings: LintFindings) -> None:
+    """Report images of Microsoft that are out of support or have a known fault."""
+    for module in modules.values():
+        where = module.image_node()
+        if module.image.endswith(f"azureiotedge-hub:{_MOVING_TAG}"):
+            what = "may be 1.6.1 on a device that pulled it before, which loses MQTT connections"
+            findings.warning(where, what, f"write the tag {IOT_EDGE_TAG}")
+        for entry in find_image_support(module.image):
+            if entry.state == "faulty" and entry.product == "edgeHub":
+                findings.error(where, entry.describe(), entry.remedy)
+            elif entry.state == "ended" or (entry.state == "faulty" and not _sends_to_hub(module)):
+                findings.warning(where, entry.describe(), entry.remedy)
+
+
+def _sends_to_hub(module: EdgeModule) -> bool:
+    """Whether a metrics collector sends messages to IoT Hub, not to Azure Monitor."""
+    target = module.env.get("UploadTarget")
+    return target is not None and target.text.lower() == "iotmessage"
 
 
 def _module(name: str, node: JsonNode, template: bool, findings: LintFindings) -> EdgeModule:

@@ -31,6 +31,7 @@ from visionedge.ops.manifest.module_settings import (
     is_loopback,
 )
 from visionedge.ops.manifest.routes import OUTPUTS
+from visionedge.ops.support_dates import IOT_EDGE_TAG
 from visionedge.runtime.redaction import find_secrets, redact
 
 Gpu = Literal["none", "dda", "gpu-pv", "gpu-pv-by-hand"]
@@ -69,7 +70,7 @@ class ManifestRequest:
     registries: Mapping[str, str] = field(default_factory=dict)
     module: str = MODULE_ID
     published: tuple[str, int] | None = ("127.0.0.1", IMAGE_PORT)
-    runtime: str = "1.5"
+    runtime: str = IOT_EDGE_TAG
     binds: tuple[str, ...] = ()
     form: Literal["deployment", "template", "layered"] = "deployment"
 
