@@ -279,14 +279,6 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
         "CapDrop",
     ),
     (
-        "HTTP open to the network",
-        (*HOST, "PortBindings"),
-        {"8080/tcp": [{"HostPort": "8080"}]},
-        "warning",
-        f'{IN_OPTIONS}.HostConfig.PortBindings["8080/tcp"]',
-        "token",
-    ),
-    (
         "a port without a listener",
         (*HOST, "PortBindings"),
         {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "80"}]},
@@ -301,14 +293,6 @@ FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
         "warning",
         f"{IN_OPTIONS}.NetworkingConfig",
         "network",
-    ),
-    (
-        "the host's network",
-        (*HOST, "NetworkMode"),
-        "host",
-        "warning",
-        f"{IN_OPTIONS}.HostConfig.NetworkMode",
-        "token",
     ),
     (
         "a camera's rate",

@@ -253,25 +253,30 @@ def _parse_registries(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _lint(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.manifest.lint import lint_manifest
+    from visionedge.ops.manifest.lint import UnreadableManifestError, lint_manifest, report_unreadable
 
     name = "stdin" if arguments.file == "-" else arguments.file
     folder = None if arguments.file == "-" else Path(arguments.file).parent
-    report = lint_manifest(_read_manifest(arguments.file), name, arguments.module, folder=folder)
+    try:
+        report = lint_manifest(_read_manifest(arguments.file, name), name, arguments.module, folder=folder)
+    except UnreadableManifestError as error:
+        if not arguments.json:
+            raise
+        report = report_unreadable(name, error)
     print_report(arguments, report.document(), report.to_text())
     return ConfigError.exit_code if report.errors else 0
 
 
-def _read_manifest(file: str) -> bytes:
+def _read_manifest(file: str, name: str) -> bytes:
     """The content of a file or of stdin, up to one byte more than a manifest may have."""
-    from visionedge.ops.manifest.lint import MAX_MANIFEST_BYTES
+    from visionedge.ops.manifest.lint import MAX_MANIFEST_BYTES, UnreadableManifestError
 
     try:
         if file == "-":
             return sys.stdin.buffer.read(MAX_MANIFEST_BYTES + 1)
         return read_regular_file(Path(file), max_bytes=MAX_MANIFEST_BYTES)
     except OSError as error:
-        raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from None
+        raise UnreadableManifestError(name, f"cannot be read: {error.strerror}") from None
 
 
 def _add_estimate(commands: Subparsers) -> None:

@@ -89,7 +89,7 @@ def test_the_shipped_templates_are_what_generate_makes(visionedge: CommandLine, 
 
 FORMS = [(), ("--template",), ("--layered",)]
 GPUS = ["none", "dda", "gpu-pv", "gpu-pv-by-hand"]
-ONE = ("--registry", "a=a.example.com")
+ONE = ("--registry", "a=registry.example.com")
 REGISTRIES = [(), ONE, (*ONE, "--registry", "b=b.example.com")]
 PUBLISHED = [(), ("--http", "0.0.0.0:80"), ("--no-http",)]
 

@@ -14,8 +14,8 @@ from visionedge.config.documents import Document
 from visionedge.config.load import find_local_only_problems, merge, parse_config
 from visionedge.config.schema import Config
 from visionedge.errors import ConfigError
+from visionedge.ops.manifest.docker_api import CREATE_OPTIONS
 from visionedge.ops.manifest.document import (
-    CREATE_OPTIONS,
     EDGE_AGENT,
     EDGE_HUB,
     fill_placeholders,
