@@ -196,8 +196,21 @@ def _read_json(data: bytes, name: str) -> JsonNode:
     except ConfigError as error:
         raise UnreadableManifestError(name, str(error)) from None
     # All later output masks these values. A placeholder is not a secret.
-    register_secrets(secret for secret in find_secrets(document.plain()) if not has_placeholder(secret))
+    secrets = find_secrets(document.plain()) | find_secrets(_variables(document))
+    register_secrets(secret for secret in secrets if not has_placeholder(secret))
     return document
+
+
+def _variables(document: JsonNode) -> Document:
+    """The variables of all modules by name, whose values stand below the key `value`."""
+    nodes = (node.at("env") for node in document.walk())
+    return {
+        name: value.plain()
+        for env in nodes
+        if env
+        for name, item in env.entries.items()
+        if (value := item.at("value"))
+    }
 
 
 # --- every twin ---------------------------------------------------------------------------------------------
@@ -296,7 +309,8 @@ def _texts(node: JsonNode, key: str = "") -> Iterator[tuple[str, JsonNode]]:
     if node.text:
         yield key, node
     for name, item in node.entries.items():
-        yield from _texts(item, name)
+        # The name of a variable stands above the key `value`.
+        yield from _texts(item, key if name == "value" else name)
     for item in node.items:
         yield from _texts(item, key)
 
