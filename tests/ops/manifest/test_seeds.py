@@ -21,6 +21,7 @@ SEEDS: dict[str, tuple[str, str, str]] = {
     "camera-localhost": ("warning", ".uri", "the container itself"),
     "camera-loopback": ("warning", ".uri", "the container itself"),
     "camera-loopback-v6": ("warning", ".uri", "the container itself"),
+    "camera-placeholder": ("warning", ".uri", "still to be filled in"),
     "cap-drop-misspelt": ("warning", f"{HOST}.CapDorp", "did you mean 'CapDrop'?"),
     "cap-drop-text": ("error", f"{HOST}.CapDrop", "a list of strings"),
     "capabilities-flat": ("error", "DeviceRequests[0].Capabilities", '[["gpu"]]'),
@@ -30,6 +31,7 @@ SEEDS: dict[str, tuple[str, str, str]] = {
     "count-all": ("error", "DeviceRequests[0].Count", "write -1 for all"),
     "credentials-elsewhere": ("warning", "settings.image", "the credentials are for other.azurecr.io"),
     "credentials-placeholder": ("error", "mine.password", "still to be filled in"),
+    "data-folder-of-the-host": ("note", f"{HOST}.Binds[0]", "chown 10001:10001 /srv/vision"),
     "device-request-misspelt": ("warning", f"{HOST}.DeviceRequest", "did you mean 'DeviceRequests'?"),
     "device-requests-at-top": ("warning", "createOptions.DeviceRequests", "belongs into HostConfig"),
     "digest-short": ("error", "settings.image", "64 digits"),
@@ -72,6 +74,7 @@ SEEDS: dict[str, tuple[str, str, str]] = {
     "ulimits-object": ("error", f"{HOST}.Ulimits", "a list"),
     "user-root-group": ("warning", "createOptions.User", "user 10001"),
     "user-root-without-capabilities": ("warning", "createOptions.User", "user 10001"),
+    "variable-placeholder": ("warning", "HTTPS_PROXY.value", "still to be filled in"),
 }
 
 

@@ -9,7 +9,13 @@ from visionedge.config.load import find_local_only_problems, merge, parse_config
 from visionedge.errors import ConfigError
 from visionedge.ops.manifest.agent import SYSTEM_MODULES, EdgeModule
 from visionedge.ops.manifest.container import check_container, on_host_network
-from visionedge.ops.manifest.document import JsonNode, LintFindings, Manifest, has_placeholder
+from visionedge.ops.manifest.document import (
+    JsonNode,
+    LintFindings,
+    Manifest,
+    find_angle_placeholder,
+    has_placeholder,
+)
 from visionedge.ops.manifest.gpu_options import (
     check_gpu_options,
     create_options_node,
@@ -81,6 +87,7 @@ def check_visionedge_module(module: EdgeModule, manifest: Manifest, findings: Li
     _data(module, variables, findings)
     check_container(module, manifest.registries(), findings)
     _http(module, document, findings)
+    _holes(variables, twin, findings)
     if twin is not None:
         _files(module, twin, findings)
         _local_cameras(module, twin, findings)
@@ -168,6 +175,9 @@ def _data(module: EdgeModule, variables: Mapping[str, JsonNode], findings: LintF
         remedy = f'add {{"HostConfig":{{"Binds":["{_PRODUCT}-data:{folder}"]}}}}'
         findings.warning(create_options_node(module), what, remedy)
     for mount in found:
+        if mount.source.startswith("/") and not mount.read_only:
+            what = "is a folder of the host, which user 10001 of the image must be able to write"
+            findings.note(mount.node, what, f"run there: chown 10001:10001 {mount.source}")
         if mount.read_only:
             what = f"{folder} is read-only: messages wait in memory, and nothing is stored"
             findings.error(mount.node, what, "remove 'ro'")
@@ -220,6 +230,16 @@ def _files(module: EdgeModule, twin: JsonNode, findings: LintFindings) -> None:
         elif not any(f"{path}/".startswith(f"{target}/") for target in targets):
             what = f"{path} is in no folder that is bound into the module"
             findings.warning(node, what, _BIND)
+
+
+def _holes(variables: Mapping[str, JsonNode], twin: JsonNode | None, findings: LintFindings) -> None:
+    """`<names>` that nobody has filled in."""
+    cameras = twin.at("cameras") if twin is not None else None
+    uris = [camera.at("uri") for camera in cameras.entries.values()] if cameras is not None else []
+    model = twin.at("model", "url") if twin is not None else None
+    for node in (*variables.values(), *uris, model):
+        if node is not None and find_angle_placeholder(node.text):
+            findings.warning(node, "is still to be filled in", "replace <…>")
 
 
 def _local_cameras(module: EdgeModule, twin: JsonNode, findings: LintFindings) -> None:
