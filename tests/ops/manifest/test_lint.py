@@ -291,6 +291,7 @@ def test_a_module_is_recognised_by_its_id_its_image_or_an_argument() -> None:
     report = lint(manifest)
     assert finding_places(report) == {("note", "$.modulesContent")}
     assert report.to_text().endswith("deployment.json: no problems\n")
+    assert [report.document()[key] for key in ("errors", "warnings", "notes")] == [0, 0, 1]
     assert lint(manifest, modules=("dock-camera",)).findings == ()
     with pytest.raises(ConfigError, match=r"no module yard; there are .*dock-camera"):
         lint(manifest, modules=("yard",))

@@ -253,7 +253,7 @@ class _Reader:
         self._findings.warning(
             node, "is a string, and aziot-edged reads only a list", f'write "{key}": ["…"]'
         )
-        return replace(node, value=tuple(replace(node, value=word) for word in node.text.split()))
+        return replace(node, value=(node,))
 
     def _object(self, node: JsonNode, kind: str, key: str) -> JsonNode:
         self._findings.mapping(node)

@@ -92,6 +92,7 @@ class LintReport:
             ],
             "errors": self.errors,
             "warnings": self.warnings,
+            "notes": len(self.findings) - self.errors - self.warnings,
             "findings": [finding.document() for finding in self.findings],
         }
 
