@@ -269,6 +269,24 @@ def test_secrets_are_never_shown_and_are_reported_in_a_template() -> None:
         assert (f"{IN_VISION}.cameras.dock.uri" in warned) == name.endswith(".template.json")
 
 
+def test_only_secrets_count_as_secrets_of_a_template() -> None:
+    """Variables with the name of one too; the user of a container, placeholders, yes and no are none."""
+    manifest = valid_manifest()
+    value_at(manifest, MODULE)["settings"]["createOptions"]["User"] = "10001:10001"
+    values = {
+        "A_PASSWORD": "$PASSWORD",
+        "B_TOKEN": "${TOKEN}",
+        "EMPTY_PASSWORD": "yes",
+        "TZ": "Europe/Berlin",
+    }
+    env = {name: {"value": value} for name, value in values.items()}
+    value_at(manifest, MODULE)["env"] = env
+    assert lint(manifest, "a.template.json").findings == ()
+    env["DB_PASSWORD"] = {"value": "hunter2"}
+    (finding,) = lint(manifest, "a.template.json").findings
+    assert finding.path == f"{IN_MODULE}.env.DB_PASSWORD.value"
+
+
 def test_placeholders_are_allowed_only_in_templates() -> None:
     """For any key."""
     manifest = valid_manifest()

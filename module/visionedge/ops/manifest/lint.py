@@ -198,6 +198,7 @@ def _read_json(data: bytes, name: str) -> JsonNode:
         raise UnreadableManifestError(name, str(error)) from None
     # All later output masks these values. A placeholder is not a secret.
     secrets = find_secrets(document.plain()) | find_secrets(_variables(document))
+    secrets -= {user.text for node in document.walk() if (user := _container_user(node)) is not None}
     register_secrets(secret for secret in secrets if not has_placeholder(secret))
     return document
 
@@ -212,6 +213,13 @@ def _variables(document: JsonNode) -> Document:
         for name, item in env.entries.items()
         if (value := item.at("value"))
     }
+
+
+def _container_user(node: JsonNode) -> JsonNode | None:
+    """The user in the createOptions of a module's settings: no secret, unlike other users."""
+    options = node.at("createOptions")
+    entries = options.entries.items() if options is not None else ()
+    return next((item for key, item in entries if key.lower() == "user"), None)
 
 
 # --- every twin ---------------------------------------------------------------------------------------------
@@ -297,12 +305,20 @@ def _shorter(node: JsonNode) -> str:
 
 
 def _secrets(manifest: Manifest, findings: LintFindings) -> None:
+    users = {user.path for node in manifest.content.walk() if (user := _container_user(node)) is not None}
     for key, node in _texts(manifest.content):
-        document: Document = {key: node.plain()}
-        secrets = find_secrets(document)
-        if any(not has_placeholder(each) and find_angle_placeholder(each) != each for each in secrets):
+        secrets = () if node.path in users else find_secrets({key: node.plain()})
+        if not all(map(_is_no_secret, secrets)):
             remedy = "replace it by ${NAME}: templates are stored and shared"
             findings.warning(node, "contains a secret in plain text", remedy)
+
+
+def _is_no_secret(text: str) -> bool:
+    """Whether a text at the place of a secret is none: a placeholder, a `<name>`, or yes or no."""
+    is_placeholder = (
+        has_placeholder(text) or _KEY_VARIABLE.fullmatch(text) or find_angle_placeholder(text) == text
+    )
+    return bool(is_placeholder) or text.lower() in ("true", "false", "yes", "no")
 
 
 def _texts(node: JsonNode, key: str = "") -> Iterator[tuple[str, JsonNode]]:
