@@ -98,14 +98,20 @@ def test_an_image_of_microsoft_is_known_by_its_name_and_tag(image: str, states: 
 
 
 @pytest.mark.parametrize("name", ["edgeAgent", "edgeHub"])
-def test_lint_warns_of_an_image_that_is_out_of_support(name: str) -> None:
-    image = f"{MICROSOFT}-{name[4:].lower()}:1.5"
+@pytest.mark.parametrize(
+    ("version", "severity", "end"), [("1.5", "note", "2026-11-10"), ("1.4.27", "warning", "2024-11-12")]
+)
+def test_lint_reports_an_image_that_is_out_of_support(
+    name: str, version: str, severity: str, end: str
+) -> None:
+    """As a note in the first year, because whole fleets still have it."""
+    image = f"{MICROSOFT}-{name[4:].lower()}:{version}"
     path = (*AGENT, "systemModules", name, "settings", "image")
     found = [f for f in lint(change(valid_manifest(), path, image)).findings if "support" in f.problem]
     [finding] = found
-    assert finding.severity == "warning"
+    assert finding.severity == severity
     assert finding.path.endswith(f"{name}.settings.image")
-    assert "2026-11-10" in finding.problem
+    assert end in finding.problem
     assert IOT_EDGE_TAG in finding.remedy
 
 

@@ -632,7 +632,7 @@ def test_lint_finds_no_error_in_the_filled_base(running: HubWithDevices) -> None
     assert "${" not in content
     assert "s3cret" in content
     report = lint_manifest(content.encode(), "base")
-    assert [finding.severity for finding in report.findings] == ["warning"]
+    assert [finding.severity for finding in report.findings] == ["note"]
     assert "none of the modules is recognised as visionedge" in report.findings[0].line()
 
 

@@ -5,7 +5,7 @@ The dates are Microsoft's; `doctor` and `manifest lint` show them with `TABLE_DA
 
 import re
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from typing import Literal
 
 Product = Literal["IoT Edge", "EFLOW", "edgeHub", "metrics collector"]
@@ -56,6 +56,12 @@ class SupportEntry:
             return "faulty"
         is_over = self.supported_until is not None and self.supported_until < TABLE_DATE
         return "ended" if is_over else "supported"
+
+    @property
+    def ended_lately(self) -> bool:
+        """Whether the support ended in the year before the table: whole fleets still have such a version."""
+        until = self.supported_until
+        return self.state == "ended" and until is not None and TABLE_DATE - until < timedelta(days=365)
 
     def describe(self) -> str:
         """The state in words, with the date of the table."""

@@ -11,13 +11,13 @@ from visionedge.ops.doctor.checks import Check, CheckResult, Remedies, broken, i
 from visionedge.ops.doctor.facts import HostFacts
 from visionedge.ops.doctor.remedies import RESTART_VM_COMMANDS, set_eflow_vm_command
 from visionedge.ops.support_dates import find_support
+from visionedge.runtime.memory_requirement import CPU_MEMORY_MIB, GPU_MEMORY_MIB
 from visionedge.runtime.redaction import redact
 
 _MIB, _GIB = 2**20, 2**30
 
-# A module with a few cameras takes 200 to 400 MiB on the CPU; CUDA and cuDNN take some GiB more. IoT Edge's
-# agent and hub need memory too; EFLOW's default of 1024 MiB is too little.
-_RECOMMENDED_MIB = {False: 768, True: 4096}
+_RECOMMENDED_MIB = {False: CPU_MEMORY_MIB, True: GPU_MEMORY_MIB}
+# IoT Edge's agent and hub need memory too; EFLOW's default of 1024 MiB is too little.
 _EDGE_MIB = 768
 _MIN_AVAILABLE_MIB = 256
 # The spool may take 256 MB, and compiled models, plans and TensorRT engines need space too.

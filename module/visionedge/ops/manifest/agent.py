@@ -10,15 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from visionedge.ops.manifest.docker_api import is_create_options, read_create_options
 from visionedge.ops.manifest.document import (
     EDGE_AGENT,
     JsonNode,
     LintFindings,
     Manifest,
-    child_path,
+    find_angle_placeholder,
     has_placeholder,
-    is_create_options,
-    read_create_options,
 )
 from visionedge.ops.support_dates import IOT_EDGE_TAG, find_image_support
 from visionedge.runtime.files import read_regular_file
@@ -33,7 +32,10 @@ _MODULES = "modules"
 _MAX_MODULE_FILE_BYTES = 2**20
 _MODULE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _ENV_NAME = re.compile(r"[^+#$\s.]+")
-_IMAGE = re.compile(r"(?:[^/\s]*/)*[^/:\s]+(?::[^/:\s]+)?")
+_IMAGE = re.compile(
+    r"(?:(?P<host>[^/\s]*)/)?(?P<path>(?:[^/\s]*/)*[^/:@\s]+)(?::[^/:@\s]+)?(?:@sha256:(?P<digest>[^/\s]+))?"
+)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _UPSTREAM = re.compile(r"\$upstream:[1-9]", re.IGNORECASE)
 _TAG = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 _MOVING_TAG = "1.6"
@@ -93,9 +95,7 @@ def read_agent(manifest: Manifest, findings: LintFindings) -> dict[str, EdgeModu
     """Check the desired properties of edgeAgent; returns all modules by name, system modules included."""
     if EDGE_AGENT not in manifest.twins:
         if not manifest.layered:
-            findings.error(
-                child_path(manifest.content.path, EDGE_AGENT), "is missing", "add it: it has the modules"
-            )
+            findings.error(manifest.content.missing(EDGE_AGENT), "is missing", "add it: it has the modules")
         return {}
     desired = manifest.twins[EDGE_AGENT]
     parts = findings.known_entries(
@@ -152,6 +152,8 @@ def _runtime(runtime: JsonNode | None, findings: LintFindings) -> None:
                     "is not a host name",
                     "write it without scheme: registry.example.com",
                 )
+            elif text is not None and find_angle_placeholder(text):
+                findings.error(registry.entries[key], "is still to be filled in", "replace <…>")
 
 
 def _system_modules(system: JsonNode, template: bool, findings: LintFindings) -> dict[str, EdgeModule]:
@@ -194,7 +196,8 @@ def check_support(modules: Mapping[str, EdgeModule], findings: LintFindings) -> 
             if entry.state == "faulty" and entry.product == "edgeHub":
                 findings.error(where, entry.describe(), entry.remedy)
             elif entry.state == "ended" or (entry.state == "faulty" and not _sends_to_hub(module)):
-                findings.warning(where, entry.describe(), entry.remedy)
+                report = findings.note if entry.ended_lately else findings.warning
+                report(where, entry.describe(), entry.remedy)
 
 
 def _sends_to_hub(module: EdgeModule) -> bool:
@@ -204,7 +207,7 @@ def _sends_to_hub(module: EdgeModule) -> bool:
 
 
 def _module(name: str, node: JsonNode, template: bool, findings: LintFindings) -> EdgeModule:
-    if not _MODULE_ID.fullmatch(name):
+    if not _MODULE_ID.fullmatch(name) and not (template and has_placeholder(name)):
         remedy = "write 1 to 128 letters, digits, '_' and '-'"
         findings.error(node, "is not a valid module name", remedy)
     findings.known_entries(node, _MODULE_KEYS, "edgeAgent")
@@ -236,10 +239,10 @@ def _read(
         if key not in ("image", "digest") and not is_create_options(key):
             findings.warning(item, "is not a key of edgeAgent", "known keys: image, createOptions")
     options = read_create_options(settings, template=template, findings=findings)
-    return EdgeModule(name, node, _image(settings, findings), options, env)
+    return EdgeModule(name, node, _image(settings, template, findings), options, env)
 
 
-def _image(settings: JsonNode, findings: LintFindings) -> str:
+def _image(settings: JsonNode, template: bool, findings: LintFindings) -> str:
     node = findings.required(
         settings, "image", "write the image, such as registry.example.com/visionedge:1.0"
     )
@@ -247,9 +250,31 @@ def _image(settings: JsonNode, findings: LintFindings) -> str:
     if node is None or image is None:
         return ""
     # The value of a placeholder is unknown, and $upstream is the parent of a nested device.
-    if not has_placeholder(image) and not _IMAGE.fullmatch(_UPSTREAM.sub("parent:1", image.strip())):
-        findings.error(node, "is not a valid image name", "write REGISTRY/NAME:TAG")
+    if not has_placeholder(image) and not (template and "$" in image):
+        _check_image_name(_UPSTREAM.sub("parent:1", image.strip()), node, findings)
     return image
+
+
+def _check_image_name(image: str, node: JsonNode, findings: LintFindings) -> None:
+    if hole := find_angle_placeholder(image):
+        findings.error(node, f"has {hole}, which is still to be filled in", "write the image's own name")
+        return
+    found = _IMAGE.fullmatch(image)
+    if found is None:
+        findings.error(node, "is not a valid image name", "write REGISTRY/NAME:TAG")
+    elif found["digest"] is not None and not _DIGEST.fullmatch(found["digest"]):
+        findings.error(node, "has an invalid digest", "write @sha256: and 64 digits of 0-9 and a-f")
+    elif (repository := _repository(found)) != repository.lower():
+        what = "has capitals in its repository, which Docker refuses"
+        findings.error(node, what, f"write {repository.lower()}")
+
+
+def _repository(image: re.Match[str]) -> str:
+    """The name in a registry. Docker takes the first part as a host if it can be no name."""
+    host, path = image["host"], image["path"]
+    if host is None or any(c in host for c in ".:") or host == "localhost" or host != host.lower():
+        return path
+    return f"{host}/{path}"
 
 
 def _environment(env: JsonNode | None, findings: LintFindings) -> dict[str, JsonNode]:
