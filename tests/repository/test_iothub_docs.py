@@ -13,7 +13,7 @@ from visionedge.app.hub_bridge import MAX_CAMERAS_BYTES
 from visionedge.app.overload_controller import OverloadEventCode as OverloadCode
 from visionedge.camera.camera import CameraState
 from visionedge.config.load import parse_config
-from visionedge.iothub.client import EXIT_STUCK, Deadlines, HubFault
+from visionedge.iothub.client import Deadlines, HubFault
 from visionedge.iothub.desired_properties import MAX_ACKNOWLEDGEMENT_BYTES
 from visionedge.iothub.desired_properties import ConfigEventCode as ConfigCode
 from visionedge.iothub.direct_methods import MAX_RESULT_BYTES, DirectMethod
@@ -24,6 +24,7 @@ from visionedge.outbound.messages import MAX_BYTES, EventKind
 from visionedge.outbound.metering import UNIT_BLOCKS_PER_DAY
 from visionedge.outbound.spool import SpoolEventCode, SpoolOptions
 from visionedge.outbound.sqlite_store import MessageDropReason, SpoolLimits
+from visionedge.runtime.watchdog import EXIT_HUNG
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 IOT_EDGE = (DOCS / "iot-edge.md").read_text()
@@ -127,7 +128,7 @@ def test_the_numbers_are_those_of_the_code() -> None:
     """Bounds, deadlines, quotas and the exit code."""
     deadlines, policy = Deadlines(), parse_config({}).telemetry
     assert POLICY.mode == "all"
-    assert f"exit code **{EXIT_STUCK}**" in IOT_EDGE
+    assert f"exit code **{EXIT_HUNG}**" in IOT_EDGE
     assert f"{MAX_BYTES:,} bytes" in IOT_EDGE
     assert f"({policy.spool_megabytes})" in IOT_EDGE
     assert f"({policy.spool_hours:g})" in IOT_EDGE
