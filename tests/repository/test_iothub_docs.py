@@ -81,7 +81,9 @@ def test_every_reason_for_a_dropped_message_is_documented(reason: str) -> None:
     assert f"`{reason}`" in IOT_EDGE
 
 
-@pytest.mark.parametrize("method", ["ping", "status", "snapshot", "validateConfig", "restartCamera"])
+@pytest.mark.parametrize(
+    "method", ["ping", "status", "snapshot", "validateConfig", "restartCamera", "bundle"]
+)
 def test_every_method_is_documented_with_its_deadline(method: str, methods: dict[str, DirectMethod]) -> None:
     """A row of the table, and the keys of its payload in it."""
     (row,) = [line for line in IOT_EDGE.splitlines() if line.startswith(f"| `{method}` |")]
@@ -90,8 +92,8 @@ def test_every_method_is_documented_with_its_deadline(method: str, methods: dict
 
 
 def test_no_method_is_left_out(methods: dict[str, DirectMethod]) -> None:
-    """The contract's five."""
-    assert methods.keys() == {"ping", "status", "snapshot", "validateConfig", "restartCamera"}
+    """The contract's five, and the support bundle."""
+    assert methods.keys() == {"ping", "status", "snapshot", "validateConfig", "restartCamera", "bundle"}
 
 
 @pytest.fixture
