@@ -91,6 +91,7 @@ METRICS: Mapping[str, MetricDeclaration] = {
     "message_blocks_total": _counter("Blocks of 4 KB that IoT Hub bills.", "output"),
     "hub_unit_share": _gauge("Share of one unit's daily quota, projected from the last hour.", "tier"),
     "spool_bytes": _gauge("Bytes of waiting messages."),
+    "spool_stalled_seconds": _gauge("For so long the disk has hung; 0 if it does not."),
     "spool_on_disk": _gauge("1 when messages wait on disk, 0 in memory only."),
     "twin_configurations_total": _counter("Desired properties, applied or rejected.", "outcome"),
     "twin_patches_total": _counter("Patches of reported properties."),
@@ -292,6 +293,7 @@ def _hub_samples(delivery: Delivery) -> Iterator[Sample]:
             yield "hub_faults_total", (fault,), count
     if status.spool is not None:
         yield "spool_bytes", (), status.spool.waiting_bytes
+        yield "spool_stalled_seconds", (), status.spool.stalled_seconds
         yield "spool_on_disk", (), float(status.spool.mode == "disk")
 
 

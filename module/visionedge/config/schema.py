@@ -92,6 +92,9 @@ class _Section(BaseModel):
     )
 
 
+_FormatName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")]
+
+
 class GateConfig(_Section):
     """The motion gate of a camera: frames without motion are not analysed."""
 
@@ -144,6 +147,15 @@ class CameraDefaults(_Section):
     )
     loop: bool = _key(
         False, "A file or a folder begins again at its end, in the same epoch and without an event."
+    )
+    extra_codecs: tuple[_FormatName, ...] = _key(
+        (), "Codecs that are allowed beside the usual ones, by FFmpeg's names.", max_length=32, strict=False
+    )
+    extra_containers: tuple[_FormatName, ...] = _key(
+        (),
+        "Containers that are allowed beside the usual ones, by FFmpeg's names.",
+        max_length=32,
+        strict=False,
     )
 
 

@@ -364,6 +364,7 @@ class SpoolDocument(JsonDocument):
     waiting: Count = Field(description="Messages.")
     waiting_bytes: Count
     dropped: dict[str, int] = Field(description="Messages that were dropped, by reason.")
+    stalled_seconds: float = Field(description="For so long the disk has hung; 0 if it does not.")
 
 
 class TelemetryDocument(JsonDocument):
