@@ -37,6 +37,7 @@ from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.desired_properties import ConfigurationSources
 from visionedge.iothub.identity import Identity
 from visionedge.iothub.image_requests import SEQUENCE_NAME
+from visionedge.runtime.build_identity import read_build_identity
 from visionedge.runtime.files import remove_partial_files
 from visionedge.runtime.health_check import keep_address
 from visionedge.runtime.logs import configure_logging
@@ -95,6 +96,7 @@ def run(options: RunOptions) -> int:
     before = set(threading.enumerate())
     service = Service(options)
     service.configure_logging()
+    log.info("visionedge %s", read_build_identity())
     # In no thread group, as it has to outlive them all.
     threading.Thread(target=service.enforce_stop_timeout, name="stop-limit", daemon=True).start()
     try:
