@@ -208,7 +208,7 @@ class Service:
         self.state.set_delivery(delivery)
         delivery.start()
         hub_bridge.start()
-        self._report_lost_state(delivery, config_sources)
+        self._report_state_files(delivery, config_sources)
         try:
             await self._run_until_stopped(
                 delivery, asyncio.ensure_future(self._start_cameras_and_engine(delivery, resizer))
@@ -276,17 +276,18 @@ class Service:
             listener=listener,
         )
 
-    def _report_lost_state(self, delivery: Delivery, config_sources: ConfigurationSources) -> None:
-        """Send an event for each state file that was set aside."""
+    def _report_state_files(self, delivery: Delivery, config_sources: ConfigurationSources) -> None:
+        """Send an event for each state file that was set aside, or that a newer version owns."""
         last_good = config_sources.last_good
-        lost = {
-            self._sequences.path.name: self._sequences.lost,
-            "desired.json": None if last_good is None else last_good.lost,
-        }
-        for name, why in lost.items():
-            if why is not None:
-                text = f"{name} cannot be used ({why}) and was set aside; the module goes on without it"
-                delivery.event("storage", "state-lost", text, {"file": name, "reason": why})
+        files = [self._sequences.file, *([] if last_good is None else [last_good.file])]
+        for file in files:
+            name = file.path.name
+            if file.lost is not None:
+                text = f"{name} cannot be used ({file.lost}) and was set aside; the module goes on without it"
+                delivery.event("storage", "state-lost", text, {"file": name, "reason": file.lost})
+            if file.newer is not None:
+                delivery.event("storage", "state-newer", file.newer, {"file": name})
+        self.state.set_newer_state(tuple(file.newer for file in files if file.newer is not None))
 
     async def _start_cameras_and_engine(self, delivery: Delivery, resizer: InputResizer | None) -> None:
         """Start cameras and engine as soon as the model is there; everything else runs meanwhile."""

@@ -76,7 +76,13 @@ def build_status(state: StateSnapshot) -> Document:
         capacity=build_capacity(state),
         hub=_hub(state),
         http=HttpDocument(access=_http_access(state.config.http)),
+        newer_state=_newer_state(state),
     ).dump()
+
+
+def _newer_state(state: StateSnapshot) -> list[str]:
+    spool = None if state.delivery is None else state.delivery.status().spool
+    return [*state.newer_state, *([spool.newer] if spool is not None and spool.newer is not None else [])]
 
 
 def build_identity_document() -> BuildDocument:

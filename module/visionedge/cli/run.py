@@ -40,7 +40,7 @@ _VARIABLES = """\
   NAME                   any variable that the configuration file names as ${NAME}"""
 
 _FAULT_INJECTION_MODULE = "visionedge.engine.process.fault_injection"
-_STATE_FILES = ("spool.db", "sequences.json", "desired.json")
+_STATE_FILES = ("spool", "sequences", "desired")
 
 
 def add_parser(subparsers: Subparsers) -> None:

@@ -474,6 +474,9 @@ class StatusDocument(JsonDocument):
     capacity: CapacityDocument | None = Field(description="The load; null in the first seconds.")
     hub: HubDocument = Field(description="What goes to IoT Hub and comes from it.")
     http: HttpDocument = Field(description="Who may use HTTP.")
+    newer_state: list[str] = Field(
+        description="Files in the data folder that a newer version wrote, and what to do; usually empty."
+    )
 
 
 # --- frames and messages: described here, built as plain dicts ----------------------------------------------
