@@ -133,6 +133,7 @@ class FakeBackend:
             raise self.error
         return {
             "version": "0.2.0",
+            "http": {"access": "local"},
             "newerState": [],
             "build": {"text": "0.2.0+unknown", "revision": "unknown", "builtAt": "unknown"},
             "uptimeSeconds": 12.5,

@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from visionedge.app.state import AppState
 from visionedge.camera.camera import CameraStatus, InputResizer
 from visionedge.camera.registry import CameraRegistry, SequenceStore
 from visionedge.config.documents import Document
+from visionedge.config.load import parse_config
 from visionedge.config.made_token import MadeToken
 from visionedge.config.schema import Config, HttpConfig
 from visionedge.engine.interface import EngineEvent
@@ -37,6 +39,8 @@ from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.desired_properties import ConfigurationSources
 from visionedge.iothub.identity import Identity
 from visionedge.iothub.image_requests import SEQUENCE_NAME
+from visionedge.ops.doctor.host import this_host
+from visionedge.ops.doctor.last_start import LAST_START_FILE_NAME, StartHistory
 from visionedge.runtime.build_identity import read_build_identity
 from visionedge.runtime.files import remove_partial_files
 from visionedge.runtime.health_check import keep_address
@@ -81,6 +85,8 @@ class RunOptions:
     inject: Path | None = None
     reload: Callable[[], Document] | None = None
     """Reads the local document again; None without a configuration file."""
+    has_arguments: bool = False
+    """Whether arguments of the command line are part of the local document."""
 
 
 def run(options: RunOptions) -> int:
@@ -153,6 +159,8 @@ class Service:
             metrics=self._metrics,
             failures=self.failures,
         )
+        local = None if options.has_arguments else parse_config(options.config_sources.local)
+        self._start_history = StartHistory(options.data / LAST_START_FILE_NAME, local)
         self._made_token, self._token_announced = MadeToken(options.data), False
         self._hub_bridge: HubBridge | None = None
         self._ends_at: asyncio.TimerHandle | None = None
@@ -236,6 +244,7 @@ class Service:
         The module has to start so that the twin can correct them. Blocks.
         """
         config_sources = self.options.config_sources
+        self._start_history.log_changes(this_host(self.options.environ), config_sources.start.config)
         try:
             return config_sources, self._engine_host.load()
         except VisionedgeError as error:
@@ -312,6 +321,9 @@ class Service:
             self._hub_bridge.desired.retry()  # sections that waited for the engine can be applied now
         log.info("ready: open %s to look", self._server.url)
         self._limit_duration()
+        config = self.state.snapshot().config
+        keep = partial(self._start_history.keep, config, info.device)
+        await run_on_thread(self._thread_group, "remembering", keep)
 
     def _make_camera_registry(self, resizer: InputResizer) -> CameraRegistry:
         return CameraRegistry(

@@ -40,6 +40,9 @@ _VARIABLES = """\
   NAME                   any variable that the configuration file names as ${NAME}"""
 
 _FAULT_INJECTION_MODULE = "visionedge.engine.process.fault_injection"
+_CONFIGURING = ("config", "camera", "model", "device", "http", "log_level")
+"""Arguments that change the configuration."""
+
 _STATE_FILES = ("spool", "sequences", "desired")
 
 
@@ -117,6 +120,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 duration_s=arguments.duration,
                 inject=Path(arguments.inject) if getattr(arguments, "inject", None) else None,
                 reload=None if path is None else read,
+                has_arguments=any(getattr(arguments, name) for name in _CONFIGURING),
             )
         )
 
