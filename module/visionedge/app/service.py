@@ -102,7 +102,6 @@ def run(options: RunOptions) -> int:
     before = set(threading.enumerate())
     service = Service(options)
     service.configure_logging()
-    log.info("visionedge %s", read_build_identity())
     # In no thread group, as it has to outlive them all.
     threading.Thread(target=service.enforce_stop_timeout, name="stop-limit", daemon=True).start()
     try:
@@ -191,6 +190,7 @@ class Service:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._shut_down)
             await self._keep_address()
+            log.info("visionedge %s", await asyncio.to_thread(read_build_identity))
             log.info("open %s (warming up: pictures come when the engine is ready)", self._server.url)
             stack.push_async_callback(self._run_stop_step, _STOP_STEP_TIMEOUT_S, "http", self._server.close)
             try:
