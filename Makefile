@@ -115,7 +115,7 @@ figures: ## all figures of docs/performance.md, on a quiet machine: ARGS="--mode
 image: ## the container image: VARIANT=cpu|gpu, BASE_IMAGE=…, IMAGE=name:tag, WITH_PYAV=0 for one without GPL
 	docker build -f Dockerfile.$(VARIANT) -t $(IMAGE) $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
 		$(if $(WITH_PYAV),--build-arg WITH_PYAV=$(WITH_PYAV)) \
-		--build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" .
+		--build-arg REVISION="$$(git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown)" .
 
 lock: ## make requirements/*.txt anew after a change of a pin (UPGRADE=--upgrade for newer trees)
 	@test -x build/uv/bin/uv || { "$(PYTHON)" -m venv build/uv && build/uv/bin/pip install --quiet $(UV); }

@@ -1,3 +1,3 @@
 """visionedge: ONNX object detection on camera frames, as an Azure IoT Edge module."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -9,11 +9,11 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from visionedge import __version__
 from visionedge.cli import bench, completion, config, detect, doctor, manifest, model, run, token
 from visionedge.cli.arguments import LOG_LEVELS, Parser, describe_exit_codes
 from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.runtime import logs
+from visionedge.runtime.build_identity import read_build_identity
 from visionedge.runtime.child_process import forbid_core_dumps
 from visionedge.runtime.redaction import find_secrets, redact, register_secrets
 
@@ -57,6 +57,14 @@ def _secret_variables(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+class _ShowVersion(argparse.Action):
+    """Prints the build identity, which is read only on request."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"visionedge {read_build_identity()}")
+        parser.exit()
+
+
 def _fail(code: int, lines: Sequence[str]) -> int:
     more = len(lines) - MAX_PROBLEM_LINES
     for line in lines[:MAX_PROBLEM_LINES]:
@@ -77,9 +85,7 @@ def build_parser() -> Parser:
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    root_parser.add_argument(
-        "--version", action="version", version=f"visionedge {__version__}", help="show the version and exit"
-    )
+    root_parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     subparsers = root_parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=Parser
     )

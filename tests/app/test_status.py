@@ -272,6 +272,7 @@ def fixed(status: dict[str, Any]) -> dict[str, Any]:
     """The document with run-dependent values and texts of other parts replaced."""
     assert status["uptimeSeconds"] >= 0
     assert status["version"]
+    assert status["build"]["text"].startswith(status["version"])
     for owner, key in ((status["capacity"], "sentence"), (status["engine"].get("speedCheck"), "doubt")):
         if owner is not None:
             assert owner[key]
@@ -283,7 +284,8 @@ def fixed(status: dict[str, Any]) -> dict[str, Any]:
         if "since" in camera:
             assert datetime.fromisoformat(camera["since"]).tzinfo is not None
             camera["since"] = "2026-11-22T10:00:00.000Z"
-    return {**status, "version": "0", "uptimeSeconds": 1.5}
+    build = {"text": "0", "revision": "0", "builtAt": "0"}
+    return {**status, "version": "0", "build": build, "uptimeSeconds": 1.5}
 
 
 def paths(document: object, path: str = "") -> list[str]:

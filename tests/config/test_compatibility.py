@@ -6,11 +6,13 @@ The files in `version_0_1` were written by that version. A key that was renamed 
 import hashlib
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from next_version import Kind, next_format
 from visionedge.camera.registry import SequenceStore
 from visionedge.config.documents import read_configuration
 from visionedge.config.load import parse_config
@@ -27,6 +29,9 @@ from visionedge.iothub.desired_properties import (
 )
 from visionedge.model.model_store import make_model_path
 from visionedge.model.quantization.variants import VARIANTS_FOLDER
+from visionedge.outbound import sqlite_store
+from visionedge.outbound.spool import Spool
+from visionedge.runtime.threads import ThreadGroup
 
 VERSION_0_1 = Path(__file__).with_name("version_0_1")
 ENVIRON = {"DOCK_USER": "me", "DOCK_PASSWORD": "pass"}
@@ -95,7 +100,7 @@ def test_the_desired_properties_of_a_twin_are_read() -> None:
 def test_the_last_good_desired_properties_are_in_force_at_a_start_without_a_hub(data: Path) -> None:
     last_good = LastGoodFile(data / DESIRED_FILE_NAME, OWNER)
     start = ConfigurationSources.read(local(), last_good).start
-    assert last_good.lost is None
+    assert last_good.file.lost is None
     assert start.desired == read_desired_document(twin())
     assert start.config.inference.confidence == 0.45
 
@@ -116,10 +121,46 @@ def test_last_good_desired_properties_with_a_renamed_key_are_ignored_and_the_log
 def test_the_sequence_numbers_of_cameras_continue(data: Path) -> None:
     """With a clock that was set back, too."""
     sequences = SequenceStore(data / "sequences.json", lambda: 1_600_000_000.0)
-    assert sequences.lost is None
+    assert sequences.file.lost is None
     assert sequences.first("dock") > 1_700_000_012_345
     assert sequences.first("yard") > 1_700_000_000_077
     assert (sequences.last_epoch("dock"), sequences.last_epoch("yard")) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    "kinds", [[], ["additive"], ["incompatible"]], ids=["today", "next", "next and back"]
+)
+def test_the_waiting_messages_are_sent_and_the_numbers_continue(
+    data: Path, kinds: list[Kind], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under today's version, after an update to a made-up next one, and after a roll-back from it."""
+    path = data / "spool.db"
+    with sqlite3.connect(path) as database:
+        database.executescript((data / "spool.sql").read_text())
+    database.close()
+    sent: list[str] = []
+
+    def run() -> Spool:
+        """One run of a version, which sends what waits."""
+        spool = Spool(path, OWNER, ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}")))
+        for _ in range(3):
+            spool._write_and_refill()
+            while (message := spool.peek()) is not None:
+                sent.append(message.message_id)
+                spool.settle(message)
+        spool._close_store()
+        return spool
+
+    for kind in kinds:
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlite_store, "FORMAT", next_format(kind))
+            assert run().spent == {"2026-11-29": 41}
+    spool = run()
+    assert sent == [
+        f"0a1b2c3d-{name}" for name in ("detections-3", "detections-4", "detections-5", "events-1")
+    ]
+    assert spool.last_numbers == {"detections": 5, "events": 1}
+    assert not list(data.glob("*.aside"))
 
 
 def test_a_measured_plan_of_version_0_1_is_used(data: Path) -> None:

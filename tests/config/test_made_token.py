@@ -68,3 +68,12 @@ def test_a_damaged_file_is_replaced(content: bytes, tmp_path: Path) -> None:
     assert MadeToken(tmp_path).read() is None
     made = MadeToken(tmp_path).lay_under(REACHABLE, make=True)
     assert MadeToken(tmp_path).read() == made.token
+
+
+def test_a_file_that_cannot_be_used_is_kept_beside_the_new_token(tmp_path: Path) -> None:
+    """It may be the token of a newer version."""
+    path = tmp_path / MadeToken.FILE_NAME
+    path.write_text("x" * 10_000)
+    made = MadeToken(tmp_path).lay_under(REACHABLE, make=True)
+    assert made.token == MadeToken(tmp_path).read()
+    assert path.with_name(f"{MadeToken.FILE_NAME}.aside").read_text() == "x" * 10_000

@@ -1,12 +1,14 @@
 """Scenarios for doctor: hosts with the expected first broken link and reason code."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from doctor_hosts import HostBuilder, cuda_failure, linux, missing
+from doctor_hosts import DATA, HostBuilder, cuda_failure, linux, missing
 from visionedge.ops.doctor.host import DiskSpace
+from visionedge.ops.doctor.last_start import LAST_START_FILE_NAME, LastGoodStart, gather_start_facts
 
 _GIB = 2**30
 WSL_CUDA = "/usr/lib/wsl/drivers/nv_dispi.inf_amd64_1/libcuda.so.1.1"
@@ -46,6 +48,19 @@ def pv(m: HostBuilder) -> HostBuilder:
 def native(m: HostBuilder) -> HostBuilder:
     """A Linux machine with an RTX 3060 and the GPU extra."""
     return m.nvidia_nodes().kernel_driver().on_pci().driver("NVIDIA GeForce RTX 3060", 86).gpu_wheel()
+
+
+def _driver_was_updated(m: HostBuilder) -> None:
+    dda(m).session_works()
+    kept = LastGoodStart(
+        at="2026-11-20T08:00:00.000Z",
+        device="cuda",
+        facts=gather_start_facts(m.host()) | {"driver": "535.54.03", "cores": "2"},
+        salt="",
+        sections={},
+        local=None,
+    )
+    m.file(DATA / LAST_START_FILE_NAME, json.dumps(kept.document()))
 
 
 def _all_checks_fail(m: HostBuilder) -> None:
@@ -218,6 +233,7 @@ def _half_a_core(machine: HostBuilder) -> None:
 
 SYSTEM_CHECK_SCENARIOS = [
     Scenario("half-a-core", _half_a_core, None, "no-gpu-build"),
+    Scenario("changed-since-the-last-start", _driver_was_updated, None, "ok"),
     Scenario(
         "half-an-identity",
         lambda m: m.container().cpu_wheel().environ.update({"IOTEDGE_MODULEID": "vision"}),

@@ -96,7 +96,8 @@ class FakeBackend:
         }
         self.doctor_report: Document = {
             "schema": "visionedge/doctor/1",
-            "version": "0.1.0",
+            "version": "0.2.0",
+            "build": "0.2.0+unknown",
             "at": "2026-11-22T10:00:00.000Z",
             "system": "Linux",
             "fulfilled": True,
@@ -131,7 +132,10 @@ class FakeBackend:
         if self.error is not None:
             raise self.error
         return {
-            "version": "0.1.0",
+            "version": "0.2.0",
+            "http": {"access": "local"},
+            "newerState": [],
+            "build": {"text": "0.2.0+unknown", "revision": "unknown", "builtAt": "unknown"},
             "uptimeSeconds": 12.5,
             "ready": not self.unready,
             "reasons": self.unready,
@@ -148,7 +152,6 @@ class FakeBackend:
             "cameras": self.cameras(),
             "capacity": None,
             "hub": {"state": "local"},
-            "http": {"access": "local"},
         }
 
     def cameras(self) -> list[Document]:

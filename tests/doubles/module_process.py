@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,11 +41,17 @@ class ModuleProcess:
     """``with ModuleProcess(data, "--camera", "dock=…") as module: …``; killed if a test leaves it running.
 
     Without a ``--config`` it computes in fp32, as finding the fastest precision takes seconds more. Unless
-    `cold`, its data folder already has the compiled graphs and plans of earlier runs.
+    `cold`, its data folder already has the compiled graphs and plans of earlier runs. `program`: what runs
+    instead of today's module, with its first words (see `next_version`).
     """
 
     def __init__(
-        self, data: Path, *arguments: str, environ: dict[str, str] | None = None, cold: bool = False
+        self,
+        data: Path,
+        *arguments: str,
+        environ: dict[str, str] | None = None,
+        cold: bool = False,
+        program: Sequence[str] = ("visionedge",),
     ) -> None:
         self._data = data
         if not cold:
@@ -57,10 +63,11 @@ class ModuleProcess:
         if not inside and not {"--camera", "--config"} & set(arguments):
             document["cameras"] = {"demo": {"uri": "demo:"}}  # as `run` does by itself without a file
         plain.write_text(json.dumps(document), encoding="utf-8")
-        folders = {"PYTHONPATH": str(_ROOT / "module"), "VISIONEDGE_DATA": str(data)}
+        path = os.pathsep.join(str(_ROOT / folder) for folder in ("module", "tests/doubles"))
+        folders = {"PYTHONPATH": path, "VISIONEDGE_DATA": str(data)}
         extra = {**folders, "VISIONEDGE_CONFIG": str(plain), **(environ or {})}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "visionedge", "run", "--http", "127.0.0.1:0", *arguments],
+            [sys.executable, "-m", *program, "run", "--http", "127.0.0.1:0", *arguments],
             env={**clean, **extra},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -50,7 +50,8 @@ class SpoolHarness:
 
     def crash(self) -> None:
         """The state after `kill -9`: uncommitted data is lost."""
-        self.databases[-1].close()
+        for database in self.databases:
+            database.close()
 
     def meanwhile(self, statement: str, happens: Callable[[], None]) -> None:
         """Call a function at the next disk statement that starts so; in the order of the calls."""

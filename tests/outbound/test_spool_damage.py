@@ -39,7 +39,7 @@ def test_a_file_that_cannot_be_renamed_means_memory(
 ) -> None:
     """The messages go on in memory; the file stays for a look at it."""
     filled(harness)
-    change(harness, "PRAGMA user_version = 99")
+    change(harness, "DROP TABLE loss")
 
     def refuse(*_paths: object) -> None:
         raise PermissionError(1, "Operation not permitted")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from datetime import date
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -151,10 +152,15 @@ def test_no_lock_contains_both_onnxruntimes(lock: str) -> None:
     assert not {"onnxruntime", "onnxruntime-gpu"} <= pins(lock).keys()
 
 
-def test_the_changelog_begins_with_unreleased_or_this_version() -> None:
-    newest = re.search(r"^## \[?([^]\s]+)", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
+def test_the_newest_dated_version_of_the_changelog_is_this_one() -> None:
+    """Only the section of the next version may stand before it."""
+    text = (REPOSITORY / "CHANGELOG.md").read_text()
+    first, *others = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert first == "[Unreleased]"
+    newest = re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)", others[0])
     assert newest
-    assert newest[1] in {"Unreleased", __version__}
+    assert newest[1] == __version__
+    assert date.fromisoformat(newest[2]).year >= 2026
 
 
 def test_the_release_steps_name_each_place_of_the_version() -> None:
@@ -208,6 +214,7 @@ def test_the_wheel_contains_the_model_the_clip_the_page_and_the_types(wheel: Pat
         for file in (REPOSITORY / "module/visionedge").rglob("*")
         if file.is_file() and file.suffix != ".pyc"
     }
+    wanted.add("visionedge/_build.json")
     assert (wanted | sources) - names_in(wheel) == {"visionedge/engine/process/fault_injection.py"}
 
 

@@ -132,7 +132,8 @@ def test_the_module_reports_itself(deployed: DeployedModule) -> None:
     assert (reported["engine"]["requested"], reported["engine"]["effective"]) == ("cpu", "cpu")
     assert reported["model"]["name"] == "tiny"
     assert len(reported["model"]["sha256"]) == 64
-    assert reported["module"].keys() == {"version", "started"}
+    assert reported["module"].keys() == {"version", "build", "started"}
+    assert reported["module"]["build"].startswith(f"{reported['module']['version']}+")
 
 
 def test_the_precision_is_in_twin_status_and_metrics(deployed: DeployedModule) -> None:

@@ -36,6 +36,7 @@ from visionedge.iothub.image_requests import (
 )
 from visionedge.iothub.reported_properties import ReportedProperties
 from visionedge.iothub.sdk import HubLink, InputMessage, MethodCall
+from visionedge.runtime.build_identity import read_build_identity
 from visionedge.runtime.limits import BoundedExecutor, MemoryBudget
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.threads import LoopQueue
@@ -303,7 +304,11 @@ def build_reported_properties(
         "config": dict(acknowledgement),
         "engine": _build_engine_properties(state),
         "cameras": fit_camera_states(_camera_states(state)),
-        "module": {"version": __version__, "started": format_utc(started)},
+        "module": {
+            "version": __version__,
+            "build": str(read_build_identity()),
+            "started": format_utc(started),
+        },
     }
     if state.loaded_model is not None:
         document["model"] = {"name": state.loaded_model.name[:256], "sha256": state.loaded_model.sha256}

@@ -23,6 +23,7 @@ from visionedge.engine.interface import EngineInfo, RecoveryStatistics
 from visionedge.frames.types import FrameResult
 from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.identity import Identity
+from visionedge.runtime.build_identity import read_build_identity
 
 Labels = tuple[str, ...]
 Sample = tuple[str, Labels, float]
@@ -51,6 +52,9 @@ def _histogram(text: str, *labels: str) -> MetricDeclaration:
 
 METRICS: Mapping[str, MetricDeclaration] = {
     "info": _gauge("Version and model.", "version", "model"),
+    "build_info": _gauge(
+        "The build: version, git revision, time of the commit.", "version", "revision", "built"
+    ),
     "uptime_seconds": _gauge("Since the start of the module."),
     "ready": _gauge("1 when a warmed-up engine answers."),
     "engine_device": _gauge("Where frames are computed.", "requested", "effective", "code"),
@@ -193,6 +197,8 @@ class Metrics(Collector):
 def collect_samples(state: StateSnapshot) -> Iterator[Sample]:
     """The samples of all scraped metrics at this moment."""
     yield "info", (__version__, state.loaded_model.name if state.loaded_model else ""), 1
+    build = read_build_identity()
+    yield "build_info", (build.version, build.revision, build.built_at), 1
     yield "uptime_seconds", (), uptime_s(state)
     yield "ready", (), float(not state.readiness())
     yield "result_queue_dropped_total", (), state.loop_queue.dropped

@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from visionedge.app.state import AppState
 from visionedge.camera.camera import CameraStatus, InputResizer
 from visionedge.camera.registry import CameraRegistry, SequenceStore
 from visionedge.config.documents import Document
+from visionedge.config.load import parse_config
 from visionedge.config.made_token import MadeToken
 from visionedge.config.schema import Config, HttpConfig
 from visionedge.engine.interface import EngineEvent
@@ -36,6 +38,9 @@ from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.desired_properties import ConfigurationSources
 from visionedge.iothub.identity import Identity
 from visionedge.iothub.image_requests import SEQUENCE_NAME
+from visionedge.ops.doctor.host import this_host
+from visionedge.ops.doctor.last_start import LAST_START_FILE_NAME, StartHistory
+from visionedge.runtime.build_identity import read_build_identity
 from visionedge.runtime.files import remove_partial_files
 from visionedge.runtime.health_check import keep_address
 from visionedge.runtime.logs import configure_logging
@@ -79,6 +84,8 @@ class RunOptions:
     inject: Path | None = None
     reload: Callable[[], Document] | None = None
     """Reads the local document again; None without a configuration file."""
+    has_arguments: bool = False
+    """Whether arguments of the command line are part of the local document."""
 
 
 def run(options: RunOptions) -> int:
@@ -150,6 +157,8 @@ class Service:
             metrics=self._metrics,
             failures=self.failures,
         )
+        local = None if options.has_arguments else parse_config(options.config_sources.local)
+        self._start_history = StartHistory(options.data / LAST_START_FILE_NAME, local)
         self._made_token, self._token_announced = MadeToken(options.data), False
         self._hub_bridge: HubBridge | None = None
         self._ends_at: asyncio.TimerHandle | None = None
@@ -180,6 +189,7 @@ class Service:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._shut_down)
             await self._keep_address()
+            log.info("visionedge %s", await asyncio.to_thread(read_build_identity))
             log.info("open %s (warming up: pictures come when the engine is ready)", self._server.url)
             stack.push_async_callback(self._run_stop_step, _STOP_STEP_TIMEOUT_S, "http", self._server.close)
             try:
@@ -205,7 +215,7 @@ class Service:
         self.state.set_delivery(delivery)
         delivery.start()
         hub_bridge.start()
-        self._report_lost_state(delivery, config_sources)
+        self._report_state_files(delivery, config_sources)
         try:
             await self._run_until_stopped(
                 delivery, asyncio.ensure_future(self._start_cameras_and_engine(delivery, resizer))
@@ -233,6 +243,7 @@ class Service:
         The module has to start so that the twin can correct them. Blocks.
         """
         config_sources = self.options.config_sources
+        self._start_history.log_changes(this_host(self.options.environ), config_sources.start.config)
         try:
             return config_sources, self._engine_host.load()
         except VisionedgeError as error:
@@ -273,17 +284,18 @@ class Service:
             listener=listener,
         )
 
-    def _report_lost_state(self, delivery: Delivery, config_sources: ConfigurationSources) -> None:
-        """Send an event for each state file that was set aside."""
+    def _report_state_files(self, delivery: Delivery, config_sources: ConfigurationSources) -> None:
+        """Send an event for each state file that was set aside, or that a newer version owns."""
         last_good = config_sources.last_good
-        lost = {
-            self._sequences.path.name: self._sequences.lost,
-            "desired.json": None if last_good is None else last_good.lost,
-        }
-        for name, why in lost.items():
-            if why is not None:
-                text = f"{name} cannot be used ({why}) and was set aside; the module goes on without it"
-                delivery.event("storage", "state-lost", text, {"file": name, "reason": why})
+        files = [self._sequences.file, *([] if last_good is None else [last_good.file])]
+        for file in files:
+            name = file.path.name
+            if file.lost is not None:
+                text = f"{name} cannot be used ({file.lost}) and was set aside; the module goes on without it"
+                delivery.event("storage", "state-lost", text, {"file": name, "reason": file.lost})
+            if file.newer is not None:
+                delivery.event("storage", "state-newer", file.newer, {"file": name})
+        self.state.set_newer_state(tuple(file.newer for file in files if file.newer is not None))
 
     async def _start_cameras_and_engine(self, delivery: Delivery, resizer: InputResizer | None) -> None:
         """Start cameras and engine as soon as the model is there; everything else runs meanwhile."""
@@ -308,6 +320,9 @@ class Service:
             self._hub_bridge.desired.retry()  # sections that waited for the engine can be applied now
         log.info("ready: open %s to look", self._server.url)
         self._limit_duration()
+        config = self.state.snapshot().config
+        keep = partial(self._start_history.keep, config, info.device)
+        await run_on_thread(self._thread_group, "remembering", keep)
 
     def _make_camera_registry(self, resizer: InputResizer) -> CameraRegistry:
         return CameraRegistry(

@@ -79,6 +79,8 @@ class StateSnapshot:
     waiting_reason: str | None = None
     read_fetch_progress: Callable[[], str | None] = lambda: None
     inbound_statistics: Callable[[], InboundStatistics] | None = None
+    newer_state: tuple[str, ...] = ()
+    """What is said of state files that belong to a newer version (`StateFile.newer`)."""
     stopping: bool = False
     failed: bool = False
 
@@ -281,6 +283,10 @@ class AppState:
     def set_inbound_statistics(self, read: Callable[[], InboundStatistics]) -> None:
         """What counts the requests of the cloud and of other modules. Written by `Service`."""
         self._update(inbound_statistics=read)
+
+    def set_newer_state(self, sentences: tuple[str, ...]) -> None:
+        """The state files that belong to a newer version. Written by `Service`."""
+        self._update(newer_state=sentences)
 
     def mark_stopping(self) -> None:
         """The module stops. Written by `Service`."""

@@ -25,9 +25,11 @@ from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.telemetry import TelemetryStatistics
 from visionedge.model.model import Model
 from visionedge.outbound.metering import MeteredUsage
+from visionedge.runtime.build_identity import read_build_identity
 from visionedge.runtime.redaction import mask_address
 from visionedge.web.backend import ModelMetadata
 from visionedge.web.documents import (
+    BuildDocument,
     CameraDocument,
     CameraLoadDocument,
     CapacityDocument,
@@ -63,6 +65,7 @@ def build_status(state: StateSnapshot) -> Document:
     reasons, counters = state.readiness(), _CameraCounters.read(state)
     return StatusDocument(
         version=__version__,
+        build=build_identity_document(),
         uptime_seconds=round(uptime_s(state), 3),
         ready=not reasons,
         reasons=reasons,
@@ -73,7 +76,19 @@ def build_status(state: StateSnapshot) -> Document:
         capacity=build_capacity(state),
         hub=_hub(state),
         http=HttpDocument(access=_http_access(state.config.http)),
+        newer_state=_newer_state(state),
     ).dump()
+
+
+def _newer_state(state: StateSnapshot) -> list[str]:
+    spool = None if state.delivery is None else state.delivery.status().spool
+    return [*state.newer_state, *([spool.newer] if spool is not None and spool.newer is not None else [])]
+
+
+def build_identity_document() -> BuildDocument:
+    """`BuildDocument`: which build runs."""
+    build = read_build_identity()
+    return BuildDocument(text=str(build), revision=build.revision, built_at=build.built_at)
 
 
 def _http_access(http: HttpConfig) -> Literal["local", "token", "anonymous"]:

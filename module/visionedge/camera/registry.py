@@ -18,8 +18,9 @@ from visionedge.camera.motion_gate import GateSettings
 from visionedge.camera.sources.base import SourceLimits, ThreadBudget
 from visionedge.camera.timing import UNTHROTTLED, AdmissionCounts, Throttle
 from visionedge.config.schema import CameraConfig, GateConfig, TlsConfig
-from visionedge.runtime.files import DamagedStateFileError, parse_count, read_json, set_aside, write_json
+from visionedge.runtime.files import DamagedStateFileError, parse_count
 from visionedge.runtime.process_limits import bounded_cores
+from visionedge.runtime.state_file import StateFile
 from visionedge.runtime.threads import ThreadGroup
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ MAX_CAMERA_NAMES = 10_000
 RETENTION_S = 400 * 86_400
 """Last numbers of a camera that does not run are stored this long."""
 
-_SEQUENCES_SCHEMA = "visionedge/sequences/2"
+SEQUENCES_SCHEMA = "visionedge/sequences/2"
 
 _SEQUENCE_MARGIN = 100_000
 """More frames than a camera gives between two calls of `SequenceStore.remember`."""
@@ -270,36 +271,23 @@ class SequenceStore:
     The first number is the time in milliseconds since 1970: it exceeds all earlier numbers even if nothing
     could be stored, because no camera gives 1,000 frames per second for long. The clock of a virtual machine
     can go back, so the last numbers are also stored in `path`; a run whose clock is behind them starts well
-    above them. `lost` is the reason why the file was set aside, None if it was not.
+    above them. `file.lost` is the reason why the file was set aside, None if it was not.
     """
 
     def __init__(self, path: Path, wall_clock_s: Callable[[], float] = time.time) -> None:
-        self.lost: str | None = None
         self._lock = threading.Lock()
-        self.path = path
+        self.file = StateFile(path, SEQUENCES_SCHEMA)
         self._wall_clock_s = wall_clock_s
         self._kept = self._read()
 
     def _read(self) -> dict[str, _SavedPosition]:
-        try:
-            return _parse_positions(read_json(self.path), int(self._wall_clock_s()))
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            log.warning(
-                "%s: cannot be read (%s); frame numbers start from the clock", self.path, error.strerror
-            )
-        except DamagedStateFileError as error:
-            self._set_aside(str(error))
-        return {}
-
-    def _set_aside(self, why: str) -> None:
-        self.lost = why
-        try:
-            set_aside(self.path)
-        except OSError as error:
-            self.lost = f"{why}; it cannot be renamed: {error.strerror or error}"
-        log.warning("%s: damaged (%s); frame numbers start from the clock", self.path, self.lost)
+        """The highest numbers of all files: other versions of the module may have left some."""
+        now_s, highest = int(self._wall_clock_s()), dict[str, _SavedPosition]()
+        for document in self.file.read(lambda document: _parse_positions(document, now_s)):
+            for name, saved in document.items():
+                known = highest.get(name, saved)
+                highest[name] = max(known, saved, key=lambda one: (one.position.sequence, one.position.epoch))
+        return highest
 
     def first(self, camera: str) -> int:
         """Return the number of the camera's first frame in this run."""
@@ -332,13 +320,7 @@ class SequenceStore:
         kept |= {name: _SavedPosition(position, now_s) for name, position in last.items()}
         by_age = sorted(kept, key=lambda name: (name in last, kept[name].used_s), reverse=True)
         self._kept = {name: kept[name] for name in sorted(by_age[:MAX_CAMERA_NAMES])}
-        write_json(
-            self.path,
-            {
-                "schema": _SEQUENCES_SCHEMA,
-                "cameras": {n: _position_document(k) for n, k in self._kept.items()},
-            },
-        )
+        self.file.write({"cameras": {n: _position_document(k) for n, k in self._kept.items()}})
 
 
 def _position_document(kept: _SavedPosition) -> dict[str, int]:
@@ -359,8 +341,8 @@ def _parse_positions(document: Any, now_s: int) -> dict[str, _SavedPosition]:
             for name, last in document.items()
         }
     cameras = document.get("cameras")
-    if document["schema"] != _SEQUENCES_SCHEMA or not isinstance(cameras, dict):
-        raise DamagedStateFileError("its schema is unknown")
+    if not isinstance(cameras, dict):
+        raise DamagedStateFileError("it has no cameras")
     return {name: _parse_position(entry, now_s) for name, entry in cameras.items()}
 
 

@@ -17,9 +17,12 @@ from visionedge.cli.arguments import (
     print_report,
     supports_colours,
 )
+from visionedge.cli.run import build_run_document
 from visionedge.config.load import parse_config
 from visionedge.config.made_token import MadeToken
-from visionedge.errors import UnavailableError
+from visionedge.config.schema import Config
+from visionedge.errors import ConfigError, UnavailableError
+from visionedge.iothub.identity import Identity
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -79,17 +82,27 @@ def _doctor(arguments: argparse.Namespace) -> int:
     with add_line_numbers(configuration_file(arguments, os.environ), os.environ):
         checked = parse_config(document)
     host = this_host(os.environ)
-    report = examine(DoctorRequest(checked.inference.device, checked, data_folder(os.environ)), host)
+    data, local = data_folder(os.environ), _read_local_config(arguments)
+    report = examine(DoctorRequest(checked.inference.device, checked, data, local=local), host)
     print_report(
         arguments, report.document(), report.to_text(colours=supports_colours(sys.stdout, os.environ))
     )
     if arguments.bundle:
-        http = MadeToken(data_folder(os.environ)).lay_under(checked.http, make=False)
+        http = MadeToken(data).lay_under(checked.http, make=False)
         written = write_bundle(
             Path(arguments.bundle), report, checked.model_copy(update={"http": http}), host
         )
         print(written, file=sys.stderr)
     return 0 if report.fulfilled else UnavailableError.exit_code
+
+
+def _read_local_config(arguments: argparse.Namespace) -> Config | None:
+    """What `run` would start with; None if this is a container of IoT Edge without its whole identity."""
+    try:
+        inside = Identity.from_environ(os.environ) is not None
+    except ConfigError:
+        return None
+    return parse_config(build_run_document(arguments, os.environ, inside_iot_edge=inside))
 
 
 def _plan(arguments: argparse.Namespace) -> int:

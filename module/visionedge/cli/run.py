@@ -40,7 +40,10 @@ _VARIABLES = """\
   NAME                   any variable that the configuration file names as ${NAME}"""
 
 _FAULT_INJECTION_MODULE = "visionedge.engine.process.fault_injection"
-_STATE_FILES = ("spool.db", "sequences.json", "desired.json")
+_CONFIGURING = ("config", "camera", "model", "device", "http", "log_level")
+"""Arguments that change the configuration."""
+
+_STATE_FILES = ("spool", "sequences", "desired")
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -117,6 +120,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 duration_s=arguments.duration,
                 inject=Path(arguments.inject) if getattr(arguments, "inject", None) else None,
                 reload=None if path is None else read,
+                has_arguments=any(getattr(arguments, name) for name in _CONFIGURING),
             )
         )
 

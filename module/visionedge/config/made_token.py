@@ -6,7 +6,7 @@ import secrets
 from pathlib import Path
 
 from visionedge.config.schema import HttpConfig
-from visionedge.runtime.files import read_regular_file, write_atomically
+from visionedge.runtime.files import read_regular_file, set_aside, write_atomically
 from visionedge.runtime.redaction import register_secrets
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class MadeToken:
         try:
             with contextlib.suppress(OSError):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
+            set_aside(self._path)  # what cannot be read may be the token of a newer version
             write_atomically(self._path, f"{token}\n".encode(), durable=True, mode=0o600)
         except OSError as error:
             log.warning(

@@ -25,9 +25,10 @@ from visionedge.config.documents import Document
 from visionedge.config.load import find_local_only_problems, merge, parse_config
 from visionedge.config.schema import Config
 from visionedge.errors import ConfigError
-from visionedge.runtime.files import DamagedStateFileError, parse_count, read_json, set_aside, write_json
+from visionedge.runtime.files import DamagedStateFileError, parse_count
 from visionedge.runtime.redaction import find_secrets, redact, register_secrets
 from visionedge.runtime.retry import Backoff, RetryPolicy
+from visionedge.runtime.state_file import StateFile
 
 log = logging.getLogger(__name__)
 
@@ -177,57 +178,39 @@ def _shortened(reason: str) -> str:
 # --- the file with the last good desired properties ---------------------------------------------------------
 
 DESIRED_FILE_NAME = "desired.json"
-_SCHEMA = "visionedge/desired/1"
+DESIRED_SCHEMA = "visionedge/desired/1"
 
 
 class LastGoodFile:
     """The file with the last desired properties that were in force.
 
     It contains secrets, so only its user can read it. The file belongs to one module of one hub
-    (`Identity.owner`); a file of another module is not used. `lost` says why a file was set aside, None if
-    none was.
+    (`Identity.owner`); a file of another module is not used. `file.lost` says why a file was set aside, None
+    if none was.
     """
 
     def __init__(self, path: Path, owner: str) -> None:
-        self.lost: str | None = None
-        self._path = path
+        self.file = StateFile(path, DESIRED_SCHEMA)
         self._owner = owner
 
     def __repr__(self) -> str:
-        return f"<LastGoodFile {self._path.name}>"
+        return f"<LastGoodFile {self.file!r}>"
 
     def read(self) -> DesiredDocument | None:
         """The document in the file; None without a usable file.
 
-        A file that is damaged, of another module or of another version is set aside, and `lost` says why.
+        A file that is damaged or of another module is set aside, and `file.lost` says why.
         """
-        try:
-            return self._parse(read_json(self._path))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            log.warning("%s cannot be read: %s; starting without it", self._path, error.strerror)
-        except DamagedStateFileError as error:
-            self.set_aside(str(error))
-        return None
+        return next(iter(self.file.read(self._parse)), None)
 
     def _parse(self, kept: Any) -> DesiredDocument:
         if not isinstance(kept, dict) or not isinstance(kept.get("desired"), dict):
             raise DamagedStateFileError("no desired properties in it")
-        if kept.get("schema") != _SCHEMA:
-            raise DamagedStateFileError("unknown schema")
+        if "schema" not in kept:
+            raise DamagedStateFileError("its schema is unknown")
         if kept.get("owner") != self._owner:
             raise DamagedStateFileError("it belongs to another module")
         return DesiredDocument(parse_count(kept.get("version")), kept["desired"])
-
-    def set_aside(self, why: str) -> None:
-        """Rename the file, which cannot be used for the reason `why`. Its content may be a secret."""
-        self.lost = why
-        try:
-            set_aside(self._path)
-        except OSError as error:
-            self.lost = f"{why}; renaming it failed: {error.strerror or error}"
-        log.warning("%s cannot be used: %s; it was set aside", self._path, self.lost)
 
     def keep(self, desired: DesiredDocument) -> None:
         """Replace the document in the file. When this returns, it survives a kill and a power cut. Blocks.
@@ -235,15 +218,7 @@ class LastGoodFile:
         Raises:
             OSError: the folder cannot be written; the file stays as it was.
         """
-        write_json(
-            self._path,
-            {
-                "schema": _SCHEMA,
-                "owner": self._owner,
-                "version": desired.version,
-                "desired": desired.document,
-            },
-        )
+        self.file.write({"owner": self._owner, "version": desired.version, "desired": desired.document})
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +257,7 @@ class ConfigurationSources:
                 )
             except Exception as error:  # noqa: BLE001 - no content of a state file may prevent the start
                 assert last_good is not None  # noqa: S101 - `desired` came from it
-                last_good.set_aside(f"its content caused {type(error).__name__}")
+                last_good.file.set_aside(f"its content caused {type(error).__name__}")
         return ConfigurationSources(local, start, last_good)
 
     def without_desired(self) -> "ConfigurationSources":

@@ -5,16 +5,19 @@ writes the disk, many messages in one transaction. When the disk cannot be writt
 memory, reports that, and tries the disk again.
 """
 
+import contextlib
 import logging
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from visionedge.outbound import sqlite_store
 from visionedge.outbound.disk_reserve import DiskReserve
 from visionedge.outbound.messages import Message
 from visionedge.outbound.queue_state import QueueState
@@ -25,6 +28,7 @@ from visionedge.outbound.sqlite_store import (
     MessageDropReason,
     MessageRow,
     MessageStore,
+    NewerFileError,
     SpoolLimits,
     Transaction,
     is_corrupt,
@@ -33,6 +37,7 @@ from visionedge.outbound.sqlite_store import (
 )
 from visionedge.runtime.files import is_special_file, set_aside
 from visionedge.runtime.redaction import redact
+from visionedge.runtime.state_file import list_versions, path_of_version
 from visionedge.runtime.threads import ThreadGroup
 
 log = logging.getLogger(__name__)
@@ -50,7 +55,9 @@ _EXPIRY_INTERVAL_NS = 60 * _NS
 _STALL_NS = 10 * _NS
 """A disk that takes longer for one round of the spool hangs; a slow flash disk takes a second."""
 
-SpoolEventCode = Literal["spool-memory", "spool-disk", "spool-lost", "storage-stalled", "storage-back"]
+SpoolEventCode = Literal[
+    "spool-memory", "spool-disk", "spool-lost", "spool-newer", "storage-stalled", "storage-back"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,7 @@ class SpoolStatus:
     """The state of the spool: `mode` is `memory` for a `reason`; `waiting` and `dropped` count messages.
 
     `stalled_seconds`: for so long the disk has hung; 0 if it does not.
+    `newer`: the file of a newer version of visionedge that lies there unused, and what to do; else None.
     """
 
     mode: Literal["disk", "memory"]
@@ -93,6 +101,7 @@ class SpoolStatus:
     waiting_bytes: int
     dropped: Mapping[str, int]
     stalled_seconds: float = 0.0
+    newer: str | None = None
 
 
 class Spool:
@@ -125,6 +134,8 @@ class Spool:
         self._wake_client: Callable[[], None] = lambda: None
         self._store: MessageStore | None = None
         self._reserve = DiskReserve(path.with_name(_RESERVE_FILE_NAME))
+        self._path = path  # another one beside it if a newer version of visionedge owns it
+        self._newer: str | None = None
         self._running_before_s = 0.0
         self._opened_ns = clock()
         self._finished = threading.Event()
@@ -235,6 +246,7 @@ class Spool:
                 waiting_bytes=self._waiting_bytes(),
                 dropped=MappingProxyType(dict(self._queue.dropped)),
                 stalled_seconds=round(stalled_s, 1),
+                newer=self._newer,
             )
 
     def take_events(self) -> list[SpoolEvent]:
@@ -448,6 +460,10 @@ class Spool:
     def _open(self) -> None:
         """Open the file, or a new one if it is not usable; without any, continue in memory."""
         opened = _open_store(self._settings, self._queue.committed)
+        self._path = opened.path or self._path
+        if opened.newer is not None and self._newer is None:
+            self._report("spool-newer", opened.newer)
+        self._newer = opened.newer
         if opened.set_aside_reason is not None:
             self._report_lost(opened.set_aside_reason, opened.last_known_numbers or {})
         store = self._store = opened.store
@@ -469,7 +485,7 @@ class Spool:
             self._queue.forget_file()
             self._rows = (0, 0)
         try:
-            set_aside(self._settings.path, _COMPANIONS)
+            set_aside(self._path, _COMPANIONS)
         except OSError as error:
             self._set_mode(f"{why}; renaming the file failed: {error.strerror or error}")
             return
@@ -479,8 +495,8 @@ class Spool:
     def _report_lost(self, why: str, last_known_numbers: Mapping[str, int]) -> None:
         why = " ".join(why.split())[:_MAX_REASON_CHARACTERS]  # it may quote a damaged schema
         text = (
-            f"{self._settings.path.name} cannot be used: {why}; it was renamed to"
-            f" {self._settings.path.name}.aside, and the messages in it are not sent"
+            f"{self._path.name} cannot be used: {why}; it was renamed to"
+            f" {self._path.name}.aside, and the messages in it are not sent"
         )
         self._report("spool-lost", text, {"upTo": dict(last_known_numbers)} if last_known_numbers else {})
 
@@ -492,12 +508,12 @@ class Spool:
         if before is None and reason is not None:
             self._report(
                 "spool-memory",
-                f"{self._settings.path} cannot be written: {reason}; messages wait in memory, and a restart"
+                f"{self._path} cannot be written: {reason}; messages wait in memory, and a restart"
                 f" loses them; retrying every {self._options.retry_s:g} s; check that VISIONEDGE_DATA is"
                 " writable and has free space",
             )
         elif before is not None and reason is None:
-            self._report("spool-disk", f"{self._settings.path} is writable again; messages wait on disk")
+            self._report("spool-disk", f"{self._path} is writable again; messages wait on disk")
 
     def _report(
         self, code: SpoolEventCode, text: str, details: Mapping[str, Any] = MappingProxyType({})
@@ -547,13 +563,15 @@ class _StoreOpenResult:
     """A store, or the `reason` why there is none.
 
     If the old file was set aside, `set_aside_reason` says why, and `last_known_numbers` are the last sequence
-    numbers that could be read in it.
+    numbers that could be read in it. `path`: the file of the store. `newer`: as in `SpoolStatus`.
     """
 
     store: MessageStore | None
     reason: str | None = None
     set_aside_reason: str | None = None
     last_known_numbers: Mapping[str, int] | None = None
+    path: Path | None = None
+    newer: str | None = None
 
 
 def _stall_reason(stalled_s: float) -> str:
@@ -561,7 +579,65 @@ def _stall_reason(stalled_s: float) -> str:
 
 
 def _open_store(settings: SpoolSettings, last_numbers: Mapping[str, int]) -> _StoreOpenResult:
-    """Open the file. An unusable file is set aside, and a new one begins with `last_numbers`. Blocks."""
+    """Open the file of this version, and move messages of older versions beside it into it. Blocks."""
+    try:
+        opened = _open_file(settings, last_numbers)
+    except NewerFileError as error:
+        opened = _open_beside(settings, last_numbers, error)
+    if opened.store is not None:
+        _absorb_others(settings, opened.store, opened.path or settings.path)
+    return opened
+
+
+def _open_beside(
+    settings: SpoolSettings, last_numbers: Mapping[str, int], newer: NewerFileError
+) -> _StoreOpenResult:
+    """Use another file, whose sequence numbers go on above those of the newer one, which stays as it is."""
+    path = path_of_version(settings.path, sqlite_store.FORMAT.version)
+    numbers = {**newer.last_numbers}
+    others = [path_of_version(settings.path, version) for version in list_versions(settings.path)]
+    known = [recover_last_numbers(other, settings.connect) for other in others if other != path]
+    for output, last in chain.from_iterable(each.items() for each in (*known, last_numbers)):
+        numbers[output] = max(last, numbers.get(output, 0))
+    try:
+        opened = _open_file(replace(settings, path=path), numbers)
+    except NewerFileError as error:
+        opened = _StoreOpenResult(None, str(error))
+    if opened.store is not None:
+        with contextlib.suppress(sqlite3.Error):  # the next write meets the same error
+            opened.store.raise_numbers(numbers)
+    text = (
+        f"{settings.path.name} was written by a newer version of visionedge ({newer}): it stays as it is, and"
+        f" messages wait in {path.name}; install the newer version again to send the messages in both"
+    )
+    return replace(opened, path=path, newer=text)
+
+
+def _absorb_others(settings: SpoolSettings, store: MessageStore, used: Path) -> None:
+    """Move the messages that older versions left beside the file into it; continue above their numbers."""
+    for version in list_versions(settings.path):
+        path = path_of_version(settings.path, version)
+        if version > sqlite_store.FORMAT.version or path == used:
+            continue
+        try:
+            store.raise_numbers(recover_last_numbers(path, settings.connect))
+            # Opened first, which checks it and brings it to the format of this version.
+            MessageStore(path, settings.owner, settings.limits, settings.connect).close()
+            store.absorb(path)
+            for end in ("", *_COMPANIONS):
+                path.with_name(path.name + end).unlink(missing_ok=True)
+        except (sqlite3.Error, ForeignFileError, NewerFileError, OSError) as error:
+            log.warning(
+                "%s: its messages cannot be moved to %s: %s; the next start retries", path, used.name, error
+            )
+
+
+def _open_file(settings: SpoolSettings, last_numbers: Mapping[str, int]) -> _StoreOpenResult:
+    """Open a file. An unusable file is set aside, and a new one begins with `last_numbers`.
+
+    Raises:
+        NewerFileError: the file belongs to a newer version of visionedge.
+    """
     path = settings.path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,6 @@ not be read, or the file cannot store its content."""
 
 DatabaseOpener = Callable[[Path], sqlite3.Connection]
 
-_VERSION = 1
 _SCHEMA = f"""
     CREATE TABLE message(
         key INTEGER PRIMARY KEY AUTOINCREMENT, output TEXT NOT NULL, number INTEGER NOT NULL,
@@ -37,10 +36,52 @@ _SCHEMA = f"""
         last INTEGER NOT NULL, reason TEXT NOT NULL);
     CREATE TABLE spent(day TEXT PRIMARY KEY, messages INTEGER NOT NULL);
     CREATE TABLE owner(name TEXT NOT NULL, lived_s INTEGER NOT NULL);
-    CREATE INDEX by_kind ON message(output = '{EVENTS}', key);
-    PRAGMA user_version={_VERSION}
+    CREATE INDEX by_kind ON message(output = '{EVENTS}', key)
 """
 
+
+@dataclass(frozen=True, slots=True)
+class StoreFormat:
+    """The form of the file: version 1, and the statements that make each next version of the one before.
+
+    Rules for an upgrade, so that other versions of the module can go on: the table `number` stays as it is;
+    the table `compatibility(min_reader)` has the lowest version that can use the file. An upgrade that only
+    adds tables, and columns with a default value, leaves that version as it was.
+    """
+
+    upgrades: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> int:
+        """The number in `PRAGMA user_version`."""
+        return 1 + len(self.upgrades)
+
+    def statements(self, version: int) -> Iterator[str]:
+        """What makes a file of this format of a file of a version; 0: of an empty file."""
+        for number, script in enumerate((_SCHEMA, *self.upgrades)[version:], version + 1):
+            yield from script.split(";")
+            yield f"PRAGMA user_version={number}"
+
+
+FORMAT = StoreFormat()
+"""The format of this version of the module."""
+
+_MAX_FORMAT = 1_000
+"""A higher number is damage, not a newer version."""
+
+
+_ABSORB = (
+    """INSERT INTO main.message(output, number, bytes, born_s, frames, id, properties, body)
+       SELECT output, number, bytes, :born_s, frames, id, properties, body FROM other.message
+       WHERE id NOT IN (SELECT id FROM main.message) ORDER BY key""",
+    """INSERT INTO main.number(output, last) SELECT output, last FROM other.number WHERE true
+       ON CONFLICT(output) DO UPDATE SET last = max(last, excluded.last)""",
+    """INSERT INTO main.loss(output, first, last, reason) SELECT output, first, last, reason FROM other.loss
+       EXCEPT SELECT output, first, last, reason FROM main.loss""",
+    """INSERT INTO main.spent(day, messages) SELECT day, messages FROM other.spent WHERE true
+       ON CONFLICT(day) DO UPDATE SET messages = max(messages, excluded.messages)""",
+)
+"""Copies everything of another file; done twice, it gives the same as once."""
 
 _MAX_INTEGER = (1 << 53) - 1
 _MAX_OUTPUT_CHARACTERS = 256
@@ -83,7 +124,16 @@ class CorruptDatabaseError(sqlite3.DatabaseError):
 
 
 class ForeignFileError(Exception):
-    """The file belongs to another module, or to another version of this one."""
+    """The file belongs to another module."""
+
+
+class NewerFileError(Exception):
+    """The file belongs to a newer version of visionedge, and this one cannot use it."""
+
+    def __init__(self, version: int, last_numbers: Mapping[str, int]) -> None:
+        super().__init__(f"format {version}, this version reads up to {FORMAT.version}")
+        self.last_numbers = last_numbers
+        """The last sequence numbers in it, by output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +210,8 @@ class MessageStore:
 
     Raises:
         sqlite3.Error: the file cannot be opened. Every method may raise it, too, and then changes nothing.
-        ForeignFileError: the file belongs to another module, or to another version of this one.
+        ForeignFileError: the file belongs to another module.
+        NewerFileError: the file belongs to a newer version of visionedge. It was not changed.
     """
 
     def __init__(
@@ -187,18 +238,43 @@ class MessageStore:
 
     def _prepare(self, owner: str, last_numbers: Mapping[str, int]) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
+        if not 0 <= version <= _MAX_FORMAT:
+            raise CorruptDatabaseError("its version is not valid")
+        if version < FORMAT.version:
             with self._transaction():
-                for statement in _SCHEMA.split(";"):
+                for statement in FORMAT.statements(version):
                     self._db.execute(statement)
-                self._db.execute("INSERT INTO owner VALUES (?, 0)", (owner,))
-                self._db.executemany("INSERT INTO number VALUES (?, ?)", last_numbers.items())
-        elif version != _VERSION:
-            raise ForeignFileError(f"file version {version}, this module supports version {_VERSION}")
-        self._check()
+                if version == 0:
+                    self._db.execute("INSERT INTO owner(name, lived_s) VALUES (?, 0)", (owner,))
+                    self._raise_numbers(last_numbers)
+        try:
+            if version > FORMAT.version:
+                self._check_compatibility()
+            elif _read_schema(self._db) != _expected_schema(FORMAT):
+                raise CorruptDatabaseError("the schema was changed")
+            self._check()
+        except sqlite3.Error as error:
+            if version > FORMAT.version and is_corrupt(error):
+                raise NewerFileError(version, read_last_numbers(self._db)) from None
+            raise
+        self._load(owner)
+
+    def _check_compatibility(self) -> None:
+        """Check that the newer version that wrote the file lets this one use it.
+
+        Raises:
+            CorruptDatabaseError: it does not.
+        """
+        found = self._db.execute("SELECT min_reader FROM compatibility").fetchone()
+        if found is None or not isinstance(found[0], int) or found[0] > FORMAT.version:
+            raise CorruptDatabaseError("only newer versions can use it")
+
+    def _load(self, owner: str) -> None:
+        """Read everything but the messages."""
         name, self.running_s = self._db.execute("SELECT name, lived_s FROM owner").fetchone()
         if name != owner:
             raise ForeignFileError("its messages belong to another module")
+        self.owner = name
         self.last_numbers: dict[str, int] = dict(self._db.execute("SELECT output, last FROM number"))
         self.count, self.bytes = self._db.execute(
             "SELECT count(*), coalesce(sum(bytes), 0) FROM message"
@@ -220,10 +296,8 @@ class MessageStore:
         """Check every value except the bodies, which are checked when they are loaded.
 
         Raises:
-            CorruptDatabaseError: the schema or a value is not one that this module writes.
+            CorruptDatabaseError: a value is not one that this module writes.
         """
-        if _read_schema(self._db) != _expected_schema():
-            raise CorruptDatabaseError("the schema was changed")
         for table, columns in _INVALID_VALUES.items():
             for column, wrong in columns.items():
                 # The names come from the table above, not from data.
@@ -302,6 +376,41 @@ class MessageStore:
         """Write the write-ahead log into the file, and give up its space."""
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
+    def absorb(self, path: Path) -> None:
+        """Move the messages of another file into this one, behind its own, with their numbers and losses.
+
+        The other file has a format of this version, and nobody uses it. A kill in between loses no message
+        and repeats none that still waits. Raises nothing but sqlite3.Error.
+        """
+        self._db.execute("ATTACH DATABASE ? AS other", (str(path),))
+        try:
+            with self._transaction():
+                for statement in _ABSORB:
+                    self._db.execute(statement, {"born_s": int(self.running_s)})
+            with self._transaction():
+                self._db.execute("DELETE FROM other.message")
+                self._db.execute("DELETE FROM other.loss")
+        finally:
+            self._db.execute("DETACH DATABASE other")
+        self._load(self.owner)
+
+    def raise_numbers(self, last_numbers: Mapping[str, int]) -> None:
+        """Go on above these sequence numbers, by output, where they are higher than those in the file.
+
+        In memory they count even if this raises an error.
+        """
+        for output, last in last_numbers.items():
+            self.last_numbers[output] = max(last, self.last_numbers.get(output, 0))
+        with self._transaction():
+            self._raise_numbers(last_numbers)
+
+    def _raise_numbers(self, last_numbers: Mapping[str, int]) -> None:
+        self._db.executemany(
+            "INSERT INTO number(output, last) VALUES (?, ?)"
+            " ON CONFLICT(output) DO UPDATE SET last = max(last, excluded.last)",
+            last_numbers.items(),
+        )
+
     def close(self) -> None:
         """Close the file; the write-ahead log is written into it."""
         self._db.close()
@@ -339,18 +448,14 @@ class MessageStore:
             **transaction.last_numbers,
             **{message.output: message.sequence_number for message in transaction.append},
         }
-        self._db.executemany(
-            "INSERT INTO number VALUES (?, ?)"
-            " ON CONFLICT(output) DO UPDATE SET last = max(last, excluded.last)",
-            last.items(),
-        )
+        self._raise_numbers(last)
         return keys
 
     def _write_spent(self, transaction: Transaction) -> None:
         """Store what was spent of the day's budget, so that a restart does not begin a new budget."""
         if transaction.spent != self.spent:
             self._db.execute("DELETE FROM spent")
-            self._db.executemany("INSERT INTO spent VALUES (?, ?)", transaction.spent.items())
+            self._db.executemany("INSERT INTO spent(day, messages) VALUES (?, ?)", transaction.spent.items())
 
     def _delete_settled(self, settled: Iterable[tuple[int, int]]) -> tuple[int, int]:
         """Delete rows by (key, bytes); returns how many messages and bytes are left."""
@@ -433,9 +538,9 @@ def _read_schema(database: sqlite3.Connection) -> list[tuple[object, ...]]:
 
 
 @functools.cache
-def _expected_schema() -> list[tuple[object, ...]]:
+def _expected_schema(store_format: StoreFormat) -> list[tuple[object, ...]]:
     with closing(sqlite3.connect(":memory:")) as database:
-        for statement in _SCHEMA.split(";"):
+        for statement in store_format.statements(0):
             database.execute(statement)
         return _read_schema(database)
 
@@ -467,7 +572,15 @@ def recover_last_numbers(path: Path, connect: DatabaseOpener | None = None) -> d
     """The last sequence numbers in a damaged file, by output, as far as they can still be read."""
     try:
         with closing((connect or open_database)(path)) as database:
-            rows = database.execute("SELECT output, last FROM number").fetchall()
+            return read_last_numbers(database)
+    except (sqlite3.Error, ValueError):
+        return {}
+
+
+def read_last_numbers(database: sqlite3.Connection) -> dict[str, int]:
+    """The last sequence numbers in an open file, by output; none if they cannot be read."""
+    try:
+        rows = database.execute("SELECT output, last FROM number").fetchall()
     except (sqlite3.Error, ValueError):
         return {}
     return {

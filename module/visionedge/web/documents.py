@@ -452,10 +452,19 @@ class HttpDocument(JsonDocument):
     )
 
 
+class BuildDocument(JsonDocument):
+    """Which build of visionedge runs: of the same commit, every build has the same values."""
+
+    text: str = Field(description="All in one: version, revision, time.")
+    revision: str = Field(description="12 digits of the commit; `-dirty`: with changes; or `unknown`.")
+    built_at: str = Field(description="The time of the commit, UTC; or `unknown`.")
+
+
 class StatusDocument(JsonDocument):
     """The whole module."""
 
     version: str = Field(description="The version of visionedge.")
+    build: BuildDocument = Field(description="The build.")
     uptime_seconds: float = Field(description="Since the start of the module.")
     ready: bool = Field(description="A warmed-up engine answers.")
     reasons: list[str] = Field(description="Why no frame can be computed now; empty when ready.")
@@ -466,6 +475,9 @@ class StatusDocument(JsonDocument):
     capacity: CapacityDocument | None = Field(description="The load; null in the first seconds.")
     hub: HubDocument = Field(description="What goes to IoT Hub and comes from it.")
     http: HttpDocument = Field(description="Who may use HTTP.")
+    newer_state: list[str] = Field(
+        description="Files in the data folder that a newer version wrote, and what to do; usually empty."
+    )
 
 
 # --- frames and messages: described here, built as plain dicts ----------------------------------------------
@@ -589,6 +601,7 @@ class DoctorDocument(JsonDocument):
 
     schema_: Literal["visionedge/doctor/1"] = Field(alias="schema")
     version: str
+    build: str = Field(description="Version, revision and time of the build.")
     at: Moment
     system: str
     fulfilled: bool = Field(description="The machine does what is requested of it.")
@@ -604,6 +617,7 @@ DOCUMENTS: tuple[type[JsonDocument], ...] = (
     ProtocolErrorDocument,
     HealthDocument,
     ReadinessDocument,
+    BuildDocument,
     StatusDocument,
     CamerasDocument,
     FrameDocument,

@@ -15,7 +15,6 @@ from doctor_fault_scenarios import BROKEN, PARAVIRTUAL
 from doctor_hosts import DATA, linux
 from doctor_scenarios import NO_GPU, NOT_PASSED_THROUGH, SYSTEM_CHECK_SCENARIOS, WORKING, Scenario
 from repository_paths import REPOSITORY
-from visionedge import __version__
 from visionedge.config.load import parse_config
 from visionedge.engine.device.devices import REMEDIES, ReasonCode
 from visionedge.ops.doctor.checks import CheckState
@@ -23,6 +22,7 @@ from visionedge.ops.doctor.facts import DoctorRequest
 from visionedge.ops.doctor.gpu_checks import GPU_CHECKS
 from visionedge.ops.doctor.report import DoctorReport, examine
 from visionedge.ops.doctor.system_checks import SYSTEM_CHECKS
+from visionedge.runtime.build_identity import read_build_identity
 from visionedge.web.documents import DoctorDocument
 
 SCENARIOS = [*NO_GPU, *NOT_PASSED_THROUGH, *BROKEN, *PARAVIRTUAL, *WORKING, *SYSTEM_CHECK_SCENARIOS]
@@ -90,7 +90,7 @@ def test_in_eflow_the_end_of_its_support_is_reported(
 def test_the_json_report_has_the_documented_keys_in_order(scenario: Scenario, tmp_path: Path) -> None:
     report = examine_scenario(scenario, tmp_path / "root")
     document = report.document()
-    keys = "schema version at system fulfilled device environment firstBroken chain systemChecks"
+    keys = "schema version build at system fulfilled device environment firstBroken chain systemChecks"
     assert list(document) == keys.split()
     assert list(document["device"]) == ["requested", "effective", "reasonCode", "reason"]
     assert list(document["environment"]) == ["container", "iotEdge", "kernel", "release", "passthrough"]
@@ -116,7 +116,9 @@ def test_a_terminal_gets_coloured_marks_and_the_same_text(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
 def test_the_report_equals_the_golden_file(scenario: Scenario, tmp_path: Path) -> None:
-    to_text = examine_scenario(scenario, tmp_path / "root").to_text().replace(__version__, "VERSION")
+    to_text = (
+        examine_scenario(scenario, tmp_path / "root").to_text().replace(str(read_build_identity()), "VERSION")
+    )
     golden = GOLDEN / f"{scenario.name}.txt"
     if os.environ.get("VISIONEDGE_GOLDEN") == "write":
         golden.parent.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,7 @@ from visionedge import __version__
 from visionedge.engine.device.devices import DeviceState
 from visionedge.engine.plan import read_cpu_name
 from visionedge.frames.types import format_utc, utc_now
-from visionedge.ops.doctor.facts import read_memory
-from visionedge.ops.doctor.host import Host, HostEnvironment, detect_environment, this_host
+from visionedge.ops.doctor.host import Host, HostEnvironment, detect_environment, read_memory, this_host
 from visionedge.runtime.process_limits import usable_cores
 
 _FLAGS = frozenset(

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from visionedge import __version__
 from visionedge.config.load import redact_config
 from visionedge.config.schema import Config
 from visionedge.errors import VisionedgeError
 from visionedge.ops.doctor.host import Host
 from visionedge.ops.doctor.report import DoctorReport
 from visionedge.ops.module_client import fetch
+from visionedge.runtime.build_identity import read_build_identity
 from visionedge.runtime.redaction import KnownSecrets, find_secrets, redact
 
 _TIMEOUT_S = 3.0
@@ -78,7 +78,11 @@ def _collect(report: DoctorReport, config: Config, host: Host, module: Mapping[s
         "doctor.json": _format_json(report.document()),
         "config.json": _format_json(redact_config(config)),
         "versions.json": _format_json(
-            {"visionedge": __version__, "system": host.system, "packages": dict(host.packages)}
+            {
+                "visionedge": read_build_identity().document(),
+                "system": host.system,
+                "packages": dict(host.packages),
+            }
         ),
         "environment.json": _format_json(_environment(host.environ)),
         **module,

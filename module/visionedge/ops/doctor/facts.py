@@ -24,7 +24,17 @@ from visionedge.engine.device.session import NodePlacement
 from visionedge.errors import ConfigError
 from visionedge.iothub.identity import Identity
 from visionedge.model.model_store import make_model_path
-from visionedge.ops.doctor.host import DXG, DiskSpace, Host, HostEnvironment, ProbeResult, detect_environment
+from visionedge.ops.doctor.host import (
+    DXG,
+    DiskSpace,
+    Host,
+    HostEnvironment,
+    MemorySize,
+    ProbeResult,
+    detect_environment,
+    read_memory,
+)
+from visionedge.ops.doctor.last_start import LAST_START_FILE_NAME, LastGoodStart, gather_start_facts
 from visionedge.ops.doctor.wheel import OnnxruntimeWheel, read_wheel
 
 _DRIVER_LIMIT_S = 10.0
@@ -34,7 +44,6 @@ _PLACEMENT_LIMIT_S = 60.0
 _NETWORK_LIMIT_S = 3.0
 _CLOCK_LIMIT_S = 3.0
 _PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
-_KIB = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +57,16 @@ class RunningEngine:
 
 @dataclass(frozen=True, slots=True)
 class DoctorRequest:
-    """The requested device, the configuration (None: unknown), the data folder, and the running engine."""
+    """The requested device, the configuration (None: unknown), the data folder, and the running engine.
+
+    `local`: the configuration that a start would begin with, without desired properties; None: unknown.
+    """
 
     device: RequestedDevice = "auto"
     config: Config | None = None
     data: Path = Path("/data")
     running: RunningEngine | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MemorySize:
-    """Main memory in bytes; `total_bytes` is the container's limit if that is lower."""
-
-    total_bytes: int
-    available_bytes: int
-    limited: bool
+    local: Config | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,8 @@ class HostFacts:
     """All facts, for `gpu_checks` and `system_checks`.
 
     `cameras`: the state of each camera: "" (readable), "disabled", "network" (see the network probe), or an
-    error. `socket`: the error of the workload socket, else "".
+    error. `socket`: the error of the workload socket, else "". `last_start`: the time of the last good start
+    and what changed since, None if none is known.
     """
 
     request: DoctorRequest
@@ -101,6 +106,7 @@ class HostFacts:
     now_s: float = 0.0
     newest_file_s: float = 0.0
     cpu_quota: float | None = None
+    last_start: tuple[str, str] | None = None
 
     @property
     def gpu_works(self) -> bool:
@@ -150,7 +156,17 @@ def gather_facts(request: DoctorRequest, host: Host) -> HostFacts:
         now_s=host.utc_now().timestamp(),
         newest_file_s=_newest_file_s(host),
         cpu_quota=host.cpu_quota,
+        last_start=_compare_last_start(request, host),
     )
+
+
+def _compare_last_start(request: DoctorRequest, host: Host) -> tuple[str, str] | None:
+    last = LastGoodStart.read(host.at(request.data.absolute() / LAST_START_FILE_NAME))
+    if last is None:
+        return None
+    is_local = request.running is None
+    config = request.local if is_local else request.config
+    return last.at, last.describe_changes(gather_start_facts(host), config, is_local=is_local)
 
 
 def _run_probes(
@@ -262,19 +278,6 @@ def _identity(host: Host) -> Identity | None:
         return Identity.from_environ(host.environ)
     except ConfigError:
         return None
-
-
-def read_memory(host: Host) -> MemorySize:
-    """The main memory of a machine; 0 bytes if it cannot be read."""
-    kib = {}
-    for line in host.text("/proc/meminfo").splitlines():
-        fields = line.split()
-        if len(fields) >= 2 and fields[1].isdigit():
-            kib[fields[0].rstrip(":")] = int(fields[1])
-    total, available = kib.get("MemTotal", 0) * _KIB, kib.get("MemAvailable", 0) * _KIB
-    text = host.text("/sys/fs/cgroup/memory.max") or host.text("/sys/fs/cgroup/memory/memory.limit_in_bytes")
-    limit = int(text) if text.strip().isdigit() else total
-    return MemorySize(min(total, limit), min(available, limit), limit < total)
 
 
 def _is_writable(host: Host, data: Path) -> bool:

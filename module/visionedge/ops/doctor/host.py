@@ -28,6 +28,7 @@ from visionedge.runtime.process_limits import cpu_quota
 Document = dict[str, Any]
 
 _KILLED_WITHIN_S = 2.0
+_KIB = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,15 @@ class DiskSpace:
 
     total_bytes: int
     free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySize:
+    """Main memory in bytes; `total_bytes` is the container's limit if that is lower."""
+
+    total_bytes: int
+    available_bytes: int
+    limited: bool
 
 
 RunProbe = Callable[[str, Document, float], ProbeResult]
@@ -178,6 +188,19 @@ def _space(path: Path) -> DiskSpace | None:
             usage = shutil.disk_usage(folder)
             return DiskSpace(usage.total, usage.free)
     return None
+
+
+def read_memory(host: Host) -> MemorySize:
+    """The main memory of a machine; 0 bytes if it cannot be read."""
+    kib = {}
+    for line in host.text("/proc/meminfo").splitlines():
+        fields = line.split()
+        if len(fields) >= 2 and fields[1].isdigit():
+            kib[fields[0].rstrip(":")] = int(fields[1])
+    total, available = kib.get("MemTotal", 0) * _KIB, kib.get("MemAvailable", 0) * _KIB
+    text = host.text("/sys/fs/cgroup/memory.max") or host.text("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    limit = int(text) if text.strip().isdigit() else total
+    return MemorySize(min(total, limit), min(available, limit), limit < total)
 
 
 IotEdge = Literal["no", "edge", "simulator", "half"]

@@ -18,6 +18,7 @@ from visionedge.ops.doctor.facts import DoctorRequest, gather_facts
 from visionedge.ops.doctor.gpu_checks import run_gpu_checks
 from visionedge.ops.doctor.host import Document, Host, HostEnvironment
 from visionedge.ops.doctor.system_checks import run_system_checks
+from visionedge.runtime.build_identity import read_build_identity
 from visionedge.runtime.redaction import redact, redact_document
 from visionedge.web.documents import (
     DoctorDeviceDocument,
@@ -68,6 +69,7 @@ class DoctorReport:
         document = DoctorDocument(
             schema="visionedge/doctor/1",
             version=__version__,
+            build=str(read_build_identity()),
             at=self.at,
             system=self.system,
             fulfilled=self.fulfilled,
@@ -94,7 +96,7 @@ class DoctorReport:
         if self.code is not ReasonCode.OK:
             device += f": {redact(self.reason)} ({self.code})"
         lines = [
-            f"visionedge {__version__}, {self.system}",
+            f"visionedge {read_build_identity()}, {self.system}",
             f"device: {device}",
             "",
             "The chain to the GPU",

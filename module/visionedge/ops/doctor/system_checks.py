@@ -50,6 +50,13 @@ def _packages(facts: HostFacts) -> CheckResult:
     return ok(f"{wheel.name}, no other onnxruntime")
 
 
+def _last_start(facts: HostFacts) -> CheckResult | None:
+    if facts.last_start is None:
+        return None
+    at, changes = facts.last_start
+    return info(f"changed since {at}: {changes}") if changes else ok(f"nothing changed since {at}")
+
+
 def _cpu_quota(facts: HostFacts) -> CheckResult | None:
     quota = facts.cpu_quota
     if quota is None or quota >= facts.cores:
@@ -258,6 +265,7 @@ def _camera(facts: HostFacts, name: str, state: str) -> CheckResult:
 
 
 SYSTEM_CHECKS = (
+    Check("last-start", "last good start", _last_start),
     Check("packages", "packages", _packages),
     Check("cpu-quota", "CPU quota", _cpu_quota),
     Check("memory", "memory", _memory),

@@ -135,7 +135,7 @@ function banners(status, readiness) {
 
 function head(status, cameras) {
   const engine = status.engine || {};
-  setText($("version"), status.version || "");
+  setText($("version"), status.build?.text ?? status.version ?? "");
   const to = make("span", "to", "→");
   to.setAttribute("aria-label", "in effect");
   $("device").replaceChildren(deviceName(engine.requested), to, deviceName(engine.effective));
