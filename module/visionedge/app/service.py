@@ -189,8 +189,8 @@ class Service:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._shut_down)
             await self._keep_address()
-            log.info("visionedge %s", await asyncio.to_thread(read_build_identity))
             log.info("open %s (warming up: pictures come when the engine is ready)", self._server.url)
+            log.info("visionedge %s", await asyncio.to_thread(read_build_identity))
             stack.push_async_callback(self._run_stop_step, _STOP_STEP_TIMEOUT_S, "http", self._server.close)
             try:
                 await self._start_and_run()
