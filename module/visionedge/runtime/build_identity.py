@@ -10,6 +10,7 @@ Standard library only, as the build of the wheel imports this module too.
 
 import functools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -141,7 +142,13 @@ def _is_dirty(root: Path) -> bool:
         return False  # only the files of the commit were copied here, as into the build of an image
     command = ["git", "--no-optional-locks", "-C", str(root), "status", "--porcelain", "--untracked-files=no"]
     try:
-        asked = subprocess.run(command, capture_output=True, check=False, timeout=_STATUS_LIMIT_S)
+        asked = subprocess.run(
+            command,
+            capture_output=True,
+            check=False,
+            timeout=_STATUS_LIMIT_S,
+            env={"PATH": os.environ.get("PATH", os.defpath)},  # no secret of the environment
+        )
     except (OSError, subprocess.SubprocessError):
         return False
     return asked.returncode == 0 and bool(asked.stdout.strip())

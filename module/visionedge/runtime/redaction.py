@@ -121,7 +121,7 @@ several severity sha shape shapes share shared sharing sheep shift shm should sh
 sigmoid sign signal signature silence silent simple simulator since single sink site six size sizes skip
 skipped sleeps slo slot slow slowed slower slows small smaller smi smpte snapshot socket softmax software
 some something source spare sparse speak speaks speed spent spinning spoils spool sqlite square src sreadyz
-sse stable stacks stage stages stale stand stands start started starting starts stat state stated states
+sse stable stacks stage stages stale stalled stand stands start started starting starts stat state stated states
 statm status statuses stay stays std stderr stdin stdout step steps sticky still stop stopped stopping stops
 storage store str strategy stream streams streamtype stretch stretched stretches stride strides string
 strongest stub stubs stuck style sub subprocess subscribing substream subtract subtracted subtracts subtype
