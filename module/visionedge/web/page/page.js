@@ -45,7 +45,7 @@ function updateTiles(cameras) {
   $("grid").hidden = cameras.length === 0;
 }
 
-const DEVICE_NAMES = { cpu: "CPU", cuda: "CUDA", tensorrt: "TensorRT", auto: "auto" };
+const DEVICE_NAMES = { cpu: "CPU", cuda: "CUDA", tensorrt: "TensorRT", remote: "remote server", auto: "auto" };
 const deviceName = (device) => DEVICE_NAMES[device] || device || "none yet";
 
 function banner(tone, title, text) {
