@@ -582,3 +582,44 @@ def probe_remote(remote: RemoteSettings) -> DeviceVerdict:
     return DeviceVerdict(
         ReasonCode.REMOTE_UNREACHABLE, f"no server accepts a connection: {'; '.join(refused)}"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerExamination:
+    """A server as doctor sees it: `found` in one clause, with the shapes and the time of an answer."""
+
+    url: str
+    verdict: DeviceVerdict
+    found: str
+
+
+def examine_servers(remote: RemoteSettings) -> tuple[ServerExamination, ...]:
+    """Ask each server whether it is ready and what it serves; no picture is sent.
+
+    Raises:
+        UnavailableError: tritonclient is missing, or the certificate cannot be read.
+    """
+    if remote.token is not None:
+        register_secrets([remote.token])
+    thread = EventLoopThread()
+    try:
+        return tuple(_examine_server(remote, url, thread) for url in remote.urls)
+    finally:
+        thread.close()
+
+
+def _examine_server(remote: RemoteSettings, url: str, thread: EventLoopThread) -> ServerExamination:
+    client = open_client(ServerAddress(url, remote.model, remote.certificate, remote.token), thread)
+    shown = format_url(url)
+    try:
+        client.check_ready(remote.timeout_s)
+        started_s = time.monotonic()
+        served = client.describe(remote.timeout_s)
+        answer_ms = (time.monotonic() - started_s) * 1000
+    except ReplicaError as error:
+        code = _REASONS.get(error.kind, ReasonCode.REMOTE_UNREACHABLE)
+        return ServerExamination(shown, DeviceVerdict(code, f"{shown} {error}"), str(error))
+    finally:
+        client.close()
+    found = f"ready, {remote.model} is {served}, answers in {answer_ms:.0f} ms"
+    return ServerExamination(shown, USABLE, found)
