@@ -178,7 +178,7 @@ def check_remote_url(url: str, *, insecure: bool) -> None:
         raise ValueError("gRPC has no path: write grpcs://HOST:PORT")
     if parts.scheme in ("http", "grpc") and not insecure:
         raise ValueError(
-            f"{parts.scheme}: does not encrypt pictures; give an {parts.scheme}s:// address, or allow it with"
+            f"{parts.scheme}: does not encrypt pictures; use {parts.scheme}s://, or allow it with"
             " 'inference.remote.insecure: true'"
         )
 

@@ -134,14 +134,14 @@ tiles time timedatectl timeout times timing tiny title tls tmp together token to
 too took toolkit tools top topleft total touched tracks traffic train training transformer transformers
 transport transportmode trial trials tried trt truck true trusted truth try trying tsv tuple turn turns twice
 twin two txt type types udp uint ultralytics unauthorized unavailable unchanged undecided under unhealthy
-unicast unified uninstall unit units unix unknown unless unlike unmatched unplanned unreadable unseen
-unsupported until untold update updated updates upgrade upload uploaded upper upstream uptime uri url urllib
-usable use used user usermod username uses using usr usual utf utility uvm vain val valid value values var
-variable variables variant variants vendor verbs verdict verify version versions very video videocodec videos
-viewer viewers viewport virtual visible vision visionedge visitors vmbus vnni void volume wait waited waiting
-waits wal want wanted wants warm warmed warming warn warning warnings was way ways web webm webp weight
-weights well went were what whatever when where whether which while who whoever whole whose why wide wider
-width widths will win window windows wins winver wished with within without won word words work worked
+unicast unified uninstall unit units unix unknown unless unlike unmatched unplanned unreachable unreadable
+unseen unsupported until untold update updated updates upgrade upload uploaded upper upstream uptime uri url
+urllib usable use used user usermod username uses using usr usual utf utility uvm vain val valid value values
+var variable variables variant variants vendor verbs verdict verify version versions very video videocodec
+videos viewer viewers viewport virtual visible vision visionedge visitors vmbus vnni void volume wait waited
+waiting waits wal want wanted wants warm warmed warming warn warning warnings was way ways web webm webp
+weight weights well went were what whatever when where whether which while who whoever whole whose why wide
+wider width widths will win window windows wins winver wished with within without won word words work worked
 workload works workspace worse would writable write writes writing written wrong wsl www xtick yaml yard yes
 yet yml yolov yolox you your ytick yuv yuvj zero zeros zip zone zones
 """.split()  # noqa: SIM905 - a list would take a line for each word
