@@ -96,6 +96,8 @@ class Lane:
         outcome: Outcome | None = None
         try:
             while left is not None and (outcome := self._process(left, retrying=left is not batch)) is None:
+                if left is not batch:
+                    self._pool.pause()  # no engine answers at all
                 left = self._batcher.drop_stale(left)
         finally:
             if left is not None:  # only now: the results of a camera stay in order
@@ -195,6 +197,11 @@ class LanePool:
             f"<LanePool {current.model.name if current else 'empty'} lanes={self._lanes}"
             f" previous={previous.model.name if previous else None}>"
         )
+
+    def pause(self) -> None:
+        """Wait for a moment, or until the engine changes."""
+        with self._changed:
+            self._changed.wait(_POLL_S)
 
     @property
     def closed(self) -> bool:

@@ -204,6 +204,31 @@ def test_a_server_that_was_restarted_is_used_again(
         watcher.wait_for("up", "up")
 
 
+@pytest.mark.parametrize("kind", [HttpInferenceServer, GrpcInferenceServer])
+def test_closing_ends_a_batch_that_waits_for_a_server(
+    model: Model, serve: Callable[..., Server], kind: type[Server]
+) -> None:
+    """A lane must not wait for an answer that nobody reads any more."""
+    server = serve(kind)
+    engine = open_remote(model, [server], timeoutSeconds=20)
+    failed: list[EngineError] = []
+
+    def infer() -> None:
+        with pytest.raises(EngineError) as caught:
+            engine.infer(pictures_of(model, 1))
+        failed.append(caught.value)
+
+    server.model.fault = "hang"
+    thread = threading.Thread(target=infer)
+    thread.start()
+    assert server.model.asked.wait(20)
+    engine.close()
+    thread.join(10)
+    assert len(failed) == 1
+    with pytest.raises(EngineError, match="closed"):
+        engine.infer(pictures_of(model, 1))
+
+
 def test_a_busy_server_is_asked_again_and_stays_in_use(model: Model, serve: Callable[..., Server]) -> None:
     server = serve()
     with closing(open_remote(model, [server], timeoutSeconds=20)) as engine:

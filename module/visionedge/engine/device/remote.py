@@ -344,13 +344,12 @@ class RemoteSession:
         self._closing.set()
         with self._set.changed:
             self._set.changed.notify_all()
-        if self._thread is not None:
-            self._thread.join(_CLOSE_TIMEOUT_S + self._remote.timeout_s)
         for each in self._replicas:
             with contextlib.suppress(Exception):
                 each.client.close()
-        self._replicas = []
         self._requests.close()
+        if self._thread is not None:
+            self._thread.join(_CLOSE_TIMEOUT_S)
 
     def make_plan(self, max_batch: int) -> Plan:
         """Two lanes for each replica; batches that the servers take."""

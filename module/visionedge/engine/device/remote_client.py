@@ -10,6 +10,7 @@ import os
 import ssl
 import threading
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -170,25 +171,45 @@ class EventLoopThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._closed = False
         self._thread = threading.Thread(target=self._loop.run_forever, name="remote", daemon=True)
         self._thread.start()
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]], timeout_s: float | None = None) -> T:
-        """Run a coroutine on the loop and wait for it; raises TimeoutError after `timeout_s`."""
+        """Run a coroutine on the loop and wait for it.
+
+        Raises:
+            TimeoutError: it took longer than `timeout_s`.
+            ReplicaError: the loop is closed.
+        """
 
         async def limited() -> T:
             async with asyncio.timeout(timeout_s):
                 return await work()
 
-        return asyncio.run_coroutine_threadsafe(limited(), self._loop).result()
+        if self._closed:
+            raise ReplicaError("down", "the engine is closed")
+        try:
+            return asyncio.run_coroutine_threadsafe(limited(), self._loop).result()
+        except CancelledError:
+            raise ReplicaError("down", "the engine is closed") from None
 
     def close(self) -> None:
-        """End the loop and its thread; the clients must be closed."""
-        if self._loop.is_closed():
+        """Cancel what runs, and end the loop and its thread."""
+        if self._closed:
             return
+        self._closed = True
+        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 class HttpReplica:
