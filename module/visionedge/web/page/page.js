@@ -117,6 +117,9 @@ function banners(status, readiness) {
     const words = NO_GPU[engine.reasonCode] || "No GPU can be used.";
     nodes.push(hideable(withDoctor(banner("note", "Computing on the CPU", words))));
   }
+  if (engine.remote && engine.effective === "remote") {
+    nodes.push(hideable(banner("note", "Computing on a server", engine.remote.sentence)));
+  }
   const overload = (status.capacity || {}).overload || { levels: [] };
   if (overload.levels.length || overload.exhausted) {
     const title = overload.exhausted ? "Overloaded, and nothing is left to reduce" : "Overloaded: the load is reduced";
