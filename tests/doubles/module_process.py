@@ -182,3 +182,30 @@ class ModuleProcess:
                 self._log_changed.notify_all()
         with self._log_changed:
             self._log_changed.notify_all()
+
+
+def engine_of(module: ModuleProcess) -> dict[str, Any]:
+    """The engine in status."""
+    engine: dict[str, Any] = module.get("/api/v1/status")["engine"]
+    return engine
+
+
+def metrics_of(module: ModuleProcess) -> dict[str, float]:
+    """The samples of /metrics by their name and labels."""
+    lines = module.raw("/metrics").decode().splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
+    return {name.removeprefix("visionedge_"): float(value) for name, value in pairs}
+
+
+def assert_every_frame_is_accounted_for(module: ModuleProcess) -> None:
+    """offered = analysed + dropped (all reasons) + waiting, in one snapshot and for each camera."""
+    samples = metrics_of(module)
+    for camera in module.cameras():
+        label = f'camera="{camera}"'
+        ended = sum(
+            value
+            for name, value in samples.items()
+            if label in name
+            and name.startswith(("frames_analysed_total", "frames_dropped_total", "frames_waiting"))
+        )
+        assert samples[f"frames_offered_total{{{label}}}"] == ended

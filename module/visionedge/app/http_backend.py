@@ -170,5 +170,8 @@ def _describe_running_engine(info: EngineInfo) -> RunningEngine:
     """What the doctor reports of the engine in use."""
     device, speed_check = info.device, info.device_check.speed_check
     return RunningEngine(
-        device, info.node_placement, speed_check.doubt(device.effective) if speed_check else None
+        device,
+        info.node_placement,
+        speed_check.doubt(device.effective) if speed_check else None,
+        info.replicas,
     )

@@ -65,6 +65,9 @@ METRICS: Mapping[str, MetricDeclaration] = {
     "engine_recovering": _gauge("1 while a lost or absent device is probed."),
     "engine_probes_total": _counter("Probes of a device, by result.", "code"),
     "engine_change_overs_total": _counter("Returns of a device to use."),
+    "remote_replica_up": _gauge("1 while a server of the remote device gets batches.", "replica"),
+    "remote_batches_total": _counter("Batches that a server computed.", "replica"),
+    "remote_failures_total": _counter("Requests to a server that failed.", "replica"),
     "nodes_on_cpu": _gauge("Nodes on the CPU while the rest is on a GPU."),
     "pictures_copied_total": _counter("Frames copied to the engine because shared memory was full."),
     "unplanned_shape_total": _counter("Batches of a size that was not warmed up; must stay 0."),
@@ -222,6 +225,10 @@ def _engine_samples(info: EngineInfo) -> Iterator[Sample]:
     yield "engine_degraded", (), float(device.degraded)
     yield "unplanned_shape_total", (), info.unplanned_shapes
     yield "nodes_on_cpu", (), len(info.node_placement.on_cpu)
+    for replica in info.replicas:
+        yield "remote_replica_up", (replica.url,), float(replica.state == "up")
+        yield "remote_batches_total", (replica.url,), replica.batches
+        yield "remote_failures_total", (replica.url,), replica.failures
     if info.process is not None:
         yield "engine_restarts_total", (), info.process.restarts
     if info.recovery is not None:

@@ -34,7 +34,7 @@ _EXIT_CODES = {
 }
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
-DEVICES = ("auto", "cuda", "tensorrt", "cpu")
+DEVICES = ("auto", "cuda", "tensorrt", "cpu", "remote")
 
 
 class Parser(argparse.ArgumentParser):
@@ -135,7 +135,8 @@ def add_model_and_device(parser: argparse.ArgumentParser, *, from_environment: b
     parser.add_argument(
         "--device",
         choices=DEVICES,
-        help=f"where the model computes; auto: CUDA where it works, else the CPU (default: {device}auto)",
+        help="where the model computes; auto: CUDA where it works, else the CPU; remote: the servers of"
+        f" inference.remote in the configuration (default: {device}auto)",
     )
 
 

@@ -23,7 +23,19 @@ from visionedge.runtime.threads import PROCESS_LIMIT
 # settings of the GPU, arithmetic and video libraries, and of Python.
 _PASSED_PREFIXES = (
     *("PATH", "HOME", "USER", "LANG", "LC_", "TZ", "TMPDIR", "XDG_", "LD_", "PYTHON", "VIRTUAL_ENV"),
-    *("CUDA", "CUDNN", "CUBLAS", "NVIDIA", "TENSORRT", "ORT_", "OMP_", "OPENCV_", "MALLOC_", "STUB_"),
+    *(
+        "CUDA",
+        "CUDNN",
+        "CUBLAS",
+        "NVIDIA",
+        "TENSORRT",
+        "ORT_",
+        "OMP_",
+        "OPENCV_",
+        "MALLOC_",
+        "SSL_CERT_",
+        "STUB_",
+    ),
 )
 # Our own variables that hold no secret; a module that `bench` starts reads them.
 _PASSED_NAMES = frozenset(

@@ -7,6 +7,8 @@ import re
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 
+from visionedge.engine.device.devices import REMEDIES, ReasonCode
+from visionedge.engine.device.remote import ServerExamination
 from visionedge.ops.doctor.checks import Check, CheckResult, Remedies, broken, info, ok, remedy, warning
 from visionedge.ops.doctor.facts import HostFacts
 from visionedge.ops.doctor.remedies import RESTART_VM_COMMANDS, set_eflow_vm_command
@@ -32,6 +34,7 @@ _MARINER = re.compile(r"\.cm\d", re.IGNORECASE)
 def run_system_checks(facts: HostFacts) -> tuple[CheckResult, ...]:
     """Run the checks that apply to this machine, then one for each camera."""
     results = [result for check in SYSTEM_CHECKS if (result := check.run(facts)) is not None]
+    results += [replace(_server(each), name="remote", title="server") for each in facts.servers]
     results += [
         replace(_camera(facts, name, state), name="camera", title=f"camera {name}")
         for name, state in facts.cameras.items()
@@ -240,6 +243,12 @@ def _http(facts: HostFacts) -> CheckResult | None:
         " reaches it can read pictures, status and log",
         *remedy("set http.token (or VISIONEDGE_HTTP_TOKEN), or listen on 127.0.0.1"),
     )
+
+
+def _server(server: ServerExamination) -> CheckResult:
+    if server.verdict.code is ReasonCode.OK:
+        return ok(f"{server.url}: {server.found}; pictures leave this device")
+    return broken(f"{server.url}: {server.found}", *remedy(REMEDIES[server.verdict.code]))
 
 
 def _camera(facts: HostFacts, name: str, state: str) -> CheckResult:

@@ -219,7 +219,7 @@ def _check_image_and_device(
     """Whether the image, inference.device and the passed GPU go together."""
     kind = classify_image(module.image)
     image = module.image_node()
-    if kind == "gpu" and gpu_node is None and device != "cpu":
+    if kind == "gpu" and gpu_node is None and device not in ("cpu", "remote"):
         findings.warning(
             image,
             "is a GPU image, but no GPU is passed to it",
