@@ -37,7 +37,7 @@ class Maker:
         return self.made[-1]
 
 
-class Calls:
+class BundleCaller:
     """The method behind its dispatcher, and a clock."""
 
     def __init__(self, size: int = 200_000) -> None:
@@ -61,7 +61,7 @@ def code(answer: MethodResult) -> tuple[int, str]:
 )
 def test_the_chunks_give_the_zip_and_each_answer_fits(size: int) -> None:
     async def scenario() -> None:
-        call = Calls(size)
+        call = BundleCaller(size)
         first = (await call()).document
         answers = [first]
         answers += [
@@ -95,7 +95,7 @@ def test_the_chunks_give_the_zip_and_each_answer_fits(size: int) -> None:
 )
 def test_a_wrong_call_gets_its_error(payload: Any, expected: tuple[int, str]) -> None:
     async def scenario() -> None:
-        call = Calls()
+        call = BundleCaller()
         await call()
         assert code(await call(payload)) == expected
 
@@ -105,7 +105,7 @@ def test_a_wrong_call_gets_its_error(payload: Any, expected: tuple[int, str]) ->
 @pytest.mark.parametrize("number", [-1, 3, 10**30])
 def test_a_chunk_that_does_not_exist_is_404(number: int) -> None:
     async def scenario() -> None:
-        call = Calls(200_000)
+        call = BundleCaller(200_000)
         first = (await call()).document
         answer = await call({"id": first["id"], "chunk": number})
         assert code(answer) == (404, "unknown_chunk")
@@ -116,7 +116,7 @@ def test_a_chunk_that_does_not_exist_is_404(number: int) -> None:
 
 def test_a_bundle_is_kept_for_ten_minutes_and_made_at_most_once_a_minute() -> None:
     async def scenario() -> None:
-        call = Calls()
+        call = BundleCaller()
         first = (await call()).document["id"]
         call.now_s = 59
         assert (await call()).document["id"] == first
@@ -136,7 +136,7 @@ def test_while_it_is_made_callers_get_409_and_then_the_same_one(monkeypatch: pyt
     monkeypatch.setattr(support_bundle, "_WAIT_S", 0.01)
 
     async def scenario() -> None:
-        call = Calls()
+        call = BundleCaller()
         call.maker.released = asyncio.Event()
         assert {code(answer) for answer in await asyncio.gather(call(), call())} == {(409, "in_progress")}
         call.maker.released.set()

@@ -5,18 +5,22 @@ import errno
 import logging
 import resource
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from engine_infos import make_engine_info
+from visionedge.app.housekeeping import FailureCounter, Housekeeping, PositionStore
 from visionedge.app.http_backend import HttpBackend
 from visionedge.app.load_meter import LoadMeter
 from visionedge.app.metrics import Metrics
+from visionedge.app.overload_controller import OverloadController
 from visionedge.app.service import RunOptions, Service
 from visionedge.app.state import AppState
 from visionedge.app.status import build_status
+from visionedge.camera.registry import SequencePosition, SequenceStore
 from visionedge.config.load import parse_config
 from visionedge.engine.batcher import BatcherStatistics
 from visionedge.engine.interface import Engine, EngineInfo
@@ -67,6 +71,64 @@ def test_a_repeated_housekeeping_error_is_logged_rarely_and_the_module_runs_on(
     assert "retrying" in caplog.text
     assert (caplog.records[0].exc_info is not None) == traceback
     service.executor.shutdown(wait=True)
+
+
+class HangingStore(SequenceStore):
+    """Sequence numbers on a disk that hangs until `answers` is set."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.answers = threading.Event()
+
+    def remember(self, last: Mapping[str, SequencePosition]) -> None:
+        """Wait for the disk."""
+        self.answers.wait(20)
+        super().remember(last)
+
+
+def test_a_disk_that_hangs_is_logged_after_ten_seconds_once_and_when_it_answers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Housekeeping goes on meanwhile: it looks 50 times in 10 s."""
+    service = Service(RunOptions(ConfigurationSources.read({}, None), tmp_path, environ={}))
+    store = HangingStore(tmp_path / "sequences.json")
+    group = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
+    housekeeping = Housekeeping(
+        service.state,
+        group,
+        controller=cast("OverloadController", None),
+        positions=PositionStore(store, service.state, dict, tmp_path),
+        metrics=service._metrics,
+        failures=FailureCounter(lambda what, error: pytest.fail(f"{what}: {error}")),
+    )
+    delivery = cast("Delivery", QuietDelivery())
+
+    async def scenario() -> None:
+        for _ in range(99):
+            await housekeeping.tick(delivery)
+        assert caplog.text == ""
+        for _ in range(200):
+            await housekeeping.tick(delivery)
+        store.answers.set()
+        assert housekeeping._saving is not None
+        await housekeeping._saving
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(scenario())
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: the disk has not answered for 10 s; frames go on, but no state is kept;"
+        f" check the disk and its driver",
+        f"{tmp_path}: the disk answers again",
+    ]
+    assert group.join(5) == []
+    service.executor.shutdown(wait=True)
+
+
+class QuietDelivery:
+    """A delivery that has nothing to do."""
+
+    def tick(self) -> None:
+        """Nothing is due."""
 
 
 def test_without_a_descriptor_for_the_list_of_threads_nothing_is_measured(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ class PositionStore:
         self._next_sequences = next_sequences
         self._data = data
         self._writable = True
+        self._is_stalled = False
 
     async def save(self, thread_group: ThreadGroup) -> None:
         """Write the file on a thread of the group; that it cannot be written is logged once."""
@@ -92,6 +93,20 @@ class PositionStore:
             self._writable = False
         else:
             self._writable = True
+        if self._is_stalled:
+            self._is_stalled = False
+            log.info("%s: the disk answers again", self._data)
+
+    def report_stall(self) -> None:
+        """`save` has not returned for ten seconds: log it once."""
+        if not self._is_stalled:
+            self._is_stalled = True
+            log.warning(
+                "%s: the disk has not answered for %.0f s; frames go on, but no state is kept; check the disk"
+                " and its driver",
+                self._data,
+                _SLOW_TICKS * TICK_S,
+            )
 
 
 class Housekeeping:
@@ -131,6 +146,8 @@ class Housekeeping:
                 self._forget_removed_cameras(now)
             if self._saving is None or self._saving.done():
                 self._saving = asyncio.ensure_future(self._positions.save(self._thread_group))
+            else:
+                self._positions.report_stall()
         engine = now.engine
         if engine is not None and self._ticks >= self._measure_tick:
             self._measure_tick = self._ticks + round(_measure_interval_s(now) / TICK_S)

@@ -70,6 +70,7 @@ _JOIN_TIMEOUT_S = 2.0
 _SECOND_JOIN_TIMEOUT_S = 1.0
 _FLUSH_TIMEOUT_S = 1.5
 _EXECUTOR_THREADS = 8
+_SLOW_DISK_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,11 @@ class Service:
         hub_bridge = self._hub_bridge = self._make_hub_bridge(config_sources)
         # On a thread, as it opens the spool, and a disk may be slow.
         opening = run_on_thread(self._thread_group, "delivery", lambda: self._open_delivery(hub_bridge))
+        slow = self._loop.call_later(
+            _SLOW_DISK_S, log.warning, "the spool does not open: the disk of the data folder hangs; waiting"
+        )
         delivery = await self._unless_stopped(opening)
+        slow.cancel()
         if delivery is None:
             return
         self.state.set_delivery(delivery)

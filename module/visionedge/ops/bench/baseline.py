@@ -130,7 +130,7 @@ def _suppress(boxes: FloatArray, scores: FloatArray, ids: NDArray[np.intp], want
 
 
 def _open(source: str) -> cv2.VideoCapture:
-    capture = cv2.VideoCapture(source)
+    capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG)
     if not capture.isOpened():
         raise SourceError(f"{mask_address(source)} cannot be opened by the plain loop; use a video file")
     return capture

@@ -1,4 +1,4 @@
-"""A disk that the spool has filled is usable again when its messages were sent."""
+"""A disk that the spool has filled is usable again when its messages were sent; one that hangs is passed."""
 
 import json
 import os
@@ -13,7 +13,8 @@ import pytest
 from spool_harness import SpoolHarness, drain, message, run_round
 from visionedge.outbound.disk_reserve import DiskReserve
 
-_FULL_DISK = Path(__file__).parents[1] / "doubles" / "full_disk.py"
+_DOUBLES = Path(__file__).parents[1] / "doubles"
+_FULL_DISK, _FROZEN_DISK = _DOUBLES / "full_disk.py", _DOUBLES / "frozen_disk.py"
 
 
 def _can_mount() -> bool:
@@ -23,15 +24,24 @@ def _can_mount() -> bool:
     return subprocess.run(tried, check=False, capture_output=True, timeout=20).returncode == 0
 
 
-@pytest.mark.skipif(not _can_mount(), reason="needs root and a mount namespace of its own")
-def test_a_disk_that_the_spool_has_filled_is_used_again_when_the_messages_are_sent(tmp_path: Path) -> None:
-    """A real file system of 14 MB, filled to its last byte, three times."""
-    script = (
-        f"mount -t tmpfs -o size=14m none {shlex.quote(str(tmp_path))} && exec"
-        f" {shlex.quote(sys.executable)} {shlex.quote(str(_FULL_DISK))} {shlex.quote(str(tmp_path))}"
-    )
+def _can_freeze(folder: Path) -> bool:
+    """Whether this machine can mount and freeze a file."""
+    if not _can_mount() or shutil.which("mkfs.ext4") is None or shutil.which("fsfreeze") is None:
+        return False
+    image = folder / "image"
+    with image.open("wb") as file:
+        file.truncate(32 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True, capture_output=True, timeout=60)
+    script = f"mount -o loop {image} /mnt && fsfreeze --freeze /mnt && fsfreeze --unfreeze /mnt"
+    tried = ["unshare", "--mount", "sh", "-c", script]
+    return subprocess.run(tried, check=False, capture_output=True, timeout=60).returncode == 0
+
+
+def _run_mounted(mount: str, script: Path, folder: Path) -> str:
+    """Run a script with a file system that only it sees; returns its output."""
+    words = f"mount {mount} {shlex.quote(str(folder))} && exec {shlex.quote(sys.executable)}"
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script],
+        ["unshare", "--mount", "sh", "-c", f"{words} {shlex.quote(str(script))} {shlex.quote(str(folder))}"],
         check=False,
         capture_output=True,
         text=True,
@@ -39,13 +49,35 @@ def test_a_disk_that_the_spool_has_filled_is_used_again_when_the_messages_are_se
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     assert done.returncode == 0, done.stderr
-    steps = [json.loads(line) for line in done.stdout.splitlines()]
+    return done.stdout
+
+
+@pytest.mark.skipif(not _can_mount(), reason="needs root and a mount namespace of its own")
+def test_a_disk_that_the_spool_has_filled_is_used_again_when_the_messages_are_sent(tmp_path: Path) -> None:
+    """A real file system of 14 MB, filled to its last byte, three times."""
+    out = _run_mounted("-t tmpfs -o size=14m none", _FULL_DISK, tmp_path)
+    steps = [json.loads(line) for line in out.splitlines()]
     assert [(step["step"], step["mode"]) for step in steps] == [
         ("filled", "memory"),
         ("drained", "disk"),
         ("used", "disk"),
     ] * 3
     assert all(step["waiting"] == 0 for step in steps if step["step"] != "filled")
+
+
+def test_a_real_disk_that_hangs_is_reported_and_passed(tmp_path: Path) -> None:
+    """Message 2 is being written when the file system freezes; 3 passes it; nothing is lost."""
+    if not _can_freeze(tmp_path):
+        pytest.skip("needs root, a loop device and fsfreeze")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    seen = json.loads(_run_mounted(f"-o loop {shlex.quote(str(tmp_path / 'image'))}", _FROZEN_DISK, folder))
+    assert seen == {
+        "events": [[], ["storage-stalled"], ["storage-back"]],
+        "got": [[1], [3], [2]],
+        "mode": "memory",
+        "clean": True,
+    }
 
 
 def test_the_reserve_takes_real_space_and_gives_it_back(tmp_path: Path) -> None:
