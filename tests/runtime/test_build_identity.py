@@ -295,6 +295,8 @@ def test_an_archive_of_git_carries_the_commit(sources: Path, tmp_path: Path) -> 
     with tarfile.open(tmp_path / "a.tar") as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
     assert identity_of(tmp_path / "unpacked") == wanted
+    (tmp_path / "unpacked" / ".git").mkdir()  # as the build of an image makes it
+    assert identity_of(tmp_path / "unpacked") == wanted
 
 
 def test_a_build_without_any_identity_works_and_says_so(sources: Path, tmp_path: Path) -> None:

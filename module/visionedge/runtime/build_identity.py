@@ -89,7 +89,9 @@ def find_build_identity(root: Path, environ: Mapping[str, str]) -> BuildIdentity
     given = _REVISION.fullmatch(environ.get(REVISION_VARIABLE, ""))
     git, reason = root / ".git", ""
     try:
-        commit: Commit | None = read_head_commit(git) if git.exists() else _read_archived(root)
+        # The build of an image makes the folder even where it has nothing to copy into it.
+        is_git = git.is_file() or (git / "HEAD").is_file()
+        commit: Commit | None = read_head_commit(git) if is_git else _read_archived(root)
     except GitError as error:
         commit, reason = None, str(error)
     if given is not None:
