@@ -4,14 +4,17 @@ It fails no build: an identity that cannot be found is `unknown`, with the reaso
 """
 
 import os
+import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.config import BuilderConfig
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+_STATUS_LIMIT_S = 10.0
 _PACKAGE_FOLDERS = {"wheel": "visionedge", "sdist": "module/visionedge"}
 
 
@@ -25,7 +28,12 @@ class BuildIdentityHook(BuildHookInterface[BuilderConfig]):
         root = Path(self.root)
         sys.path.insert(0, str(root / "module"))
         try:
-            from visionedge.runtime.build_identity import FILE_NAME, UNKNOWN, find_build_identity
+            from visionedge.runtime.build_identity import (
+                FILE_NAME,
+                REVISION_VARIABLE,
+                UNKNOWN,
+                find_build_identity,
+            )
         finally:
             sys.path.pop(0)
         is_built = (root / "module" / "visionedge" / FILE_NAME).exists()  # an unpacked source distribution
@@ -34,6 +42,8 @@ class BuildIdentityHook(BuildHookInterface[BuilderConfig]):
         identity = find_build_identity(root, os.environ)
         if identity.revision == UNKNOWN:
             sys.stderr.write(f"visionedge: the build identity is unknown: {identity.reason}\n")
+        elif REVISION_VARIABLE not in os.environ and _has_changes(root):
+            identity = replace(identity, revision=f"{identity.revision}-dirty")
         self._folder = tempfile.TemporaryDirectory(prefix="visionedge-build-")
         path = Path(self._folder.name) / FILE_NAME
         path.write_text(identity.to_json(), encoding="utf-8")
@@ -43,3 +53,16 @@ class BuildIdentityHook(BuildHookInterface[BuilderConfig]):
         """Remove the temporary folder."""
         if hasattr(self, "_folder"):
             self._folder.cleanup()
+
+
+def _has_changes(root: Path) -> bool:
+    """Whether tracked files differ from the commit; False where git cannot tell."""
+    git = root / ".git"
+    if not git.exists() or (git.is_dir() and not (git / "index").is_file()):
+        return False  # without an index only the commit was copied here, as into the build of an image
+    command = ["git", "--no-optional-locks", "-C", str(root), "status", "--porcelain", "--untracked-files=no"]
+    try:
+        asked = subprocess.run(command, capture_output=True, check=False, timeout=_STATUS_LIMIT_S)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return asked.returncode == 0 and bool(asked.stdout.strip())

@@ -81,13 +81,6 @@ def test_a_checkout_has_the_commit_and_its_time(checkout: Path) -> None:
     assert identity_of(checkout) == expected(checkout)
 
 
-def test_changed_tracked_files_are_marked(checkout: Path) -> None:
-    (checkout / "untracked.txt").write_text("x")
-    assert ".dirty" not in identity_of(checkout)
-    (checkout / "file.txt").write_text("changed")
-    assert identity_of(checkout) == expected(checkout).replace(" (", ".dirty (")
-
-
 def test_a_packed_repository_is_read_without_git(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = expected(checkout)
     git(checkout, "pack-refs", "--all")
@@ -133,7 +126,7 @@ def test_a_shallow_clone_a_worktree_and_a_detached_head_have_their_commit(
 
 
 def test_the_files_that_reach_the_build_of_an_image_are_enough(checkout: Path, tmp_path: Path) -> None:
-    """The Dockerfiles copy them, with pyproject.toml beside them; there is no index, so nothing is dirty."""
+    """The Dockerfiles copy them, with pyproject.toml beside them."""
     wanted = expected(checkout)
     git(checkout, "gc", "--quiet")
     folder = tmp_path / "src" / ".git"
@@ -286,11 +279,23 @@ def test_a_wheel_and_a_source_distribution_carry_the_commit_and_two_builds_are_e
     assert git(sources, "status", "--porcelain") == ""
 
 
+def test_a_build_with_changed_tracked_files_is_marked(sources: Path, tmp_path: Path) -> None:
+    (sources / "untracked.txt").write_text("x")
+    assert "dirty" not in identity_in(build(sources, "wheel", tmp_path / "first"))["revision"]
+    (sources / "file.txt").write_text("changed")
+    revision = identity_in(build(sources, "wheel", tmp_path / "second"))["revision"]
+    assert revision == f"{git(sources, 'rev-parse', 'HEAD')[:12]}-dirty"
+    (sources / ".git" / "index").unlink()  # as in the build of an image
+    assert identity_in(build(sources, "wheel", tmp_path / "third"))["revision"] == revision[:12]
+
+
 def test_an_archive_of_git_carries_the_commit(sources: Path, tmp_path: Path) -> None:
     wanted = identity_of(sources)
     git(sources, "archive", "--output", str(tmp_path / "a.tar"), "HEAD")
     with tarfile.open(tmp_path / "a.tar") as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
+    assert identity_of(tmp_path / "unpacked") == wanted
+    (tmp_path / "unpacked" / ".git").mkdir()  # as the build of an image makes it
     assert identity_of(tmp_path / "unpacked") == wanted
 
 

@@ -143,10 +143,7 @@ def test_a_child_gets_no_secret_and_imports_nothing_from_its_working_directory(
 
 
 def test_processes_are_started_only_by_this_module() -> None:
-    """A child that is started elsewhere would have the whole environment.
-
-    The exception asks git, in a checkout alone, and passes on where programs are.
-    """
+    """A child that is started elsewhere would have the whole environment."""
     ways = {"Popen", "run", "call", "check_call", "check_output", "system", "popen", "fork", "posix_spawn"}
     found = []
     for path in PACKAGE.rglob("*.py"):
@@ -159,7 +156,7 @@ def test_processes_are_started_only_by_this_module() -> None:
                     [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
                 )
                 assert not any(name.startswith("multiprocessing") for name in names), path
-    assert set(found) == {"child_process.py", "build_identity.py"}
+    assert set(found) == {"child_process.py"}
 
 
 def test_a_child_gets_only_listed_environment_variables() -> None:

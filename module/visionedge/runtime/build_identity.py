@@ -10,9 +10,7 @@ Standard library only, as the build of the wheel imports this module too.
 
 import functools
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -35,7 +33,6 @@ _ARCHIVE_FILE = "archived_commit.txt"
 _HASH_DIGITS = 12
 _REVISION = re.compile(r"g?([0-9a-f]{7,64})(-dirty)?")
 _ARCHIVED = re.compile(r"([0-9a-f]{40,64}) (\d+)")
-_STATUS_LIMIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +41,7 @@ class BuildIdentity:
 
     Attributes:
         version: the version of visionedge.
-        revision: 12 digits of the commit, with `-dirty` if files differed from it; or `unknown`.
+        revision: 12 digits of the commit, with `-dirty` if it was built with changed files; or `unknown`.
         built_at: the time of the commit in UTC, `2026-11-30T06:05:00Z`; or `unknown`.
         reason: why the revision is unknown; empty if it is known.
     """
@@ -72,7 +69,7 @@ class BuildIdentity:
 
 @functools.cache
 def read_build_identity() -> BuildIdentity:
-    """The identity of the code that runs. Reads files once, and in a checkout asks git for changed files."""
+    """The identity of the code that runs; files are read once. A checkout is not searched for changes."""
     found = _read_built(_PACKAGE / FILE_NAME)
     if found is not None:
         return found
@@ -92,7 +89,9 @@ def find_build_identity(root: Path, environ: Mapping[str, str]) -> BuildIdentity
     given = _REVISION.fullmatch(environ.get(REVISION_VARIABLE, ""))
     git, reason = root / ".git", ""
     try:
-        commit: Commit | None = read_head_commit(git) if git.exists() else _read_archived(root)
+        # The build of an image makes the folder even where it has nothing to copy into it.
+        is_git = git.is_file() or (git / "HEAD").is_file()
+        commit: Commit | None = read_head_commit(git) if is_git else _read_archived(root)
     except GitError as error:
         commit, reason = None, str(error)
     if given is not None:
@@ -100,10 +99,10 @@ def find_build_identity(root: Path, environ: Mapping[str, str]) -> BuildIdentity
         return _of(commit if known and commit else replace(default, hash=given[1]), dirty=bool(given[2]))
     if commit is None:
         return BuildIdentity(__version__, reason=reason or f"no .git, and {REVISION_VARIABLE} is not set")
-    return _of(commit, dirty=_is_dirty(root))
+    return _of(commit)
 
 
-def _of(commit: Commit, *, dirty: bool) -> BuildIdentity:
+def _of(commit: Commit, *, dirty: bool = False) -> BuildIdentity:
     built_at = UNKNOWN
     if commit.time_s is not None:
         built_at = f"{datetime.fromtimestamp(commit.time_s, UTC):%Y-%m-%dT%H:%M:%SZ}"
@@ -133,25 +132,6 @@ def _read_archived(root: Path) -> Commit | None:
         return None
     found = _ARCHIVED.fullmatch(text.strip())
     return None if found is None else Commit(found[1], int(found[2]))
-
-
-def _is_dirty(root: Path) -> bool:
-    """Whether tracked files differ from the commit; False where git cannot tell."""
-    git = root / ".git"
-    if git.is_dir() and not (git / "index").is_file():
-        return False  # only the files of the commit were copied here, as into the build of an image
-    command = ["git", "--no-optional-locks", "-C", str(root), "status", "--porcelain", "--untracked-files=no"]
-    try:
-        asked = subprocess.run(
-            command,
-            capture_output=True,
-            check=False,
-            timeout=_STATUS_LIMIT_S,
-            env={"PATH": os.environ.get("PATH", os.defpath)},  # no secret of the environment
-        )
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return asked.returncode == 0 and bool(asked.stdout.strip())
 
 
 def main(keys: list[str]) -> int:
