@@ -76,7 +76,7 @@ _SIZES = {"dvvideo": (720, 576), "dnxhd": (1920, 1080)}
 
 
 def _write(
-    path: Path, codec: str, pix_fmt: str, container: str | None = None, *, sound: bool = False
+    path: Path, codec: str, pix_fmt: str, container: str | None = None, *, sound: str | None = None
 ) -> Path:
     av: Any = pytest.importorskip("av")
     width_px, height_px = _SIZES.get(codec, (176, 144))
@@ -93,7 +93,7 @@ def _write(
             picture = np.full((height_px, width_px, 3), 20 + 9 * number, np.uint8)
             frame = av.VideoFrame.from_ndarray(picture, format="bgr24").reformat(format=pix_fmt)
             file.mux(stream.encode(frame))
-            if voice is not None:
+            if voice is not None and sound is not None:
                 file.mux(voice.encode(_silence(sound, number)))
         file.mux(stream.encode())
         if voice is not None:
