@@ -61,7 +61,7 @@ MAY_SKIP = ("gpu", "cuda-libs", "docker")
 """Markers of tests that need what a build machine rarely has."""
 
 
-MACHINE = ("has a GPU", "has a usable GPU", "is the GPU wheel", "has no IPv6")
+MACHINE = ("has a GPU", "has a usable GPU", "is the GPU wheel", "has no IPv6", "no package index answers")
 """Reasons that no package can change."""
 
 

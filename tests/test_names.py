@@ -24,7 +24,7 @@ album any_engine arithmetic attention billing board box_form calls capacity clos
 counting deed door engine_room errand facade fleet giving half handing imprint inject interleaving
 journal keeper ladder likeness line lineup lists losable machinery maps material net opening origins
 outbox outlook patience picking places plausible preparation probing promise ration reading reasons
-refining remote rooms rows sameness scaling seam settling shares shelves sight single sound stand_in
+refining rooms rows sameness scaling seam settling shares shelves sight single sound stand_in
 surroundings thinning together trial untold uris visit wire wish
 """
 

@@ -2,7 +2,8 @@
 
     VisionedgeError                1  the work failed
     ├── SourceError                1  a picture, video or camera cannot be read
-    │   └── DamagedPictureError    1  one picture of a source cannot be decoded; the next one may be
+    │   ├── DamagedPictureError    1  one picture of a source cannot be decoded; the next one may be
+    │   └── UnsupportedFormatError 1  the container or codec of a source is not allowed
     ├── DownloadError              1  a model cannot be downloaded
     ├── BusyError                  1  no capacity for a request now; the caller may try again
     ├── ConfigError                2  arguments or configuration are wrong (every problem at once)
@@ -35,6 +36,10 @@ class SourceError(VisionedgeError):
 
 class DamagedPictureError(SourceError):
     """One picture of a source cannot be decoded; the next one may be."""
+
+
+class UnsupportedFormatError(SourceError):
+    """The container or codec of a source is not allowed; another try would fail, too."""
 
 
 class DownloadError(VisionedgeError):

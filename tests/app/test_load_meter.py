@@ -96,6 +96,14 @@ def test_a_cpu_quota_that_is_used_up_is_the_limit() -> None:
     assert "uses 98 % of 0.5 core, its whole CPU quota: raise the quota" in verdict.sentence
 
 
+def test_a_cpu_quota_is_named_whatever_the_limit_is() -> None:
+    """Who reads `of 0.5 core` must know where the other cores are."""
+    throttled = replace(SLOW, cores=4, quota=0.5, decode_cores=0.05, infer_cores=0.2, other_cores=0.02)
+    assert "of 0.5 core (CPU quota)" in find_bottleneck(throttled).sentence
+    enough = replace(throttled, quota=4.0)
+    assert "quota" not in find_bottleneck(enough).sentence
+
+
 def test_a_cpu_quota_above_what_is_used_is_not_the_limit() -> None:
     """Other programs may use the cores that the quota allows, and a quota may exceed the affinity."""
     crowded = replace(SLOW, cores=2, quota=2.0, decode_cores=0.3, infer_cores=0.4, external_cores=1.2)

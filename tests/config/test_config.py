@@ -77,7 +77,7 @@ def test_a_wrong_default_is_reported_once_at_its_own_path() -> None:
         "cameraDefaults.transport: must be 'tcp', 'udp' or 'auto'",
         "cameraDefaults.fpss: unknown key; did you mean 'fps'?",
         "cameraDefaults.uri: unknown key; known here: fps, enabled, gate, priority, transport, decoder, tls, "
-        "followRedirects, loop",
+        "followRedirects, loop, extraCodecs, extraContainers",
     ]
     assert problems({"cameraDefaults": 5, "cameras": cameras}) == [
         "cameraDefaults: must be a mapping of keys"
@@ -198,6 +198,7 @@ def test_the_shown_configuration_contains_no_secret() -> None:
     document: dict[str, Any] = {
         "cameras": {"dock": {"uri": "rtsp://me:hunter2@h/s"}},
         "http": {"token": "hunter2"},
+        "inference": {"remote": {"token": "hunter2"}},
         "model": {"url": "https://h/m.onnx?sig=hunter2", "sha256": "0" * 64},
     }
     assert "hunter2" not in str(redact_config(parse_config(document)))
@@ -236,3 +237,88 @@ def test_http_names_must_be_host_names() -> None:
     assert config.http.names == ("vision.example", "hmi-7", "edge_1.local.")
     for name in ("http://vision.example", "vision.example:80", "", "a b", "*", "x" * 64):
         assert problems({"http": {"names": [name]}}), name
+
+
+# --- inference.remote ---------------------------------------------------------------------------------------
+
+
+def remote(url: object, **keys: object) -> dict[str, object]:
+    """A document with a remote device."""
+    return {"inference": {"device": "remote", "remote": {"url": url, "model": "m", **keys}}}
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://a.example", "https://a.example:8443/base/", "grpcs://a.example", "https://[2001:db8::1]:1"],
+)
+def test_a_remote_device_has_one_address_or_a_list(url: str) -> None:
+    for given, expected in ((url, (url,)), ([url, "https://b"], (url, "https://b"))):
+        section = parse_config(remote(given)).inference.remote
+        assert section is not None
+        assert section.url == expected
+
+
+NO_SECRETS = "must have no user name, query or fragment; give a token in VISIONEDGE_REMOTE_TOKEN"
+WRONG_URLS = {
+    "http://127.0.0.1:1": "http: does not encrypt pictures; use https://, or allow it with"
+    " 'inference.remote.insecure: true'",
+    "grpc://h:8001": "grpc: does not encrypt pictures; use grpcs://, or allow it with"
+    " 'inference.remote.insecure: true'",
+    "ftp://h": "must be an https:// or grpcs:// address",
+    "h:8000": "must be an https:// or grpcs:// address",
+    "https://": "has no host",
+    "https://h:port": "cannot be read as an address; write https://HOST:PORT",
+    "https://me:hunter2@h": NO_SECRETS,
+    "https://h?token=hunter2": NO_SECRETS,
+    "https://h/a b": "has spaces in it",
+    "grpcs://h/path": "gRPC has no path: write grpcs://HOST:PORT",
+}
+
+
+@pytest.mark.parametrize("url", WRONG_URLS)
+def test_a_wrong_address_of_a_server_is_refused_without_its_secrets(url: str) -> None:
+    (found,) = problems(remote(url))
+    assert found == f"inference.remote.url: {WRONG_URLS[url]}"
+
+
+@pytest.mark.parametrize("url", ["http://h", "grpc://h:8001"])
+def test_unencrypted_connections_must_be_allowed_also_on_loopback(url: str) -> None:
+    assert parse_config(remote(url, insecure=True)).inference.device == "remote"
+
+
+@pytest.mark.parametrize(
+    ("section", "missing"),
+    [({}, "'url' and 'model'"), ({"url": "https://h"}, "'model'"), ({"model": "m"}, "'url'")],
+)
+def test_a_remote_device_needs_its_servers(section: dict[str, object], missing: str) -> None:
+    """Whatever the environment adds; for other devices the keys may wait."""
+    over = read_environment({"VISIONEDGE_REMOTE_TOKEN": "a-token"})
+    document = merge({"inference": {"device": "remote", "remote": section}}, over)
+    assert problems(document) == [f"inference.remote: 'device: remote' needs {missing}"]
+    assert parse_config(merge(document, {"inference": {"device": "cpu"}})).inference.device == "cpu"
+    assert problems({"inference": {"device": "remote"}}) == [
+        "inference.remote: 'device: remote' needs 'url' and 'model'"
+    ]
+
+
+def test_the_token_of_the_servers_comes_from_the_environment() -> None:
+    document = merge(remote("https://h"), read_environment({"VISIONEDGE_REMOTE_TOKEN": "a-token"}))
+    section = parse_config(document).inference.remote
+    assert section is not None
+    assert section.token == "a-token"
+
+
+@pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "ümlaut"])
+def test_a_token_that_no_header_can_carry_is_refused_without_being_shown(token: str) -> None:
+    (found,) = problems(remote("https://h", token=token))
+    assert found == "inference.remote.token: must be 1 to 8192 printable ASCII characters without spaces"
+
+
+def test_the_same_server_twice_is_refused() -> None:
+    assert problems(remote(["https://h", "https://h"])) == ["inference.remote.url: has an address twice"]
+
+
+def test_an_unknown_key_of_the_remote_device_names_the_likely_one() -> None:
+    assert problems(remote("https://h", timeoutSecond=1)) == [
+        "inference.remote.timeoutSecond: unknown key; did you mean 'timeoutSeconds'?"
+    ]

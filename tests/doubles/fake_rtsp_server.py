@@ -37,11 +37,13 @@ _SDP_MEDIA = {
     "libx264": ("96", "a=rtpmap:96 H264/90000\r\n"),
     "libx265": ("96", "a=rtpmap:96 H265/90000\r\n"),
     "mjpeg": ("26", ""),
+    "h263p": ("96", "a=rtpmap:96 H263-1998/90000\r\n"),
 }
 _OPTIONS = {
     "libx264": {"tune": "zerolatency", "g": "5"},
     "libx265": {"preset": "ultrafast", "tune": "zerolatency", "x265-params": "log-level=none:keyint=5"},
     "mjpeg": {},
+    "h263p": {"g": "5"},
 }
 
 Headers = dict[str, str]

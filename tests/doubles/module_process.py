@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 _ROOT = Path(__file__).resolve().parents[2]
 _READY = re.compile(r"ready: open (http://\S+/)")
 _CACHE_FOLDER = tempfile.TemporaryDirectory(prefix="visionedge-tests-")
@@ -135,6 +137,14 @@ class ModuleProcess:
         with urllib.request.urlopen(self.ready().rstrip("/") + path, timeout=15) as answer:  # noqa: S310 - http, by ready()
             return bytes(answer.read())
 
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples with this name and at least these labels; inside IoT Edge there are more."""
+        families = text_string_to_metric_families(self.raw("/metrics").decode())
+        samples = (sample for family in families for sample in family.samples)
+        found = [s.value for s in samples if s.name == name and labels.items() <= s.labels.items()]
+        assert found, f"no sample of {name} with {labels}"
+        return sum(found)
+
     def cameras(self) -> dict[str, dict[str, Any]]:
         """The camera objects by name."""
         return {camera["name"]: camera for camera in self.get("/api/v1/cameras")["cameras"]}
@@ -172,3 +182,30 @@ class ModuleProcess:
                 self._log_changed.notify_all()
         with self._log_changed:
             self._log_changed.notify_all()
+
+
+def engine_of(module: ModuleProcess) -> dict[str, Any]:
+    """The engine in status."""
+    engine: dict[str, Any] = module.get("/api/v1/status")["engine"]
+    return engine
+
+
+def metrics_of(module: ModuleProcess) -> dict[str, float]:
+    """The samples of /metrics by their name and labels."""
+    lines = module.raw("/metrics").decode().splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
+    return {name.removeprefix("visionedge_"): float(value) for name, value in pairs}
+
+
+def assert_every_frame_is_accounted_for(module: ModuleProcess) -> None:
+    """offered = analysed + dropped (all reasons) + waiting, in one snapshot and for each camera."""
+    samples = metrics_of(module)
+    for camera in module.cameras():
+        label = f'camera="{camera}"'
+        ended = sum(
+            value
+            for name, value in samples.items()
+            if label in name
+            and name.startswith(("frames_analysed_total", "frames_dropped_total", "frames_waiting"))
+        )
+        assert samples[f"frames_offered_total{{{label}}}"] == ended

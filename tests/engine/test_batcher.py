@@ -156,6 +156,16 @@ class BatcherStateMachine(RuleBasedStateMachine):
         self.batcher.done(batch, outcome)
         self.in_flight -= set(names(batch))
 
+    @rule(target=batches, batch=consumes(batches))
+    def compute_again(self, batch: Batch) -> Batch:
+        """After its device was lost: only what is fresh is left of a batch."""
+        left = self.batcher.drop_stale(batch)
+        kept = [] if left is None else names(left)
+        limit_ns = self.clock.now_ns - MAX_AGE_NS
+        assert kept == [one.camera for one in batch.frames if one.captured_ns >= limit_ns]
+        self.in_flight -= set(names(batch)) - set(kept)
+        return left or Batch((), 0)
+
     @precondition(lambda self: len(self.known) == len(CAMERAS))
     @rule()
     def close(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 from engine_infos import make_engine_info
 from tiny_models import TinyDetector
 from visionedge.engine.batcher import Batcher, DropReason
-from visionedge.engine.device.faults import EngineError, EngineUnavailableError
+from visionedge.engine.device.faults import RETRIED_FAULTS, EngineError, EngineUnavailableError, Fault
 from visionedge.engine.device.session import PictureBatch
 from visionedge.engine.interface import EngineInfo, Inference
 from visionedge.engine.lanes import BatchErrorLog, Lane, LanePool
@@ -169,6 +169,64 @@ def test_a_batch_without_an_engine_is_counted_and_not_logged_again(
     preloaded.run()
     assert preloaded.batcher.statistics().cameras["dock"].dropped[DropReason.FAILED] == 1
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def lost(fault: Fault) -> EngineError:
+    """The error of a remote device that lost a batch: on the whole, or with one replica."""
+    kind = EngineUnavailableError if fault is Fault.UNREACHABLE else EngineError
+    return kind("no server answers", fault)
+
+
+@pytest.mark.parametrize("fault", sorted(RETRIED_FAULTS))
+def test_a_batch_that_a_remote_device_lost_is_computed_again_while_its_frames_are_fresh(
+    engine: FakeEngine, fault: Fault, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the engine that takes over; until it is there, the lane waits for it."""
+    failures = iter([lost(fault), EngineUnavailableError("the engine is restarting")])
+    works = engine.act
+
+    def act(count: int) -> Rows:
+        error = next(failures, None)
+        if error is not None:
+            raise error
+        return works(count)
+
+    engine.act = act
+    preloaded = PreloadedBatcher(engine, frame("dock"), frame("gate"))
+    preloaded.run()
+    assert [result.frame.camera for result in preloaded.delivered] == ["dock", "gate"]
+    cameras = preloaded.batcher.statistics().cameras
+    assert [(one.analysed, one.in_flight) for one in cameras.values()] == [(1, 0), (1, 0)]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_frames_that_are_old_when_the_other_engine_is_there_count_as_stale(engine: FakeEngine) -> None:
+    """The freshness rule, and not a failure; the camera's next frame is taken."""
+    clock = SteppingClock(0)
+    works = engine.act
+
+    def act(count: int) -> Rows:
+        if clock.now_ns == 0:
+            clock.now_ns = 2 * 10**9
+            raise lost(Fault.UNREACHABLE)
+        return works(count)
+
+    engine.act = act
+    preloaded = PreloadedBatcher(engine, frame("dock"), clock=clock)
+    preloaded.run()
+    dock = preloaded.batcher.statistics().cameras["dock"]
+    assert (dock.dropped[DropReason.STALE], dock.dropped[DropReason.FAILED], dock.in_flight) == (1, 0, 0)
+
+
+def test_a_lane_does_not_wait_for_another_engine_when_the_pool_is_closed(engine: FakeEngine) -> None:
+    def act(_count: int) -> Rows:
+        preloaded.pool.close()
+        raise lost(Fault.UNREACHABLE)
+
+    engine.act = act
+    preloaded = PreloadedBatcher(engine, frame("dock"))
+    preloaded.run()
+    assert preloaded.batcher.statistics().cameras["dock"].dropped[DropReason.FAILED] == 1
 
 
 def test_pictures_of_different_sizes_fail_only_their_batch(engine: FakeEngine) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from visionedge.app.service import RunOptions, Service
-from visionedge.iothub.client import EXIT_STUCK
 from visionedge.iothub.desired_properties import ConfigurationSources
+from visionedge.runtime.watchdog import EXIT_HUNG
 
 pytestmark = pytest.mark.system
 
@@ -25,5 +25,5 @@ def test_a_stuck_sdk_ends_the_module_in_order_with_its_own_exit_code(tmp_path: P
     document = {"inference": {"process": False, "device": "cpu"}, "http": {"port": 0}}
     options = RunOptions(ConfigurationSources.read(document), tmp_path, duration_s=60, environ={})
     service = StuckService(options)
-    assert asyncio.run(service.main()) == EXIT_STUCK == 75
+    assert asyncio.run(service.main()) == EXIT_HUNG == 75
     assert service.still_running == []

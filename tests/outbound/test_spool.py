@@ -397,6 +397,94 @@ def test_a_flapping_disk_does_not_flood_events(harness: SpoolHarness) -> None:
     assert sorted(news.code for news in spool.take_events()) == ["spool-disk", "spool-memory"]
 
 
+@pytest.mark.parametrize("statement", ["BEGIN", "INSERT INTO message", "COMMIT"])
+def test_a_disk_that_hangs_is_reported_after_ten_seconds_and_messages_pass_it(
+    harness: SpoolHarness, statement: str
+) -> None:
+    """The messages that were being written come when the disk answers; none is lost, none comes twice."""
+    spool = harness.spool()
+    sent: list[int] = []
+    reported: list[str] = []
+
+    def look() -> None:
+        reported.extend(event.code for event in spool.take_events())
+
+    def hang() -> None:
+        harness.now_ns += 9 * SECOND_NS
+        look()
+        assert (reported, spool.status().mode, spool.peek()) == ([], "disk", None)
+        harness.now_ns += 2 * SECOND_NS
+        spool.put(message(2))
+        look()
+        status = spool.status()
+        assert (reported, status.mode, status.stalled_seconds) == (["storage-stalled"], "memory", 11)
+        assert status.reason == "the disk has not answered for 11 s"
+        spool.put(message(3))
+        spool.put(message(4))
+        for _ in range(2):
+            following = spool.peek()
+            assert following is not None
+            sent.append(following.sequence_number)
+            spool.settle(following)
+        harness.now_ns += 60 * SECOND_NS
+        look()
+
+    spool.put(message(1))
+    harness.meanwhile(statement, hang)
+    run_round(spool)
+    look()
+    status = spool.status()
+    assert (reported, status.mode, status.stalled_seconds) == (
+        ["storage-stalled", "storage-back"],
+        "disk",
+        0,
+    )
+    assert sent == [2, 3]
+    sent += [m.sequence_number for m in drain(spool)]
+    assert sorted(sent) == [1, 2, 3, 4]
+    assert len(spool) == 0
+    assert spool.unwritten == 0
+    harness.crash()
+    assert drain(harness.spool()) == []
+
+
+def test_messages_pass_a_hanging_disk_that_holds_older_ones(harness: SpoolHarness) -> None:
+    spool = harness.spool()
+    for number in range(1, 2001):
+        spool.put(message(number))
+    for _ in range(5):
+        run_round(spool)
+    sent: list[int] = []
+
+    def hang() -> None:
+        while (following := spool.peek()) is not None:
+            sent.append(following.sequence_number)
+            spool.settle(following)
+        harness.now_ns += 11 * SECOND_NS
+        assert [event.code for event in spool.take_events()] == ["storage-stalled"]
+        spool.put(message(1, "events"))
+        following = spool.peek()
+        assert following is not None
+        assert following.output == "events"
+        spool.settle(following)
+
+    spool.put(message(2001))
+    harness.meanwhile("COMMIT", hang)
+    run_round(spool)
+    sent += [m.sequence_number for m in drain(spool)]
+    assert sent == list(range(1, 2002))
+
+
+def test_a_slow_disk_is_not_a_hanging_one(harness: SpoolHarness) -> None:
+    """Each round is quick enough; together they are not."""
+    spool = harness.spool()
+    for number in range(1, 20):
+        spool.put(message(number))
+        harness.meanwhile("COMMIT", lambda: setattr(harness, "now_ns", harness.now_ns + 3 * SECOND_NS))
+        run_round(spool)
+        assert spool.take_events() == []
+
+
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
 def test_a_file_that_is_not_a_database_is_set_aside(harness: SpoolHarness, content: bytes) -> None:
     """The spool begins again on disk and reports it; an empty file is simply filled."""

@@ -53,7 +53,7 @@ class Ended:
     err: str
 
 
-class Fleet:
+class HubWithDevices:
     """Twenty devices: two in ring 0, six in ring 1, twelve in ring 2; and the script."""
 
     def __init__(self, folder: Path) -> None:
@@ -144,15 +144,15 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Fleet:
+def fleet(tmp_path: Path) -> HubWithDevices:
     """A fleet without any deployment."""
-    return Fleet(tmp_path)
+    return HubWithDevices(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def _running_hub(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The hub's file of a fleet that runs the old version, made by the script."""
-    fleet = Fleet(tmp_path_factory.mktemp("fleet"))
+    fleet = HubWithDevices(tmp_path_factory.mktemp("fleet"))
     assert fleet("base", "--hub", "hub").code == 0
     ended = fleet.roll(OLD)
     assert ended.code == 0, ended.err
@@ -160,7 +160,7 @@ def _running_hub(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def running(fleet: Fleet, _running_hub: str) -> Fleet:
+def running(fleet: HubWithDevices, _running_hub: str) -> HubWithDevices:
     """A fleet whose devices all run the old version."""
     fleet.path.write_text(_running_hub)
     return fleet
@@ -175,7 +175,7 @@ def complaint(ended: Ended) -> str:
 # --- the roll-out -------------------------------------------------------------------------------------------
 
 
-def test_the_script_takes_one_ring_after_the_other(running: Fleet) -> None:
+def test_the_script_takes_one_ring_after_the_other(running: HubWithDevices) -> None:
     """Each ring has its own deployment, above those of the version before, and waits for the ring before."""
     ended = running.roll(NEW)
     assert ended.code == 0, ended.err
@@ -190,7 +190,7 @@ def test_the_script_takes_one_ring_after_the_other(running: Fleet) -> None:
     assert sorted([*begins, *ends]) == [begins[0], ends[0], begins[1], ends[1], begins[2], ends[2]]
 
 
-def test_a_ring_on_the_cpu_stops_the_roll_out_and_names_the_devices(running: Fleet) -> None:
+def test_a_ring_on_the_cpu_stops_the_roll_out_and_names_the_devices(running: HubWithDevices) -> None:
     """cuda was requested; the next ring keeps the version before."""
     running.behave("edge-03", "edge-05", effective="cpu")
     ended = running.roll(NEW)
@@ -204,7 +204,7 @@ def test_a_ring_on_the_cpu_stops_the_roll_out_and_names_the_devices(running: Fle
     assert f"rollout.sh rollback --hub hub --version {NEW}" in ended.out
 
 
-def test_a_fault_in_one_poll_alone_does_not_stop_the_roll_out(running: Fleet) -> None:
+def test_a_fault_in_one_poll_alone_does_not_stop_the_roll_out(running: HubWithDevices) -> None:
     """A device may need a moment; and a healthy ring is polled again before the next one."""
     running.behave("edge-00", effective="cpu", recovers=1)
     polls = len(module_queries(running))
@@ -216,20 +216,20 @@ def test_a_fault_in_one_poll_alone_does_not_stop_the_roll_out(running: Fleet) ->
     assert len(module_queries(running)) - polls == 1 + healthy + 3
 
 
-def module_queries(fleet: Fleet) -> list[list[str]]:
+def module_queries(fleet: HubWithDevices) -> list[list[str]]:
     """The polls of the module twins so far."""
     if not Path(f"{fleet.path}.calls").exists():
         return []
     return [call for call in fleet.calls() if call[1:3] == ["hub", "query"] and "devices.modules" in call[-4]]
 
 
-def test_known_faults_can_be_tolerated(running: Fleet) -> None:
+def test_known_faults_can_be_tolerated(running: HubWithDevices) -> None:
     """And the share of healthy devices is lowered with them."""
     running.behave("edge-03", effective="cpu")
     assert running.roll(NEW, "--tolerate", "1", "--percent", "80").code == 0
 
 
-def test_a_device_can_be_demanded_of_all(running: Fleet) -> None:
+def test_a_device_can_be_demanded_of_all(running: HubWithDevices) -> None:
     """With `device: auto` no device says that a GPU was requested."""
     running.behave("edge-00", effective="cpu")
     layer = running.layer(NEW, "auto")
@@ -238,7 +238,7 @@ def test_a_device_can_be_demanded_of_all(running: Fleet) -> None:
     assert "edge-00 computes on cpu, not on cuda" in ended.err
 
 
-def test_a_rejected_section_stops_the_roll_out(running: Fleet) -> None:
+def test_a_rejected_section_stops_the_roll_out(running: HubWithDevices) -> None:
     running.behave("edge-01", rejects=["telemetry"])
     ended = running.roll(NEW)
     assert ended.code == 4
@@ -246,7 +246,7 @@ def test_a_rejected_section_stops_the_roll_out(running: Fleet) -> None:
     assert running.versions()["1"] == {OLD}
 
 
-def test_a_section_that_waits_for_the_first_engine_is_no_fault(running: Fleet) -> None:
+def test_a_section_that_waits_for_the_first_engine_is_no_fault(running: HubWithDevices) -> None:
     """The module reports it as rejected until the engine is there; the device is not healthy meanwhile."""
     twins = json.dumps(
         [
@@ -288,7 +288,7 @@ def test_a_section_that_waits_for_the_first_engine_is_no_fault(running: Fleet) -
     ],
 )
 def test_too_few_healthy_devices_stop_the_roll_out(
-    running: Fleet, behaviour: dict[str, Any], line: str
+    running: HubWithDevices, behaviour: dict[str, Any], line: str
 ) -> None:
     """A device that takes nothing, or loses its cameras, after a bounded number of polls."""
     running.behave("edge-00", **behaviour)
@@ -301,14 +301,14 @@ def test_too_few_healthy_devices_stop_the_roll_out(
     assert "deployment vision-0-2-0-ring0 exists already" in again.out
 
 
-def test_a_disconnected_device_is_not_healthy(running: Fleet) -> None:
+def test_a_disconnected_device_is_not_healthy(running: HubWithDevices) -> None:
     running.change(lambda hub: hub["devices"]["edge-00"].update(connectionState="Disconnected"))
     ended = running.roll(NEW, "--rings", "0")
     assert ended.code == 4
     assert "edge-00 is disconnected" in ended.err
 
 
-def test_the_same_version_with_another_content_is_refused(running: Fleet) -> None:
+def test_the_same_version_with_another_content_is_refused(running: HubWithDevices) -> None:
     """The content of a deployment cannot be changed in IoT Hub."""
     layer = running.layer(OLD)
     layer.write_text(layer.read_text().replace('"confidence": 0.4', '"confidence": 0.5'))
@@ -317,7 +317,7 @@ def test_the_same_version_with_another_content_is_refused(running: Fleet) -> Non
     assert "deployment vision-0-1-0-ring0 exists with other content" in complaint(ended)
 
 
-def test_roll_back_restores_the_deployments_and_what_runs(running: Fleet) -> None:
+def test_roll_back_restores_the_deployments_and_what_runs(running: HubWithDevices) -> None:
     """After a stop: the hub's file is the one before, once the devices have taken it."""
     before = running.hub
     assert running.roll(NEW, "--rings", "0,1").code == 0
@@ -330,7 +330,7 @@ def test_roll_back_restores_the_deployments_and_what_runs(running: Fleet) -> Non
     assert running.hub == before
 
 
-def test_roll_back_does_not_take_the_module_away(running: Fleet) -> None:
+def test_roll_back_does_not_take_the_module_away(running: HubWithDevices) -> None:
     """The only version is deleted by --force alone."""
     ended = running("rollback", "--hub", "hub", "--version", OLD)
     assert ended.code == 2
@@ -339,7 +339,7 @@ def test_roll_back_does_not_take_the_module_away(running: Fleet) -> None:
     assert running.hub["deployments"].keys() == {"vision-base"}
 
 
-def test_the_cameras_of_a_site_survive_a_new_version(running: Fleet) -> None:
+def test_the_cameras_of_a_site_survive_a_new_version(running: HubWithDevices) -> None:
     """The layer sets sections beside them."""
     assert running.roll(NEW, "--rings", "0").code == 0
     desired = running.hub["devices"]["edge-00"]["desired"]
@@ -348,7 +348,7 @@ def test_the_cameras_of_a_site_survive_a_new_version(running: Fleet) -> None:
     assert parse_config(desired).inference.device == "cuda"
 
 
-def test_a_layer_that_replaces_the_twin_is_refused(running: Fleet) -> None:
+def test_a_layer_that_replaces_the_twin_is_refused(running: HubWithDevices) -> None:
     layer = json.loads(running.layer(NEW).read_text())
     layer["content"]["modulesContent"]["vision"] = {"properties.desired": {"log": {"level": "info"}}}
     running.layer(NEW).with_name("whole.json").write_text(json.dumps(layer))
@@ -357,7 +357,7 @@ def test_a_layer_that_replaces_the_twin_is_refused(running: Fleet) -> None:
     assert "deletes the cameras of each device" in complaint(ended)
 
 
-def test_a_layer_that_may_be_a_mistake_is_a_warning(running: Fleet) -> None:
+def test_a_layer_that_may_be_a_mistake_is_a_warning(running: HubWithDevices) -> None:
     """The image of another version, and cameras for all devices."""
     layer = running.layer("0.3.0")
     layer.write_text(layer.read_text().replace("properties.desired.http", "properties.desired.cameras"))
@@ -371,7 +371,7 @@ def test_a_layer_that_may_be_a_mistake_is_a_warning(running: Fleet) -> None:
 # --- what changes nothing -----------------------------------------------------------------------------------
 
 
-def test_a_dry_run_changes_nothing_and_prints_every_command(running: Fleet) -> None:
+def test_a_dry_run_changes_nothing_and_prints_every_command(running: HubWithDevices) -> None:
     """Those that read are run, so that it knows the rings and the priority."""
     text = running.path.read_text()
     ended = running.roll(NEW, "--dry-run")
@@ -396,7 +396,7 @@ def test_a_dry_run_changes_nothing_and_prints_every_command(running: Fleet) -> N
 @pytest.mark.parametrize(
     "command", [("base",), ("rollback", "--version", OLD, "--force"), ("tag", "edge-00", "2")]
 )
-def test_the_other_commands_have_a_dry_run_too(running: Fleet, command: tuple[str, ...]) -> None:
+def test_the_other_commands_have_a_dry_run_too(running: HubWithDevices, command: tuple[str, ...]) -> None:
     text = running.path.read_text()
     ended = running(*command, "--hub", "hub", "--dry-run")
     assert ended.code == 0, ended.err
@@ -405,7 +405,7 @@ def test_the_other_commands_have_a_dry_run_too(running: Fleet, command: tuple[st
     assert running.path.read_text() == text
 
 
-def test_status_shows_what_an_operator_looks_for(running: Fleet) -> None:
+def test_status_shows_what_an_operator_looks_for(running: HubWithDevices) -> None:
     """Who computes on the CPU, whose cameras are not live, what is rejected, what is disconnected."""
     running.behave("edge-00", effective="cpu", rejects=["http"], cameraStates={"dock": "failed"})
     assert running.roll(NEW, "--rings", "0").code == 4
@@ -423,7 +423,7 @@ def test_status_shows_what_an_operator_looks_for(running: Fleet) -> None:
 # --- errors -------------------------------------------------------------------------------------------------
 
 
-def test_without_az_the_error_is_one_line(fleet: Fleet) -> None:
+def test_without_az_the_error_is_one_line(fleet: HubWithDevices) -> None:
     fleet.program("az", None)
     ended = fleet.roll(NEW)
     assert ended.code == 3
@@ -437,14 +437,16 @@ def test_without_az_the_error_is_one_line(fleet: Fleet) -> None:
         ("extension", "rollout: the extension azure-iot of az is missing: az extension add --name azure-iot"),
     ],
 )
-def test_without_a_login_or_the_extension_the_error_is_one_line(fleet: Fleet, key: str, line: str) -> None:
+def test_without_a_login_or_the_extension_the_error_is_one_line(
+    fleet: HubWithDevices, key: str, line: str
+) -> None:
     fleet.change(lambda hub: hub.update({key: False}))
     ended = fleet.roll(NEW)
     assert ended.code == 3
     assert complaint(ended) == line
 
 
-def test_an_unknown_ring_is_one_line(running: Fleet) -> None:
+def test_an_unknown_ring_is_one_line(running: HubWithDevices) -> None:
     """Before anything is changed."""
     ended = running.roll(NEW, "--rings", "0,9")
     assert ended.code == 2
@@ -471,13 +473,15 @@ def test_an_unknown_ring_is_one_line(running: Fleet) -> None:
         (("cameras", "edge-00", "--hub", "hub"), "give DEVICE and FILE"),
     ],
 )
-def test_wrong_arguments_give_a_one_line_error(fleet: Fleet, arguments: tuple[str, ...], words: str) -> None:
+def test_wrong_arguments_give_a_one_line_error(
+    fleet: HubWithDevices, arguments: tuple[str, ...], words: str
+) -> None:
     ended = fleet(*arguments)
     assert ended.code == 2
     assert words in complaint(ended)
 
 
-def test_an_error_of_az_is_one_line_with_the_command(fleet: Fleet) -> None:
+def test_an_error_of_az_is_one_line_with_the_command(fleet: HubWithDevices) -> None:
     ended = fleet("tag", "nobody", "1", "--hub", "hub")
     assert ended.code == 1
     line = (
@@ -486,7 +490,7 @@ def test_an_error_of_az_is_one_line_with_the_command(fleet: Fleet) -> None:
     assert complaint(ended) == line
 
 
-def test_help_has_every_command_option_and_exit_code(fleet: Fleet) -> None:
+def test_help_has_every_command_option_and_exit_code(fleet: HubWithDevices) -> None:
     ended = fleet("--help")
     assert (ended.code, ended.err) == (0, "")
     script = SCRIPT.read_text()
@@ -502,13 +506,13 @@ def test_help_has_every_command_option_and_exit_code(fleet: Fleet) -> None:
 
 
 @pytest.fixture
-def checked(running: Fleet) -> Fleet:
+def checked(running: HubWithDevices) -> HubWithDevices:
     """A fleet whose operator has `visionedge` at hand."""
     running.program("visionedge", f'exec {sys.executable} -m visionedge "$@"')
     return running
 
 
-def test_the_cameras_of_a_device_become_those_of_a_file(checked: Fleet, tmp_path: Path) -> None:
+def test_the_cameras_of_a_device_become_those_of_a_file(checked: HubWithDevices, tmp_path: Path) -> None:
     """Cameras and keys that are not in the file are removed; no argument of az has an address."""
     file = tmp_path / "site.yaml"
     file.write_text("cameras:\n  gate: {uri: 'rtsp://192.0.2.7/a', fps: 2}\n")
@@ -529,7 +533,7 @@ def test_the_cameras_of_a_device_become_those_of_a_file(checked: Fleet, tmp_path
     ],
 )
 def test_a_wrong_file_of_cameras_changes_nothing(
-    checked: Fleet, tmp_path: Path, text: str, words: str
+    checked: HubWithDevices, tmp_path: Path, text: str, words: str
 ) -> None:
     file = tmp_path / "site.yaml"
     file.write_text(text)
@@ -540,7 +544,9 @@ def test_a_wrong_file_of_cameras_changes_nothing(
     assert checked.hub == before
 
 
-def test_a_variable_in_a_twin_is_refused_because_nothing_replaces_it(running: Fleet, tmp_path: Path) -> None:
+def test_a_variable_in_a_twin_is_refused_because_nothing_replaces_it(
+    running: HubWithDevices, tmp_path: Path
+) -> None:
     """And without `visionedge` the script says that it checked nothing."""
     file = tmp_path / "site.json"
     file.write_text(json.dumps({"cameras": {"dock": {"uri": "rtsp://${USER}:${PASSWORD}@192.0.2.5/a"}}}))
@@ -552,7 +558,9 @@ def test_a_variable_in_a_twin_is_refused_because_nothing_replaces_it(running: Fl
     assert overlay_desired({}, desired) == desired, "desired properties are not filled from the environment"
 
 
-def test_a_password_for_the_twin_is_a_warning_that_does_not_show_it(running: Fleet, tmp_path: Path) -> None:
+def test_a_password_for_the_twin_is_a_warning_that_does_not_show_it(
+    running: HubWithDevices, tmp_path: Path
+) -> None:
     file = tmp_path / "site.json"
     file.write_text(json.dumps({"cameras": {"dock": {"uri": "rtsp://me:t0psecret@192.0.2.5/a"}}}))
     ended = running("cameras", "edge-00", file, "--hub", "hub")
@@ -618,17 +626,17 @@ def test_lint_finds_nothing_in_the_layer() -> None:
     assert list(report.modules) == ["vision"]
 
 
-def test_lint_finds_no_error_in_the_filled_base(running: Fleet) -> None:
+def test_lint_finds_no_error_in_the_filled_base(running: HubWithDevices) -> None:
     """That it has no visionedge is what a base is."""
     content = json.dumps(running.hub["deployments"]["vision-base"]["content"])
     assert "${" not in content
     assert "s3cret" in content
     report = lint_manifest(content.encode(), "base")
-    assert [finding.severity for finding in report.findings] == ["warning"]
+    assert [finding.severity for finding in report.findings] == ["note"]
     assert "none of the modules is recognised as visionedge" in report.findings[0].line()
 
 
-def test_a_missing_value_of_the_base_is_named(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_value_of_the_base_is_named(fleet: HubWithDevices, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(SECRETS, "METRICS_RULE_ID")
     ended = fleet("base", "--hub", "hub")
     assert ended.code == 2

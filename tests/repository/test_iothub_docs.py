@@ -13,7 +13,7 @@ from visionedge.app.hub_bridge import MAX_CAMERAS_BYTES
 from visionedge.app.overload_controller import OverloadEventCode as OverloadCode
 from visionedge.camera.camera import CameraState
 from visionedge.config.load import parse_config
-from visionedge.iothub.client import EXIT_STUCK, Deadlines, HubFault
+from visionedge.iothub.client import Deadlines, HubFault
 from visionedge.iothub.desired_properties import MAX_ACKNOWLEDGEMENT_BYTES
 from visionedge.iothub.desired_properties import ConfigEventCode as ConfigCode
 from visionedge.iothub.direct_methods import MAX_RESULT_BYTES, DirectMethod
@@ -24,6 +24,7 @@ from visionedge.outbound.messages import MAX_BYTES, EventKind
 from visionedge.outbound.metering import UNIT_BLOCKS_PER_DAY
 from visionedge.outbound.spool import SpoolEventCode, SpoolOptions
 from visionedge.outbound.sqlite_store import MessageDropReason, SpoolLimits
+from visionedge.runtime.watchdog import EXIT_HUNG
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 IOT_EDGE = (DOCS / "iot-edge.md").read_text()
@@ -80,7 +81,9 @@ def test_every_reason_for_a_dropped_message_is_documented(reason: str) -> None:
     assert f"`{reason}`" in IOT_EDGE
 
 
-@pytest.mark.parametrize("method", ["ping", "status", "snapshot", "validateConfig", "restartCamera"])
+@pytest.mark.parametrize(
+    "method", ["ping", "status", "snapshot", "validateConfig", "restartCamera", "bundle"]
+)
 def test_every_method_is_documented_with_its_deadline(method: str, methods: dict[str, DirectMethod]) -> None:
     """A row of the table, and the keys of its payload in it."""
     (row,) = [line for line in IOT_EDGE.splitlines() if line.startswith(f"| `{method}` |")]
@@ -89,8 +92,8 @@ def test_every_method_is_documented_with_its_deadline(method: str, methods: dict
 
 
 def test_no_method_is_left_out(methods: dict[str, DirectMethod]) -> None:
-    """The contract's five."""
-    assert methods.keys() == {"ping", "status", "snapshot", "validateConfig", "restartCamera"}
+    """The contract's five, and the support bundle."""
+    assert methods.keys() == {"ping", "status", "snapshot", "validateConfig", "restartCamera", "bundle"}
 
 
 @pytest.fixture
@@ -127,7 +130,7 @@ def test_the_numbers_are_those_of_the_code() -> None:
     """Bounds, deadlines, quotas and the exit code."""
     deadlines, policy = Deadlines(), parse_config({}).telemetry
     assert POLICY.mode == "all"
-    assert f"exit code **{EXIT_STUCK}**" in IOT_EDGE
+    assert f"exit code **{EXIT_HUNG}**" in IOT_EDGE
     assert f"{MAX_BYTES:,} bytes" in IOT_EDGE
     assert f"({policy.spool_megabytes})" in IOT_EDGE
     assert f"({policy.spool_hours:g})" in IOT_EDGE

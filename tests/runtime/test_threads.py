@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from visionedge.errors import UnavailableError
 from visionedge.runtime.threads import LoopQueue, ThreadGroup, TimedJoinExecutor, non_daemon_threads
 
 
@@ -79,3 +80,17 @@ def test_closing_an_executor_waits_for_a_job_that_ends() -> None:
     done = executor.submit(lambda: "result")
     executor.shutdown(wait=True)
     assert (done.result(0), executor.alive()) == ("result", [])
+
+
+def test_a_limit_on_threads_is_named_and_does_not_disturb_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that never ran is not joined."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    thread_group = ThreadGroup(lambda *_: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(UnavailableError, match=r"the thread lane:0 cannot be started: .*pids limit"):
+            thread_group.start("lane:0", lambda: None)
+    assert thread_group.join(5) == []

@@ -8,7 +8,7 @@ from edge_runtime.account import ReceivedMessage
 from edge_runtime.contract import check_messages
 from edge_runtime.fixtures import Drive, DrivenModule
 from edge_runtime.runtime import EdgeRuntime
-from visionedge.iothub.client import EXIT_STUCK
+from visionedge.runtime.watchdog import EXIT_HUNG
 
 BRIEF = {"send_s": 0.4, "request_s": 0.4, "connect_s": 2.0, "disconnect_s": 0.4, "build_s": 2.0}
 
@@ -242,7 +242,7 @@ def test_a_workload_api_that_hangs_permanently_ends_the_module(
     send(module, 2)
     module.do("settle")
 
-    assert module.wait(20) == EXIT_STUCK
+    assert module.wait(20) == EXIT_HUNG
 
     edge_runtime.faults.end()
     edge_runtime.resume()

@@ -286,6 +286,23 @@ def test_the_note_about_the_cpu_is_readable_and_can_be_hidden() -> None:
     asyncio.run(scenario())
 
 
+def test_the_page_says_that_pictures_leave_this_device() -> None:
+    """While a server computes, and to which one."""
+    sentence = "pictures leave this device: https://gpu.example"
+    remote = {"sentence": sentence, "replicas": []}
+
+    async def scenario() -> None:
+        backend = FakePageBackend([camera("dock")])
+        used = {"requested": "remote", "effective": "remote", "reasonCode": "ok", "remote": remote}
+        backend.status["engine"] = {**ENGINE, **used}
+        async with browser() as chromium, served(backend) as (url, _):
+            tab = await chromium.open(url)
+            await tab.until(texts(".banner strong, .banner span"), ["Computing on a server", sentence])
+            await tab.until("document.getElementById('device').textContent", "remote server→remote server")
+
+    asyncio.run(scenario())
+
+
 def test_captions_are_readable_on_every_class_colour() -> None:
     """Contrast 4.5 or more (WCAG), whichever of black and white is taken."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fault_script import FaultScript
-from module_process import ModuleProcess
+from module_process import ModuleProcess, assert_every_frame_is_accounted_for, engine_of, metrics_of
 from tiny_models import TinyDetector
 
 CONFIG = """
@@ -62,33 +62,6 @@ class HealthPoller:
                     self.answers[answer.status] += 1
             except OSError as error:
                 self.answers[str(error)] += 1
-
-
-def engine_of(module: ModuleProcess) -> dict[str, Any]:
-    """The engine in status."""
-    engine: dict[str, Any] = module.get("/api/v1/status")["engine"]
-    return engine
-
-
-def metrics_of(module: ModuleProcess) -> dict[str, float]:
-    """The samples of /metrics by their name and labels."""
-    lines = module.raw("/metrics").decode().splitlines()
-    pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
-    return {name.removeprefix("visionedge_"): float(value) for name, value in pairs}
-
-
-def assert_every_frame_is_accounted_for(module: ModuleProcess) -> None:
-    """offered = analysed + dropped (all reasons) + waiting, in one snapshot and for each camera."""
-    samples = metrics_of(module)
-    for camera in module.cameras():
-        label = f'camera="{camera}"'
-        ended = sum(
-            value
-            for name, value in samples.items()
-            if label in name
-            and name.startswith(("frames_analysed_total", "frames_dropped_total", "frames_waiting"))
-        )
-        assert samples[f"frames_offered_total{{{label}}}"] == ended
 
 
 def until_back(module: ModuleProcess, count: int) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Secrets: fed in through every carrier, hunted in everything that comes out."""
 
 import base64
+import hashlib
+import io
 import json
 import logging
 import os
@@ -189,10 +191,27 @@ def cloud(runtime: EdgeRuntime) -> Iterator[tuple[str, bytes]]:
         ("validateConfig", {asked: ASKED}),
         (f"key={ASKED}", None),
     )
+    yield from remote_bundle(runtime)
     for number, (name, payload) in enumerate(calls):
         answer = runtime.invoke(quote(name, safe=""), payload)
         yield f"call {number}: {answer.status}", json.dumps(answer.payload).encode()
     runtime.input("frames", b"no picture", {"camera": asked, "token": ASKED, "$.mid": "question"})
+
+
+def remote_bundle(runtime: EdgeRuntime) -> Iterator[tuple[str, bytes]]:
+    """The support bundle over the direct method."""
+    # Each call waits for some seconds while the bundle is made.
+    answers = (runtime.invoke("bundle", {}) for _ in range(20))
+    first = next(answer.payload for answer in answers if answer.status == 200)
+    parts = [runtime.invoke("bundle", {"id": first["id"], "chunk": n}) for n in range(first["chunks"])]
+    data = b"".join(base64.b64decode(part.payload["data"]) for part in parts)
+    assert hashlib.sha256(data).hexdigest() == first["sha256"]
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert {"doctor.txt", "config.json", "module/status.json", "module/log.txt"} <= set(
+            archive.namelist()
+        )
+        for name in archive.namelist():
+            yield f"bundle method {name}", archive.read(name)
 
 
 def bundled(folder: Path, url: str, environ: dict[str, str]) -> Iterator[tuple[str, bytes]]:

@@ -141,8 +141,8 @@ def test_the_precision_is_in_twin_status_and_metrics(deployed: DeployedModule) -
     deployed.runtime.wait_until(lambda: "precision" in deployed.reported.get("engine", {}), 30)
     assert deployed.reported["engine"]["precision"] == "fp32"
     assert deployed.module.get("/api/v1/status")["engine"]["precision"]["precision"] == "fp32"
-    row = b'visionedge_engine_info{device="cpu",model="tiny",precision="fp32"} 1.0'
-    assert row in deployed.module.raw("/metrics").splitlines()
+    labels = {"device": "cpu", "model": "tiny", "precision": "fp32"}
+    assert deployed.module.metric("visionedge_engine_info", **labels) == 1
 
 
 def test_forty_problems_are_all_reported_and_the_old_configuration_stays_in_force(
@@ -332,8 +332,8 @@ def test_an_input_that_is_not_a_picture_is_counted_and_reported(
     deployed.runtime.wait_for(lambda _: len(deployed.events("input-picture-refused")) >= 2, 30)
     reasons = {event["details"]["reason"] for event in deployed.events("input-picture-refused")}
     assert reasons == {"bad-picture", "input"}
-    metrics = deployed.module.raw("/metrics").decode()
-    assert 'visionedge_input_pictures_dropped_total{reason="bad-picture"} 2.0' in metrics
+    name = "visionedge_input_pictures_dropped_total"
+    assert deployed.module.metric(name, reason="bad-picture") == 2
 
 
 def _answer(runtime: EdgeRuntime, question: str) -> ReceivedMessage:

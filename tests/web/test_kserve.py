@@ -64,6 +64,26 @@ def test_the_server_and_its_model_describe_themselves() -> None:
     run_scenario(FakeBackend(), scenario)
 
 
+def test_the_compiled_graph_is_also_called_detect() -> None:
+    """`NAME.detect`, for devices that use the module as their remote device; with the digest of the file."""
+
+    async def scenario(client: Client) -> None:
+        for name in ("nano", "nano.detect"):
+            async with client.get(f"/v2/models/{name}") as answer:
+                document = await answer.json()
+            assert document["name"] == name
+            assert document["parameters"] == {"max_batch_size": 4, "sha256": "ab" * 32}
+            async with client.get(f"/v2/models/{name}/ready") as answer:
+                assert await answer.json() == {"name": name, "ready": True}
+        async with client.post("/v2/models/nano.detect/infer", json=request_of()) as answer:
+            assert (await answer.json())["model_name"] == "nano.detect"
+        for name in ("nano.detect.detect", ".detect", "detect", "nan.detect"):
+            async with client.get(f"/v2/models/{name}") as answer:
+                assert (await refused(answer))[0] == 404
+
+    run_scenario(FakeBackend(), scenario)
+
+
 def test_health_is_the_status_code_alone() -> None:
     module = FakeBackend()
     paths = ("/v2/health/live", "/v2/health/ready", "/v2/models/nano/ready")

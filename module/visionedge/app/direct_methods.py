@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from visionedge import __version__
 from visionedge.app.http_backend import HttpBackend
 from visionedge.app.state import SnapshotReader
+from visionedge.app.support_bundle import SupportBundle
 from visionedge.camera.sources.images import read_picture_size
 from visionedge.config.documents import Document
 from visionedge.config.schema import Config
@@ -46,6 +47,7 @@ class DirectMethods:
         self._backend = backend
         self._executor = executor
         self._validate = validate
+        self._bundle = SupportBundle(self._make_bundle)
 
     def methods(self) -> dict[str, DirectMethod]:
         """The methods by name, with deadlines below 5 s, the shortest timeout that callers can set."""
@@ -55,6 +57,7 @@ class DirectMethods:
             "snapshot": DirectMethod(self.snapshot, 4.5, {**_CAMERA_FIELD, "annotate": bool}),
             "validateConfig": DirectMethod(self.validate_config, 4.0, None),
             "restartCamera": DirectMethod(self.restart_camera, 4.0, _CAMERA_FIELD),
+            "bundle": DirectMethod(self.bundle, 4.5, {"id": str, "chunk": int}),
         }
 
     async def ping(self, _given: Mapping[str, Any]) -> Document:
@@ -96,6 +99,16 @@ class DirectMethods:
             raise MethodError(409, "not_running", f"camera '{name}' does not run: it is disabled")
         camera_registry.restart(name)
         return {"camera": name, "state": camera_registry.by_name[name].status().state}
+
+    async def bundle(self, payload: Mapping[str, Any]) -> Document:
+        """A chunk of the support bundle; see `SupportBundle.answer`."""
+        try:
+            return await self._bundle.answer(payload)
+        except BusyError as error:
+            raise MethodError(503, "busy", str(error)) from None
+
+    async def _make_bundle(self) -> bytes:
+        return await self._backend.bundle()
 
     def _resolve_camera(self, payload: Mapping[str, Any]) -> str:
         """The name of the camera in a payload.

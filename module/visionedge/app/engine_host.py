@@ -36,7 +36,15 @@ ModelEventCode = Literal["model-changed", "model-refused", "model-waiting"]
 _DRAIN_TIMEOUT_S = 10.0
 _FIRST_ENGINE_TIMEOUT_S = 10.0
 
-_KEYS_NEEDING_NEW_ENGINE = ("device", "parity", "max_batch", "precision", "latency_budget_ms", "process")
+_KEYS_NEEDING_NEW_ENGINE = (
+    "device",
+    "parity",
+    "max_batch",
+    "precision",
+    "latency_budget_ms",
+    "process",
+    "remote",
+)
 """Fields of `InferenceConfig` that an open engine cannot change."""
 
 

@@ -1,5 +1,7 @@
 """What the HTTP handlers ask of the running module: `web.backend.Backend`, answered from its state."""
 
+import json
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,11 +13,13 @@ from visionedge.engine.interface import EngineInfo
 from visionedge.engine.lanes import LanePool, infer_frames, make_frame
 from visionedge.errors import BusyError
 from visionedge.frames.types import FrameResult, Picture
+from visionedge.ops.doctor.bundle import pack_bundle
 from visionedge.ops.doctor.facts import DoctorRequest, RunningEngine
 from visionedge.ops.doctor.host import this_host
 from visionedge.ops.doctor.report import CachedReport, examine
 from visionedge.runtime import logs
 from visionedge.runtime.limits import BoundedExecutor
+from visionedge.runtime.redaction import redact_document
 from visionedge.web.backend import ModelMetadata
 from visionedge.web.latest_results import Subscription
 
@@ -80,12 +84,36 @@ class HttpBackend:
         """The report of `doctor`, made at most once a minute."""
         return await self._doctor_report.report()
 
+    async def bundle(self) -> bytes:
+        """The support bundle, a zip without secrets.
+
+        Raises:
+            BusyError: a report of `doctor` is being made.
+        """
+        state, request = self._snapshot(), self._doctor_request()
+        module = {
+            "module/status.json": json.dumps(redact_document(self.status())),
+            "module/cameras.json": json.dumps(redact_document({"cameras": self.cameras()})),
+            "module/ready.json": json.dumps({"reasons": self.readiness()}),
+            "module/metrics.txt": self.metrics().decode(),
+            "module/log.txt": self.log(),
+        }
+
+        def make() -> bytes:
+            host = this_host(state.environ)
+            return pack_bundle(examine(request, host), state.config, host, module)
+
+        return await self._doctor_executor.run(make)
+
     async def _examine(self) -> Document:
+        request, environ = self._doctor_request(), self._snapshot().environ
+        return await self._doctor_executor.run(lambda: examine(request, this_host(environ)).document())
+
+    def _doctor_request(self) -> DoctorRequest:
         state = self._snapshot()
         info = state.engine_info()
         running = _describe_running_engine(info) if info else None
-        request = DoctorRequest(state.config.inference.device, state.config, state.data, running)
-        return await self._doctor_executor.run(lambda: examine(request, this_host(state.environ)).document())
+        return DoctorRequest(state.config.inference.device, state.config, state.data, running)
 
     def log(self) -> str:
         """The newest lines of the log."""
@@ -142,5 +170,8 @@ def _describe_running_engine(info: EngineInfo) -> RunningEngine:
     """What the doctor reports of the engine in use."""
     device, speed_check = info.device, info.device_check.speed_check
     return RunningEngine(
-        device, info.node_placement, speed_check.doubt(device.effective) if speed_check else None
+        device,
+        info.node_placement,
+        speed_check.doubt(device.effective) if speed_check else None,
+        info.replicas,
     )

@@ -103,12 +103,20 @@ class LoadMeasurement:
         """Whether at least 85 % of the available cores are in use, by any program."""
         return self.used_cores + self.external_cores >= _SATURATED_SHARE * self.available_cores
 
+    @property
+    def is_under_quota(self) -> bool:
+        """Whether a CPU quota allows fewer cores than there are."""
+        return self.quota is not None and self.quota < self.cores
+
     def describe_cores(self, cores: float) -> str:
-        """A number of cores as text: ``40 % of 4 cores``."""
+        """A number of cores as text: ``40 % of 4 cores``, or ``40 % of 0.5 core (CPU quota)``."""
+        return self.describe_share(cores) + (" (CPU quota)" if self.is_under_quota else "")
+
+    def describe_share(self, cores: float) -> str:
+        """Like `describe_cores`, without the reason."""
         plural = "s" if self.available_cores > 1 else ""
-        return f"{cores / self.available_cores:.0%} of {self.available_cores:.3g} core{plural}".replace(
-            "%", " %"
-        )
+        share = f"{cores / self.available_cores:.0%}".replace("%", " %")
+        return f"{share} of {self.available_cores:.3g} core{plural}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +142,7 @@ def find_bottleneck(seen: LoadMeasurement) -> BottleneckVerdict:
     ):
         return BottleneckVerdict(
             "quota",
-            f"{rates}: the module uses {seen.describe_cores(seen.used_cores)}, its whole CPU quota: raise"
+            f"{rates}: the module uses {seen.describe_share(seen.used_cores)}, its whole CPU quota: raise"
             f" the quota (docker run --cpus, HostConfig.NanoCpus), or lower fps of {most_demanding}",
         )
     if (

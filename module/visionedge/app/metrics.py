@@ -65,6 +65,9 @@ METRICS: Mapping[str, MetricDeclaration] = {
     "engine_recovering": _gauge("1 while a lost or absent device is probed."),
     "engine_probes_total": _counter("Probes of a device, by result.", "code"),
     "engine_change_overs_total": _counter("Returns of a device to use."),
+    "remote_replica_up": _gauge("1 while a server of the remote device gets batches.", "replica"),
+    "remote_batches_total": _counter("Batches that a server computed.", "replica"),
+    "remote_failures_total": _counter("Requests to a server that failed.", "replica"),
     "nodes_on_cpu": _gauge("Nodes on the CPU while the rest is on a GPU."),
     "pictures_copied_total": _counter("Frames copied to the engine because shared memory was full."),
     "unplanned_shape_total": _counter("Batches of a size that was not warmed up; must stay 0."),
@@ -95,6 +98,7 @@ METRICS: Mapping[str, MetricDeclaration] = {
     "message_blocks_total": _counter("Blocks of 4 KB that IoT Hub bills.", "output"),
     "hub_unit_share": _gauge("Share of one unit's daily quota, projected from the last hour.", "tier"),
     "spool_bytes": _gauge("Bytes of waiting messages."),
+    "spool_stalled_seconds": _gauge("For so long the disk has hung; 0 if it does not."),
     "spool_on_disk": _gauge("1 when messages wait on disk, 0 in memory only."),
     "twin_configurations_total": _counter("Desired properties, applied or rejected.", "outcome"),
     "twin_patches_total": _counter("Patches of reported properties."),
@@ -221,6 +225,10 @@ def _engine_samples(info: EngineInfo) -> Iterator[Sample]:
     yield "engine_degraded", (), float(device.degraded)
     yield "unplanned_shape_total", (), info.unplanned_shapes
     yield "nodes_on_cpu", (), len(info.node_placement.on_cpu)
+    for replica in info.replicas:
+        yield "remote_replica_up", (replica.url,), float(replica.state == "up")
+        yield "remote_batches_total", (replica.url,), replica.batches
+        yield "remote_failures_total", (replica.url,), replica.failures
     if info.process is not None:
         yield "engine_restarts_total", (), info.process.restarts
     if info.recovery is not None:
@@ -298,6 +306,7 @@ def _hub_samples(delivery: Delivery) -> Iterator[Sample]:
             yield "hub_faults_total", (fault,), count
     if status.spool is not None:
         yield "spool_bytes", (), status.spool.waiting_bytes
+        yield "spool_stalled_seconds", (), status.spool.stalled_seconds
         yield "spool_on_disk", (), float(status.spool.mode == "disk")
 
 

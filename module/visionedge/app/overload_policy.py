@@ -337,7 +337,7 @@ def describe_rates(seen: LoadMeasurement) -> str:
 
 def describe_device(effective: EffectiveDevice) -> str:
     """The device in use, for messages."""
-    return "the CPU" if effective == "cpu" else "the GPU"
+    return {"cpu": "the CPU", "remote": "the remote device"}.get(effective, "the GPU")
 
 
 # --- cameras: their demand, and the throttle of each -------------------------------------------------------

@@ -34,7 +34,6 @@ from visionedge.config.schema import Config, HttpConfig
 from visionedge.engine.interface import EngineEvent
 from visionedge.errors import UnavailableError, VisionedgeError
 from visionedge.frames.types import FrameResult
-from visionedge.iothub.client import EXIT_STUCK
 from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.desired_properties import ConfigurationSources
 from visionedge.iothub.identity import Identity
@@ -48,7 +47,7 @@ from visionedge.runtime.logs import configure_logging
 from visionedge.runtime.process_limits import configure_malloc, raise_descriptor_limit
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.threads import ThreadGroup, TimedJoinExecutor, non_daemon_threads, run_on_thread
-from visionedge.runtime.watchdog import LoopWatchdog
+from visionedge.runtime.watchdog import EXIT_HUNG, LoopWatchdog
 from visionedge.web.access_control import own_names
 from visionedge.web.server import HttpServer
 
@@ -523,8 +522,8 @@ class Service:
     def _on_hub_stuck(self) -> None:
         """Called on the thread `hub:client`: only a new process can connect to the hub again."""
         if self._exit_code == 0:
-            self._exit_code = EXIT_STUCK
-            log.error("the IoT Hub SDK hangs: stopping with exit code %d, to be started again", EXIT_STUCK)
+            self._exit_code = EXIT_HUNG
+            log.error("the IoT Hub SDK hangs: stopping with exit code %d, to be started again", EXIT_HUNG)
             self._call_soon(self._stop)
 
     # --- stop -----------------------------------------------------------------------------------------------

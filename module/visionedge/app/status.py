@@ -18,6 +18,7 @@ from visionedge.config.documents import Document
 from visionedge.config.schema import HttpConfig
 from visionedge.engine.batcher import CameraStatistics
 from visionedge.engine.device.devices import DeviceState
+from visionedge.engine.device.remote import describe_destination
 from visionedge.engine.interface import EngineInfo, RecoveryStatistics
 from visionedge.engine.plan import Plan
 from visionedge.frames.types import format_utc, utc_now
@@ -49,6 +50,8 @@ from visionedge.web.documents import (
     PlanMeasurementDocument,
     PrecisionDocument,
     RecoveryDocument,
+    RemoteDocument,
+    ReplicaDocument,
     SpeedCheckDocument,
     SpoolDocument,
     StatusDocument,
@@ -136,7 +139,9 @@ def build_model_facts(info: EngineInfo, max_batch: int) -> ModelMetadata:
     `max_batch` is the configured one, not the plan's: clients must not break when the device changes.
     """
     model = info.model
-    return ModelMetadata(model.name, model.sha256, model.input, info.max_rows, max_batch, model.labels)
+    return ModelMetadata(
+        model.name, model.original_sha256, model.input, info.max_rows, max_batch, model.labels
+    )
 
 
 def uptime_s(state: StateSnapshot) -> float:
@@ -174,7 +179,16 @@ def _engine(info: EngineInfo) -> EngineDocument:
         if speed
         else None,
         recovery=_recovery(info.recovery) if info.recovery else None,
+        remote=_remote(info) if info.device.requested == "remote" else None,
     )
+
+
+def _remote(info: EngineInfo) -> RemoteDocument:
+    sentence = "no picture leaves this device: the CPU computes"
+    if info.device.effective == "remote":
+        sentence = describe_destination(info.replicas)
+    replicas = [ReplicaDocument.model_validate(each, from_attributes=True) for each in info.replicas]
+    return RemoteDocument(sentence=sentence, replicas=replicas)
 
 
 def _missing_engine(state: StateSnapshot) -> EngineDocument:

@@ -30,7 +30,7 @@ from visionedge.camera.timing import (
     Throttle,
 )
 from visionedge.config.addresses import CameraUri, parse_camera_uri
-from visionedge.errors import DamagedPictureError, SourceError, VisionedgeError
+from visionedge.errors import DamagedPictureError, SourceError, UnsupportedFormatError, VisionedgeError
 from visionedge.frames.types import Frame, InputSpec, Picture, Placement, utc_now
 from visionedge.runtime.redaction import mask_address, redact
 from visionedge.runtime.retry import Backoff, RetryPolicy
@@ -473,6 +473,8 @@ class Camera:
         if was_connected and now_ns - self._progress.connected_ns >= HEALTHY_NS:
             self._backoff.reset()
         wait_s = self._backoff.next_wait_s()
+        if isinstance(error, UnsupportedFormatError):  # only another setting or another stream helps
+            wait_s = RECONNECT_POLICY.max_wait_s
         if self._progress.lost_ns is None:
             self._progress.lost_ns = now_ns
         reason = _one_line(error)

@@ -210,6 +210,8 @@ class CameraRegistry:
                 redirects=settings.follow_redirects,
                 hardware=self._hardware,
                 loop=settings.loop,
+                extra_codecs=settings.extra_codecs,
+                extra_containers=settings.extra_containers,
                 spare_threads=self._spare_threads,
             ),
             gate=_gate_settings(settings.gate),

@@ -19,7 +19,8 @@ from typing import Any, NoReturn, TextIO
 from visionedge.config.documents import Document, add_locations, read_configuration
 from visionedge.config.load import merge, parse_config, parse_http_address, read_environment
 from visionedge.config.schema import CAMERA_NAME_PATTERN
-from visionedge.errors import ConfigError
+from visionedge.errors import ConfigError, VisionedgeError
+from visionedge.runtime.files import write_atomically
 from visionedge.runtime.redaction import mask_address, redact
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ _EXIT_CODES = {
 }
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
-DEVICES = ("auto", "cuda", "tensorrt", "cpu")
+DEVICES = ("auto", "cuda", "tensorrt", "cpu", "remote")
 
 
 class Parser(argparse.ArgumentParser):
@@ -134,7 +135,8 @@ def add_model_and_device(parser: argparse.ArgumentParser, *, from_environment: b
     parser.add_argument(
         "--device",
         choices=DEVICES,
-        help=f"where the model computes; auto: CUDA where it works, else the CPU (default: {device}auto)",
+        help="where the model computes; auto: CUDA where it works, else the CPU; remote: the servers of"
+        f" inference.remote in the configuration (default: {device}auto)",
     )
 
 
@@ -303,3 +305,19 @@ def _expand_video_device(uri: str) -> str:
 def _announce_name(name: str, uri: str) -> str:
     log.info("camera %s is %s; --camera NAME=URI sets another name", name, mask_address(uri))
     return name
+
+
+def write_output_file(path: Path, text: str, *, replace: bool, secret: bool) -> None:
+    """Write a file that a command made; one that is `secret` can be read by its owner only.
+
+    Raises:
+        ConfigError: the file exists, and `replace` is false.
+        VisionedgeError: it cannot be written; nothing is left behind.
+    """
+    if os.path.lexists(path) and not replace:
+        raise ConfigError([f"{path}: exists already; --force replaces it"])
+    try:
+        write_atomically(path, text.encode(), durable=True, mode=0o600 if secret else 0o666)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a valid file name or text"
+        raise VisionedgeError(f"{path}: cannot be written: {reason}") from None

@@ -11,8 +11,11 @@ from visionedge.cli.arguments import (
     Subparsers,
     add_command,
     add_group,
+    add_line_numbers,
     add_model_and_device,
     add_number,
+    build_document,
+    configuration_file,
     data_folder,
     fraction,
     positive_integer,
@@ -38,6 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
     _add_engine(benchmarks)
     _add_pipeline(benchmarks)
     _add_http(benchmarks)
+    _add_remote(benchmarks)
     _add_compare(benchmarks)
 
 
@@ -147,6 +151,33 @@ def _add_http(benchmarks: Subparsers) -> None:
     add_model_and_device(http, from_environment=False)
 
 
+def _add_remote(benchmarks: Subparsers) -> None:
+    remote = add_command(
+        benchmarks,
+        "remote",
+        _bench_remote,
+        "the servers of inference.remote: the time of a batch, beside this CPU",
+        "  visionedge bench remote --config vision.yaml\n"
+        "  visionedge bench remote --config vision.yaml --batch 1,8 --json -",
+        codes=(0, 1, 2, 3),
+    )
+    remote.add_argument(
+        "--config", metavar="FILE", help="the configuration, YAML or JSON (default: VISIONEDGE_CONFIG)"
+    )
+    remote.add_argument(
+        "--batch",
+        type=_parse_counts,
+        metavar="N,N…",
+        help="the batch sizes to measure (default: powers of two up to inference.maxBatch)",
+    )
+    _add_rounds(remote, seconds=0.5, rounds=5)
+    remote.add_argument("--json", metavar="FILE", help="write the report to this file as JSON; - is stdout")
+    remote.add_argument(
+        "--model", metavar="PATH", help="the model, an ONNX file (default: that of the configuration)"
+    )
+    remote.set_defaults(html=None, device="remote", http=None)
+
+
 def _add_compare(benchmarks: Subparsers) -> None:
     compare = add_command(
         benchmarks,
@@ -253,6 +284,29 @@ def _bench_http(arguments: argparse.Namespace) -> int:
     # With --url the module is not a child of this process, so its load counts as that of other processes.
     report = bench.bench_http(load, _print_progress)
     report[OTHER_PROCESSES_KEY] = others.share() if load.url is None else None
+    return _write_outputs(arguments, report, bench.format_report(report))
+
+
+def _bench_remote(arguments: argparse.Namespace) -> int:
+    from visionedge.model.model import find_bundled_model
+    from visionedge.ops.bench import remote as bench
+
+    document = build_document(arguments, os.environ)
+    with add_line_numbers(configuration_file(arguments, os.environ), os.environ):
+        config = parse_config(document)
+    report = bench.bench_remote(
+        bench.RemoteLoad(
+            model=Path(config.model.path) if config.model.path else find_bundled_model(),
+            inference=config.inference,
+            batches=arguments.batch,
+            seconds=arguments.seconds,
+            rounds=arguments.rounds,
+            data=data_folder(os.environ),
+        ),
+        _print_progress,
+    )
+    # The servers may run on this machine, so the load of other processes says nothing.
+    report[OTHER_PROCESSES_KEY] = None
     return _write_outputs(arguments, report, bench.format_report(report))
 
 

@@ -53,11 +53,19 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--http", metavar="HOST:PORT", help="the address of the running module, for --bundle")
     plan = parser.add_argument_group("a plan for EFLOW (on any machine)")
     plan.add_argument(
-        "--plan", action="store_true", help="print which passthrough a Windows machine supports"
+        "--plan",
+        action="store_true",
+        help="print which passthrough a Windows supports, and all lines to type",
     )
-    plan.add_argument("--windows-build", metavar="N", help="the build that winver shows: 19045 or 19044.1620")
     plan.add_argument(
-        "--edition", metavar="NAME", help="the edition: pro, enterprise, iot-enterprise, server or home"
+        "--windows-build",
+        metavar="N",
+        help="the build that winver shows: 19045 or 19044.1620; not needed for server-2019 and server-2022",
+    )
+    plan.add_argument(
+        "--edition",
+        metavar="NAME",
+        help="the edition: pro, enterprise, iot-enterprise, server-2019, server-2022 or home",
     )
     plan.add_argument("--gpu", metavar="NAME", help='the name of the GPU in Windows, such as "NVIDIA A2"')
 

@@ -1,6 +1,7 @@
 """`visionedge manifest`: deployment manifests, their cost in IoT Hub, the schema of their configuration."""
 
 import argparse
+import ipaddress
 import os
 import re
 import sys
@@ -15,13 +16,19 @@ from visionedge.cli.arguments import (
     add_json,
     add_line_numbers,
     parse_cameras,
+    positive_integer,
+    positive_number,
     print_report,
+    write_output_file,
 )
 from visionedge.cli.config import add_schema_command
+from visionedge.cli.eflow import add_eflow_command
 from visionedge.config.documents import read_document, without_extensions
 from visionedge.config.load import parse_config, parse_http_address
-from visionedge.errors import ConfigError, VisionedgeError
-from visionedge.runtime.files import read_regular_file, write_atomically
+from visionedge.errors import ConfigError
+from visionedge.ops.support_dates import IOT_EDGE_TAG
+from visionedge.runtime.files import read_regular_file
+from visionedge.runtime.memory_requirement import CPU_MEMORY_MIB, GPU_MEMORY_MIB
 from visionedge.runtime.redaction import redact
 
 if TYPE_CHECKING:
@@ -43,11 +50,13 @@ def add_parser(subparsers: Subparsers) -> None:
         "  visionedge manifest generate --image registry.example.com/visionedge:1.0-gpu --gpu dda\n"
         "  visionedge manifest lint deployment.json           every problem, with its place and its remedy\n"
         "  visionedge manifest estimate --messages out.jsonl  messages, 4 KB blocks, IoT Hub units a day\n"
+        "  visionedge manifest eflow --edition pro …          a file that installs EFLOW on Windows\n"
         "  visionedge manifest schema > vision.schema.json    the JSON Schema of a configuration",
     )
     _add_generate(commands)
     _add_lint(commands)
     _add_estimate(commands)
+    add_eflow_command(commands)
     add_schema_command(commands, "manifest")
 
 
@@ -64,11 +73,16 @@ def _add_generate(commands: Subparsers) -> None:
         "      --registry mine=registry.example.com\n"
         "  visionedge manifest generate --image registry.example.com/visionedge:1.0-cpu \\\n"
         "      --bind /var/lib/models:/models:ro --config vision.yaml   model: {path: /models/best.onnx}\n"
+        "  visionedge manifest generate --image registry.example.com/visionedge:1.0-cpu \\\n"
+        "      --digest sha256:0f3a…    exactly this image, whatever the tag becomes\n"
+        "  visionedge manifest generate --image registry.example.com/visionedge:1.0-cpu \\\n"
+        "      --env HTTPS_PROXY --env TZ=Europe/Berlin --dns 192.0.2.53 --memory 1g --cpus 1.5 --pids 256\n"
         "  visionedge manifest generate --layered --image registry.example.com/visionedge:1.0-cpu\n"
         "  visionedge manifest generate --template --gpu gpu-pv \\\n"
         "      --registry 'visionedge=$CONTAINER_REGISTRY_ADDRESS'   as deployment.template.json is",
     )
     _add_module_options(parser)
+    _add_limits(parser)
     _add_configuration_options(parser)
     forms = parser.add_argument_group("the manifest")
     either = forms.add_mutually_exclusive_group()
@@ -90,6 +104,11 @@ def _add_module_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the module")
     group.add_argument(
         "--image", metavar="NAME", default="", help="the module's image; required except with --template"
+    )
+    group.add_argument(
+        "--digest",
+        metavar="sha256:…",
+        help="the digest of --image: the device runs exactly this image; 'docker push' prints it",
     )
     group.add_argument(
         "--gpu",
@@ -114,6 +133,28 @@ def _add_module_options(parser: argparse.ArgumentParser) -> None:
         help="repeatable: a folder or file of the host to mount into the module, as absolute paths",
     )
     group.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="repeatable: a variable of the module, such as HTTPS_PROXY or TZ; without a value that of the "
+        "environment (with --template: ${NAME}), so that a secret is in no shell history",
+    )
+    group.add_argument(
+        "--dns",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="repeatable: a DNS server for the container, if that of EFLOW resolves no names",
+    )
+    group.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="repeatable: a label of the container",
+    )
+    group.add_argument(
         "--module-id",
         default="vision",
         metavar="ID",
@@ -121,9 +162,28 @@ def _add_module_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--runtime",
-        default="1.5",
+        default=IOT_EDGE_TAG,
         metavar="TAG",
         help="the version of edgeAgent and edgeHub (default: %(default)s)",
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("limits")
+    group.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="memory of the container: bytes, or with k, m or g, or 'none' (default: "
+        f"{CPU_MEMORY_MIB}m, with a GPU {GPU_MEMORY_MIB}m): a leak then ends the module and not edgeHub",
+    )
+    group.add_argument(
+        "--cpus", type=positive_number, metavar="N", help="cores, such as 1.5 (default: no limit)"
+    )
+    group.add_argument(
+        "--pids",
+        type=positive_integer,
+        metavar="N",
+        help="processes and threads together, 64 and some per camera at least (default: no limit)",
     )
 
 
@@ -183,26 +243,10 @@ def _generate(arguments: argparse.Namespace) -> int:
     for note in made.notes:
         print(f"visionedge: {redact(note)}", file=sys.stderr)
     if arguments.output:
-        _write_manifest(Path(arguments.output), made.text, replace=arguments.force, secret=made.secret)
+        write_output_file(Path(arguments.output), made.text, replace=arguments.force, secret=made.secret)
     else:
         sys.stdout.write(made.text)
     return 0
-
-
-def _write_manifest(path: Path, text: str, *, replace: bool, secret: bool) -> None:
-    """Write a manifest; one that is `secret` can be read by its owner only.
-
-    Raises:
-        ConfigError: the file exists, and `replace` is false.
-        VisionedgeError: it cannot be written; nothing is left behind.
-    """
-    if os.path.lexists(path) and not replace:
-        raise ConfigError([f"{path}: exists already; --force replaces it"])
-    try:
-        write_atomically(path, text.encode(), durable=True, mode=0o600 if secret else 0o666)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a valid file name or text"
-        raise VisionedgeError(f"{path}: cannot be written: {reason}") from None
 
 
 def _build_request(arguments: argparse.Namespace) -> "ManifestRequest":
@@ -220,13 +264,20 @@ def _build_request(arguments: argparse.Namespace) -> "ManifestRequest":
         problems.append(
             "--registry: cannot be combined with --layered; the base deployment holds the credentials"
         )
+    if arguments.digest and (not arguments.image or "@" in arguments.image):
+        problems.append("--digest: belongs to an --image without one")
+    elif arguments.digest and not re.fullmatch(r"sha256:[0-9a-f]{64}", arguments.digest):
+        problems.append("--digest: write sha256: and 64 digits of 0-9 and a-f")
+    problems += [
+        f"--dns {redact(each)}: is not an IP address" for each in arguments.dns if not _is_address(each)
+    ]
     if problems:
         raise ConfigError(problems)
     document = without_extensions(read_document(Path(arguments.config))) if arguments.config else None
     configured = document.get("cameras") if document else None
     address = None if arguments.no_http else parse_http_address(arguments.http, "--http")
     return ManifestRequest(
-        image=arguments.image,
+        image=f"{arguments.image}@{arguments.digest}" if arguments.digest else arguments.image,
         gpu=arguments.gpu,
         document=document,
         cameras=parse_cameras(arguments.camera, configured if isinstance(configured, dict) else ()),
@@ -235,6 +286,12 @@ def _build_request(arguments: argparse.Namespace) -> "ManifestRequest":
         published=(address.get("host") or "127.0.0.1", address["port"]) if address else None,
         runtime=arguments.runtime,
         binds=tuple(arguments.bind),
+        memory_bytes=_parse_memory(arguments.memory),
+        cpus=arguments.cpus,
+        pids=arguments.pids,
+        env=_parse_variables(arguments.env),
+        dns=tuple(arguments.dns),
+        labels=_parse_labels(arguments.label),
         form="template" if arguments.template else "layered" if arguments.layered else "deployment",
     )
 
@@ -252,26 +309,82 @@ def _parse_registries(pairs: Sequence[str]) -> dict[str, str]:
     return found
 
 
+_MEMORY_UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+
+
+def _parse_memory(text: str | None) -> int | None:
+    """A size in bytes; 0 for none, None if it is not given."""
+    if text is None:
+        return None
+    if text.lower() == "none":
+        return 0
+    found = re.fullmatch(r"([0-9]{1,15})([bkmg]?)(?:i?b)?", text.lower())
+    size_bytes = int(found[1]) * _MEMORY_UNITS[found[2]] if found else 0
+    if not 0 < size_bytes < 2**50:
+        raise ConfigError([f"--memory {redact(text)[:40]}: write a size such as 768m or 2g, or none"])
+    return size_bytes
+
+
+def _parse_variables(pairs: Sequence[str]) -> dict[str, str]:
+    """Variables by name. A value is never shown: it may be a secret."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ConfigError(["--env: write NAME=VALUE or NAME, with a NAME of letters, digits and '_'"])
+        if not value.isprintable():
+            raise ConfigError([f"--env {name}: the value has control characters"])
+        if name in found:
+            raise ConfigError([f"--env {name}: the name is given twice"])
+        found[name] = value if equals else f"${{{name}}}"
+    return found
+
+
+def _parse_labels(pairs: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", name) or not value.isprintable():
+            hint = "write NAME=VALUE, with a NAME of letters, digits, '.', '-', '_' and '/'"
+            raise ConfigError([f"--label {redact(pair)!a}: {hint}"])
+        if name in found:
+            raise ConfigError([f"--label {name}: the name is given twice"])
+        found[name] = value
+    return found
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
+        return False
+
+
 def _lint(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.manifest.lint import lint_manifest
+    from visionedge.ops.manifest.lint import UnreadableManifestError, lint_manifest, report_unreadable
 
     name = "stdin" if arguments.file == "-" else arguments.file
     folder = None if arguments.file == "-" else Path(arguments.file).parent
-    report = lint_manifest(_read_manifest(arguments.file), name, arguments.module, folder=folder)
+    try:
+        report = lint_manifest(_read_manifest(arguments.file, name), name, arguments.module, folder=folder)
+    except UnreadableManifestError as error:
+        if not arguments.json:
+            raise
+        report = report_unreadable(name, error)
     print_report(arguments, report.document(), report.to_text())
     return ConfigError.exit_code if report.errors else 0
 
 
-def _read_manifest(file: str) -> bytes:
+def _read_manifest(file: str, name: str) -> bytes:
     """The content of a file or of stdin, up to one byte more than a manifest may have."""
-    from visionedge.ops.manifest.lint import MAX_MANIFEST_BYTES
+    from visionedge.ops.manifest.lint import MAX_MANIFEST_BYTES, UnreadableManifestError
 
     try:
         if file == "-":
             return sys.stdin.buffer.read(MAX_MANIFEST_BYTES + 1)
         return read_regular_file(Path(file), max_bytes=MAX_MANIFEST_BYTES)
     except OSError as error:
-        raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from None
+        raise UnreadableManifestError(name, f"cannot be read: {error.strerror}") from None
 
 
 def _add_estimate(commands: Subparsers) -> None:

@@ -32,9 +32,10 @@ _VARIABLES = """\
   VISIONEDGE_DATA        the folder of compiled models, unsent messages and the last good configuration
                          (default: visionedge in XDG_DATA_HOME, else ~/.local/share/visionedge)
   VISIONEDGE_MODEL       the model, an ONNX file; --model wins
-  VISIONEDGE_DEVICE      auto, cuda, tensorrt or cpu; --device wins
+  VISIONEDGE_DEVICE      auto, cuda, tensorrt, cpu or remote; --device wins
   VISIONEDGE_HTTP        HOST:PORT to listen on; --http wins
   VISIONEDGE_HTTP_TOKEN  the token that HTTP clients must send
+  VISIONEDGE_REMOTE_TOKEN  the token for the servers of inference.remote
   VISIONEDGE_CORE_DUMPS  1: a crash may write the memory of the module, with its secrets, to a file
   VISIONEDGE_LOG_LEVEL   debug, info, warning or error; --log-level wins
   NAME                   any variable that the configuration file names as ${NAME}"""

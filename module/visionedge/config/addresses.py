@@ -27,6 +27,8 @@ URI_FORMS = "rtsp://, rtsps://, http(s)://, a file, a folder of pictures, v4l2:/
 
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*):(//)?")
 
+_REMOTE_PORTS = {"https": 443, "http": 80, "grpcs": 443, "grpc": 8001}
+
 _MAX_NAME_CHARACTERS = 64
 _MAX_SHOWN_CHARACTERS = 200
 
@@ -151,6 +153,40 @@ def check_model_url(url: str, *, insecure: bool) -> None:
             raise ValueError("a file on this machine is written file:///folder/model.onnx")
     elif not host:
         raise ValueError("has no host")
+
+
+def check_remote_url(url: str, *, insecure: bool) -> None:
+    """Check the address of an inference server; `insecure` allows http: and grpc:. Nothing is opened.
+
+    Raises:
+        ValueError: the reason why it cannot be used, without a part of a user name or password.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port  # reading the port raises if it is not a number
+    except ValueError:  # its message quotes the address
+        raise ValueError("cannot be read as an address; write https://HOST:PORT") from None
+    if any(ord(character) <= 32 for character in url):
+        raise ValueError("has spaces in it")
+    if parts.scheme not in _REMOTE_PORTS:
+        raise ValueError("must be an https:// or grpcs:// address")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("must have no user name, query or fragment; give a token in VISIONEDGE_REMOTE_TOKEN")
+    if not host:
+        raise ValueError("has no host")
+    if parts.scheme.startswith("grpc") and parts.path.strip("/"):
+        raise ValueError("gRPC has no path: write grpcs://HOST:PORT")
+    if parts.scheme in ("http", "grpc") and not insecure:
+        raise ValueError(
+            f"{parts.scheme}: does not encrypt pictures; use {parts.scheme}s://, or allow it with"
+            " 'inference.remote.insecure: true'"
+        )
+
+
+def remote_host_and_port(url: str) -> tuple[str, int]:
+    """Host and port of an address that `check_remote_url` accepts."""
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or _REMOTE_PORTS[parts.scheme]
 
 
 def file_url_to_path(url: str) -> str:

@@ -14,7 +14,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic.alias_generators import to_camel
 
 from visionedge.config.documents import Document, describe_type, without_extensions
-from visionedge.config.schema import MAX_PROBLEMS, CameraConfig, CameraDefaults, Config, GateConfig, TlsConfig
+from visionedge.config.schema import (
+    MAX_PROBLEMS,
+    CameraConfig,
+    CameraDefaults,
+    Config,
+    GateConfig,
+    RemoteConfig,
+    TlsConfig,
+)
 from visionedge.errors import ConfigError
 from visionedge.runtime.redaction import find_secrets, mask_address, redact, register_secrets
 
@@ -25,6 +33,13 @@ _EXPECTED = {
     "string_type": "a text; quote it (YAML reads on, off, yes and no as booleans)",
     "bool_type": "true or false, without quotes",
 }
+_SECTIONS_BELOW: Mapping[str, type[BaseModel]] = {
+    "gate": GateConfig,
+    "tls": TlsConfig,
+    "remote": RemoteConfig,
+}
+"""The sections below another one, by their keys."""
+
 _MAX_SHOWN_CHARACTERS = 100
 _MAX_KEY_CHARACTERS = 40
 """A longer unknown key is not a misspelled one."""
@@ -42,7 +57,7 @@ def parse_config(document: object) -> Config:
         raise ConfigError([f"the configuration is {describe_type(document)}; it must be a mapping of keys"])
     given = _with_defaults(_without_nulls(without_extensions(document)))
     # Checked here, because pydantic checks a section as a whole only if each of its keys is right.
-    whole = _model_problems(given.get("model"))
+    whole = _model_problems(given.get("model")) + _inference_problems(given.get("inference"))
     try:
         config = Config.model_validate(given)
     except ValidationError as error:
@@ -88,6 +103,17 @@ def _model_problems(model: object) -> list[str]:
     return problems
 
 
+def _inference_problems(inference: object) -> list[str]:
+    """Problems of keys of `inference` that do not fit together."""
+    if not isinstance(inference, Mapping) or inference.get("device") != "remote":
+        return []
+    remote = inference.get("remote", {})
+    if not isinstance(remote, Mapping):
+        return []
+    missing = [f"'{key}'" for key in ("url", "model") if key not in remote]
+    return [f"inference.remote: 'device: remote' needs {' and '.join(missing)}"] if missing else []
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Document:
     """`over` laid over `base`, mapping by mapping; a null in `over` removes the key."""
     merged = dict(base)
@@ -113,14 +139,19 @@ def find_local_only_problems(document: object) -> list[str]:
 def read_environment(environ: Mapping[str, str]) -> Document:
     """The document in the environment: the few keys that a container needs.
 
-    VISIONEDGE_MODEL, VISIONEDGE_DEVICE, VISIONEDGE_HTTP (HOST:PORT), VISIONEDGE_HTTP_TOKEN and
-    VISIONEDGE_LOG_LEVEL.
+    VISIONEDGE_MODEL, VISIONEDGE_DEVICE, VISIONEDGE_HTTP (HOST:PORT), VISIONEDGE_HTTP_TOKEN,
+    VISIONEDGE_REMOTE_TOKEN and VISIONEDGE_LOG_LEVEL.
     """
     document: Document = {}
     if model := environ.get("VISIONEDGE_MODEL"):
         document["model"] = {"path": model, "url": None, "sha256": None}
+    inference: Document = {}
     if device := environ.get("VISIONEDGE_DEVICE"):
-        document["inference"] = {"device": device}
+        inference["device"] = device
+    if token := environ.get("VISIONEDGE_REMOTE_TOKEN"):
+        inference["remote"] = {"token": token}
+    if inference:
+        document["inference"] = inference
     http: Document = {}
     if address := environ.get("VISIONEDGE_HTTP"):
         http |= parse_http_address(address, "VISIONEDGE_HTTP")
@@ -159,8 +190,9 @@ def redact_config(config: Config) -> Document:
         camera["uri"] = mask_address(camera["uri"])
     if "url" in document["model"]:
         document["model"]["url"] = mask_address(document["model"]["url"])
-    if "token" in document["http"]:
-        document["http"]["token"] = "***"  # noqa: S105 - the mask, not a password
+    for section in (document["http"], document["inference"].get("remote", {})):
+        if "token" in section:
+            section["token"] = "***"  # noqa: S105 - the mask, not a password
     return document
 
 
@@ -215,7 +247,7 @@ def _known_keys(where: tuple[Any, ...]) -> list[str]:
         elif section is Config:
             section = dict
         else:
-            section = {"gate": GateConfig, "tls": TlsConfig}.get(str(part), CameraConfig)
+            section = _SECTIONS_BELOW.get(str(part), CameraConfig)
     if not (isinstance(section, type) and issubclass(section, BaseModel)):
         return []
     return [to_camel(name) for name in section.model_fields]

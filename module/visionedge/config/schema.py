@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from visionedge.config.addresses import check_model_url, parse_camera_uri
+from visionedge.config.addresses import check_model_url, check_remote_url, parse_camera_uri
 from visionedge.config.documents import EXTENSION_PREFIX
 from visionedge.errors import ConfigError
 
@@ -92,6 +92,9 @@ class _Section(BaseModel):
     )
 
 
+_FormatName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")]
+
+
 class GateConfig(_Section):
     """The motion gate of a camera: frames without motion are not analysed."""
 
@@ -145,6 +148,15 @@ class CameraDefaults(_Section):
     loop: bool = _key(
         False, "A file or a folder begins again at its end, in the same epoch and without an event."
     )
+    extra_codecs: tuple[_FormatName, ...] = _key(
+        (), "Codecs that are allowed beside the usual ones, by FFmpeg's names.", max_length=32, strict=False
+    )
+    extra_containers: tuple[_FormatName, ...] = _key(
+        (),
+        "Containers that are allowed beside the usual ones, by FFmpeg's names.",
+        max_length=32,
+        strict=False,
+    )
 
 
 class CameraConfig(CameraDefaults):
@@ -176,12 +188,63 @@ class ModelConfig(_Section):
         return url
 
 
+def _tuple_from_text(value: object) -> object:
+    """Accept one address without a list."""
+    return (value,) if isinstance(value, str) else value
+
+
+def _check_bearer_token(token: str) -> str:
+    if not re.fullmatch(r"[!-~]{1,8192}", token):
+        raise ValueError("must be 1 to 8192 printable ASCII characters without spaces")
+    return token
+
+
+class RemoteConfig(_Section):
+    """The servers of `device: remote`; see docs/gpu.md."""
+
+    insecure: bool = _key(False, "Also allow http:// and grpc://: pictures and token are not encrypted.")
+    url: Annotated[
+        tuple[str, ...] | None,
+        BeforeValidator(_tuple_from_text, json_schema_input_type=str | tuple[str, ...] | None),
+    ] = _key(
+        None,
+        "https:// or grpcs:// address of an Open Inference Protocol server, or a list of replicas.",
+        min_length=1,
+        max_length=16,
+        strict=False,
+    )
+    model: str | None = _key(
+        None, "The name on the server; of another visionedge: NAME.detect.", min_length=1, max_length=256
+    )
+    timeout_seconds: float = _key(
+        1.0, "A request that takes longer fails, and another replica gets its pictures.", ge=0.05, le=20
+    )
+    certificate: str | None = _key(
+        None,
+        "PEM: the certificate of the servers or their authority; absent = the system's authorities.",
+        min_length=1,
+    )
+    token: Annotated[str, AfterValidator(_check_bearer_token)] | None = _key(
+        None, "Sent as 'Authorization: Bearer …'; better in VISIONEDGE_REMOTE_TOKEN."
+    )
+
+    @field_validator("url", mode="after")
+    @classmethod
+    def _known_addresses(cls, urls: tuple[str, ...] | None, before: ValidationInfo) -> tuple[str, ...] | None:
+        for url in urls or ():
+            check_remote_url(url, insecure=bool(before.data.get("insecure")))
+        if len(set(urls or ())) < len(urls or ()):
+            raise ValueError("has an address twice")
+        return urls
+
+
 class InferenceConfig(_Section):
     """How frames are analysed, and what counts as a detection."""
 
-    device: Literal["auto", "cuda", "tensorrt", "cpu"] = _key(
-        "auto", "auto = CUDA if it works, else the CPU."
+    device: Literal["auto", "cuda", "tensorrt", "cpu", "remote"] = _key(
+        "auto", "auto = CUDA if it works, else the CPU; remote = the servers of 'remote'."
     )
+    remote: RemoteConfig | None = _key(None, "The servers of 'device: remote'.")
     fallback: Annotated[
         Literal["degrade", "hold", "exit"],
         BeforeValidator(

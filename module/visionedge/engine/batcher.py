@@ -200,6 +200,25 @@ class Batcher:
                 if slot.frame is not None:
                     self._work.notify()
 
+    def drop_stale(self, batch: Batch) -> Batch | None:
+        """Drop the frames of a taken batch that are too old by now; the batch of the others, or None.
+
+        The batch that is returned is another object, and the lane must call `done` for it alone.
+        """
+        fresh: list[Frame] = []
+        with self._work:
+            oldest_ns = self._clock() - self._max_age_ns
+            for frame in batch.frames:
+                if frame.captured_ns >= oldest_ns:
+                    fresh.append(frame)
+                    continue
+                slot = self._slots[frame.camera]
+                slot.in_flight = None
+                slot.dropped[DropReason.STALE] += 1
+                if slot.frame is not None:
+                    self._work.notify()
+        return Batch(tuple(fresh), batch.taken_ns) if fresh else None
+
     def limit(self, max_batch: int, max_age_ns: int) -> None:
         """Set the limits of batches and ages."""
         with self._work:

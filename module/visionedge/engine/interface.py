@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Union
 
 from visionedge.engine.device.devices import DeviceState, DeviceVerdict, EffectiveDevice, RequestedDevice
+from visionedge.engine.device.remote import RemoteSettings, ReplicaStatus
 from visionedge.engine.device.session import NodePlacement, PictureBatch
 from visionedge.engine.device_parity import DeviceCheck
 from visionedge.engine.plan import Plan
@@ -37,10 +38,13 @@ class EngineSettings:
     max_batch: int
     precision: Literal["auto", "fp32", "fp16", "int8"]
     latency_budget_ms: float | None
+    remote: RemoteSettings | None = None
 
     @staticmethod
     def of(inference: Union["InferenceConfig", "EngineSettings"]) -> "EngineSettings":
         """The settings in a configuration."""
+        if isinstance(inference, EngineSettings):
+            return inference
         return EngineSettings(
             inference.device,
             inference.fallback,
@@ -49,6 +53,9 @@ class EngineSettings:
             inference.max_batch,
             inference.precision,
             inference.latency_budget_ms,
+            RemoteSettings.of(inference.remote)
+            if inference.device == "remote" and inference.remote is not None
+            else None,
         )
 
 
@@ -114,7 +121,8 @@ class EngineInfo:
 
     `max_rows` is K, the largest number of rows for a picture. `notes` are options that the device or the
     graph refused, with the reason. `unplanned_shapes` counts runs with a batch size that was not warmed up;
-    it must stay 0. `process` and `recovery` are None for an engine in this process.
+    it must stay 0. `process` and `recovery` are None for an engine in this process. `replicas` are the
+    servers of a remote device, with their counts since the start.
     """
 
     model: Model
@@ -128,6 +136,7 @@ class EngineInfo:
     unplanned_shapes: int = 0
     process: ProcessStatus | None = None
     recovery: RecoveryStatistics | None = None
+    replicas: tuple[ReplicaStatus, ...] = ()
 
     def as_substitute_for(self, requested: "EngineInfo") -> "EngineInfo":
         """This engine, shown while it computes in place of the requested one, which stays open.
@@ -144,6 +153,7 @@ class EngineInfo:
             unplanned_shapes=self.unplanned_shapes + requested.unplanned_shapes,
             process=process,
             recovery=requested.recovery,
+            replicas=requested.replicas,
         )
 
 

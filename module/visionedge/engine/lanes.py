@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from visionedge.engine.batcher import Batch, Batcher, Outcome
-from visionedge.engine.device.faults import EngineError, EngineUnavailableError
+from visionedge.engine.device.faults import RETRIED_FAULTS, EngineError, EngineUnavailableError
 from visionedge.engine.interface import Engine, EngineInfo
 from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import Frame, FrameResult, InputSpec, Picture, Timing, utc_now
@@ -88,20 +88,33 @@ class Lane:
             if (batch := self._batcher.take(max_count=engine.plan.max_batch)) is None:
                 return
             for part in batch.split_by_input():  # more than one part only while a model is being replaced
-                outcome = Outcome.FAILED
-                try:
-                    outcome = self._process(part)
-                finally:
-                    self._batcher.done(part, outcome)  # only now: the results of a camera stay in order
+                self._finish(part)
 
-    def _process(self, batch: Batch) -> Outcome:
+    def _finish(self, batch: Batch) -> None:
+        """Compute a batch, again if a remote device lost it, and give it back."""
+        left: Batch | None = batch
+        outcome: Outcome | None = None
+        try:
+            while left is not None and (outcome := self._process(left, retrying=left is not batch)) is None:
+                if left is not batch:
+                    self._pool.pause()  # no engine answers at all
+                left = self._batcher.drop_stale(left)
+        finally:
+            if left is not None:  # only now: the results of a camera stay in order
+                self._batcher.done(left, outcome or Outcome.FAILED)
+
+    def _process(self, batch: Batch, *, retrying: bool) -> Outcome | None:
+        """Compute and deliver a batch; None: it must be computed again, as long as it is fresh."""
         try:
             with self._pool.use(batch.frames[0].spec) as running:
                 for result in _infer(batch.frames, running, self._clock, batch.taken_ns):
                     self._deliver(result)
-        except EngineUnavailableError:
-            return Outcome.FAILED  # the supervisor has reported it
+        except EngineUnavailableError as error:  # the supervisor has reported it
+            again = error.fault in RETRIED_FAULTS or (retrying and error.fault is None)
+            return None if again and not self._pool.closed else Outcome.FAILED
         except EngineError as error:
+            if error.fault in RETRIED_FAULTS and not self._pool.closed:
+                return None
             self._errors.add(error)
             return Outcome.FAILED
         return Outcome.ANALYSED
@@ -184,6 +197,16 @@ class LanePool:
             f"<LanePool {current.model.name if current else 'empty'} lanes={self._lanes}"
             f" previous={previous.model.name if previous else None}>"
         )
+
+    def pause(self) -> None:
+        """Wait for a moment, or until the engine changes."""
+        with self._changed:
+            self._changed.wait(_POLL_S)
+
+    @property
+    def closed(self) -> bool:
+        """Whether all lanes end."""
+        return self._closed
 
     def swap_engine(self, engine: Engine, selection: Selection) -> None:
         """Compute with this engine from the next batch on.

@@ -36,6 +36,13 @@ from visionedge.engine.device.faults import (
     describe_error,
     shorten_error_text,
 )
+from visionedge.engine.device.remote import (
+    RemoteError,
+    RemoteSession,
+    ReplicaStatus,
+    add_remote,
+    describe_destination,
+)
 from visionedge.engine.device.session import (
     ORT_BACKEND,
     DeviceBackend,
@@ -148,6 +155,9 @@ class LocalEngine:
 
     def info(self) -> EngineInfo:
         """A snapshot; see `Engine.info`."""
+        session = self._session
+        if isinstance(session, RemoteSession):
+            return dataclasses.replace(self._info, replicas=session.statuses())
         return self._info
 
     def close(self) -> None:
@@ -162,6 +172,11 @@ class LocalEngine:
         self._warm &= set(plan.buckets)
         if self._session is not None:
             self._session.keep_only(plan.buckets)
+
+    def watch_replicas(self, on_change: Callable[[tuple[ReplicaStatus, ...]], None]) -> None:
+        """Call this when the replicas of a remote device change; see `RemoteSession.watch`."""
+        if isinstance(self._session, RemoteSession):
+            self._session.watch(on_change)
 
     def set_device_check(self, device_check: DeviceCheck, doubts: Iterable[str]) -> None:
         """Show how the device compares with the CPU, and add the doubts to the notes."""
@@ -289,10 +304,13 @@ def open_engine(
         UnavailableError: onnxruntime is not installed.
     """
     cores = usable_cores() if cores is None else cores
+    settings = EngineSettings.of(inference)
+    if settings.remote is not None:
+        backend = add_remote(backend, settings.remote, model.original_sha256)
     opening = _EngineOpener(
         model,
         *load_or_compile_with_batch(model, data),
-        EngineSettings.of(inference),
+        settings,
         cores,
         data,
         plans or {},
@@ -377,6 +395,8 @@ class _EngineOpener:
             return self._check_device(self._engine(session, device, verdict))
         except ModelError:
             raise
+        except RemoteError as error:
+            return error.verdict
         except EngineError as error:
             if error.fault in (Fault.INVALID_OUTPUT, Fault.OUT_OF_MEMORY):
                 return classify_device_loss(error.fault, str(error))
@@ -427,6 +447,9 @@ class _EngineOpener:
 
     def _engine(self, session: DeviceSession, device: EffectiveDevice, verdict: DeviceVerdict) -> LocalEngine:
         state = DeviceState(self.settings.device, device, verdict.code, verdict.reason, utc_now())
+        if isinstance(session, RemoteSession):
+            why = choose_fp32("the servers decide; inference.precision is that of the CPU")
+            return LocalEngine(self.model, session, state, session.make_plan(self.settings.max_batch), why)
         chosen, why = self._pick_precision(session, device)
 
         def engine(plan: Plan) -> LocalEngine:
@@ -547,6 +570,8 @@ def _log_opened(engine: LocalEngine, level: int) -> LocalEngine:
     info = engine.info()
     device = info.device.effective
     log.log(logging.WARNING if info.device.degraded else level, "%s", format_ready_line(info))
+    if device == "remote":
+        log.info("%s", describe_destination(info.replicas))
     precision = f"{info.precision.precision}: {info.precision.reason}"
     details = (info.model.name, info.device.describe(), precision, info.plan.reason)
     log.debug("engine: %s; %s; %s; %s", *details)

@@ -9,7 +9,7 @@ silent    the hub did not answer the read of the twin, although it may still acc
 rebuild   the connection is closed with its SDK client, and a new client is made on a new thread
 poison    one message was being sent when several good connections were lost: it is dropped
 stuck     so many threads hang that another one would hang, too: after a while the module ends with
-          `EXIT_STUCK`, so that edgeAgent starts a new process
+          `EXIT_HUNG`, so that edgeAgent starts a new process
 """
 
 import logging
@@ -41,9 +41,6 @@ from visionedge.runtime.retry import RetryPolicy
 from visionedge.runtime.threads import ThreadGroup
 
 log = logging.getLogger(__name__)
-
-EXIT_STUCK = 75
-"""The exit code of the fault `stuck`: only a new process can use the SDK again (EX_TEMPFAIL)."""
 
 _MAX_LINK_TASKS = 2_100
 """Enough for the answers to 2,000 direct methods that are called at once, nearly all of them short."""

@@ -21,7 +21,7 @@ MAX_RESULT_BYTES = 120_000
 """The limit of a result as the SDK encodes it; IoT Hub accepts 128 KB."""
 
 _MAX_CONCURRENT = 8
-_TYPE_NAMES: Mapping[type, str] = {str: "a text", bool: "true or false"}
+_TYPE_NAMES: Mapping[type, str] = {str: "a text", bool: "true or false", int: "a whole number"}
 
 
 class MethodError(VisionedgeError):
@@ -144,7 +144,7 @@ def _validate_payload(method: DirectMethod, payload: Any) -> Mapping[str, Any]:
         if kind is None:
             known = ", ".join(sorted(method.keys)) or "none"
             raise MethodError(400, "bad_payload", f"unknown key '{key[:64]}'; known keys: {known}")
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise MethodError(400, "bad_payload", f"'{key}' must be {_TYPE_NAMES[kind]}")
     return payload
 

@@ -82,7 +82,8 @@ class ModelInterpretation:
     """How a model is used. `needs_nms`: its boxes need non-maximum suppression.
 
     `class_count` is 0 if the model does not show it. `background`: class 0 is the background, and the
-    labels may leave it out. `evidence` lists why this head was chosen, one clause each.
+    labels may leave it out. `evidence` lists why this head was chosen, one clause each. `compiled_from`: of
+    a compiled graph, the SHA-256 of the original file.
     """
 
     head: str
@@ -93,6 +94,7 @@ class ModelInterpretation:
     needs_nms: bool
     evidence: tuple[str, ...]
     background: bool = False
+    compiled_from: str | None = None
 
     @property
     def input_spec(self) -> InputSpec:

@@ -46,6 +46,11 @@ class Model:
         return self.interpretation.input_spec
 
     @property
+    def original_sha256(self) -> str:
+        """The SHA-256 of the file from which a compiled graph was made, else of the file itself."""
+        return self.interpretation.compiled_from or self.sha256
+
+    @property
     def head(self) -> str:
         """The family it was recognised as."""
         return self.interpretation.head

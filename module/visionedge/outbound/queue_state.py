@@ -8,7 +8,7 @@ sequence number that a restart could give to another message. Pure: no lock, no 
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from visionedge.outbound.messages import EVENTS, Message
@@ -16,7 +16,7 @@ from visionedge.outbound.sqlite_store import LostRange, MessageDropReason, Messa
 
 # The limits of one transaction, so that none blocks the disk for long.
 _MAX_TRANSACTION_MESSAGES = 500
-_MAX_TRANSACTION_BYTES = 4_000_000
+_MAX_TRANSACTION_BYTES = 2_000_000
 
 
 @dataclass(slots=True)
@@ -217,6 +217,19 @@ class QueueState:
                 self._add_to_window(entry, key)
         self._writing, self._transaction, self._withdrawn = [], Transaction(), []
 
+    @staticmethod
+    def split_deletions(transaction: Transaction) -> Iterator[Transaction]:
+        """The settled messages of a transaction and its reports, in parts that need little space."""
+        first = replace(transaction, append=(), evicted=(), unsaved_reported=())
+        for at in range(0, len(transaction.settled), _MAX_TRANSACTION_MESSAGES):
+            part = transaction.settled[at : at + _MAX_TRANSACTION_MESSAGES]
+            yield replace(first if at == 0 else _without_reports(first), settled=part)
+
+    def mark_deleted(self, part: Transaction) -> None:
+        """A part that `split_deletions` returned is in the file; the others stay in the transaction."""
+        left = self._transaction.settled[len(part.settled) :]
+        self._transaction = replace(_without_reports(self._transaction), settled=left)
+
     def mark_failed(self) -> None:
         """The transaction is not in the file: all its changes wait again, in their order."""
         self._fresh.extendleft(reversed(self._writing))
@@ -259,9 +272,12 @@ class QueueState:
             self._append(QueuedMessage(message, key))
         self.has_more_on_disk = bool(rows)
 
-    def bypass_disk(self) -> None:
-        """There is no file: move fresh messages to the window, unless the file has older ones."""
-        if self.has_more_on_disk:
+    def bypass_disk(self, *, overtake: bool = False) -> None:
+        """There is no file: move fresh messages to the window, unless the file has older ones.
+
+        `overtake`: move them before the older ones, because the file cannot even be read.
+        """
+        if self.has_more_on_disk and not overtake:
             return
         for entry in self._fresh:
             if not entry.settled and not self._is_window_head(entry):
@@ -366,3 +382,7 @@ class QueueState:
             self._losses[-1] = LostRange(output, last.first, sequence_number, reason)
         else:
             self._losses.append(LostRange(output, sequence_number, sequence_number, reason))
+
+
+def _without_reports(transaction: Transaction) -> Transaction:
+    return replace(transaction, lost_ranges=(), reported=(), last_numbers={})

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from visionedge.outbound import sqlite_store
+from visionedge.outbound.disk_reserve import DiskReserve
 from visionedge.outbound.messages import Message
 from visionedge.outbound.queue_state import QueueState
 from visionedge.outbound.sqlite_store import (
@@ -29,7 +30,9 @@ from visionedge.outbound.sqlite_store import (
     MessageStore,
     NewerFileError,
     SpoolLimits,
+    Transaction,
     is_corrupt,
+    is_full,
     recover_last_numbers,
 )
 from visionedge.runtime.files import is_special_file, set_aside
@@ -41,6 +44,7 @@ log = logging.getLogger(__name__)
 
 SPOOL_FILE_NAME = "spool.db"
 
+_RESERVE_FILE_NAME = "spool.reserve"
 _COMPANIONS = ("-wal", "-shm", "-journal")
 _MAX_REASON_CHARACTERS = 200
 _NS = 1_000_000_000
@@ -48,7 +52,12 @@ _FLUSH_DELAY_NS = 200_000_000
 _EVENT_INTERVAL_NS = 300 * _NS
 _EXPIRY_INTERVAL_NS = 60 * _NS
 
-SpoolEventCode = Literal["spool-memory", "spool-disk", "spool-lost", "spool-newer"]
+_STALL_NS = 10 * _NS
+"""A disk that takes longer for one round of the spool hangs; a slow flash disk takes a second."""
+
+SpoolEventCode = Literal[
+    "spool-memory", "spool-disk", "spool-lost", "spool-newer", "storage-stalled", "storage-back"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,7 @@ class SpoolEvent:
 class SpoolStatus:
     """The state of the spool: `mode` is `memory` for a `reason`; `waiting` and `dropped` count messages.
 
+    `stalled_seconds`: for so long the disk has hung; 0 if it does not.
     `newer`: the file of a newer version of visionedge that lies there unused, and what to do; else None.
     """
 
@@ -90,6 +100,7 @@ class SpoolStatus:
     waiting: int
     waiting_bytes: int
     dropped: Mapping[str, int]
+    stalled_seconds: float = 0.0
     newer: str | None = None
 
 
@@ -122,6 +133,7 @@ class Spool:
         self._spent: Callable[[], Mapping[str, int]] = lambda: self.spent
         self._wake_client: Callable[[], None] = lambda: None
         self._store: MessageStore | None = None
+        self._reserve = DiskReserve(path.with_name(_RESERVE_FILE_NAME))
         self._path = path  # another one beside it if a newer version of visionedge owns it
         self._newer: str | None = None
         self._running_before_s = 0.0
@@ -134,7 +146,9 @@ class Spool:
         self._retry_ns = 0
         self._flush_due_ns = 0
         self._expiry_due_ns = clock() + _EXPIRY_INTERVAL_NS
-        self._started = self._closing = self._one_by_one = False
+        self._started = self._closing = self._one_by_one = self._has_made_room = False
+        self._busy_since_ns: int | None = None
+        self._is_stalled = False
         self._rows = (0, 0)
         self._losses: list[LostRange] = []
         self._events: list[SpoolEvent] = []
@@ -163,6 +177,10 @@ class Spool:
         with self._changed:
             self._queue.put(message, reports)
             self._changed.notify_all()
+            if not self._is_stalled:
+                return
+            self._queue.bypass_disk(overtake=True)
+        self._wake_client()
 
     def peek(self) -> Message | None:
         """The message to send next: the oldest one on disk, or in memory without a disk.
@@ -219,17 +237,21 @@ class Spool:
     def status(self) -> SpoolStatus:
         """The current state."""
         with self._changed:
+            stalled_s = self._busy_s() if self._is_stalled else 0.0
+            reason = _stall_reason(stalled_s) if self._is_stalled else self._reason
             return SpoolStatus(
-                mode="memory" if self._reason else "disk",
-                reason=self._reason,
+                mode="memory" if reason else "disk",
+                reason=reason,
                 waiting=self._waiting(),
                 waiting_bytes=self._waiting_bytes(),
                 dropped=MappingProxyType(dict(self._queue.dropped)),
+                stalled_seconds=round(stalled_s, 1),
                 newer=self._newer,
             )
 
     def take_events(self) -> list[SpoolEvent]:
-        """The events since the last call."""
+        """The events since the last call; to be called often, because it also detects a disk that hangs."""
+        self._check_stall()
         with self._changed:
             events, self._events = self._events, []
             return events
@@ -251,6 +273,21 @@ class Spool:
             self._close_store()
             return True
         return self._finished.wait(deadline_s)
+
+    def _check_stall(self) -> None:
+        """After 10 s in which the disk did not answer, report it, and let messages pass it."""
+        with self._changed:
+            stalled_s = self._busy_s()
+            if self._is_stalled or stalled_s * _NS < _STALL_NS:
+                return
+            self._is_stalled = True
+            self._queue.bypass_disk(overtake=True)
+        self._report(
+            "storage-stalled",
+            f"{self._settings.path}: {_stall_reason(stalled_s)}; messages are sent from memory, and a restart"
+            " loses them; check the disk and its driver",
+        )
+        self._wake_client()
 
     # --- on the thread `spool` ------------------------------------------------------------------------------
 
@@ -292,7 +329,26 @@ class Spool:
 
     def _write_and_refill(self) -> bool:
         """Write waiting changes, load the next messages for the hub; returns whether to continue at once."""
-        self._flush_due_ns = 0
+        with self._changed:
+            self._busy_since_ns = self._clock()
+        try:
+            return self._do_round()
+        finally:
+            self._finish_round()
+
+    def _finish_round(self) -> None:
+        with self._changed:
+            took_s, was_stalled = self._busy_s(), self._is_stalled
+            self._busy_since_ns, self._is_stalled = None, False
+            if was_stalled and self._reason is None:  # write those that the hub does not have yet
+                self._queue.requeue_unsaved()
+        if was_stalled:
+            self._report(
+                "storage-back", f"{self._settings.path}: the disk answers again, after {took_s:.0f} s"
+            )
+
+    def _do_round(self) -> bool:
+        self._flush_due_ns, self._has_made_room = 0, False
         self._expiry_due_ns = self._clock() + _EXPIRY_INTERVAL_NS
         if self._reason is None or self._closing or self._clock() >= self._retry_ns:
             while self._write():
@@ -321,8 +377,11 @@ class Spool:
                 evicted = self._queue.withdraw(evicted)
             keys = store.write(replace(transaction, evicted=evicted))
         except (sqlite3.Error, UnicodeDecodeError) as error:
+            has_room = is_full(error) and self._make_room(store, transaction)
             with self._changed:
                 self._queue.mark_failed()
+            if has_room:
+                return True
             if is_corrupt(error):
                 self._replace(store, str(error))
             else:
@@ -337,7 +396,34 @@ class Spool:
             self._rows = (store.count, store.bytes)
             self._losses = store.lost_ranges
         self._set_mode(None)
+        self._reserve.hold()
         return store.is_over_limit and bool(evicted or keys)
+
+    def _make_room(self, store: MessageStore, transaction: Transaction) -> bool:
+        """The disk is full: delete the settled messages in the space of the reserve, and empty the log.
+
+        New messages then take the place of the deleted ones, and the file need not grow. Returns whether to
+        write again; once in a round.
+        """
+        if self._has_made_room:
+            return False
+        self._has_made_room = True
+        released = self._reserve.release()
+        try:
+            store.shrink_log()
+            for part in self._queue.split_deletions(transaction):
+                store.write(part)
+                with self._changed:
+                    self._queue.mark_deleted(part)
+                    self._rows, self._losses = (store.count, store.bytes), store.lost_ranges
+                store.shrink_log()
+        except sqlite3.Error as error:
+            log.debug("spool: no room can be made: %s", error)
+            return False
+        finally:
+            if released:
+                self._reserve.hold(again=True)
+        return True
 
     def _isolate_unwritable(self, error: Exception) -> None:
         """A value cannot be written: write the messages one by one, and drop the one that fails.
@@ -432,7 +518,8 @@ class Spool:
     def _report(
         self, code: SpoolEventCode, text: str, details: Mapping[str, Any] = MappingProxyType({})
     ) -> None:
-        log.log(logging.INFO if code == "spool-disk" else logging.WARNING, "%s", redact(text))
+        good = code in {"spool-disk", "storage-back"}
+        log.log(logging.INFO if good else logging.WARNING, "%s", redact(text))
         with self._changed:
             now_ns = self._clock()
             # At most one event of a code in five minutes: a disk can become full and free again all the time.
@@ -460,6 +547,10 @@ class Spool:
         """How long the module has run with this file, all starts together."""
         return self._running_before_s + (self._clock() - self._opened_ns) / _NS
 
+    def _busy_s(self) -> float:
+        """For how long the present round of the disk has taken; 0 without one."""
+        return 0.0 if self._busy_since_ns is None else (self._clock() - self._busy_since_ns) / _NS
+
     def _waiting(self) -> int:
         return self._rows[0] - self._queue.pending_rows + self._queue.unwritten
 
@@ -481,6 +572,10 @@ class _StoreOpenResult:
     last_known_numbers: Mapping[str, int] | None = None
     path: Path | None = None
     newer: str | None = None
+
+
+def _stall_reason(stalled_s: float) -> str:
+    return f"the disk has not answered for {stalled_s:.0f} s"
 
 
 def _open_store(settings: SpoolSettings, last_numbers: Mapping[str, int]) -> _StoreOpenResult:

@@ -372,6 +372,10 @@ class MessageStore:
             found.append((row[0], _message(row)))
         return found
 
+    def shrink_log(self) -> None:
+        """Write the write-ahead log into the file, and give up its space."""
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
     def absorb(self, path: Path) -> None:
         """Move the messages of another file into this one, behind its own, with their numbers and losses.
 
@@ -553,7 +557,11 @@ def open_database(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=FULL")
         database.execute("PRAGMA journal_size_limit=4194304")
+        # With the largest transaction, a log that `disk_reserve.RESERVE_BYTES` can hold.
+        database.execute("PRAGMA wal_autocheckpoint=256")
         database.execute("PRAGMA cache_size=-2048")
+        # Some builds overwrite each deleted page: then deleting needs as much space and wear as writing.
+        database.execute("PRAGMA secure_delete=FAST")
     except BaseException:
         database.close()
         raise
@@ -583,6 +591,12 @@ def read_last_numbers(database: sqlite3.Connection) -> dict[str, int]:
         and isinstance(last, int)
         and 0 <= last <= _MAX_INTEGER
     }
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error means that the disk may be full."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 
 
 def is_corrupt(error: Exception) -> bool:

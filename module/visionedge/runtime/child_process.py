@@ -17,12 +17,25 @@ from pathlib import Path
 from typing import IO, Any, Literal, overload
 
 from visionedge.errors import UnavailableError
+from visionedge.runtime.threads import PROCESS_LIMIT
 
 # Prefixes of the variables that a child needs: paths of programs, libraries and caches, locale and time zone,
 # settings of the GPU, arithmetic and video libraries, and of Python.
 _PASSED_PREFIXES = (
     *("PATH", "HOME", "USER", "LANG", "LC_", "TZ", "TMPDIR", "XDG_", "LD_", "PYTHON", "VIRTUAL_ENV"),
-    *("CUDA", "CUDNN", "CUBLAS", "NVIDIA", "TENSORRT", "ORT_", "OMP_", "OPENCV_", "MALLOC_", "STUB_"),
+    *(
+        "CUDA",
+        "CUDNN",
+        "CUBLAS",
+        "NVIDIA",
+        "TENSORRT",
+        "ORT_",
+        "OMP_",
+        "OPENCV_",
+        "MALLOC_",
+        "SSL_CERT_",
+        "STUB_",
+    ),
 )
 # Our own variables that hold no secret; a module that `bench` starts reads them.
 _PASSED_NAMES = frozenset(
@@ -147,11 +160,10 @@ def forbid_core_dumps(environ: Mapping[str, str]) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, hard_limit))
 
 
-_PROCESS_LIMIT = "too few processes or threads are allowed here (ulimit -u, or the container's pids limit)"
 _MACHINE_LIMITS = {
-    "Resource temporarily unavailable": _PROCESS_LIMIT,
-    "can't start new thread": _PROCESS_LIMIT,
-    "pthread_create": _PROCESS_LIMIT,
+    "Resource temporarily unavailable": PROCESS_LIMIT,
+    "can't start new thread": PROCESS_LIMIT,
+    "pthread_create": PROCESS_LIMIT,
     "failed to map segment": "too little memory or address space to load its libraries (ulimit -v)",
     "Cannot allocate memory": "too little memory",
 }

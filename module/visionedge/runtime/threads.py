@@ -14,9 +14,13 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from visionedge.errors import UnavailableError
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+PROCESS_LIMIT = "too few processes or threads are allowed here (ulimit -u, or the container's pids limit)"
 
 OnThreadExit = Callable[[str, BaseException | None], None]
 """Called on a vital thread that ended: its name, and its exception (None: it returned)."""
@@ -41,14 +45,21 @@ class ThreadGroup:
     def start(
         self, name: str, target: Callable[[], None], *, vital: bool = False, may_return: bool = False
     ) -> threading.Thread:
-        """Start a daemon thread that runs `target`; an exception is logged."""
+        """Start a daemon thread that runs `target`; an exception is logged.
+
+        Raises:
+            UnavailableError: the machine or the container allows no more threads.
+        """
         thread = threading.Thread(
             target=self._run, args=(name, target, vital, may_return), name=name, daemon=True
         )
         with self._lock:
             self._threads = [t for t in self._threads if t.is_alive()]
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise UnavailableError(f"the thread {name} cannot be started: {PROCESS_LIMIT}") from error
             self._threads.append(thread)
-            thread.start()
         return thread
 
     def _run(self, name: str, target: Callable[[], None], vital: bool, may_return: bool) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 EXIT_HUNG = 75
-"""Exit code of a module of which a part hung."""
+"""Exit code of a module of which a part hung (EX_TEMPFAIL): the main loop, or the SDK of IoT Hub."""
 
 _INTERVAL_S = 5.0
 _LOG_TIMEOUT_S = 2.0

@@ -17,7 +17,8 @@ class ModelMetadata:
     """What a client of the Open Inference Protocol has to know of the loaded model.
 
     One inference takes uint8 (n, input.height_px, input.width_px, 3) BGR with 1 <= n <= `max_batch` and
-    returns float32 (n, `rows`, 6): left, top, right, bottom in input pixels, score, class.
+    returns float32 (n, `rows`, 6): left, top, right, bottom in input pixels, score, class. `sha256` is that
+    of the model file; of a compiled graph, that of its original.
     """
 
     name: str

@@ -233,6 +233,23 @@ class RecoveryDocument(JsonDocument):
     probes: dict[str, int] = Field(description="By the reason code of the answer.")
 
 
+class ReplicaDocument(JsonDocument):
+    """A server of the remote device."""
+
+    url: str = Field(description="Its address.")
+    state: Literal["up", "down"] = Field(description="up: it gets batches.")
+    reason: str | None = Field(description="Why it gets none.")
+    batches: Count = Field(description="Batches that it computed.")
+    failures: Count = Field(description="Requests that failed.")
+
+
+class RemoteDocument(JsonDocument):
+    """The servers of the device `remote`."""
+
+    sentence: str = Field(description="Whether pictures leave this device, and to which servers.")
+    replicas: list[ReplicaDocument] = Field(description="The servers; empty before the first one was used.")
+
+
 class EngineDocument(JsonDocument):
     """The device that computes frames, the one that was requested, and why they differ."""
 
@@ -251,6 +268,7 @@ class EngineDocument(JsonDocument):
     parity: list[ParityDocument] = _absent("How the device compared with the CPU.")
     speed_check: SpeedCheckDocument | None = _absent("The speed of the device; null where it is the CPU.")
     recovery: RecoveryDocument | None = _absent("The recovery of a lost device.")
+    remote: RemoteDocument | None = _absent("The servers of the device 'remote'; null for other devices.")
 
 
 class EngineEventDocument(JsonDocument):
@@ -364,6 +382,7 @@ class SpoolDocument(JsonDocument):
     waiting: Count = Field(description="Messages.")
     waiting_bytes: Count
     dropped: dict[str, int] = Field(description="Messages that were dropped, by reason.")
+    stalled_seconds: float = Field(description="For so long the disk has hung; 0 if it does not.")
 
 
 class TelemetryDocument(JsonDocument):

@@ -1,5 +1,7 @@
 """The Open Inference Protocol (KServe v2 REST) for the loaded model, binary tensors included.
 
+`NAME.detect` is the compiled graph of the model `NAME`, and so is `NAME` itself.
+
 One input `images`, UINT8 [n, H, W, 3], BGR at the model's size; one output `detections`, FP32 [n, K, 6]:
 left, top, right, bottom in input pixels, score, class. It runs the compiled graph alone: no letterbox, no
 threshold, no NMS.
@@ -9,7 +11,7 @@ import json
 import math
 import re
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -27,6 +29,7 @@ from visionedge.web.request_body import RequestBody, RequestResources
 from visionedge.web.responses import RequestError, json_response, truncate
 
 INPUT_NAME, OUTPUT_NAME = "images", "detections"
+COMPILED_SUFFIX = ".detect"
 VERSION = "1"
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 
@@ -122,11 +125,15 @@ class InferenceProtocol:
         if model_metadata is None:
             raise BusyError("no model is loaded yet")
         name, version = request.match_info["model"], request.match_info.get("version", VERSION)
-        if name != model_metadata.name or version != VERSION:
-            loaded = f"'{model_metadata.name}' version {VERSION}"
-            asked = f"'{truncate(name)}' version {truncate(version)}"
-            raise RequestError(404, f"unknown model {asked}; loaded is {loaded}")
-        return model_metadata
+        names = model_metadata.name, model_metadata.name + COMPILED_SUFFIX
+        if name not in names or version != VERSION:
+            raise _unknown_model(name, version, model_metadata.name)
+        return replace(model_metadata, name=name)
+
+
+def _unknown_model(name: str, version: str, loaded: str) -> RequestError:
+    asked = f"'{truncate(name)}' version {truncate(version)}"
+    return RequestError(404, f"unknown model {asked}; loaded is '{loaded}' version {VERSION}")
 
 
 def build_routes(handlers: InferenceProtocol) -> list[web.RouteDef]:
@@ -154,7 +161,7 @@ def build_metadata(model_metadata: ModelMetadata) -> Document:
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": INPUT_NAME, "datatype": "UINT8", "shape": shape}],
         "outputs": [{"name": OUTPUT_NAME, "datatype": "FP32", "shape": [-1, model_metadata.rows, 6]}],
-        "parameters": {"max_batch_size": model_metadata.max_batch},
+        "parameters": {"max_batch_size": model_metadata.max_batch, "sha256": model_metadata.sha256},
     }
 
 

@@ -33,7 +33,7 @@ CASES = [
 
 
 def _open(path: Path, library: DecoderLibrary = "pyav") -> FrameSource:
-    return open_source(parse_camera_uri(str(path)), SourceLimits(library=library))
+    return open_source(parse_camera_uri(str(path)), SourceLimits(library=library, extra_codecs=("ffv1",)))
 
 
 def _first(path: Path, library: DecoderLibrary = "pyav") -> DecodedPicture:

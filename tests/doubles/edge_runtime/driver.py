@@ -20,7 +20,7 @@ import numpy as np
 
 from visionedge.config.schema import TelemetryConfig
 from visionedge.frames.types import Detections, Frame, FrameResult, InputSpec, Timing, utc_now
-from visionedge.iothub.client import EXIT_STUCK, Deadlines, HubClient, LinkTask
+from visionedge.iothub.client import Deadlines, HubClient, LinkTask
 from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.identity import Identity
 from visionedge.iothub.sdk import HubLink, InputMessage, MethodCall
@@ -28,6 +28,7 @@ from visionedge.outbound.messages_file import MessagesFile
 from visionedge.outbound.spool import SPOOL_FILE_NAME, Spool, SpoolOptions
 from visionedge.outbound.sqlite_store import SpoolLimits
 from visionedge.runtime.threads import ThreadGroup
+from visionedge.runtime.watchdog import EXIT_HUNG
 
 LABELS = ("person", "car")
 POLICY = TelemetryConfig.model_validate({"mode": "all", "intervalSeconds": 0.1})
@@ -132,7 +133,7 @@ class Driver:
                 spool,
                 deadlines=deadlines,
                 listener=self._echo if options.get("listen") else None,
-                on_stuck=lambda: os._exit(EXIT_STUCK),
+                on_stuck=lambda: os._exit(EXIT_HUNG),
             )
         messages_file = MessagesFile(Path(options["file"]), self._thread_group) if "file" in options else None
         self._spool = spool

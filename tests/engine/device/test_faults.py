@@ -108,7 +108,7 @@ def test_a_cuda_failure_is_classified_by_its_number_and_not_by_its_location() ->
 
 
 def test_the_kinds_that_end_the_use_of_a_process_are_known() -> None:
-    assert set(Fault) - {Fault.REFUSED, Fault.OUT_OF_MEMORY} == FATAL_FAULTS
+    assert set(Fault) - {Fault.REFUSED, Fault.OUT_OF_MEMORY, Fault.REPLICA_FAILED} == FATAL_FAULTS
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """doctor --bundle: everything a colleague needs, and nothing that anybody must not see."""
 
+import io
 import json
 import threading
 import zipfile
@@ -17,7 +18,13 @@ from doctor_hosts import DATA, HostBuilder, linux
 from visionedge.config.load import parse_config
 from visionedge.config.schema import Config
 from visionedge.errors import VisionedgeError
-from visionedge.ops.doctor.bundle import SecretScrubber, write_bundle
+from visionedge.ops.doctor.bundle import (
+    MAX_TEXT_CHARACTERS,
+    MODULE_FILES,
+    SecretScrubber,
+    pack_bundle,
+    write_bundle,
+)
 from visionedge.ops.doctor.facts import DoctorRequest
 from visionedge.ops.doctor.report import examine
 from visionedge.runtime.redaction import UNMASKED_WORDS
@@ -137,6 +144,24 @@ def test_without_a_running_module_the_bundle_says_so(tmp_path: Path) -> None:
     texts = make_bundle(tmp_path, configuration(1))
     assert "http://127.0.0.1:1/api/v1/status" in texts["module/missing.txt"]
     assert "doctor.txt" in texts
+
+
+def test_the_bundle_that_a_module_makes_of_itself_contains_no_secret(tmp_path: Path) -> None:
+    """Its texts do not come over HTTP, so nothing has masked them before; a long log keeps its end."""
+    host = secret_configuration(tmp_path / "root").host()
+    config = configuration(1)
+    leaks = " ".join([*SECRETS, f"rtsp://{USER}:{quote(PASSWORD, safe='')}@192.0.2.5/", f"?key={QUERY}"])
+    log = f"{leaks}\n" + "x" * MAX_TEXT_CHARACTERS + f"\n{leaks}\nthe end\n"
+    module = {name: json.dumps({"leak": leaks}) for name in MODULE_FILES} | {"module/log.txt": log}
+    data = pack_bundle(examine(DoctorRequest("auto", config, DATA), host), config, host, module)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        texts = {name: archive.read(name).decode() for name in archive.namelist()}
+    assert texts.keys() >= {"doctor.txt", "doctor.json", "config.json", *MODULE_FILES}
+    for name, text in texts.items():
+        for secret in SECRETS:
+            assert not [spelling for spelling in spellings(secret) if spelling in text], name
+    assert len(texts["module/log.txt"]) <= MAX_TEXT_CHARACTERS
+    assert texts["module/log.txt"].endswith("\nthe end\n")
 
 
 def test_an_unwritable_path_gives_a_one_line_error(tmp_path: Path) -> None:

@@ -13,16 +13,19 @@ import pytest
 
 from doctor_hosts import DATA, HostBuilder, linux
 from module_process import ModuleProcess
+from scripted_inference import HttpInferenceServer, InferenceModel
+from tiny_models import TinyDetector
 from visionedge.__main__ import main
 from visionedge.cli.arguments import supports_colours
 from visionedge.config.load import parse_config
-from visionedge.engine.device.devices import DeviceState, ReasonCode
+from visionedge.engine.device.devices import USABLE, DeviceState, DeviceVerdict, ReasonCode
+from visionedge.engine.device.remote import ReplicaStatus, ServerExamination
 from visionedge.engine.device.session import NodePlacement
 from visionedge.frames.types import utc_now
 from visionedge.model.model_store import ModelStore
 from visionedge.ops.doctor.facts import DoctorRequest, RunningEngine
 from visionedge.ops.doctor.host import detect_environment, this_host
-from visionedge.ops.doctor.report import examine
+from visionedge.ops.doctor.report import DoctorReport, examine
 from visionedge.runtime import logs
 
 NO_GPU_HERE = detect_environment(this_host(os.environ)).passthrough in ("none", "intel")
@@ -265,3 +268,75 @@ def test_http_open_to_other_machines_is_reported(
     found = [finding for finding in report.system_checks if finding.name == "http"]
     assert [finding.state for finding in found] == states
     assert all("without a token" in finding.found and finding.remedies for finding in found)
+
+
+# --- a remote device ----------------------------------------------------------------------------------------
+
+REMOTE = parse_config(
+    {"inference": {"device": "remote", "remote": {"url": ["https://a", "https://b"], "model": "m"}}}
+)
+UNREACHABLE = DeviceVerdict(ReasonCode.REMOTE_UNREACHABLE, "https://b Connection refused")
+UP = ServerExamination("https://a", USABLE, "ready, m is UINT8 [-1, 8, 8, 3] -> FP32 [-1, 5, 6]")
+DOWN = ServerExamination("https://b", UNREACHABLE, "Connection refused")
+
+
+def examine_remote(
+    folder: Path, *servers: ServerExamination, running: RunningEngine | None = None
+) -> DoctorReport:
+    """The report of a machine without a GPU whose servers answer so."""
+    host = replace(HostBuilder(folder / "root").host(), servers=lambda _remote: servers)
+    return examine(DoctorRequest("remote", REMOTE, DATA, running), host)
+
+
+def test_doctor_shows_each_server_and_that_pictures_leave(tmp_path: Path) -> None:
+    """One that works is enough; the chain to a GPU breaks nothing."""
+    report = examine_remote(tmp_path, UP, DOWN)
+    assert (report.effective, report.fulfilled, report.first_broken) == ("remote", True, None)
+    first, second = (check for check in report.system_checks if check.name == "remote")
+    assert (first.state, first.found) == ("ok", f"https://a: {UP.found}; pictures leave this device")
+    assert (second.state, second.found) == ("broken", "https://b: Connection refused")
+    assert second.remedies[0].instruction.startswith("check inference.remote.url")
+    assert report.to_text().endswith("a server computes: pictures leave this device\n")
+
+
+def test_without_a_usable_server_the_demand_is_not_fulfilled(tmp_path: Path) -> None:
+    report = examine_remote(tmp_path, DOWN)
+    assert (report.effective, report.fulfilled, report.code) == ("cpu", False, "remote-unreachable")
+    last = "the CPU computes instead of a server: https://b Connection refused (remote-unreachable)\n"
+    assert report.to_text().endswith(last)
+
+
+def test_a_running_module_reports_its_servers_and_asks_none(tmp_path: Path) -> None:
+    device = DeviceState("remote", "remote", ReasonCode.OK, "usable", utc_now())
+    replicas = (ReplicaStatus("https://a", "up", None, 7, 1), ReplicaStatus("https://b", "down", "timed out"))
+    running = RunningEngine(device, NodePlacement(0), None, replicas)
+    report = examine_remote(tmp_path, running=running)
+    assert report.effective == "remote"
+    found = [check.found for check in report.system_checks if check.name == "remote"]
+    assert found == [
+        "https://a: in use, 7 batches, 1 failures; pictures leave this device",
+        "https://b: timed out",
+    ]
+
+
+def test_doctor_asks_real_servers_for_readiness_shapes_and_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No picture is sent; a wrong token is named; the token is not shown."""
+    path = TinyDetector().save(tmp_path / "tiny.onnx")
+    token = "t0ken-for-doctor"
+    with HttpInferenceServer(InferenceModel(path, token=token)) as server:
+        section = {"url": server.url, "model": "tiny", "insecure": True}
+        config = tmp_path / "vision.json"
+        config.write_text(json.dumps({"inference": {"device": "remote", "remote": section}}))
+        monkeypatch.setenv("VISIONEDGE_REMOTE_TOKEN", token)
+        assert main(["doctor", "--config", str(config)]) == 0
+        right = capsys.readouterr().out
+        assert "ready, tiny is UINT8 [-1, 48, 64, 3] -> FP32 [-1, 320, 6], answers" in " ".join(right.split())
+        monkeypatch.setenv("VISIONEDGE_REMOTE_TOKEN", "wrong-t0ken")
+        assert main(["doctor", "--config", str(config)]) == 3
+        wrong = capsys.readouterr().out
+        assert "answered 401: a token is needed" in wrong
+        assert "check VISIONEDGE_REMOTE_TOKEN" in wrong
+        assert not server.model.batches
+    assert token not in right + wrong

@@ -1,9 +1,13 @@
 """doctor --plan: which passthrough EFLOW supports on a Windows, and the line to type there."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from visionedge.errors import ConfigError
-from visionedge.ops.doctor.eflow_plan import classify_gpu, make_eflow_plan
+from visionedge.ops.doctor.eflow_plan import make_eflow_plan
+from visionedge.ops.eflow import classify_gpu
 
 DDA, PV = "DirectDeviceAssignment", "ParaVirtualization"
 
@@ -38,7 +42,7 @@ def test_a_listed_pair_of_gpu_and_windows_is_supported(
         ("22631", "home", "NVIDIA GeForce RTX 3060", "needs Pro, Enterprise"),
         ("20348", "server", "NVIDIA GeForce RTX 3060", "not supported on Windows Server"),
         ("17763", "server", "Intel(R) UHD Graphics 770", "not supported on Windows Server"),
-        ("26100", "server", "NVIDIA A2", "on Windows Server 2019 and 2022 only"),
+        ("26100", "server", "NVIDIA A2", "Windows Server 2019 and 2022 only"),
         ("20348", "pro", "NVIDIA A2", "not Windows 10"),
         ("22631", "pro", "NVIDIA GeForce GTX 970", "Pascal or newer"),
         ("22631", "pro", "AMD Radeon RX 7600", "EFLOW supports NVIDIA T4"),
@@ -117,3 +121,110 @@ def test_an_invalid_name_is_reported_and_never_put_into_a_command(
     with pytest.raises(ConfigError) as raised:
         make_eflow_plan(build, edition, gpu)
     assert str(raised.value).startswith(key)
+
+
+WINDOWS = {
+    "server-2019": ("17763", "server"),
+    "server-2022": ("20348", "server"),
+    "windows-10": ("19045", "pro"),
+    "windows-11": ("22631", "enterprise"),
+}
+GPUS = {
+    "t4": "NVIDIA T4",
+    "a2": "NVIDIA A2",
+    "rtx-3060": "NVIDIA GeForce RTX 3060",
+    "rtx-5070": "NVIDIA GeForce RTX 5070",
+    "intel-uhd": "Intel(R) UHD Graphics 770",
+    "unknown": "AMD Radeon RX 7600",
+}
+GOLDEN = Path(__file__).parents[2] / "golden" / "plan"
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("windows", WINDOWS)
+def test_a_plan_equals_its_golden_file(windows: str, gpu: str) -> None:
+    """`VISIONEDGE_GOLDEN=write` writes them; tests/repository/test_eflow.py checks their lines."""
+    text = make_eflow_plan(*WINDOWS[windows], GPUS[gpu]).to_text()
+    path = GOLDEN / f"{windows}-{gpu}.txt"
+    if os.environ.get("VISIONEDGE_GOLDEN") == "write":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def test_every_golden_plan_belongs_to_a_windows_and_a_gpu() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.txt")} == {f"{w}-{g}" for w in WINDOWS for g in GPUS}
+
+
+def test_windows_server_gets_a_switch_a_static_address_and_dns_and_windows_11_the_default_switch() -> None:
+    server = make_eflow_plan("20348", "server", "NVIDIA A2").to_text()
+    places = [
+        server.index(text)
+        for text in (
+            "Install-WindowsFeature",
+            "New-VMSwitch",
+            "New-NetIPAddress",
+            "New-NetNat",
+            "Deploy-Eflow",
+        )
+    ]
+    assert places == sorted(places)
+    assert "-ip4Address 172.20.0.2 -ip4PrefixLength 24 -ip4GatewayAddress 172.20.0.1" in server
+    assert server.index("Deploy-Eflow") < server.index("Set-EflowVmDNSServers")
+    client = make_eflow_plan("22631", "pro", "NVIDIA A2").to_text()
+    assert "vswitch" not in client.lower()
+    assert "Enable-WindowsOptionalFeature" in client
+
+
+def test_a_server_without_gpu_pv_is_told_what_works_instead_and_how_to_use_the_cpu() -> None:
+    plan = make_eflow_plan("20348", "server", "NVIDIA GeForce RTX 3060")
+    assert not plan.supported
+    assert "Windows 10 or 11" in plan.steps[0].instruction
+    assert "T4 or A2" in plan.steps[0].instruction
+    assert "Deploy-Eflow -cpuCount 4 -memoryInMB 4096 -vmDataSize 20 -vswitchName" in plan.to_text()
+
+
+@pytest.mark.parametrize(("build", "edition"), [("22631", "home"), ("26100", "server"), ("17134", "pro")])
+def test_without_eflow_nothing_of_eflow_is_to_be_typed(build: str, edition: str) -> None:
+    plan = make_eflow_plan(build, edition, "NVIDIA A2")
+    assert not plan.supported
+    assert not [line for step in plan.steps for line in step.lines]
+    assert "Linux" in plan.to_text()
+
+
+def test_cumulative_updates_are_for_server_2019_and_the_mitigation_driver_for_t4_and_a2() -> None:
+    for build, edition, gpu in (("17763", "server", "NVIDIA T4"), ("20348", "server", "NVIDIA A2")):
+        text = make_eflow_plan(build, edition, gpu).to_text()
+        assert ("cumulative updates" in text) is (build == "17763")
+        assert "mitigation driver for T4 and A2" in text
+    assert "mitigation" not in make_eflow_plan("22631", "pro", "NVIDIA GeForce RTX 3060").to_text()
+
+
+def test_an_rtx_50_needs_a_newer_driver_than_other_gpus() -> None:
+    assert "driver 570 or newer" in make_eflow_plan("22631", "pro", "NVIDIA GeForce RTX 5070 Ti").to_text()
+    assert "driver 527.41 or newer" in make_eflow_plan("22631", "pro", "NVIDIA RTX 5000 Ada").to_text()
+
+
+def test_intels_integrated_gpus_need_intels_driver_and_its_cards_are_not_supported() -> None:
+    text = make_eflow_plan("19045", "pro", "Intel(R) UHD Graphics 770").to_text()
+    assert "Intel's graphics driver with WSL GPU support" in text
+    assert "wsl --install" in text
+    assert make_eflow_plan("22631", "pro", "Intel(R) Arc(TM) 140V GPU (16GB)").supported
+    assert not make_eflow_plan("22631", "pro", "Intel(R) Arc(TM) A770 Graphics").supported
+
+
+@pytest.mark.parametrize(
+    ("edition", "build", "name"),
+    [
+        ("server-2019", None, "Windows Server 2019 (17763)"),
+        ("Windows Server 2022 Datacenter", None, "Windows Server 2022 (20348)"),
+        ("Datacenter", "20348.2700", "Windows Server 2022 (20348)"),
+    ],
+)
+def test_a_server_may_be_named_by_its_year(edition: str, build: str | None, name: str) -> None:
+    assert make_eflow_plan(build, edition, "NVIDIA A2").windows == name
+
+
+def test_a_build_of_another_server_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is not Windows Server 2022"):
+        make_eflow_plan("17763", "server-2022", "NVIDIA A2")

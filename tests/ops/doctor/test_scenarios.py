@@ -65,6 +65,27 @@ def test_a_limiting_cpu_quota_is_reported(quota: float | None, state: str | None
     assert states == ([] if state is None else [state])
 
 
+@pytest.mark.parametrize(
+    ("release", "state", "says"),
+    [
+        ("5.15.186.1-1.cm2", "warning", "IoT Edge 1.6 does not support Mariner"),
+        ("6.6.96.2-2.azl3", "info", "out of support since 2026-11-10 (as of 2026-11-30)"),
+    ],
+)
+def test_in_eflow_the_end_of_its_support_is_reported(
+    release: str, state: str, says: str, tmp_path: Path
+) -> None:
+    """A Mariner kernel belongs to a version that is too old."""
+    report = examine(
+        DoctorRequest("auto", parse_config({}), DATA),
+        linux(tmp_path).eflow().kernel(release).cpu_wheel().host(),
+    )
+    (found,) = (each for each in report.system_checks if each.name == "eflow-support")
+    assert str(found.state) == state
+    assert says in found.found
+    assert bool(found.remedies) is (state == "warning")
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
 def test_the_json_report_has_the_documented_keys_in_order(scenario: Scenario, tmp_path: Path) -> None:
     report = examine_scenario(scenario, tmp_path / "root")

@@ -14,6 +14,7 @@ from manifests import fresh_known_secrets
 from repository_paths import REPOSITORY
 from visionedge.config.load import parse_config
 from visionedge.ops.manifest.lint import lint_manifest
+from visionedge.runtime.memory_requirement import CPU_MEMORY_MIB, GPU_MEMORY_MIB
 
 __all__ = ["fresh_known_secrets"]
 
@@ -89,7 +90,7 @@ def test_the_shipped_templates_are_what_generate_makes(visionedge: CommandLine, 
 
 FORMS = [(), ("--template",), ("--layered",)]
 GPUS = ["none", "dda", "gpu-pv", "gpu-pv-by-hand"]
-ONE = ("--registry", "a=a.example.com")
+ONE = ("--registry", "a=registry.example.com")
 REGISTRIES = [(), ONE, (*ONE, "--registry", "b=b.example.com")]
 PUBLISHED = [(), ("--http", "0.0.0.0:80"), ("--no-http",)]
 
@@ -211,6 +212,29 @@ BAD: list[tuple[tuple[str, ...], str]] = [
 ]
 
 
+DIGEST = f"sha256:{'0123456789abcdef' * 4}"
+BAD += [
+    (("--image", IMAGE, "--memory", "512 apples"), "write a size such as 768m"),
+    (("--image", IMAGE, "--memory", "0"), "write a size"),
+    (("--image", IMAGE, "--memory", "0.5g"), "write a size"),
+    (("--image", IMAGE, "--memory", "128m"), "does not start"),
+    (("--image", IMAGE, "--cpus", "0"), "--cpus"),
+    (("--image", IMAGE, "--cpus", "nan"), "--cpus"),
+    (("--image", IMAGE, "--pids", "1.5"), "--pids"),
+    (("--image", IMAGE, "--pids", "10"), "too low"),
+    (("--image", IMAGE, "--env", "=hunter7777"), "--env: write NAME=VALUE"),
+    (("--image", IMAGE, "--env", "A B=hunter7777"), "--env: write NAME=VALUE"),
+    (("--image", IMAGE, "--env", "A=hunter7777\n"), "--env A: the value has control characters"),
+    (("--image", IMAGE, "--env", "A=hunter7777", "--env", "A=2"), "--env A: the name is given twice"),
+    (("--image", IMAGE, "--env", "NO_SUCH_VARIABLE"), "the environment has no NO_SUCH_VARIABLE"),
+    (("--image", IMAGE, "--env", "VISIONEDGE_LOG_LEVEL=loud"), "log.level"),
+    (("--image", IMAGE, "--dns", "dns.example.com"), "is not an IP address"),
+    (("--image", IMAGE, "--label", "site"), "--label 'site': write NAME=VALUE"),
+    (("--image", IMAGE, "--label", "a=1", "--label", "a=2"), "--label a: the name is given twice"),
+    (("--image", IMAGE, "--digest", "sha256:0f3a"), "64 digits"),
+    (("--image", f"{IMAGE}@{DIGEST}", "--digest", DIGEST), "--digest: belongs to an --image without one"),
+    (("--template", "--digest", DIGEST), "--digest: belongs to an --image"),
+]
 BAD += [
     (("--image", IMAGE, "--bind", bind), words)
     for bind, words in [
@@ -238,6 +262,84 @@ def test_wrong_arguments_give_a_one_line_error(
     assert outcome.out == ""
     assert word in outcome.complaints[0]
     assert "hunter7777" not in outcome.err
+
+
+def test_the_container_is_limited_to_what_the_module_needs(visionedge: CommandLine) -> None:
+    """So that a leak ends the module and not edgeHub; another limit or none can be chosen."""
+    command = ("manifest", "generate", "--image", IMAGE)
+    limits = {
+        (): {"Memory": CPU_MEMORY_MIB * 2**20},
+        ("--gpu", "dda"): {"Memory": GPU_MEMORY_MIB * 2**20},
+        ("--memory", "none"): {},
+        ("--memory", "1G"): {"Memory": 2**30},
+        ("--memory", "805306368", "--cpus", "1.5", "--pids", "256"): {
+            "Memory": 805306368,
+            "NanoCpus": 1_500_000_000,
+            "PidsLimit": 256,
+        },
+    }
+    for arguments, expected in limits.items():
+        outcome = visionedge(*command, *arguments)
+        assert (outcome.code, outcome.err) == (0, "")
+        host = options(outcome.out)["HostConfig"]
+        assert {k: host[k] for k in ("Memory", "NanoCpus", "PidsLimit") if k in host} == expected
+
+
+def test_a_limit_below_the_need_is_reported(visionedge: CommandLine) -> None:
+    """And written all the same."""
+    outcome = visionedge("manifest", "generate", "--image", IMAGE, "--memory", "512m", "--pids", "32")
+    assert outcome.code == 0
+    assert options(outcome.out)["HostConfig"]["Memory"] == 512 * 2**20
+    assert ["768 MiB are recommended" in outcome.complaints[0], "each thread" in outcome.complaints[1]] == [
+        True
+    ] * 2
+
+
+def module(text: str) -> dict[str, Any]:
+    """The module `vision` of edgeAgent."""
+    agent = json.loads(text)["modulesContent"]["$edgeAgent"]["properties.desired"]
+    found: dict[str, Any] = agent["modules"]["vision"]
+    return found
+
+
+@pytest.mark.usefixtures("secrets")
+def test_variables_dns_and_labels_reach_the_module(visionedge: CommandLine, tmp_path: Path) -> None:
+    """A secret comes from the environment, is never printed, and makes the file its owner's only."""
+    path = tmp_path / "deployment.json"
+    given = ("--gpu", "gpu-pv", "--env", "TZ=Europe/Berlin", "--env", "DOCK_PASSWORD", "--env", "EMPTY=")
+    more = ("--dns", "192.0.2.53", "--dns", "2001:db8::53", "--label", "site=hall 4")
+    outcome = visionedge("manifest", "generate", "--image", IMAGE, *given, *more, "-o", path)
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
+    assert module(path.read_text())["env"] == {
+        "NVIDIA_DISABLE_REQUIRE": {"value": "1"},
+        "TZ": {"value": "Europe/Berlin"},
+        "DOCK_PASSWORD": {"value": "hunter6666"},
+        "EMPTY": {"value": ""},
+    }
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    found = options(path.read_text())
+    assert found["Labels"] == {"site": "hall 4"}
+    assert found["HostConfig"]["Dns"] == ["192.0.2.53", "2001:db8::53"]
+
+
+def test_a_template_keeps_a_variable_of_the_environment(visionedge: CommandLine, tmp_path: Path) -> None:
+    """Its value would be stored and shared."""
+    path = tmp_path / "deployment.template.json"
+    outcome = visionedge("manifest", "generate", "--template", "--env", "MQTT_PASSWORD", "-o", path)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert module(path.read_text())["env"]["MQTT_PASSWORD"] == {"value": "${MQTT_PASSWORD}"}
+    assert stat.S_IMODE(path.stat().st_mode) != 0o600
+    outcome = visionedge("manifest", "generate", "--template", "--env", "MQTT_PASSWORD=hunter7777")
+    assert "contains a secret in plain text" in outcome.err
+    assert "hunter7777" not in outcome.err
+
+
+@pytest.mark.parametrize("form", ["--template", "--layered", "--force"])
+def test_an_image_can_be_given_by_digest(visionedge: CommandLine, form: str) -> None:
+    """In every form."""
+    outcome = visionedge("manifest", "generate", form, "--image", IMAGE, "--digest", DIGEST)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f'"image": "{IMAGE}@{DIGEST}"' in outcome.out
 
 
 def test_folders_of_the_host_are_bound_into_the_module(visionedge: CommandLine) -> None:

@@ -1,6 +1,7 @@
 """`visionedge manifest lint`: every problem of a deployment manifest, with its place and its remedy."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,25 @@ def test_cameras_may_be_in_a_file_on_the_device() -> None:
     assert lint(manifest).findings == ()
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("PortBindings", {"8080/tcp": [{"HostPort": "8080"}]}), ("NetworkMode", "host")],
+    ids=["a port on every address", "the host's network"],
+)
+@pytest.mark.parametrize(
+    "http", [{}, {"allowAnonymous": True}, {"allowAnonymous": True, "token": "${TOKEN}"}]
+)
+def test_http_that_other_machines_reach_without_a_token_is_a_warning(
+    option: str, value: Any, http: dict[str, Any]
+) -> None:
+    """Without `allowAnonymous` the module makes a token at its first start."""
+    manifest = change(valid_manifest(), (*HOST, option), value)
+    value_at(manifest, VISION)["http"] = http
+    found = [f for f in lint(manifest).findings if "without a token" in f.problem]
+    assert len(found) == (http == {"allowAnonymous": True})
+    assert all("remove http.allowAnonymous" in str(f.remedy) for f in found)
+
+
 def test_the_folder_of_visionedge_data_needs_a_volume() -> None:
     manifest = valid_manifest()
     value_at(manifest, MODULE)["env"] = {"VISIONEDGE_DATA": {"value": "/state"}}
@@ -249,7 +269,6 @@ def test_the_folder_of_visionedge_data_needs_a_volume() -> None:
 
 
 def test_secrets_are_never_shown_and_are_reported_in_a_template() -> None:
-    """A manifest must stay within them together with its other content."""
     manifest = change(
         valid_manifest(),
         (*VISION, "cameras", "dock"),
@@ -268,6 +287,24 @@ def test_secrets_are_never_shown_and_are_reported_in_a_template() -> None:
         assert (f"{IN_VISION}.cameras.dock.uri" in warned) == name.endswith(".template.json")
 
 
+def test_only_secrets_count_as_secrets_of_a_template() -> None:
+    """Variables with the name of one too; the user of a container, placeholders, yes and no are none."""
+    manifest = valid_manifest()
+    value_at(manifest, MODULE)["settings"]["createOptions"]["User"] = "10001:10001"
+    values = {
+        "A_PASSWORD": "$PASSWORD",
+        "B_TOKEN": "${TOKEN}",
+        "EMPTY_PASSWORD": "yes",
+        "TZ": "Europe/Berlin",
+    }
+    env = {name: {"value": value} for name, value in values.items()}
+    value_at(manifest, MODULE)["env"] = env
+    assert lint(manifest, "a.template.json").findings == ()
+    env["DB_PASSWORD"] = {"value": "hunter2"}
+    (finding,) = lint(manifest, "a.template.json").findings
+    assert finding.path == f"{IN_MODULE}.env.DB_PASSWORD.value"
+
+
 def test_placeholders_are_allowed_only_in_templates() -> None:
     """For any key."""
     manifest = valid_manifest()
@@ -281,13 +318,16 @@ def test_placeholders_are_allowed_only_in_templates() -> None:
 
 
 def test_a_module_is_recognised_by_its_id_its_image_or_an_argument() -> None:
-    """Without any of these, lint reports it."""
+    """Without any of these, a note says so: the manifest may be that of another module."""
     manifest = valid_manifest(module="dock-camera")
     assert list(lint(manifest).modules) == ["dock-camera"]
     value_at(manifest, (*AGENT, "modules", "dock-camera"))["settings"]["image"] = (
         "registry.example.com/mine:1.0-cpu"
     )
-    assert finding_places(lint(manifest)) == {("warning", "$.modulesContent")}
+    report = lint(manifest)
+    assert finding_places(report) == {("note", "$.modulesContent")}
+    assert report.to_text().endswith("deployment.json: no problems\n")
+    assert [report.document()[key] for key in ("errors", "warnings", "notes")] == [0, 0, 1]
     assert lint(manifest, modules=("dock-camera",)).findings == ()
     with pytest.raises(ConfigError, match=r"no module yard; there are .*dock-camera"):
         lint(manifest, modules=("yard",))
@@ -300,7 +340,10 @@ def test_lint_exits_with_2_and_prints_a_line_per_problem(visionedge: CommandLine
     outcome = visionedge("manifest", "lint", path)
     assert outcome.code == 2
     assert outcome.err == ""
-    assert f"error: {IN_MODULE}.type: is not a value that IoT Edge accepts; write docker" in outcome.out
+    assert (
+        f"{path}:1: error: {IN_MODULE}.type: is not a value that IoT Edge accepts; write docker"
+        in outcome.out
+    )
     document = json.loads(visionedge("manifest", "lint", path, "--json").out)
     assert document["schema"] == "visionedge/manifest-lint/1"
     assert document["kind"] == "deployment"
@@ -310,6 +353,85 @@ def test_lint_exits_with_2_and_prints_a_line_per_problem(visionedge: CommandLine
     outcome = visionedge("manifest", "lint", path)
     assert outcome.code == 0
     assert outcome.out.splitlines()[-1] == f"{path}: no errors, 1 warning"
+
+
+def test_a_finding_has_the_line_of_its_place_in_the_file() -> None:
+    """A missing key has that of the object; text with quotes, brackets and line ends is no obstacle."""
+    manifest = valid_manifest()
+    value_at(manifest, VISION)["cameras"]["demo"]["fps"] = "5"
+    value_at(manifest, MODULE)["version"] = 'a "quoted" [text]: {"with": \\ "more"}\n\t,'
+    del value_at(manifest, AGENT)["runtime"]
+    value_at(manifest, HUB)["routes"]["wrong"] = "FROM here"
+    text = json.dumps(manifest, indent=1)
+    lines = text.splitlines()
+    found = {
+        f.path.rpartition(".")[2]: lines[f.line_number - 1]
+        for f in lint_manifest(text.encode(), "a.template.json").findings
+    }
+    assert found.keys() == {"fps", "runtime", "wrong"}
+    assert '"fps": "5"' in found["fps"]
+    assert '"FROM here"' in found["wrong"]
+    assert lines.index(found["runtime"]) == 3
+    assert '"properties.desired": {' in found["runtime"]
+
+
+def test_keys_that_occur_twice_do_not_shift_the_lines() -> None:
+    text = json.dumps(valid_manifest(), indent=1).replace(
+        '"restartPolicy": "always",', '"restartPolicy": ["always", {"a": "b"}],\n"restartPolicy": "yes",'
+    )
+    report = lint_manifest(text.encode(), "a.template.json")
+    lines = {text.splitlines()[f.line_number - 1].strip() for f in report.findings}
+    assert lines == {'"restartPolicy": "yes",'}
+
+
+def test_the_old_key_of_the_content_is_not_that_of_a_module_configuration() -> None:
+    """`moduleContent` is both: `az` reads it as a deployment if it has modules."""
+    manifest = valid_manifest()
+    old = {"moduleContent": manifest["modulesContent"]}
+    assert lint(old).findings == ()
+    configuration = {"content": {"moduleContent": {"properties.desired.settings": {"a": 1}}}}
+    assert ("error", "$.content.modulesContent") in finding_places(lint(configuration))
+
+
+@pytest.mark.parametrize("spelling", [str.lower, str.upper])
+def test_options_are_read_in_any_case(spelling: Callable[[str], str]) -> None:
+    """As Docker and edgeAgent do; the data folder, the port and the devices are found."""
+
+    def spelt(value: Any) -> Any:
+        if isinstance(value, list):
+            return [spelt(item) for item in value]
+        return {spelling(k): spelt(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    manifest = valid_manifest("gpu-pv-by-hand", document={"cameras": {"usb": {"uri": "v4l2:///dev/video0"}}})
+    settings_ = value_at(manifest, MODULE)["settings"]
+    options = {**settings_["createOptions"]}
+    tmpfs = options["HostConfig"].pop("Tmpfs")  # its keys are paths
+    del (
+        options["HostConfig"]["LogConfig"]["Config"],
+        options["HostConfig"]["PortBindings"],
+        options["ExposedPorts"],
+    )
+    options["HostConfig"]["LogConfig"]["Type"] = "local"
+    settings_["createOptions"] = spelt(options)
+    settings_["createOptions"][spelling("HostConfig")][spelling("Tmpfs")] = tmpfs
+    assert lint(manifest).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "place"),
+    [
+        ("PortBindings", {"8080/tcp": [{"HostPort": "8080"}]}, 'PortBindings["8080/tcp"]'),
+        ("NetworkMode", "host", "NetworkMode"),
+    ],
+)
+def test_http_that_anybody_may_use_is_reported(option: str, value: Any, place: str) -> None:
+    """Only with allowAnonymous: else the module makes a token."""
+    manifest = change(valid_manifest(), (*HOST, option), value)
+    assert lint(manifest).findings == ()
+    value_at(manifest, VISION)["http"] = {"allowAnonymous": True}
+    (finding,) = lint(manifest).findings
+    assert (finding.severity, finding.path) == ("warning", f"{IN_OPTIONS}.HostConfig.{place}")
+    assert "token" in finding.remedy
 
 
 def two() -> Manifest:

@@ -10,6 +10,7 @@ import pytest
 import visionedge
 from visionedge.config.load import parse_config
 from visionedge.outbound.messages import DETECTIONS, EVENTS
+from visionedge.runtime.memory_requirement import CPU_MEMORY_MIB, GPU_MEMORY_MIB
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TEMPLATES = {"gpu": "deployment.template.json", "cpu": "deployment.cpu.template.json"}
@@ -52,17 +53,17 @@ def agent(content: dict[str, Any]) -> dict[str, Any]:
 def test_the_schema_version_is_accepted_by_agent_and_hub(
     agent: dict[str, Any], content: dict[str, Any]
 ) -> None:
-    """The agent refuses 1.2; start order and object routes need 1.1."""
+    """The agent refuses 1.2; start order and object routes need 1.1. The templates' schema wants hub 1.2."""
     assert agent["schemaVersion"] == "1.1"
-    assert content["$edgeHub"]["properties.desired"]["schemaVersion"] == "1.1"
+    assert content["$edgeHub"]["properties.desired"]["schemaVersion"] == "1.2"
 
 
 def test_the_system_modules_stay_on_the_working_release_line(agent: dict[str, Any]) -> None:
     """edgeHub 1.6.0 and 1.6.1 lose MQTT connections; the hub listens where modules and leaves expect it."""
     system = agent["systemModules"]
-    assert system["edgeAgent"]["settings"]["image"].endswith("azureiotedge-agent:1.5")
+    assert system["edgeAgent"]["settings"]["image"].endswith("azureiotedge-agent:1.6.8")
     assert "startupOrder" not in system["edgeAgent"]
-    assert system["edgeHub"]["settings"]["image"].endswith("azureiotedge-hub:1.5")
+    assert system["edgeHub"]["settings"]["image"].endswith("azureiotedge-hub:1.6.8")
     ports = system["edgeHub"]["settings"]["createOptions"]["HostConfig"]["PortBindings"]
     assert ports == {f"{port}/tcp": [{"HostPort": str(port)}] for port in (5671, 8883, 443)}
 
@@ -115,14 +116,15 @@ def test_only_the_gpu_manifest_requests_a_gpu(agent: dict[str, Any], kind: str) 
         assert "env" not in module
 
 
-def test_the_module_runs_with_the_least_privileges(agent: dict[str, Any]) -> None:
-    """Read-only, no capabilities, a volume for state, memory for scratch, rotated logs, local HTTP."""
+def test_the_module_runs_with_the_least_privileges(agent: dict[str, Any], kind: str) -> None:
+    """Read-only, no capabilities, a limit of memory, a volume for state, rotated logs, local HTTP."""
     options = agent["modules"]["vision"]["settings"]["createOptions"]
     host = options["HostConfig"]
     assert host["ReadonlyRootfs"] is True
     assert host["Init"] is True  # else what `docker exec` leaves behind stays a zombie
     assert host["CapDrop"] == ["ALL"]
     assert host["SecurityOpt"] == ["no-new-privileges"]
+    assert host["Memory"] == {"cpu": CPU_MEMORY_MIB, "gpu": GPU_MEMORY_MIB}[kind] * 2**20
     assert "/tmp" in host["Tmpfs"]  # noqa: S108 - a path inside the container
     assert [bind.partition(":")[2] for bind in host["Binds"]] == ["/data"]
     assert host["LogConfig"]["Config"].keys() == {"max-size", "max-file"}
@@ -161,7 +163,9 @@ def test_the_two_manifests_differ_only_in_what_a_gpu_needs() -> None:
     gpu, cpu = (json.dumps(read(TEMPLATES[kind]), sort_keys=True) for kind in ("gpu", "cpu"))
     request = '"DeviceRequests": [{"Capabilities": [["gpu"]], "Count": -1}], '
     env = '"env": {"NVIDIA_DISABLE_REQUIRE": {"value": "1"}}, '
+    memory = {mib: f'"Memory": {mib * 2**20},' for mib in (GPU_MEMORY_MIB, CPU_MEMORY_MIB)}
     made = gpu.replace(request, "").replace(env, "").replace("amd64.gpu", "amd64.cpu")
+    made = made.replace(memory[GPU_MEMORY_MIB], memory[CPU_MEMORY_MIB])
     assert made.replace('"device": "auto"', '"device": "cpu"') == cpu
 
 
@@ -172,7 +176,7 @@ def test_module_json_names_the_dockerfiles_and_the_version() -> None:
     assert module["$schema-version"] == "0.0.1"
     assert module["language"] == "python"
     assert image["tag"]["version"] == visionedge.__version__
-    assert image["tag"]["platforms"].keys() == {f"amd64.{kind}" for kind in TEMPLATES}
+    assert image["tag"]["platforms"].keys() >= {f"amd64.{kind}" for kind in TEMPLATES}
     folder = REPOSITORY / "module"
     assert (folder / image["contextPath"]).resolve() == REPOSITORY
     for kind in TEMPLATES:

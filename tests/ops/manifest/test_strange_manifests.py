@@ -51,6 +51,24 @@ def test_a_file_that_is_not_json_gives_a_one_line_error(
     assert outcome.out == ""
 
 
+@pytest.mark.parametrize("data", [data for data, _ in MALFORMED], ids=[word for _, word in MALFORMED])
+def test_json_reports_a_file_that_is_not_json(visionedge: CommandLine, tmp_path: Path, data: bytes) -> None:
+    """As one document with one error, for scripts that read stdout; exit 2."""
+    path = tmp_path / "deployment.json"
+    path.write_bytes(data)
+    outcome = visionedge("manifest", "lint", path, "--json")
+    assert outcome.code == 2
+    assert outcome.err == ""
+    document = json.loads(outcome.out)
+    assert (document["schema"], document["kind"]) == ("visionedge/manifest-lint/1", "unknown")
+    assert (document["errors"], document["warnings"], document["modules"]) == (1, 0, [])
+    (finding,) = document["findings"]
+    assert (finding["severity"], finding["path"]) == ("error", "$")
+    assert finding["line"] in (None, 1, 3)
+    assert finding["problem"]
+    assert finding["remedy"]
+
+
 @pytest.mark.parametrize("name", ["absent.json", "folder", "x" * 300, "a\0b"])
 def test_an_unreadable_file_gives_a_one_line_error(
     visionedge: CommandLine, tmp_path: Path, name: str

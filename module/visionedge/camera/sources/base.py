@@ -67,6 +67,8 @@ class SourceLimits:
 
     Network: `transport` of RTSP, `redirects` for the hosts that may be followed. `certificates` is a file: a
     TLS server must present one of them, or one signed by them; None: certificates are not checked.
+
+    Formats: `extra_codecs` and `extra_containers`, by FFmpeg's names, are allowed beside the usual ones.
     """
 
     open_timeout_s: float = 4.0
@@ -84,6 +86,8 @@ class SourceLimits:
     redirects: RedirectPolicy = "same-host"
     hardware: bool = False
     loop: bool = False
+    extra_codecs: tuple[str, ...] = ()
+    extra_containers: tuple[str, ...] = ()
     spare_threads: ThreadBudget = field(default_factory=lambda: ThreadBudget(0), compare=False)
 
 

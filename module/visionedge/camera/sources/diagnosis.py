@@ -46,6 +46,12 @@ class SourceFault(StrEnum):
     NOT_A_PICTURE = (
         "the answer is text ({content_type}), not a picture or video (a login page?); check the path"
     )
+    CONTAINER_NOT_ALLOWED = (
+        "the container {container} is not allowed; add it to the camera's extraContainers, or convert it"
+    )
+    CODEC_NOT_ALLOWED = (
+        "the codec {codec} is not allowed; add it to the camera's extraCodecs, or use H.264 or H.265"
+    )
     UNREADABLE_CERTIFICATES = "the certificates in {file} cannot be read; check tls.caFile"
     # redirects and playlists
     REDIRECT_WITHOUT_ADDRESS = "redirects to an invalid address; check the path"

@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from visionedge.camera.sources.allowed_formats import check_container
 from visionedge.camera.sources.base import DecodedPicture, FrameSource, SourceLimits, WholePicture
 from visionedge.camera.sources.diagnosis import SourceFault, http_refused
 from visionedge.camera.sources.http_client import HttpClient, HttpResponse, ResponseHead
@@ -77,6 +78,8 @@ def open_http(uri: CameraUri, limits: SourceLimits, open_media: OpenMedia) -> Fr
                 pictures.detect_polling(deadline_s)
             failing.pop_all()
             return pictures
+    if kind == "media":
+        check_container(first_bytes, client.name, limits)
     return open_media(copy_login(response.url, uri.target), limits, kind == "playlist")
 
 

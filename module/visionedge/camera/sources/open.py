@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from visionedge.camera.sources import opencv
+from visionedge.camera.sources.allowed_formats import PROBE_BYTES, check_container
 from visionedge.camera.sources.base import DecodedPicture, DecoderLibrary, FrameSource, SourceLimits
 from visionedge.camera.sources.http_camera import open_http
 from visionedge.camera.sources.images import PICTURE_SUFFIXES, FolderSource, open_folder, open_picture
@@ -87,8 +88,10 @@ def open_video(path: Path, limits: SourceLimits) -> FrameSource:
     """Open a video file; `path` exists and is a regular file.
 
     Raises:
-        SourceError: it cannot be decoded as video, or is too large.
+        SourceError: it cannot be decoded as video, is too large, or its container or codec is not allowed.
     """
+    with path.open("rb") as file:
+        check_container(file.read(PROBE_BYTES), str(path), limits, path)
     if choose_library(limits.library) == "opencv":
         return opencv.open_video(path, limits)
     from visionedge.camera.sources import pyav

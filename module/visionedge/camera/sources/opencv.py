@@ -20,6 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from visionedge.camera.sources.allowed_formats import SourceKind, check_opencv_codec, ffmpeg_options
 from visionedge.camera.sources.base import DecodedPicture, SourceLimits, WholePicture
 from visionedge.camera.sources.diagnosis import (
     SourceFault,
@@ -29,7 +30,9 @@ from visionedge.camera.sources.diagnosis import (
 from visionedge.camera.sources.http_client import HttpClient
 from visionedge.camera.sources.network import strip_login
 from visionedge.camera.sources.opencv_setup import (
+    capture_options,
     configure_opencv,
+    ffmpeg_errors,
     fill_new_memory,
     is_unwritten,
     limit_ffmpeg,
@@ -38,7 +41,7 @@ from visionedge.camera.sources.opencv_setup import (
 from visionedge.camera.sources.redirects import resolve_rtsp_redirects
 from visionedge.camera.timing import StreamLag, Timeline
 from visionedge.config.addresses import CameraUri
-from visionedge.errors import DamagedPictureError, SourceError
+from visionedge.errors import DamagedPictureError, SourceError, UnsupportedFormatError
 from visionedge.frames.types import Picture
 from visionedge.runtime.installation import describe_extra
 from visionedge.runtime.redaction import mask_address
@@ -64,7 +67,7 @@ def open_video(path: Path, limits: SourceLimits) -> "OpencvSource":
         SourceError: it cannot be decoded as video, or is too large.
     """
     # An absolute path: FFmpeg reads the text before a colon as a protocol.
-    capture = _capture(str(path.absolute()), cv2.CAP_FFMPEG, limits)
+    capture = _capture(str(path.absolute()), "file", limits, str(path))
     if not capture.isOpened():
         capture.release()
         raise SourceFault.NO_VIDEO.error(str(path))
@@ -83,7 +86,7 @@ def open_stream(uri: CameraUri, limits: SourceLimits) -> "OpencvSource":
     if found.describe_reply is None:  # opening would only delay other cameras
         capture, waited_s = None, time.monotonic() - began_s
     else:
-        capture, waited_s = _open_exclusively(found.target, limits)
+        capture, waited_s = _open_exclusively(found.target, "rtsp", limits)
     if capture is None:
         most_s = min(limits.open_timeout_s, _MAX_OPEN_S)
         reason = diagnose_rtsp_open(
@@ -105,7 +108,7 @@ def open_media(target: str, limits: SourceLimits, *, playlist: bool) -> "OpencvS
         SourceError: it cannot be read.
     """
     name = mask_address(target)
-    capture, waited_s = _open_remote(target, limits)
+    capture, waited_s = _open_remote(target, "playlist" if playlist else "http", limits)
     if capture is None:
         most_s = min(limits.open_timeout_s, _MAX_OPEN_S)
         late = waited_s >= most_s * 0.95
@@ -135,20 +138,28 @@ def answers_http(target: str, limit_s: float) -> bool:
             return False
 
 
-def _open_remote(target: str, limits: SourceLimits) -> tuple[cv2.VideoCapture | None, float]:
-    """Open an HTTP address; return the capture, None if it failed, and the time that opening took, in s."""
+def _open_remote(
+    target: str, kind: SourceKind, limits: SourceLimits
+) -> tuple[cv2.VideoCapture | None, float]:
+    """Open an HTTP address; return the capture, None if it failed, and the time that opening took, in s.
+
+    Raises:
+        UnsupportedFormatError: the codec is not allowed.
+    """
     began_s = time.monotonic()
     if not answers_http(target, limits.open_timeout_s):
         return None, time.monotonic() - began_s
-    return _open_exclusively(target, limits)
+    return _open_exclusively(target, kind, limits)
 
 
-def _open_exclusively(target: str, limits: SourceLimits) -> tuple[cv2.VideoCapture | None, float]:
+def _open_exclusively(
+    target: str, kind: SourceKind, limits: SourceLimits
+) -> tuple[cv2.VideoCapture | None, float]:
     """Like `_open_remote`, for a server that has answered; one stream at a time."""
     inside = replace(limits, open_timeout_s=min(limits.open_timeout_s, _MAX_OPEN_S))
     with _open_lock.hold(limits.open_timeout_s):
         began_s = time.monotonic()
-        capture = _capture(target, cv2.CAP_FFMPEG, inside)
+        capture = _capture(target, kind, inside, mask_address(target))
         waited_s = time.monotonic() - began_s
     # A capture that was interrupted by the limit may report that it is open, and never gives a picture.
     if capture.isOpened() and waited_s < inside.open_timeout_s:
@@ -190,21 +201,33 @@ def open_device(path: Path, limits: SourceLimits) -> "OpencvSource":
     return OpencvSource(capture, str(path), live=True, limits=limits)
 
 
-def _capture(target: str, backend: int, limits: SourceLimits) -> cv2.VideoCapture:
+def _capture(target: str, kind: SourceKind, limits: SourceLimits, name: str) -> cv2.VideoCapture:
+    """Open a source with FFmpeg; nothing of it is decoded before its codec is known to be allowed.
+
+    Raises:
+        UnsupportedFormatError: the codec is not allowed.
+    """
     configure_opencv()
     limit_ffmpeg()
-    return cv2.VideoCapture(
-        target,
-        backend,
-        [
-            cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
-            round(limits.open_timeout_s * 1000),
-            cv2.CAP_PROP_READ_TIMEOUT_MSEC,
-            round(limits.read_timeout_s * 1000),
-            cv2.CAP_PROP_N_THREADS,
-            1,  # the thread that reads
-        ],
-    )
+    with capture_options(ffmpeg_options(kind, limits)), ffmpeg_errors() as messages:
+        capture = cv2.VideoCapture(
+            target,
+            cv2.CAP_FFMPEG,
+            [
+                cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
+                round(limits.open_timeout_s * 1000),
+                cv2.CAP_PROP_READ_TIMEOUT_MSEC,
+                round(limits.read_timeout_s * 1000),
+                cv2.CAP_PROP_N_THREADS,
+                1,  # the thread that reads
+            ],
+        )
+    try:
+        check_opencv_codec(int(capture.get(cv2.CAP_PROP_FOURCC)), messages, name, limits)
+    except UnsupportedFormatError:
+        capture.release()
+        raise
+    return capture
 
 
 class PriorityLock:

@@ -29,6 +29,7 @@ from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
 from av.video.stream import VideoStream
 
+from visionedge.camera.sources.allowed_formats import SourceKind, check_codec, ffmpeg_options
 from visionedge.camera.sources.base import DecodedPicture, SourceLimits
 from visionedge.camera.sources.diagnosis import (
     SourceFault,
@@ -114,11 +115,11 @@ def open_video(path: Path, limits: SourceLimits) -> "PyavSource":
     """
     try:
         # An absolute path: FFmpeg reads the text before a colon as a protocol.
-        container = _open(str(path.absolute()), {}, limits)
+        container = _open(str(path.absolute()), "file", {}, limits)
     except FFmpegError:
         raise SourceFault.NO_VIDEO.error(str(path)) from None
     name = str(path)
-    return PyavSource(container, _find_video(container, name), name, live=False, limits=limits)
+    return PyavSource(container, _find_video(container, name, limits), name, live=False, limits=limits)
 
 
 def open_stream(uri: CameraUri, limits: SourceLimits) -> "PyavSource":
@@ -133,7 +134,7 @@ def open_stream(uri: CameraUri, limits: SourceLimits) -> "PyavSource":
     if limits.certificates is not None and found.target.startswith("rtsps:"):
         options |= _tls_options(uri, limits.certificates)
     try:
-        container = _open(found.target, options, _remaining_limits(limits, began_s))
+        container = _open(found.target, "rtsp", options, _remaining_limits(limits, began_s))
     except (FFmpegError, TimeoutError):  # FFmpeg's text holds the address with its secrets
         reason = diagnose_rtsp_open(
             found.target,
@@ -145,7 +146,7 @@ def open_stream(uri: CameraUri, limits: SourceLimits) -> "PyavSource":
             describe_reply=found.describe_reply,
         )
         raise SourceError(reason) from None
-    stream = _find_video(container, str(uri))
+    stream = _find_video(container, str(uri), limits)
     return PyavSource(container, stream, str(uri), live=True, limits=limits, remote=True)
 
 
@@ -175,26 +176,26 @@ def open_media(target: str, limits: SourceLimits, *, playlist: bool) -> "PyavSou
         SourceError: it cannot be read.
     """
     files = HttpFileOpener(target, limits, hides_name=not playlist)
-    # http_persistent 0: FFmpeg must not reuse connections that `HttpFileOpener` owns.
-    options = {**_PROBE_OPTIONS, "http_persistent": "0"} if playlist else dict(_PROBE_OPTIONS)
     with ExitStack() as failing:
         failing.callback(files.close)
-        container = _open_http_container(target, options, limits, files)
+        container = _open_http_container(target, limits, files, playlist=playlist)
         live = container.duration is None
         paced = live and playlist
         name = mask_address(target)
-        stream = _find_video(container, name)
+        stream = _find_video(container, name, limits)
         source = PyavSource(container, stream, name, live=live, limits=limits, files=files, paced=paced)
         failing.pop_all()
     return source
 
 
 def _open_http_container(
-    target: str, options: dict[str, str], limits: SourceLimits, files: HttpFileOpener
+    target: str, limits: SourceLimits, files: HttpFileOpener, *, playlist: bool
 ) -> InputContainer:
     name, began_s = mask_address(target), time.monotonic()
+    # http_persistent 0: FFmpeg must not reuse connections that `HttpFileOpener` owns.
+    options = {**_PROBE_OPTIONS, "http_persistent": "0"} if playlist else _PROBE_OPTIONS
     try:
-        return _open(files.name, options, limits, files.open)
+        return _open(files.name, "playlist" if playlist else "http", options, limits, files.open)
     except FFmpegError as error:
         if files.error is not None:
             raise files.error from None
@@ -204,25 +205,32 @@ def _open_http_container(
 
 
 def _open(
-    target: str, options: dict[str, str], limits: SourceLimits, io_open: Callable[..., HttpFile] | None = None
+    target: str,
+    kind: SourceKind,
+    options: Mapping[str, str],
+    limits: SourceLimits,
+    io_open: Callable[..., HttpFile] | None = None,
 ) -> InputContainer:
     limit_ffmpeg()
     return av.open(
         target,
         "r",
-        options=options,
+        options={**options, **ffmpeg_options(kind, limits)},
         io_open=io_open,
         timeout=(limits.open_timeout_s, limits.read_timeout_s),
         hwaccel=find_hardware_decoder() if limits.hardware else None,
     )
 
 
-def _find_video(container: InputContainer, name: str) -> VideoStream:
-    """Return the first video; close the container and raise `SourceError` without one."""
-    stream = next(iter(container.streams.video), None)
-    if stream is None or stream.codec_context is None:
-        container.close()
-        raise SourceFault.NO_VIDEO.error(name)
+def _find_video(container: InputContainer, name: str, limits: SourceLimits) -> VideoStream:
+    """Return the first video; close the container and raise `SourceError` without one that is allowed."""
+    with ExitStack() as failing:
+        failing.callback(container.close)
+        stream = next(iter(container.streams.video), None)
+        if stream is None or stream.codec_context is None:
+            raise SourceFault.NO_VIDEO.error(name)
+        check_codec(stream.codec_context.codec.canonical_name, name, limits)
+        failing.pop_all()
     return stream
 
 

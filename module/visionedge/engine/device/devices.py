@@ -20,8 +20,8 @@ from typing import Literal
 from visionedge.engine.device.faults import Fault, find_cuda_failure, is_out_of_memory
 from visionedge.runtime.child_process import start_child
 
-RequestedDevice = Literal["auto", "cuda", "tensorrt", "cpu"]
-EffectiveDevice = Literal["cuda", "tensorrt", "cpu"]
+RequestedDevice = Literal["auto", "cuda", "tensorrt", "cpu", "remote"]
+EffectiveDevice = Literal["cuda", "tensorrt", "cpu", "remote"]
 
 PROVIDERS: Mapping[str, str] = {
     "tensorrt": "TensorrtExecutionProvider",
@@ -55,6 +55,9 @@ class ReasonCode(StrEnum):
     ENGINE_DIED = "engine-died"
     INVALID_OUTPUT = "wrong-rows"
     PARITY_REFUSED = "parity-refused"
+    REMOTE_UNREACHABLE = "remote-unreachable"
+    REMOTE_REFUSED = "remote-refused"
+    REMOTE_MODEL = "remote-model"
 
 
 _GPU_EXTRA = "(in a clone: VISIONEDGE_EXTRA=gpu make run), or use the GPU image"
@@ -79,6 +82,9 @@ REMEDIES: Mapping[ReasonCode, str] = {
     ReasonCode.ENGINE_DIED: "retried automatically; see `visionedge doctor` if it dies again",
     ReasonCode.INVALID_OUTPUT: "retried automatically; check the GPU hardware if it happens again",
     ReasonCode.PARITY_REFUSED: "check the GPU hardware; or use it nevertheless: inference.parity: warn",
+    ReasonCode.REMOTE_UNREACHABLE: "check inference.remote.url, the server and the network between",
+    ReasonCode.REMOTE_REFUSED: "check VISIONEDGE_REMOTE_TOKEN, the certificate, and the server's log",
+    ReasonCode.REMOTE_MODEL: "serve the file that `visionedge model compile` writes of this model",
 }
 
 
@@ -129,6 +135,8 @@ def device_preference(requested: RequestedDevice) -> tuple[EffectiveDevice, ...]
     """The devices to try, best first. TensorRT builds its engines for minutes, so only if it is requested."""
     if requested == "tensorrt":
         return ("tensorrt", "cuda", "cpu")
+    if requested == "remote":
+        return ("remote", "cpu")
     return ("cpu",) if requested == "cpu" else ("cuda", "cpu")
 
 
@@ -178,6 +186,7 @@ _FAULT_REASONS: Mapping[Fault, ReasonCode] = {
     Fault.HANG: ReasonCode.RUN_TIMEOUT,
     Fault.DIED: ReasonCode.ENGINE_DIED,
     Fault.INVALID_OUTPUT: ReasonCode.INVALID_OUTPUT,
+    Fault.UNREACHABLE: ReasonCode.REMOTE_UNREACHABLE,
 }
 
 

@@ -36,9 +36,20 @@ class Fault(StrEnum):
     DIED = "died"
     """The engine's process died."""
 
+    UNREACHABLE = "unreachable"
+    """No replica of the remote device answers."""
 
-FATAL_FAULTS = frozenset({Fault.STICKY, Fault.GONE, Fault.INVALID_OUTPUT, Fault.HANG, Fault.DIED})
-"""After these a process on a GPU cannot be used any more."""
+    REPLICA_FAILED = "replica-failed"
+    """A replica of the remote device did not compute a batch in time; another one may."""
+
+
+FATAL_FAULTS = frozenset(
+    {Fault.STICKY, Fault.GONE, Fault.INVALID_OUTPUT, Fault.HANG, Fault.DIED, Fault.UNREACHABLE}
+)
+"""After these a process on a device cannot be used any more."""
+
+RETRIED_FAULTS = frozenset({Fault.UNREACHABLE, Fault.REPLICA_FAILED})
+"""The pictures cannot be the cause: they are computed again, as long as they are fresh."""
 
 
 class EngineError(VisionedgeError):

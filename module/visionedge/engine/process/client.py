@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from visionedge.config.schema import InferenceConfig
+from visionedge.engine.device.devices import DeviceVerdict, EffectiveDevice
 from visionedge.engine.device.faults import FATAL_FAULTS, EngineError, EngineUnavailableError, Fault
+from visionedge.engine.device.remote import RemoteSettings, probe_remote
 from visionedge.engine.device.session import PictureBatch
 from visionedge.engine.interface import EngineEvent, EngineInfo, EngineSettings, FallbackPolicy, Inference
 from visionedge.engine.local_engine import check_pictures
@@ -56,10 +58,11 @@ class EngineClient:
         )
         self._limits = tuning.limits
         self._active = ActiveWorker()
+        settings = EngineSettings.of(inference)
         self._supervisor = Supervisor(
             StartRequest(
                 model,
-                EngineSettings.of(inference),
+                settings,
                 data,
                 logging.getLogger().getEffectiveLevel(),
                 inject=inject,
@@ -72,7 +75,7 @@ class EngineClient:
             ),
             active=self._active,
             on_change=on_change,
-            prober=tuning.prober,
+            prober=_make_remote_prober(settings.remote) or tuning.prober,
         )
 
     def __repr__(self) -> str:
@@ -109,8 +112,10 @@ class EngineClient:
                 rows = worker.compute(pictures, min_score)
             except WorkerDrainedError:
                 continue  # another worker serves already
-            except EngineUnavailableError:
+            except EngineUnavailableError as error:
                 self._active.mark_lost(worker)
+                if worker.device == "remote":  # it only passes pictures on: they are not the cause
+                    raise EngineUnavailableError(str(error), Fault.UNREACHABLE) from None
                 raise
             except EngineError as error:
                 if error.fault is Fault.INVALID_OUTPUT:
@@ -138,6 +143,11 @@ class EngineClient:
         self._thread_group.stopping.set()
         self._supervisor.close()
         self._thread_group.join(_CLOSE_TIMEOUT_S)
+
+
+def _make_remote_prober(remote: RemoteSettings | None) -> Callable[[EffectiveDevice], DeviceVerdict] | None:
+    """How a remote device is probed; None: the usual way."""
+    return None if remote is None else lambda _device: probe_remote(remote)
 
 
 def _read_scripted_tuning(script: Path) -> SupervisionTuning:

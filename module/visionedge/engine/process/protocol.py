@@ -1,9 +1,9 @@
 """The messages between the module and a worker process, over sockets that only these two have.
 
 The control socket carries the start request (once, to the worker), the reply (once, back), the other sockets,
-and a smaller plan (rarely, back). The request queue takes whole requests from any thread and gives each to
-the first free thread of the worker: the next request is there already when a batch is done. A reply channel
-is a socket for each batch that may be in progress at a time.
+and updates: a smaller plan, the replicas of a remote device (rarely, back). The request queue takes whole
+requests from any thread and gives each to the first free thread of the worker: the next request is there
+already when a batch is done. A reply channel is a socket for each batch that may be in progress at a time.
 
     queue     channel, count, least score (NaN: all rows), `count` block numbers
     channel   to the worker: the pixels of pictures in no block (-1)
@@ -25,6 +25,7 @@ import numpy as np
 
 from visionedge.engine.device.devices import DeviceAssignment, DeviceState, ReasonCode
 from visionedge.engine.device.faults import EngineError, Fault
+from visionedge.engine.device.remote import ReplicaStatus
 from visionedge.engine.device.session import NodePlacement
 from visionedge.engine.device_parity import DeviceCheck, ParityResult, SpeedCheck
 from visionedge.engine.interface import EngineInfo, EngineSettings
@@ -113,6 +114,7 @@ def encode_info(info: EngineInfo) -> bytes:
         "rows": info.max_rows,
         "parity": [parity_result.document() for parity_result in info.device_check.parity_results],
         "speedCheck": info.device_check.speed_check and asdict(info.device_check.speed_check),
+        "replicas": [asdict(replica) for replica in info.replicas],
     }
     return json.dumps(document).encode()
 
@@ -126,14 +128,27 @@ def _plan_document(plan: Plan) -> dict[str, Any]:
     }
 
 
-def encode_plan(plan: Plan) -> bytes:
-    """A smaller plan, sent while the engine runs: larger batches did not fit into memory."""
-    return json.dumps(_plan_document(plan)).encode()
+EngineUpdate = Plan | tuple[ReplicaStatus, ...]
+"""What changes while the engine runs: a smaller plan, as larger batches did not fit into memory; replicas."""
 
 
-def decode_plan(payload: bytes) -> Plan:
-    """The plan in such a message."""
-    return _parse_plan(json.loads(payload))
+def encode_update(update: EngineUpdate) -> bytes:
+    """An update, sent while the engine runs."""
+    if isinstance(update, Plan):
+        return json.dumps({"plan": _plan_document(update)}).encode()
+    return json.dumps({"replicas": [asdict(replica) for replica in update]}).encode()
+
+
+def decode_update(payload: bytes) -> EngineUpdate:
+    """The update in such a message."""
+    document = json.loads(payload)
+    if "plan" in document:
+        return _parse_plan(document["plan"])
+    return _parse_replicas(document["replicas"])
+
+
+def _parse_replicas(documents: Sequence[Mapping[str, Any]]) -> tuple[ReplicaStatus, ...]:
+    return tuple(ReplicaStatus(**document) for document in documents)
 
 
 def encode_start_error(error: BaseException) -> bytes:
@@ -181,6 +196,7 @@ def decode_start_reply(payload: bytes, model: Model) -> EngineInfo:
         ),
         tuple(document["notes"]),
         document["rows"],
+        replicas=_parse_replicas(document["replicas"]),
     )
 
 

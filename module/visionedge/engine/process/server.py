@@ -60,7 +60,9 @@ def main(control_fd: int, pictures_fd: int, parent: int) -> None:
     frame_view = FrameView(pictures_fd, start_request.model.input)
     protocol.send_message(control, protocol.encode_info(engine.info()))
     engine.checks_finite &= start_request.checks_finite
-    engine.on_plan_reduced = lambda plan: protocol.send_message(control, protocol.encode_plan(plan))
+    updates = UpdateSender(control)
+    engine.on_plan_reduced = updates.send
+    engine.watch_replicas(updates.send)
     _, fds, _, _ = socket.recv_fds(control, 1, _MAX_CHANNELS)
     requests, *channels = [socket.socket(fileno=fd) for fd in fds]
     request_loop = RequestLoop(requests, channels, engine, frame_view, start_request.model.input)
@@ -98,6 +100,19 @@ def _tie_to_parent(parent: int) -> None:
         os._exit(0)  # the module ended before this call
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ, encoding="ascii")
+
+
+class UpdateSender:
+    """Sends updates of the engine to the module; any thread may call."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._lock = threading.Lock()
+
+    def send(self, update: protocol.EngineUpdate) -> None:
+        """Send one update."""
+        with self._lock:
+            protocol.send_message(self._control, protocol.encode_update(update))
 
 
 class RequestLoop:

@@ -26,6 +26,7 @@ from visionedge.engine.device.devices import (
     classify_device_loss,
 )
 from visionedge.engine.device.faults import EngineError, EngineUnavailableError, Fault
+from visionedge.engine.device.remote import ReplicaStatus, add_replica_counts
 from visionedge.engine.device_parity import (
     CandidateComparison,
     RecentPictures,
@@ -73,6 +74,7 @@ from visionedge.engine.process.worker_pool import (
     NOT_NEEDED,
     DeviceProber,
     PlanReduced,
+    ReplicasChanged,
     WorkerEvent,
     WorkerExited,
     WorkerPool,
@@ -102,6 +104,7 @@ class ActiveWorker:
         self._down = "the engine is warming up"
         self._served = 0
         self._unplanned_before = 0
+        self._replicas_before: tuple[ReplicaStatus, ...] = ()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -210,6 +213,9 @@ class ActiveWorker:
     def _retire_serving(self) -> None:
         if self._serving is not None:
             self._unplanned_before += self._serving.unplanned_shapes
+            if self._opened is not None:
+                self._replicas_before = add_replica_counts(self._replicas_before, self._opened.replicas)
+                self._opened = replace(self._opened, replicas=())
         self._serving = None
 
     def _count_unplanned(self) -> int:
@@ -225,6 +231,7 @@ class ActiveWorker:
             unplanned_shapes=self._count_unplanned(),
             process=ProcessStatus(pid, self._served - 1, self.down),
             recovery=self._recovery,
+            replicas=add_replica_counts(self._replicas_before, self._opened.replicas),
         )
 
 
@@ -378,6 +385,8 @@ class Supervisor:
                 result = self._on_exit(worker, reason)
             case PlanReduced(worker, plan):
                 self._on_plan_reduced(worker, plan)
+            case ReplicasChanged(worker, replicas):
+                self._on_replicas_changed(worker, replicas)
             case SpawnFailed(for_candidate, error):
                 result = self._on_candidate_failed(error) if for_candidate else self._on_main_failed(error)
             case BatchFailed():
@@ -465,10 +474,18 @@ class Supervisor:
             message = f"out of memory for larger batches: batch size limited to {plan.max_batch}"
             self._publish(EngineEvent("plan-narrowed", message))
 
+    def _on_replicas_changed(self, worker: Worker, replicas: tuple[ReplicaStatus, ...]) -> None:
+        if worker is self._candidate and self._candidate_info is not None:
+            self._candidate_info = replace(self._candidate_info, replicas=replicas)
+        if worker is self._main:
+            self._active.update(replicas=replicas)
+
     def _on_batch_failed(self, event: BatchFailed) -> RecoveryEvent | None:
         if event.worker is not self._main:
             return None  # its loss is reported already
         self._faults[event.fault] += 1
+        if event.fault is Fault.REPLICA_FAILED:
+            return None  # other replicas go on
         if event.fault is Fault.REFUSED:
             self._consecutive_refusals += 1
             if self._consecutive_refusals < MAX_REFUSED_BATCHES:

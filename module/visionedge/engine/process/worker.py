@@ -21,7 +21,6 @@ from visionedge.engine.device.devices import EffectiveDevice
 from visionedge.engine.device.faults import EngineError, EngineUnavailableError, Fault
 from visionedge.engine.device.session import PictureBatch
 from visionedge.engine.interface import EngineInfo
-from visionedge.engine.plan import Plan
 from visionedge.engine.process import protocol
 from visionedge.engine.process.shared_memory import SharedFramePool
 from visionedge.errors import VisionedgeError
@@ -53,8 +52,9 @@ class AdaptiveTimeout:
     Any thread may call. There is no lock: a batch that is not counted does no harm.
     """
 
-    def __init__(self, max_s: float) -> None:
+    def __init__(self, max_s: float, min_s: float = MIN_LIMIT_S) -> None:
         self._max_s = max_s
+        self._min_s = min_s
         self._count = 0
         self._usual_s = 0.0
 
@@ -71,7 +71,7 @@ class AdaptiveTimeout:
         """How long the next batch may take."""
         if self._count < _MIN_BATCHES:
             return self._max_s
-        return min(self._max_s, max(MIN_LIMIT_S, _USUAL_FACTOR * self._usual_s))
+        return min(self._max_s, max(self._min_s, _USUAL_FACTOR * self._usual_s))
 
 
 def wait_for_reply(
@@ -200,6 +200,9 @@ class Worker:
         """Let the process open an engine; it may have been spawned long before."""
         self.started_s = time.monotonic()
         self._model = start_request.model
+        remote = start_request.settings.remote
+        if remote is not None:  # a server may take its whole time limit, whatever is usual
+            self._timeout = AdaptiveTimeout(self._limits.run_s, remote.timeout_s + MIN_LIMIT_S)
         with contextlib.suppress(OSError):  # the process is gone already: `wait_until_open` finds that out
             protocol.send_message(self._control, pickle.dumps(start_request))
 
@@ -321,11 +324,11 @@ class Worker:
 
     # --- the end --------------------------------------------------------------------------------------------
 
-    def wait_until_exit(self, on_plan_reduced: Callable[[Plan], None]) -> str:
-        """Wait until the process has ended and report each smaller plan until then; the reason of the end."""
+    def wait_until_exit(self, on_update: Callable[[protocol.EngineUpdate], None]) -> str:
+        """Wait until the process has ended and report each update until then; the reason of the end."""
         with contextlib.suppress(EOFError, OSError, ValueError, KeyError):
             while True:
-                on_plan_reduced(protocol.decode_plan(protocol.receive_message(self._control)))
+                on_update(protocol.decode_update(protocol.receive_message(self._control)))
         return self._reap()
 
     def drain(self) -> None:

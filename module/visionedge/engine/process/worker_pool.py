@@ -19,9 +19,10 @@ from visionedge.engine.device.devices import (
     probe_device,
     run_probe,
 )
+from visionedge.engine.device.remote import ReplicaStatus
 from visionedge.engine.interface import EngineInfo
 from visionedge.engine.plan import Plan
-from visionedge.engine.process.protocol import StartRequest
+from visionedge.engine.process.protocol import EngineUpdate, StartRequest
 from visionedge.engine.process.shared_memory import SharedFramePool
 from visionedge.engine.process.worker import Worker, WorkerLimits
 from visionedge.runtime.threads import ThreadGroup
@@ -57,6 +58,14 @@ class PlanReduced:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicasChanged:
+    """The servers of a worker's remote device, or their counts, changed."""
+
+    worker: Worker
+    replicas: tuple[ReplicaStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerExited:
     """The process of a worker that was ready has ended, for this reason."""
 
@@ -64,7 +73,7 @@ class WorkerExited:
     reason: str
 
 
-WorkerEvent = WorkerReady | WorkerStartFailed | PlanReduced | WorkerExited
+WorkerEvent = WorkerReady | WorkerStartFailed | PlanReduced | ReplicasChanged | WorkerExited
 
 
 class WorkerPool:
@@ -147,8 +156,12 @@ class WorkerPool:
             self._on_event(WorkerStartFailed(worker, error))
             return
         self._on_event(WorkerReady(worker, info))
-        reason = worker.wait_until_exit(lambda plan: self._on_event(PlanReduced(worker, plan)))
+        reason = worker.wait_until_exit(partial(self._report_update, worker))
         self._on_event(WorkerExited(worker, reason))
+
+    def _report_update(self, worker: Worker, update: EngineUpdate) -> None:
+        changed = PlanReduced(worker, update) if isinstance(update, Plan) else ReplicasChanged(worker, update)
+        self._on_event(changed)
 
 
 class DeviceProber:

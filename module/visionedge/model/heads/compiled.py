@@ -58,6 +58,7 @@ class CompiledHead:
             class_count=compiled_metadata.classes,
             needs_nms=signature.metadata.get("visionedge.nms") != "false",
             evidence=(f"was compiled by visionedge {compiled_metadata.version}", *compiled_metadata.evidence),
+            compiled_from=compiled_metadata.sha256,
         )
 
 

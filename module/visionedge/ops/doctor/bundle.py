@@ -4,6 +4,7 @@ Its content is listed file by file. Every text is redacted as usual; in addition
 the configuration and the environment are masked wherever they occur.
 """
 
+import io
 import json
 import re
 import zipfile
@@ -21,13 +22,18 @@ from visionedge.runtime.build_identity import read_build_identity
 from visionedge.runtime.redaction import KnownSecrets, find_secrets, redact
 
 _TIMEOUT_S = 3.0
-_MODULE_FILES = {
+MODULE_FILES = {
     "module/status.json": "/api/v1/status",
     "module/cameras.json": "/api/v1/cameras",
     "module/ready.json": "/readyz",
     "module/metrics.txt": "/metrics",
     "module/log.txt": "/api/v1/log",
 }
+"""The files about the running module, and the HTTP addresses of their content."""
+
+MAX_TEXT_CHARACTERS = 2_000_000
+"""Of one of these files; the log has at most 500 lines of 2,000 characters, so few modules have more."""
+
 # Variables that show how the container was started; none of them holds a secret.
 _SHOWN_VARIABLES = re.compile(
     r"VISIONEDGE_(DATA|DEVICE|HTTP|LOG_LEVEL|MODEL|CONFIG)|IOTEDGE_(APIVERSION|DEVICEID|MODULEID|GATEWAYHOSTNAME|"
@@ -46,6 +52,26 @@ def write_bundle(path: Path, report: DoctorReport, config: Config, host: Host) -
     Raises:
         VisionedgeError: the zip cannot be written.
     """
+    texts = _collect(report, config, host, _ask_module(config))
+    try:
+        path.write_bytes(_pack(texts))
+    except OSError as error:
+        raise VisionedgeError(f"{path}: cannot be written: {error.strerror}") from None
+    return f"{path} contains {', '.join(texts)}; check it before you send it"
+
+
+def pack_bundle(report: DoctorReport, config: Config, host: Host, module: Mapping[str, str]) -> bytes:
+    """Return the zip of a module that makes it itself.
+
+    `module`: the keys of `MODULE_FILES` and the texts of these addresses; `MAX_TEXT_CHARACTERS` of each are
+    used.
+    """
+    cut = {name: text[-MAX_TEXT_CHARACTERS:] for name, text in module.items()}
+    return _pack(_collect(report, config, host, cut))
+
+
+def _collect(report: DoctorReport, config: Config, host: Host, module: Mapping[str, str]) -> dict[str, str]:
+    """The texts of the bundle, by the name of the file, without secrets."""
     scrub = SecretScrubber.of(config, host.environ)
     texts = {
         "doctor.txt": report.to_text(),
@@ -59,15 +85,17 @@ def write_bundle(path: Path, report: DoctorReport, config: Config, host: Host) -
             }
         ),
         "environment.json": _format_json(_environment(host.environ)),
-        **_module(config),
+        **module,
     }
-    try:
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, text in texts.items():
-                archive.writestr(name, scrub(text))
-    except OSError as error:
-        raise VisionedgeError(f"{path}: cannot be written: {error.strerror}") from None
-    return f"{path} contains {', '.join(texts)}; check it before you send it"
+    return {name: scrub(text) for name, text in texts.items()}
+
+
+def _pack(texts: Mapping[str, str]) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in texts.items():
+            archive.writestr(name, text)
+    return data.getvalue()
 
 
 class SecretScrubber:
@@ -125,12 +153,12 @@ def _environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in sorted(environ.items()) if _SHOWN_VARIABLES.fullmatch(name)}
 
 
-def _module(config: Config) -> dict[str, str]:
+def _ask_module(config: Config) -> dict[str, str]:
     """The state of the module that runs at the configured address, if any."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.http.host, config.http.host)  # noqa: S104 - read, not bound
     base = f"http://{f'[{host}]' if ':' in host else host}:{config.http.port}"
     texts: dict[str, str] = {}
-    for name, path in _MODULE_FILES.items():
+    for name, path in MODULE_FILES.items():
         try:
             code, body = fetch(base, path, config.http.token, timeout_s=_TIMEOUT_S)
         except VisionedgeError as error:

@@ -1,34 +1,52 @@
-"""`doctor --plan`: the GPU passthrough that EFLOW supports on a Windows machine.
+"""`doctor --plan`: the way from bare Windows to the module in EFLOW, as lines to type.
 
-From Microsoft's table of June 2025: NVIDIA T4 and A2 use DDA, on Windows Server 2019 and 2022 and on Windows
-10 and 11 Pro, Enterprise and IoT Enterprise. GeForce, Quadro, RTX and Intel's integrated GPUs use GPU-PV, on
-the same editions of Windows 10 and 11, but not on Server.
+`ops.eflow` knows what EFLOW supports; here are the steps. A line is for an elevated PowerShell, or a part of
+a deployment; the names of cmdlets and parameters are those of deploy/eflow/cmdlets.json.
 """
 
-import re
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from visionedge.errors import ConfigError
 from visionedge.ops.doctor.checks import Remedies, remedy
-from visionedge.ops.doctor.remedies import DISABLE_REQUIRE_ENV, MIN_CORES, MIN_MEMORY_MIB
+from visionedge.ops.doctor.remedies import DISABLE_REQUIRE_ENV, GPU_NAME_COMMAND, MIN_CORES, MIN_MEMORY_MIB
+from visionedge.ops.doctor.remedies import eflow_vm_command as in_vm
 from visionedge.ops.doctor.wheel import MIN_WINDOWS_DRIVER
+from visionedge.ops.eflow import (
+    MIN_GPU_BUILD,
+    SERVER_BUILDS,
+    GpuFamily,
+    PassthroughType,
+    WindowsVersion,
+    choose_passthrough,
+    classify_gpu,
+    read_gpu_name,
+    read_windows,
+)
 from visionedge.ops.manifest.gpu_options import GPU_OPTIONS, to_compact_json
+from visionedge.ops.support_dates import EFLOW_ARM64_VERSION, EFLOW_VERSION, TABLE_DATE, find_support
 from visionedge.web.documents import JsonDocument
 
-GpuFamily = Literal["datacenter", "graphics", "maxwell", "intel", "unknown"]
-PassthroughType = Literal["DirectDeviceAssignment", "ParaVirtualization", "none"]
-
-EDITIONS = ("pro", "enterprise", "iot-enterprise", "server", "home")
 DATA_DISK_GB = 20
+CPU_MEMORY_MIB = 4096
 
-_MIN_WINDOWS_10 = (19044, 1620)
-_MIN_BUILD = ".".join(map(str, _MIN_WINDOWS_10))
-_WINDOWS_11 = 22000
-_SERVERS = {17763: "Windows Server 2019", 20348: "Windows Server 2022"}
-# Characters with a meaning in PowerShell.
-_UNSAFE_GPU_NAME = re.compile(r"[\"'`$;\x00-\x1f]")
+_PORT = 8080
+_BLACKWELL_DRIVER = "570"
+_RELEASES = "https://github.com/Azure/iotedge-eflow/releases"
+_DNS_COMMAND = (
+    "Set-EflowVmDNSServers -vendpointName (Get-EflowVmEndpoint).Name"
+    " -dnsServers @((Get-DnsClientServerAddress -AddressFamily IPv4).ServerAddresses | Select-Object -Unique)"
+)
+_STATIC_ADDRESS = (
+    ' -vswitchName "EFLOW" -vswitchType Internal'
+    " -ip4Address 172.20.0.2 -ip4PrefixLength 24 -ip4GatewayAddress 172.20.0.1"
+)
+_SWITCH_COMMANDS = (
+    'New-VMSwitch -Name "EFLOW" -SwitchType Internal',
+    'New-NetIPAddress -IPAddress 172.20.0.1 -PrefixLength 24 -InterfaceAlias "vEthernet (EFLOW)"',
+    'New-NetNat -Name "EFLOW" -InternalIPInterfaceAddressPrefix "172.20.0.0/24"',
+)
 
 
 class EflowPlan(JsonDocument):
@@ -59,28 +77,38 @@ def make_eflow_plan(build: str | None, edition: str | None, gpu: str | None) -> 
         ConfigError: one of them is missing or not valid.
     """
     problems: list[str] = []
-    values: list[Any] = []
-    for read, text in ((_build, build), (_edition, edition), (_gpu, gpu)):
-        try:
-            values.append(read(text))
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
+    windows, name = None, ""
+    try:
+        windows = read_windows(build, edition)
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        name = read_gpu_name(gpu)
+    except ConfigError as error:
+        problems += error.problems
+    if problems or windows is None:
         raise ConfigError(problems)
-    (number, revision), edition, gpu = values
-    windows, fault = _windows(number, revision, edition)
-    family = classify_gpu(gpu)
-    passthrough, gpu_fault = _choose_passthrough(family, edition)
-    fault = fault or gpu_fault
-    if fault:
-        passthrough = "none"
-        line = f"Deploy-Eflow -cpuCount {MIN_CORES} -memoryInMB 4096 -vmDataSize {DATA_DISK_GB}"
-        steps = remedy(f"deploy without {gpu}; visionedge computes on the CPU", line)
+    return _plan(windows, name, classify_gpu(name))
+
+
+def _plan(windows: WindowsVersion, gpu: str, family: GpuFamily) -> EflowPlan:
+    no_eflow = windows.find_fault()
+    fault = no_eflow or windows.find_gpu_fault(family)
+    passthrough: PassthroughType = "none" if fault else choose_passthrough(family)
+    if no_eflow:
+        steps = _without_eflow()
+    elif fault:
+        steps = _alternatives(windows, family) + _common_steps(windows, _deploy_command(windows))
     else:
-        steps = _steps(family, passthrough, gpu, number, revision)
+        gpu_options = f' -gpuPassthroughType {passthrough} -gpuCount 1 -gpuName "{gpu}"'
+        steps = _check_build(windows) + _prepare_gpu(windows, family)
+        steps += _common_steps(windows, _deploy_command(windows, MIN_MEMORY_MIB) + gpu_options, gpu=True)
+        steps += _module_options(family, passthrough)
+    if not no_eflow:
+        steps += _run_doctor() + _reach_page() + _add_usb_camera()
     return EflowPlan(
         schema="visionedge/doctor-plan/1",
-        windows=windows,
+        windows=windows.name,
         gpu=gpu,
         supported=not fault,
         cuda=not fault and family != "intel",
@@ -88,81 +116,6 @@ def make_eflow_plan(build: str | None, edition: str | None, gpu: str | None) -> 
         why=fault or _explain(family, passthrough),
         steps=steps,
     )
-
-
-def classify_gpu(gpu: str) -> GpuFamily:
-    """The family of a GPU by its name in Windows; an RTX A2000 is not an A2."""
-    if re.search(r"\b(tesla\s+)?t4\b|\ba2\b", gpu, re.IGNORECASE):
-        return "datacenter"
-    if re.search(r"\bintel\b", gpu, re.IGNORECASE):
-        return "intel"
-    if re.search(r"\bgtx\s*(7[5-9]\d|9\d\d)m?\b|\bquadro\s+[km]\d", gpu, re.IGNORECASE):
-        return "maxwell"
-    return "graphics" if re.search(r"\b(geforce|quadro|rtx)\b", gpu, re.IGNORECASE) else "unknown"
-
-
-def _build(text: str | None) -> tuple[int, int | None]:
-    found = re.fullmatch(r"(?:10\.0\.)?(\d{5})(?:\.(\d{1,6}))?", text or "")
-    if not found:
-        raise ConfigError([f"--windows-build: {_shown(text)}; write 19045 or 19044.1620, as winver shows it"])
-    return int(found[1]), int(found[2]) if found[2] else None
-
-
-def _edition(text: str | None) -> str:
-    name = re.sub(r"[\s_]+", "-", (text or "").strip().lower())
-    # Accepts Windows' own names, such as "Windows 11 IoT Enterprise LTSC".
-    for edition in ("iot-enterprise", "enterprise", "server", "pro", "home"):
-        if edition in name:
-            return edition
-    raise ConfigError([f"--edition: {_shown(text)}; write one of {', '.join(EDITIONS)}"])
-
-
-def _gpu(text: str | None) -> str:
-    name = (text or "").strip()
-    if not name or _UNSAFE_GPU_NAME.search(name):
-        raise ConfigError([f"--gpu: {_shown(text)}; write its name in Windows, such as NVIDIA A2"])
-    return name
-
-
-def _shown(text: str | None) -> str:
-    return f"'{text}' is not valid" if text else "is missing"
-
-
-def _windows(number: int, revision: int | None, edition: str) -> tuple[str, str]:
-    """The name of a Windows, and why EFLOW supports no GPU on it (empty if it does)."""
-    if edition == "server":
-        name = _SERVERS.get(number, "Windows Server")
-        known = number in _SERVERS
-        return (
-            f"{name} ({number})",
-            "" if known else "EFLOW supports GPUs on Windows Server 2019 and 2022 only",
-        )
-    name = "Windows 11" if number >= _WINDOWS_11 else "Windows 10"
-    windows = f"{name} {edition} ({number}{'' if revision is None else f'.{revision}'})"
-    if edition == "home":
-        return windows, "EFLOW needs Pro, Enterprise, IoT Enterprise or Server"
-    if number in _SERVERS and number > _MIN_WINDOWS_10[0]:
-        return windows, f"build {number} is {_SERVERS[number]}, not Windows 10"
-    if (number, _MIN_WINDOWS_10[1] if revision is None else revision) < _MIN_WINDOWS_10:
-        return windows, f"GPU passthrough needs build {_MIN_BUILD} or newer: update Windows"
-    return windows, ""
-
-
-def _choose_passthrough(family: GpuFamily, edition: str) -> tuple[PassthroughType, str]:
-    match family:
-        case "datacenter":
-            return "DirectDeviceAssignment", ""
-        case "graphics" | "intel" if edition == "server":
-            return "none", "GPU-PV, which this GPU needs, is not supported on Windows Server"
-        case "graphics" | "intel":
-            return "ParaVirtualization", ""
-        case "maxwell":
-            return "none", "CUDA under GPU-PV needs Pascal or newer (GeForce GTX 10, Quadro P)"
-        case _:
-            return (
-                "none",
-                "EFLOW supports NVIDIA T4, A2, GeForce, Quadro and RTX, and Intel's integrated GPUs",
-            )
 
 
 def _explain(family: GpuFamily, passthrough: PassthroughType) -> str:
@@ -173,33 +126,158 @@ def _explain(family: GpuFamily, passthrough: PassthroughType) -> str:
     return "GPU-PV: Windows and the VM share the GPU and the NVIDIA driver of Windows"
 
 
-def _steps(
-    family: GpuFamily, passthrough: PassthroughType, gpu: str, number: int, revision: int | None
-) -> Remedies:
-    line = (
-        f"Deploy-Eflow -cpuCount {MIN_CORES} -memoryInMB {MIN_MEMORY_MIB} -vmDataSize {DATA_DISK_GB}"
-        f' -gpuPassthroughType {passthrough} -gpuCount 1 -gpuName "{gpu}"'
-    )
+# --- what works instead -------------------------------------------------------------------------------------
+
+
+def _without_eflow() -> Remedies:
+    return remedy(
+        "use Windows 10 or 11 Pro, Enterprise or IoT Enterprise, or Windows Server 2019 or 2022, for EFLOW"
+    ) + remedy("or run the container without IoT Edge, in WSL 2 or on Linux (docs/docker.md)")
+
+
+def _alternatives(windows: WindowsVersion, family: GpuFamily) -> Remedies:
+    """What computes instead of a GPU that EFLOW does not pass through."""
+    if family in ("graphics", "blackwell") and windows.is_server:
+        other = "use this GPU on Windows 10 or 11 (Pro, Enterprise, IoT Enterprise), or with Linux instead of"
+        return remedy(
+            f"{other} Windows; on Windows Server use an NVIDIA T4 or A2. Without: the CPU, as below"
+        )
+    if family in ("graphics", "blackwell", "datacenter", "intel") and not windows.is_server:
+        return remedy("after the update of Windows ask again; until then: the CPU, as below")
+    return remedy("the CPU computes, as below; for a GPU use one that EFLOW supports")
+
+
+# --- the steps ----------------------------------------------------------------------------------------------
+
+
+def _check_build(windows: WindowsVersion) -> Remedies:
+    if windows.is_server or windows.build != MIN_GPU_BUILD[0] or windows.revision is not None:
+        return ()
+    least = ".".join(map(str, MIN_GPU_BUILD))
+    return remedy(f"check in winver that the build is {least} or newer, else update Windows")
+
+
+def _prepare_gpu(windows: WindowsVersion, family: GpuFamily) -> Remedies:
     steps: Remedies = ()
-    if number == _MIN_WINDOWS_10[0] and revision is None:
-        steps += remedy(f"check in winver that the build is {_MIN_BUILD} or newer, else update Windows")
-    if passthrough == "DirectDeviceAssignment":
-        steps += remedy("all cumulative updates of Windows must be installed")
-        steps += remedy("on Windows, install NVIDIA's device mitigation driver for a T4 (recommended)")
-    elif family != "intel":
+    if family == "datacenter":
+        if windows.build == SERVER_BUILDS["2019"] and windows.is_server:
+            steps += remedy("all cumulative updates of Windows Server 2019 must be installed")
+        return steps + remedy(
+            "on Windows, install NVIDIA's device mitigation driver for T4 and A2 (recommended, for security)"
+        )
+    if family == "intel":
+        steps += remedy("on Windows, install Intel's graphics driver with WSL GPU support")
+    elif family == "blackwell":
+        steps += remedy(
+            f"on Windows, install NVIDIA's driver {_BLACKWELL_DRIVER} or newer, the first branch for RTX 50;"
+            " install none in the VM. The first start also compiles kernels for this GPU (PTX)"
+        )
+    else:
         least = MIN_WINDOWS_DRIVER[12]
         steps += remedy(
             f"on Windows, install NVIDIA's driver {least} or newer (CUDA 12); install none in the VM"
         )
-        if number < _WINDOWS_11:
-            steps += remedy("Windows 10 also needs the libraries of WSL", "wsl --install")
-    steps += remedy("in an elevated PowerShell (EFLOW inside a VM cannot use a GPU)", line)
+    if windows.is_windows_10:
+        steps += remedy("Windows 10 also needs the libraries of WSL", "wsl --install")
+    return steps
+
+
+def _deploy_command(windows: WindowsVersion, memory_mib: int = CPU_MEMORY_MIB) -> str:
+    network = _STATIC_ADDRESS if windows.is_server else ""
+    return f"Deploy-Eflow -cpuCount {MIN_CORES} -memoryInMB {memory_mib} -vmDataSize {DATA_DISK_GB}{network}"
+
+
+def _common_steps(windows: WindowsVersion, deploy: str, *, gpu: bool = False) -> Remedies:
+    names = remedy("the GPU must have this name in Windows, else use that", GPU_NAME_COMMAND) if gpu else ()
+    nested = " (EFLOW inside a VM cannot use a GPU)" if gpu else ""
+    return (
+        *_enable_hyper_v(windows),
+        *_make_switch(windows),
+        *_install_eflow(),
+        *names,
+        *remedy(f"deploy the VM{nested}", deploy),
+        *_set_dns(windows),
+        *remedy(
+            "give the VM the identity of a device in IoT Hub (other ways: deploy/eflow/install.ps1)",
+            "Provision-EflowVm -provisioningType ManualConnectionString"
+            ' -devConnString (Read-Host "connection string of the device")',
+        ),
+    )
+
+
+def _enable_hyper_v(windows: WindowsVersion) -> Remedies:
+    if windows.is_server:
+        line = "Install-WindowsFeature -Name Hyper-V -IncludeManagementTools -Restart"
+        return remedy("in an elevated PowerShell (all following lines too), add the Hyper-V role", line)
+    line = "Enable-WindowsOptionalFeature -Online -FeatureName Microsoft-Hyper-V -All"
+    return remedy("in an elevated PowerShell (all following lines too), enable Hyper-V and restart", line)
+
+
+def _make_switch(windows: WindowsVersion) -> Remedies:
+    """On Windows 10 and 11 Hyper-V has a Default Switch with DHCP, NAT and DNS."""
+    if not windows.is_server:
+        return ()
+    return remedy(
+        "Windows Server has no Default Switch: make an internal one with NAT (choose a free network)",
+        *_SWITCH_COMMANDS,
+    )
+
+
+def _install_eflow() -> Remedies:
+    ended = find_support("EFLOW", EFLOW_ARM64_VERSION)
+    until = f"; 1.5 {ended.describe()}, ARM64 has no newer one" if ended else f" (as of {TABLE_DATE})"
+    return remedy(
+        f"download EFLOW {EFLOW_VERSION} for X64 as AzureIoTEdge.msi to this folder from {_RELEASES}{until}",
+        "Set-ExecutionPolicy -ExecutionPolicy AllSigned -Force",
+        'Start-Process -Wait -FilePath msiexec -ArgumentList "/i","AzureIoTEdge.msi","/qn"',
+    )
+
+
+def _set_dns(windows: WindowsVersion) -> Remedies:
+    check = in_vm("resolvectl query mcr.microsoft.com")
+    if windows.is_server:
+        first = remedy(
+            "with a static address the VM has no DNS: give it that of Windows", _DNS_COMMAND, check
+        )
+    else:
+        first = remedy("check that the VM can resolve names", check)
+        first += remedy("if it cannot, give it the DNS servers of Windows", _DNS_COMMAND)
+    return first + remedy(
+        "if a container cannot resolve names though the VM can: its createOptions, with your DNS server",
+        to_compact_json({"HostConfig": {"Dns": ["192.0.2.53"]}}),
+    )
+
+
+def _module_options(family: GpuFamily, passthrough: PassthroughType) -> Remedies:
     if family == "intel":
-        return steps
-    steps += remedy("the module's createOptions", to_compact_json(GPU_OPTIONS))
+        return ()
+    steps = remedy("the module's createOptions", to_compact_json(GPU_OPTIONS))
     if passthrough == "ParaVirtualization":
         steps += remedy("and its env, for images that set NVIDIA_REQUIRE_CUDA", DISABLE_REQUIRE_ENV)
-    return steps + remedy(
-        "then check the GPU from inside the module",
-        'Invoke-EflowVmCommand "sudo docker exec vision visionedge doctor"',
+    return steps
+
+
+def _reach_page() -> Remedies:
+    return remedy(
+        f"to open the page from Windows, publish its port (manifest generate --http 0.0.0.0:{_PORT}); open"
+        f" http://ADDRESS:{_PORT}/ with the VM's address and the token",
+        "Get-EflowVmAddr",
+        in_vm("sudo docker exec vision visionedge token"),
+    ) + remedy(
+        "if the VM's firewall drops it (a published port should pass; not seen), until the VM restarts",
+        in_vm(f"sudo iptables -A INPUT -p tcp --dport {_PORT} -j ACCEPT"),
+    )
+
+
+def _add_usb_camera() -> Remedies:
+    return remedy(
+        "a USB camera: serve it as RTSP on Windows (Microsoft's sample camera-over-rtsp), or attach it by"
+        " usbipd-win after each start of the VM (docs/eflow.md)"
+    )
+
+
+def _run_doctor() -> Remedies:
+    return remedy(
+        "deploy the module (docs/eflow.md), then check it from inside",
+        in_vm("sudo docker exec vision visionedge doctor"),
     )

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.config.schema import Config, ModelConfig
 from visionedge.engine.device.devices import (
+    USABLE,
     DeviceState,
     DeviceVerdict,
     EffectiveDevice,
@@ -20,6 +21,7 @@ from visionedge.engine.device.devices import (
     device_preference,
     probe_device,
 )
+from visionedge.engine.device.remote import RemoteSettings, ReplicaStatus, ServerExamination
 from visionedge.engine.device.session import NodePlacement
 from visionedge.errors import ConfigError
 from visionedge.iothub.identity import Identity
@@ -48,11 +50,15 @@ _PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class RunningEngine:
-    """The engine of the module in this process; `doubt`: why its speed is implausible for a GPU."""
+    """The engine of the module in this process; `doubt`: why its speed is implausible for a GPU.
+
+    `replicas` are the servers of a remote device.
+    """
 
     device: DeviceState
     node_placement: NodePlacement
     doubt: str | None = None
+    replicas: tuple[ReplicaStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,7 @@ class HostFacts:
 
     `cameras`: the state of each camera: "" (readable), "disabled", "network" (see the network probe), or an
     error. `socket`: the error of the workload socket, else "". `last_start`: the time of the last good start
-    and what changed since, None if none is known.
+    and what changed since, None if none is known. `servers` are those of a remote device.
     """
 
     request: DoctorRequest
@@ -107,11 +113,12 @@ class HostFacts:
     newest_file_s: float = 0.0
     cpu_quota: float | None = None
     last_start: tuple[str, str] | None = None
+    servers: tuple[ServerExamination, ...] = ()
 
     @property
     def gpu_works(self) -> bool:
         """Whether a session computed on a GPU; this outweighs all other facts."""
-        return self.probed.effective != "cpu"
+        return self.probed.effective not in ("cpu", "remote")
 
     @property
     def gpu_required(self) -> bool:
@@ -140,11 +147,13 @@ def gather_facts(request: DoctorRequest, host: Host) -> HostFacts:
     environment = detect_environment(host)
     wheel = read_wheel(host, tensorrt=request.device == "tensorrt")
     cameras, addresses = _cameras(request.config, host)
+    servers = _examine_servers(request, host)
     return HostFacts(
         request=request,
         environment=environment,
         wheel=wheel,
-        probed=_run_probes(request, host, (environment, wheel), addresses),
+        probed=_run_probes(request, host, (environment, wheel), addresses, servers),
+        servers=servers,
         environ=host.environ,
         cores=host.cores,
         uid=host.uid,
@@ -174,6 +183,7 @@ def _run_probes(
     host: Host,
     examined: tuple[HostEnvironment, OnnxruntimeWheel],
     addresses: Mapping[str, tuple[str, int]],
+    servers: Sequence[ServerExamination],
 ) -> ProbeResults:
     environment, wheel = examined
     nodes = {"nodes": [*environment.nodes, *([DXG] if host.exists(DXG) else [])]}
@@ -183,7 +193,10 @@ def _run_probes(
         libraries = pool.submit(host.probe, "libraries", wanted, _LIBRARIES_LIMIT_S)
         network = pool.submit(_probe_network, host, addresses)
         clock = pool.submit(host.probe, "clock", {}, _CLOCK_LIMIT_S)
-        effective, verdict = _find_effective_device(request, host, wheel, driver.result)
+        if request.device == "remote":
+            effective, verdict = _find_usable_server(request, servers)
+        else:
+            effective, verdict = _find_effective_device(request, host, wheel, driver.result)
         placement = _placement(request, host, effective)
         probed = (driver.result(), libraries.result(), network.result(), clock.result())
     return ProbeResults(*probed, placement, effective, verdict)
@@ -214,9 +227,40 @@ def _find_effective_device(
     return "cpu", first or DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was requested")
 
 
+def _examine_servers(request: DoctorRequest, host: Host) -> tuple[ServerExamination, ...]:
+    """The servers of the remote device: as the running engine knows them, else asked now."""
+    inference = None if request.config is None else request.config.inference
+    if request.device != "remote" or inference is None or inference.remote is None:
+        return ()
+    if request.running is None:
+        return host.servers(RemoteSettings.of(inference.remote))
+    absent = ReasonCode.REMOTE_UNREACHABLE
+    return tuple(
+        ServerExamination(each.url, USABLE, f"in use, {each.batches} batches, {each.failures} failures")
+        if each.state == "up"
+        else ServerExamination(
+            each.url, DeviceVerdict(absent, each.reason or "not used"), each.reason or "not used"
+        )
+        for each in request.running.replicas
+    )
+
+
+def _find_usable_server(
+    request: DoctorRequest, servers: Sequence[ServerExamination]
+) -> tuple[EffectiveDevice, DeviceVerdict]:
+    """Whether a remote device computes; the engine also compares the model, which this does not."""
+    if request.running is not None:
+        device = request.running.device
+        return device.effective, DeviceVerdict(device.code, device.reason)
+    if any(each.verdict.code is ReasonCode.OK for each in servers):
+        return "remote", USABLE
+    absent = DeviceVerdict(ReasonCode.REMOTE_UNREACHABLE, "no server is configured")
+    return "cpu", next((each.verdict for each in servers), absent)
+
+
 def _placement(request: DoctorRequest, host: Host, effective: EffectiveDevice) -> ProbeResult:
     """The devices of the model's nodes, probed only if a GPU works."""
-    if effective == "cpu":
+    if effective in ("cpu", "remote"):
         return ProbeResult({})
     if request.running is not None and request.running.device.effective == effective:
         node_placement = request.running.node_placement

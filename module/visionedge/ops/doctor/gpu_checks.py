@@ -57,7 +57,7 @@ def _weigh(result: CheckResult, facts: HostFacts, *, is_first: bool) -> CheckRes
         return replace(
             result, state=CheckState.WARNING, found=f"{result.found}; but a session works", remedies=()
         )
-    if facts.gpu_is_absent:
+    if facts.gpu_is_absent or facts.request.device == "remote":
         return replace(result, state=CheckState.INFO, remedies=())
     return result if is_first else replace(result, remedies=())  # one remedy at a time
 
@@ -333,8 +333,9 @@ def _session(facts: HostFacts) -> CheckResult:
             )
             return broken(text, *remedies.session_failed(facts, verdict.code))
         return ok(f"{which} computes on {facts.probed.effective}")
-    if facts.request.device == "cpu":
-        return info("not tried: the CPU was requested")
+    if facts.request.device in ("cpu", "remote"):
+        requested = "the CPU" if facts.request.device == "cpu" else "a remote device"
+        return info(f"not tried: {requested} was requested")
     return broken(f"{verdict.reason} ({verdict.code})", *remedies.session_failed(facts, verdict.code))
 
 

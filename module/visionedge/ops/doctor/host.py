@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from visionedge.engine.device.devices import ProbeRunner, run_probe
+from visionedge.engine.device.remote import RemoteSettings, ServerExamination, examine_servers
 from visionedge.errors import ConfigError
 from visionedge.frames.types import utc_now
 from visionedge.iothub.identity import Identity
@@ -85,6 +86,7 @@ class Host:
     access: Callable[[Path, int], bool]
     utc_now: Callable[[], datetime]
     cpu_quota: float | None = None
+    servers: Callable[[RemoteSettings], tuple[ServerExamination, ...]] = examine_servers
 
     def at(self, path: str | Path) -> Path:
         """The path on this machine of an absolute path of the examined machine."""

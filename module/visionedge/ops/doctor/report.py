@@ -111,6 +111,9 @@ class DoctorReport:
 
     def _summary(self) -> list[str]:
         first = self.first_broken
+        if self.requested == "remote":
+            broken = _wrap("", f"the CPU computes instead of a server: {self.reason} ({self.code})")
+            return ["a server computes: pictures leave this device"] if self.fulfilled else broken
         if first is None and self.gpu_is_absent:
             return ["no NVIDIA GPU here: the CPU computes"]
         if first is None:

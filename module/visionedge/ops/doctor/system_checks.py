@@ -3,19 +3,23 @@
 A check evaluates the facts and reads nothing itself.
 """
 
+import re
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 
+from visionedge.engine.device.devices import REMEDIES, ReasonCode
+from visionedge.engine.device.remote import ServerExamination
 from visionedge.ops.doctor.checks import Check, CheckResult, Remedies, broken, info, ok, remedy, warning
 from visionedge.ops.doctor.facts import HostFacts
 from visionedge.ops.doctor.remedies import RESTART_VM_COMMANDS, set_eflow_vm_command
+from visionedge.ops.support_dates import find_support
+from visionedge.runtime.memory_requirement import CPU_MEMORY_MIB, GPU_MEMORY_MIB
 from visionedge.runtime.redaction import redact
 
 _MIB, _GIB = 2**20, 2**30
 
-# A module with a few cameras takes 200 to 400 MiB on the CPU; CUDA and cuDNN take some GiB more. IoT Edge's
-# agent and hub need memory too; EFLOW's default of 1024 MiB is too little.
-_RECOMMENDED_MIB = {False: 768, True: 4096}
+_RECOMMENDED_MIB = {False: CPU_MEMORY_MIB, True: GPU_MEMORY_MIB}
+# IoT Edge's agent and hub need memory too; EFLOW's default of 1024 MiB is too little.
 _EDGE_MIB = 768
 _MIN_AVAILABLE_MIB = 256
 # The spool may take 256 MB, and compiled models, plans and TensorRT engines need space too.
@@ -24,11 +28,13 @@ _LOW_DISK_MIB, _MIN_DISK_MIB = 1024, 128
 _MIN_EFLOW_DISK_GIB = 16
 _LARGE_SKEW_S, _TOKEN_SKEW_S = 60.0, 300.0
 _DAY_S = 86400.0
+_MARINER = re.compile(r"\.cm\d", re.IGNORECASE)
 
 
 def run_system_checks(facts: HostFacts) -> tuple[CheckResult, ...]:
     """Run the checks that apply to this machine, then one for each camera."""
     results = [result for check in SYSTEM_CHECKS if (result := check.run(facts)) is not None]
+    results += [replace(_server(each), name="remote", title="server") for each in facts.servers]
     results += [
         replace(_camera(facts, name, state), name="camera", title=f"camera {name}")
         for name, state in facts.cameras.items()
@@ -215,6 +221,19 @@ def _workload(facts: HostFacts) -> CheckResult | None:
     )
 
 
+def _eflow_support(facts: HostFacts) -> CheckResult | None:
+    """A module cannot read the version of EFLOW; the kernel tells Mariner from Azure Linux 3."""
+    ended = find_support("EFLOW", "1.5")
+    if facts.environment.kernel != "eflow" or ended is None:
+        return None
+    if _MARINER.search(facts.environment.release):
+        found = (
+            f"Mariner: EFLOW 1.5 or older, which {ended.describe()}; IoT Edge 1.6 does not support Mariner"
+        )
+        return warning(found, *remedy(ended.remedy))
+    return info(f"EFLOW 1.5 {ended.describe()}; Windows lists the installed version among its apps")
+
+
 def _http(facts: HostFacts) -> CheckResult | None:
     http = facts.request.config.http if facts.request.config else None
     if http is None or not http.is_open:
@@ -224,6 +243,12 @@ def _http(facts: HostFacts) -> CheckResult | None:
         " reaches it can read pictures, status and log",
         *remedy("set http.token (or VISIONEDGE_HTTP_TOKEN), or listen on 127.0.0.1"),
     )
+
+
+def _server(server: ServerExamination) -> CheckResult:
+    if server.verdict.code is ReasonCode.OK:
+        return ok(f"{server.url}: {server.found}; pictures leave this device")
+    return broken(f"{server.url}: {server.found}", *remedy(REMEDIES[server.verdict.code]))
 
 
 def _camera(facts: HostFacts, name: str, state: str) -> CheckResult:
@@ -257,6 +282,7 @@ SYSTEM_CHECKS = (
     Check("clock", "clock", _clock),
     Check("gateway", "gateway", _gateway),
     Check("workload-socket", "workload socket", _workload),
+    Check("eflow-support", "EFLOW", _eflow_support),
     Check("http", "HTTP", _http),
 )
 """All checks beside the chain and the cameras, in order."""

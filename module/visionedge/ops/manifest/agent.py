@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from visionedge.ops.manifest.docker_api import is_create_options, read_create_options
 from visionedge.ops.manifest.document import (
     EDGE_AGENT,
     JsonNode,
     LintFindings,
     Manifest,
-    child_path,
+    find_angle_placeholder,
     has_placeholder,
-    is_create_options,
-    read_create_options,
 )
+from visionedge.ops.support_dates import IOT_EDGE_TAG, find_image_support
 from visionedge.runtime.files import read_regular_file
 
 SCHEMA_VERSIONS = ("1.0", "1.1")
@@ -32,9 +32,13 @@ _MODULES = "modules"
 _MAX_MODULE_FILE_BYTES = 2**20
 _MODULE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _ENV_NAME = re.compile(r"[^+#$\s.]+")
-_IMAGE = re.compile(r"(?:[^/\s]*/)*[^/:\s]+(?::[^/:\s]+)?")
+_IMAGE = re.compile(
+    r"(?:(?P<host>[^/\s]*)/)?(?P<path>(?:[^/\s]*/)*[^/:@\s]+)(?::[^/:@\s]+)?(?:@sha256:(?P<digest>[^/\s]+))?"
+)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _UPSTREAM = re.compile(r"\$upstream:[1-9]", re.IGNORECASE)
 _TAG = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
+_MOVING_TAG = "1.6"
 _MODULE_KEYS = (
     *("type", "status", "restartPolicy", "settings", "env"),
     *("startupOrder", "imagePullPolicy", "version"),
@@ -54,7 +58,7 @@ _VALUES: Mapping[str, tuple[str, ...]] = {
     "imagePullPolicy": ("on-create", "never"),
 }
 _RECOMMENDED_IMAGE = {
-    name: f"mcr.microsoft.com/azureiotedge-{name[4:].lower()}:1.5" for name in SYSTEM_MODULES
+    name: f"mcr.microsoft.com/azureiotedge-{name[4:].lower()}:{IOT_EDGE_TAG}" for name in SYSTEM_MODULES
 }
 
 
@@ -91,9 +95,7 @@ def read_agent(manifest: Manifest, findings: LintFindings) -> dict[str, EdgeModu
     """Check the desired properties of edgeAgent; returns all modules by name, system modules included."""
     if EDGE_AGENT not in manifest.twins:
         if not manifest.layered:
-            findings.error(
-                child_path(manifest.content.path, EDGE_AGENT), "is missing", "add it: it has the modules"
-            )
+            findings.error(manifest.content.missing(EDGE_AGENT), "is missing", "add it: it has the modules")
         return {}
     desired = manifest.twins[EDGE_AGENT]
     parts = findings.known_entries(
@@ -111,6 +113,7 @@ def read_agent(manifest: Manifest, findings: LintFindings) -> dict[str, EdgeModu
         findings.error(modules, f"are {len(others)} modules", f"the limit of IoT Hub is {MAX_MODULES}")
     for name, node in others.items():
         found[name] = _module(name, node, manifest.template, findings)
+    check_support(found, findings)
     _check_start_order(parts.get("schemaVersion"), found, findings)
     return found
 
@@ -149,6 +152,8 @@ def _runtime(runtime: JsonNode | None, findings: LintFindings) -> None:
                     "is not a host name",
                     "write it without scheme: registry.example.com",
                 )
+            elif text is not None and find_angle_placeholder(text):
+                findings.error(registry.entries[key], "is still to be filled in", "replace <…>")
 
 
 def _system_modules(system: JsonNode, template: bool, findings: LintFindings) -> dict[str, EdgeModule]:
@@ -173,28 +178,36 @@ def _tag(image: str) -> re.Match[str] | None:
 
 
 def _check_system_image(name: str, module: EdgeModule, findings: LintFindings) -> None:
-    """Report swapped images, and versions with known faults."""
-    where, other = module.image_node(), {"edgeAgent": "hub", "edgeHub": "agent"}[name]
+    """Report swapped images."""
+    other = {"edgeAgent": "hub", "edgeHub": "agent"}[name]
     if f"azureiotedge-{other}" in module.image:
-        findings.error(where, f"is not the image of {name}", f"write {_RECOMMENDED_IMAGE[name]}")
-    found = _tag(module.image)
-    if found is None:
-        return
-    version = tuple(int(part) for part in found.groups() if part is not None)
-    if name == "edgeHub" and version in ((1, 6, 0), (1, 6, 1)):
-        what = "loses MQTT connections, which visionedge uses"
-        findings.error(where, what, f"write {_RECOMMENDED_IMAGE[name]}, or a 1.6 after 1.6.1")
-    elif name == "edgeHub" and version == (1, 6):
-        what = "may be 1.6.1, which loses MQTT connections, which visionedge uses"
-        findings.warning(where, what, f"write {_RECOMMENDED_IMAGE[name]}, or the tag of a 1.6 after 1.6.1")
-    elif version[:2] < (1, 5):
-        findings.warning(
-            where, "is a version of IoT Edge that is out of support", f"write {_RECOMMENDED_IMAGE[name]}"
-        )
+        what, where = f"is not the image of {name}", module.image_node()
+        findings.error(where, what, f"write {_RECOMMENDED_IMAGE[name]}")
+
+
+def check_support(modules: Mapping[str, EdgeModule], findings: LintFindings) -> None:
+    """Report images of Microsoft that are out of support or have a known fault."""
+    for module in modules.values():
+        where = module.image_node()
+        if module.image.endswith(f"azureiotedge-hub:{_MOVING_TAG}"):
+            what = "may be 1.6.1 on a device that pulled it before, which loses MQTT connections"
+            findings.warning(where, what, f"write the tag {IOT_EDGE_TAG}")
+        for entry in find_image_support(module.image):
+            if entry.state == "faulty" and entry.product == "edgeHub":
+                findings.error(where, entry.describe(), entry.remedy)
+            elif entry.state == "ended" or (entry.state == "faulty" and not _sends_to_hub(module)):
+                report = findings.note if entry.ended_lately else findings.warning
+                report(where, entry.describe(), entry.remedy)
+
+
+def _sends_to_hub(module: EdgeModule) -> bool:
+    """Whether a metrics collector sends messages to IoT Hub, not to Azure Monitor."""
+    target = module.env.get("UploadTarget")
+    return target is not None and target.text.lower() == "iotmessage"
 
 
 def _module(name: str, node: JsonNode, template: bool, findings: LintFindings) -> EdgeModule:
-    if not _MODULE_ID.fullmatch(name):
+    if not _MODULE_ID.fullmatch(name) and not (template and has_placeholder(name)):
         remedy = "write 1 to 128 letters, digits, '_' and '-'"
         findings.error(node, "is not a valid module name", remedy)
     findings.known_entries(node, _MODULE_KEYS, "edgeAgent")
@@ -226,10 +239,10 @@ def _read(
         if key not in ("image", "digest") and not is_create_options(key):
             findings.warning(item, "is not a key of edgeAgent", "known keys: image, createOptions")
     options = read_create_options(settings, template=template, findings=findings)
-    return EdgeModule(name, node, _image(settings, findings), options, env)
+    return EdgeModule(name, node, _image(settings, template, findings), options, env)
 
 
-def _image(settings: JsonNode, findings: LintFindings) -> str:
+def _image(settings: JsonNode, template: bool, findings: LintFindings) -> str:
     node = findings.required(
         settings, "image", "write the image, such as registry.example.com/visionedge:1.0"
     )
@@ -237,9 +250,31 @@ def _image(settings: JsonNode, findings: LintFindings) -> str:
     if node is None or image is None:
         return ""
     # The value of a placeholder is unknown, and $upstream is the parent of a nested device.
-    if not has_placeholder(image) and not _IMAGE.fullmatch(_UPSTREAM.sub("parent:1", image.strip())):
-        findings.error(node, "is not a valid image name", "write REGISTRY/NAME:TAG")
+    if not has_placeholder(image) and not (template and "$" in image):
+        _check_image_name(_UPSTREAM.sub("parent:1", image.strip()), node, findings)
     return image
+
+
+def _check_image_name(image: str, node: JsonNode, findings: LintFindings) -> None:
+    if hole := find_angle_placeholder(image):
+        findings.error(node, f"has {hole}, which is still to be filled in", "write the image's own name")
+        return
+    found = _IMAGE.fullmatch(image)
+    if found is None:
+        findings.error(node, "is not a valid image name", "write REGISTRY/NAME:TAG")
+    elif found["digest"] is not None and not _DIGEST.fullmatch(found["digest"]):
+        findings.error(node, "has an invalid digest", "write @sha256: and 64 digits of 0-9 and a-f")
+    elif (repository := _repository(found)) != repository.lower():
+        what = "has capitals in its repository, which Docker refuses"
+        findings.error(node, what, f"write {repository.lower()}")
+
+
+def _repository(image: re.Match[str]) -> str:
+    """The name in a registry. Docker takes the first part as a host if it can be no name."""
+    host, path = image["host"], image["path"]
+    if host is None or any(c in host for c in ".:") or host == "localhost" or host != host.lower():
+        return path
+    return f"{host}/{path}"
 
 
 def _environment(env: JsonNode | None, findings: LintFindings) -> dict[str, JsonNode]:

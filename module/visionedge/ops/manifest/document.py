@@ -1,12 +1,14 @@
-"""The document of a manifest: JSON values with their paths, placeholders, findings, twins and createOptions.
+"""The document of a manifest: JSON values with their paths and lines, placeholders, findings, and twins.
 
-`parse_json` makes `JsonNode`s, so that every check can report the path; `read_manifest` returns the twin of
+`parse_json` makes `JsonNode`s, so that every check can report the place; `read_manifest` returns the twin of
 each module, and puts together the parts of a layered deployment.
 """
 
 import difflib
+import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePath
@@ -31,13 +33,14 @@ class JsonNode:
     """A JSON value with its JSONPath; lists are tuples, and objects mappings, of nodes.
 
     `duplicate_keys`: keys of an object that occur more than once (the last one counts). `partial`: the base
-    of a layered deployment may have more of this object.
+    of a layered deployment may have more of this object. `line`: its line in the file, from 1; 0 if unknown.
     """
 
     path: str
     value: "bool | int | float | str | tuple[JsonNode, ...] | Mapping[str, JsonNode] | None"
     duplicate_keys: tuple[str, ...] = ()
     partial: bool = False
+    line: int = 0
 
     @property
     def entries(self) -> "Mapping[str, JsonNode]":
@@ -69,6 +72,10 @@ class JsonNode:
             found = None if found is None else found.entries.get(key)
         return found
 
+    def missing(self, key: str) -> "JsonNode":
+        """The place of a key that is not there, for findings."""
+        return JsonNode(child_path(self.path, key), None, line=self.line)
+
     def walk(self) -> "Iterator[JsonNode]":
         """This node and all nodes below it."""
         yield self
@@ -79,7 +86,7 @@ class JsonNode:
         """This object with `item` below these keys, as a layered deployment merges it."""
         if not keys:
             return item
-        below = self.entries.get(keys[0], JsonNode(item.path, {}, partial=True))
+        below = self.entries.get(keys[0], JsonNode(item.path, {}, partial=True, line=item.line))
         return replace(self, value={**self.entries, keys[0]: below.with_overlay(keys[1:], item)})
 
 
@@ -90,8 +97,8 @@ def child_path(path: str, key: str) -> str:
     return f"{path}[{json.dumps(key if len(key) <= _MAX_KEY_CHARS else key[:_MAX_KEY_CHARS] + '…')}]"
 
 
-def parse_json(text: str, path: str = "$") -> JsonNode:
-    """Parse a JSON text; `path` is the path of its root.
+def parse_json(text: str, path: str = "$", *, line: int = 0) -> JsonNode:
+    """Parse a JSON text; `path` is the path of its root, `line` the line of all of it, 0: it starts a file.
 
     Raises:
         json.JSONDecodeError: the text is not JSON.
@@ -105,33 +112,48 @@ def parse_json(text: str, path: str = "$") -> JsonNode:
         raise
     except ValueError as error:
         raise ConfigError([str(error).partition(";")[0]]) from None
-    return _to_node(document, path, 0)
+    return _to_node(document, path, 0, itertools.repeat(line) if line else _lines(text))
 
 
 class _Object(dict[str, Any]):
-    """An object that records its duplicate keys."""
+    """An object that records its pairs, duplicate keys included."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
-        seen = set[str]()
-        self.duplicate_keys = tuple(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # add gives None
+        self.pairs = pairs
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON number")
 
 
-def _to_node(value: Any, path: str, depth: int) -> JsonNode:
+_STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
+_VALUE = re.compile(rf"(?P<key>{_STRING}\s*:)|{_STRING}|[\[{{]|[^\s\[\]{{}},:\"]+")
+
+
+def _lines(text: str) -> Iterator[int]:
+    """The line of each value of a valid JSON text, in the order of the text; a container before its items."""
+    line, counted = 1, 0
+    for found in _VALUE.finditer(text):
+        if found["key"] is None:
+            line, counted = line + text.count("\n", counted, found.start()), found.start()
+            yield line
+
+
+def _to_node(value: Any, path: str, depth: int, lines: Iterator[int]) -> JsonNode:
+    """The node of a value; `lines` gives the line of it and of all values below it."""
     if depth > MAX_DEPTH:
         raise ConfigError([f"is nested deeper than {MAX_DEPTH} levels"])
+    line = next(lines)
     if isinstance(value, _Object):
-        entries = {key: _to_node(item, child_path(path, key), depth + 1) for key, item in value.items()}
-        return JsonNode(path, entries, tuple(dict.fromkeys(value.duplicate_keys)))
+        pairs = [(key, _to_node(item, child_path(path, key), depth + 1, lines)) for key, item in value.pairs]
+        counts = Counter(key for key, _ in pairs)
+        duplicates = tuple(key for key, count in counts.items() if count > 1)
+        return JsonNode(path, dict(pairs), duplicates, line=line)
     if isinstance(value, list):
-        return JsonNode(
-            path, tuple(_to_node(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value))
-        )
-    return JsonNode(path, value)
+        items = (_to_node(item, f"{path}[{i}]", depth + 1, lines) for i, item in enumerate(value))
+        return JsonNode(path, tuple(items), line=line)
+    return JsonNode(path, value, line=line)
 
 
 # --- placeholders -------------------------------------------------------------------------------------------
@@ -149,6 +171,16 @@ def has_placeholder(text: str) -> bool:
 def find_placeholders(text: str) -> list[str]:
     """The placeholders of a text, as written."""
     return [match[0] for match in _PLACEHOLDER.finditer(text)]
+
+
+_ANGLE_PLACEHOLDER = re.compile(r"<[^<>/]*[A-Za-z][^<>/]*>")
+
+
+def find_angle_placeholder(text: str) -> str:
+    """The first `<name>` of a text, which stands for a value to be filled in; empty if there is none."""
+    # `${MODULEDIR<FOLDER>}` is a placeholder of the tools.
+    found = _ANGLE_PLACEHOLDER.search(_PLACEHOLDER.sub("", text))
+    return found[0] if found else ""
 
 
 def fill_placeholders(value: Any, environ: Mapping[str, str], missing: set[str]) -> Any:
@@ -170,23 +202,39 @@ def fill_placeholders(value: Any, environ: Mapping[str, str], missing: set[str])
 # --- findings -----------------------------------------------------------------------------------------------
 
 
-Severity = Literal["error", "warning"]
+Severity = Literal["error", "warning", "note"]
+
+_SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 _LONG_WORD = re.compile(r"\S{301,}")
 
 
 @dataclass(frozen=True, slots=True)
 class LintFinding:
-    """One problem: its path, the problem, and the remedy; each one line, with secrets masked."""
+    """One problem: its path, the problem, and the remedy; each one line, with secrets masked.
+
+    `line_number`: the line in the file, from 1; 0 if unknown.
+    """
 
     severity: Severity
     path: str
     problem: str
     remedy: str
+    line_number: int = 0
 
     def line(self) -> str:
         """As a line of text."""
         return f"{self.severity}: {self.path}: {self.problem}; {self.remedy}"
+
+    def document(self) -> dict[str, Any]:
+        """As JSON; `line` is null if unknown."""
+        return {
+            "severity": self.severity,
+            "path": self.path,
+            "line": self.line_number or None,
+            "problem": self.problem,
+            "remedy": self.remedy,
+        }
 
 
 class LintFindings:
@@ -196,8 +244,8 @@ class LintFindings:
         self._found: dict[LintFinding, None] = {}
 
     def all(self) -> tuple[LintFinding, ...]:
-        """Errors first, then in the order of discovery; without duplicates."""
-        return tuple(sorted(self._found, key=lambda finding: finding.severity))
+        """Errors first, then warnings, then notes, in the order of discovery; without duplicates."""
+        return tuple(sorted(self._found, key=lambda finding: _SEVERITIES.index(finding.severity)))
 
     def error(self, where: JsonNode | str, problem: str, remedy: str) -> None:
         """Report what IoT Edge or the module rejects."""
@@ -207,17 +255,20 @@ class LintFindings:
         """Report what is accepted, but probably not intended."""
         self._add("warning", where, problem, remedy)
 
+    def note(self, where: JsonNode | str, problem: str, remedy: str) -> None:
+        """Report what is right as it is, but may be better otherwise."""
+        self._add("note", where, problem, remedy)
+
     def _add(self, severity: Severity, where: JsonNode | str, problem: str, remedy: str) -> None:
-        path = where.path if isinstance(where, JsonNode) else where
-        self._found[LintFinding(severity, to_one_line(path), to_one_line(problem), to_one_line(remedy))] = (
-            None
-        )
+        path, line = (where.path, where.line) if isinstance(where, JsonNode) else (where, 0)
+        finding = LintFinding(severity, to_one_line(path), to_one_line(problem), to_one_line(remedy), line)
+        self._found[finding] = None
 
     def required(self, parent: JsonNode, key: str, remedy: str) -> JsonNode | None:
         """The node at a key; a missing one is reported, unless `parent` is partial."""
         found = parent.entries.get(key)
         if found is None and isinstance(parent.value, Mapping) and not parent.partial:
-            self.error(child_path(parent.path, key), "is missing", remedy)
+            self.error(parent.missing(key), "is missing", remedy)
         return found
 
     def mapping(self, node: JsonNode | None) -> Mapping[str, JsonNode]:
@@ -225,24 +276,22 @@ class LintFindings:
         if node is None:
             return {}
         if not isinstance(node.value, Mapping):
-            self._wrong(node, "an object")
+            self.wrong_type(node, "an object")
         for key in node.duplicate_keys:
-            self.error(
-                child_path(node.path, key), "occurs twice, and the last one counts", "keep one of them"
-            )
+            self.error(node.entries[key], "occurs twice, and the last one counts", "keep one of them")
         return node.entries
 
     def items(self, node: JsonNode | None) -> tuple[JsonNode, ...]:
         """The items of a node that must be a list."""
         if node is not None and not isinstance(node.value, tuple):
-            self._wrong(node, "a list")
+            self.wrong_type(node, "a list")
         return node.items if node is not None else ()
 
     def text(self, node: JsonNode | None) -> str | None:
         """The value of a node that must be a string."""
         if node is None or isinstance(node.value, str):
             return None if node is None else node.text
-        self._wrong(node, "a string")
+        self.wrong_type(node, "a string")
         return None
 
     def choice(self, node: JsonNode | None, choices: Collection[str]) -> str | None:
@@ -259,7 +308,7 @@ class LintFindings:
             return None
         value = node.value
         if isinstance(value, bool) or not isinstance(value, int):
-            self._wrong(node, "a whole number")
+            self.wrong_type(node, "a whole number")
             return None
         if not minimum <= value <= maximum:
             self.error(node, "is out of range", f"write {minimum} to {maximum}")
@@ -278,9 +327,10 @@ class LintFindings:
                 self.warning(item, f"is not a key of {reader}", remedy)
         return entries
 
-    def _wrong(self, node: JsonNode, wanted: str) -> None:
+    def wrong_type(self, node: JsonNode, wanted: str, example: str = "") -> None:
+        """Report that a value has another type than the wanted one."""
         kind = "an object" if isinstance(node.value, Mapping) else _kind(node.value)
-        self.error(node, f"is {kind}", f"it must be {wanted}")
+        self.error(node, f"is {kind}", f"it must be {wanted}{example and f'; {example}'}")
 
 
 def _kind(value: object) -> str:
@@ -298,6 +348,9 @@ def to_one_line(text: str) -> str:
 
 EDGE_AGENT = "$edgeAgent"
 EDGE_HUB = "$edgeHub"
+
+_CONTENT_KEYS = ("modulesContent", "moduleContent")
+"""The second one is the old name; `az` still accepts it."""
 
 _DESIRED = "properties.desired"
 _TEMPLATE_KEY = "$schema-template"
@@ -317,6 +370,13 @@ class Manifest:
     template: bool
     layered: bool
 
+    def registries(self) -> tuple[JsonNode, ...]:
+        """The addresses of the registries with credentials."""
+        agent = self.twins.get(EDGE_AGENT)
+        found = agent.at("runtime", "settings", "registryCredentials") if agent is not None else None
+        addresses = [entry.at("address") for entry in found.entries.values()] if found is not None else []
+        return tuple(address for address in addresses if address is not None)
+
     @property
     def kind(self) -> str:
         """The kind in one word."""
@@ -328,15 +388,19 @@ def read_manifest(document: JsonNode, name: str, findings: LintFindings) -> Mani
     top = findings.mapping(document)
     template = _TEMPLATE_KEY in top or PurePath(name).name.endswith(_TEMPLATE_NAME)
     outer = top.get("content")
-    holder = document if outer is None or "modulesContent" in top else outer
+    holder = document if outer is None or any(key in top for key in _CONTENT_KEYS) else outer
     findings.mapping(holder)
-    content = findings.required(holder, "modulesContent", "put all modules into it")
+    key = next((key for key in _CONTENT_KEYS if _has_modules(holder.at(key))), _CONTENT_KEYS[0])
+    content = findings.required(holder, key, "put all modules into it")
     if content is None:
-        return Manifest(
-            JsonNode(child_path(document.path, "modulesContent"), {}), {}, template, layered=False
-        )
+        return Manifest(replace(holder.missing(key), value={}), {}, template, layered=False)
     twins = {key: _twin(key, item, findings) for key, item in findings.mapping(content).items()}
     return Manifest(content, twins, template, layered=_is_layered(twins))
+
+
+def _has_modules(content: JsonNode | None) -> bool:
+    """Whether modules are in it; in a configuration of modules, `moduleContent` has desired properties."""
+    return content is not None and not any(key.startswith(_DESIRED) for key in content.entries)
 
 
 def _is_layered(twins: Mapping[str, JsonNode]) -> bool:
@@ -357,7 +421,7 @@ def _twin(module: str, node: JsonNode, findings: LintFindings) -> JsonNode:
             findings.error(item, f"is not a key of {module} in IoT Hub", remedy)
     if whole is None and not dotted:
         findings.error(node, "has no desired properties", f"put them into {_DESIRED}")
-    twin = whole or JsonNode(node.path, {}, partial=bool(dotted))
+    twin = whole or JsonNode(node.path, {}, partial=bool(dotted), line=node.line)
     for key, item in dotted.items():
         keys = tuple(key.removeprefix(f"{_DESIRED}.").split("."))
         if not all(keys):
@@ -365,84 +429,3 @@ def _twin(module: str, node: JsonNode, findings: LintFindings) -> JsonNode:
             continue
         twin = twin.with_overlay(keys, item)
     return twin
-
-
-# --- createOptions ------------------------------------------------------------------------------------------
-
-
-CREATE_OPTIONS = "createOptions"
-
-MAX_PIECE_CHARACTERS = 512
-"""The length at which edgeAgent and its tools split createOptions."""
-
-_PIECE = re.compile(r"createoptions(\d*)", re.IGNORECASE)
-
-
-def is_create_options(key: str) -> bool:
-    """Whether a key of a module's settings is one of its createOptions."""
-    return _PIECE.fullmatch(key) is not None
-
-
-def read_create_options(settings: JsonNode, *, template: bool, findings: LintFindings) -> JsonNode | None:
-    """The createOptions of a module's settings, an object or a string in pieces; None if there are none."""
-    pieces = {key.lower(): item for key, item in settings.entries.items() if is_create_options(key)}
-    whole = pieces.get(CREATE_OPTIONS.lower())
-    if whole is not None and isinstance(whole.value, Mapping):
-        if not template:
-            remedy = "write it as a JSON string; only templates may have an object"
-            findings.error(whole, "is an object", remedy)
-        return _check_option_types(whole, findings)
-    if not pieces or not _are_pieces(pieces, findings):
-        return None
-    return _parsed(
-        "".join(pieces[key].text for key in sorted(pieces)),
-        child_path(settings.path, CREATE_OPTIONS),
-        findings,
-    )
-
-
-def _are_pieces(pieces: dict[str, JsonNode], findings: LintFindings) -> bool:
-    """Whether the pieces are strings with consecutive numbers, as edgeAgent reads them."""
-    valid = None not in [findings.text(item) for item in pieces.values()]
-    names = [f"{CREATE_OPTIONS}{number:02d}" if number else CREATE_OPTIONS for number in range(len(pieces))]
-    for key, item in pieces.items():
-        if key not in (name.lower() for name in names) or len(pieces) > 100:
-            remedy = (
-                f"number the pieces without a gap: {CREATE_OPTIONS}, {CREATE_OPTIONS}01, "
-                f"{CREATE_OPTIONS}02 … {CREATE_OPTIONS}99"
-            )
-            findings.error(item, "is not the next piece, so edgeAgent ignores it", remedy)
-            valid = False
-        if len(pieces) > 1 and len(item.text) > MAX_PIECE_CHARACTERS:
-            remedy = f"split after {MAX_PIECE_CHARACTERS} characters, as edgeAgent and its tools do"
-            findings.warning(item, f"is a piece of {len(item.text)} characters", remedy)
-    return valid
-
-
-def _parsed(text: str, path: str, findings: LintFindings) -> JsonNode | None:
-    # edgeAgent reads an empty string and the string null as no options.
-    if not text.strip() or text.strip().lower() == "null":
-        return None
-    try:
-        options = parse_json(text, path)
-    except json.JSONDecodeError as error:
-        remedy = "the string must be JSON, with all quotes inside it escaped"
-        findings.error(path, f"is not JSON at character {error.pos + 1}: {error.msg}", remedy)
-        return None
-    except ConfigError as error:
-        findings.error(path, str(error), "write options of Docker's API")
-        return None
-    return _check_option_types(options, findings)
-
-
-def _check_option_types(options: JsonNode, findings: LintFindings) -> JsonNode:
-    """The options, after a check of the types that the other checks rely on."""
-    findings.mapping(options)
-    findings.mapping(options.at("HostConfig"))
-    for path in (("Env",), ("HostConfig", "Binds")):
-        for item in findings.items(options.at(*path)):
-            findings.text(item)
-    for key in ("DeviceRequests", "Devices", "Mounts"):
-        for item in findings.items(options.at("HostConfig", key)):
-            findings.mapping(item)
-    return options

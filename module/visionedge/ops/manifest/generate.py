@@ -14,8 +14,8 @@ from visionedge.config.documents import Document
 from visionedge.config.load import find_local_only_problems, merge, parse_config
 from visionedge.config.schema import Config
 from visionedge.errors import ConfigError
+from visionedge.ops.manifest.docker_api import CREATE_OPTIONS
 from visionedge.ops.manifest.document import (
-    CREATE_OPTIONS,
     EDGE_AGENT,
     EDGE_HUB,
     fill_placeholders,
@@ -31,12 +31,17 @@ from visionedge.ops.manifest.module_settings import (
     is_loopback,
 )
 from visionedge.ops.manifest.routes import OUTPUTS
-from visionedge.runtime.redaction import find_secrets, redact
+from visionedge.ops.support_dates import IOT_EDGE_TAG
+from visionedge.runtime.memory_requirement import CPU_MEMORY_MIB, GPU_MEMORY_MIB
+from visionedge.runtime.redaction import find_secrets, redact, register_secrets
 
 Gpu = Literal["none", "dda", "gpu-pv", "gpu-pv-by-hand"]
 
 TOKEN_PLACEHOLDER = "${VISIONEDGE_HTTP_TOKEN}"  # noqa: S105 - a placeholder for one
 TEMPLATE_SCHEMA = "4.0.0"
+HUB_SCHEMA = "1.2"
+"""Version 4.0.0 of the templates' schema wants it; edgeHub reads 1.0 to 1.3."""
+
 _HUB_STORE = "/iotedge/storage"
 _LOG_OPTIONS = {"LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}}}
 _HUB_PORTS = (5671, 8883, 443)
@@ -59,6 +64,12 @@ class ManifestRequest:
         runtime: the tag of edgeAgent's and edgeHub's images.
         binds: folders or files of the host to mount, as in createOptions
             (``HOST:CONTAINER``, ``HOST:CONTAINER:ro``).
+        memory_bytes: the limit of the container; None: what the module needs, 0: no limit.
+        cpus: the limit in cores; None: no limit.
+        pids: the limit of processes and threads; None: no limit.
+        env: variables of the module.
+        dns: addresses of DNS servers.
+        labels: labels of the container.
         form: a deployment, a template, or a layered deployment.
     """
 
@@ -69,8 +80,14 @@ class ManifestRequest:
     registries: Mapping[str, str] = field(default_factory=dict)
     module: str = MODULE_ID
     published: tuple[str, int] | None = ("127.0.0.1", IMAGE_PORT)
-    runtime: str = "1.5"
+    runtime: str = IOT_EDGE_TAG
     binds: tuple[str, ...] = ()
+    memory_bytes: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    dns: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
     form: Literal["deployment", "template", "layered"] = "deployment"
 
 
@@ -91,6 +108,8 @@ def generate_manifest(request: ManifestRequest, environ: Mapping[str, str]) -> G
     """
     desired, notes = _desired_properties(request)
     document = _document(request, desired)
+    variables = fill_placeholders(dict(request.env), {} if request.form == "template" else environ, set())
+    register_secrets(secret for secret in find_secrets(variables) if not has_placeholder(secret))
     if request.form != "template":
         missing: set[str] = set()
         document = _encode_create_options(fill_placeholders(document, environ, missing))
@@ -102,7 +121,7 @@ def generate_manifest(request: ManifestRequest, environ: Mapping[str, str]) -> G
     if report.errors:
         raise ConfigError([finding.line() for finding in report.findings if finding.severity == "error"])
     notes += [finding.line() for finding in report.findings]
-    secret = any(not has_placeholder(text) for text in find_secrets(document))
+    secret = any(not has_placeholder(text) for text in (*find_secrets(document), *find_secrets(variables)))
     return GeneratedManifest(text, tuple(notes), secret)
 
 
@@ -188,7 +207,7 @@ def _document(request: ManifestRequest, desired: Document) -> Document:
         EDGE_AGENT: {"properties.desired": _agent(request, module)},
         EDGE_HUB: {
             "properties.desired": {
-                "schemaVersion": "1.1",
+                "schemaVersion": HUB_SCHEMA,
                 "routes": routes,
                 "storeAndForwardConfiguration": {"timeToLiveSecs": _DAY_S},
             }
@@ -267,7 +286,7 @@ def _module(request: ManifestRequest, desired: Document) -> Document:
     kind = "cpu" if request.gpu == "none" else "gpu"
     image = request.image or f"{BUILT_IMAGE_PREFIX}.amd64.{kind}}}"
     # Without it, GPU-PV refuses images that set NVIDIA_REQUIRE_CUDA.
-    env = {"env": {"NVIDIA_DISABLE_REQUIRE": {"value": "1"}}} if request.gpu == "gpu-pv" else {}
+    variables = {**({"NVIDIA_DISABLE_REQUIRE": "1"} if request.gpu == "gpu-pv" else {}), **request.env}
     return {
         "version": "1.0",
         "type": "docker",
@@ -275,7 +294,7 @@ def _module(request: ManifestRequest, desired: Document) -> Document:
         "restartPolicy": "always",
         "startupOrder": 1,
         "imagePullPolicy": "on-create",
-        **env,
+        **({"env": {name: {"value": value} for name, value in variables.items()}} if variables else {}),
         "settings": {"image": image, CREATE_OPTIONS: _options(request, desired)},
     }
 
@@ -302,12 +321,26 @@ def _options(request: ManifestRequest, desired: Document) -> Document:
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges"],
         "Init": True,  # reaps the processes of `docker exec`
+        **_limits(request),
+        **({"Dns": list(request.dns)} if request.dns else {}),
         **_LOG_OPTIONS,
     }
     return {
+        **({"Labels": dict(request.labels)} if request.labels else {}),
         **({"Env": access_options["Env"]} if "Env" in access_options else {}),
         **ports,
         "HostConfig": host,
+    }
+
+
+def _limits(request: ManifestRequest) -> Document:
+    """A limit of memory protects edgeAgent and edgeHub from a leak of the module."""
+    needed_mib = CPU_MEMORY_MIB if request.gpu == "none" else GPU_MEMORY_MIB
+    memory_bytes = needed_mib * 2**20 if request.memory_bytes is None else request.memory_bytes
+    return {
+        **({"Memory": memory_bytes} if memory_bytes else {}),
+        **({"NanoCpus": round(request.cpus * 1e9)} if request.cpus is not None else {}),
+        **({"PidsLimit": request.pids} if request.pids is not None else {}),
     }
 
 

@@ -3,10 +3,10 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from visionedge.ops.manifest.agent import EdgeModule
-from visionedge.ops.manifest.document import JsonNode, LintFindings, child_path, has_placeholder
+from visionedge.ops.manifest.document import JsonNode, LintFindings, has_placeholder
 
 GPU_OPTIONS = {"HostConfig": {"DeviceRequests": [{"Count": -1, "Capabilities": [["gpu"]]}]}}
 """For DDA and GPU-PV on a host with an NVIDIA runtime, such as EFLOW."""
@@ -94,6 +94,13 @@ def describe_gpu_access(module: EdgeModule) -> str:
     )
 
 
+def passes_gpu(module: EdgeModule) -> bool:
+    """Whether a GPU is passed to a module, in any way."""
+    nodes = [device.source for device in read_devices(module)]
+    by_node = any(node == DXG or node.startswith(_NVIDIA_NODES) for node in nodes)
+    return by_node or _find_gpu_request(module) is not None
+
+
 def check_gpu_options(module: EdgeModule, device: str | None, findings: LintFindings) -> None:
     """Check how a GPU is passed to a module, and whether it can use one; `device` is inference.device."""
     for request in module.option_items("HostConfig", "DeviceRequests"):
@@ -151,10 +158,6 @@ def _wants_gpu(request: JsonNode) -> bool:
 
 
 def _check_device_request(request: JsonNode, findings: LintFindings) -> None:
-    capabilities = findings.mapping(request).get("Capabilities")
-    if capabilities is not None and any(item.text for item in capabilities.items):
-        remedy = 'use double brackets: "Capabilities": [["gpu"]]'
-        findings.error(capabilities, "is a flat list, which Docker refuses", remedy)
     count, ids = request.at("Count"), request.at("DeviceIDs")
     if count is not None and count.value != 0 and ids is not None and ids.items:
         findings.error(request, "has both Count and DeviceIDs, which Docker refuses", "remove one of them")
@@ -202,8 +205,8 @@ def read_module_environment(module: EdgeModule) -> dict[str, JsonNode]:
     found = {}
     for item in module.option_items("Env"):
         name, _, value = item.text.partition("=")
-        found[name] = JsonNode(item.path, value)
-    return {**found, **{name: JsonNode(node.path, _text(node.value)) for name, node in module.env.items()}}
+        found[name] = replace(item, value=value)
+    return {**found, **{name: replace(node, value=_text(node.value)) for name, node in module.env.items()}}
 
 
 def _text(value: object) -> str:
@@ -216,7 +219,7 @@ def _check_image_and_device(
     """Whether the image, inference.device and the passed GPU go together."""
     kind = classify_image(module.image)
     image = module.image_node()
-    if kind == "gpu" and gpu_node is None and device != "cpu":
+    if kind == "gpu" and gpu_node is None and device not in ("cpu", "remote"):
         findings.warning(
             image,
             "is a GPU image, but no GPU is passed to it",
@@ -239,7 +242,9 @@ def classify_image(image: str) -> str:
     return kinds.pop() if len(kinds) == 1 else ""
 
 
-def create_options_path(module: EdgeModule) -> str:
-    """The path of the createOptions of a module, whether they exist or not."""
-    settings = child_path(module.node.path, "settings")
-    return module.options.path if module.options is not None else child_path(settings, "createOptions")
+def create_options_node(module: EdgeModule) -> JsonNode:
+    """The createOptions of a module, or the place of missing ones."""
+    if module.options is not None:
+        return module.options
+    settings = module.node.at("settings") or module.node.missing("settings")
+    return settings.missing("createOptions")

@@ -1,8 +1,8 @@
 """`visionedge manifest lint`: reports every problem of a deployment manifest, with its place and remedy.
 
 `lint_manifest` runs all checks: those of this file look at the whole manifest (limits of twins, placeholders,
-secrets, conflicts between modules); `agent` checks $edgeAgent and the images, `routes` $edgeHub,
-`module_settings` and `gpu_options` the modules that are visionedge.
+secrets, conflicts between modules); `agent` checks $edgeAgent and the images, `docker_api` all createOptions,
+`routes` $edgeHub, `module_settings`, `container` and `gpu_options` the modules that are visionedge.
 """
 
 import ipaddress
@@ -11,13 +11,14 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from visionedge.config.documents import Document
 from visionedge.errors import ConfigError
 from visionedge.ops.manifest.agent import EdgeModule, check_module_files, read_agent
+from visionedge.ops.manifest.docker_api import is_create_options
 from visionedge.ops.manifest.document import (
     EDGE_AGENT,
     EDGE_HUB,
@@ -26,9 +27,9 @@ from visionedge.ops.manifest.document import (
     LintFinding,
     LintFindings,
     Manifest,
+    find_angle_placeholder,
     find_placeholders,
     has_placeholder,
-    is_create_options,
     parse_json,
     read_manifest,
     to_one_line,
@@ -54,6 +55,7 @@ MAX_LEVELS = 10
 MAX_KEY_BYTES = 1024
 MAX_INTEGER = 2**52 - 1
 _FORBIDDEN = frozenset(".$# ")
+_KEY_VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})", re.ASCII)
 _NUMBER_BYTES = 8
 _BOOLEAN_BYTES = 4
 _ANY = ("", "0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
@@ -76,7 +78,7 @@ class LintReport:
     @property
     def warnings(self) -> int:
         """The number of warnings."""
-        return len(self.findings) - self.errors
+        return sum(finding.severity == "warning" for finding in self.findings)
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -90,20 +92,39 @@ class LintReport:
             ],
             "errors": self.errors,
             "warnings": self.warnings,
-            "findings": [asdict(finding) for finding in self.findings],
+            "notes": len(self.findings) - self.errors - self.warnings,
+            "findings": [finding.document() for finding in self.findings],
         }
 
     def to_text(self) -> str:
-        """As text: a line for each finding, and their number."""
+        """As text: a line for each finding, which begins as those of compilers do, and their number."""
         counts = f"{_count(self.errors, 'error')}, {_count(self.warnings, 'warning')}"
-        summary = f"{self.name}: {counts if self.findings else 'no problems'}"
+        summary = f"{self.name}: {counts if self.errors or self.warnings else 'no problems'}"
         modules = [f"{name}: has {gpu_access}" for name, gpu_access in self.modules.items()]
-        lines = [*(finding.line() for finding in self.findings), *map(to_one_line, [*modules, summary])]
-        return "\n".join(lines) + "\n"
+        lines = [f"{self._place(finding)}: {finding.line()}" for finding in self.findings]
+        return "\n".join([*lines, *map(to_one_line, [*modules, summary])]) + "\n"
+
+    def _place(self, finding: LintFinding) -> str:
+        return to_one_line(f"{self.name}:{finding.line_number}" if finding.line_number else self.name)
 
 
 def _count(number: int, what: str) -> str:
     return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
+
+
+def report_unreadable(name: str, error: "UnreadableManifestError") -> LintReport:
+    """The report of a file that cannot be read as JSON: one error."""
+    remedy = "correct the file, or make the manifest again"
+    return LintReport(name, "unknown", {}, (LintFinding("error", "$", error.problem, remedy, error.line),))
+
+
+class UnreadableManifestError(ConfigError):
+    """The file cannot be read, or is not JSON. `line`: where, from 1; 0 if unknown."""
+
+    def __init__(self, name: str, problem: str, line: int = 0, column: int = 0) -> None:
+        place = f"{name}:{line}:{column}" if line else name
+        super().__init__([f"{place}: {problem}"])
+        self.problem, self.line = to_one_line(problem), line
 
 
 def lint_manifest(
@@ -118,7 +139,8 @@ def lint_manifest(
         folder: the folder of a template, to find the module.json files of its placeholders; None: no check.
 
     Raises:
-        ConfigError: the file is not JSON, or has none of the named modules.
+        UnreadableManifestError: the file is not JSON.
+        ConfigError: it has none of the named modules.
     """
     document = _read_json(data, name)
     findings = LintFindings()
@@ -154,29 +176,50 @@ def _run_checks(
             check_configuration(EdgeModule(name, twin), manifest, findings)
     if not ours and found and not manifest.layered:
         remedy = "name one with --module NAME"
-        findings.warning(manifest.content, "none of the modules is recognised as visionedge", remedy)
+        findings.note(manifest.content, "none of the modules is recognised as visionedge", remedy)
     return ours
 
 
 def _read_json(data: bytes, name: str) -> JsonNode:
     if len(data) > MAX_MANIFEST_BYTES:
-        raise ConfigError(
-            [f"{name}: is larger than {MAX_MANIFEST_BYTES // 1_000_000} MB, the limit of a manifest"]
-        )
+        what = f"is larger than {MAX_MANIFEST_BYTES // 1_000_000} MB, the limit of a manifest"
+        raise UnreadableManifestError(name, what)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         hint = "; PowerShell's '>' writes UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise ConfigError([f"{name}: is not UTF-8 text{hint}"]) from None
+        raise UnreadableManifestError(name, f"is not UTF-8 text{hint}") from None
     try:
         document = parse_json(text)
     except json.JSONDecodeError as error:
-        raise ConfigError([f"{name}:{error.lineno}:{error.colno}: is not JSON: {error.msg}"]) from None
+        what = f"is not JSON: {error.msg}"
+        raise UnreadableManifestError(name, what, error.lineno, error.colno) from None
     except ConfigError as error:
-        raise ConfigError([f"{name}: {error}"]) from None
+        raise UnreadableManifestError(name, str(error)) from None
     # All later output masks these values. A placeholder is not a secret.
-    register_secrets(secret for secret in find_secrets(document.plain()) if not has_placeholder(secret))
+    secrets = find_secrets(document.plain()) | find_secrets(_variables(document))
+    secrets -= {user.text for node in document.walk() if (user := _container_user(node)) is not None}
+    register_secrets(secret for secret in secrets if not has_placeholder(secret))
     return document
+
+
+def _variables(document: JsonNode) -> Document:
+    """The variables of all modules by name, whose values stand below the key `value`."""
+    nodes = (node.at("env") for node in document.walk())
+    return {
+        name: value.plain()
+        for env in nodes
+        if env
+        for name, item in env.entries.items()
+        if (value := item.at("value"))
+    }
+
+
+def _container_user(node: JsonNode) -> JsonNode | None:
+    """The user in the createOptions of a module's settings: no secret, unlike other users."""
+    options = node.at("createOptions")
+    entries = options.entries.items() if options is not None else ()
+    return next((item for key, item in entries if key.lower() == "user"), None)
 
 
 # --- every twin ---------------------------------------------------------------------------------------------
@@ -220,7 +263,9 @@ def _entry(key: str, item: JsonNode, level: int, template: bool, findings: LintF
     key_bytes = len(key.encode(errors="surrogatepass"))
     if key_bytes > MAX_KEY_BYTES:
         findings.error(item, f"has a name of {key_bytes} bytes", f"the limit of a twin is {MAX_KEY_BYTES}")
-    if any(c in _FORBIDDEN or unicodedata.category(c) == "Cc" for c in key):
+    # The tools of IoT Edge expand variables in keys too, such as the name of a registry.
+    plain = _KEY_VARIABLE.sub("", key) if template else key
+    if any(c in _FORBIDDEN or unicodedata.category(c) == "Cc" for c in plain):
         findings.error(
             item, "has a name that a twin cannot store", "use a name without '.', '$', '#' and spaces"
         )
@@ -260,11 +305,20 @@ def _shorter(node: JsonNode) -> str:
 
 
 def _secrets(manifest: Manifest, findings: LintFindings) -> None:
+    users = {user.path for node in manifest.content.walk() if (user := _container_user(node)) is not None}
     for key, node in _texts(manifest.content):
-        document: Document = {key: node.plain()}
-        if any(not has_placeholder(secret) for secret in find_secrets(document)):
+        secrets = () if node.path in users else find_secrets({key: node.plain()})
+        if not all(map(_is_no_secret, secrets)):
             remedy = "replace it by ${NAME}: templates are stored and shared"
             findings.warning(node, "contains a secret in plain text", remedy)
+
+
+def _is_no_secret(text: str) -> bool:
+    """Whether a text at the place of a secret is none: a placeholder, a `<name>`, or yes or no."""
+    is_placeholder = (
+        has_placeholder(text) or _KEY_VARIABLE.fullmatch(text) or find_angle_placeholder(text) == text
+    )
+    return bool(is_placeholder) or text.lower() in ("true", "false", "yes", "no")
 
 
 def _texts(node: JsonNode, key: str = "") -> Iterator[tuple[str, JsonNode]]:
@@ -272,7 +326,8 @@ def _texts(node: JsonNode, key: str = "") -> Iterator[tuple[str, JsonNode]]:
     if node.text:
         yield key, node
     for name, item in node.entries.items():
-        yield from _texts(item, name)
+        # The name of a variable stands above the key `value`.
+        yield from _texts(item, key if name == "value" else name)
     for item in node.items:
         yield from _texts(item, key)
 

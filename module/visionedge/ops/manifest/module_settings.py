@@ -1,20 +1,29 @@
-"""Checks of the visionedge modules: configuration, variables, data folder, container, HTTP, and files."""
+"""Checks of the visionedge modules: configuration, variables, data folder, HTTP, cameras, and files."""
 
 from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
 
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.config.documents import Document
 from visionedge.config.load import find_local_only_problems, merge, parse_config, read_environment
 from visionedge.errors import ConfigError
 from visionedge.ops.manifest.agent import SYSTEM_MODULES, EdgeModule
-from visionedge.ops.manifest.document import JsonNode, LintFindings, Manifest, child_path, has_placeholder
+from visionedge.ops.manifest.container import check_container, on_host_network
+from visionedge.ops.manifest.document import (
+    JsonNode,
+    LintFindings,
+    Manifest,
+    find_angle_placeholder,
+    has_placeholder,
+)
 from visionedge.ops.manifest.gpu_options import (
     check_gpu_options,
-    create_options_path,
+    create_options_node,
     read_devices,
     read_module_environment,
     read_mounts,
 )
+from visionedge.outbound.metering import S1, UNIT_BLOCKS_PER_DAY
 
 IMAGE_PORT = 8080
 DATA_FOLDER = "/data"
@@ -34,6 +43,7 @@ _BUILT_IMAGE_PREFIXES = (
 _PRODUCT = "visionedge"
 _LOOPBACK = ("127.", "localhost", "::1", "[::1]")
 _VARIABLE_PREFIX = "VISIONEDGE_"
+_LOG_LEVEL = f"{_VARIABLE_PREFIX}LOG_LEVEL"
 _VARIABLES = frozenset(
     f"{_VARIABLE_PREFIX}{name}"
     for name in ("CONFIG", "CORE_DUMPS", "DATA", "MODEL", "DEVICE", "HTTP", "HTTP_TOKEN", "LOG_LEVEL")
@@ -68,16 +78,20 @@ def check_visionedge_module(module: EdgeModule, manifest: Manifest, findings: Li
     from_variables = _variables(variables, findings)
     check_configuration(module, manifest, findings)
     document = merge(from_variables, _document(twin))
-    if twin is None or not twin.partial:
+    # In a layered deployment the twin of the device may have the cameras.
+    if not (manifest.layered if twin is None else twin.partial):
         _check_cameras(module, twin, variables, findings)
     inference = document.get("inference")
     device = inference.get("device") if isinstance(inference, Mapping) else None
     check_gpu_options(module, device if isinstance(device, str) else None, findings)
     _data(module, variables, findings)
-    _container(module, findings)
+    check_container(module, manifest.registries(), findings)
     _http(module, document, findings)
+    _holes(variables, twin, findings)
     if twin is not None:
         _files(module, twin, findings)
+        _local_cameras(module, twin, findings)
+        _budget(twin, findings)
 
 
 def _document(twin: JsonNode | None) -> Document:
@@ -96,6 +110,8 @@ def _variables(variables: Mapping[str, JsonNode], findings: LintFindings) -> Doc
             )
     found: Document = {}
     for name in sorted(_VARIABLES & without_placeholders.keys()):
+        if name == _LOG_LEVEL and not without_placeholders[name]:
+            findings.error(variables[name], "is empty, which ends the module", "write info, or remove it")
         try:
             document = read_environment({name: without_placeholders[name]})
             parse_config(document)
@@ -134,7 +150,7 @@ def _locate_problem(twin: JsonNode, problem: str) -> tuple[JsonNode, str]:
         key = max((k for k in node.entries if f"{dotted}.".startswith(f"{k}.")), key=len, default=None)
         item = None if key is None else node.entries[key]
         if key is None or item is None:
-            return JsonNode(child_path(node.path, dotted), None), reason
+            return node.missing(dotted), reason
         node, dotted = item, dotted[len(key) + 1 :]
     return node, reason
 
@@ -157,33 +173,14 @@ def _data(module: EdgeModule, variables: Mapping[str, JsonNode], findings: LintF
     if not found:
         what = f"no volume is mounted at {folder}: messages that wait for IoT Hub are lost with the container"
         remedy = f'add {{"HostConfig":{{"Binds":["{_PRODUCT}-data:{folder}"]}}}}'
-        findings.warning(create_options_path(module), what, remedy)
+        findings.warning(create_options_node(module), what, remedy)
     for mount in found:
+        if mount.source.startswith("/") and not mount.read_only:
+            what = "is a folder of the host, which user 10001 of the image must be able to write"
+            findings.note(mount.node, what, f"run there: chown 10001:10001 {mount.source}")
         if mount.read_only:
             what = f"{folder} is read-only: messages wait in memory, and nothing is stored"
             findings.error(mount.node, what, "remove 'ro'")
-
-
-def _container(module: EdgeModule, findings: LintFindings) -> None:
-    """Restart policy, networks and privileges."""
-    policy = module.node.entries.get("restartPolicy")
-    if policy is not None and policy.text == "never":
-        what = "the module ends with exit code 75 when it needs a restart"
-        findings.warning(policy, what, "write always")
-    networks = module.option("NetworkingConfig")
-    if networks is not None and networks.entries and not _on_host(module):
-        what = "edgeAgent connects the module to edgeHub's network only if the options name no networks"
-        findings.warning(networks, what, "remove it")
-    privileged = module.option("HostConfig", "Privileged")
-    if privileged is not None and privileged.value is True:
-        findings.warning(
-            privileged, "visionedge needs no privileges", 'remove it, and add "CapDrop": ["ALL"]'
-        )
-
-
-def _on_host(module: EdgeModule) -> bool:
-    mode = module.option("HostConfig", "NetworkMode")
-    return mode is not None and mode.text == "host"
 
 
 def _http(module: EdgeModule, document: Document, findings: LintFindings) -> None:
@@ -194,7 +191,7 @@ def _http(module: EdgeModule, document: Document, findings: LintFindings) -> Non
     is_open = http.get("allowAnonymous") is True and not http.get("token")
     loopback = is_loopback(host)
     remedy = "remove http.allowAnonymous, so that a token is needed, or publish on 127.0.0.1 only"
-    if _on_host(module) and not loopback and is_open:
+    if on_host_network(module) and not loopback and is_open:
         mode = module.option("HostConfig", "NetworkMode")
         findings.warning(mode or module.node, "other machines can use HTTP without a token", remedy)
     for inner, bindings in module.option_entries("HostConfig", "PortBindings").items():
@@ -233,6 +230,48 @@ def _files(module: EdgeModule, twin: JsonNode, findings: LintFindings) -> None:
         elif not any(f"{path}/".startswith(f"{target}/") for target in targets):
             what = f"{path} is in no folder that is bound into the module"
             findings.warning(node, what, _BIND)
+
+
+def _holes(variables: Mapping[str, JsonNode], twin: JsonNode | None, findings: LintFindings) -> None:
+    """`<names>` that nobody has filled in."""
+    cameras = twin.at("cameras") if twin is not None else None
+    uris = [camera.at("uri") for camera in cameras.entries.values()] if cameras is not None else []
+    model = twin.at("model", "url") if twin is not None else None
+    for node in (*variables.values(), *uris, model):
+        if node is not None and find_angle_placeholder(node.text):
+            findings.warning(node, "is still to be filled in", "replace <…>")
+
+
+def _local_cameras(module: EdgeModule, twin: JsonNode, findings: LintFindings) -> None:
+    """Cameras on the loopback, which is that of the container."""
+    cameras = twin.at("cameras")
+    for camera in cameras.entries.values() if cameras is not None else ():
+        uri = camera.at("uri")
+        if uri is not None and not on_host_network(module) and _is_local_stream(uri.text):
+            what = "is an address of the container itself: no camera is there"
+            findings.warning(uri, what, "write the camera's address, or the name of the module that has it")
+
+
+def _is_local_stream(uri: str) -> bool:
+    try:
+        camera = parse_camera_uri(uri)
+        host = urlsplit(camera.target).hostname if camera.kind in ("rtsp", "http") else None
+    except (ConfigError, ValueError):
+        return False
+    return is_loopback(host) or host in ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
+
+
+def _budget(twin: JsonNode, findings: LintFindings) -> None:
+    node = twin.at("telemetry", "maxPerDay")
+    if node is None or isinstance(node.value, bool) or not isinstance(node.value, int | float):
+        return
+    quota = UNIT_BLOCKS_PER_DAY[S1]
+    if node.value <= quota:
+        return
+    units = ", ".join(f"{-int(-node.value // each)} of {tier}" for tier, each in UNIT_BLOCKS_PER_DAY.items())
+    what = f"lets the module send {node.value:,.0f} blocks of 4 KB a day; units of IoT Hub for it: {units}"
+    remedy = f"write at most {quota} (a unit of {S1}), unless the hub has more; 'manifest estimate' counts"
+    findings.warning(node, what, remedy)
 
 
 _BIND = (

@@ -15,10 +15,9 @@ from visionedge.ops.manifest.document import (
     JsonNode,
     LintFindings,
     Manifest,
-    child_path,
     has_placeholder,
 )
-from visionedge.ops.manifest.gpu_options import create_options_path, read_module_environment, read_mounts
+from visionedge.ops.manifest.gpu_options import create_options_node, read_module_environment, read_mounts
 from visionedge.outbound.messages import DETECTIONS, EVENTS
 
 _BOOLEAN_VARIABLES = ("OptimizeForPerformance", "UsePersistentStorage", "mqttSettings__enabled")
@@ -39,6 +38,13 @@ _ENDPOINT = re.compile(
 )
 _INPUT = re.compile(r"\s*/?modules/(?P<module>[^/]+)/inputs/(?P<input>[^/]+)/?\s*")
 _QUOTED = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'", re.DOTALL)
+_COMPARED = r"(?:<=|>=|<>|!=|=|<|>)"
+_DIGIT = r"[+-]?\.?\d"
+# edgeHub compiles a property without `$` as a string (Routing.Core/query/ConditionVisitor.cs, 2026-08-21).
+_NUMBER_COMPARISON = re.compile(
+    rf"(?<![\w$.\])-])(?P<left>[A-Za-z_]\w*)\s*{_COMPARED}\s*{_DIGIT}"
+    rf"|(?<![\w$.\]-])[+-]?(?:\d+\.?\d*|\.\d+)\s*{_COMPARED}\s*(?P<right>[A-Za-z_]\w*)(?![\w(.\[])"
+)
 _SOURCES = ("*", "messages", "twinchangenotifications")
 _HUB_KEYS = ("schemaVersion", "routes", "storeAndForwardConfiguration", "mqttBroker", "integrity")
 
@@ -63,7 +69,7 @@ def check_routes(
     if desired is None:
         if not manifest.layered:
             findings.error(
-                child_path(manifest.content.path, EDGE_HUB),
+                manifest.content.missing(EDGE_HUB),
                 "is missing",
                 "add it: it has the routes of messages",
             )
@@ -146,6 +152,11 @@ class _RouteChecker:
         bare = _QUOTED.sub("''", condition or "")
         if re.search(r"[\"']", bare.replace("''", "")) or bare.count("(") != bare.count(")"):
             self.findings.error(node, "has a WHERE with an unclosed quote or bracket", "close it")
+            return
+        for found in _NUMBER_COMPARISON.finditer(bare):
+            name = found["left"] or found["right"]
+            what = f"compares the property {name}, a string, with a number; edgeHub then rejects all routes"
+            self.findings.error(node, what, f"write as_number({name})")
 
     def _source(self, source: str, node: JsonNode) -> None:
         parts = source.strip("/").split("/")
@@ -229,4 +240,4 @@ def _check_hub_store(hub: EdgeModule, folder: JsonNode | None, findings: LintFin
     elif not any(f"{folder.text.rstrip('/')}/".startswith(f"{target}/") for target in targets):
         remedy = f'add {{"HostConfig":{{"Binds":["edgehub:{folder.text}"]}}}}'
         what = "no volume is mounted at this folder: edgeHub's messages are lost with its container"
-        findings.warning(create_options_path(hub), what, remedy)
+        findings.warning(create_options_node(hub), what, remedy)

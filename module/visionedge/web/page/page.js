@@ -45,7 +45,7 @@ function updateTiles(cameras) {
   $("grid").hidden = cameras.length === 0;
 }
 
-const DEVICE_NAMES = { cpu: "CPU", cuda: "CUDA", tensorrt: "TensorRT", auto: "auto" };
+const DEVICE_NAMES = { cpu: "CPU", cuda: "CUDA", tensorrt: "TensorRT", remote: "remote server", auto: "auto" };
 const deviceName = (device) => DEVICE_NAMES[device] || device || "none yet";
 
 function banner(tone, title, text) {
@@ -116,6 +116,9 @@ function banners(status, readiness) {
   } else if (engine.requested === "auto" && engine.effective === "cpu" && reason) {
     const words = NO_GPU[engine.reasonCode] || "No GPU can be used.";
     nodes.push(hideable(withDoctor(banner("note", "Computing on the CPU", words))));
+  }
+  if (engine.remote && engine.effective === "remote") {
+    nodes.push(hideable(banner("note", "Computing on a server", engine.remote.sentence)));
   }
   const overload = (status.capacity || {}).overload || { levels: [] };
   if (overload.levels.length || overload.exhausted) {
