@@ -1,6 +1,7 @@
 """A module on the servers of two other modules, with cameras: one dies, then both, then one comes back."""
 
 import json
+import os
 import re
 import signal
 from collections import Counter
@@ -53,7 +54,10 @@ def device_of_a_frame(module: ModuleProcess) -> str:
 
 @pytest.mark.timeout(300)  # five modules start, and a lost device is tried again after 5 s and more
 def test_no_frame_is_lost_while_servers_die_and_come_back(tmp_path: Path) -> None:
-    """Only the freshness rule drops frames; loss and return are reported; no text has the token."""
+    """A server hangs, dies; both are dead; one is back. Only the freshness rule drops frames.
+
+    Loss and return are reported, and no text has the token.
+    """
     model = TinyDetector().save(tmp_path / "tiny.onnx")
     with serve(tmp_path, model) as first, serve(tmp_path, model) as second:
         ports = [port_of(first), port_of(second)]
@@ -73,11 +77,12 @@ def test_no_frame_is_lost_while_servers_die_and_come_back(tmp_path: Path) -> Non
             until_more_frames(module, 5)
             check_both_replicas(module, ports)
 
+            freeze_and_wake(module, first.pid)
             first.stop(number=signal.SIGKILL)
-            module.wait_for_log(re.compile(rf"replica http://127.0.0.1:{ports[0]} is not used any more"))
+            module.until(lambda _cameras: states(module) == ["down", "up"])
             until_more_frames(module, 5)
             assert device_of_a_frame(module) == "remote"
-            assert [replica["state"] for replica in engine_of(module)["remote"]["replicas"]] == ["down", "up"]
+            assert states(module) == ["down", "up"]
 
             second.stop(number=signal.SIGKILL)
             module.wait_for_log(re.compile(r"remote is lost: no replica is left: .*; the CPU takes over"))
@@ -100,6 +105,22 @@ def test_no_frame_is_lost_while_servers_die_and_come_back(tmp_path: Path) -> Non
     codes = [json.loads(line)["code"] for line in messages.read_text().splitlines() if '"engine"' in line]
     assert [code for code in codes if code.startswith("device")][:2] == ["device-lost", "device-back"]
     assert TOKEN not in shown + messages.read_text()
+
+
+def states(module: ModuleProcess) -> list[str]:
+    """The states of the replicas."""
+    return [replica["state"] for replica in engine_of(module)["remote"]["replicas"]]
+
+
+def freeze_and_wake(module: ModuleProcess, pid: int) -> None:
+    """The first server hangs: after the time limit the other one computes; awake, it is used again."""
+    os.kill(pid, signal.SIGSTOP)
+    module.wait_for_log(re.compile(r"replica .* is not used any more: gave no answer within"))
+    until_more_frames(module, 5)
+    assert (device_of_a_frame(module), states(module)) == ("remote", ["down", "up"])
+    os.kill(pid, signal.SIGCONT)
+    module.until(lambda _cameras: states(module) == ["up", "up"])
+    until_more_frames(module, 2)
 
 
 def check_both_replicas(module: ModuleProcess, ports: list[int]) -> None:

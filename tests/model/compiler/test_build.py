@@ -307,6 +307,7 @@ def test_a_compiled_graph_can_be_loaded_as_a_model(tmp_path: Path) -> None:
     assert (again.head, again.labels, again.input) == (first.head, first.labels, first.input)
     assert again.interpretation.needs_nms == first.interpretation.needs_nms
     assert again.evidence[0].startswith("was compiled by visionedge")
+    assert again.original_sha256 == first.original_sha256 == first.sha256 != again.sha256
     images = pictures(2)
     once = onnxruntime.InferenceSession(build_graph(first), providers=["CPUExecutionProvider"])
     twice = onnxruntime.InferenceSession(build_graph(again, 7), providers=["CPUExecutionProvider"])

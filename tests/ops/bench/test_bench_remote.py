@@ -28,17 +28,19 @@ def test_both_sides_are_measured_for_each_batch(tmp_path: Path, capsys: pytest.C
     path = TinyDetector().save(tmp_path / "tiny.onnx")
     with HttpInferenceServer(InferenceModel(path)) as server:
         config = write_config(tmp_path, server.url, path)
-        short = ["--seconds", "0.01", "--rounds", "3", "--batch", "1,3", "--json", str(tmp_path / "r.json")]
+        short = ["--seconds", "0.01", "--rounds", "5", "--batch", "1,3", "--json", str(tmp_path / "r.json")]
         assert main(["bench", "remote", "--config", str(config), *short]) == 0
         assert {1, 3} <= set(server.model.batches)
     report = json.loads((tmp_path / "r.json").read_text())
     assert (report["schema"], report["servers"]) == ("visionedge/bench-remote/1", [server.url])
-    assert [row["batch"] for row in report["table"]] == [1, 3]
-    for row in report["table"]:
+    assert [row["batch"] for row in report["batches"]] == [1, 3]
+    for row in report["batches"]:
         assert row["remoteMs"] > 0
         assert row["localMs"] > 0
         assert row["remoteToLocal"] > 0
     text = capsys.readouterr().out
+    assert main(["bench", "compare", *[str(tmp_path / "r.json")] * 2]) == 0
+    assert "remote to local, batch 3" in capsys.readouterr().out
     assert "remote ms   local ms   remote/local" in text
 
 

@@ -60,7 +60,7 @@ def bench_remote(load: RemoteLoad, progress: Callable[[str], None]) -> dict[str,
             "load": {"seconds": load.seconds, "rounds": load.rounds},
             "model": {"name": model.name, "width": model.input.width_px, "height": model.input.height_px},
             "servers": servers,
-            "table": [_line(batch, given) for batch, given in samples.items()],
+            "batches": [_line(batch, given) for batch, given in samples.items()],
         }
 
 
@@ -94,6 +94,9 @@ def _line(batch: int, given: list[Mapping[str, ThroughputSample]]) -> dict[str, 
         "remoteMs": round(median(sample.batch_ms for sample in remote), 3),
         "localMs": round(median(sample.batch_ms for sample in local), 3),
         "remoteToLocal": round(median_ratio(remote, local, lambda sample: sample.batch_ms), 3),
+        "remoteToLocalAll": [
+            round(theirs.batch_ms / ours.batch_ms, 3) for theirs, ours in zip(remote, local, strict=True)
+        ],
     }
 
 
@@ -109,6 +112,6 @@ def format_report(report: Mapping[str, Any]) -> str:
     ]
     lines += [
         f"  {row['batch']:5}   {row['remoteMs']:9.2f}   {row['localMs']:8.2f}   {row['remoteToLocal']:12.3f}"
-        for row in report["table"]
+        for row in report["batches"]
     ]
     return "\n".join(lines) + "\n"
