@@ -155,8 +155,10 @@ def license_of(distribution: Distribution) -> str:
 
 def python_components(found: Iterable[Distribution]) -> Iterator[Component]:
     """A component for each installed package, the libraries of its wheel inside."""
-    for distribution in sorted(found, key=lambda one: normalize(one.name)):
-        name = normalize(distribution.name)
+    first = {
+        normalize(one.name): one for one in reversed(list(found))
+    }  # Python imports the first on its path
+    for name, distribution in sorted(first.items()):
         purl = f"pkg:pypi/{name}@{distribution.version}"
         component = _component("library", name, distribution.version, purl, license_of(distribution))
         paths = [Path(str(distribution.locate_file(path))) for path in distribution.files or ()]
