@@ -120,7 +120,7 @@ image: ## the container image: VARIANT=cpu|gpu, BASE_IMAGE=…, IMAGE=name:tag, 
 
 image-test: ## the image in a hardened container: IMAGE=name:tag, needs a Docker engine; prints the memory it takes
 	$(prepare) dev
-	VISIONEDGE_TEST_IMAGE='$(IMAGE)' .venv/bin/python -m pytest -m docker -rs -s $(ARGS)
+	VISIONEDGE_TEST_IMAGE='$(IMAGE)' .venv/bin/python -m pytest tests/image -m docker -rs -s $(ARGS)
 
 base-digest: ## look up the digest of the newest Python slim image, for `make image`: requirements/base.txt
 	@'$(PYTHON)' tools/base_digest.py $(ARGS)

@@ -33,7 +33,7 @@ _EXIT_CODES = {
 }
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
-DEVICES = ("auto", "cuda", "tensorrt", "cpu")
+DEVICES = ("auto", "cuda", "cpu")  # no image brings TensorRT; inference.device and VISIONEDGE_DEVICE take it
 
 
 class Parser(argparse.ArgumentParser):
