@@ -18,9 +18,11 @@ PYTHON ?= $(shell $(find_python))
 VARIANT ?= cpu
 BASE_IMAGE ?=
 IMAGE ?= visionedge:$(VARIANT)
+BUILD_FLAGS ?=
 UV = uv==0.13.9
 
-.PHONY: help run demo-edge chaos soak test test-system test-gpu-libs coverage wheel check format bench docs figures image lock setup clean
+.PHONY: help run demo-edge chaos soak test test-system test-gpu-libs coverage wheel check format bench docs figures \
+	image image-test base-digest audit arm-wheels lock setup clean
 
 # Brings .venv up to date for `run` or `dev`; the second time it finds nothing to do.
 define prepare
@@ -112,10 +114,24 @@ figures: ## all figures of docs/performance.md, on a quiet machine: ARGS="--mode
 	$(prepare) dev
 	@VISIONEDGE_DATA='$(VISIONEDGE_DATA)' .venv/bin/python tools/figures.py $(ARGS)
 
-image: ## the container image: VARIANT=cpu|gpu, BASE_IMAGE=…, IMAGE=name:tag, WITH_PYAV=0 for one without GPL
-	docker build -f Dockerfile.$(VARIANT) -t $(IMAGE) $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
-		$(if $(WITH_PYAV),--build-arg WITH_PYAV=$(WITH_PYAV)) \
-		--build-arg REVISION="$$(git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown)" .
+image: ## the container image: VARIANT=cpu|gpu, BASE_IMAGE=…, IMAGE=name:tag, BUILD_FLAGS="--network host", WITH_PYAV=0 for one without GPL
+	@'$(PYTHON)' tools/build_image.py --variant '$(VARIANT)' --image '$(IMAGE)' --base-image='$(BASE_IMAGE)' \
+		--with-pyav='$(WITH_PYAV)' --flags='$(BUILD_FLAGS)'
+
+image-test: ## the image in a hardened container: IMAGE=name:tag, needs a Docker engine; prints the memory it takes
+	$(prepare) dev
+	VISIONEDGE_TEST_IMAGE='$(IMAGE)' .venv/bin/python -m pytest tests/image -m docker -rs -s $(ARGS)
+
+base-digest: ## look up the digest of the newest Python slim image, for `make image`: requirements/base.txt
+	@'$(PYTHON)' tools/base_digest.py $(ARGS)
+
+audit: ## known vulnerabilities in the locks and SBOMs: DATA="folder or zip of OSV records"
+	$(prepare) dev
+	.venv/bin/python tools/audit.py $(foreach data,$(DATA),--data '$(data)') $(ARGS)
+
+arm-wheels: ## whether every locked package of the CPU image has a wheel for arm64; downloads nothing
+	$(prepare) dev
+	.venv/bin/python tools/arm_wheels.py
 
 lock: ## make requirements/*.txt anew after a change of a pin (UPGRADE=--upgrade for newer trees)
 	@test -x build/uv/bin/uv || { "$(PYTHON)" -m venv build/uv && build/uv/bin/pip install --quiet $(UV); }

@@ -1,31 +1,23 @@
-"""The two Dockerfiles, and, with a Docker engine, a running container.
-
-Building takes minutes and a registry, so it is not done here: `make image`, then
-`VISIONEDGE_TEST_IMAGE=visionedge:cpu make test ARGS="-m docker"`.
-"""
+"""The two Dockerfiles, as text. tests/image/ has the tests of a built image."""
 
 import fnmatch
 import json
-import os
 import re
 import shlex
-import shutil
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import chain
 
 import pytest
 
+import visionedge
+from build_image import dockerfile_licenses
 from repository_paths import REPOSITORY
 
 VARIANTS = ["cpu", "gpu"]
-TIME_LIMIT_S = 120.0
 
 
 def instructions(variant: str) -> list[tuple[str, str]]:
@@ -47,6 +39,11 @@ def environment(variant: str) -> dict[str, str]:
     """The variables that the final stage sets with ENV."""
     words = [word for name, text in final_stage(variant) if name == "ENV" for word in shlex.split(text)]
     return dict(word.split("=", 1) for word in words)
+
+
+def licenses(variant: str) -> str:
+    """The SPDX expression of the image's label."""
+    return dockerfile_licenses((REPOSITORY / f"Dockerfile.{variant}").read_text())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -71,7 +68,32 @@ def test_an_image_installs_its_own_lock_with_hashes_and_copies_only_the_result(v
     assert re.findall(r"run-\w+\.txt", text) == [f"run-{variant}.txt", "run-av.txt"]
     assert text.count("--require-hashes") == 3
     copied = [arguments for name, arguments in final_stage(variant) if name == "COPY"]
-    assert copied == ["--from=builder /opt/visionedge /opt/visionedge"]
+    assert [text.split()[-2:] for text in copied] == [
+        [f"/layers/{name}/", "/"] for name in ("user", "data", "locked", "bundled", "own")
+    ]
+    assert all(text.startswith("--from=builder ") for text in copied)
+    assert "RUN" not in {name for name, _ in final_stage(variant)}, "a RUN's layer has the time of the build"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_labels_name_the_version_of_the_package_and_no_label_is_empty(variant: str) -> None:
+    """`docker build` and the tools of IoT Edge pass no version."""
+    arguments = dict(text.split("=", 1) for name, text in final_stage(variant) if name == "ARG")
+    assert arguments["VERSION"] == visionedge.__version__
+    (label,) = [text for name, text in final_stage(variant) if name == "LABEL"]
+    labels = dict(word.split("=", 1) for word in shlex.split(label))
+    names = ("title", "description", "licenses", "version", "revision")
+    assert list(labels) == [f"org.opencontainers.image.{name}" for name in names]
+    assert all(labels.values())
+
+
+def test_the_licences_of_the_gpu_image_are_those_of_the_cpu_image_and_of_nvidia() -> None:
+    terms = {variant: set(licenses(variant).split(" AND ")) for variant in VARIANTS}
+    assert terms["gpu"] - terms["cpu"] == {
+        "LicenseRef-NVIDIA-CUDA-Toolkit-EULA",
+        "LicenseRef-NVIDIA-cuDNN",
+    }
+    assert "GPL-2.0-or-later" in terms["cpu"] <= terms["gpu"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -153,52 +175,3 @@ def test_the_health_check_follows_healthz(
         [sys.executable, *arguments], env=surroundings, capture_output=True, check=False, timeout=20
     )
     assert (ended.returncode == 0) is healthy
-
-
-def docker(*arguments: str) -> str:
-    """Run the Docker client; returns its output, with the container's stderr."""
-    ended = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True, timeout=60)
-    return (ended.stdout + ended.stderr).strip()
-
-
-def answered(address: str) -> int:
-    """The status code of a GET, 0 without an answer."""
-    try:
-        with urllib.request.urlopen(address, timeout=5) as response:  # noqa: S310 - loopback only
-            return int(response.status)
-    except urllib.error.HTTPError as error:
-        with error:
-            return int(error.code)
-    except OSError:
-        return 0
-
-
-@pytest.fixture
-def container() -> Iterator[tuple[str, int]]:
-    """The image under test, running with no right it can do without: (container id, HTTP port)."""
-    image = os.environ.get("VISIONEDGE_TEST_IMAGE")
-    if not image or shutil.which("docker") is None:
-        pytest.skip("set VISIONEDGE_TEST_IMAGE to a built image, with a Docker engine at hand")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    bounds = ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--tmpfs", "/tmp"]  # noqa: S108
-    address = ["--network", "host", "--env", f"VISIONEDGE_HTTP=127.0.0.1:{port}"]
-    identifier = docker("run", "--detach", *bounds, *address, image)
-    yield identifier, port
-    docker("rm", "--force", "--volumes", identifier)
-
-
-@pytest.mark.docker
-def test_an_unprivileged_container_becomes_ready_and_ends_in_order(container: tuple[str, int]) -> None:
-    identifier, port = container
-    deadline = time.monotonic() + TIME_LIMIT_S
-    while answered(f"http://127.0.0.1:{port}/readyz") != 200:
-        running = docker("inspect", "--format", "{{.State.Running}}", identifier) == "true"
-        assert running, docker("logs", identifier)
-        assert time.monotonic() < deadline, "not ready in time"
-        threading.Event().wait(0.2)
-    assert answered(f"http://127.0.0.1:{port}/healthz") == 200
-    assert docker("exec", identifier, "id", "-u") == "10001"
-    docker("stop", "--time", "10", identifier)
-    assert docker("inspect", "--format", "{{.State.ExitCode}}", identifier) == "0", docker("logs", identifier)

@@ -69,8 +69,8 @@ def _arguments(words: list[str]) -> list[str] | None:
         given = next((w.removeprefix("ARGS=") for w in words if w.startswith("ARGS=")), "")
         return ["run", *shlex.split(given)]
     if words[:2] == ["docker", "run"]:
-        image = next(n for n, word in enumerate(words) if re.fullmatch(r"visionedge:(cpu|gpu)", word))
-        return words[image + 1 :] or ["run"]
+        ours = [n for n, word in enumerate(words) if re.fullmatch(r"visionedge:(cpu|gpu)", word)]
+        return (words[ours[0] + 1 :] or ["run"]) if ours else None
     if words[:2] == ["docker", "exec"]:
         return words[words.index("visionedge", 3) + 1 :]
     return None

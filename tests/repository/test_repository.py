@@ -72,7 +72,7 @@ def pins(lock: str) -> dict[str, str]:
 
 def requirement(text: str) -> tuple[str, str]:
     """The name and the exact version of a requirement, as a lock spells them."""
-    match = re.fullmatch(r"([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?==([A-Za-z0-9.]+)", text)
+    match = re.fullmatch(r"([A-Za-z0-9._-]+)(?:\[[a-z,-]+\])?==([A-Za-z0-9.]+)", text)
     assert match, f"'{text}' is not pinned to one version"
     return match[1].lower(), match[2]
 

@@ -34,7 +34,13 @@ _EXIT_CODES = {
 }
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
-DEVICES = ("auto", "cuda", "tensorrt", "cpu", "remote")
+# Not tensorrt, which no image brings; `inference.device` and VISIONEDGE_DEVICE take it.
+DEVICES = ("auto", "cuda", "cpu", "remote")
+    "auto",
+    "cuda",
+    "cpu",
+    "remote",
+)  # no image brings TensorRT; inference.device and VISIONEDGE_DEVICE take it
 
 
 class Parser(argparse.ArgumentParser):
