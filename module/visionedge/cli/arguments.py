@@ -36,11 +36,6 @@ _EXIT_CODES = {
 LOG_LEVELS = ("debug", "info", "warning", "error")
 # Not tensorrt, which no image brings; `inference.device` and VISIONEDGE_DEVICE take it.
 DEVICES = ("auto", "cuda", "cpu", "remote")
-    "auto",
-    "cuda",
-    "cpu",
-    "remote",
-)  # no image brings TensorRT; inference.device and VISIONEDGE_DEVICE take it
 
 
 class Parser(argparse.ArgumentParser):
