@@ -25,8 +25,11 @@ make_layer() {
 
 case $1 in
   locked)
-    rm -rf "$site/onnx/backend/test/data"
-    find "$site/numpy" -type d -name tests -prune -exec rm -rf {} +
+    # No package imports its tests, onnx its C++ sources, or cv2 the face models that lie beside it.
+    find "$site" -type d -name tests -prune -exec rm -rf {} +
+    rm -rf "$site/onnx/backend/test" "$site/gevent/testing"
+    find "$site/onnx" \( -name '*.cc' -o -name '*.h' \) -delete
+    rm -f "$site"/cv2/data/*.xml
     find "$site" -path '*/nvidia/*' \
       \( -path '*/include/*' -o -name '*.a' -o -name '*.alt.so.*' \) ! -type d -delete
     compile "$root/lib"
