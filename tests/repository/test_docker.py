@@ -9,13 +9,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import distributions
 from itertools import chain
 
 import pytest
+from packaging.requirements import Requirement
 
 import visionedge
 from build_image import dockerfile_licenses
 from repository_paths import REPOSITORY
+from sbom import license_of, normalize
 
 VARIANTS = ["cpu", "gpu"]
 
@@ -44,6 +47,11 @@ def environment(variant: str) -> dict[str, str]:
 def licenses(variant: str) -> str:
     """The SPDX expression of the image's label."""
     return dockerfile_licenses((REPOSITORY / f"Dockerfile.{variant}").read_text())
+
+
+def terms_of(expression: str) -> set[str]:
+    """The terms that an SPDX expression joins with AND, a choice in brackets as in the label."""
+    return {f"({term})" if " OR " in term else term for term in expression.split(" AND ")}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -94,6 +102,21 @@ def test_the_licences_of_the_gpu_image_are_those_of_the_cpu_image_and_of_nvidia(
         "LicenseRef-NVIDIA-cuDNN",
     }
     assert "GPL-2.0-or-later" in terms["cpu"] <= terms["gpu"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_label_names_the_licence_of_every_locked_package_that_is_installed_here(variant: str) -> None:
+    """The libraries inside the wheels are compared in the built image."""
+    lines = (REPOSITORY / f"requirements/run-{variant}.txt").read_text().splitlines()
+    locked = [Requirement(line.rstrip("\\ ")) for line in lines if re.match(r"\w", line)]
+    names = {normalize(one.name) for one in locked if one.marker is None or one.marker.evaluate()}
+    label = set(licenses(variant).split(" AND "))
+    lacking = {
+        one.name: license_of(one)
+        for one in distributions()
+        if normalize(one.name) in names and not terms_of(license_of(one)) <= label
+    }
+    assert lacking == {}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
