@@ -19,7 +19,7 @@ from visionedge.config.schema import Config
 
 FOLDERS = [REPOSITORY / "docs", REPOSITORY / "models"]
 TEXTS = [REPOSITORY / "README.md", *(path for folder in FOLDERS for path in sorted(folder.glob("*.md")))]
-OPERATORS = {"|", ">", ">>", "&&", ";", "&"}
+OPERATORS = {"|", ">", ">>", ">&2", "&&", ";", "&"}
 
 
 class Example(NamedTuple):
