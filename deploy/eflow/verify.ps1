@@ -90,7 +90,7 @@ try {
         Write-Check -Name 'memory' -Passed ([int] $has.TotalMemMb -ge 0.9 * $MemoryInMB) -Found "$($has.TotalMemMb) MB" -Remedy $keep
     }
     $free = [int] $has.AvailableStorageMb
-    Write-Check -Name 'disk' -Passed ($free -ge 2048) -Found "$free MB free" -Remedy 'remove old images: docker image prune'
+    Write-Check -Name 'disk' -Passed ($free -ge 2048) -Found "$free MB free" -Remedy 'remove old images: docker image prune --all'
 
     if ($GpuPassthroughType -eq 'DirectDeviceAssignment') {
         $driver = Invoke-Vm -Command 'sudo nvidia-smi --query-gpu=name,driver_version --format=csv,noheader'
