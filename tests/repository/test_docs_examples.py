@@ -19,7 +19,7 @@ from visionedge.config.schema import Config
 
 FOLDERS = [REPOSITORY / "docs", REPOSITORY / "models"]
 TEXTS = [REPOSITORY / "README.md", *(path for folder in FOLDERS for path in sorted(folder.glob("*.md")))]
-OPERATORS = {"|", ">", ">>", "&&", ";", "&"}
+OPERATORS = {"|", ">", ">>", ">&2", "&&", ";", "&"}
 
 
 class Example(NamedTuple):
@@ -71,6 +71,8 @@ def _arguments(words: list[str]) -> list[str] | None:
     if words[:2] == ["docker", "run"]:
         ours = [n for n, word in enumerate(words) if re.fullmatch(r"visionedge:(cpu|gpu)", word)]
         return (words[ours[0] + 1 :] or ["run"]) if ours else None
+    if words[:2] == ["docker", "exec"] and words[3:5] == ["sh", "-c"]:
+        return _arguments(shlex.split(words[5]))
     if words[:2] == ["docker", "exec"]:
         return words[words.index("visionedge", 3) + 1 :]
     return None

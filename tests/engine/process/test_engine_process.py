@@ -292,11 +292,19 @@ def test_batches_in_progress_fail_and_those_after_wait_for_the_next_child(
         assert opened.engine.infer(shared).rows.shape[0] == 1
 
 
+def stop_child(child: int) -> None:
+    """Send SIGSTOP to a child process, and wait until all its threads have stopped."""
+    pidfd = os.pidfd_open(child)
+    os.kill(child, signal.SIGSTOP)
+    os.waitid(os.P_PIDFD, pidfd, os.WSTOPPED | os.WNOWAIT)
+    os.close(pidfd)
+
+
 def test_a_hanging_child_is_killed_and_replaced(model: Model, frame_pool: SharedFramePool) -> None:
     """A stopped child does not answer; the timeout of a batch detects it."""
     with EngineHarness(model, frame_pool, run_s=0.5) as opened:
         first = opened.pid
-        os.kill(first, signal.SIGSTOP)
+        stop_child(first)
         with pytest.raises(EngineError, match=f"process {first} was lost"):
             opened.engine.infer(pictures(1))
         assert "gave no answer within 0.5 s" in opened.next_event().message
@@ -332,10 +340,7 @@ def test_a_hanging_child_is_detected_long_before_the_maximum_batch_time(
     with EngineHarness(model, frame_pool) as opened:
         for _ in range(10):
             opened.engine.infer(pictures(1))
-        stopped = os.pidfd_open(opened.pid)
-        os.kill(opened.pid, signal.SIGSTOP)
-        os.waitid(os.P_PIDFD, stopped, os.WSTOPPED | os.WNOWAIT)
-        os.close(stopped)
+        stop_child(opened.pid)
         with pytest.raises(EngineUnavailableError):
             opened.engine.infer(pictures(1))
         found = re.search(r"gave no answer within ([\d.]+) s", opened.next_event().message)
@@ -374,7 +379,7 @@ def test_close_during_the_opening_ends_at_once(model: Model, frame_pool: SharedF
 
     def stop(pid: int) -> None:
         seen.append(pid)
-        os.kill(pid, signal.SIGSTOP)  # it will not be ready by chance
+        stop_child(pid)  # it will not be ready by chance
         closing.start()
 
     engine = EngineClient(model, CPU, frame_pool, thread_group=InterruptingThreadGroup(stop))
