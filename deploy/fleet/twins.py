@@ -387,11 +387,16 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         COMMANDS[arguments.command][0](arguments)
+        sys.stdout.flush()
     except InputError as error:
         print(f"rollout: {error}", file=sys.stderr)
         return 2
     except (json.JSONDecodeError, KeyError, AttributeError, TypeError):
         print("rollout: az gave an answer that cannot be read", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader of stdout has closed it (`rollout.sh status | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 

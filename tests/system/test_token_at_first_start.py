@@ -6,6 +6,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,15 @@ pytestmark = pytest.mark.system
 
 def print_token(data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`visionedge token` beside the module, as `docker exec` runs it."""
+    return run_beside(data, "token", *arguments)
+
+
+def run_beside(data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command with the data folder of the module, and nothing else of its environment."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("IOTEDGE_", "VISIONEDGE_"))}
     environ |= {"VISIONEDGE_DATA": str(data)}
     return subprocess.run(
-        [sys.executable, "-m", "visionedge", "token", *arguments],
+        [sys.executable, "-m", "visionedge", *arguments],
         env=environ,
         capture_output=True,
         text=True,
@@ -60,6 +66,22 @@ def test_it_makes_a_token_which_the_command_token_prints(tmp_path: Path) -> None
     with ModuleProcess(data, "--http", "0.0.0.0:0") as module:
         assert status_of(f"{module.ready()}api/v1/status", token)[0] == 200
         module.stop()
+
+
+def test_the_bundle_of_the_doctor_has_the_state_of_a_module_that_made_its_token(tmp_path: Path) -> None:
+    data, bundle = tmp_path / "data", tmp_path / "b.zip"
+    with ModuleProcess(data, "--http", "0.0.0.0:0") as module:
+        port = module.ready().rstrip("/").rpartition(":")[2]
+        done = run_beside(data, "doctor", "--http", f"127.0.0.1:{port}", "--bundle", str(bundle))
+        assert done.returncode == 0, done.stderr
+        token = print_token(data).stdout.strip()
+        module.stop()
+    with zipfile.ZipFile(bundle) as archive:
+        texts = {name: archive.read(name).decode() for name in archive.namelist()}
+    assert json.loads(texts["module/status.json"])["http"] == {"access": "token"}
+    assert "visionedge token" in texts["module/log.txt"]
+    assert token
+    assert all(token not in text for text in texts.values())
 
 
 def test_who_wants_it_open_gets_it_open_and_a_warning(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from visionedge.cli.arguments import (
     supports_colours,
 )
 from visionedge.cli.run import build_run_document
+from visionedge.cli.token import read_http_in_force
 from visionedge.config.load import parse_config
 from visionedge.config.made_token import MadeToken
-from visionedge.config.schema import Config
+from visionedge.config.schema import Config, HttpConfig
 from visionedge.errors import ConfigError, UnavailableError
 from visionedge.iothub.identity import Identity
 
@@ -88,12 +89,22 @@ def _doctor(arguments: argparse.Namespace) -> int:
         arguments, report.document(), report.to_text(colours=supports_colours(sys.stdout, os.environ))
     )
     if arguments.bundle:
-        http = MadeToken(data).lay_under(checked.http, make=False)
+        http = _find_running_http(arguments, checked.http, data)
         written = write_bundle(
             Path(arguments.bundle), report, checked.model_copy(update={"http": http}), host
         )
         print(written, file=sys.stderr)
     return 0 if report.fulfilled else UnavailableError.exit_code
+
+
+def _find_running_http(arguments: argparse.Namespace, configured: HttpConfig, data: Path) -> HttpConfig:
+    """Where the running module listens, and its token: also one that it made, or that came from the twin."""
+    try:
+        in_force = read_http_in_force(configuration_file(arguments, os.environ), data, os.environ)
+    except ConfigError:  # a container of IoT Edge without its whole identity
+        return MadeToken(data).lay_under(configured, make=False)
+    token = configured.token or in_force.token
+    return (configured if arguments.http else in_force).model_copy(update={"token": token})
 
 
 def _read_local_config(arguments: argparse.Namespace) -> Config | None:

@@ -51,7 +51,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "  visionedge manifest lint deployment.json           every problem, with its place and its remedy\n"
         "  visionedge manifest estimate --messages out.jsonl  messages, 4 KB blocks, IoT Hub units a day\n"
         "  visionedge manifest eflow --edition pro …          a file that installs EFLOW on Windows\n"
-        "  visionedge manifest schema > vision.schema.json    the JSON Schema of a configuration",
+        "  visionedge config schema > vision.schema.json      the JSON Schema of a configuration",
     )
     _add_generate(commands)
     _add_lint(commands)
@@ -205,8 +205,9 @@ def _add_configuration_options(parser: argparse.ArgumentParser) -> None:
         "--http",
         default="127.0.0.1:8080",
         metavar="HOST:PORT",
-        help="the address on the device where HTTP is published (default: %(default)s); beyond 127.0.0.1 it "
-        "needs a token: http.token of the configuration, else ${VISIONEDGE_HTTP_TOKEN}",
+        help="the address on the device where HTTP is published (default: %(default)s); beyond 127.0.0.1 "
+        "the token is http.token of the configuration, else VISIONEDGE_HTTP_TOKEN, else one that the module "
+        "makes",
     )
     group.add_argument("--no-http", action="store_true", help="publish no HTTP port on the device")
 

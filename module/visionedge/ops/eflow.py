@@ -11,13 +11,13 @@ from typing import Literal
 
 from visionedge.errors import ConfigError
 
-Edition = Literal["pro", "enterprise", "iot-enterprise", "server", "home"]
+Edition = Literal["pro", "enterprise", "iot-enterprise", "server", "home", "education"]
 GpuFamily = Literal["datacenter", "graphics", "blackwell", "maxwell", "intel", "intel-discrete", "unknown"]
 PassthroughType = Literal["DirectDeviceAssignment", "ParaVirtualization", "none"]
 
 EDITIONS = ("pro", "enterprise", "iot-enterprise", "server-2019", "server-2022", "home")
-SERVER_BUILDS = {"2019": 17763, "2022": 20348, "2025": 26100}
-_SERVERS = {17763: "Windows Server 2019", 20348: "Windows Server 2022", 26100: "Windows Server 2025"}
+SERVER_BUILDS = {"2016": 14393, "2019": 17763, "2022": 20348, "2025": 26100}
+_SERVERS = {build: f"Windows Server {year}" for year, build in SERVER_BUILDS.items()}
 _SUPPORTED_SERVERS = (17763, 20348)
 
 MIN_BUILD = 17763
@@ -61,7 +61,7 @@ class WindowsVersion:
 
     def find_fault(self) -> str:
         """Why EFLOW does not run on it; empty if it does."""
-        if self.edition == "home":
+        if self.edition in ("home", "education"):
             return "EFLOW needs Pro, Enterprise, IoT Enterprise or Server"
         if self.is_server and self.build not in _SUPPORTED_SERVERS:
             return "EFLOW supports Windows Server 2019 and 2022 only"
@@ -99,7 +99,8 @@ def read_windows(build: str | None, edition: str | None) -> WindowsVersion:
     """
     problems: list[str] = []
     name = re.sub(r"[\s_]+", "-", (edition or "").strip().lower())
-    found = next((e for e in ("iot-enterprise", "enterprise", "server", "pro", "home") if e in name), None)
+    names = ("education", "iot-enterprise", "enterprise", "server", "pro", "home")
+    found = next((each for each in names if each in name), None)
     if re.search(r"\b(datacenter|standard)\b", name) and found is None:
         found = "server"
     if found is None:
@@ -131,7 +132,12 @@ def read_gpu_name(text: str | None, option: str = "--gpu") -> str:
 
 
 def _shown(text: str | None) -> str:
-    return f"'{text}' is not valid" if text else "is missing"
+    return f"'{show_in_one_line(text)}' is not valid" if text else "is missing"
+
+
+def show_in_one_line(text: str) -> str:
+    """A value as it can stand in an error: at most 80 characters, no control characters."""
+    return "".join(c if c.isprintable() else "?" for c in text[:80])
 
 
 def classify_gpu(gpu: str) -> GpuFamily:

@@ -40,6 +40,8 @@ def test_a_listed_pair_of_gpu_and_windows_is_supported(
         ("19044.1619", "pro", "NVIDIA A2", "19044.1620 or newer"),
         ("19043", "enterprise", "NVIDIA GeForce RTX 3060", "19044.1620 or newer"),
         ("22631", "home", "NVIDIA GeForce RTX 3060", "needs Pro, Enterprise"),
+        ("22631", "education", "NVIDIA GeForce RTX 3060", "needs Pro, Enterprise"),
+        (None, "server-2016", "NVIDIA T4", "Windows Server 2019 and 2022 only"),
         ("20348", "server", "NVIDIA GeForce RTX 3060", "not supported on Windows Server"),
         ("17763", "server", "Intel(R) UHD Graphics 770", "not supported on Windows Server"),
         ("26100", "server", "NVIDIA A2", "Windows Server 2019 and 2022 only"),
@@ -49,12 +51,21 @@ def test_a_listed_pair_of_gpu_and_windows_is_supported(
         ("22631", "pro", "NVIDIA L4", "EFLOW supports NVIDIA T4"),
     ],
 )
-def test_any_other_pair_is_unsupported_with_the_reason(build: str, edition: str, gpu: str, why: str) -> None:
+def test_any_other_pair_is_unsupported_with_the_reason(
+    build: str | None, edition: str, gpu: str, why: str
+) -> None:
     """The remaining step is a command that deploys without a GPU."""
     plan = make_eflow_plan(build, edition, gpu)
     assert not plan.supported
     assert why in plan.why
     assert "-gpu" not in "".join(line for step in plan.steps for line in step.lines)
+
+
+def test_a_name_with_control_characters_is_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError) as raised:
+        make_eflow_plan("19045", "pro", "NVIDIA\nT4\x1b[31m")
+    (problem,) = raised.value.problems
+    assert problem.startswith("--gpu: 'NVIDIA?T4?[31m' is not valid")
 
 
 def test_an_rtx_a2000_is_not_an_a2_and_a_t400_is_not_a_t4() -> None:

@@ -138,6 +138,7 @@ def test_each_way_of_provisioning_has_what_it_needs(request_: EflowRequest) -> N
         (replace(CLIENT, dns=("dns.example.com",)), "--dns"),
         (replace(CLIENT, cores=0), "--cpus"),
         (replace(CLIENT, memory_mb=4097), "--memory-mb: write an even number"),
+        (replace(CLIENT, memory_mb=10**20), "--memory-mb: write an even number"),
         (replace(CLIENT, memory_mb=512), "--memory-mb"),
         (replace(CLIENT, data_gb=1), "--data-gb: write 2 to 2000"),
         (replace(CLIENT, data_gb=None, disk_gb=20), "--disk-gb: write 21 to 2000"),
@@ -151,14 +152,14 @@ def test_each_way_of_provisioning_has_what_it_needs(request_: EflowRequest) -> N
         (replace(CLIENT, passthrough="ParaVirtualization", gpu="AMD Radeon RX 7600"), "EFLOW supports"),
         (replace(CLIENT, passthrough="ParaVirtualization"), "--gpu: is missing"),
         (replace(CLIENT, gpu="NVIDIA A2"), "--gpu: needs --passthrough"),
-        (replace(CLIENT, provisioning_type="DpsX509"), "DpsX509 needs scopeId"),
-        (replace(CLIENT, provisioning=(("scopeId", "0ne00A0A0A0"),)), "none does not use scopeId"),
-        (replace(CLIENT, provisioning_type="DpsTPM", provisioning=(("scopeId", "x"),)), "scopeId: 'x'"),
+        (replace(CLIENT, provisioning_type="DpsX509"), "DpsX509 needs --scope-id"),
+        (replace(CLIENT, provisioning=(("scopeId", "0ne00A0A0A0"),)), "none does not use --scope-id"),
+        (replace(CLIENT, provisioning_type="DpsTPM", provisioning=(("scopeId", "x"),)), "--scope-id: 'x'"),
         (
             replace(
                 CLIENT, provisioning_type="ManualConnectionString", provisioning=(("devConnString", "x"),)
             ),
-            "devConnString: must have HostName",
+            "must have HostName",
         ),
     ],
 )

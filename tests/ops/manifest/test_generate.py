@@ -170,14 +170,25 @@ def test_placeholders_are_filled_from_the_environment(visionedge: CommandLine) -
 
 
 @pytest.mark.usefixtures("secrets")
-def test_publishing_http_to_other_machines_requires_a_token(visionedge: CommandLine, tmp_path: Path) -> None:
-    """That of the configuration, else that of the environment."""
+def test_http_for_other_machines_has_the_token_of_the_configuration_else_of_the_environment(
+    visionedge: CommandLine, tmp_path: Path
+) -> None:
     outcome = visionedge("manifest", "generate", "--image", IMAGE, "--http", "0.0.0.0:80")
     assert vision(outcome.out)["http"] == {"token": "hunter5555"}
     path = tmp_path / "vision.json"
     path.write_text('{"cameras": {"a": {"uri": "demo:"}}, "http": {"token": "own-token"}}')
     outcome = visionedge("manifest", "generate", "--image", IMAGE, "--http", "0.0.0.0:80", "--config", path)
     assert vision(outcome.out)["http"] == {"token": "own-token"}
+
+
+def test_without_a_token_the_module_makes_one_and_a_note_says_so(
+    visionedge: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VISIONEDGE_HTTP_TOKEN", raising=False)
+    outcome = visionedge("manifest", "generate", "--image", IMAGE, "--http", "0.0.0.0:80")
+    assert outcome.code == 0
+    assert "http" not in vision(outcome.out)
+    assert any("docker exec vision visionedge token" in line for line in outcome.err.splitlines())
 
 
 def test_a_missing_variable_is_reported(visionedge: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from visionedge.ops.manifest.docker_api import is_create_options, read_create_options
+from visionedge.ops.manifest.docker_values import check_docker_values
 from visionedge.ops.manifest.document import (
     EDGE_AGENT,
     JsonNode,
@@ -33,7 +34,16 @@ _MAX_MODULE_FILE_BYTES = 2**20
 _MODULE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _ENV_NAME = re.compile(r"[^+#$\s.]+")
 _IMAGE = re.compile(
-    r"(?:(?P<host>[^/\s]*)/)?(?P<path>(?:[^/\s]*/)*[^/:@\s]+)(?::[^/:@\s]+)?(?:@sha256:(?P<digest>[^/\s]+))?"
+    r"(?:(?P<host>[^/\s]*)/)?(?P<path>(?:[^/\s]*/)*[^/:@\s]+)"
+    r"(?::(?P<tag>[^/:@\s]+))?(?:@sha256:(?P<digest>[^/\s]+))?"
+)
+# Placeholders of other tools in templates: `__NAME__` and `#NAME#`.
+_FOREIGN_PLACEHOLDER = re.compile(r"__[A-Z]|#[^#]+#")
+_TAG_NAME = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
+_HOST_NAME = re.compile(r"[A-Za-z0-9.-]+(?::\d{1,5})?|\[[0-9A-Fa-f:]+\](?::\d{1,5})?")
+# Of the lower-case letters; capitals have a finding of their own.
+_REPOSITORY = re.compile(
+    r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*)*"
 )
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _UPSTREAM = re.compile(r"\$upstream:[1-9]", re.IGNORECASE)
@@ -239,6 +249,7 @@ def _read(
         if key not in ("image", "digest") and not is_create_options(key):
             findings.warning(item, "is not a key of edgeAgent", "known keys: image, createOptions")
     options = read_create_options(settings, template=template, findings=findings)
+    check_docker_values(options, findings)
     return EdgeModule(name, node, _image(settings, template, findings), options, env)
 
 
@@ -250,7 +261,8 @@ def _image(settings: JsonNode, template: bool, findings: LintFindings) -> str:
     if node is None or image is None:
         return ""
     # The value of a placeholder is unknown, and $upstream is the parent of a nested device.
-    if not has_placeholder(image) and not (template and "$" in image):
+    may_be_filled = template and ("$" in image or _FOREIGN_PLACEHOLDER.search(image))
+    if not has_placeholder(image) and not may_be_filled:
         _check_image_name(_UPSTREAM.sub("parent:1", image.strip()), node, findings)
     return image
 
@@ -264,9 +276,25 @@ def _check_image_name(image: str, node: JsonNode, findings: LintFindings) -> Non
         findings.error(node, "is not a valid image name", "write REGISTRY/NAME:TAG")
     elif found["digest"] is not None and not _DIGEST.fullmatch(found["digest"]):
         findings.error(node, "has an invalid digest", "write @sha256: and 64 digits of 0-9 and a-f")
+    elif found["tag"] is not None and not _TAG_NAME.fullmatch(found["tag"]):
+        what = f"has the tag {found['tag'][:40]!r}, which Docker refuses"
+        findings.error(node, what, "use letters, digits, '_', '.' and '-' in the tag")
+    elif not _is_name(image, found):
+        findings.error(node, "is not a valid image name", "write REGISTRY/NAME:TAG, without a scheme")
     elif (repository := _repository(found)) != repository.lower():
         what = "has capitals in its repository, which Docker refuses"
         findings.error(node, what, f"write {repository.lower()}")
+
+
+def _is_name(image: str, found: re.Match[str]) -> bool:
+    """Whether registry and repository are names as Docker reads them, apart from capitals."""
+    repository = _repository(found)
+    has_host = repository == found["path"] and found["host"] is not None
+    return (
+        "://" not in image
+        and (not has_host or _HOST_NAME.fullmatch(found["host"]) is not None)
+        and _REPOSITORY.fullmatch(repository.lower()) is not None
+    )
 
 
 def _repository(image: re.Match[str]) -> str:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from visionedge.ops.manifest.agent import EdgeModule
+from visionedge.ops.manifest.docker_values import read_number
 from visionedge.ops.manifest.document import JsonNode, LintFindings, has_placeholder
 from visionedge.ops.manifest.gpu_options import create_options_node, passes_gpu, read_mounts
 from visionedge.runtime.memory_requirement import (
@@ -15,6 +16,14 @@ from visionedge.runtime.memory_requirement import (
 
 COMMAND = "run"
 """The only command with which the module keeps running."""
+
+COMMAND_OPTIONS = (
+    *("-h", "--help", "--camera", "--config", "--device", "--duration"),
+    *("--http", "--log-level", "--messages", "--model"),
+)
+"""The options of that command."""
+
+IMAGE_USER = "10001"
 
 _MIB = 2**20
 _RECOMMENDED_PIDS = 64
@@ -101,7 +110,7 @@ def _plain_host(address: str) -> str:
 
 def _check_memory(module: EdgeModule, findings: LintFindings) -> None:
     node = module.option("HostConfig", "Memory")
-    limit = _number(node)
+    limit = read_number(node)
     if node is None or limit is None or limit <= 0:
         return
     needed = GPU_MEMORY_MIB if passes_gpu(module) else CPU_MEMORY_MIB
@@ -120,7 +129,7 @@ def _in_mib(size_bytes: int) -> str:
 
 def _check_pids(module: EdgeModule, findings: LintFindings) -> None:
     node = module.option("HostConfig", "PidsLimit")
-    limit = _number(node)
+    limit = read_number(node)
     if node is None or limit is None or limit <= 0:
         return
     remedy = f"write {_RECOMMENDED_PIDS} or more, and some per camera"
@@ -130,22 +139,16 @@ def _check_pids(module: EdgeModule, findings: LintFindings) -> None:
         findings.warning(node, "may be too low: each thread counts, and each camera has some", remedy)
 
 
-def _number(node: JsonNode | None) -> int | None:
-    """A whole number, or a string with one, which edgeAgent converts."""
-    if node is None or isinstance(node.value, bool):
-        return None
-    if isinstance(node.value, int):
-        return node.value
-    text = node.text.strip()
-    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,19}", text) else None
-
-
 # --- user, command, log -------------------------------------------------------------------------------------
 
 
 def _check_user(module: EdgeModule, findings: LintFindings) -> None:
     user = module.option("User")
     dropped = _names(module, "CapDrop")
+    name = user.text.partition(":")[0] if user is not None else ""
+    if user is not None and name not in ("", IMAGE_USER, *_ROOT) and not has_placeholder(user.text):
+        what = f"is not user {IMAGE_USER} of the image: it must be able to write the data folder"
+        findings.note(user, what, f"remove User, or give the folder at /data to user {name[:40]}")
     if user is None or user.text.partition(":")[0] not in _ROOT or not {"ALL", "DAC_OVERRIDE"} & dropped:
         return
     if {"ALL", "DAC_OVERRIDE"} & _names(module, "CapAdd"):
@@ -167,9 +170,17 @@ def _check_command(module: EdgeModule, findings: LintFindings) -> None:
     if command is None or not command.items or (entrypoint is not None and entrypoint.items):
         return
     words = [item.text for item in command.items]
-    if COMMAND not in words and not any(has_placeholder(word) for word in words):
+    if any(has_placeholder(word) for word in words):
+        return
+    if words[0] != COMMAND:
         what = f"does not start the module: '{words[0][:40]}' is not the command {COMMAND}"
         findings.error(command, what, f'write ["{COMMAND}"], or remove Cmd')
+        return
+    for item in command.items:
+        option = item.text.partition("=")[0]
+        if option.startswith("-") and option not in COMMAND_OPTIONS:
+            remedy = f"known options: {', '.join(COMMAND_OPTIONS[2:])}"
+            findings.error(item, f"is no option of {COMMAND}, so the module ends with exit code 2", remedy)
 
 
 def _check_log(module: EdgeModule, findings: LintFindings) -> None:
@@ -203,12 +214,21 @@ def _check_rights(module: EdgeModule, findings: LintFindings) -> None:
             privileged, "visionedge needs no privileges", 'remove it, and add "CapDrop": ["ALL"]'
         )
     for mount in read_mounts(module):
-        if mount.source.rstrip("/") in _DOCKER_SOCKETS:
+        if mount.source.rstrip("/") in _DOCKER_SOCKETS or (mount.source and _holds_socket(mount.source)):
             what = "gives the module control of Docker, and so root on the device; visionedge does not use it"
             findings.warning(mount.node, what, "remove it")
 
 
+def _holds_socket(folder: str) -> bool:
+    return folder.startswith("/") and any(
+        path.startswith(f"{folder.rstrip('/')}/") for path in _DOCKER_SOCKETS
+    )
+
+
 def _check_networks(module: EdgeModule, findings: LintFindings) -> None:
+    mode = module.option("HostConfig", "NetworkMode")
+    if mode is not None and mode.text == "none":
+        findings.warning(mode, "leaves the module without a network: no edgeHub, no cameras", "remove it")
     networks = module.option("NetworkingConfig")
     endpoints = networks.at("EndpointsConfig") if networks is not None else None
     entries: Mapping[str, JsonNode] = (endpoints or networks).entries if networks is not None else {}

@@ -19,6 +19,7 @@ from visionedge.ops.eflow import (
     classify_gpu,
     find_passthrough_fault,
     read_gpu_name,
+    show_in_one_line,
 )
 
 ProvisioningType = Literal[
@@ -36,11 +37,24 @@ PROVISIONING_KEYS: dict[ProvisioningType, tuple[str, ...]] = {
 }
 """What each way of provisioning needs, besides an optional globalEndpoint."""
 SECRET_KEYS = ("devConnString", "symmKey")
+OPTIONS = {
+    "scopeId": "--scope-id",
+    "registrationId": "--registration-id",
+    "globalEndpoint": "--global-endpoint",
+    "iotHubHostname": "--hub",
+    "deviceId": "--device-id",
+    "identityCertPath": "--certificate",
+    "identityPrivKeyPath": "--private-key",
+    "devConnString": "--secret-env or --secret-file",
+    "symmKey": "--secret-env or --secret-file",
+}
+"""The option that gives each key, for errors."""
 
 # The script knows no newer name. With this one it accepts vmDataSize; eflowProductUrl decides.
 _PRODUCT = "Azure IoT Edge 1.4 LTS X64"
 _INTERNAL_PREFIX = 24
 _MAX_CORES = 240
+_MAX_MEMORY_MB = 12 * 2**20
 _WINDOWS_FILE = re.compile(r"[A-Za-z]:\\[^\x00-\x1f\"<>|?*]+")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _PLAIN = {
@@ -223,8 +237,8 @@ def _vm_problems(request: EflowRequest) -> list[str]:
     problems = []
     if not 1 <= request.cores <= _MAX_CORES:
         problems.append(f"--cpus: write 1 to {_MAX_CORES}")
-    if request.memory_mb < MIN_MEMORY_MB or request.memory_mb % 2:
-        problems.append(f"--memory-mb: write an even number of at least {MIN_MEMORY_MB}")
+    if not MIN_MEMORY_MB <= request.memory_mb <= _MAX_MEMORY_MB or request.memory_mb % 2:
+        problems.append(f"--memory-mb: write an even number of {MIN_MEMORY_MB} to {_MAX_MEMORY_MB}")
     if request.data_gb is not None and request.disk_gb is not None:
         problems.append("--data-gb and --disk-gb: EFLOW takes one of them")
     sizes = (("--data-gb", request.data_gb, DATA_SIZES_GB), ("--disk-gb", request.disk_gb, DISK_SIZES_GB))
@@ -251,16 +265,17 @@ def _provisioning_problems(request: EflowRequest) -> list[str]:
     needed = PROVISIONING_KEYS[kind]
     optional = {"globalEndpoint"} if kind.startswith("Dps") else set()
     optional |= {"registrationId"} if kind == "DpsTPM" else set()
-    problems = [f"{kind} needs {key}" for key in needed if key not in values]
-    problems += [f"{kind} does not use {key}" for key in values if key not in {*needed, *optional}]
+    problems = [f"--provisioning {kind} needs {OPTIONS[key]}" for key in needed if key not in values]
+    unused = (key for key in values if key not in {*needed, *optional})
+    problems += [f"--provisioning {kind} does not use {OPTIONS[key]}" for key in unused]
     for key, value in values.items():
         if key in _PLAIN and not _PLAIN[key][0].fullmatch(value):
-            problems.append(f"{key}: '{value}' is not valid; {_PLAIN[key][1]}")
+            problems.append(f"{OPTIONS[key]}: '{show_in_one_line(value)}' is not valid; {_PLAIN[key][1]}")
     connection = values.get("devConnString", "")
     if connection and not all(
         f"{name}=" in connection for name in ("HostName", "DeviceId", "SharedAccessKey")
     ):
-        problems.append("devConnString: must have HostName, DeviceId and SharedAccessKey")
+        problems.append("--secret-env, --secret-file: must have HostName, DeviceId and SharedAccessKey")
     if "symmKey" in values and not re.fullmatch(r"[A-Za-z0-9+/]{20,}={0,2}", values["symmKey"]):
-        problems.append("symmKey: is not base64")
+        problems.append("--secret-env, --secret-file: is not base64")
     return problems

@@ -37,7 +37,7 @@ from visionedge.runtime.redaction import find_secrets, redact, register_secrets
 
 Gpu = Literal["none", "dda", "gpu-pv", "gpu-pv-by-hand"]
 
-TOKEN_PLACEHOLDER = "${VISIONEDGE_HTTP_TOKEN}"  # noqa: S105 - a placeholder for one
+TOKEN_VARIABLE = "VISIONEDGE_HTTP_TOKEN"  # noqa: S105 - the name of a variable
 TEMPLATE_SCHEMA = "4.0.0"
 HUB_SCHEMA = "1.2"
 """Version 4.0.0 of the templates' schema wants it; edgeHub reads 1.0 to 1.3."""
@@ -106,7 +106,7 @@ def generate_manifest(request: ManifestRequest, environ: Mapping[str, str]) -> G
     Raises:
         ConfigError: the configuration is not valid, a variable is missing, or lint finds an error.
     """
-    desired, notes = _desired_properties(request)
+    desired, notes = _desired_properties(request, environ)
     document = _document(request, desired)
     variables = fill_placeholders(dict(request.env), {} if request.form == "template" else environ, set())
     register_secrets(secret for secret in find_secrets(variables) if not has_placeholder(secret))
@@ -125,14 +125,14 @@ def generate_manifest(request: ManifestRequest, environ: Mapping[str, str]) -> G
     return GeneratedManifest(text, tuple(notes), secret)
 
 
-def _desired_properties(request: ManifestRequest) -> tuple[Document, list[str]]:
+def _desired_properties(request: ManifestRequest, environ: Mapping[str, str]) -> tuple[Document, list[str]]:
     """The desired properties of the module, checked, and notes about them."""
     base = _example(request.gpu) if request.document is None else request.document
     if request.cameras and request.document is None:
         base = {**base, "cameras": {}}
     desired = merge(base, {"cameras": request.cameras} if request.cameras else {})
     checked = _checked(desired, published=request.published is not None)
-    desired, notes = _publish_http(request, desired)
+    desired, notes = _publish_http(request, desired, environ)
     cameras_with_secrets = [name for name, camera in checked.cameras.items() if _has_secret(camera.uri)]
     if cameras_with_secrets and request.form != "template":
         notes.append(
@@ -158,7 +158,9 @@ def _checked(desired: Document, *, published: bool) -> Config:
     return checked
 
 
-def _publish_http(request: ManifestRequest, desired: Document) -> tuple[Document, list[str]]:
+def _publish_http(
+    request: ManifestRequest, desired: Document, environ: Mapping[str, str]
+) -> tuple[Document, list[str]]:
     """The configuration for a published HTTP port; it may come from a machine without containers."""
     if request.published is None:
         return desired, []
@@ -167,8 +169,15 @@ def _publish_http(request: ManifestRequest, desired: Document) -> tuple[Document
     if is_loopback(http.get("host")):
         notes.append("http.host is removed: it would be the loopback of the container")
         del http["host"]
-    if not is_loopback(request.published[0]) and not http.get("token"):
-        http["token"] = TOKEN_PLACEHOLDER
+    has_rule = http.get("token") or http.get("allowAnonymous")
+    if not is_loopback(request.published[0]) and not has_rule:
+        if request.form == "template" or TOKEN_VARIABLE in environ:
+            http["token"] = f"${{{TOKEN_VARIABLE}}}"
+        else:
+            notes.append(
+                "the module makes the HTTP token at its first start; on the device"
+                f" `docker exec {request.module} visionedge token` prints it"
+            )
     rest = {key: value for key, value in desired.items() if key != "http"}
     return {**rest, **({"http": http} if http else {})}, notes
 

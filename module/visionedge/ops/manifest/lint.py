@@ -1,8 +1,9 @@
 """`visionedge manifest lint`: reports every problem of a deployment manifest, with its place and remedy.
 
 `lint_manifest` runs all checks: those of this file look at the whole manifest (limits of twins, placeholders,
-secrets, conflicts between modules); `agent` checks $edgeAgent and the images, `docker_api` all createOptions,
-`routes` $edgeHub, `module_settings`, `container` and `gpu_options` the modules that are visionedge.
+secrets, conflicts between modules); `agent` checks $edgeAgent and the images, `docker_api` and
+`docker_values` all createOptions, `routes` $edgeHub, `module_settings`, `container` and `gpu_options` the
+modules that are visionedge.
 """
 
 import ipaddress

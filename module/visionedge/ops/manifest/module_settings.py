@@ -1,6 +1,7 @@
 """Checks of the visionedge modules: configuration, variables, data folder, HTTP, cameras, and files."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from visionedge.config.addresses import parse_camera_uri
@@ -41,12 +42,23 @@ _BUILT_IMAGE_PREFIXES = (
 )
 
 _PRODUCT = "visionedge"
+_ANY = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 _LOOPBACK = ("127.", "localhost", "::1", "[::1]")
 _VARIABLE_PREFIX = "VISIONEDGE_"
 _LOG_LEVEL = f"{_VARIABLE_PREFIX}LOG_LEVEL"
 _VARIABLES = frozenset(
     f"{_VARIABLE_PREFIX}{name}"
-    for name in ("CONFIG", "CORE_DUMPS", "DATA", "MODEL", "DEVICE", "HTTP", "HTTP_TOKEN", "LOG_LEVEL")
+    for name in (
+        "CONFIG",
+        "CORE_DUMPS",
+        "DATA",
+        "MODEL",
+        "DEVICE",
+        "HTTP",
+        "HTTP_TOKEN",
+        "LOG_LEVEL",
+        "REMOTE_TOKEN",
+    )
 )
 
 
@@ -88,9 +100,9 @@ def check_visionedge_module(module: EdgeModule, manifest: Manifest, findings: Li
     check_container(module, manifest.registries(), findings)
     _http(module, document, findings)
     _holes(variables, twin, findings)
+    _files(module, twin, variables, findings)
     if twin is not None:
-        _files(module, twin, findings)
-        _local_cameras(module, twin, findings)
+        _local_addresses(module, twin, findings)
         _budget(twin, findings)
 
 
@@ -139,7 +151,7 @@ def check_configuration(module: EdgeModule, manifest: Manifest, findings: LintFi
         where, reason = _locate_problem(twin, problem)
         may_be_elsewhere = has_placeholder(where.text) or (elsewhere and reason == "is missing")
         if not may_be_elsewhere:
-            findings.error(where, reason, "see docs/configuration.md, or `visionedge manifest schema`")
+            findings.error(where, reason, "see docs/configuration.md, or `visionedge config schema`")
 
 
 def _locate_problem(twin: JsonNode, problem: str) -> tuple[JsonNode, str]:
@@ -191,14 +203,17 @@ def _http(module: EdgeModule, document: Document, findings: LintFindings) -> Non
     is_open = http.get("allowAnonymous") is True and not http.get("token")
     loopback = is_loopback(host)
     remedy = "remove http.allowAnonymous, so that a token is needed, or publish on 127.0.0.1 only"
-    if on_host_network(module) and not loopback and is_open:
-        mode = module.option("HostConfig", "NetworkMode")
-        findings.warning(mode or module.node, "other machines can use HTTP without a token", remedy)
+    every_port = module.option("HostConfig", "PublishAllPorts")
+    mode = module.option("HostConfig", "NetworkMode") if on_host_network(module) else None
+    if every_port is not None and every_port.value is True:
+        mode = mode or every_port
+    if mode is not None and not loopback and is_open:
+        findings.warning(mode, "other machines can use HTTP without a token", remedy)
     for inner, bindings in module.option_entries("HostConfig", "PortBindings").items():
         if loopback:
             what = f"reaches no server: http.host {host} is the loopback of the container"
             findings.warning(bindings, what, "remove http.host; the images listen on all addresses")
-        elif inner.partition("/")[0] != str(port):
+        elif inner.lower().removesuffix("/tcp") != str(port):
             findings.warning(bindings, f"reaches no server: HTTP is on port {port}", f'write "{port}/tcp"')
         elif is_open and any(_is_public(binding) for binding in bindings.items):
             findings.warning(bindings, "other machines can use HTTP without a token", remedy)
@@ -209,17 +224,14 @@ def _is_public(binding: JsonNode) -> bool:
     return address is None or not is_loopback(address.text)
 
 
-def _files(module: EdgeModule, twin: JsonNode, findings: LintFindings) -> None:
+def _files(
+    module: EdgeModule, twin: JsonNode | None, variables: Mapping[str, JsonNode], findings: LintFindings
+) -> None:
     """Devices and files of the configuration that are not passed to the container."""
     nodes = [device.target for device in read_devices(module)]
     targets = [mount.target for mount in read_mounts(module) if mount.target] + [DATA_FOLDER]
-    cameras = twin.at("cameras")
-    uris = [camera.at("uri") for camera in (cameras.entries.values() if cameras else ())]
-    model = twin.at("model", "path")
-    paths = [(uri, _path(uri.text)) for uri in uris if uri is not None]
-    paths += [(model, model.text)] if model is not None else []
-    for node, path in paths:
-        if not path or has_placeholder(node.text):
+    for node, path in _used_files(module, twin, variables):
+        if not path or has_placeholder(node.text) or find_angle_placeholder(path):
             continue
         if path.startswith("/dev/"):
             if path not in nodes and "/dev" not in targets:
@@ -232,24 +244,65 @@ def _files(module: EdgeModule, twin: JsonNode, findings: LintFindings) -> None:
             findings.warning(node, what, _BIND)
 
 
+def _used_files(
+    module: EdgeModule, twin: JsonNode | None, variables: Mapping[str, JsonNode]
+) -> Iterator[tuple[JsonNode, str]]:
+    """Each place that names a file or device of the container, and its path."""
+    for camera in _cameras(twin):
+        uri, authorities = camera.at("uri"), camera.at("tls", "caFile")
+        if uri is not None:
+            yield uri, _path(uri.text)
+        if authorities is not None:
+            yield authorities, authorities.text
+    for keys in (("model", "path"), ("inference", "remote", "certificate")):
+        node = twin.at(*keys) if twin is not None else None
+        if node is not None:
+            yield node, node.text
+    for name in ("CONFIG", "MODEL"):
+        variable = variables.get(f"{_VARIABLE_PREFIX}{name}")
+        if variable is not None:
+            yield variable, variable.text
+    words = module.option_items("Cmd")
+    for option, value in itertools.pairwise(words):
+        if option.text in ("--config", "--model"):
+            yield value, value.text
+
+
+def _cameras(twin: JsonNode | None) -> Iterable[JsonNode]:
+    cameras = twin.at("cameras") if twin is not None else None
+    return cameras.entries.values() if cameras is not None else ()
+
+
+def _remote_addresses(twin: JsonNode | None) -> list[JsonNode]:
+    """The addresses of `inference.remote`: one, or a list of replicas."""
+    node = twin.at("inference", "remote", "url") if twin is not None else None
+    return [
+        each for each in (node, *(node.items if node is not None else ())) if each is not None and each.text
+    ]
+
+
 def _holes(variables: Mapping[str, JsonNode], twin: JsonNode | None, findings: LintFindings) -> None:
     """`<names>` that nobody has filled in."""
-    cameras = twin.at("cameras") if twin is not None else None
-    uris = [camera.at("uri") for camera in cameras.entries.values()] if cameras is not None else []
+    uris = [camera.at("uri") for camera in _cameras(twin)]
     model = twin.at("model", "url") if twin is not None else None
-    for node in (*variables.values(), *uris, model):
+    for node in (*variables.values(), *uris, model, *_remote_addresses(twin)):
         if node is not None and find_angle_placeholder(node.text):
             findings.warning(node, "is still to be filled in", "replace <…>")
 
 
-def _local_cameras(module: EdgeModule, twin: JsonNode, findings: LintFindings) -> None:
-    """Cameras on the loopback, which is that of the container."""
-    cameras = twin.at("cameras")
-    for camera in cameras.entries.values() if cameras is not None else ():
+def _local_addresses(module: EdgeModule, twin: JsonNode, findings: LintFindings) -> None:
+    """Cameras and servers on the loopback, which is that of the container."""
+    if on_host_network(module):
+        return
+    for camera in _cameras(twin):
         uri = camera.at("uri")
-        if uri is not None and not on_host_network(module) and _is_local_stream(uri.text):
+        if uri is not None and _is_local_stream(uri.text):
             what = "is an address of the container itself: no camera is there"
             findings.warning(uri, what, "write the camera's address, or the name of the module that has it")
+    for url in _remote_addresses(twin):
+        if _is_local(url.text):
+            what = "is an address of the container itself: no other server is there"
+            findings.warning(url, what, "write the server's address, or the name of its module")
 
 
 def _is_local_stream(uri: str) -> bool:
@@ -258,7 +311,15 @@ def _is_local_stream(uri: str) -> bool:
         host = urlsplit(camera.target).hostname if camera.kind in ("rtsp", "http") else None
     except (ConfigError, ValueError):
         return False
-    return is_loopback(host) or host in ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
+    return is_loopback(host) or host in _ANY
+
+
+def _is_local(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname
+    except ValueError:
+        return False
+    return is_loopback(host) or host in _ANY
 
 
 def _budget(twin: JsonNode, findings: LintFindings) -> None:

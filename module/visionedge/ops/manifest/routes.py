@@ -45,6 +45,11 @@ _NUMBER_COMPARISON = re.compile(
     rf"(?<![\w$.\])-])(?P<left>[A-Za-z_]\w*)\s*{_COMPARED}\s*{_DIGIT}"
     rf"|(?<![\w$.\]-])[+-]?(?:\d+\.?\d*|\.\d+)\s*{_COMPARED}\s*(?P<right>[A-Za-z_]\w*)(?![\w(.\[])"
 )
+# A name of another property, where a text was meant; edgeHub compares both properties.
+_NAME_COMPARISON = re.compile(
+    r"(?<![\w$.\])-])[A-Za-z_]\w*\s*(?:=|!=|<>)\s*(?!(?:true|false|null|undefined)\b)(?P<name>[A-Za-z_]\w*)(?![\w(.\[])",
+    re.IGNORECASE,
+)
 _SOURCES = ("*", "messages", "twinchangenotifications")
 _HUB_KEYS = ("schemaVersion", "routes", "storeAndForwardConfiguration", "mqttBroker", "integrity")
 
@@ -157,6 +162,9 @@ class _RouteChecker:
             name = found["left"] or found["right"]
             what = f"compares the property {name}, a string, with a number; edgeHub then rejects all routes"
             self.findings.error(node, what, f"write as_number({name})")
+        for found in _NAME_COMPARISON.finditer(bare):
+            what = f"compares with the property {found['name']}; without quotes it is no text"
+            self.findings.warning(node, what, f"write '{found['name']}'")
 
     def _source(self, source: str, node: JsonNode) -> None:
         parts = source.strip("/").split("/")
