@@ -1,43 +1,14 @@
 """`/metrics` as Azure Monitor's collector reads it."""
 
-import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 
 import pytest
 
+from metrics_collector import collect
 from visionedge.app.metrics import METRICS, Metrics, Sample, identity_labels
 from visionedge.iothub.identity import Identity
 
 IDENTITY = Identity("factory.azure-devices.net", "press-7", "vision", "edge-7")
-
-_LINE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? ([^ ]+)(?: -?\d+)?")
-_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"(?:,|$)')
-
-
-def collect(text: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
-    """The samples that the metrics collector 2.0 takes from a page.
-
-    Its rules: classic Prometheus text, a sample per line, no exemplars; it drops infinite and undefined
-    values.
-
-    Raises:
-        ValueError: the collector would lose a line.
-    """
-    for line in text.splitlines():
-        if not line or line.startswith("#"):
-            continue
-        found = _LINE.fullmatch(line)
-        if found is None:
-            raise ValueError(f"lost: {line}")
-        labels = found[2] or ""
-        if _LABEL.sub("", labels):
-            raise ValueError(f"labels: {line}")
-        value = float(found[3])
-        if not math.isfinite(value):
-            raise ValueError(f"dropped: {line}")
-        yield found[1], dict(_LABEL.findall(labels)), value
-
 
 SCRAPED = {name: declared for name, declared in METRICS.items() if declared.kind != "histogram"}
 
