@@ -349,13 +349,14 @@ run_cameras() {
   [[ ${#operands[@]} -eq 2 ]] || fail 2 "cameras: give DEVICE and FILE"
   local target=${operands[0]} file=${operands[1]}
   [[ -r $file ]] || fail 2 "$file: cannot be read"
+  show_module_twin "$target"
+  # First, because `config check` would advise to set the variable of a ${NAME}, which a twin cannot have.
+  twins cameras --file "$file" < "$work/twin" > "$work/desired.json" || exit $?
   if command -v visionedge > /dev/null; then
     visionedge config check "$file" >&2 || fail 2 "$file: is not a valid configuration; nothing is changed"
   else
     say "rollout: warning: visionedge is not installed here; $file is not checked" >&2
   fi
-  show_module_twin "$target"
-  twins cameras --file "$file" < "$work/twin" > "$work/desired.json" || exit $?
   # As a file: arguments can be seen by everybody on this machine.
   set_desired "$target" "$work/desired.json"
   [[ -n $dry_run ]] || say "$target: the cameras are those of $file; properties.reported.config.cameras has the answer"

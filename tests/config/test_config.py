@@ -125,6 +125,27 @@ def test_values_that_may_be_secrets_are_never_in_a_problem() -> None:
     assert not any("hunter2" in line for line in found)
 
 
+@pytest.mark.parametrize(
+    ("document", "problem"),
+    [
+        ({"http": {"token": ""}}, "http.token: must not be empty"),
+        ({"inference": {"remote": {"url": [], "model": "m"}}}, "inference.remote.url: must not be empty"),
+        (
+            {"cameras": {"a": {"uri": "demo:", "extraCodecs": ["H.264"]}}},
+            "cameras.a.extraCodecs.0: must be 1 to 32 of a-z, 0-9 and '_'",
+        ),
+        (
+            {"model": {"url": "https://h/m.onnx", "sha256": "zz"}},
+            "model.sha256: must be 64 hexadecimal digits",
+        ),
+    ],
+)
+def test_an_empty_or_wrong_text_is_explained(document: dict[str, object], problem: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_config(document)
+    assert raised.value.problems == (problem,)
+
+
 @pytest.mark.parametrize("document", [None, [], "text", 5])
 def test_a_document_that_is_not_a_mapping_is_refused(document: object) -> None:
     """The outermost level must be keys."""

@@ -33,6 +33,16 @@ _EXPECTED = {
     "string_type": "a text; quote it (YAML reads on, off, yes and no as booleans)",
     "bool_type": "true or false, without quotes",
 }
+_REASONS = {
+    "missing": "is missing",
+    "model_type": "must be a mapping of keys",
+    "dict_type": "must be a mapping of keys",
+    "model_attributes_type": "must be a mapping of keys",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+}
+"""The reasons that need nothing but the type of pydantic's error."""
+
 _SECTIONS_BELOW: Mapping[str, type[BaseModel]] = {
     "gate": GateConfig,
     "tls": TlsConfig,
@@ -214,14 +224,14 @@ def _problem(item: dict[str, Any]) -> str:
                 f"; it is called '{new}' now" if new else _suggestion(str(where[-1]), _known_keys(where[:-1]))
             )
             reason = "unknown key" + hint
-        case "missing":
-            reason = "is missing"
-        case "model_type" | "dict_type" | "model_attributes_type":
-            reason = "must be a mapping of keys"
+        case kind if kind in _REASONS:
+            reason = _REASONS[kind]
         case "literal_error":
             reason = f"must be {context['expected']}"
-        case "string_pattern_mismatch":
+        case "string_pattern_mismatch" if where[-1] == "sha256":
             reason = "must be 64 hexadecimal digits"
+        case "string_pattern_mismatch":
+            reason = "must be 1 to 32 of a-z, 0-9 and '_'"
         case "value_error":
             reason = redact(str(context["error"]))
         case "tuple_type":

@@ -162,6 +162,8 @@ def _runtime(runtime: JsonNode | None, findings: LintFindings) -> None:
                     "is not a host name",
                     "write it without scheme: registry.example.com",
                 )
+            elif text is not None and not text.strip():
+                findings.error(registry.entries[key], "is empty", "write it, or remove this registry")
             elif text is not None and find_angle_placeholder(text):
                 findings.error(registry.entries[key], "is still to be filled in", "replace <…>")
 

@@ -24,12 +24,15 @@ COMMAND_OPTIONS = (
 """The options of that command."""
 
 IMAGE_USER = "10001"
+STOP_TIME_S = 10
+"""The longest time that a stop takes."""
 
 _MIB = 2**20
 _RECOMMENDED_PIDS = 64
 _DOCKER_SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
 _PLACEHOLDER = re.compile(r"\$\{[^{}]*\}")
 _ROOT = ("0", "root")
+_STOP_SIGNALS = ("TERM", "INT", "15", "2")
 _UNLIMITED_LOG_TYPES = ("json-file", "")
 _LOG_SIZE = re.compile(r"0*[1-9]\d*(?:\.\d+)?\s*[kmgtp]?i?b?", re.IGNORECASE)
 _LOG_OPTIONS = '{"LogConfig":{"Type":"json-file","Config":{"max-size":"10m","max-file":"3"}}}'
@@ -46,6 +49,7 @@ def check_container(module: EdgeModule, registries: Iterable[JsonNode], findings
     _check_pids(module, findings)
     _check_user(module, findings)
     _check_command(module, findings)
+    _check_stop(module, findings)
     _check_log(module, findings)
     _check_rights(module, findings)
     _check_networks(module, findings)
@@ -181,6 +185,19 @@ def _check_command(module: EdgeModule, findings: LintFindings) -> None:
         if option.startswith("-") and option not in COMMAND_OPTIONS:
             remedy = f"known options: {', '.join(COMMAND_OPTIONS[2:])}"
             findings.error(item, f"is no option of {COMMAND}, so the module ends with exit code 2", remedy)
+
+
+def _check_stop(module: EdgeModule, findings: LintFindings) -> None:
+    """The module stops at SIGTERM or SIGINT, and takes up to `STOP_TIME_S`."""
+    signal, time = module.option("StopSignal"), module.option("StopTimeout")
+    if signal is not None and signal.text and signal.text.upper().removeprefix("SIG") not in _STOP_SIGNALS:
+        findings.warning(
+            signal, "does not let the module send what it has", "remove it: the default is right"
+        )
+    seconds = read_number(time)
+    if time is not None and seconds is not None and 0 <= seconds < STOP_TIME_S:
+        what = f"is less than the {STOP_TIME_S} s that a stop of the module may take: it is killed then"
+        findings.warning(time, what, f"write {STOP_TIME_S} or more, or remove it")
 
 
 def _check_log(module: EdgeModule, findings: LintFindings) -> None:

@@ -76,8 +76,11 @@ def read_devices(module: EdgeModule) -> Iterator[ContainerDevice]:
 
 
 def read_texts(node: JsonNode, *keys: str) -> list[str]:
-    """The strings at these keys; empty for a missing one."""
-    return [found.text if (found := node.at(key)) else "" for key in keys]
+    """The strings at these keys, also of numbers, which edgeAgent converts; empty for a missing one."""
+    return [
+        _text(found.value) if (found := node.at(key)) and isinstance(found.value, str | int) else ""
+        for key in keys
+    ]
 
 
 def describe_gpu_access(module: EdgeModule) -> str:

@@ -1,6 +1,8 @@
 """Checks of the visionedge modules: configuration, variables, data folder, HTTP, cameras, and files."""
 
+import ipaddress
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from urllib.parse import urlsplit
 
@@ -103,6 +105,7 @@ def check_visionedge_module(module: EdgeModule, manifest: Manifest, findings: Li
     _files(module, twin, variables, findings)
     if twin is not None:
         _local_addresses(module, twin, findings)
+        _bad_addresses(twin, findings)
         _budget(twin, findings)
 
 
@@ -290,6 +293,31 @@ def _holes(variables: Mapping[str, JsonNode], twin: JsonNode | None, findings: L
             findings.warning(node, "is still to be filled in", "replace <…>")
 
 
+def _bad_addresses(twin: JsonNode, findings: LintFindings) -> None:
+    """Hosts of cameras and servers that have the form of an IPv4 address and are none."""
+    uris = [uri for camera in _cameras(twin) if (uri := camera.at("uri")) is not None]
+    for node in (*uris, *_remote_addresses(twin)):
+        host = _host(node.text)
+        if re.fullmatch(r"[0-9.]+", host) and not _is_ipv4(host):
+            findings.warning(
+                node, f"{host[:40]} is no IP address", "write four numbers of 0 to 255, or a name"
+            )
+
+
+def _is_ipv4(text: str) -> bool:
+    try:
+        return bool(ipaddress.IPv4Address(text))
+    except ValueError:
+        return False
+
+
+def _host(uri: str) -> str:
+    try:
+        return urlsplit(uri).hostname or ""
+    except ValueError:
+        return ""
+
+
 def _local_addresses(module: EdgeModule, twin: JsonNode, findings: LintFindings) -> None:
     """Cameras and servers on the loopback, which is that of the container."""
     if on_host_network(module):
@@ -315,10 +343,7 @@ def _is_local_stream(uri: str) -> bool:
 
 
 def _is_local(url: str) -> bool:
-    try:
-        host = urlsplit(url).hostname
-    except ValueError:
-        return False
+    host = _host(url)
     return is_loopback(host) or host in _ANY
 
 
