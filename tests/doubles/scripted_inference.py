@@ -6,12 +6,13 @@ It computes the compiled graph of a model as the real engine on the CPU does, so
 import json
 import ssl
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,8 +89,32 @@ class InferenceModel:
         self._session.close()
 
 
-class HttpInferenceServer:
-    """``with HttpInferenceServer(model) as server:``; `stop` and `start` as if its process died and came."""
+class _InferenceServer(ABC):
+    """``with SERVER as server:``; `stop` and `start` as if its process died and came."""
+
+    model: InferenceModel
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        self.model.close()
+
+    @abstractmethod
+    def start(self) -> None:
+        """Listen, on the same port as before."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End all requests and close the port."""
+
+
+class HttpInferenceServer(_InferenceServer):
+    """The protocol over HTTP, or over HTTPS with `tls`."""
 
     def __init__(self, model: InferenceModel, *, tls: ssl.SSLContext | None = None) -> None:
         self.model = model
@@ -102,16 +127,6 @@ class HttpInferenceServer:
     def url(self) -> str:
         """Its address."""
         return f"{'http' if self._tls is None else 'https'}://localhost:{self.port}"
-
-    def __enter__(self) -> "HttpInferenceServer":
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-        self.model.close()
 
     def start(self) -> None:
         """Listen, on the same port as before."""
@@ -233,7 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: the test's output stays readable."""
 
 
-class GrpcInferenceServer:
+class GrpcInferenceServer(_InferenceServer):
     """The same over gRPC, made of the protocol's own files in tritonclient."""
 
     def __init__(self, model: InferenceModel) -> None:
@@ -245,16 +260,6 @@ class GrpcInferenceServer:
     def url(self) -> str:
         """Its address."""
         return f"grpc://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> "GrpcInferenceServer":
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-        self.model.close()
 
     def start(self) -> None:
         """Listen, on the same port as before."""

@@ -57,8 +57,8 @@ class MadeToken:
             write_atomically(self._path, f"{token}\n".encode(), durable=True, mode=0o600)
         except OSError as error:
             log.warning(
-                "the HTTP token that was made cannot be kept in %s (%s), so nobody can read it:"
-                " set http.token (or VISIONEDGE_HTTP_TOKEN)",
+                "the HTTP token that was made cannot be kept in %s (%s), so `visionedge token` cannot print"
+                " it: set http.token (or VISIONEDGE_HTTP_TOKEN)",
                 self._path,
                 error.strerror or error,
             )

@@ -379,8 +379,8 @@ class MessageStore:
     def absorb(self, path: Path) -> None:
         """Move the messages of another file into this one, behind its own, with their numbers and losses.
 
-        The other file has a format of this version, and nobody uses it. A kill in between loses no message
-        and repeats none that still waits. Raises nothing but sqlite3.Error.
+        The other file has a format of this version and is not open. A kill in between loses no message and
+        repeats none that still waits. Raises nothing but sqlite3.Error.
         """
         self._db.execute("ATTACH DATABASE ? AS other", (str(path),))
         try:

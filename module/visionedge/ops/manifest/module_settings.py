@@ -285,7 +285,7 @@ def _remote_addresses(twin: JsonNode | None) -> list[JsonNode]:
 
 
 def _holes(variables: Mapping[str, JsonNode], twin: JsonNode | None, findings: LintFindings) -> None:
-    """`<names>` that nobody has filled in."""
+    """`<names>` that are not filled in."""
     uris = [camera.at("uri") for camera in _cameras(twin)]
     model = twin.at("model", "url") if twin is not None else None
     for node in (*variables.values(), *uris, model, *_remote_addresses(twin)):
