@@ -202,9 +202,6 @@ class StubBackend:
         self.examined += 1
         return {"firstBroken": "passthrough", "chain": [{"found": "rtsp://me:hunter2@h"}]}
 
-    async def bundle(self) -> bytes:
-        return b""
-
 
 def test_the_status_contains_the_doctor_report_on_request() -> None:
     """Without secrets, and made only on request."""

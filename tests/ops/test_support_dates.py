@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from manifests import AGENT, change, valid_manifest
+from manifests import AGENT, change, fresh_known_secrets, valid_manifest
 from visionedge.ops.manifest.lint import LintReport, lint_manifest
 from visionedge.ops.support_dates import (
     EFLOW_ARM64_VERSION,
@@ -17,6 +17,8 @@ from visionedge.ops.support_dates import (
     find_image_support,
     find_support,
 )
+
+__all__ = ["fresh_known_secrets"]
 
 MICROSOFT = "mcr.microsoft.com/azureiotedge"
 

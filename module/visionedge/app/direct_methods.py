@@ -47,7 +47,7 @@ class DirectMethods:
         self._backend = backend
         self._executor = executor
         self._validate = validate
-        self._bundle = SupportBundle(backend.bundle)
+        self._bundle = SupportBundle(self._make_bundle)
 
     def methods(self) -> dict[str, DirectMethod]:
         """The methods by name, with deadlines below 5 s, the shortest timeout that callers can set."""
@@ -106,6 +106,9 @@ class DirectMethods:
             return await self._bundle.answer(payload)
         except BusyError as error:
             raise MethodError(503, "busy", str(error)) from None
+
+    async def _make_bundle(self) -> bytes:
+        return await self._backend.bundle()
 
     def _resolve_camera(self, payload: Mapping[str, Any]) -> str:
         """The name of the camera in a payload.
