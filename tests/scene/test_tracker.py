@@ -62,13 +62,15 @@ def test_detections_below_confidence_never_begin_a_track(rate: float) -> None:
 
 
 @every_rate
-def test_detections_below_confidence_keep_a_track(rate: float) -> None:
+def test_detections_below_confidence_keep_a_track_for_a_while(rate: float) -> None:
     def scene(at_s: float) -> Iterable[Seen]:
-        return [Seen(0.3 + 0.02 * at_s, 0.5, score=0.8 if at_s < 1 else 0.15)]
+        return [Seen(0.3 + 0.02 * at_s, 0.5, score=0.2 if 1 < at_s <= 2.5 or at_s > 5 else 0.8)]
 
-    updates = list(follow(scene, 10, rate))
+    updates = list(follow(scene, 15, rate))
     assert ids_of(updates) == [1]
-    assert updates[-1].track_ids == (1,)
+    assert updates[int(2.5 * rate)].track_ids == (1,)
+    assert updates[int(6 * rate)].track_ids == (1,)
+    assert sum((update.ended for update in updates), ()) == (1,)
 
 
 def test_a_steady_box_with_a_middling_score_begins_no_track_unless_asked() -> None:

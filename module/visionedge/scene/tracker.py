@@ -22,8 +22,8 @@ _Place = tuple[float, float, float, float]
 """Centre, width, height, 0-1 of the picture."""
 _PICTURE: _Place = (0.5, 0.5, 1.0, 1.0)
 
-LOST_S = 3.0
-"""A track ends when it was not seen for longer: a reconnect within 2 s, at 1 picture/s, is shorter."""
+LOST_S = 2.5
+"""A track ends when it was not seen for longer: a reconnect within 2 s, at 2 pictures/s, is not longer."""
 PREDICTED_S = 0.2
 """So long the predicted box of a hidden track is as good as a seen one. Later it may have turned."""
 
@@ -31,23 +31,26 @@ _BIRTH_SCORE = 0.65
 """The mean score from which a track begins: a sign that resembles a person stays at 0.5 for ever."""
 _BIRTH_S, _BIRTH_SHARE, _BIRTH_TIMES = 0.25, 0.7, 8
 """A track begins when it was seen for so long, in this share of the pictures, or this often with gaps."""
-_SCORE_MEMORY_S = 1.0
+_SURE_SHARE, _KEEP_SHARE, _SCORE_MEMORY_S = 0.75, 0.6, 2.0
+"""A confirmed track ends when its mean score over 2 s falls below `_KEEP_SHARE` of the birth score: its
+object left, and its boxes are those of something that resembles the object a little."""
 _UNCONFIRMED_LOST_S = 0.5
 """An unconfirmed track may be hidden for so long, and for as long as it was seen before, up to `LOST_S`."""
 _ACCELERATION = 1.0
 """Of objects, in sizes per second squared and root hertz; the size is the mean of width and height."""
-_BOX_NOISE = 0.1
+_BOX_NOISE = 0.12
 """Standard deviation of a box's centre, in sizes."""
 _FIRST_SPEED = 2.0
 """Standard deviation of the speed of an object seen once, in sizes per second: a person walks at 1 to 2."""
 _SIZE_MEMORY_S = 0.7
 _MARGIN = 0.3
 """Boxes are widened by this share on each side before they are compared, so that near ones overlap."""
-_LEAST_OVERLAP, _LEAST_WEAK_OVERLAP = 0.1, 0.6
-"""Intersection over union of the widened boxes, for detections from `confidence` and for weaker ones."""
-_MOST_REACH = 3.0
+_LEAST_OVERLAP, _LEAST_UNSURE_OVERLAP, _LEAST_WEAK_OVERLAP = 0.1, 0.6, 0.8
+"""Intersection over union of the widened boxes: for detections from `_SURE_SHARE` of the birth score, for
+those from `confidence`, and for weaker ones. The weaker a box, the nearer it must be."""
+_MOST_REACH = 1.0
 """The largest uncertainty of a position, in sizes."""
-_COVERED = 0.6
+_COVERED = 0.5
 """A box that lies so far inside a tracked one (or it in the box) is a second box of the same object."""
 _GONE_S, _GONE_INSIDE = 0.3, 0.5
 """A track hidden for 0.3 s ends when less than half of its predicted box is in the picture: it has left."""
@@ -105,8 +108,8 @@ class _Box:
 class _State:
     """An object as it was when last seen. Positions are of its centre; variances are in sizes.
 
-    `score` is a mean over the last second, `evidence` the sum of the scores of each label, `pictures` the
-    number of pictures since it was first seen.
+    `score` is a mean over the last two seconds, `evidence` the sum of the scores of each label, `pictures`
+    the number of pictures since it was first seen.
     """
 
     group: str
@@ -159,7 +162,7 @@ class _State:
         self.seen_s, self.confidence, self.detection = at_s, box.score, box.index
 
     def count(self, box: _Box, elapsed: float) -> None:
-        """Count a detection from `confidence` as evidence for the track and its label."""
+        """Count the detection as evidence for the object and, before it is confirmed, for its label."""
         self.times_seen += 1
         share = max(1 / self.times_seen, elapsed / (elapsed + _SCORE_MEMORY_S))
         self.score += share * (box.score - self.score)
@@ -183,9 +186,9 @@ class _State:
 class Tracker:
     """The tracks of one camera, for one thread.
 
-    `confidence`: detections below it keep confirmed tracks and begin none. `birth_score`: the mean score
-    from which a track begins, at least `confidence`. `next_id` is the number of the next track; a caller that
-    stores it and hands it in again never repeats a number.
+    `confidence`: detections below it keep confirmed tracks for a while and begin none. `birth_score`: the
+    mean score from which a track begins, at least `confidence`. `next_id` is the number of the next track; a
+    caller that stores it and hands it in again never repeats a number.
     """
 
     def __init__(self, confidence: float = 0.3, birth_score: float = _BIRTH_SCORE, next_id: int = 1) -> None:
@@ -211,14 +214,16 @@ class Tracker:
         """
         now_s = self._advance(at_s)
         ended = self._end(now_s)
-        strong: list[_Box] = []
-        weak: list[_Box] = []
-        for box in _read(detections, labels):
-            (strong if box.score >= self.confidence else weak).append(box)
-        hidden = self._associate(self._states, strong, now_s, _LEAST_OVERLAP)
+        boxes = _read(detections, labels)
+        sure_score = max(self.confidence, _SURE_SHARE * self.birth_score)
+        sure = [box for box in boxes if box.score >= sure_score]
+        hidden = self._associate(self._states, sure, now_s, _LEAST_OVERLAP)
+        unsure = [box for box in boxes if self.confidence <= box.score < sure_score]
+        hidden = self._associate(hidden, unsure, now_s, _LEAST_UNSURE_OVERLAP)
         confirmed = [state for state in hidden if state.track_id is not None]
+        weak = [box for box in boxes if box.score < self.confidence]
         self._associate(confirmed, weak, now_s, _LEAST_WEAK_OVERLAP)
-        self._begin(strong, now_s)
+        self._begin([*sure, *unsure], now_s)
         self._confirm(now_s)
         return self._summary(ended, len(detections), now_s)
 
@@ -240,7 +245,8 @@ class Tracker:
         for state in self._states:
             state.detection = None
             state.pictures += 1
-            if not state.is_over(now_s):
+            faded = state.track_id is not None and state.score < _KEEP_SHARE * self.birth_score
+            if not faded and not state.is_over(now_s):
                 kept.append(state)
             elif state.track_id is not None:
                 ended.append(state.track_id)
@@ -259,8 +265,7 @@ class Tracker:
                 continue
             elapsed = now_s - state.seen_s
             state.correct(boxes[column], now_s)
-            if boxes[column].score >= self.confidence:
-                state.count(boxes[column], elapsed)
+            state.count(boxes[column], elapsed)
         return hidden
 
     def _begin(self, strong: Iterable[_Box], now_s: float) -> None:
