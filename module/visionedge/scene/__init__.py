@@ -1,1 +1,5 @@
-"""What happens in front of a camera: tracks from detections. No I/O, no clock, no thread."""
+"""What happens in front of a camera. No I/O, no clock, no thread. In reading order:
+
+- `tracker`: detections become tracks; one call for each picture.
+- `assignment`: which detection belongs to which track.
+"""
