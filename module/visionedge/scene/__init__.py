@@ -1,0 +1,1 @@
+"""From detections to answers: tracks, zones, lines, events and totals of a camera."""
