@@ -61,6 +61,13 @@ class SceneRun:
         self.model = "yolox-nano-416"
         self.configure(config)
 
+    def restart(self, kept: Mapping[str, KeptRule], config: CameraConfig) -> None:
+        """A new process: sequences and track ids go on."""
+        self.scene = Scene("dock", kept)
+        self.at_s += 60
+        self.epoch += 1
+        self.configure(config)
+
     def configure(self, config: CameraConfig) -> None:
         self._take(self.scene.configure(config, self.now))
 

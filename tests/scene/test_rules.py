@@ -230,6 +230,14 @@ def test_a_short_visit_does_not_dwell() -> None:
     assert run.types == ["zone-entered", "zone-left"]
 
 
+def test_who_jitters_outside_does_not_dwell_at_that_moment() -> None:
+    run = zone_run(dwellSeconds=1)
+    run.walk(along(*[0.5] * 9, *[0.29] * 3))
+    assert run.types == ["zone-entered"]
+    run.walk(along(0.5))
+    assert run.types == ["zone-entered", "zone-dwell"]
+
+
 def many(count: int, x: float = 0.5) -> list[Any]:
     return [track_at(number, (x, 0.5)) for number in range(1, count + 1)]
 
