@@ -243,6 +243,15 @@ def test_counts_by_hour_and_by_day(stored: StoredRun) -> None:
     assert len(stored.store.counts("dock", START + timedelta(hours=1), end)) == 4
 
 
+def test_an_event_that_comes_again_in_another_batch_counts_once(stored: StoredRun) -> None:
+    stored.walk(0.4, 0.6)
+    before = repr(stored.store), stored.store.load("dock")
+    stored.store.write([SceneChanges(tuple(stored.run.events))], stored.run.now, "again")
+    assert repr(stored.store) == before[0]
+    assert stored.store.load("dock")["door"] == before[1]["door"]
+    assert stored.store.load("dock")["queue"].totals == before[1]["queue"].totals
+
+
 def test_a_failed_write_changes_nothing(stored: StoredRun) -> None:
     stored.walk(0.4, 0.45)
     before = repr(stored.store), stored.store.load("dock")

@@ -365,6 +365,17 @@ class CameraConfig(CameraDefaults):
     )
 
 
+def list_class_keys(name: str, camera: CameraConfig) -> dict[str, tuple[str, ...]]:
+    """The labels of a camera, its zones and lines, by the path of their key; to be checked with its model."""
+    base = f"cameras.{name}"
+    found = {
+        f"{base}.classes": camera.classes,
+        **{f"{base}.zones.{zone}.classes": each.classes for zone, each in camera.zones.items()},
+        **{f"{base}.lines.{line}.classes": each.classes for line, each in camera.lines.items()},
+    }
+    return {path: labels for path, labels in found.items() if labels is not None}
+
+
 SCENE_KEYS = ("classes", "confidence", "tracking", "masks", "zones", "lines")
 """The fields of a camera that say what is done with its detections; its source does not depend on them."""
 
