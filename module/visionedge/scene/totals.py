@@ -114,7 +114,7 @@ class SceneStore:
     def __init__(
         self, path: Path, limits: EventLimits | None = None, connect: DatabaseOpener | None = None
     ) -> None:
-        self.limits = limits or EventLimits()
+        self.path, self.limits = path, limits or EventLimits()
         self.dropped = 0
         self._db = (connect or open_database)(path)
         try:
@@ -392,6 +392,15 @@ class OpenedSceneStore:
     newer: str | None = None
 
 
+def set_aside_store(path: Path) -> None:
+    """Rename a damaged file that nobody has open.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    set_aside(path, _COMPANIONS)
+
+
 def open_scene_store(
     path: Path, limits: EventLimits | None = None, connect: DatabaseOpener | None = None
 ) -> OpenedSceneStore:
@@ -417,7 +426,7 @@ def open_scene_store(
             if not is_corrupt(error):
                 return OpenedSceneStore(None, lost, None, newer)
             try:
-                set_aside(path, _COMPANIONS)
+                set_aside_store(path)
             except OSError as failed:
                 return OpenedSceneStore(
                     None, f"{lost}; renaming it failed: {failed.strerror or failed}", None, newer
