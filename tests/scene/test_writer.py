@@ -198,6 +198,13 @@ def test_the_thread_writes_the_rest_and_ends(tmp_path: Path) -> None:
     assert run.stored_totals()["door"] == {"right-to-left": {"person": 1}}
 
 
+def test_another_bound_holds_from_the_next_transaction_on(written: WriterRun) -> None:
+    written.walk(0.4, 0.6)
+    written.writer.set_limits(EventLimits(limit_bytes=1000))
+    written.walk(0.4, 0.6, track_id=2)
+    assert [event["trackId"] for event in written.writer.events()] == [2]
+
+
 def test_what_is_stored_can_be_asked_for(written: WriterRun) -> None:
     written.walk(0.4, 0.6)
     assert [event["type"] for event in written.writer.events(limit=5)] == ["line-crossed", "zone-entered"]

@@ -107,6 +107,13 @@ class SceneWriter:
         with self._disk:
             return [] if self._store is None else self._store.cameras()
 
+    def set_limits(self, limits: EventLimits) -> None:
+        """Bound the log of events otherwise, from the next transaction on."""
+        with self._disk:
+            self._limits = limits
+            if self._store is not None:
+                self._store.limits = limits
+
     def put(self, changes: SceneChanges) -> None:
         """Append changes of a scene, from any thread."""
         if changes:
