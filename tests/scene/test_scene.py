@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from scene_paths import DOOR, SQUARE, SceneRun, camera_config, track_at
+from scene_paths import DOOR, SQUARE, PathTrack, SceneRun, camera_config, track_at
 from visionedge.frames.types import Detections
 from visionedge.scene.scene import apply_masks
 
@@ -73,6 +73,16 @@ def test_the_document_of_a_scene() -> None:
             "door": {"since": "2026-11-30T10:00:00.000Z", "left-to-right": {}, "right-to-left": {"car": 1}}
         },
     }
+
+
+def test_boxes_in_documents_are_clipped_to_the_picture() -> None:
+    """Those of a tracker may lie partly outside."""
+    run = SceneRun(camera_config(zones={"all": {"polygon": [[0, 0], [1, 0], [1, 1], [0, 1]]}}))
+    run.picture([PathTrack(1, "person", (-0.1, 0.8, 0.3, 0.4))])
+    expected = {"left": 0.0, "top": 0.8, "width": 0.2, "height": 0.2}
+    assert run.events[0].document()["box"] == expected
+    assert run.events[0].evidence["path"] == [[1, 0.05, 1.0]]
+    assert run.scene.document()["tracks"][0]["box"] == expected
 
 
 def test_a_scene_without_zones_has_tracks_and_no_events() -> None:

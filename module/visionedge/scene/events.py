@@ -94,17 +94,18 @@ class SceneEvent:
             "model": self.model,
             "device": self.device,
             "confidence": None if self.confidence is None else round(self.confidence, 5),
-            "box": _box_document(self.box),
+            "box": None if self.box is None else make_box_document(self.box),
             "evidence": self.evidence,
         }
         return {key: value for key, value in document.items() if value is not None}
 
 
-def _box_document(box: Box | None) -> dict[str, float] | None:
-    if box is None:
-        return None
-    names = ("left", "top", "width", "height")
-    return {name: round(side, 6) for name, side in zip(names, box, strict=True)}
+def make_box_document(box: Box) -> dict[str, float]:
+    """The document of a box, clipped to the picture."""
+    left, top = max(0.0, box[0]), max(0.0, box[1])
+    right, bottom = min(1.0, box[0] + box[2]), min(1.0, box[1] + box[3])
+    sides = {"left": left, "top": top, "width": max(0.0, right - left), "height": max(0.0, bottom - top)}
+    return {name: round(side, 6) for name, side in sides.items()}
 
 
 def parse_event(document: Mapping[str, Any]) -> SceneEvent:

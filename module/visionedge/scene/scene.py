@@ -21,6 +21,7 @@ from visionedge.scene.events import (
     RuleShape,
     SceneEvent,
     ScenePicture,
+    make_box_document,
     make_event_id,
 )
 from visionedge.scene.rules import (
@@ -414,12 +415,11 @@ class Scene:
         }
 
     def _track_document(self, track: _TrackState, last_s: float) -> dict[str, Any]:
-        names = ("left", "top", "width", "height")
         return {
             "trackId": track.track_id,
             "label": track.label,
             "ageSeconds": round(last_s - track.started_s, 3),
-            "box": {name: round(side, _DECIMALS) for name, side in zip(names, track.box, strict=True)},
+            "box": make_box_document(track.box),
             "zones": [name for name, zone in self._zones.items() if track.track_id in zone.inside],
         }
 
