@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tiny_models import TinyDetector
+from visionedge.config.load import parse_config
+from visionedge.config.schema import list_class_keys
 from visionedge.errors import ConfigError
 from visionedge.frames.types import Detections, InputSpec, Placement
 from visionedge.model.model import load_model
-from visionedge.model.postprocess import MAX_DETECTIONS, Selection, to_detections
+from visionedge.model.postprocess import MAX_DETECTIONS, Selection, find_unknown_classes, to_detections
 
 WHOLE = Placement(0, 0, 100, 100)
 
@@ -107,3 +109,20 @@ def test_a_selection_names_classes_by_label(tmp_path: Path) -> None:
         Selection.of(model, 0.4, 0.5, ("cat", "unicorn", "yeti"))
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["inference.classes"] * 2
     assert "unicorn" in caught.value.problems[0]
+
+
+def test_an_unknown_class_of_a_zone_has_the_path_of_its_key_and_the_likely_class(tmp_path: Path) -> None:
+    metadata = TinyDetector().metadata | {"names": "['cat', 'dog', 'cow', 'sheep', 'hen']"}
+    model = load_model(TinyDetector(metadata=metadata).save(tmp_path / "m.onnx"))
+    zone = {"polygon": [[0, 0], [1, 0], [1, 1]]}
+    camera = {
+        "uri": "demo:",
+        "classes": ["cat", "shep", "cow"],
+        "zones": {"meadow": {**zone, "classes": ["shep"]}, "barn": zone},
+        "lines": {"gate": {"start": [0, 0], "end": [1, 1], "classes": ["cat", "cow"]}},
+    }
+    keys = list_class_keys("farm", parse_config({"cameras": {"farm": camera}}).cameras["farm"])
+    assert find_unknown_classes(model, keys) == [
+        "cameras.farm.classes: m has no class 'shep'; did you mean 'sheep'?",
+        "cameras.farm.zones.meadow.classes: m has no class 'shep'; did you mean 'sheep'?",
+    ]

@@ -360,6 +360,7 @@ class Service:
         self._overload_section = register("overload", apply=self._apply_overload)
         self._telemetry_section = register("telemetry", apply=self._apply_telemetry)
         self._http_section = register("http", apply=self._apply_http)
+        register("events", apply=self._apply_events)
         self._log_section = register("log", apply=self._apply_log)
 
     async def _apply_cameras(self, config: Config) -> Mapping[str, str]:
@@ -407,6 +408,11 @@ class Service:
                 http.host,
             )
         return completed
+
+    async def _apply_events(self, config: Config) -> Mapping[str, str]:
+        """Refuse a change until `SceneWriter` is part of the running module, which then takes it."""
+        is_same = config.events == self.state.snapshot().config.events
+        return {} if is_same else {"events": "this version does not keep scene events yet"}
 
     async def _apply_log(self, config: Config) -> Mapping[str, str]:
         if config.log != self.state.snapshot().config.log:

@@ -1,7 +1,7 @@
 """From the engine's rows to detections: score limit, non-maximum suppression, relative coordinates."""
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,15 +89,19 @@ class Selection:
 
 
 def _find_class_ids(model: Model, classes: Sequence[str]) -> list[int]:
-    unknown = [label for label in classes if label not in model.labels]
-    if unknown:
-        raise ConfigError(
-            [
-                f"inference.classes: {model.name} has no class '{label}'; {_suggest_class(label, model)}"
-                for label in unknown
-            ]
-        )
+    if problems := find_unknown_classes(model, {"inference.classes": classes}):
+        raise ConfigError(problems)
     return [index for index, label in enumerate(model.labels) if label in classes]
+
+
+def find_unknown_classes(model: Model, classes: Mapping[str, Sequence[str]]) -> list[str]:
+    """One line for each label that a model does not have; `classes` maps paths of keys to their labels."""
+    return [
+        f"{path}: {model.name} has no class '{label}'; {_suggest_class(label, model)}"
+        for path, labels in classes.items()
+        for label in labels
+        if label not in model.labels
+    ]
 
 
 def _suggest_class(label: str, model: Model) -> str:
