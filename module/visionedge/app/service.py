@@ -364,7 +364,10 @@ class Service:
         self._log_section = register("log", apply=self._apply_log)
 
     async def _apply_cameras(self, config: Config) -> Mapping[str, str]:
+        if problems := self._engine_host.find_unknown_classes(config):
+            return {"cameras": "; ".join(problems)}
         self._camera_sections.adopt(config)
+        self._engine_host.select_cameras(config.cameras)
         if (registry := self.state.snapshot().camera_registry) is not None:
             registry.apply(config.cameras)
             results = self.state.latest_results

@@ -364,6 +364,11 @@ class CameraConfig(CameraDefaults):
         default_factory=dict, description="Segments over which they are counted."
     )
 
+    @property
+    def is_tracked(self) -> bool:
+        """Whether objects are followed from picture to picture."""
+        return self.tracking == "on" or (self.tracking == "auto" and bool(self.zones or self.lines))
+
 
 def list_class_keys(name: str, camera: CameraConfig) -> dict[str, tuple[str, ...]]:
     """The labels of a camera, its zones and lines, by the path of their key; to be checked with its model."""

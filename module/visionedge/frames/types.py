@@ -108,6 +108,10 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def first(self, count: int) -> "Detections":
+        """The `count` detections with the highest scores."""
+        return Detections(self.boxes[:count], self.scores[:count], self.class_ids[:count])
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -121,7 +125,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class FrameResult:
-    """A frame and its detections; `device` is the device that computed them."""
+    """A frame and its detections; `device` is the device that computed them.
+
+    `candidates`: for the tracker of the camera, `detections` and weaker ones; None: it has none.
+    """
 
     frame: Frame
     detections: Detections
@@ -129,6 +136,7 @@ class FrameResult:
     device: str
     model: str
     labels: tuple[str, ...]
+    candidates: Detections | None = None
 
 
 def utc_now() -> datetime:
