@@ -365,3 +365,15 @@ def test_visits_of_a_change_are_stored_only_while_they_last(stored: StoredRun) -
     stored.write()
     stored.store.write([SceneChanges(visits=late.visits)], stored.run.now, "late")
     assert stored.store.load("dock")["queue"].visits == ()
+
+
+def test_numbers_of_tracks_that_are_reserved_never_fall_and_stay_when_a_zone_goes(tmp_path: Path) -> None:
+    store = SceneStore(tmp_path / "scene.db")
+    assert store.last_track_id("dock") is None
+    store.reserve_track_ids("dock", 2_000)
+    store.reserve_track_ids("dock", 1_000)
+    store.reserve_track_ids("gate", 7)
+    store.close()
+    store = SceneStore(tmp_path / "scene.db")
+    assert (store.last_track_id("dock"), store.last_track_id("gate")) == (2_000, 7)
+    store.close()

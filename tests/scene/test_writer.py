@@ -210,3 +210,17 @@ def test_what_is_stored_can_be_asked_for(written: WriterRun) -> None:
     assert [event["type"] for event in written.writer.events(limit=5)] == ["line-crossed", "zone-entered"]
     assert len(written.writer.counts("dock", START, START.replace(hour=23), "day")) == 2
     assert written.writer.cameras() == ["dock"]
+
+
+def test_numbers_of_tracks_cannot_be_reserved_without_the_disk_and_can_afterwards(
+    tmp_path: Path,
+) -> None:
+    run = WriterRun(tmp_path / "scene.db")
+    assert run.writer.reserve_track_ids("dock", 1_000)
+    run.break_disk()
+    assert not run.writer.reserve_track_ids("dock", 2_000)
+    assert run.writer.last_track_id("dock") is None
+    run.repair_disk()
+    run.writer._write_waiting()
+    assert run.writer.last_track_id("dock") == 1_000
+    run.kill()

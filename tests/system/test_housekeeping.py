@@ -99,6 +99,7 @@ def test_a_disk_that_hangs_is_logged_after_ten_seconds_once_and_when_it_answers(
         controller=cast("OverloadController", None),
         positions=PositionStore(store, service.state, dict, tmp_path),
         metrics=service._metrics,
+        scene_host=service._scene_host,
         failures=FailureCounter(lambda what, error: pytest.fail(f"{what}: {error}")),
     )
     delivery = cast("Delivery", QuietDelivery())

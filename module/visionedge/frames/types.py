@@ -127,7 +127,8 @@ class Timing:
 class FrameResult:
     """A frame and its detections; `device` is the device that computed them.
 
-    `candidates`: for the tracker of the camera, `detections` and weaker ones; None: it has none.
+    `candidates`: for the tracker of the camera, `detections` and weaker ones; None: it has none. `track_ids`
+    is parallel to the detections, None for those without a confirmed track; None: the camera has no tracking.
     """
 
     frame: Frame
@@ -137,6 +138,7 @@ class FrameResult:
     model: str
     labels: tuple[str, ...]
     candidates: Detections | None = None
+    track_ids: tuple[int | None, ...] | None = None
 
 
 def utc_now() -> datetime:

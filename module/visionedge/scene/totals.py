@@ -55,6 +55,7 @@ _SCHEMA = """
         type TEXT NOT NULL, rule TEXT NOT NULL, label TEXT, at_s INTEGER NOT NULL, bytes INTEGER NOT NULL,
         waits INTEGER NOT NULL, document TEXT NOT NULL);
     CREATE TABLE batch(id TEXT NOT NULL);
+    CREATE TABLE track(camera TEXT PRIMARY KEY, last_id INTEGER NOT NULL);
     CREATE INDEX by_time ON event(at_s);
     CREATE INDEX by_waiting ON event(waits) WHERE waits
 """
@@ -120,6 +121,8 @@ class SceneStore:
             self._prepare()
             for camera in self.cameras():
                 self.load(camera)
+            for (camera,) in self._db.execute("SELECT camera FROM track").fetchall():
+                self.last_track_id(camera)
             (self._bytes,) = self._db.execute("SELECT coalesce(sum(bytes), 0) FROM event").fetchone()
         except BaseException:
             self._db.close()
@@ -310,6 +313,30 @@ class SceneStore:
         self._db.executemany("DELETE FROM event WHERE key = ?", [(key,) for key, _, _ in rows])
         self._bytes -= sum(size for _, size, _ in rows)
         self.dropped += sum(waits for _, _, waits in rows)
+
+    # --- numbers of tracks --------------------------------------------------------------------------------
+
+    def last_track_id(self, camera: str) -> int | None:
+        """The highest number that is reserved for a track of a camera; None: none was.
+
+        Raises:
+            CorruptDatabaseError: the value is not one that this module writes.
+        """
+        rows = self._select("SELECT last_id FROM track", camera)
+        if not rows:
+            return None
+        ((last_id,),) = rows
+        if not isinstance(last_id, int) or not 0 <= last_id <= _MAX_COUNT:
+            raise CorruptDatabaseError("a number of a track is not valid")
+        return last_id
+
+    def reserve_track_ids(self, camera: str, last_id: int) -> None:
+        """Reserve all numbers up to this one: after a restart tracks begin above it."""
+        self._db.execute(
+            "INSERT INTO track(camera, last_id) VALUES (?, ?)"
+            " ON CONFLICT DO UPDATE SET last_id = max(last_id, excluded.last_id)",
+            (camera, last_id),
+        )
 
     # --- events -------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ LOST_S = 2.5
 PREDICTED_S = 0.2
 """So long the predicted box of a hidden track is as good as a seen one. Later it may have turned."""
 
-_BIRTH_SCORE = 0.65
+BIRTH_SCORE = 0.65
 """The mean score from which a track begins: a sign that resembles a person stays at 0.5 for ever."""
 _BIRTH_S, _BIRTH_SHARE, _BIRTH_TIMES = 0.25, 0.7, 8
 """A track begins when it was seen for so long, in this share of the pictures, or this often with gaps."""
@@ -191,7 +191,7 @@ class Tracker:
     caller that stores it and hands it in again never repeats a number.
     """
 
-    def __init__(self, confidence: float = 0.3, birth_score: float = _BIRTH_SCORE, next_id: int = 1) -> None:
+    def __init__(self, confidence: float = 0.3, birth_score: float = BIRTH_SCORE, next_id: int = 1) -> None:
         self.confidence = confidence
         self.birth_score = max(confidence, birth_score)
         self.next_id = next_id

@@ -93,14 +93,39 @@ class SceneWriter:
         state = self.status()
         return f"<SceneWriter {state.mode} waiting={state.waiting}>"
 
-    def start(self, thread_group: ThreadGroup) -> None:
+    def start(self, thread_group: ThreadGroup) -> threading.Thread:
         """Start the thread; once."""
-        thread_group.start("scene", self._run, vital=True, may_return=True)
+        return thread_group.start("scene", self._run, vital=True, may_return=True)
 
     def load(self, camera: str) -> dict[str, KeptRule]:
         """What the last run has left of a camera; empty without a file."""
         with self._disk:
-            return {} if self._store is None else self._store.load(camera)
+            try:
+                return {} if self._store is None else self._store.load(camera)
+            except sqlite3.Error as error:
+                self._fail(error)
+                return {}
+
+    def last_track_id(self, camera: str) -> int | None:
+        """As `SceneStore.last_track_id`; None without a file."""
+        with self._disk:
+            try:
+                return None if self._store is None else self._store.last_track_id(camera)
+            except sqlite3.Error as error:
+                self._fail(error)
+                return None
+
+    def reserve_track_ids(self, camera: str, last_id: int) -> bool:
+        """As `SceneStore.reserve_track_ids`; whether it is on the disk."""
+        with self._disk:
+            if self._store is None:
+                return False
+            try:
+                self._store.reserve_track_ids(camera, last_id)
+            except sqlite3.Error as error:
+                self._fail(error)
+                return False
+            return True
 
     def cameras(self) -> list[str]:
         """The cameras of which something is left."""
