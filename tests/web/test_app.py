@@ -4,6 +4,7 @@ import asyncio
 import re
 import socket
 from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,10 +228,14 @@ def test_answers_have_the_described_shapes() -> None:
     run_scenario(module, scenario)
 
 
+@pytest.mark.parametrize("track_ids", [None, (7, None)])
 @pytest.mark.parametrize("source", [None, "upload"])
-def test_a_frame_object_has_exactly_the_described_keys(source: str | None) -> None:
+def test_a_frame_object_has_exactly_the_described_keys(
+    source: str | None, track_ids: tuple[int | None, ...] | None
+) -> None:
     """It is built without its schema model, for every frame, so this test compares the two."""
-    frame = build_frame_document(result(boxes=[[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]), source=source)
+    made = replace(result(boxes=[[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]), track_ids=track_ids, precision="fp16")
+    frame = build_frame_document(made, source=source)
     assert FrameDocument.model_validate(frame, strict=True).dump() == frame
     conforms(frame, described("Frame"))
     more = {**frame, "more": 1}

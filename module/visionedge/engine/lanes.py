@@ -156,6 +156,7 @@ def _infer(
     started_ns = clock()
     least_score = min(selection.of_camera(frame.camera).least_score for frame in frames)
     inference = engine.infer([frame.image for frame in frames], least_score)
+    precision = engine.info().precision.precision
     infer_ns = clock() - started_ns
     if len(inference.rows) != len(frames):
         raise EngineError(f"the engine gave {len(inference.rows)} results for {len(frames)} pictures")
@@ -167,8 +168,16 @@ def _infer(
             total_ns=clock() - frame.captured_ns,
             batch_size=len(frames),
         )
-        device = inference.device
-        yield FrameResult(frame, detections, timing, device, model.name, model.labels, candidates)
+        yield FrameResult(
+            frame,
+            detections,
+            timing,
+            inference.device,
+            model.name,
+            model.labels,
+            candidates,
+            precision=precision,
+        )
 
 
 class LanePool:

@@ -517,6 +517,8 @@ class DetectionDocument(_ClosedDocument):
     class_id: Count = Field(description="The number of its class in the model, from 0.")
     confidence: Share = Field(description="Its score.")
     box: BoxDocument = Field(description="As parts of the picture, 0 to 1, clipped to it.")
+    track_id: Count | None = _absent("frame/2: never used twice for a camera; null: no confirmed track.")
+    attributes: dict[str, Any] = _absent("frame/2: empty; for the results of a second model.")
 
 
 class TimingDocument(_ClosedDocument):
@@ -535,7 +537,9 @@ class FrameDocument(_ClosedDocument):
         json_schema_extra={"oneOf": [{"required": ["camera"]}, {"required": ["source"]}]}
     )
 
-    schema_: Literal["visionedge/frame/1"] = Field(alias="schema")
+    schema_: Literal["visionedge/frame/1", "visionedge/frame/2"] = Field(
+        alias="schema", description="frame/2 for a camera with tracking."
+    )
     camera: str = _absent("Absent for a picture that was uploaded or given to `detect`.")
     source: str = _absent("Instead of `camera`: 'upload', or the picture as it was given.")
     sequence: Count = Field(description="Rises; never repeats for a camera, restarts included.")
@@ -545,6 +549,7 @@ class FrameDocument(_ClosedDocument):
     height: Count = Field(description="In px.")
     model: str = Field(description="The model's name.")
     device: str = Field(description="The device that computed this frame.")
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = _absent("frame/2: of the engine.")
     timing: TimingDocument = Field(description="How long the frame took, in milliseconds.")
     detections: list[DetectionDocument] = Field(description="Sorted by falling confidence, at most 100.")
 
