@@ -17,6 +17,7 @@ from visionedge.config.load import parse_config
 from visionedge.frames.types import Detections, FrameResult
 from visionedge.runtime.threads import ThreadGroup
 from visionedge.scene.totals import SceneStore
+from visionedge.web.documents import SceneDocument
 
 START = datetime(2026, 11, 30, 10, tzinfo=UTC)
 DOOR = {"start": [0.5, 0.1], "end": [0.5, 0.95], "minSeconds": 0}
@@ -61,7 +62,7 @@ class HostRun:
         return self.host.update(replace(plain, frame=frame, detections=reported, candidates=found))
 
     def totals(self) -> dict[str, int]:
-        scene = self.host._scenes["dock"].scene.document()
+        scene = self.host.document("dock")
         counts = {**scene["zones"].get("left", {}), **scene["lines"].get("door", {})}
         return {name: sum(by_label.values()) for name, by_label in counts.items() if name != "since"}
 
@@ -101,6 +102,9 @@ def test_who_walks_through_a_zone_over_a_line_is_counted_and_stored(tmp_path: Pa
         assert None not in last.track_ids
         zone = {"inside": 0, "entered": 1, "left": 1, "lost": 0}
         assert run.totals() == {**zone, "left-to-right": 0, "right-to-left": 1}
+        for camera in ("dock", "of no configuration"):
+            document = run.host.document(camera)
+            assert SceneDocument.model_validate(document, strict=True).dump() == document
 
     play(HostRun(tmp_path), scenario)
     assert stored_types(tmp_path) == ["zone-entered", "zone-left", "line-crossed"]

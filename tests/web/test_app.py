@@ -215,6 +215,8 @@ def test_answers_have_the_described_shapes() -> None:
             ("/api/v1/cameras", "Cameras"),
             ("/api/v1/cameras/dock", "Camera"),
             ("/api/v1/cameras/dock/frame", "Frame"),
+            ("/api/v1/cameras/dock/scene", "Scene"),
+            ("/api/v1/cameras/attic/scene", "Error"),
             ("/api/v1/doctor", "Doctor"),
             ("/api/v1/cameras/attic", "Error"),
             ("/v2/models/none", "ProtocolError"),
@@ -250,7 +252,7 @@ def test_every_key_of_the_description_has_a_description_or_a_clear_name() -> Non
         assert not name.endswith("Document")
         assert schema["description"], name
         for key, shape in schema.get("properties", {}).items():
-            assert re.fullmatch(r"[a-z][A-Za-z0-9]*", key), f"{name}.{key}"
+            assert re.fullmatch(r"[a-z][A-Za-z0-9]*|left-to-right|right-to-left", key), f"{name}.{key}"
             assert "title" not in shape, f"{name}.{key}"
             assert "default" not in shape, f"{name}.{key}"
 

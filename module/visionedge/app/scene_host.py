@@ -197,6 +197,11 @@ class SceneHost:
         self._put(changes)
         return result
 
+    def document(self, camera: str) -> dict[str, Any]:
+        """The tracks, zones and lines of a camera; empty without tracking."""
+        found = self._scenes.get(camera)
+        return (Scene(camera) if found is None else found.scene).document()
+
     def tick(self) -> None:
         """Once a second: end the tracks of cameras that are offline, store what a kill would lose."""
         now_s = self._clock()

@@ -147,7 +147,9 @@ class Service:
             lambda: collect_samples(self.state.snapshot()),
             identity_labels(Identity.from_environ(options.environ)),
         )
-        self._backend = HttpBackend(self.state.snapshot, self._engine_host.lanes, self._metrics)
+        self._backend = HttpBackend(
+            self.state.snapshot, self._engine_host.lanes, self._metrics, self._scene_host.document
+        )
         for folder in (options.data, options.data / "plans"):
             remove_partial_files(folder)
         self._sequences = SequenceStore(options.data / "sequences.json")

@@ -554,6 +554,44 @@ class FrameDocument(_ClosedDocument):
     detections: list[DetectionDocument] = Field(description="Sorted by falling confidence, at most 100.")
 
 
+class SceneTrackDocument(JsonDocument):
+    """A confirmed track."""
+
+    track_id: Count = Field(description="As in frame objects.")
+    label: str = Field(description="Decided when the track was confirmed.")
+    age_seconds: float = Field(description="Since it was confirmed.")
+    box: BoxDocument = Field(description="As parts of the picture, 0 to 1, clipped to it.")
+    zones: list[str] = Field(description="The zones it is inside.")
+
+
+class ZoneTotalsDocument(JsonDocument):
+    """By label: `entered` = `left` + `lost` + `inside`."""
+
+    since: Moment = Field(description="When it began at 0.")
+    inside: dict[str, Count] = Field(description="Tracks inside now, by label.")
+    entered: dict[str, Count] = Field(description="By label, as all totals.")
+    left: dict[str, Count] = Field(description="Who went out.")
+    lost: dict[str, Count] = Field(description="Whose track ended inside, or who was inside at a stop.")
+
+
+class LineTotalsDocument(JsonDocument):
+    """Crossings by direction and label."""
+
+    since: Moment = Field(description="When it began at 0.")
+    left_to_right: dict[str, Count] = Field(alias="left-to-right", description="By label.")
+    right_to_left: dict[str, Count] = Field(alias="right-to-left", description="By label.")
+
+
+class SceneDocument(JsonDocument):
+    """Tracks, zones and lines of a camera; empty without tracking."""
+
+    camera: str = Field(description="Its name.")
+    since: Moment | None = Field(description="When its first zone or line began at 0; null without one.")
+    tracks: list[SceneTrackDocument] = Field(description="The confirmed ones.")
+    zones: dict[str, ZoneTotalsDocument] = Field(description="By name.")
+    lines: dict[str, LineTotalsDocument] = Field(description="By name.")
+
+
 class _MessageDocument(_ClosedDocument):
     device: str = Field(description="The device id in IoT Hub; outside IoT Edge the name of the host.")
     module: str = Field(description="The module id in IoT Hub; outside IoT Edge 'vision'.")
@@ -644,6 +682,7 @@ DOCUMENTS: tuple[type[JsonDocument], ...] = (
     StatusDocument,
     CamerasDocument,
     FrameDocument,
+    SceneDocument,
     BatchDocument,
     EventDocument,
     EngineEventDocument,
