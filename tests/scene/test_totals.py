@@ -351,12 +351,6 @@ def test_a_file_that_another_process_uses_gives_a_reason(path: Path) -> None:
     database.close()
 
 
-def test_a_folder_that_does_not_exist_gives_a_reason(tmp_path: Path) -> None:
-    opened = open_scene_store(tmp_path / "none" / "scene.db")
-    assert opened.store is None
-    assert opened.reason == "unable to open database file"
-
-
 def test_visits_of_a_change_are_stored_only_while_they_last(stored: StoredRun) -> None:
     """The store of positions may come after the end of a visit."""
     stored.walk(0.5, 0.5)
@@ -377,3 +371,14 @@ def test_numbers_of_tracks_that_are_reserved_never_fall_and_stay_when_a_zone_goe
     store = SceneStore(tmp_path / "scene.db")
     assert (store.last_track_id("dock"), store.last_track_id("gate")) == (2_000, 7)
     store.close()
+
+
+def test_the_folder_of_the_file_is_made_and_one_that_cannot_be_made_gives_a_reason(tmp_path: Path) -> None:
+    opened = open_scene_store(tmp_path / "new" / "data" / "scene.db")
+    assert opened.store is not None
+    opened.store.close()
+    (tmp_path / "file").touch()
+    opened = open_scene_store(tmp_path / "file" / "data" / "scene.db")
+    assert opened.store is None
+    assert opened.reason is not None
+    assert "Not a directory" in opened.reason

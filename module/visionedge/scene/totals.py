@@ -432,9 +432,14 @@ def open_scene_store(
 ) -> OpenedSceneStore:
     """Open the file, or a new one if it is damaged, or another one beside that of a newer version.
 
-    Raises nothing. Another error of the disk, or another process that uses the file, gives no store.
+    The folder is made. Raises nothing. Another error of the disk, or another process that uses the file,
+    gives no store.
     """
     newer = lost = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return OpenedSceneStore(None, f"{path.parent}: {error.strerror or error}")
     for _ in range(3):  # a newer file, a damaged one beside it, and a new one
         try:
             if is_special_file(path):
