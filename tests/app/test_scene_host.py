@@ -234,15 +234,28 @@ def test_a_camera_that_is_removed_loses_who_is_inside_and_begins_at_0_when_it_re
 
 
 def test_zones_of_a_camera_that_is_gone_at_a_start_end(tmp_path: Path) -> None:
-    async def scenario(run: HostRun) -> None:
-        if "dock" in run.host._scenes:
-            run.show(*WALK[:6])
+    ids: list[Any] = []
 
-    play(HostRun(tmp_path), scenario)
-    other = HostRun(tmp_path)
-    other.document = {"cameras": {"gate": CAMERA}}
-    play(other, scenario)
-    assert stored_types(tmp_path) == ["zone-entered", "zone-lost"]
-    store = SceneStore(tmp_path / "scene.db")
-    assert store.load("dock") == {}
-    store.close()
+    async def before(run: HostRun) -> None:
+        ids.append(run.show(*WALK[:6]).track_ids)
+
+    async def without(run: HostRun) -> None:
+        assert run.show(0.2).track_ids is None
+
+    async def returns(run: HostRun) -> None:
+        await run.configure(dock=CAMERA)
+        ids.append(run.show(*WALK[:6]).track_ids)
+
+    play(HostRun(tmp_path), before)
+    for scenario in (without, returns):
+        other = HostRun(tmp_path)
+        other.document = {"cameras": {"gate": CAMERA}}
+        play(other, scenario)
+        if scenario is without:
+            assert stored_types(tmp_path) == ["zone-entered", "zone-lost"]
+            store = SceneStore(tmp_path / "scene.db")
+            assert store.load("dock") == {}
+            store.close()
+    assert ids[0] < ids[1]
+    play(HostRun(tmp_path, camera={**CAMERA, "tracking": "on"}), before)
+    assert ids[1] < ids[2]

@@ -164,8 +164,7 @@ class SceneHost:
             self._writer = writer
         gone = [] if self._has_looked else [name for name in writer.cameras() if name not in tracked]
         return [
-            *(CameraScene(name, self._reserve_first(writer, name), writer.load(name)) for name in new),
-            *(CameraScene(name, 1, writer.load(name)) for name in gone),
+            CameraScene(name, self._reserve_first(writer, name), writer.load(name)) for name in (*new, *gone)
         ]
 
     def _reserve_first(self, writer: SceneWriter, camera: str) -> int:
