@@ -3,11 +3,11 @@
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.config.schema import CameraConfig
 from visionedge.errors import ConfigError
 from visionedge.frames.types import Detections, Placement
 from visionedge.model.model import Model
@@ -70,6 +70,20 @@ TRACKED_CONFIDENCE = 0.1
 """Rows from this score on help a tracker to keep its tracks."""
 
 
+class DetectionFilter(Protocol):
+    """What a camera's configuration says of its detections; None: as for the other cameras.
+
+    Not `CameraConfig` itself: the engine's process starts without pydantic.
+    """
+
+    @property
+    def confidence(self) -> float | None: ...
+    @property
+    def classes(self) -> tuple[str, ...] | None: ...
+    @property
+    def is_tracked(self) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True)
 class CameraSelection:
     """Which rows of one camera become detections; `class_ids` None: all classes."""
@@ -106,7 +120,7 @@ class Selection:
         wanted = None if classes is None else _find_class_ids(model, classes)
         return Selection(confidence, iou if model.interpretation.needs_nms else None, wanted)
 
-    def for_cameras(self, model: Model, cameras: Mapping[str, CameraConfig]) -> "Selection":
+    def for_cameras(self, model: Model, cameras: Mapping[str, DetectionFilter]) -> "Selection":
         """This selection with the confidence, classes and tracking of cameras.
 
         Labels that the model does not have select nothing; `find_unknown_classes` reports them.
@@ -114,7 +128,7 @@ class Selection:
         own = {name: self._for_camera(model, camera) for name, camera in cameras.items()}
         return replace(self, cameras=own)
 
-    def _for_camera(self, model: Model, camera: CameraConfig) -> CameraSelection:
+    def _for_camera(self, model: Model, camera: DetectionFilter) -> CameraSelection:
         confidence = self.confidence if camera.confidence is None else camera.confidence
         class_ids = self.class_ids if camera.classes is None else _list_class_ids(model, camera.classes)
         return CameraSelection(confidence, class_ids, camera.is_tracked)
