@@ -67,13 +67,15 @@ def _setting_rows(section: type[BaseModel], path: str) -> Iterator[str]:
         key = f"{path}.{field.alias}"
         yield f"| `{key}` | {_default(field)} | {_description(field, key)} |".replace("|  |", "| |")
         if inner := _inner_model(field.annotation):
-            yield from _setting_rows(inner, key)
+            yield from _setting_rows(inner, f"{key}.NAME" if get_origin(field.annotation) is dict else key)
 
 
 def _default(field: FieldInfo) -> str:
     """The default, and the other words or the range: ``10 (0.1…86,400)``."""
     if field.is_required():
         return "required"
+    if field.default_factory is not None:
+        return ""
     value = list(field.default) if isinstance(field.default, tuple) else field.default
     known = value if isinstance(value, list) else [value]
     others = ", ".join(f"`{word}`" for word in _words(field.annotation) if word not in known)

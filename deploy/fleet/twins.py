@@ -20,7 +20,17 @@ Json = dict[str, Any]
 FIRST_PRIORITY = 10
 """Of the first layered deployment; the base deployment has 1."""
 
-SECTIONS = ("cameras", "cameraDefaults", "model", "inference", "overload", "telemetry", "http", "log")
+SECTIONS = (
+    "cameras",
+    "cameraDefaults",
+    "model",
+    "inference",
+    "overload",
+    "telemetry",
+    "http",
+    "events",
+    "log",
+)
 """Top-level keys of a configuration; a query cannot look at all keys of an object."""
 
 PENDING = "not in use yet"

@@ -10,6 +10,8 @@ from clips import make_clip
 from engine_host_harness import EngineHostHarness, document, results_of, run_scenario
 from fault_script import FaultScript
 from tiny_models import TinyDetector
+from visionedge.config.load import parse_config
+from visionedge.config.schema import Config
 from visionedge.engine.batcher import DropReason
 
 pytestmark = pytest.mark.system
@@ -105,6 +107,29 @@ def test_unknown_classes_are_a_problem_of_the_inference_section(
         applied = await module.apply({"inference": {**start["inference"], "classes": ["unicorn"]}})
         assert "unicorn" in applied.rejected["inference"]
         assert module.state.snapshot().config.inference.classes is None
+
+    run_scenario(scenario, start, tmp_path)
+
+
+def test_classes_and_tracking_of_a_camera_change_while_the_engine_runs(
+    tmp_path: Path, clip: Path, models: Path
+) -> None:
+    start = document(clip, models, process=False)
+
+    def with_dock(**keys: Any) -> Config:
+        dock = {**start["cameras"]["dock"], **keys}
+        return parse_config({**start, "cameras": {**start["cameras"], "dock": dock}})
+
+    async def scenario(module: EngineHostHarness) -> None:
+        (problem,) = module.engine_host.find_unknown_classes(with_dock(classes=["unicorn"]))
+        assert problem.startswith("cameras.dock.classes: ")
+        assert "unicorn" in problem
+        module.engine_host.select_cameras(with_dock(tracking="on").cameras)
+        await module.until(lambda r: any(one.candidates is not None for one in results_of(r, "dock")))
+        assert all(one.candidates is None for one in results_of(module.results, "gate"))
+        module.engine_host.select_cameras(with_dock(classes=["unicorn"]).cameras)
+        seen = len(module.results)
+        await module.until(lambda r: any(not len(one.detections) for one in results_of(r[seen:], "dock")))
 
     run_scenario(scenario, start, tmp_path)
 

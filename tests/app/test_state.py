@@ -24,6 +24,7 @@ OTHER: dict[str, Any] = {
     "overload": {"when": "always"},
     "telemetry": {"mode": "all"},
     "http": {"port": 1},
+    "events": {"keep": {"days": 7}},
     "log": {"format": "json"},
 }
 """A value for each section that differs from the default."""

@@ -15,6 +15,7 @@ from visionedge.config.documents import Document
 from visionedge.config.schema import HttpConfig
 from visionedge.errors import BusyError
 from visionedge.frames.types import Detections, Frame, FrameResult, InputSpec, Picture, Timing
+from visionedge.scene.scene import Scene
 from visionedge.web.backend import Backend, ModelMetadata
 from visionedge.web.latest_results import LatestResults
 from visionedge.web.server import HttpServer
@@ -159,6 +160,9 @@ class FakeBackend:
 
     def camera(self, name: str) -> Document | None:
         return self._document(name) if name in self.names else None
+
+    def scene(self, name: str) -> Document | None:
+        return Scene(name).document() if name in self.names else None
 
     def _document(self, name: str) -> Document:
         latest = self.latest_results.latest(name)

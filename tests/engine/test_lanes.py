@@ -18,7 +18,7 @@ from visionedge.engine.lanes import BatchErrorLog, Lane, LanePool
 from visionedge.engine.plan import Plan
 from visionedge.frames.types import Frame, FrameResult, Placement
 from visionedge.model.model import Model, load_model
-from visionedge.model.postprocess import Rows, Selection
+from visionedge.model.postprocess import CameraSelection, Rows, Selection
 from visionedge.runtime.threads import ThreadGroup
 
 SURE = Selection(0.4, None)
@@ -263,6 +263,19 @@ def test_a_new_selection_counts_from_the_next_batch_on(engine: FakeEngine) -> No
     preloaded.run()
     assert [len(r.detections) for r in preloaded.delivered] == [1, 2]
     assert engine.least_scores == [0.4, 0.05]
+
+
+def test_a_tracked_camera_gets_weak_boxes_and_others_of_its_batch_do_not(engine: FakeEngine) -> None:
+    preloaded = PreloadedBatcher(engine, frame("dock"), frame("gate"))
+    preloaded.pool.select(Selection(0.4, None, cameras={"dock": CameraSelection(0.4, None, is_tracked=True)}))
+    preloaded.run()
+    assert engine.least_scores == [0.1]
+    found = {r.frame.camera: (len(r.detections), r.candidates) for r in preloaded.delivered}
+    assert found["gate"] == (1, None)
+    reported, candidates = found["dock"]
+    assert reported == 1
+    assert candidates is not None
+    assert len(candidates) == 2
 
 
 def test_an_unexpected_error_ends_the_lane_and_returns_the_batch(engine: FakeEngine) -> None:

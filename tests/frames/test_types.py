@@ -1,5 +1,6 @@
 """The vocabulary: shapes, sizes and the frame object."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -60,6 +61,21 @@ def test_the_frame_object_has_exactly_the_keys_of_the_contract() -> None:
             },
         ],
     }
+
+
+def test_the_frame_object_of_a_tracked_camera_has_tracks_and_precision_beside_the_keys_of_the_other() -> None:
+    plain = build_frame_document(a_result())
+    tracked = build_frame_document(replace(a_result(), track_ids=(4, None), precision="int8"))
+    assert tracked == {
+        **plain,
+        "schema": "visionedge/frame/2",
+        "precision": "int8",
+        "detections": [
+            {**row, "trackId": track_id, "attributes": {}}
+            for row, track_id in zip(plain["detections"], (4, None), strict=True)
+        ],
+    }
+    assert [*tracked][8:11] == ["device", "precision", "timing"]
 
 
 def test_a_frame_object_with_a_source_has_no_camera() -> None:

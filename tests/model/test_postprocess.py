@@ -9,10 +9,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tiny_models import TinyDetector
+from visionedge.config.load import parse_config
+from visionedge.config.schema import list_class_keys
 from visionedge.errors import ConfigError
 from visionedge.frames.types import Detections, InputSpec, Placement
 from visionedge.model.model import load_model
-from visionedge.model.postprocess import MAX_DETECTIONS, Selection, to_detections
+from visionedge.model.postprocess import (
+    MAX_DETECTIONS,
+    CameraSelection,
+    Selection,
+    find_unknown_classes,
+    to_detections,
+)
 
 WHOLE = Placement(0, 0, 100, 100)
 
@@ -107,3 +115,65 @@ def test_a_selection_names_classes_by_label(tmp_path: Path) -> None:
         Selection.of(model, 0.4, 0.5, ("cat", "unicorn", "yeti"))
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["inference.classes"] * 2
     assert "unicorn" in caught.value.problems[0]
+
+
+def test_an_unknown_class_of_a_zone_has_the_path_of_its_key_and_the_likely_class(tmp_path: Path) -> None:
+    metadata = TinyDetector().metadata | {"names": "['cat', 'dog', 'cow', 'sheep', 'hen']"}
+    model = load_model(TinyDetector(metadata=metadata).save(tmp_path / "m.onnx"))
+    zone = {"polygon": [[0, 0], [1, 0], [1, 1]]}
+    camera = {
+        "uri": "demo:",
+        "classes": ["cat", "shep", "cow"],
+        "zones": {"meadow": {**zone, "classes": ["shep"]}, "barn": zone},
+        "lines": {"gate": {"start": [0, 0], "end": [1, 1], "classes": ["cat", "cow"]}},
+    }
+    keys = list_class_keys("farm", parse_config({"cameras": {"farm": camera}}).cameras["farm"])
+    assert find_unknown_classes(model, keys) == [
+        "cameras.farm.classes: m has no class 'shep'; did you mean 'sheep'?",
+        "cameras.farm.zones.meadow.classes: m has no class 'shep'; did you mean 'sheep'?",
+    ]
+
+
+def test_a_camera_has_its_own_confidence_and_classes_and_weak_boxes_for_its_tracker(tmp_path: Path) -> None:
+    metadata = TinyDetector().metadata | {"names": "['cat', 'dog', 'cow', 'sheep', 'hen']"}
+    model = load_model(TinyDetector(metadata=metadata).save(tmp_path / "m.onnx"))
+    cameras = {
+        "plain": {"uri": "demo:"},
+        "own": {"uri": "demo:", "confidence": 0.8, "classes": ["dog", "yak"]},
+        "tracked": {"uri": "demo:", "confidence": 0.6, "tracking": "on"},
+        "all": {"uri": "demo:", "confidence": 0.05, "tracking": "on"},
+    }
+    selection = Selection.of(model, 0.4, 0.5).for_cameras(model, parse_config({"cameras": cameras}).cameras)
+    scores = (0.9, 0.7, 0.5, 0.2, 0.07)
+    found = rows(*((20.0 * n, 0, 20.0 * n + 10, 10, score, n % 2) for n, score in enumerate(scores)))
+
+    def counts(camera: str) -> tuple[int, int | None]:
+        reported, candidates = selection.apply_to_camera(camera, found, WHOLE)
+        if candidates is not None:
+            np.testing.assert_array_equal(candidates.scores[: len(reported)], reported.scores)
+        return len(reported), None if candidates is None else len(candidates)
+
+    assert counts("plain") == counts("of no configuration") == (3, None)
+    assert counts("own") == (0, None)
+    assert counts("tracked") == (2, 4)
+    assert counts("all") == (5, 5)
+
+
+@given(
+    st.lists(
+        st.tuples(*(st.integers(0, 80),) * 2, st.integers(5, 40), st.integers(10, 99), st.integers(0, 1)),
+        max_size=30,
+    ),
+    st.floats(0.1, 0.9),
+)
+def test_the_reported_boxes_of_a_tracked_camera_are_those_without_a_tracker(
+    boxes: list[tuple[int, int, int, int, int]], confidence: float
+) -> None:
+    found = rows(*((x, y, x + side, y + side, score / 100, label) for x, y, side, score, label in boxes))
+    tracked = Selection(0.3, 0.5, cameras={"dock": CameraSelection(confidence, None, is_tracked=True)})
+    reported, candidates = tracked.apply_to_camera("dock", found, WHOLE)
+    alone = to_detections(found, WHOLE, confidence, 0.5, None)
+    np.testing.assert_array_equal(reported.boxes, alone.boxes)
+    np.testing.assert_array_equal(reported.scores, alone.scores)
+    assert candidates is not None
+    assert len(candidates) >= len(reported)

@@ -99,6 +99,7 @@ def test_a_disk_that_hangs_is_logged_after_ten_seconds_once_and_when_it_answers(
         controller=cast("OverloadController", None),
         positions=PositionStore(store, service.state, dict, tmp_path),
         metrics=service._metrics,
+        scene_host=service._scene_host,
         failures=FailureCounter(lambda what, error: pytest.fail(f"{what}: {error}")),
     )
     delivery = cast("Delivery", QuietDelivery())
@@ -173,7 +174,7 @@ def test_request_work_keeps_its_permit_until_it_ends_and_uses_separate_threads(
     """Forty disconnected clients must not block the threads of the module."""
     state = app_state_of(tmp_path)
     lanes = LanePool(state.batcher, ThreadGroup(lambda *_: None), lambda _: None)
-    backend = HttpBackend(state.snapshot, lanes, Metrics(lambda: ()))
+    backend = HttpBackend(state.snapshot, lanes, Metrics(lambda: ()), lambda _name: {})
     release = threading.Event()
 
     async def scenario() -> None:
@@ -209,6 +210,7 @@ def test_clients_may_send_the_configured_batch_with_any_plan(tmp_path: Path) -> 
         state.snapshot,
         LanePool(state.batcher, ThreadGroup(lambda *_: None), lambda _: None),
         Metrics(lambda: ()),
+        lambda _name: {},
     )
     facts = backend.model()
     assert facts is not None

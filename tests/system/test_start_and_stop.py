@@ -187,7 +187,7 @@ def test_a_thousand_concurrent_calls_are_all_answered(tmp_path: Path) -> None:
 
         remote = StubHubBridge(
             state,
-            HttpBackend(state.snapshot, lanes, Metrics(lambda: ())),
+            HttpBackend(state.snapshot, lanes, Metrics(lambda: ()), lambda _name: {}),
             call_soon,
             ConfigurationSources.read({}),
             cancel_pending_model=lambda: None,

@@ -4,6 +4,7 @@ import asyncio
 import re
 import socket
 from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,8 @@ def test_answers_have_the_described_shapes() -> None:
             ("/api/v1/cameras", "Cameras"),
             ("/api/v1/cameras/dock", "Camera"),
             ("/api/v1/cameras/dock/frame", "Frame"),
+            ("/api/v1/cameras/dock/scene", "Scene"),
+            ("/api/v1/cameras/attic/scene", "Error"),
             ("/api/v1/doctor", "Doctor"),
             ("/api/v1/cameras/attic", "Error"),
             ("/v2/models/none", "ProtocolError"),
@@ -227,10 +230,14 @@ def test_answers_have_the_described_shapes() -> None:
     run_scenario(module, scenario)
 
 
+@pytest.mark.parametrize("track_ids", [None, (7, None)])
 @pytest.mark.parametrize("source", [None, "upload"])
-def test_a_frame_object_has_exactly_the_described_keys(source: str | None) -> None:
+def test_a_frame_object_has_exactly_the_described_keys(
+    source: str | None, track_ids: tuple[int | None, ...] | None
+) -> None:
     """It is built without its schema model, for every frame, so this test compares the two."""
-    frame = build_frame_document(result(boxes=[[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]), source=source)
+    made = replace(result(boxes=[[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]), track_ids=track_ids, precision="fp16")
+    frame = build_frame_document(made, source=source)
     assert FrameDocument.model_validate(frame, strict=True).dump() == frame
     conforms(frame, described("Frame"))
     more = {**frame, "more": 1}
@@ -245,7 +252,7 @@ def test_every_key_of_the_description_has_a_description_or_a_clear_name() -> Non
         assert not name.endswith("Document")
         assert schema["description"], name
         for key, shape in schema.get("properties", {}).items():
-            assert re.fullmatch(r"[a-z][A-Za-z0-9]*", key), f"{name}.{key}"
+            assert re.fullmatch(r"[a-z][A-Za-z0-9]*|left-to-right|right-to-left", key), f"{name}.{key}"
             assert "title" not in shape, f"{name}.{key}"
             assert "default" not in shape, f"{name}.{key}"
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from visionedge.app.state import AppState
 from visionedge.camera.camera import InputResizer
-from visionedge.config.schema import Config, InferenceConfig
+from visionedge.config.schema import CameraConfig, Config, InferenceConfig, list_class_keys
 from visionedge.engine.interface import Engine
 from visionedge.engine.lanes import LanePool
 from visionedge.engine.local_engine import open_engine
@@ -25,7 +25,7 @@ from visionedge.engine.process.shared_memory import SharedFramePool, compute_blo
 from visionedge.errors import ConfigError, ModelError, VisionedgeError
 from visionedge.model.download import DownloadRetryPolicy
 from visionedge.model.model import Model
-from visionedge.model.postprocess import Selection
+from visionedge.model.postprocess import Selection, find_unknown_classes
 from visionedge.model.provider import MAX_CHANGE_TRIES, ModelProvider, ModelSource
 from visionedge.runtime.threads import OnThreadExit, ThreadGroup, run_on_thread
 
@@ -202,6 +202,23 @@ class EngineHost:
         await self._wait_for_first_engine()
         return {}
 
+    def find_unknown_classes(self, wanted: Config) -> list[str]:
+        """The classes of cameras that the model does not have; none while another model is wanted."""
+        model = self._state.snapshot().loaded_model
+        if model is None or wanted.model != self._config.model:
+            return []
+        return _find_classes_of_cameras(model, wanted.cameras)
+
+    def select_cameras(self, cameras: Mapping[str, CameraConfig]) -> None:
+        """Use the classes, confidence and tracking of these cameras from the next batch on."""
+        for instance in (self._first_instance, self._current, self._substitute):
+            if instance is not None:
+                instance.selection = instance.selection.for_cameras(instance.model, cameras)
+        running = self._substitute or self._current
+        if running is not None:
+            self._state.set_selection(running.selection)
+            self.lanes.select(running.selection)
+
     def cancel_pending_model(self) -> None:
         """Cancel the download of a pending model change; a newer change supersedes it."""
         self._provider.stop()
@@ -343,7 +360,7 @@ class EngineHost:
             await self._replace_engine(wanted)
         else:
             _apply_fallback(instance, inference)
-            instance.selection = _make_selection(instance.model, inference)
+            instance.selection = _make_selection(instance.model, inference, self._config.cameras)
             state.set_selection(instance.selection)
             self.lanes.select(instance.selection)
             if self._substitute is not None:
@@ -390,7 +407,10 @@ class EngineHost:
 
     def _prepare(self, source: ModelSource, config: Config) -> EngineInstance:
         model = source.load()
-        selection = _make_selection(model, config.inference)
+        cameras = self._config.cameras
+        selection = _make_selection(model, config.inference, cameras)
+        if problems := _find_classes_of_cameras(model, cameras):
+            raise ConfigError(problems)
         frame_pool = (
             SharedFramePool(model.input, compute_block_count(len(config.cameras)))
             if config.inference.process
@@ -441,6 +461,8 @@ class EngineHost:
         self, instance: EngineInstance, engine: Engine, *, in_place_of: Engine | None = None
     ) -> None:
         """Compute with the engine of this instance from now on; `in_place_of` stays open meanwhile."""
+        # The cameras may have changed while it was loaded.
+        instance.selection = instance.selection.for_cameras(instance.model, self._config.cameras)
         self.lanes.swap_engine(engine, instance.selection)
         # After the swap: frames that were prepared for the old engine are still analysed there.
         if (registry := self._state.snapshot().camera_registry) is not None:
@@ -463,8 +485,19 @@ def _find_precision(engine: Engine) -> str:
     return engine.info().precision.precision
 
 
-def _make_selection(model: Model, inference: InferenceConfig) -> Selection:
-    return Selection.of(model, inference.confidence, inference.iou, inference.classes)
+def _make_selection(
+    model: Model, inference: InferenceConfig, cameras: Mapping[str, CameraConfig]
+) -> Selection:
+    selection = Selection.of(model, inference.confidence, inference.iou, inference.classes)
+    return selection.for_cameras(model, cameras)
+
+
+def _find_classes_of_cameras(model: Model, cameras: Mapping[str, CameraConfig]) -> list[str]:
+    return [
+        problem
+        for name, camera in cameras.items()
+        for problem in find_unknown_classes(model, list_class_keys(name, camera))
+    ]
 
 
 def _apply_fallback(instance: EngineInstance, wanted: InferenceConfig) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from visionedge.app.metrics import Metrics
 from visionedge.app.overload_controller import OverloadController
+from visionedge.app.scene_host import SceneHost
 from visionedge.app.state import AppState, StateSnapshot
 from visionedge.camera.registry import SequencePosition, SequenceStore
 from visionedge.engine.interface import Engine
@@ -120,6 +121,7 @@ class Housekeeping:
         controller: OverloadController,
         positions: PositionStore,
         metrics: Metrics,
+        scene_host: SceneHost,
         failures: FailureCounter,
     ) -> None:
         self._state = state
@@ -127,6 +129,7 @@ class Housekeeping:
         self._controller = controller
         self._positions = positions
         self._metrics = metrics
+        self._scene_host = scene_host
         self._failures = failures
         self._ticks = 0
         self._measure_tick = 0
@@ -138,6 +141,8 @@ class Housekeeping:
         self._ticks += 1
         with self._failures.step("the delivery"):
             delivery.tick()
+        with self._failures.step("the scenes"):
+            self._scene_host.tick()
         if now.camera_registry is not None:
             with self._failures.step("watching the cameras"):
                 now.camera_registry.check_liveness()

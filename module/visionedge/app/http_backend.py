@@ -1,6 +1,7 @@
 """What the HTTP handlers ask of the running module: `web.backend.Backend`, answered from its state."""
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,15 @@ _MAX_CONCURRENT_REQUESTS = 4
 class HttpBackend:
     """Answers HTTP requests. Every method is for the loop; it returns at once or is awaited."""
 
-    def __init__(self, snapshot: SnapshotReader, lanes: LanePool, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        snapshot: SnapshotReader,
+        lanes: LanePool,
+        metrics: Metrics,
+        read_scene: Callable[[str], Document],
+    ) -> None:
         self._snapshot = snapshot
+        self._read_scene = read_scene
         self._lanes = lanes
         self._metrics = metrics
         # Threads of their own, so that requests take none from the module's housekeeping.
@@ -59,6 +67,10 @@ class HttpBackend:
     def camera(self, name: str) -> Document | None:
         """One camera's object."""
         return documents.build_camera(self._snapshot(), name)
+
+    def scene(self, name: str) -> Document | None:
+        """The tracks, zones and lines of a camera."""
+        return self._read_scene(name) if self.has_camera(name) else None
 
     def has_camera(self, name: str) -> bool:
         """Whether a camera is configured under this name."""

@@ -24,6 +24,7 @@ from visionedge.app.http_backend import HttpBackend
 from visionedge.app.hub_bridge import HubBridge
 from visionedge.app.metrics import Metrics, collect_samples, identity_labels
 from visionedge.app.overload_controller import OverloadController, OverloadEventCode
+from visionedge.app.scene_host import SceneHost
 from visionedge.app.state import AppState
 from visionedge.camera.camera import CameraStatus, InputResizer
 from visionedge.camera.registry import CameraRegistry, SequenceStore
@@ -141,11 +142,14 @@ class Service:
         self._overload_controller = OverloadController(
             self.state, self._engine_host, self._send_overload_event
         )
+        self._scene_host = SceneHost(self.state.snapshot, options.data, self._hub_threads)
         self._metrics = Metrics(
             lambda: collect_samples(self.state.snapshot()),
             identity_labels(Identity.from_environ(options.environ)),
         )
-        self._backend = HttpBackend(self.state.snapshot, self._engine_host.lanes, self._metrics)
+        self._backend = HttpBackend(
+            self.state.snapshot, self._engine_host.lanes, self._metrics, self._scene_host.document
+        )
         for folder in (options.data, options.data / "plans"):
             remove_partial_files(folder)
         self._sequences = SequenceStore(options.data / "sequences.json")
@@ -156,6 +160,7 @@ class Service:
             controller=self._overload_controller,
             positions=self._positions,
             metrics=self._metrics,
+            scene_host=self._scene_host,
             failures=self.failures,
         )
         local = None if options.has_arguments else parse_config(options.config_sources.local)
@@ -311,6 +316,7 @@ class Service:
         registry = self._make_camera_registry(resizer)
         self.state.set_camera_registry(registry)
         cameras = self.state.snapshot().config.cameras
+        await self._scene_host.configure(cameras)
         registry.apply(cameras)
         if not cameras:
             log.warning("%s", NO_CAMERA_WARNING)
@@ -360,11 +366,16 @@ class Service:
         self._overload_section = register("overload", apply=self._apply_overload)
         self._telemetry_section = register("telemetry", apply=self._apply_telemetry)
         self._http_section = register("http", apply=self._apply_http)
+        self._events_section = register("events", apply=self._apply_events)
         self._log_section = register("log", apply=self._apply_log)
 
     async def _apply_cameras(self, config: Config) -> Mapping[str, str]:
+        if problems := self._engine_host.find_unknown_classes(config):
+            return {"cameras": "; ".join(problems)}
         self._camera_sections.adopt(config)
+        self._engine_host.select_cameras(config.cameras)
         if (registry := self.state.snapshot().camera_registry) is not None:
+            await self._scene_host.configure(config.cameras)
             registry.apply(config.cameras)
             results = self.state.latest_results
             for name in results.statistics().cameras.keys() - config.cameras.keys():
@@ -407,6 +418,11 @@ class Service:
                 http.host,
             )
         return completed
+
+    async def _apply_events(self, config: Config) -> Mapping[str, str]:
+        self._events_section.adopt(config)
+        await self._scene_host.apply_events(config.events)
+        return {}
 
     async def _apply_log(self, config: Config) -> Mapping[str, str]:
         if config.log != self.state.snapshot().config.log:
@@ -470,9 +486,10 @@ class Service:
         elif isinstance(item, CameraStatus):
             delivery.event("camera", item.state, status.describe_camera(item), {"camera": item.name})
         else:
-            self.state.latest_results.publish(item)
-            delivery.offer(item)
-            self._metrics.observe(item)
+            result = self._scene_host.update(item)
+            self.state.latest_results.publish(result)
+            delivery.offer(result)
+            self._metrics.observe(result)
 
     def _handle_engine_event(self, event: EngineEvent, delivery: Delivery) -> None:
         self._engine_host.lanes.start_lanes()
@@ -551,6 +568,10 @@ class Service:
         self.still_running += await run_on_thread(self._hub_threads, "ending", self._close_engines)
         self.still_running += await run_on_thread(self._hub_threads, "ending", self._backend.close)
         self.drain_queue()
+        if not await run_on_thread(
+            self._hub_threads, "ending", lambda: self._scene_host.close(_STOP_STEP_TIMEOUT_S)
+        ):
+            self.still_running.append("scene")
         if now.delivery is not None:
             await self._close_delivery(now.delivery)
         await self._run_stop_step(

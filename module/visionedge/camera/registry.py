@@ -17,7 +17,7 @@ from visionedge.camera.camera import Camera, CameraStatus, FrameSink, InputResiz
 from visionedge.camera.motion_gate import GateSettings
 from visionedge.camera.sources.base import SourceLimits, ThreadBudget
 from visionedge.camera.timing import UNTHROTTLED, AdmissionCounts, Throttle
-from visionedge.config.schema import CameraConfig, GateConfig, TlsConfig
+from visionedge.config.schema import SCENE_KEYS, CameraConfig, GateConfig, TlsConfig
 from visionedge.runtime.files import DamagedStateFileError, parse_count
 from visionedge.runtime.process_limits import bounded_cores
 from visionedge.runtime.state_file import StateFile
@@ -241,8 +241,9 @@ class CameraRegistry:
 
 
 def _is_unchanged(wanted: CameraConfig | None, settings: CameraConfig) -> bool:
-    """Whether a camera can stay open: only its priority, which it does not use, may have changed."""
-    return wanted is not None and wanted.model_copy(update={"priority": settings.priority}) == settings
+    """Whether a camera can stay open: only keys that its source does not use may have changed."""
+    unused = {key: getattr(settings, key) for key in ("priority", *SCENE_KEYS)}
+    return wanted is not None and wanted.model_copy(update=unused) == settings
 
 
 def _certificates_file(tls: TlsConfig | None) -> str | None:

@@ -8,21 +8,12 @@ replace a working one.
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic.alias_generators import to_camel
 
 from visionedge.config.documents import Document, describe_type, without_extensions
-from visionedge.config.schema import (
-    MAX_PROBLEMS,
-    CameraConfig,
-    CameraDefaults,
-    Config,
-    GateConfig,
-    RemoteConfig,
-    TlsConfig,
-)
+from visionedge.config.schema import MAX_PROBLEMS, CameraDefaults, Config
 from visionedge.errors import ConfigError
 from visionedge.runtime.redaction import find_secrets, mask_address, redact, register_secrets
 
@@ -43,13 +34,6 @@ _REASONS = {
 }
 """The reasons that need nothing but the type of pydantic's error."""
 
-_SECTIONS_BELOW: Mapping[str, type[BaseModel]] = {
-    "gate": GateConfig,
-    "tls": TlsConfig,
-    "remote": RemoteConfig,
-}
-"""The sections below another one, by their keys."""
-
 _MAX_SHOWN_CHARACTERS = 100
 _MAX_KEY_CHARACTERS = 40
 """A longer unknown key is not a misspelled one."""
@@ -67,7 +51,11 @@ def parse_config(document: object) -> Config:
         raise ConfigError([f"the configuration is {describe_type(document)}; it must be a mapping of keys"])
     given = _with_defaults(_without_nulls(without_extensions(document)))
     # Checked here, because pydantic checks a section as a whole only if each of its keys is right.
-    whole = _model_problems(given.get("model")) + _inference_problems(given.get("inference"))
+    whole = [
+        *_model_problems(given.get("model")),
+        *_inference_problems(given.get("inference")),
+        *_scene_problems(given.get("cameras")),
+    ][:MAX_PROBLEMS]
     try:
         config = Config.model_validate(given)
     except ValidationError as error:
@@ -122,6 +110,37 @@ def _inference_problems(inference: object) -> list[str]:
         return []
     missing = [f"'{key}'" for key in ("url", "model") if key not in remote]
     return [f"inference.remote: 'device: remote' needs {' and '.join(missing)}"] if missing else []
+
+
+def _scene_problems(cameras: object) -> list[str]:
+    """Problems of zones and lines that do not fit together, or not with their camera."""
+    problems = []
+    for camera, keys in _mapping(cameras).items():
+        zones, lines = _mapping(_mapping(keys).get("zones")), _mapping(_mapping(keys).get("lines"))
+        problems += [
+            f"cameras.{camera}.lines.{name}: a zone of this camera has this name, too"
+            for name in zones
+            if name in lines
+        ]
+        reported = _mapping(keys).get("classes")
+        if not isinstance(reported, list | tuple):
+            continue
+        problems += [
+            f"cameras.{camera}.{key}.{name}.classes: '{label}' is not among the 'classes' of the camera"
+            for key, rules in (("zones", zones), ("lines", lines))
+            for name, rule in rules.items()
+            for label in _texts(_mapping(rule).get("classes"))
+            if label not in reported
+        ]
+    return [redact(problem) for problem in problems]
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _texts(value: object) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list | tuple) else []
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Document:
@@ -252,15 +271,29 @@ def _known_keys(where: tuple[Any, ...]) -> list[str]:
     """The keys of the section at a path."""
     section: Any = Config
     for part in where:
-        if section is Config and part != "cameras":
-            section = {to_camel(n): f for n, f in Config.model_fields.items()}[str(part)].annotation
-        elif section is Config:
-            section = dict
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            fields = {field.alias: field.annotation for field in section.model_fields.values()}
+            section = fields.get(str(part))
         else:
-            section = _SECTIONS_BELOW.get(str(part), CameraConfig)
+            section = _item_type(section)
+        section = _section_in(section)
     if not (isinstance(section, type) and issubclass(section, BaseModel)):
         return []
-    return [to_camel(name) for name in section.model_fields]
+    return [str(field.alias) for field in section.model_fields.values()]
+
+
+def _item_type(annotation: Any) -> Any:
+    """The type of the values of a mapping, or of the items of a list."""
+    inner = get_args(annotation)
+    return inner[-1 if get_origin(annotation) is dict else 0] if inner else None
+
+
+def _section_in(annotation: Any) -> Any:
+    """The section of `SECTION | None`; other types as they are."""
+    sections = [
+        part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, BaseModel)
+    ]
+    return sections[0] if sections and get_origin(annotation) is not dict else annotation
 
 
 def _suggestion(key: str, known: list[str]) -> str:

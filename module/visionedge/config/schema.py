@@ -4,8 +4,10 @@ The models are frozen, and their fields are the camelCase keys of documents in s
 makes a `Config` of a document; constructing one directly skips the checks across keys.
 """
 
+import difflib
 import ipaddress
 import re
+import zoneinfo
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -23,6 +25,7 @@ from pydantic.alias_generators import to_camel
 from visionedge.config.addresses import check_model_url, check_remote_url, parse_camera_uri
 from visionedge.config.documents import EXTENSION_PREFIX
 from visionedge.errors import ConfigError
+from visionedge.frames.geometry import Point, find_polygon_problem
 
 MAX_PROBLEMS = 500
 """The problems of a document that are reported; the others are only counted."""
@@ -123,6 +126,176 @@ class TlsConfig(_Section):
         return ca_file
 
 
+# --- zones and lines of a camera ----------------------------------------------------------------------------
+
+_MAX_POLYGON_POINTS = 64
+_RULE_NAME_PATTERN = re.compile(r"[A-Za-z0-9_.-]([A-Za-z0-9_. -]{0,62}[A-Za-z0-9_.-])?")
+_CLOCK_TIME = re.compile(r"([01]?\d|2[0-4]):([0-5]\d)")
+_DAY_MINUTES = 24 * 60
+
+
+def _check_rule_name(name: str) -> str:
+    if not _RULE_NAME_PATTERN.fullmatch(name):
+        raise ValueError(
+            "a name must be 1 to 64 characters of A-Z, a-z, 0-9, '_', '-', '.' and blanks between them"
+        )
+    return name
+
+
+def _check_point(value: object) -> object:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError("must be a point [x, y]")
+    return value
+
+
+def _check_polygon(polygon: tuple[Point, ...]) -> tuple[Point, ...]:
+    count = len(polygon)
+    if not 3 <= count <= _MAX_POLYGON_POINTS:
+        points = "1 point" if count == 1 else f"{count} points"
+        raise ValueError(f"has {points}; a polygon needs 3 to {_MAX_POLYGON_POINTS}")
+    if polygon[0] == polygon[-1]:
+        raise ValueError("ends with its first point; leave the last one out")
+    if problem := find_polygon_problem(polygon):
+        raise ValueError(problem)
+    return polygon
+
+
+def _clock_time(value: object) -> object:
+    """The time of a day as HH:MM; YAML 1.1 reads an unquoted 18:00 as 1080, the minutes of the day."""
+    if isinstance(value, int) and not isinstance(value, bool) and 60 <= value <= _DAY_MINUTES:
+        return f"{value // 60:02}:{value % 60:02}"
+    found = _CLOCK_TIME.fullmatch(value) if isinstance(value, str) else None
+    if found is None or int(found[1]) * 60 + int(found[2]) > _DAY_MINUTES:
+        raise ValueError('must be a time from "00:00" to "24:00"; quote it (YAML reads 18:00 as a number)')
+    return f"{int(found[1]):02}:{found[2]}"
+
+
+def _check_timezone(name: str) -> str:
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (OSError, ValueError, zoneinfo.ZoneInfoNotFoundError):
+        known = zoneinfo.available_timezones()
+        close = difflib.get_close_matches(name[:64], known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else "give a name such as Europe/Berlin"
+        if not known:
+            hint = "this machine has no time zone database (package tzdata)"
+        raise ValueError(f"is no known time zone; {hint}") from None
+    return name
+
+
+def _on_or_off(value: object) -> object:
+    """Accept on and off without quotes, which YAML reads as booleans."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+_Coordinate = Annotated[float, Field(ge=0, le=1)]
+_Point = Annotated[
+    tuple[_Coordinate, _Coordinate],
+    BeforeValidator(_check_point, json_schema_input_type=tuple[_Coordinate, _Coordinate]),
+    Field(strict=False),
+]
+_Polygon = Annotated[
+    tuple[_Point, ...],
+    Field(strict=False, json_schema_extra={"minItems": 3, "maxItems": _MAX_POLYGON_POINTS}),
+    AfterValidator(_check_polygon),
+]
+_ClockTime = Annotated[
+    str,
+    BeforeValidator(_clock_time, json_schema_input_type=str),
+    Field(json_schema_extra={"pattern": f"^({_CLOCK_TIME.pattern})$"}),
+]
+_RuleName = Annotated[str, AfterValidator(_check_rule_name)]
+_AnchorName = Literal["bottom-center", "center"]
+_Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+_ALL_DAYS: tuple[_Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+class ScheduleConfig(_Section):
+    """When a zone counts."""
+
+    from_: _ClockTime = Field(
+        alias="from", description="HH:MM, quoted: the zone counts from this time of the day."
+    )
+    to: _ClockTime = Field(description="HH:MM or 24:00, quoted; before 'from' = on the day after.")
+    days: tuple[_Day, ...] = _key(_ALL_DAYS, "The days on which it begins.", strict=False)
+    timezone: Annotated[str, AfterValidator(_check_timezone)] = _key(
+        "UTC", "A name of the time zone database, such as Europe/Berlin."
+    )
+
+    @field_validator("to", mode="after")
+    @classmethod
+    def _opens_at_all(cls, to: str, before: ValidationInfo) -> str:
+        if to == before.data.get("from_"):
+            raise ValueError(
+                "is equal to 'from', so the zone never counts; leave 'schedule' out to count always"
+            )
+        return to
+
+    @field_validator("days", mode="after")
+    @classmethod
+    def _has_a_day(cls, days: tuple[str, ...]) -> tuple[str, ...]:
+        if not days:
+            raise ValueError("is empty, so the zone never counts; leave 'days' out to count on all days")
+        return days
+
+
+class OccupancyConfig(_Section):
+    """Events when many objects are in a zone."""
+
+    at_least: WholeNumber = Field(description="zone-occupied: so many objects are inside.", ge=1, le=10_000)
+    for_seconds: float = _key(0.0, "… for so long. zone-vacated: fewer are inside again.", ge=0, le=86400)
+
+
+class EmptyConfig(_Section):
+    """Events when nothing is in a zone."""
+
+    for_seconds: float = _key(
+        0.0, "zone-empty: nothing is inside for so long; then zone-filled.", ge=0, le=86400
+    )
+
+
+class ZoneConfig(_Section):
+    """An area of the picture in which objects are counted."""
+
+    polygon: _Polygon = Field(
+        description="3 to 64 points [x, y], 0-1 of the picture, that do not cross themselves."
+    )
+    classes: tuple[str, ...] | None = _key(
+        None, "Only these labels count; absent = all of the camera.", min_length=1, strict=False
+    )
+    anchor: _AnchorName = _key("bottom-center", "The point of the box that counts.")
+    min_seconds: float = _key(0.5, "In or out for so long before it counts.", ge=0, le=3600)
+    dwell_seconds: float | None = _key(
+        None, "zone-dwell, once a visit: inside for so long; absent = none.", gt=0, le=604_800
+    )
+    occupancy: OccupancyConfig | None = _key(None, "Events when many are inside; absent = none.")
+    empty: EmptyConfig | None = _key(None, "Events when nothing is inside; absent = none.")
+    schedule: ScheduleConfig | None = _key(None, "When the zone counts; absent = always.")
+
+
+class LineConfig(_Section):
+    """A segment of the picture over which objects are counted, by direction."""
+
+    start: _Point = Field(description="[x, y], 0-1 of the picture.")
+    end: _Point = Field(
+        description="[x, y]; left and right are those of a person at 'start' who looks to 'end'."
+    )
+    classes: tuple[str, ...] | None = _key(
+        None, "Only these labels count; absent = all of the camera.", min_length=1, strict=False
+    )
+    anchor: _AnchorName = _key("bottom-center", "The point of the box that counts.")
+    min_seconds: float = _key(
+        0.3, "On the other side for so long before it counts, or 2 % of the width away.", ge=0, le=3600
+    )
+
+    @field_validator("end", mode="after")
+    @classmethod
+    def _has_a_length(cls, end: Point, before: ValidationInfo) -> Point:
+        if end == before.data.get("start"):
+            raise ValueError("is equal to 'start', so the line has no length")
+        return end
+
+
 class CameraDefaults(_Section):
     """Settings for all cameras; a camera's own keys win."""
 
@@ -157,6 +330,22 @@ class CameraDefaults(_Section):
         max_length=32,
         strict=False,
     )
+    classes: tuple[str, ...] | None = _key(
+        None,
+        "Only these labels are reported; absent = those of inference.classes.",
+        min_length=1,
+        strict=False,
+    )
+    confidence: float | None = _key(
+        None,
+        "The lowest score of a detection that is reported; absent = inference.confidence.",
+        ge=0,
+        le=1,
+    )
+    tracking: Annotated[
+        Literal["auto", "on", "off"],
+        BeforeValidator(_on_or_off, json_schema_input_type=Literal["auto", "on", "off"] | bool),
+    ] = _key("auto", "Follow objects from picture to picture; auto = where zones or lines are.")
 
 
 class CameraConfig(CameraDefaults):
@@ -165,6 +354,35 @@ class CameraConfig(CameraDefaults):
     uri: Annotated[str, AfterValidator(_check_uri)] = Field(
         description="rtsp(s)://, http(s)://, a file, a folder of pictures, v4l2:///dev/video0 or demo:"
     )
+    masks: tuple[_Polygon, ...] = _key(
+        (), "Polygons; a detection whose bottom centre lies inside is dropped.", strict=False
+    )
+    zones: dict[_RuleName, ZoneConfig] = Field(
+        default_factory=dict, description="Areas in which objects are counted."
+    )
+    lines: dict[_RuleName, LineConfig] = Field(
+        default_factory=dict, description="Segments over which they are counted."
+    )
+
+    @property
+    def is_tracked(self) -> bool:
+        """Whether objects are followed from picture to picture."""
+        return self.tracking == "on" or (self.tracking == "auto" and bool(self.zones or self.lines))
+
+
+def list_class_keys(name: str, camera: CameraConfig) -> dict[str, tuple[str, ...]]:
+    """The labels of a camera, its zones and lines, by the path of their key; to be checked with its model."""
+    base = f"cameras.{name}"
+    found = {
+        f"{base}.classes": camera.classes,
+        **{f"{base}.zones.{zone}.classes": each.classes for zone, each in camera.zones.items()},
+        **{f"{base}.lines.{line}.classes": each.classes for line, each in camera.lines.items()},
+    }
+    return {path: labels for path, labels in found.items() if labels is not None}
+
+
+SCENE_KEYS = ("classes", "confidence", "tracking", "masks", "zones", "lines")
+"""The fields of a camera that say what is done with its detections; its source does not depend on them."""
 
 
 class ModelConfig(_Section):
@@ -384,6 +602,19 @@ class HttpConfig(_Section):
         return self.token is None and not _is_loopback(self.host)
 
 
+class EventLogConfig(_Section):
+    """The bound of the scene events on disk; the oldest are deleted first."""
+
+    megabytes: WholeNumber = _key(64, "The most megabytes of events.", ge=1, le=100_000)
+    days: float = _key(31.0, "The longest time that an event is kept.", gt=0, le=3660)
+
+
+class EventsConfig(_Section):
+    """The log of scene events on disk."""
+
+    keep: EventLogConfig = Field(default_factory=EventLogConfig, description="The bound of the log.")
+
+
 class LogConfig(_Section):
     """What is logged on stderr, and in which form."""
 
@@ -409,6 +640,7 @@ class Config(_Section):
     overload: OverloadConfig = Field(default_factory=OverloadConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     http: HttpConfig = Field(default_factory=HttpConfig)
+    events: EventsConfig = Field(default_factory=EventsConfig)
     log: LogConfig = Field(default_factory=LogConfig)
 
 
@@ -422,6 +654,9 @@ def json_schema() -> dict[str, Any]:
     """
     schema = _without_titles(Config.model_json_schema(by_alias=True))
     schema["properties"]["cameras"]["propertyNames"] = {"pattern": f"^{CAMERA_NAME_PATTERN.pattern}$"}
+    for rules in ("zones", "lines"):
+        named = schema["$defs"]["CameraConfig"]["properties"][rules]
+        named["propertyNames"] = {"pattern": f"^({_RULE_NAME_PATTERN.pattern})$"}
     schema["$defs"]["ModelConfig"] |= {
         "not": {"required": ["path", "url"]},
         "dependentRequired": {"url": ["sha256"], "sha256": ["url"]},

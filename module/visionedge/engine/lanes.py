@@ -154,19 +154,30 @@ def _infer(
     """
     engine, selection, model = running.engine, running.selection, running.model
     started_ns = clock()
-    inference = engine.infer([frame.image for frame in frames], selection.confidence)
+    least_score = min(selection.of_camera(frame.camera).least_score for frame in frames)
+    inference = engine.infer([frame.image for frame in frames], least_score)
+    precision = engine.info().precision.precision
     infer_ns = clock() - started_ns
     if len(inference.rows) != len(frames):
         raise EngineError(f"the engine gave {len(inference.rows)} results for {len(frames)} pictures")
     for frame, rows in zip(frames, inference.rows, strict=True):
-        detections = selection.apply(rows, frame.placement)
+        detections, candidates = selection.apply_to_camera(frame.camera, rows, frame.placement)
         timing = Timing(
             wait_ns=(started_ns if taken_ns is None else taken_ns) - frame.captured_ns,
             infer_ns=infer_ns,
             total_ns=clock() - frame.captured_ns,
             batch_size=len(frames),
         )
-        yield FrameResult(frame, detections, timing, inference.device, model.name, model.labels)
+        yield FrameResult(
+            frame,
+            detections,
+            timing,
+            inference.device,
+            model.name,
+            model.labels,
+            candidates,
+            precision=precision,
+        )
 
 
 class LanePool:

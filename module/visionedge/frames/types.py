@@ -108,6 +108,10 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def first(self, count: int) -> "Detections":
+        """The `count` detections with the highest scores."""
+        return Detections(self.boxes[:count], self.scores[:count], self.class_ids[:count])
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -121,7 +125,12 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class FrameResult:
-    """A frame and its detections; `device` is the device that computed them."""
+    """A frame and its detections; `device` is the device that computed them.
+
+    `candidates`: for the tracker of the camera, `detections` and weaker ones; None: it has none. `track_ids`
+    is parallel to the detections, None for those without a confirmed track; None: the camera has no tracking.
+    `precision` is that of the engine.
+    """
 
     frame: Frame
     detections: Detections
@@ -129,6 +138,9 @@ class FrameResult:
     device: str
     model: str
     labels: tuple[str, ...]
+    candidates: Detections | None = None
+    track_ids: tuple[int | None, ...] | None = None
+    precision: str | None = None
 
 
 def utc_now() -> datetime:
@@ -166,13 +178,18 @@ def build_detection_documents(detections: Detections, labels: tuple[str, ...]) -
 
 
 def build_frame_document(result: FrameResult, *, source: str | None = None) -> dict[str, Any]:
-    """Return the frame object (``visionedge/frame/1``), the same in HTTP, telemetry and files.
+    """Return the frame object, the same in HTTP, telemetry and files.
 
-    With `source` (the path of a picture or video) the key `source` replaces `camera`.
+    Its schema is ``visionedge/frame/1``, for a camera with tracking ``visionedge/frame/2``. With `source`
+    (the path of a picture or video) the key `source` replaces `camera`.
     """
-    frame, timing = result.frame, result.timing
+    frame, timing, track_ids = result.frame, result.timing, result.track_ids
+    detections = build_detection_documents(result.detections, result.labels)
+    if track_ids is not None:
+        for row, track_id in zip(detections, track_ids, strict=True):
+            row |= {"trackId": track_id, "attributes": {}}
     return {
-        "schema": "visionedge/frame/1",
+        "schema": f"visionedge/frame/{1 if track_ids is None else 2}",
         **({"camera": frame.camera} if source is None else {"source": source}),
         "sequence": frame.sequence,
         "epoch": frame.epoch,
@@ -181,11 +198,12 @@ def build_frame_document(result: FrameResult, *, source: str | None = None) -> d
         "height": frame.height_px,
         "model": result.model,
         "device": result.device,
+        **({} if track_ids is None else {"precision": result.precision}),
         "timing": {
             "waitMs": round(timing.wait_ns / 1e6, 3),
             "inferMs": round(timing.infer_ns / 1e6, 3),
             "totalMs": round(timing.total_ns / 1e6, 3),
             "batchSize": timing.batch_size,
         },
-        "detections": build_detection_documents(result.detections, result.labels),
+        "detections": detections,
     }

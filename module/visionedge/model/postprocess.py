@@ -1,8 +1,9 @@
 """From the engine's rows to detections: score limit, non-maximum suppression, relative coordinates."""
 
 import difflib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,13 +66,49 @@ _MAX_LISTED_CLASSES = 8
 """How many classes of a model an error lists."""
 
 
+TRACKED_CONFIDENCE = 0.1
+"""Rows from this score on help a tracker to keep its tracks."""
+
+
+class DetectionFilter(Protocol):
+    """What a camera's configuration says of its detections; None: as for the other cameras.
+
+    Not `CameraConfig` itself: the engine's process starts without pydantic.
+    """
+
+    @property
+    def confidence(self) -> float | None: ...
+    @property
+    def classes(self) -> tuple[str, ...] | None: ...
+    @property
+    def is_tracked(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CameraSelection:
+    """Which rows of one camera become detections; `class_ids` None: all classes."""
+
+    confidence: float
+    class_ids: frozenset[int] | None
+    is_tracked: bool = False
+
+    @property
+    def least_score(self) -> float:
+        """The lowest score of a row that is used."""
+        return min(self.confidence, TRACKED_CONFIDENCE) if self.is_tracked else self.confidence
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which rows become detections. `iou` None: without suppression; `class_ids` None: all classes."""
+    """Which rows become detections. `iou` None: without suppression; `class_ids` None: all classes.
+
+    `cameras`: those that differ from the others, by name.
+    """
 
     confidence: float
     iou: float | None
     class_ids: frozenset[int] | None = None
+    cameras: Mapping[str, CameraSelection] = field(default_factory=dict)
 
     @staticmethod
     def of(model: Model, confidence: float, iou: float, classes: Sequence[str] | None = None) -> "Selection":
@@ -80,24 +117,62 @@ class Selection:
         Raises:
             ConfigError: the model has no such label; the error lists all of them.
         """
-        wanted = None if classes is None else frozenset(_find_class_ids(model, classes))
+        wanted = None if classes is None else _find_class_ids(model, classes)
         return Selection(confidence, iou if model.interpretation.needs_nms else None, wanted)
+
+    def for_cameras(self, model: Model, cameras: Mapping[str, DetectionFilter]) -> "Selection":
+        """This selection with the confidence, classes and tracking of cameras.
+
+        Labels that the model does not have select nothing; `find_unknown_classes` reports them.
+        """
+        own = {name: self._for_camera(model, camera) for name, camera in cameras.items()}
+        return replace(self, cameras=own)
+
+    def _for_camera(self, model: Model, camera: DetectionFilter) -> CameraSelection:
+        confidence = self.confidence if camera.confidence is None else camera.confidence
+        class_ids = self.class_ids if camera.classes is None else _list_class_ids(model, camera.classes)
+        return CameraSelection(confidence, class_ids, camera.is_tracked)
+
+    def of_camera(self, name: str) -> CameraSelection:
+        """What counts for a camera."""
+        return self.cameras.get(name) or CameraSelection(self.confidence, self.class_ids)
 
     def apply(self, rows: Rows, placement: Placement) -> Detections:
         """The detections in the rows of one picture, whose source is at `placement` in the input."""
         return to_detections(rows, placement, self.confidence, self.iou, self.class_ids)
 
+    def apply_to_camera(
+        self, name: str, rows: Rows, placement: Placement
+    ) -> tuple[Detections, Detections | None]:
+        """As `apply`, for a picture of a camera; and for a tracked one the detections for its tracker.
 
-def _find_class_ids(model: Model, classes: Sequence[str]) -> list[int]:
-    unknown = [label for label in classes if label not in model.labels]
-    if unknown:
-        raise ConfigError(
-            [
-                f"inference.classes: {model.name} has no class '{label}'; {_suggest_class(label, model)}"
-                for label in unknown
-            ]
-        )
-    return [index for index, label in enumerate(model.labels) if label in classes]
+        Those begin with the reported ones: a weak box suppresses no stronger one.
+        """
+        own = self.of_camera(name)
+        found = to_detections(rows, placement, own.least_score, self.iou, own.class_ids)
+        if not own.is_tracked:
+            return found, None
+        return found.first(int((found.scores >= own.confidence).sum())), found
+
+
+def _find_class_ids(model: Model, classes: Sequence[str]) -> frozenset[int]:
+    if problems := find_unknown_classes(model, {"inference.classes": classes}):
+        raise ConfigError(problems)
+    return _list_class_ids(model, classes)
+
+
+def _list_class_ids(model: Model, classes: Sequence[str]) -> frozenset[int]:
+    return frozenset(index for index, label in enumerate(model.labels) if label in classes)
+
+
+def find_unknown_classes(model: Model, classes: Mapping[str, Sequence[str]]) -> list[str]:
+    """One line for each label that a model does not have; `classes` maps paths of keys to their labels."""
+    return [
+        f"{path}: {model.name} has no class '{label}'; {_suggest_class(label, model)}"
+        for path, labels in classes.items()
+        for label in labels
+        if label not in model.labels
+    ]
 
 
 def _suggest_class(label: str, model: Model) -> str:

@@ -42,7 +42,7 @@ _SCHEMA = f"""
 
 @dataclass(frozen=True, slots=True)
 class StoreFormat:
-    """The form of the file: version 1, and the statements that make each next version of the one before.
+    """The form of a file: version 1 (`schema`), and the statements that make each version of the one before.
 
     Rules for an upgrade, so that other versions of the module can go on: the table `number` stays as it is;
     the table `compatibility(min_reader)` has the lowest version that can use the file. An upgrade that only
@@ -50,6 +50,7 @@ class StoreFormat:
     """
 
     upgrades: tuple[str, ...] = ()
+    schema: str = _SCHEMA
 
     @property
     def version(self) -> int:
@@ -58,15 +59,24 @@ class StoreFormat:
 
     def statements(self, version: int) -> Iterator[str]:
         """What makes a file of this format of a file of a version; 0: of an empty file."""
-        for number, script in enumerate((_SCHEMA, *self.upgrades)[version:], version + 1):
+        for number, script in enumerate((self.schema, *self.upgrades)[version:], version + 1):
             yield from script.split(";")
             yield f"PRAGMA user_version={number}"
+
+    def matches(self, database: sqlite3.Connection) -> bool:
+        """Whether a file has exactly the tables of this format."""
+        return _read_schema(database) == _expected_schema(self)
+
+    def can_use(self, database: sqlite3.Connection) -> bool:
+        """Whether the newer version that wrote a file lets this one use it."""
+        found = database.execute("SELECT min_reader FROM compatibility").fetchone()
+        return found is not None and isinstance(found[0], int) and found[0] <= self.version
 
 
 FORMAT = StoreFormat()
 """The format of this version of the module."""
 
-_MAX_FORMAT = 1_000
+MAX_FORMAT = 1_000
 """A higher number is damage, not a newer version."""
 
 
@@ -238,7 +248,7 @@ class MessageStore:
 
     def _prepare(self, owner: str, last_numbers: Mapping[str, int]) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if not 0 <= version <= _MAX_FORMAT:
+        if not 0 <= version <= MAX_FORMAT:
             raise CorruptDatabaseError("its version is not valid")
         if version < FORMAT.version:
             with self._transaction():
@@ -249,8 +259,9 @@ class MessageStore:
                     self._raise_numbers(last_numbers)
         try:
             if version > FORMAT.version:
-                self._check_compatibility()
-            elif _read_schema(self._db) != _expected_schema(FORMAT):
+                if not FORMAT.can_use(self._db):
+                    raise CorruptDatabaseError("only newer versions can use it")
+            elif not FORMAT.matches(self._db):
                 raise CorruptDatabaseError("the schema was changed")
             self._check()
         except sqlite3.Error as error:
@@ -258,16 +269,6 @@ class MessageStore:
                 raise NewerFileError(version, read_last_numbers(self._db)) from None
             raise
         self._load(owner)
-
-    def _check_compatibility(self) -> None:
-        """Check that the newer version that wrote the file lets this one use it.
-
-        Raises:
-            CorruptDatabaseError: it does not.
-        """
-        found = self._db.execute("SELECT min_reader FROM compatibility").fetchone()
-        if found is None or not isinstance(found[0], int) or found[0] > FORMAT.version:
-            raise CorruptDatabaseError("only newer versions can use it")
 
     def _load(self, owner: str) -> None:
         """Read everything but the messages."""

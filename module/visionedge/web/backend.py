@@ -51,6 +51,9 @@ class Backend(Protocol):
     def camera(self, name: str) -> Document | None:
         """`CameraDocument` of one camera; None where no camera has this name."""
 
+    def scene(self, name: str) -> Document | None:
+        """`SceneDocument` of one camera; None where no camera has this name."""
+
     def has_camera(self, name: str) -> bool:
         """Whether a camera has this name; much cheaper than its document."""
 

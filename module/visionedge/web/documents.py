@@ -517,6 +517,8 @@ class DetectionDocument(_ClosedDocument):
     class_id: Count = Field(description="The number of its class in the model, from 0.")
     confidence: Share = Field(description="Its score.")
     box: BoxDocument = Field(description="As parts of the picture, 0 to 1, clipped to it.")
+    track_id: Count | None = _absent("frame/2: never used twice for a camera; null: no confirmed track.")
+    attributes: dict[str, Any] = _absent("frame/2: empty; for the results of a second model.")
 
 
 class TimingDocument(_ClosedDocument):
@@ -535,7 +537,9 @@ class FrameDocument(_ClosedDocument):
         json_schema_extra={"oneOf": [{"required": ["camera"]}, {"required": ["source"]}]}
     )
 
-    schema_: Literal["visionedge/frame/1"] = Field(alias="schema")
+    schema_: Literal["visionedge/frame/1", "visionedge/frame/2"] = Field(
+        alias="schema", description="frame/2 for a camera with tracking."
+    )
     camera: str = _absent("Absent for a picture that was uploaded or given to `detect`.")
     source: str = _absent("Instead of `camera`: 'upload', or the picture as it was given.")
     sequence: Count = Field(description="Rises; never repeats for a camera, restarts included.")
@@ -545,8 +549,47 @@ class FrameDocument(_ClosedDocument):
     height: Count = Field(description="In px.")
     model: str = Field(description="The model's name.")
     device: str = Field(description="The device that computed this frame.")
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = _absent("frame/2: of the engine.")
     timing: TimingDocument = Field(description="How long the frame took, in milliseconds.")
     detections: list[DetectionDocument] = Field(description="Sorted by falling confidence, at most 100.")
+
+
+class SceneTrackDocument(JsonDocument):
+    """A confirmed track."""
+
+    track_id: Count = Field(description="As in frame objects.")
+    label: str = Field(description="Decided when the track was confirmed.")
+    age_seconds: float = Field(description="Since it was confirmed.")
+    box: BoxDocument = Field(description="As parts of the picture, 0 to 1, clipped to it.")
+    zones: list[str] = Field(description="The zones it is inside.")
+
+
+class ZoneTotalsDocument(JsonDocument):
+    """By label: `entered` = `left` + `lost` + `inside`."""
+
+    since: Moment = Field(description="When it began at 0.")
+    inside: dict[str, Count] = Field(description="Tracks inside now, by label.")
+    entered: dict[str, Count] = Field(description="By label, as all totals.")
+    left: dict[str, Count] = Field(description="Who went out.")
+    lost: dict[str, Count] = Field(description="Whose track ended inside, or who was inside at a stop.")
+
+
+class LineTotalsDocument(JsonDocument):
+    """Crossings by direction and label."""
+
+    since: Moment = Field(description="When it began at 0.")
+    left_to_right: dict[str, Count] = Field(alias="left-to-right", description="By label.")
+    right_to_left: dict[str, Count] = Field(alias="right-to-left", description="By label.")
+
+
+class SceneDocument(JsonDocument):
+    """Tracks, zones and lines of a camera; empty without tracking."""
+
+    camera: str = Field(description="Its name.")
+    since: Moment | None = Field(description="When its first zone or line began at 0; null without one.")
+    tracks: list[SceneTrackDocument] = Field(description="The confirmed ones.")
+    zones: dict[str, ZoneTotalsDocument] = Field(description="By name.")
+    lines: dict[str, LineTotalsDocument] = Field(description="By name.")
 
 
 class _MessageDocument(_ClosedDocument):
@@ -639,6 +682,7 @@ DOCUMENTS: tuple[type[JsonDocument], ...] = (
     StatusDocument,
     CamerasDocument,
     FrameDocument,
+    SceneDocument,
     BatchDocument,
     EventDocument,
     EngineEventDocument,

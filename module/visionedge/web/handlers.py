@@ -150,6 +150,13 @@ class ApiHandlers:
             raise _unknown_camera_error(request.match_info["name"])
         return json_response(redact_document(camera))
 
+    async def scene(self, request: web.Request) -> web.Response:
+        """``/api/v1/cameras/{name}/scene``."""
+        scene = self.backend.scene(request.match_info["name"])
+        if scene is None:
+            raise _unknown_camera_error(request.match_info["name"])
+        return json_response(scene)
+
     def _require_camera(self, name: str) -> None:
         if not self.backend.has_camera(name):
             raise _unknown_camera_error(name)

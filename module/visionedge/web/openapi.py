@@ -140,6 +140,10 @@ def _camera_paths() -> Document:
     return {
         "/api/v1/cameras": {"get": _get("cameras", "All cameras.", _ok("Cameras"))},
         camera: {"parameters": [name], "get": _get("camera", "One camera.", _ok("Camera"), unknown)},
+        f"{camera}/scene": {
+            "parameters": [name],
+            "get": _get("scene", "Tracks, and totals of zones and lines.", _ok("Scene"), unknown),
+        },
         f"{camera}/frame": {"parameters": [name], "get": frame},
         f"{camera}/snapshot.jpg": {"parameters": [name], "get": snapshot},
         f"{camera}/stream.mjpg": {"parameters": [name], "get": stream},

@@ -176,6 +176,7 @@ def build_routes(api: ApiHandlers) -> list[web.RouteDef]:
         web.get("/api/v1/config/schema", api.schema),
         web.get("/api/v1/cameras", api.cameras),
         web.get(camera, api.camera),
+        web.get(f"{camera}/scene", api.scene),
         web.get(f"{camera}/frame", api.frame),
         web.get(f"{camera}/snapshot.jpg", api.snapshot),
         # Without HEAD: it would open a stream and send nothing.

@@ -76,14 +76,16 @@ def _check_batch(document: Mapping[str, Any], properties: Mapping[str, str]) -> 
 
 
 def _check_frame(frame: Mapping[str, Any]) -> None:
-    assert frame.keys() == FRAME_KEYS
-    assert frame["schema"] == "visionedge/frame/1"
+    is_tracked = frame["schema"] == "visionedge/frame/2"
+    assert is_tracked or frame["schema"] == "visionedge/frame/1"
+    assert frame.keys() == (FRAME_KEYS | {"precision"} if is_tracked else FRAME_KEYS)
     assert _MOMENT.fullmatch(frame["capturedAt"])
     assert frame["timing"].keys() == {"waitMs", "inferMs", "totalMs", "batchSize"}
     scores = [row["confidence"] for row in frame["detections"]]
     assert scores == sorted(scores, reverse=True)
     for row in frame["detections"]:
-        assert row.keys() == {"label", "classId", "confidence", "box"}
+        tracking = {"trackId", "attributes"} if is_tracked else set()
+        assert row.keys() == {"label", "classId", "confidence", "box"} | tracking
         box = row["box"]
         assert box.keys() == {"left", "top", "width", "height"}
         assert all(0 <= value <= 1 for value in box.values())

@@ -1,0 +1,253 @@
+"""The scenes of the running module: results of cameras in, results with tracks out; changes to the disk.
+
+Everything here is for the loop, but `SceneHost.open`. The thread `scene` writes what a scene changes.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from visionedge.app.state import SnapshotReader
+from visionedge.config.schema import CameraConfig, EventsConfig
+from visionedge.frames.types import FrameResult, utc_now
+from visionedge.runtime.threads import ThreadGroup
+from visionedge.scene.events import ScenePicture
+from visionedge.scene.scene import KeptRule, Scene, SceneChanges, apply_masks
+from visionedge.scene.totals import SCENE_FILE_NAME, EventLimits
+from visionedge.scene.tracker import BIRTH_SCORE, LOST_S, Tracker
+from visionedge.scene.writer import SceneWriter
+
+_RESERVED_TRACKS = 1_000
+"""So many numbers of tracks are reserved on the disk, because a kill leaves no time to store the last one."""
+
+_OFFLINE_S = 2 * LOST_S
+"""The tracks of a camera without results end after so long; until then the next picture decides."""
+
+_VISITS_S = 1.0
+"""So often is stored what is due for who is inside if the module is killed."""
+
+_NO_RULES = CameraConfig(uri="demo:")
+
+
+class CameraScene:
+    """Masks, tracker, zones and lines of one camera."""
+
+    def __init__(self, name: str, first_track_id: int, kept: Mapping[str, KeptRule]) -> None:
+        self.name = name
+        self.tracker = Tracker(next_id=first_track_id)
+        self.scene = Scene(name, kept)
+        self._config = _NO_RULES
+        self._last_s: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<CameraScene {self.scene!r} {self.tracker!r}>"
+
+    def configure(self, config: CameraConfig, now: datetime) -> SceneChanges:
+        """Use another configuration of the camera; `now` is the UTC time."""
+        self._config = config
+        return self.scene.configure(config, now)
+
+    def use_confidence(self, confidence: float) -> None:
+        """The confidence of cameras that have none of their own."""
+        own = self._config.confidence
+        self.tracker.confidence = confidence if own is None else own
+        # Who sets a confidence wants to count what is above it.
+        self.tracker.birth_score = max(confidence, BIRTH_SCORE) if own is None else own
+
+    def update(self, result: FrameResult) -> tuple[FrameResult, SceneChanges]:
+        """Follow the objects into the next result: the result without what masks cover, with its tracks."""
+        detections = apply_masks(result.detections, self._config.masks)
+        candidates = detections
+        if result.candidates is not None:
+            candidates = apply_masks(result.candidates, self._config.masks)
+        frame = result.frame
+        at_s = self._last_s = frame.captured_ns / 1e9
+        update = self.tracker.update(candidates, at_s, result.labels)
+        picture = ScenePicture(
+            sequence=frame.sequence,
+            epoch=frame.epoch,
+            at_s=at_s,
+            captured_at=frame.captured_utc,
+            aspect=frame.width_px / frame.height_px,
+            model=result.model,
+            device=result.device,
+        )
+        changes = self.scene.update(picture, update.tracks, update.ended)
+        # The reported detections are the first candidates.
+        track_ids = update.track_ids[: len(detections)]
+        return replace(result, detections=detections, track_ids=track_ids), changes
+
+    def end_if_offline(self, now_s: float) -> SceneChanges:
+        """End all tracks once nothing came for long; `now_s` is the time of `time.monotonic`."""
+        if self._last_s is None or now_s - self._last_s <= _OFFLINE_S:
+            return SceneChanges()
+        self._last_s = None
+        return self.scene.end_all()
+
+
+class SceneHost:
+    """The scenes of all cameras with tracking, and the masks of the others.
+
+    Args:
+        snapshot: the module, for the configuration in force.
+        data: the data folder; `scene.db` is opened when the first camera has tracking.
+        thread_group: for the thread that writes.
+        clock: monotonic seconds.
+        now: the UTC time.
+    """
+
+    def __init__(
+        self,
+        snapshot: SnapshotReader,
+        data: Path,
+        thread_group: ThreadGroup,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._snapshot = snapshot
+        self._path = data / SCENE_FILE_NAME
+        self._thread_group = thread_group
+        self._clock, self._now = clock, now
+        self._scenes: dict[str, CameraScene] = {}
+        self._former: dict[str, CameraScene] = {}
+        self._masked: dict[str, CameraConfig] = {}
+        self._writer: SceneWriter | None = None
+        self._thread: threading.Thread | None = None
+        self._has_looked = False
+        self._configuring = asyncio.Lock()
+        self._reserved: dict[str, int] = {}
+        self._reserving: asyncio.Future[dict[str, int]] | None = None
+        self._due_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"<SceneHost {list(self._scenes.values())}>"
+
+    # --- the configuration --------------------------------------------------------------------------------
+
+    async def configure(self, cameras: Mapping[str, CameraConfig]) -> None:
+        """Use these cameras; reads on a thread what the last run has left of new ones."""
+        async with self._configuring:
+            tracked = {name: camera for name, camera in cameras.items() if camera.is_tracked}
+            # What a removed camera has left may still be on its way to the disk.
+            self._scenes |= {name: self._former.pop(name) for name in tracked if name in self._former}
+            new = [name for name in tracked if name not in self._scenes]
+            if new or not self._has_looked:
+                events = self._snapshot().config.events
+                loaded = await asyncio.to_thread(self._load, new, frozenset(tracked), events)
+                self._has_looked = True
+                self._scenes |= {scene.name: scene for scene in loaded}
+            for name, scene in [*self._scenes.items()]:
+                if name not in tracked:
+                    self._put(scene.scene.end_all())
+                    self._former[name] = self._scenes.pop(name)
+                self._put(scene.configure(tracked.get(name, _NO_RULES), self._now()))
+                scene.use_confidence(self._snapshot().config.inference.confidence)
+            self._masked = {
+                name: camera for name, camera in cameras.items() if camera.masks and not camera.is_tracked
+            }
+
+    def _load(self, new: Sequence[str], tracked: frozenset[str], events: EventsConfig) -> list[CameraScene]:
+        """The scenes of new cameras, at the start also of those that are gone. Blocks."""
+        writer = self._writer
+        if writer is None:
+            if not new and not self._path.exists():
+                return []
+            writer = SceneWriter(self._path, _event_limits(events), _deliver, now=self._now)
+            self._thread = writer.start(self._thread_group)
+            self._writer = writer
+        gone = [] if self._has_looked else [name for name in writer.cameras() if name not in tracked]
+        return [
+            CameraScene(name, self._reserve_first(writer, name), writer.load(name)) for name in (*new, *gone)
+        ]
+
+    def _reserve_first(self, writer: SceneWriter, camera: str) -> int:
+        """The number of the first track; it is at least the time, in case that the file is lost. Blocks."""
+        last_id = writer.last_track_id(camera) or 0
+        first_id = max(last_id + 1, int(self._now().timestamp()))
+        reserved_id = first_id + _RESERVED_TRACKS
+        self._reserved[camera] = reserved_id if writer.reserve_track_ids(camera, reserved_id) else 0
+        return first_id
+
+    async def apply_events(self, events: EventsConfig) -> None:
+        """Use another bound of the log of events."""
+        if self._writer is not None:
+            await asyncio.to_thread(self._writer.set_limits, _event_limits(events))
+
+    # --- results ------------------------------------------------------------------------------------------
+
+    def update(self, result: FrameResult) -> FrameResult:
+        """A result without what masks cover; for a camera with tracking with its tracks."""
+        name = result.frame.camera
+        scene = self._scenes.get(name)
+        if scene is None:
+            camera = self._masked.get(name)
+            if camera is None:
+                return result
+            return replace(result, detections=apply_masks(result.detections, camera.masks))
+        scene.use_confidence(self._snapshot().config.inference.confidence)
+        result, changes = scene.update(result)
+        self._put(changes)
+        return result
+
+    def document(self, camera: str) -> dict[str, Any]:
+        """The tracks, zones and lines of a camera; empty without tracking."""
+        found = self._scenes.get(camera)
+        return (Scene(camera) if found is None else found.scene).document()
+
+    def tick(self) -> None:
+        """Once a second: end the tracks of cameras that are offline, store what a kill would lose."""
+        now_s = self._clock()
+        if now_s < self._due_s or self._writer is None:
+            return
+        self._due_s = now_s + _VISITS_S
+        for scene in self._scenes.values():
+            self._put(scene.end_if_offline(now_s))
+            self._put(scene.scene.open_visits())
+        if self._reserving is not None and self._reserving.done():
+            self._reserved |= self._reserving.result()
+            self._reserving = None
+        if self._reserving is None and (wanted := self._find_reservations()):
+            reserve = partial(_reserve, self._writer, wanted)
+            self._reserving = asyncio.get_running_loop().run_in_executor(None, reserve)
+
+    def _find_reservations(self) -> dict[str, int]:
+        """The cameras whose reserved numbers are nearly used, and up to which to reserve."""
+        return {
+            name: scene.tracker.next_id + _RESERVED_TRACKS
+            for name, scene in self._scenes.items()
+            if scene.tracker.next_id + _RESERVED_TRACKS // 2 > self._reserved.get(name, 0)
+        }
+
+    def _put(self, changes: SceneChanges) -> None:
+        if self._writer is not None:
+            self._writer.put(changes)
+
+    def close(self, timeout_s: float) -> bool:
+        """Store who is inside and end the thread; whether it ended in time. Blocks."""
+        if self._writer is None or self._thread is None:
+            return True
+        for scene in self._scenes.values():
+            self._put(scene.scene.open_visits())
+        self._writer.close()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+
+def _reserve(writer: SceneWriter, wanted: Mapping[str, int]) -> dict[str, int]:
+    """The reservations that are on the disk. Blocks."""
+    return {name: last_id for name, last_id in wanted.items() if writer.reserve_track_ids(name, last_id)}
+
+
+def _event_limits(events: EventsConfig) -> EventLimits:
+    return EventLimits(events.keep.megabytes * 1_000_000, events.keep.days)
+
+
+def _deliver(_documents: Sequence[Mapping[str, Any]]) -> None:
+    """Events leave the module by HTTP only: the output `scene` does not exist yet."""

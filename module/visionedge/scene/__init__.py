@@ -1,0 +1,7 @@
+"""From detections to answers: tracks, zones, lines, events and totals of a camera. In reading order:
+
+- `tracker`: detections become tracks; one call for each picture (`assignment`: which belongs to which).
+- `rules`: what a track's path means for a zone or line, as pure functions; `schedule`: when a zone counts.
+- `scene`: tracks become events (`events`) and totals; one call for each picture.
+- `totals`, `writer`: the file of both, and the thread that writes it.
+"""

@@ -1,0 +1,151 @@
+"""Scene events and their documents; which total an event changes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from visionedge.frames.types import format_utc
+
+Box = tuple[float, float, float, float]
+"""Left, top, width and height, 0-1 of the picture."""
+
+RuleShape = Literal["zone", "line"]
+
+TOTALS_OF_ZONES = ("entered", "left", "lost")
+TOTALS_OF_LINES = ("left-to-right", "right-to-left")
+
+_TOTALS: Mapping[str, str] = {f"zone-{total}": total for total in TOTALS_OF_ZONES}
+_CONDITIONS: Mapping[str, tuple[str, bool]] = {
+    "zone-occupied": ("occupancy", True),
+    "zone-vacated": ("occupancy", False),
+    "zone-empty": ("empty", True),
+    "zone-filled": ("empty", False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ScenePicture:
+    """The picture in which rules decide.
+
+    `at_s` is monotonic; `captured_at` is for schedules and documents; `aspect` is width divided by height.
+    `model` and `device` are where the detections come from.
+    """
+
+    sequence: int
+    epoch: int
+    at_s: float
+    captured_at: datetime
+    aspect: float
+    model: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class SceneEvent:
+    """One answer of a zone or a line; None for what the type does not have."""
+
+    id: str
+    camera: str
+    type: str
+    shape: RuleShape
+    rule: str
+    at: datetime
+    sequence: int
+    epoch: int
+    model: str
+    device: str
+    evidence: Mapping[str, Any]
+    direction: str | None = None
+    label: str | None = None
+    track_id: int | None = None
+    count: int | None = None
+    dwell_s: float | None = None
+    confidence: float | None = None
+    box: Box | None = None
+
+    @property
+    def total(self) -> str | None:
+        """The total of its zone or line that it adds one to: `entered`, `left-to-right` …"""
+        return self.direction if self.type == "line-crossed" else _TOTALS.get(self.type)
+
+    @property
+    def condition(self) -> tuple[str, bool] | None:
+        """The kind of rule whose condition it begins (True) or ends."""
+        return _CONDITIONS.get(self.type)
+
+    def document(self) -> dict[str, Any]:
+        """The event as a JSON document; keys that make no sense for its type are absent."""
+        document: dict[str, Any] = {
+            "id": self.id,
+            "camera": self.camera,
+            "type": self.type,
+            self.shape: self.rule,
+            "direction": self.direction,
+            "label": self.label,
+            "trackId": self.track_id,
+            "count": self.count,
+            "dwellSeconds": None if self.dwell_s is None else round(self.dwell_s, 3),
+            "at": format_utc(self.at),
+            "sequence": self.sequence,
+            "epoch": self.epoch,
+            "model": self.model,
+            "device": self.device,
+            "confidence": None if self.confidence is None else round(self.confidence, 5),
+            "box": None if self.box is None else make_box_document(self.box),
+            "evidence": self.evidence,
+        }
+        return {key: value for key, value in document.items() if value is not None}
+
+
+def make_box_document(box: Box) -> dict[str, float]:
+    """The document of a box, clipped to the picture."""
+    left, top = max(0.0, box[0]), max(0.0, box[1])
+    right, bottom = min(1.0, box[0] + box[2]), min(1.0, box[1] + box[3])
+    sides = {"left": left, "top": top, "width": max(0.0, right - left), "height": max(0.0, bottom - top)}
+    return {name: round(side, 6) for name, side in sides.items()}
+
+
+def parse_event(document: Mapping[str, Any]) -> SceneEvent:
+    """The event of a document that `SceneEvent.document` made.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        shape: RuleShape = "zone" if "zone" in document else "line"
+        box = document.get("box")
+        return SceneEvent(
+            id=str(document["id"]),
+            camera=str(document["camera"]),
+            type=str(document["type"]),
+            shape=shape,
+            rule=str(document[shape]),
+            at=datetime.fromisoformat(document["at"]).astimezone(UTC),
+            sequence=int(document["sequence"]),
+            epoch=int(document["epoch"]),
+            model=str(document["model"]),
+            device=str(document["device"]),
+            evidence=dict(document["evidence"]),
+            direction=document.get("direction"),
+            label=document.get("label"),
+            track_id=document.get("trackId"),
+            count=document.get("count"),
+            dwell_s=document.get("dwellSeconds"),
+            confidence=document.get("confidence"),
+            box=None if box is None else (box["left"], box["top"], box["width"], box["height"]),
+        )
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"is no scene event ({type(error).__name__})") from None
+
+
+def make_event_id(camera: str, rule: str, event_type: str, track_id: int | None, sequence: int) -> str:
+    """32 hexadecimal digits, the same for the same event at every try and after a restart.
+
+    `sequence` is the first one of the event's evidence: neither it nor a track's id is used twice for a
+    camera.
+    """
+    parts = json.dumps([camera, rule, event_type, track_id, sequence])
+    return hashlib.sha256(parts.encode()).hexdigest()[:32]

@@ -1,0 +1,654 @@
+"""The scene of one camera: tracks in, events and totals out. Used by one thread at a time; no I/O.
+
+Time is an argument: durations are computed from the monotonic `at_s`, only schedules and documents use the
+UTC time. Each change of a total is an event, so whoever has all events can compute the totals.
+"""
+
+import json
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Protocol
+
+from visionedge.config.schema import CameraConfig, LineConfig, ZoneConfig
+from visionedge.frames.geometry import Point, PolygonArea
+from visionedge.frames.types import Detections, format_utc
+from visionedge.scene.events import (
+    TOTALS_OF_LINES,
+    TOTALS_OF_ZONES,
+    Box,
+    RuleShape,
+    SceneEvent,
+    ScenePicture,
+    make_box_document,
+    make_event_id,
+)
+from visionedge.scene.rules import (
+    KINDS,
+    CountDecision,
+    Decision,
+    Held,
+    LineRule,
+    Moment,
+    Position,
+    RuleKind,
+    Visit,
+    ZoneRule,
+    end_visit,
+)
+from visionedge.scene.schedule import Schedule
+
+MAX_PATH_POINTS = 64
+"""The most points of the path in the evidence of an event."""
+
+_KEPT_PATH_POINTS = 8
+"""The same in the event of a visit that is stored each second in case that the module is killed."""
+
+_RECONNECT_S = 2.0
+"""After a longer time without a connection nobody knows whether a zone was empty."""
+
+_DECIMALS = 6
+
+
+class ConfirmedTrack(Protocol):
+    """A confirmed track in a picture, as the tracker gives it.
+
+    `box`: left, top, width and height, 0-1 of the picture. `detection`: its index in the picture, None if the
+    track was not seen in it; then it takes part in no rule.
+    """
+
+    @property
+    def track_id(self) -> int: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def confidence(self) -> float: ...
+    @property
+    def box(self) -> Box: ...
+    @property
+    def detection(self) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RuleStart:
+    """A zone or line begins to count at 0, with this definition; `definition` None: it is removed."""
+
+    camera: str
+    rule: str
+    shape: RuleShape
+    definition: str | None
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SceneChanges:
+    """What happened, in this order: events, then zones and lines that begin anew.
+
+    `visits`: for tracks that have entered, and now and then for all that are inside, the event that is due if
+    the module stops now.
+    """
+
+    events: tuple[SceneEvent, ...] = ()
+    starts: tuple[RuleStart, ...] = ()
+    visits: tuple[SceneEvent, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.events or self.starts or self.visits)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRule:
+    """What is kept of a zone or line over a restart; `visits` are the events of those who were inside."""
+
+    shape: RuleShape
+    definition: str
+    since: datetime
+    totals: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    conditions: frozenset[str] = frozenset()
+    visits: tuple[SceneEvent, ...] = ()
+
+
+class _Trail:
+    """The path of one anchor: the newest positions, and some of all before, at most twice 64."""
+
+    __slots__ = ("_recent", "_sparse", "_stride", "_until_next", "before", "now")
+
+    def __init__(self) -> None:
+        self.before: Position | None = None
+        self.now: Position = Position(0, 0.0, 0.0, 0.0)
+        self._recent: deque[Position] = deque(maxlen=MAX_PATH_POINTS)
+        self._sparse: list[Position] = []
+        self._stride = self._until_next = 1
+
+    def add(self, position: Position) -> None:
+        self.before = self.now if self._recent else None
+        self.now = position
+        self._recent.append(position)
+        self._until_next -= 1
+        if self._until_next:
+            return
+        self._sparse.append(position)
+        if len(self._sparse) == MAX_PATH_POINTS:
+            self._sparse = self._sparse[::2]
+            self._stride *= 2
+        self._until_next = self._stride
+
+    def select(self, passed: Sequence[Position], last: Position, limit: int) -> list[Position]:
+        """The path from the first of `passed` to `last`, all of `passed` in it; at most `limit` positions."""
+        first_sequence = passed[0].sequence
+        found = {
+            each.sequence: each
+            for each in (*self._sparse, *self._recent)
+            if first_sequence <= each.sequence <= last.sequence
+        }
+        needed = {each.sequence: each for each in (*passed, last)}
+        others = sorted(found.keys() - needed.keys())
+        room = limit - len(needed)
+        if len(others) > room:
+            others = [others[number * len(others) // room] for number in range(room)]
+        return sorted((*needed.values(), *(found[sequence] for sequence in others)))
+
+
+class _TrackState:
+    """A track, and the paths of the anchors that its zones and lines use."""
+
+    __slots__ = ("box", "confidence", "label", "started_s", "track_id", "trails")
+
+    def __init__(self, track: ConfirmedTrack, started_s: float) -> None:
+        self.track_id = track.track_id
+        self.label = track.label
+        self.started_s = started_s
+        self.confidence = track.confidence
+        self.box = track.box
+        self.trails = {"bottom-center": _Trail(), "center": _Trail()}
+
+    def move(self, track: ConfirmedTrack, picture: ScenePicture, anchors: Iterable[str]) -> None:
+        self.confidence, self.box = track.confidence, track.box
+        left, top, width, height = track.box
+        # Rounded before the rules see them, so that the evidence has the very numbers that were compared.
+        x = round(min(1.0, max(0.0, left + width / 2)), _DECIMALS)
+        for anchor in anchors:
+            down = top + (height if anchor == "bottom-center" else height / 2)
+            y = round(min(1.0, max(0.0, down)), _DECIMALS)
+            self.trails[anchor].add(Position(picture.sequence, picture.at_s, x, y))
+
+
+_Kinds = list[tuple[RuleKind, dict[int, Any]]]
+
+
+class _CountingZone:
+    """A zone with its totals, and the states of its rules by track."""
+
+    def __init__(self, rule: ZoneRule, definition: str, since: datetime, conditions: Iterable[str]) -> None:
+        self.definition, self.since = definition, since
+        self.totals: dict[str, Counter[str]] = {total: Counter() for total in TOTALS_OF_ZONES}
+        self.inside: dict[int, str] = {}
+        self.is_open = True
+        self.states: dict[str, dict[int, Any]] = {name: {} for name in KINDS}
+        self.held: dict[str, Held] = {name: Held(active=True) for name in conditions}
+        self.visits: dict[int, Visit] = self.states["presence"]
+        self.use(rule)
+
+    def use(self, rule: ZoneRule) -> None:
+        """Go on with other durations or another schedule."""
+        self.rule = rule
+        self.schedule = None if rule.config.schedule is None else Schedule(rule.config.schedule)
+        self.on_path: _Kinds = self._kinds("zone-path")
+        self.on_visit: _Kinds = self._kinds("visit")
+        self.on_count = [
+            (name, kind)
+            for name, kind in KINDS.items()
+            if kind.over == "zone-count" and kind.wanted(rule.config)
+        ]
+
+    def _kinds(self, over: str) -> _Kinds:
+        return [
+            (kind, self.states[name])
+            for name, kind in KINDS.items()
+            if kind.over == over and kind.wanted(self.rule.config)
+        ]
+
+    def steps(self, track_id: int, before: Position | None, now: Position) -> Iterator[Decision]:
+        """What the rules decide about a track that was seen."""
+        for kind, states in self.on_path:
+            state = states.get(track_id, kind.initial)
+            states[track_id], decision = kind.step(self.rule, state, before, now)
+            if decision is not None:
+                yield decision
+        for kind, states in self.on_visit:
+            state = states.get(track_id, kind.initial)
+            states[track_id], decision = kind.step(self.rule, state, self.visits[track_id], now)
+            if decision is not None:
+                yield decision
+
+    def forget(self, track_id: int) -> None:
+        for states in self.states.values():
+            states.pop(track_id, None)
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "since": format_utc(self.since),
+            "inside": dict(Counter(self.inside.values())),
+            **{total: dict(by_label) for total, by_label in self.totals.items()},
+        }
+
+
+class _CountingLine:
+    """A line with its totals, and the states of its rules by track."""
+
+    def __init__(self, rule: LineRule, definition: str, since: datetime) -> None:
+        self.rule, self.definition, self.since = rule, definition, since
+        self.is_open = True
+        self.totals: dict[str, Counter[str]] = {total: Counter() for total in TOTALS_OF_LINES}
+        self.on_path: _Kinds = [
+            (kind, {}) for kind in KINDS.values() if kind.over == "line-path" and kind.wanted(rule.config)
+        ]
+
+    def steps(self, track_id: int, before: Position | None, now: Position) -> Iterator[Decision]:
+        """What the rules decide about a track that was seen."""
+        for kind, states in self.on_path:
+            state = states.get(track_id, kind.initial)
+            states[track_id], decision = kind.step(self.rule, state, before, now)
+            if decision is not None:
+                yield decision
+
+    def forget(self, track_id: int) -> None:
+        for _, states in self.on_path:
+            states.pop(track_id, None)
+
+    def document(self) -> dict[str, Any]:
+        counts = {total: dict(by_label) for total, by_label in self.totals.items()}
+        return {"since": format_utc(self.since), **counts}
+
+
+_CountingRule = _CountingZone | _CountingLine
+
+
+class Scene:
+    """Zones, lines and tracks of one camera. Call `configure` first.
+
+    Args:
+        camera: its name.
+        kept: what the last run of the module has left, by the name of the zone or line.
+    """
+
+    def __init__(self, camera: str, kept: Mapping[str, KeptRule] | None = None) -> None:
+        self.camera = camera
+        self._kept = dict(kept or {})
+        self._zones: dict[str, _CountingZone] = {}
+        self._lines: dict[str, _CountingLine] = {}
+        self._tracks: dict[int, _TrackState] = {}
+        self._by_label: dict[str, tuple[list[_CountingRule], tuple[str, ...]]] = {}
+        self._last: ScenePicture | None = None
+        self._minute: datetime | None = None
+        self._aspect = 16 / 9
+
+    def __repr__(self) -> str:
+        inside = sum(len(zone.inside) for zone in self._zones.values())
+        return f"<Scene {self.camera} tracks={len(self._tracks)} zones={len(self._zones)} inside={inside}>"
+
+    # --- the configuration --------------------------------------------------------------------------------
+
+    def configure(self, config: CameraConfig, now: datetime) -> SceneChanges:
+        """Use the zones and lines of a configuration; `now` is the UTC time.
+
+        One whose geometry, classes or anchor have changed begins at 0, one that is gone is removed: who is
+        inside it is lost before. After a restart everybody who was inside is lost.
+        """
+        events, starts = self._lose_kept(), list[RuleStart]()
+        wanted: dict[str, ZoneConfig | LineConfig] = {**config.zones, **config.lines}
+        for name in [*self._zones, *self._lines]:
+            definition = _define(wanted[name], config) if name in wanted else None
+            current = self._zones.get(name) or self._lines[name]
+            if definition != current.definition:
+                events += self._remove(name)
+                if definition is None:
+                    shape: RuleShape = "zone" if isinstance(current, _CountingZone) else "line"
+                    starts.append(RuleStart(self.camera, name, shape, None, now))
+        starts += [
+            RuleStart(self.camera, name, kept.shape, None, now)
+            for name, kept in self._kept.items()
+            if name not in wanted
+        ]
+        for name, zone in config.zones.items():
+            starts += self._use_zone(name, zone, config, now)
+        for name, line in config.lines.items():
+            starts += self._use_line(name, line, config, now)
+        self._kept.clear()
+        self._by_label.clear()
+        self._minute = None
+        return SceneChanges(tuple(events), tuple(starts))
+
+    def _lose_kept(self) -> list[SceneEvent]:
+        """Who was inside when the last run of the module ended."""
+        events = [event for kept in self._kept.values() for event in kept.visits]
+        for name, kept in self._kept.items():
+            totals = {total: Counter(counts) for total, counts in kept.totals.items()}
+            for event in kept.visits:
+                totals.setdefault("lost", Counter())[str(event.label)] += 1
+            self._kept[name] = replace(kept, totals=totals, visits=())
+        return events
+
+    def _remove(self, name: str) -> list[SceneEvent]:
+        events: list[SceneEvent] = []
+        if (zone := self._zones.pop(name, None)) is not None and self._last is not None:
+            self._close(zone, self._last, events)
+        self._lines.pop(name, None)
+        return events
+
+    def _use_zone(self, name: str, zone: ZoneConfig, config: CameraConfig, now: datetime) -> list[RuleStart]:
+        rule, definition = ZoneRule.of(name, zone, config.classes), _define(zone, config)
+        if name in self._zones:
+            self._zones[name].use(rule)
+            return []
+        kept = self._kept.get(name)
+        if kept is None or kept.definition != definition:
+            self._zones[name] = _CountingZone(rule, definition, now, ())
+            return [RuleStart(self.camera, name, "zone", definition, now)]
+        self._zones[name] = _CountingZone(rule, definition, kept.since, kept.conditions)
+        _restore(self._zones[name].totals, kept)
+        return []
+
+    def _use_line(self, name: str, line: LineConfig, config: CameraConfig, now: datetime) -> list[RuleStart]:
+        rule, definition = LineRule.of(name, line, config.classes, self._aspect), _define(line, config)
+        if name in self._lines:
+            self._lines[name].rule = rule
+            return []
+        kept = self._kept.get(name)
+        if kept is None or kept.definition != definition:
+            self._lines[name] = _CountingLine(rule, definition, now)
+            return [RuleStart(self.camera, name, "line", definition, now)]
+        self._lines[name] = _CountingLine(rule, definition, kept.since)
+        _restore(self._lines[name].totals, kept)
+        return []
+
+    # --- pictures -----------------------------------------------------------------------------------------
+
+    def update(
+        self, picture: ScenePicture, tracks: Iterable[ConfirmedTrack], ended: Iterable[int] = ()
+    ) -> SceneChanges:
+        """What a picture changes: its confirmed tracks, and the ids of those that have ended."""
+        events: list[SceneEvent] = []
+        self._prepare(picture, events)
+        for track in tracks:
+            if track.detection is not None:
+                self._advance(track, picture, events)
+        for track_id in ended:
+            self._end(track_id, picture, picture.at_s, events)
+        self._count_inside(picture, events)
+        self._last = picture
+        return self._changes(events)
+
+    def end_all(self) -> SceneChanges:
+        """All tracks have ended without a picture: the camera is offline for long, or is removed.
+
+        The events belong to the last picture.
+        """
+        events: list[SceneEvent] = []
+        if self._last is not None:
+            for track_id in [*self._tracks]:
+                self._end(track_id, self._last, None, events)
+            self._count_inside(self._last, events)
+        return self._changes(events)
+
+    def open_visits(self) -> SceneChanges:
+        """For everybody inside the event that is due if the module stops now; to be stored each second."""
+        return SceneChanges(
+            visits=tuple(
+                self._lost_if_stopped(zone, track_id)
+                for zone in self._zones.values()
+                for track_id in zone.inside
+            )
+        )
+
+    def document(self) -> dict[str, Any]:
+        """The answer of `GET /api/v1/cameras/{name}/scene`."""
+        rules = self._rules
+        last_s = 0.0 if self._last is None else self._last.at_s
+        return {
+            "camera": self.camera,
+            "since": format_utc(min(rule.since for rule in rules)) if rules else None,
+            "tracks": [self._track_document(track, last_s) for track in self._tracks.values()],
+            "zones": {name: zone.document() for name, zone in self._zones.items()},
+            "lines": {name: line.document() for name, line in self._lines.items()},
+        }
+
+    def _track_document(self, track: _TrackState, last_s: float) -> dict[str, Any]:
+        return {
+            "trackId": track.track_id,
+            "label": track.label,
+            "ageSeconds": round(last_s - track.started_s, 3),
+            "box": make_box_document(track.box),
+            "zones": [name for name, zone in self._zones.items() if track.track_id in zone.inside],
+        }
+
+    def _changes(self, events: list[SceneEvent]) -> SceneChanges:
+        visits = tuple(
+            self._lost_if_stopped(self._zones[event.rule], event.track_id)
+            for event in events
+            if event.type == "zone-entered"
+            and event.track_id is not None
+            and event.track_id in self._zones[event.rule].inside
+        )
+        return SceneChanges(tuple(events), visits=visits)
+
+    def _prepare(self, picture: ScenePicture, events: list[SceneEvent]) -> None:
+        """Follow the size of the picture, the schedules and the connection."""
+        if picture.aspect != self._aspect:
+            self._aspect = picture.aspect
+            for line in self._lines.values():
+                line.rule = replace(line.rule, aspect=picture.aspect)
+        minute = picture.captured_at.replace(second=0, microsecond=0)
+        if minute != self._minute:
+            self._minute = minute
+            self._follow_schedules(picture, events)
+        last = self._last
+        if last and picture.epoch != last.epoch and picture.at_s - last.at_s > _RECONNECT_S:
+            for zone in self._zones.values():
+                zone.held = {name: held._replace(since=None) for name, held in zone.held.items()}
+
+    def _follow_schedules(self, picture: ScenePicture, events: list[SceneEvent]) -> None:
+        for zone in self._zones.values():
+            is_open = zone.schedule is None or zone.schedule.is_open(picture.captured_at)
+            if is_open != zone.is_open:
+                zone.is_open = is_open
+                self._by_label.clear()
+                if not is_open:
+                    self._close(zone, picture, events)
+
+    def _rules_for(self, label: str) -> tuple[list[_CountingRule], tuple[str, ...]]:
+        """The open zones and the lines that count a label, and the anchors that they use."""
+        found = self._by_label.get(label)
+        if found is None:
+            rules = [rule for rule in self._rules if rule.is_open and _counts(rule.rule, label)]
+            # With those that a closed zone will use when it opens: a path has no gap.
+            anchors = {rule.rule.anchor for rule in self._rules} or {"bottom-center"}
+            found = self._by_label[label] = (rules, tuple(anchors))
+        return found
+
+    @property
+    def _rules(self) -> list[_CountingRule]:
+        return [*self._zones.values(), *self._lines.values()]
+
+    def _advance(self, track: ConfirmedTrack, picture: ScenePicture, events: list[SceneEvent]) -> None:
+        """What the rules decide about a track that was seen."""
+        state = self._tracks.get(track.track_id)
+        if state is None:
+            state = self._tracks[track.track_id] = _TrackState(track, picture.at_s)
+        rules, anchors = self._rules_for(state.label)
+        state.move(track, picture, anchors)
+        for rule in rules:
+            trail = state.trails[rule.rule.anchor]
+            for decision in rule.steps(state.track_id, trail.before, trail.now):
+                self._record(rule, self._track_event(rule, state, decision, picture), events)
+
+    def _end(
+        self, track_id: int, picture: ScenePicture, end_s: float | None, events: list[SceneEvent]
+    ) -> None:
+        state = self._tracks.get(track_id)
+        if state is None:
+            return
+        for zone in self._zones.values():
+            self._end_visit(zone, state, picture, end_s, events)
+            zone.forget(track_id)
+        for line in self._lines.values():
+            line.forget(track_id)
+        del self._tracks[track_id]
+
+    def _end_visit(
+        self,
+        zone: _CountingZone,
+        state: _TrackState,
+        picture: ScenePicture,
+        end_s: float | None,
+        events: list[SceneEvent],
+    ) -> None:
+        last = state.trails[zone.rule.anchor].now
+        decision = end_visit(zone.rule, zone.visits.get(state.track_id, Visit()), end_s, last)
+        if decision is not None:
+            self._record(zone, self._track_event(zone, state, decision, picture), events)
+
+    def _close(self, zone: _CountingZone, picture: ScenePicture, events: list[SceneEvent]) -> None:
+        """Who is inside is lost; the zone counts nothing until it opens."""
+        for track_id in [*zone.inside]:
+            self._end_visit(zone, self._tracks[track_id], picture, None, events)
+        for states in zone.states.values():
+            states.clear()
+        for name, kind in zone.on_count:
+            if zone.held.get(name, kind.initial).active:
+                self._step_count(zone, name, kind, picture, events)
+        zone.held = {name: held._replace(since=None) for name, held in zone.held.items()}
+
+    def _count_inside(self, picture: ScenePicture, events: list[SceneEvent]) -> None:
+        for zone in self._zones.values():
+            if zone.is_open:
+                for name, kind in zone.on_count:
+                    self._step_count(zone, name, kind, picture, events)
+
+    def _step_count(
+        self,
+        zone: _CountingZone,
+        name: str,
+        kind: RuleKind,
+        picture: ScenePicture,
+        events: list[SceneEvent],
+    ) -> None:
+        held, moment = zone.held.get(name, kind.initial), Moment(picture.sequence, picture.at_s)
+        zone.held[name], decision = kind.step(zone.rule, held, len(zone.inside), moment)
+        if decision is not None:
+            events.append(self._count_event(zone, decision, picture))
+
+    # --- events -------------------------------------------------------------------------------------------
+
+    def _record(self, rule: _CountingRule, event: SceneEvent, events: list[SceneEvent]) -> None:
+        events.append(event)
+        if event.total is None or event.track_id is None or event.label is None:
+            return
+        rule.totals[event.total][event.label] += 1
+        if isinstance(rule, _CountingZone):
+            if event.total == "entered":
+                rule.inside[event.track_id] = event.label
+            else:
+                del rule.inside[event.track_id]
+
+    def _track_event(
+        self,
+        rule: _CountingRule,
+        state: _TrackState,
+        decision: Decision,
+        picture: ScenePicture,
+        limit: int = MAX_PATH_POINTS,
+    ) -> SceneEvent:
+        trail = state.trails[rule.rule.anchor]
+        # All evidence of a loss lies inside.
+        last = decision.passed[-1] if decision.type == "zone-lost" else trail.now
+        path = trail.select(decision.passed, last, limit)
+        first = path[0].sequence
+        evidence = {
+            "firstSequence": first,
+            "lastSequence": path[-1].sequence,
+            "path": [[each.sequence, each.x, each.y] for each in path],
+        }
+        return SceneEvent(
+            id=make_event_id(self.camera, rule.rule.name, decision.type, state.track_id, first),
+            camera=self.camera,
+            type=decision.type,
+            shape="zone" if isinstance(rule, _CountingZone) else "line",
+            rule=rule.rule.name,
+            at=picture.captured_at,
+            sequence=picture.sequence,
+            epoch=picture.epoch,
+            model=picture.model,
+            device=picture.device,
+            evidence=evidence,
+            direction=decision.direction,
+            label=state.label,
+            track_id=state.track_id,
+            dwell_s=decision.dwell_s,
+            confidence=state.confidence,
+            box=state.box,
+        )
+
+    def _lost_if_stopped(self, zone: _CountingZone, track_id: int) -> SceneEvent:
+        """The event of a track inside that is due if the module stops now."""
+        state, picture = self._tracks[track_id], self._last
+        last = state.trails[zone.rule.anchor].now
+        decision = end_visit(zone.rule, zone.visits[track_id], None, last)
+        if decision is None or picture is None:
+            raise ValueError(f"track {track_id} is not inside '{zone.rule.name}'")
+        return self._track_event(zone, state, decision, picture, _KEPT_PATH_POINTS)
+
+    def _count_event(self, zone: _CountingZone, decision: CountDecision, picture: ScenePicture) -> SceneEvent:
+        evidence = {
+            "firstSequence": decision.since.sequence,
+            "lastSequence": picture.sequence,
+            "trackIds": sorted(zone.inside),
+        }
+        name, first = zone.rule.name, decision.since.sequence
+        return SceneEvent(
+            id=make_event_id(self.camera, name, decision.type, None, first),
+            camera=self.camera,
+            type=decision.type,
+            shape="zone",
+            rule=name,
+            at=picture.captured_at,
+            sequence=picture.sequence,
+            epoch=picture.epoch,
+            model=picture.model,
+            device=picture.device,
+            evidence=evidence,
+            count=len(zone.inside),
+        )
+
+
+def _restore(totals: dict[str, Counter[str]], kept: KeptRule) -> None:
+    for total, counts in kept.totals.items():
+        totals.setdefault(total, Counter()).update(counts)
+
+
+def _counts(rule: ZoneRule | LineRule, label: str) -> bool:
+    return rule.classes is None or label in rule.classes
+
+
+def _define(rule: ZoneConfig | LineConfig, config: CameraConfig) -> str:
+    """What a zone or line counts, as a text: another one begins at 0."""
+    classes = config.classes if rule.classes is None else rule.classes
+    geometry = [rule.polygon] if isinstance(rule, ZoneConfig) else [rule.start, rule.end]
+    kind = "zone" if isinstance(rule, ZoneConfig) else "line"
+    return json.dumps([kind, geometry, None if classes is None else sorted(set(classes)), rule.anchor])
+
+
+def apply_masks(detections: Detections, masks: Sequence[Sequence[Point]]) -> Detections:
+    """The detections whose bottom centre lies in no mask; for the tracker, which must not see the others."""
+    if not masks or not len(detections):
+        return detections
+    areas = [PolygonArea(mask) for mask in masks]
+    keep = [
+        number
+        for number, (left, _, right, bottom) in enumerate(detections.boxes.tolist())
+        if not any(area.contains((left + right) / 2, bottom) for area in areas)
+    ]
+    if len(keep) == len(detections):
+        return detections
+    return Detections(detections.boxes[keep], detections.scores[keep], detections.class_ids[keep])

@@ -1,0 +1,296 @@
+"""The thread `scene`: stores what scenes change, then lets their events leave the module.
+
+`put` only appends to a queue, so the lane never waits for the disk. An event is delivered after the
+transaction that stores it and the totals that it changes. While the disk cannot be written, events are
+delivered all the same, what they change waits in memory, and the disk is tried again.
+"""
+
+import contextlib
+import logging
+import secrets
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from visionedge.frames.types import utc_now
+from visionedge.outbound.sqlite_store import DatabaseOpener, is_corrupt
+from visionedge.runtime.redaction import redact
+from visionedge.runtime.threads import ThreadGroup
+from visionedge.scene.scene import KeptRule, SceneChanges
+from visionedge.scene.totals import CountRow, EventLimits, SceneStore, open_scene_store, set_aside_store
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 10.0
+"""A disk that failed is tried again after so long."""
+
+MAX_WAITING = 20_000
+"""The most changes that wait in memory for the disk."""
+
+_BATCH = 500
+
+Deliver = Callable[[Sequence[Mapping[str, Any]]], None]
+"""Takes documents of events that may leave the module, in their order; called by the thread `scene`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SceneStorageStatus:
+    """The state of the file: `mode` is `memory` for a `reason`; `waiting` changes are not on the disk yet.
+
+    `lost`: why an older file was set aside. `newer`: the unused file of a newer version, and what to do.
+    """
+
+    mode: Literal["disk", "memory"]
+    reason: str | None
+    waiting: int
+    lost: str | None
+    newer: str | None
+
+
+class SceneWriter:
+    """The one owner of the file. `put` and `status` return at once; the others block on the disk.
+
+    The constructor opens the file and raises nothing. `deliver` gets each event at least once: after a kill
+    those that were not handed over before come again, with their ids.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        limits: EventLimits,
+        deliver: Deliver,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = utc_now,
+        connect: DatabaseOpener | None = None,
+    ) -> None:
+        self._path, self._limits, self._connect = path, limits, connect
+        self._deliver, self._clock, self._now = deliver, clock, now
+        # Guards the queue; held for assignments only.
+        self._changed = threading.Condition()
+        self._queue: list[SceneChanges] = []
+        self._closing = False
+        # Guards the store; held while the disk works.
+        self._disk = threading.Lock()
+        self._store: SceneStore | None = None
+        # With their ids; only the first one may have been tried.
+        self._batches: deque[tuple[str, list[SceneChanges]]] = deque()
+        self._delivered: set[str] = set()
+        self._reason: str | None = None
+        self._lost: str | None = None
+        self._newer: str | None = None
+        self._has_given_up = False
+        self._retry_at_s = 0.0
+        self._open()
+
+    def __repr__(self) -> str:
+        state = self.status()
+        return f"<SceneWriter {state.mode} waiting={state.waiting}>"
+
+    def start(self, thread_group: ThreadGroup) -> threading.Thread:
+        """Start the thread; once."""
+        return thread_group.start("scene", self._run, vital=True, may_return=True)
+
+    def load(self, camera: str) -> dict[str, KeptRule]:
+        """What the last run has left of a camera; empty without a file."""
+        with self._disk:
+            try:
+                return {} if self._store is None else self._store.load(camera)
+            except sqlite3.Error as error:
+                self._fail(error)
+                return {}
+
+    def last_track_id(self, camera: str) -> int | None:
+        """As `SceneStore.last_track_id`; None without a file."""
+        with self._disk:
+            try:
+                return None if self._store is None else self._store.last_track_id(camera)
+            except sqlite3.Error as error:
+                self._fail(error)
+                return None
+
+    def reserve_track_ids(self, camera: str, last_id: int) -> bool:
+        """As `SceneStore.reserve_track_ids`; whether it is on the disk."""
+        with self._disk:
+            if self._store is None:
+                return False
+            try:
+                self._store.reserve_track_ids(camera, last_id)
+            except sqlite3.Error as error:
+                self._fail(error)
+                return False
+            return True
+
+    def cameras(self) -> list[str]:
+        """The cameras of which something is left."""
+        with self._disk:
+            return [] if self._store is None else self._store.cameras()
+
+    def set_limits(self, limits: EventLimits) -> None:
+        """Bound the log of events otherwise, from the next transaction on."""
+        with self._disk:
+            self._limits = limits
+            if self._store is not None:
+                self._store.limits = limits
+
+    def put(self, changes: SceneChanges) -> None:
+        """Append changes of a scene, from any thread."""
+        if changes:
+            with self._changed:
+                self._queue.append(changes)
+                self._changed.notify_all()
+
+    def events(self, **wanted: Any) -> list[dict[str, Any]]:
+        """As `SceneStore.events`; empty without a file."""
+        with self._disk:
+            return [] if self._store is None else self._store.events(**wanted)
+
+    def counts(
+        self, camera: str, begin: datetime, end: datetime, by: Literal["hour", "day"]
+    ) -> list[CountRow]:
+        """As `SceneStore.counts`; empty without a file."""
+        with self._disk:
+            return [] if self._store is None else self._store.counts(camera, begin, end, by)
+
+    def status(self) -> SceneStorageStatus:
+        """The state of the file."""
+        with self._changed:
+            waiting = len(self._queue) + sum(len(changes) for _, changes in self._batches)
+            mode: Literal["disk", "memory"] = "disk" if self._reason is None else "memory"
+            return SceneStorageStatus(mode, self._reason, waiting, self._lost, self._newer)
+
+    def close(self) -> None:
+        """Have the thread write the rest and end."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+
+    # --- the thread ---------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._write_waiting()  # events that a kill has left
+            while self._await_changes():
+                self._write_waiting()
+        finally:
+            self._write_waiting()
+            with self._disk:
+                if self._store is not None:
+                    self._store.close()
+                    self._store = None
+
+    def _await_changes(self) -> bool:
+        with self._changed:
+            while not self._queue and not self._closing:
+                left_s = None if self._store is not None else self._retry_at_s - self._clock()
+                if self._has_given_up:
+                    left_s = None
+                if left_s is not None and left_s <= 0:
+                    break
+                self._changed.wait(left_s)
+            return not self._closing
+
+    def _write_waiting(self) -> None:
+        """Store what waits, and deliver its events."""
+        with self._changed:
+            if self._queue:
+                self._batches.append((secrets.token_hex(8), self._queue))
+                self._queue = []
+        with self._disk:
+            if self._store is None and not self._has_given_up and self._clock() >= self._retry_at_s:
+                self._open()
+            while self._store is not None and self._batches and self._write(*self._batches[0]):
+                with self._changed:
+                    self._batches.popleft()
+            self._hand_over()
+            if self._store is None and sum(len(changes) for _, changes in self._batches) > MAX_WAITING:
+                self._give_up()
+
+    def _write(self, batch_id: str, changes: Sequence[SceneChanges]) -> bool:
+        if self._store is None:
+            return False
+        try:
+            self._store.write(changes, self._now(), batch_id)
+        except sqlite3.Error as error:
+            self._fail(error)
+            return False
+        return True
+
+    def _hand_over(self) -> None:
+        """Deliver the events that are stored and were not delivered yet; without the disk those that wait."""
+        if self._store is None:
+            self._deliver_unstored()
+            return
+        try:
+            while rows := self._store.waiting(_BATCH):
+                if fresh := [document for _, document in rows if document["id"] not in self._delivered]:
+                    self._deliver(fresh)
+                self._store.hand_over(key for key, _ in rows)
+            self._delivered.clear()
+        except sqlite3.Error as error:
+            self._fail(error)
+
+    def _deliver_unstored(self) -> None:
+        waiting = (event for _, changes in self._batches for change in changes for event in change.events)
+        if events := [event for event in waiting if event.id not in self._delivered]:
+            self._delivered.update(event.id for event in events)
+            self._deliver([event.document() for event in events])
+        if self._has_given_up:
+            self._forget_waiting()
+
+    def _give_up(self) -> None:
+        """Stop storing: the file is consistent now, and would not be with a part of what followed."""
+        self._has_given_up = True
+        log.error(
+            "scene: more than %d changes wait for the disk; totals are not stored until the next start",
+            MAX_WAITING,
+        )
+        self._forget_waiting()
+
+    def _forget_waiting(self) -> None:
+        with self._changed:
+            self._batches.clear()
+            self._delivered.clear()
+
+    def _open(self) -> None:
+        opened = open_scene_store(self._path, self._limits, self._connect)
+        with self._changed:
+            self._store = opened.store
+            self._lost, self._newer = opened.lost or self._lost, opened.newer
+            self._retry_at_s = self._clock() + RETRY_S
+        self._set_reason(opened.reason)
+
+    def _fail(self, error: sqlite3.Error) -> None:
+        """Close the file: it is opened again later, a new one if this one is damaged."""
+        reason = redact(str(error))[:200]
+        store = self._store
+        if store is None:
+            return
+        with contextlib.suppress(sqlite3.Error):
+            store.close()
+        with self._changed:
+            self._store = None
+            self._retry_at_s = self._clock() + RETRY_S
+        if is_corrupt(error):
+            with contextlib.suppress(OSError):
+                set_aside_store(store.path)
+                self._lost, self._retry_at_s = reason, self._clock()
+        self._set_reason(reason)
+
+    def _set_reason(self, reason: str | None) -> None:
+        if reason != self._reason and reason is not None:
+            log.warning(
+                "scene: the disk cannot be used: %s; totals wait in memory, retrying every %.0f s",
+                reason,
+                RETRY_S,
+            )
+        elif reason != self._reason:
+            log.info("scene: totals are written to the disk again")
+        with self._changed:
+            self._reason = reason

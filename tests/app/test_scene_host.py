@@ -1,0 +1,261 @@
+"""Scenes of the running module: tracks, events and totals of cameras, over changes, restarts and kills."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fake_backend import result as make_result
+from visionedge.app.scene_host import SceneHost
+from visionedge.app.state import AppState
+from visionedge.config.load import parse_config
+from visionedge.frames.types import Detections, FrameResult
+from visionedge.runtime.threads import ThreadGroup
+from visionedge.scene.totals import SceneStore
+from visionedge.web.documents import SceneDocument
+
+START = datetime(2026, 11, 30, 10, tzinfo=UTC)
+DOOR = {"start": [0.5, 0.1], "end": [0.5, 0.95], "minSeconds": 0}
+LEFT = {"polygon": [[0, 0], [0, 1], [0.4, 1], [0.4, 0]], "minSeconds": 0}
+CAMERA = {"uri": "demo:", "lines": {"door": DOOR}, "zones": {"left": LEFT}}
+
+
+class HostRun:
+    """One process of the module: a host, its thread, and a clock that goes on over restarts."""
+
+    sequence = 0
+    at_s = 1_000.0
+
+    def __init__(self, data: Path, *, camera: Any = CAMERA, **cameras: Any) -> None:
+        self.data = data
+        self.document: dict[str, Any] = {"cameras": {"dock": camera, **cameras}}
+        self.threads = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
+        self.state = AppState.of(parse_config(self.document), data, {}, lambda: None)
+        self.host = SceneHost(
+            self.state.snapshot, data, self.threads, clock=lambda: self.at_s, now=lambda: self.now
+        )
+
+    @property
+    def now(self) -> datetime:
+        return START + timedelta(seconds=self.at_s)
+
+    async def configure(self, **cameras: Any) -> None:
+        await self.host.configure(parse_config({"cameras": cameras or self.document["cameras"]}).cameras)
+
+    def show(self, *xs: float, score: float = 0.9) -> FrameResult:
+        """Pictures with a person whose feet are at these places; the last result."""
+        return [self.show_one(x, score) for x in xs][-1]
+
+    def show_one(self, x: float, score: float = 0.9, *, is_reported: bool = True) -> FrameResult:
+        HostRun.sequence += 1
+        HostRun.at_s += 0.1
+        box = np.array([[x - 0.05, 0.3, x + 0.05, 0.7]], np.float32)
+        found = Detections(box, np.array([score], np.float32), np.zeros(1, np.int32))
+        plain = make_result("dock", self.sequence)
+        frame = replace(plain.frame, captured_ns=round(self.at_s * 1e9), captured_utc=self.now)
+        reported = found if is_reported else found.first(0)
+        return self.host.update(replace(plain, frame=frame, detections=reported, candidates=found))
+
+    def totals(self) -> dict[str, int]:
+        scene = self.host.document("dock")
+        counts = {**scene["zones"].get("left", {}), **scene["lines"].get("door", {})}
+        return {name: sum(by_label.values()) for name, by_label in counts.items() if name != "since"}
+
+    def close(self) -> None:
+        assert self.host.close(5)
+        assert self.threads.alive() == []
+
+
+def play(run: HostRun, scenario: Callable[[HostRun], Awaitable[None]]) -> None:
+    """Configure, play and stop."""
+
+    async def whole() -> None:
+        await run.configure()
+        try:
+            await scenario(run)
+        finally:
+            run.close()
+
+    asyncio.run(whole())
+
+
+WALK = (0.2, 0.22, 0.25, 0.27, 0.3, 0.35, 0.45, 0.55, 0.6)
+
+
+def stored_types(data: Path) -> list[str]:
+    store = SceneStore(data / "scene.db")
+    types = [event["type"] for event in store.events()]
+    store.close()
+    return types[::-1]
+
+
+def test_who_walks_through_a_zone_over_a_line_is_counted_and_stored(tmp_path: Path) -> None:
+    async def scenario(run: HostRun) -> None:
+        first, last = run.show(0.2), run.show(*WALK)
+        assert first.track_ids == (None,)
+        assert last.track_ids is not None
+        assert None not in last.track_ids
+        zone = {"inside": 0, "entered": 1, "left": 1, "lost": 0}
+        assert run.totals() == {**zone, "left-to-right": 0, "right-to-left": 1}
+        for camera in ("dock", "of no configuration"):
+            document = run.host.document(camera)
+            assert SceneDocument.model_validate(document, strict=True).dump() == document
+
+    play(HostRun(tmp_path), scenario)
+    assert stored_types(tmp_path) == ["zone-entered", "zone-left", "line-crossed"]
+
+
+def test_over_a_restart_totals_stay_who_was_inside_is_lost_and_numbers_do_not_repeat(tmp_path: Path) -> None:
+    ids: list[Any] = []
+
+    async def scenario(run: HostRun) -> None:
+        ids.append(run.show(*WALK[:6]).track_ids)
+
+    for inside in range(3):
+        run = HostRun(tmp_path)
+        play(run, scenario)
+        zone = {"inside": 1, "entered": inside + 1, "left": 0, "lost": inside}
+        assert run.totals() == {**zone, "left-to-right": 0, "right-to-left": 0}
+    assert len({*ids}) == 3
+    assert ids == sorted(ids)
+
+
+def test_without_the_file_of_the_last_run_numbers_of_tracks_do_not_repeat(tmp_path: Path) -> None:
+    ids: list[Any] = []
+
+    async def scenario(run: HostRun) -> None:
+        ids.append(run.show(*WALK).track_ids)
+
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        play(HostRun(folder), scenario)
+        HostRun.at_s += 2
+    assert ids[0] < ids[1]
+
+
+def test_numbers_of_tracks_are_reserved_on_the_disk_ahead_of_their_use(tmp_path: Path) -> None:
+    async def scenario(run: HostRun) -> None:
+        tracker = run.host._scenes["dock"].tracker
+        tracker.next_id += 700
+        run.host.tick()
+        assert run.host._reserving is not None
+        await run.host._reserving
+        assert run.host._writer is not None
+        assert run.host._writer.last_track_id("dock") == tracker.next_id + 1_000
+        HostRun.at_s += 2
+        run.host.tick()
+        assert run.host._reserving is None
+
+    play(HostRun(tmp_path), scenario)
+
+
+def test_without_tracking_a_result_passes_unchanged_and_there_is_no_file(tmp_path: Path) -> None:
+    async def scenario(run: HostRun) -> None:
+        plain = make_result("dock", 1)
+        assert run.host.update(plain) is plain
+        run.host.tick()
+
+    play(HostRun(tmp_path, camera={**CAMERA, "tracking": "off"}), scenario)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("tracking", ["on", "off"])
+def test_what_a_mask_covers_is_no_detection(tmp_path: Path, tracking: str) -> None:
+    async def scenario(run: HostRun) -> None:
+        assert len(run.show(*WALK).detections) == 0
+        shown = run.show(*(0.8,) * 8)
+        assert len(shown.detections) == 1
+        assert (shown.track_ids is None) == (tracking == "off")
+
+    mask = [[0, 0], [0.65, 0], [0.65, 1], [0, 1]]
+    play(HostRun(tmp_path, camera={"uri": "demo:", "masks": [mask], "tracking": tracking}), scenario)
+
+
+def test_a_weak_detection_keeps_a_track_and_is_not_reported(tmp_path: Path) -> None:
+    async def scenario(run: HostRun) -> None:
+        (track_id,) = run.show(*(0.2,) * 8).track_ids or ()
+        for _ in range(60):
+            weak = run.show_one(0.2, 0.45, is_reported=False)
+            assert (weak.track_ids, len(weak.detections)) == ((), 0)
+        assert run.show(0.2).track_ids == (track_id,)
+
+    play(HostRun(tmp_path, camera={**CAMERA, "confidence": 0.5}), scenario)
+
+
+@pytest.mark.parametrize(("own", "is_tracked"), [({}, False), ({"confidence": 0.4}, True)])
+def test_a_camera_with_its_own_confidence_begins_tracks_from_it(
+    tmp_path: Path, own: dict[str, Any], is_tracked: bool
+) -> None:
+    async def scenario(run: HostRun) -> None:
+        ids = run.show(*(0.2,) * 8, score=0.5).track_ids or ()
+        assert (ids[0] is not None) == is_tracked
+
+    play(HostRun(tmp_path, camera={**CAMERA, **own}), scenario)
+
+
+def test_the_tracks_of_a_camera_that_is_offline_end(tmp_path: Path) -> None:
+    async def scenario(run: HostRun) -> None:
+        run.show(*WALK[:6])
+        HostRun.at_s += 2
+        run.host.tick()
+        assert run.totals()["inside"] == 1
+        HostRun.at_s += 4
+        run.host.tick()
+        assert (run.totals()["inside"], run.totals()["lost"]) == (0, 1)
+        run.show(*WALK[:6])
+        assert run.totals()["entered"] == 2
+
+    play(HostRun(tmp_path), scenario)
+
+
+def test_a_camera_that_is_removed_loses_who_is_inside_and_begins_at_0_when_it_returns(
+    tmp_path: Path,
+) -> None:
+    async def scenario(run: HostRun) -> None:
+        before = run.show(*WALK[:6]).track_ids
+        await run.configure(gate={"uri": "demo:"})
+        assert run.show(0.2).track_ids is None
+        await run.configure(dock=CAMERA)
+        assert set(run.totals().values()) == {0}
+        HostRun.at_s += 10
+        after = run.show(*WALK[:6]).track_ids
+        assert before is not None
+        assert after is not None
+        assert before < after
+
+    play(HostRun(tmp_path), scenario)
+    assert stored_types(tmp_path) == ["zone-entered", "zone-lost", "zone-entered"]
+
+
+def test_zones_of_a_camera_that_is_gone_at_a_start_end(tmp_path: Path) -> None:
+    ids: list[Any] = []
+
+    async def before(run: HostRun) -> None:
+        ids.append(run.show(*WALK[:6]).track_ids)
+
+    async def without(run: HostRun) -> None:
+        assert run.show(0.2).track_ids is None
+
+    async def returns(run: HostRun) -> None:
+        await run.configure(dock=CAMERA)
+        ids.append(run.show(*WALK[:6]).track_ids)
+
+    play(HostRun(tmp_path), before)
+    for scenario in (without, returns):
+        other = HostRun(tmp_path)
+        other.document = {"cameras": {"gate": CAMERA}}
+        play(other, scenario)
+        if scenario is without:
+            assert stored_types(tmp_path) == ["zone-entered", "zone-lost"]
+            store = SceneStore(tmp_path / "scene.db")
+            assert store.load("dock") == {}
+            store.close()
+    assert ids[0] < ids[1]
+    play(HostRun(tmp_path, camera={**CAMERA, "tracking": "on"}), before)
+    assert ids[1] < ids[2]

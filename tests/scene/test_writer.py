@@ -1,0 +1,226 @@
+"""The thread that stores scenes: an event leaves after it is stored, and a broken disk stops no event."""
+
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scene_paths import DOOR, SQUARE, START, SceneRun, camera_config
+from visionedge.outbound.sqlite_store import open_database
+from visionedge.runtime.threads import ThreadGroup
+from visionedge.scene import writer as writer_module
+from visionedge.scene.totals import EventLimits, SceneStore
+from visionedge.scene.writer import RETRY_S, SceneWriter
+
+CONFIG = camera_config(zones={"queue": {"polygon": SQUARE}}, lines={"door": DOOR})
+
+
+class WriterRun:
+    """A scene and its writer, on a disk that can be made to fail; rounds of the thread are called by hand."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.now_s = 0.0
+        self.is_broken = False
+        self.delivered: list[Mapping[str, Any]] = []
+        self.check: Callable[[], None] = lambda: None
+        self.writer = SceneWriter(
+            path, EventLimits(), self.deliver, clock=lambda: self.now_s, now=self.now, connect=self.connect
+        )
+        self.run = SceneRun(CONFIG, self.writer.load("dock"))
+
+    def now(self) -> datetime:
+        return START
+
+    def connect(self, path: Path) -> sqlite3.Connection:
+        if self.is_broken:
+            raise sqlite3.OperationalError("disk I/O error")
+        self.database = open_database(path)
+        return self.database
+
+    def deliver(self, documents: Sequence[Mapping[str, Any]]) -> None:
+        self.check()
+        self.delivered += documents
+
+    def break_disk(self) -> None:
+        self.is_broken = True
+        self.database.execute("PRAGMA query_only=ON")
+
+    def repair_disk(self) -> None:
+        self.is_broken = False
+        self.now_s += RETRY_S
+
+    def put(self) -> None:
+        """Hand over what the scene did, without a round of the thread."""
+        for change in self.run.changes:
+            self.writer.put(change)
+        self.run.changes = []
+
+    def walk(self, *xs: float, track_id: int = 1) -> None:
+        self.run.walk([(x, 0.5) for x in xs], track_id)
+        self.put()
+        self.writer._write_waiting()
+
+    def types(self) -> list[str]:
+        return [document["type"] for document in self.delivered]
+
+    def kill(self) -> None:
+        if self.writer._store is not None:
+            self.writer._store.close()
+
+    def stored_totals(self) -> dict[str, Any]:
+        """What the next start finds."""
+        self.kill()
+        store = SceneStore(self.path)
+        found = {name: dict(kept.totals) for name, kept in store.load("dock").items()}
+        store.close()
+        return found
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Iterator[WriterRun]:
+    run = WriterRun(tmp_path / "scene.db")
+    yield run
+    run.kill()
+
+
+TWO = {"door": {"right-to-left": {"person": 2}}, "queue": {"entered": {"person": 2}}}
+
+
+def test_an_event_is_delivered_after_it_and_its_totals_are_stored(written: WriterRun) -> None:
+    found: list[Any] = []
+    written.check = lambda: found.append(
+        written.writer._store and written.writer._store.load("dock")["door"].totals
+    )
+    written.walk(0.4, 0.6)
+    assert found == [{"right-to-left": {"person": 1}}]
+    assert written.types() == ["zone-entered", "line-crossed"]
+    assert written.writer.status().waiting == 0
+
+
+def test_putting_changes_neither_stores_nor_delivers_them(written: WriterRun) -> None:
+    written.run.walk([(0.4, 0.5)])
+    written.put()
+    assert written.delivered == []
+    assert written.writer.status().waiting == 2
+
+
+def test_a_broken_disk_delays_no_event_and_totals_are_stored_later(written: WriterRun) -> None:
+    written.walk(0.4, 0.6)
+    written.break_disk()
+    written.walk(0.4, 0.6, track_id=2)
+    assert written.types() == ["zone-entered", "line-crossed"] * 2
+    state = written.writer.status()
+    assert (state.mode, state.waiting) == ("memory", 2)
+    assert state.reason == "attempt to write a readonly database"
+    written.repair_disk()
+    written.writer._write_waiting()
+    assert written.writer.status().mode == "disk"
+    assert written.types() == ["zone-entered", "line-crossed"] * 2
+    assert written.stored_totals() == TWO
+
+
+def test_a_disk_that_is_broken_at_the_start_is_tried_again(tmp_path: Path) -> None:
+    class Broken(WriterRun):
+        def connect(self, path: Path) -> sqlite3.Connection:
+            if self.now_s < RETRY_S:
+                raise sqlite3.OperationalError("unable to open database file")
+            return super().connect(path)
+
+    run = Broken(tmp_path / "scene.db")
+    run.walk(0.4, 0.6)
+    assert run.types() == ["zone-entered", "line-crossed"]
+    run.now_s += RETRY_S
+    run.walk(0.4, 0.6, track_id=2)
+    assert run.types() == ["zone-entered", "line-crossed"] * 2
+    assert run.stored_totals() == TWO
+
+
+def test_events_that_were_stored_and_not_delivered_at_a_kill_come_at_the_next_start(tmp_path: Path) -> None:
+    path = tmp_path / "scene.db"
+    first = WriterRun(path)
+
+    def die() -> None:
+        raise RuntimeError("killed")
+
+    first.check = die
+    with pytest.raises(RuntimeError):
+        first.walk(0.4, 0.6)
+    first.kill()
+    second = WriterRun(path)
+    second.walk()
+    assert second.types() == ["zone-entered", "line-crossed", "zone-lost"]
+    second.kill()
+
+
+def test_after_too_many_changes_the_file_stays_as_it_was_and_events_go_on(
+    written: WriterRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file with a part of what happened would not be conserved."""
+    monkeypatch.setattr(writer_module, "MAX_WAITING", 10)
+    written.walk(0.4, 0.6)
+    written.break_disk()
+    for track_id in range(2, 30):
+        written.walk(0.4, 0.6, track_id=track_id)
+    written.repair_disk()
+    written.walk(0.4, 0.6, track_id=30)
+    assert written.types() == ["zone-entered", "line-crossed"] * 30
+    assert written.writer.status().waiting == 0
+    assert written.stored_totals() == {
+        "door": {"right-to-left": {"person": 1}},
+        "queue": {"entered": {"person": 1}},
+    }
+
+
+def test_a_file_that_is_damaged_while_the_module_runs_is_set_aside(written: WriterRun) -> None:
+    written.walk(0.4, 0.6)
+    written.database.execute("DROP TABLE total")
+    written.walk(0.4, 0.6, track_id=2)
+    assert written.types() == ["zone-entered", "line-crossed"] * 2
+    written.walk(0.9, track_id=2)
+    assert written.writer.status().mode == "disk"
+    assert written.writer.status().lost == "no such table: total"
+    assert written.path.with_name("scene.db.aside").exists()
+
+
+def test_the_thread_writes_the_rest_and_ends(tmp_path: Path) -> None:
+    run = WriterRun(tmp_path / "scene.db")
+    threads = ThreadGroup(lambda _name, _error: None)
+    run.writer.start(threads)
+    run.run.walk([(0.4, 0.5), (0.6, 0.5)])
+    run.put()
+    run.writer.close()
+    assert threads.join(20) == []
+    assert run.types() == ["zone-entered", "line-crossed"]
+    assert run.stored_totals()["door"] == {"right-to-left": {"person": 1}}
+
+
+def test_another_bound_holds_from_the_next_transaction_on(written: WriterRun) -> None:
+    written.walk(0.4, 0.6)
+    written.writer.set_limits(EventLimits(limit_bytes=1000))
+    written.walk(0.4, 0.6, track_id=2)
+    assert [event["trackId"] for event in written.writer.events()] == [2]
+
+
+def test_what_is_stored_can_be_asked_for(written: WriterRun) -> None:
+    written.walk(0.4, 0.6)
+    assert [event["type"] for event in written.writer.events(limit=5)] == ["line-crossed", "zone-entered"]
+    assert len(written.writer.counts("dock", START, START.replace(hour=23), "day")) == 2
+    assert written.writer.cameras() == ["dock"]
+
+
+def test_numbers_of_tracks_cannot_be_reserved_without_the_disk_and_can_afterwards(
+    tmp_path: Path,
+) -> None:
+    run = WriterRun(tmp_path / "scene.db")
+    assert run.writer.reserve_track_ids("dock", 1_000)
+    run.break_disk()
+    assert not run.writer.reserve_track_ids("dock", 2_000)
+    assert run.writer.last_track_id("dock") is None
+    run.repair_disk()
+    run.writer._write_waiting()
+    assert run.writer.last_track_id("dock") == 1_000
+    run.kill()
