@@ -1,0 +1,70 @@
+"""The scene of one camera, from its results: masks, then the tracker, then zones and lines."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+
+from visionedge.config.schema import CameraConfig
+from visionedge.frames.types import FrameResult
+from visionedge.scene.events import ScenePicture
+from visionedge.scene.scene import KeptRule, Scene, SceneChanges, apply_masks
+from visionedge.scene.tracker import BIRTH_SCORE, LOST_S, Tracker
+
+_OFFLINE_S = 2 * LOST_S
+"""The tracks of a camera without results end after so long; until then the next picture decides."""
+
+
+class CameraScene:
+    """Masks, tracker, zones and lines of one camera."""
+
+    def __init__(self, name: str, first_track_id: int, kept: Mapping[str, KeptRule]) -> None:
+        self.name = name
+        self.tracker = Tracker(next_id=first_track_id)
+        self.scene = Scene(name, kept)
+        self._config = CameraConfig(uri="demo:")
+        self._last_s: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<CameraScene {self.scene!r} {self.tracker!r}>"
+
+    def configure(self, config: CameraConfig, now: datetime) -> SceneChanges:
+        """Use another configuration of the camera; `now` is the UTC time."""
+        self._config = config
+        return self.scene.configure(config, now)
+
+    def use_confidence(self, confidence: float) -> None:
+        """The confidence of cameras that have none of their own."""
+        own = self._config.confidence
+        self.tracker.confidence = confidence if own is None else own
+        # Who sets a confidence wants to count what is above it.
+        self.tracker.birth_score = max(confidence, BIRTH_SCORE) if own is None else own
+
+    def update(self, result: FrameResult) -> tuple[FrameResult, SceneChanges]:
+        """Follow the objects into the next result: the result without what masks cover, with its tracks."""
+        detections = apply_masks(result.detections, self._config.masks)
+        candidates = detections
+        if result.candidates is not None:
+            candidates = apply_masks(result.candidates, self._config.masks)
+        frame = result.frame
+        at_s = self._last_s = frame.captured_ns / 1e9
+        update = self.tracker.update(candidates, at_s, result.labels)
+        picture = ScenePicture(
+            sequence=frame.sequence,
+            epoch=frame.epoch,
+            at_s=at_s,
+            captured_at=frame.captured_utc,
+            aspect=frame.width_px / frame.height_px,
+            model=result.model,
+            device=result.device,
+        )
+        changes = self.scene.update(picture, update.tracks, update.ended)
+        # The reported detections are the first candidates.
+        track_ids = update.track_ids[: len(detections)]
+        return replace(result, detections=detections, track_ids=track_ids), changes
+
+    def end_if_offline(self, now_s: float) -> SceneChanges:
+        """End all tracks once nothing came for long; `now_s` is the time of `time.monotonic`."""
+        if self._last_s is None or now_s - self._last_s <= _OFFLINE_S:
+            return SceneChanges()
+        self._last_s = None
+        return self.scene.end_all()
