@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from visionedge.cli import bench, completion, config, detect, doctor, manifest, model, run, token
+from visionedge.cli import bench, completion, config, detect, doctor, manifest, model, run, scene, token
 from visionedge.cli.arguments import LOG_LEVELS, Parser, describe_exit_codes
 from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.runtime import logs
@@ -91,6 +91,7 @@ def build_parser() -> Parser:
     )
     run.add_parser(subparsers)
     detect.add_parser(subparsers)
+    scene.add_parser(subparsers)
     model.add_parser(subparsers)
     bench.add_parser(subparsers)
     doctor.add_parser(subparsers)

@@ -25,7 +25,8 @@ from visionedge.camera.sources.pyav import PyavPicture
 from visionedge.cli.run import build_run_document, private_files
 from visionedge.config.schema import InferenceConfig
 from visionedge.errors import DamagedPictureError
-from visionedge.ops.detect import DetectRequest, VideoProgress, _format_box_px, run_detect
+from visionedge.ops.clips import VideoProgress
+from visionedge.ops.detect import DetectRequest, _format_box_px, run_detect
 
 
 @pytest.fixture(scope="module")

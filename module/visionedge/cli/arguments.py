@@ -36,6 +36,7 @@ _EXIT_CODES = {
 LOG_LEVELS = ("debug", "info", "warning", "error")
 # Not tensorrt, which no image brings; `inference.device` and VISIONEDGE_DEVICE take it.
 DEVICES = ("auto", "cuda", "cpu", "remote")
+PRECISIONS = ("auto", "fp32", "fp16", "int8")
 
 
 class Parser(argparse.ArgumentParser):
@@ -138,6 +139,15 @@ def add_model_and_device(parser: argparse.ArgumentParser, *, from_environment: b
         choices=DEVICES,
         help="where the model computes; auto: CUDA where it works, else the CPU; remote: the servers of"
         f" inference.remote in the configuration (default: {device}auto)",
+    )
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--precision` of commands that take the precision which the module would take."""
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="inference.precision; auto: what `run` has chosen on this machine, else fp32 (default: auto)",
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from visionedge.cli.arguments import (
+    PRECISIONS,
     Subparsers,
     add_command,
     add_group,
@@ -118,7 +119,7 @@ def _add_pipeline(benchmarks: Subparsers) -> None:
     )
     pipeline.add_argument(
         "--precision",
-        choices=("auto", "fp32", "fp16", "int8"),
+        choices=PRECISIONS,
         help="the inference.precision of the pipeline (default: auto; with --baseline fp32)",
     )
     _add_reports(pipeline)

@@ -8,6 +8,7 @@ from visionedge.cli.arguments import (
     Subparsers,
     add_command,
     add_model_and_device,
+    add_precision,
     data_folder,
     fraction,
     positive_integer,
@@ -49,6 +50,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="analyse every Nth frame of a video; frames keep their numbers and times (default: 1)",
     )
     add_model_and_device(parser)
+    add_precision(parser)
     parser.add_argument(
         "--confidence",
         type=fraction,
@@ -75,6 +77,8 @@ def _detect(arguments: argparse.Namespace) -> int:
     inference: Document = {}
     if arguments.device:
         inference["device"] = arguments.device
+    if arguments.precision:
+        inference["precision"] = arguments.precision
     if arguments.confidence is not None:
         inference["confidence"] = arguments.confidence
     if arguments.iou is not None:

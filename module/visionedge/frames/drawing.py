@@ -1,18 +1,47 @@
-"""Draws boxes and labels on a picture."""
+"""Draws on a picture: boxes with labels; or tracks, zones and lines."""
 
 import colorsys
 import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
+from visionedge.frames.geometry import Point
 from visionedge.frames.types import FrameResult, Picture
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _GOLDEN_ANGLE = 0.381966
 """Share of the colour circle between the hues of two neighbouring classes."""
 
+_OUTLINE = (24, 24, 24)
+"""Under a line of another colour, so that it is visible on a background of its colour."""
+_ZONE_COLOUR, _LINE_COLOUR = (255, 190, 60), (0, 215, 255)
+_ZONE_SHARE = 0.18
+"""How opaque the area of a zone is."""
+
 Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnTrack:
+    """A track: its box (left, top, width, height) and the newest points of its path, 0-1 of the picture."""
+
+    track_id: int
+    label: str
+    box: tuple[float, float, float, float]
+    tail: tuple[Point, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnRule:
+    """A zone (3 points or more) or a line (2) with lines of text; thick while it is `active`."""
+
+    points: tuple[Point, ...]
+    captions: tuple[str, ...]
+    active: bool = False
 
 
 def draw_detections(picture: Picture, result: FrameResult) -> Picture:
@@ -30,6 +59,74 @@ def draw_detections(picture: Picture, result: FrameResult) -> Picture:
         caption = f"{to_ascii(label)} {round(100 * float(found.scores[row]))}%"
         _draw(canvas, (left, top, right, bottom), caption, class_colour(class_id))
     return canvas
+
+
+def draw_scene(picture: Picture, rules: Sequence[DrawnRule], tracks: Iterable[DrawnTrack]) -> Picture:
+    """Return a copy of the picture with zones and lines, and over them tracks with their tails.
+
+    `picture` is uint8 (h, w, 3) BGR, at any size.
+    """
+    canvas = np.ascontiguousarray(picture).copy()
+    for rule in rules:
+        _draw_rule(canvas, rule)
+    for track in tracks:
+        colour = class_colour(track.track_id)
+        _draw_path(canvas, _to_pixels(track.tail, canvas), colour, _line_px(canvas) + 1)
+        left, top, width, height = track.box
+        corners = _corners([left, top, left + width, top + height], canvas)
+        _draw(canvas, corners, f"{to_ascii(track.label)} {track.track_id}", colour)
+    for rule in rules:  # over the boxes: what is counted must be readable
+        _draw_captions(canvas, rule)
+    return canvas
+
+
+def _draw_rule(canvas: Picture, rule: DrawnRule) -> None:
+    points = _to_pixels(rule.points, canvas)
+    line_px = _line_px(canvas) * (3 if rule.active else 1) + 1
+    if len(points) > 2:
+        area = np.zeros(canvas.shape[:2], np.uint8)
+        cv2.fillPoly(area, [points], 255)
+        inside = area > 0
+        tint = np.array(_ZONE_COLOUR, np.float32) * _ZONE_SHARE
+        canvas[inside] = (canvas[inside] * (1 - _ZONE_SHARE) + tint).astype(np.uint8)
+        _draw_path(canvas, np.vstack([points, points[:1]]), _ZONE_COLOUR, line_px)
+        return
+    _draw_path(canvas, points, _LINE_COLOUR, line_px)
+    start, end = points.astype(np.float64)
+    # An arrow from the left side to the right one: `left-to-right`, as seen from the start to the end.
+    across = np.array([start[1] - end[1], end[0] - start[0]])
+    middle, reach = (start + end) / 2, across / max(1.0, float(np.hypot(*across))) * 8 * _line_px(canvas)
+    tail, tip = ([round(float(value)) for value in point] for point in (middle - reach, middle + reach))
+    for colour, width_px in ((_OUTLINE, line_px + 2), (_LINE_COLOUR, line_px)):
+        cv2.arrowedLine(canvas, tail, tip, colour, width_px, cv2.LINE_AA, tipLength=0.4)
+        first = [round(float(value)) for value in start]
+        cv2.circle(canvas, first, width_px + 2, colour, cv2.FILLED, cv2.LINE_AA)
+
+
+def _draw_captions(canvas: Picture, rule: DrawnRule) -> None:
+    """Draw the texts of a zone below it, where they hide least, those of a line from its end."""
+    points = _to_pixels(rule.points, canvas)
+    colour = _ZONE_COLOUR if len(points) > 2 else _LINE_COLOUR
+    x, y = (int(value) for value in points[1])
+    if len(points) > 2:
+        x, y = int(points[:, 0].min()), int(points[:, 1].max()) + 2 * _line_px(canvas)
+    for caption in rule.captions:
+        y = _draw_caption(canvas, (x, y), to_ascii(caption), colour)
+
+
+def _to_pixels(points: Iterable[Point], canvas: Picture) -> NDArray[np.int32]:
+    """Return relative points in pixels, (n, 2)."""
+    height, width = canvas.shape[:2]
+    rows = [(round(x * (width - 1)), round(y * (height - 1))) for x, y in points]
+    return np.array(rows, np.int32).reshape(-1, 2)
+
+
+def _draw_path(canvas: Picture, points: NDArray[np.int32], colour: Colour, line_px: int) -> None:
+    if len(points) > 1:
+        cv2.polylines(
+            canvas, [points], isClosed=False, color=_OUTLINE, thickness=line_px + 2, lineType=cv2.LINE_AA
+        )
+        cv2.polylines(canvas, [points], isClosed=False, color=colour, thickness=line_px, lineType=cv2.LINE_AA)
 
 
 def class_colour(class_id: int) -> Colour:
@@ -64,24 +161,34 @@ def _line_px(canvas: Picture) -> int:
 def _draw(canvas: Picture, corners: tuple[int, int, int, int], caption: str, colour: Colour) -> None:
     left, top, right, bottom = corners
     line_px = _line_px(canvas)
-    # A dark outline keeps the box visible on a background of the same colour.
-    cv2.rectangle(canvas, (left, top), (right, bottom), (24, 24, 24), line_px + 2, cv2.LINE_AA)
+    cv2.rectangle(canvas, (left, top), (right, bottom), _OUTLINE, line_px + 2, cv2.LINE_AA)
     cv2.rectangle(canvas, (left, top), (right, bottom), colour, line_px, cv2.LINE_AA)
+    _draw_caption(canvas, (left, top), caption, colour, above=True)
+
+
+def _draw_caption(
+    canvas: Picture, corner: tuple[int, int], caption: str, colour: Colour, *, above: bool = False
+) -> int:
+    """Draw a text on a ground of this colour below the corner, or `above` it; return where it ends (y)."""
     scale = max(0.35, min(canvas.shape[:2]) / 1000)
     pen_px = max(1, round(scale * 1.6))
     (width, height), below = cv2.getTextSize(caption, _FONT, scale, pen_px)
     pad_px = max(2, height // 3)
-    x, y = _caption_position(canvas, (left, top), (width + 2 * pad_px, height + below + 2 * pad_px))
-    end = (x + width + 2 * pad_px, y + height + below + 2 * pad_px)
+    size = (width + 2 * pad_px, height + below + 2 * pad_px)
+    x, y = _caption_position(canvas, corner, size, above=above)
+    end = (x + size[0], y + size[1])
     cv2.rectangle(canvas, (x, y), end, colour, cv2.FILLED)
     at = (x + pad_px, y + pad_px + height)
     cv2.putText(canvas, caption, at, _FONT, scale, _text_colour(colour), pen_px, cv2.LINE_AA)
+    return end[1]
 
 
-def _caption_position(canvas: Picture, corner: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """Return a position above the box, or inside if there is no space; always inside the picture."""
+def _caption_position(
+    canvas: Picture, corner: tuple[int, int], size: tuple[int, int], *, above: bool
+) -> tuple[int, int]:
+    """Return a position above the corner if there is space, or below; always inside the picture."""
     left, top = corner
-    y = top - size[1] if top >= size[1] else top
+    y = top - size[1] if above and top >= size[1] else top
     return max(0, min(left, canvas.shape[1] - size[0])), max(0, min(y, canvas.shape[0] - size[1]))
 
 

@@ -8,19 +8,23 @@ from visionedge.config.schema import CameraConfig
 from visionedge.frames.types import FrameResult
 from visionedge.scene.events import ScenePicture
 from visionedge.scene.scene import KeptRule, Scene, SceneChanges, apply_masks
-from visionedge.scene.tracker import BIRTH_SCORE, LOST_S, Tracker
+from visionedge.scene.tracker import BIRTH_SCORE, LOST_S, Track, Tracker
 
 _OFFLINE_S = 2 * LOST_S
 """The tracks of a camera without results end after so long; until then the next picture decides."""
 
 
 class CameraScene:
-    """Masks, tracker, zones and lines of one camera."""
+    """Masks, tracker, zones and lines of one camera.
+
+    `tracks`: the confirmed tracks after the last result, hidden ones too.
+    """
 
     def __init__(self, name: str, first_track_id: int, kept: Mapping[str, KeptRule]) -> None:
         self.name = name
         self.tracker = Tracker(next_id=first_track_id)
         self.scene = Scene(name, kept)
+        self.tracks: tuple[Track, ...] = ()
         self._config = CameraConfig(uri="demo:")
         self._last_s: float | None = None
 
@@ -48,6 +52,7 @@ class CameraScene:
         frame = result.frame
         at_s = self._last_s = frame.captured_ns / 1e9
         update = self.tracker.update(candidates, at_s, result.labels)
+        self.tracks = update.tracks
         picture = ScenePicture(
             sequence=frame.sequence,
             epoch=frame.epoch,
@@ -67,4 +72,11 @@ class CameraScene:
         if self._last_s is None or now_s - self._last_s <= _OFFLINE_S:
             return SceneChanges()
         self._last_s = None
+        return self.scene.end_all()
+
+    def end_all(self) -> SceneChanges:
+        """End all tracks, as when the module stops: who is inside is lost. Numbers of tracks go on."""
+        tracker = self.tracker
+        self.tracker = Tracker(tracker.confidence, tracker.birth_score, tracker.next_id)
+        self.tracks = ()
         return self.scene.end_all()

@@ -163,7 +163,8 @@ class FrameSource(Protocol):
     """A sequence of pictures. One thread uses it; any thread may call `interrupt`.
 
     A source that waits for data from outside has an attribute `waiting_since_s`: the monotonic time since
-    when it has been waiting, None while it is not. The function `waiting_since_s` reads it.
+    when it has been waiting, None while it is not. The function `waiting_since_s` reads it. A source of a
+    file may have an attribute `expected_pictures`, which the function of this name reads.
     """
 
     @property
@@ -197,3 +198,9 @@ def waiting_since_s(source: FrameSource) -> float | None:
     """Return since when a source has been waiting for data (monotonic); None if it is not, or not known."""
     since_s: float | None = getattr(source, "waiting_since_s", None)
     return since_s
+
+
+def expected_pictures(source: FrameSource) -> int | None:
+    """Return about how many pictures a file has, which some containers only estimate; None: not known."""
+    count: float = getattr(source, "expected_pictures", 0)
+    return round(count) if count >= 1 else None

@@ -295,6 +295,11 @@ class OpencvSource:
     def __repr__(self) -> str:
         return f"<OpencvSource {self._name} live={self.live} read={self._read_count}>"
 
+    @property
+    def expected_pictures(self) -> float:
+        """About how many pictures the file has; 0 or less: not known."""
+        return self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+
     def read(self) -> DecodedPicture | None:
         """See `FrameSource.read`."""
         if self._interrupted:
@@ -410,7 +415,7 @@ class OpencvSource:
         if self._read_count == 0:
             raise SourceFault.NO_VIDEO.error(self._name)
         # The number of pictures is an estimate in some containers, hence the factor 0.9.
-        if self._remote and self._read_count < 0.9 * self._capture.get(cv2.CAP_PROP_FRAME_COUNT):
+        if self._remote and self._read_count < 0.9 * self.expected_pictures:
             raise SourceFault.ENDED_EARLY.error(self._name, count=self._read_count)
 
 

@@ -305,6 +305,11 @@ class PyavSource:
         """See `FrameSource.decoder`."""
         return self._decoder.name
 
+    @property
+    def expected_pictures(self) -> float:
+        """About how many pictures the file has; 0: not known."""
+        return _expected_pictures(self._container, self._stream)
+
     def read(self) -> DecodedPicture | None:
         """See `FrameSource.read`."""
         while not self._interrupted:
@@ -511,7 +516,7 @@ class PyavSource:
         if self._given_count == 0:
             raise SourceFault.NO_VIDEO.error(self._name)
         # The number of pictures is an estimate in some containers, hence the factor 0.9.
-        if self._remote and self._packet_count < 0.9 * _expected_pictures(self._container, self._stream):
+        if self._remote and self._packet_count < 0.9 * self.expected_pictures:
             raise SourceFault.ENDED_EARLY.error(self._name, count=self._packet_count)
 
 

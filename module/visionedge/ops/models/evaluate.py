@@ -25,7 +25,7 @@ from visionedge.errors import ConfigError, SourceError, UnavailableError
 from visionedge.frames.types import Detections, FrameResult
 from visionedge.model.model import load_model
 from visionedge.model.postprocess import Selection
-from visionedge.ops.detect import VideoProgress, map_ahead
+from visionedge.ops.clips import VideoProgress, map_ahead
 from visionedge.runtime.installation import build_install_command
 from visionedge.runtime.redaction import redact
 
@@ -158,8 +158,10 @@ def _detect_images(
 
     failed: list[SourceError] = []
     title = f"{folder} ({len(photos)} pictures)"
-    with closing(VideoProgress(log, owns_terminal=True)) as progress:
-        results = map_ahead(detect_image, photos, engine.info().plan.lanes)
+    with (
+        closing(VideoProgress(log, owns_terminal=True)) as progress,
+        closing(map_ahead(detect_image, photos, engine.info().plan.lanes)) as results,
+    ):
         for number, (photo, result) in enumerate(results, 1):
             progress.note(title, number, video=True)
             if not log.isatty() and number * 10 // len(photos) > (number - 1) * 10 // len(photos):
