@@ -90,6 +90,8 @@ class _H264Encoder:
         context = self._stream.codec_context
         context.time_base = Fraction(1, _TICKS_PER_S)
         context.colorspace, context.color_range = _BT601, _LIMITED_RANGE
+        with self._reporting():
+            self._container.start_encoding()
 
     def write(self, picture: Picture, position_s: float) -> None:
         height_px, width_px = picture.shape[:2]
