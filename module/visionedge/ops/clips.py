@@ -37,6 +37,7 @@ from visionedge.engine.lanes import infer_frames, make_frame
 from visionedge.errors import DamagedPictureError, SourceError
 from visionedge.frames.types import Frame, FrameResult, Picture
 from visionedge.model.postprocess import Selection
+from visionedge.ops.video_file import VideoFile
 from visionedge.runtime.redaction import redact
 
 ItemT = TypeVar("ItemT")
@@ -338,7 +339,7 @@ class AnnotatedOutput:
         self._folder = folder
         self._taken: set[str] = set()
         self._input_number: int | None = None
-        self._video: _Video | None = None
+        self._video: VideoFile | None = None
         self._waiting: deque[Future[None]] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="drawing")
 
@@ -368,7 +369,7 @@ class AnnotatedOutput:
             if picture.position_s is None:
                 _write_picture(path, canvas)
                 return
-            self._video = _Video(path)
+            self._video = VideoFile(path)
         if self._video is not None and picture.position_s is not None:
             self._video.add(canvas, picture.position_s)
 
@@ -391,41 +392,6 @@ def _write_picture(path: Path, picture: Picture) -> None:
         path.write_bytes(cv2.imencode(path.suffix, picture)[1].tobytes())
     except OSError as error:
         raise SourceError(f"{path} cannot be written: {error.strerror}") from None
-
-
-class _Video:
-    """A video that is written. Its first picture waits for the second, because their distance is the rate."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._first: tuple[Picture, float] | None = None
-        self._writer: cv2.VideoWriter | None = None
-
-    def add(self, picture: Picture, position_s: float) -> None:
-        """Write the next picture."""
-        if self._first is None:
-            self._first = picture, position_s
-            return
-        if self._writer is None:
-            self._writer = self._open(self._first[0], position_s - self._first[1])
-        self._writer.write(picture)
-
-    def close(self) -> None:
-        """Complete the file."""
-        if self._writer is None and self._first is not None:  # a video of one picture
-            self._writer = self._open(self._first[0], 0.0)
-        if self._writer is not None:
-            self._writer.release()
-
-    def _open(self, first: Picture, step_s: float) -> cv2.VideoWriter:
-        height_px, width_px = first.shape[:2]
-        rate = plausible_fps(1 / step_s if step_s > 0 else 0.0)
-        code = cv2.VideoWriter.fourcc(*"mp4v")
-        writer = cv2.VideoWriter(str(self._path), code, rate, (width_px, height_px))
-        if not writer.isOpened():
-            raise SourceError(f"{self._path} cannot be written")
-        writer.write(first)
-        return writer
 
 
 class VideoProgress:
