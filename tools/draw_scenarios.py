@@ -5,6 +5,7 @@ the configuration in the document. `--videos` keeps these videos. The tests' dou
 """
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -51,6 +52,7 @@ def main() -> int:
     target = REPOSITORY / "docs" / "scenarios"
     target.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
+        os.environ["VISIONEDGE_DATA"] = temporary
         folder = wanted.videos or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         text = (REPOSITORY / "docs" / "scenarios.md").read_text(encoding="utf-8")

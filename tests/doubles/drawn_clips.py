@@ -20,6 +20,8 @@ from visionedge.frames.types import Picture
 WIDTH_PX, HEIGHT_PX = 640, 384
 _SHRINK = 4
 """Pixels of a clip for one pixel of the detector."""
+_STEP = 2
+"""Pixels of the detector from one place where it looks for a figure to the next."""
 _ROWS = 12
 """The most figures of one label in a picture."""
 
@@ -53,6 +55,7 @@ class Figure:
 PERSON = Figure("person", (190, 100, 50), [(12, 0, 28, 20), (0, 20, 40, 60), (8, 60, 32, 96)])
 CAR = Figure("car", (50, 50, 200), [(16, 0, 72, 20), (0, 20, 96, 48)])
 TRUCK = Figure("truck", (180, 60, 180), [(0, 0, 88, 60), (88, 20, 120, 60)])
+BUS = Figure("bus", (130, 20, 90), [(0, 0, 144, 64)])
 BOTTLE = Figure("bottle", (60, 150, 50), [(12, 0, 20, 20), (0, 20, 32, 72)])
 PART = Figure("part", (210, 190, 40), [(0, 0, 56, 40)])
 GOOD = Figure("ok", (90, 210, 110), [(0, 0, 56, 40)])
@@ -60,7 +63,7 @@ DEFECT = Figure("ng", (30, 140, 240), [(0, 0, 56, 40)])
 SCRAP = replace(PART, shape=[(0, 0, 40, 40)])
 """A piece of a part: the detector gives it a score of about 0.4."""
 
-FIGURES = (PERSON, CAR, TRUCK, BOTTLE, PART, GOOD, DEFECT)
+FIGURES = (PERSON, CAR, TRUCK, BUS, BOTTLE, PART, GOOD, DEFECT)
 
 
 @dataclass(frozen=True)
@@ -123,16 +126,17 @@ def write_detector(path: Path, figures: Sequence[Figure] = FIGURES) -> Path:
 
     Its output is CenterNet's: peaks of a heat map as [N, n, 6], with corners, score and class.
     """
-    graph, columns, rows = Graph(), WIDTH_PX // _SHRINK, HEIGHT_PX // _SHRINK
-    picture = graph.input("image", "float32", "N", 3, rows, columns)
+    graph = Graph()
+    picture = graph.input("image", "float32", "N", 3, HEIGHT_PX // _SHRINK, WIDTH_PX // _SHRINK)
     found = [
-        _find_peaks(graph, _resemblance(graph, picture, figure.colour), figure, number, (columns, rows))
+        _find_peaks(graph, _resemblance(graph, picture, figure.colour), figure, number)
         for number, figure in enumerate(figures)
     ]
     graph.output(graph.add("Concat", *found, axis=1), "boxes", "float32", "N", _ROWS * len(found), 6)
+    pixels = {"color": "bgr", "scale": 1 / 255, "mean": [0, 0, 0], "std": [1, 1, 1], "fit": "letterbox"}
     metadata = {
         "visionedge.head": "centernet",
-        "visionedge.input": json.dumps({"color": "bgr", "scale": 1 / 255, "fit": "letterbox"}),
+        "visionedge.input": json.dumps(pixels),
         "names": json.dumps({str(number): figure.label for number, figure in enumerate(figures)}),
     }
     return graph.save(path, metadata)
@@ -147,26 +151,28 @@ def _resemblance(graph: Graph, picture: str, colour: Colour) -> str:
     return graph.add("Clip", near, graph.constant(0.0), graph.constant(1.0))
 
 
-def _find_peaks(graph: Graph, resemblance: str, figure: Figure, number: int, size: tuple[int, int]) -> str:
+def _find_peaks(graph: Graph, resemblance: str, figure: Figure, number: int) -> str:
     """The places where the figure fits best, as [N, n, 6]."""
     mask = figure.mask(_SHRINK)
     height, width = mask.shape
+    columns, rows = WIDTH_PX // _SHRINK // _STEP, HEIGHT_PX // _SHRINK // _STEP
     kernel = graph.constant(mask[None, None] / mask.sum())
     pads = [height // 2, width // 2, (height - 1) // 2, (width - 1) // 2]
-    covered = graph.add("Conv", resemblance, kernel, pads=pads)
+    covered = graph.add("Conv", resemblance, kernel, pads=pads, strides=[_STEP, _STEP])
     # A share of a half gives 0, all of it 0.95. The slope makes one of two equal neighbours the peak.
-    columns, rows = size
     slope = 1e-4 * (np.arange(columns)[None, :] / columns + np.arange(rows)[:, None] / rows)
     score = graph.add("Mul", graph.add("Sub", covered, graph.constant(0.5)), graph.constant(1.9))
     score = graph.add("Relu", graph.add("Sub", score, graph.constant(slope[None, None])))
-    # The kernel is odd and as large as the figure: two figures side by side are two peaks.
-    sides = [height | 1, width | 1]
-    half = [sides[0] // 2, sides[1] // 2] * 2
-    highest = graph.add("MaxPool", score, kernel_shape=sides, pads=half, strides=[1, 1])
+    # As large as the figure (odd): two figures side by side are two peaks. One side after the other: faster.
+    down, across = height // 2 // _STEP, width // 2 // _STEP
+    highest = graph.add("MaxPool", score, kernel_shape=[2 * down + 1, 1], pads=[down, 0, down, 0])
+    highest = graph.add("MaxPool", highest, kernel_shape=[1, 2 * across + 1], pads=[0, across, 0, across])
     is_peak = graph.add("Cast", graph.add("GreaterOrEqual", score, highest), to=1)
     peaks = graph.add("Reshape", graph.add("Mul", score, is_peak), graph.whole(0, columns * rows))
     scores = graph.add("TopK", peaks, graph.whole(_ROWS), outputs=2, axis=1)
-    boxes = graph.add("Gather", graph.constant(_boxes(size, (width, height))), f"{scores}.1", axis=0)
+    boxes = graph.add(
+        "Gather", graph.constant(_boxes((columns, rows), (width, height))), f"{scores}.1", axis=0
+    )
     scores = graph.add("Unsqueeze", scores, graph.whole(2))
     classes = graph.add("Add", graph.add("Mul", scores, graph.constant(0.0)), graph.constant(float(number)))
     return graph.add("Concat", boxes, scores, classes, axis=2)
@@ -176,5 +182,5 @@ def _boxes(size: tuple[int, int], figure_size: tuple[int, int]) -> NDArray[np.fl
     """The corners of a figure at each place, in pixels of the detector: (places, 4)."""
     (columns, rows), (width, height) = size, figure_size
     y, x = np.mgrid[0:rows, 0:columns].reshape(2, -1)
-    left, top = x - width // 2, y - height // 2
+    left, top = _STEP * x - width // 2, _STEP * y - height // 2
     return np.stack([left, top, left + width, top + height], axis=1).astype(np.float32)

@@ -86,7 +86,7 @@ CLIPS: Mapping[str, ScenarioClip] = {
                 PART,
                 [
                     *((5 + step, -0.05 + 0.2 * step, 0.7) for step in (0, 2.7)),
-                    *((7.8 + 0.2 * step, 0.5 + (0.006 if step % 2 else -0.006), 0.7) for step in range(5)),
+                    *((7.8 + 0.2 * step, 0.5 + (0.01 if step % 2 else -0.01), 0.7) for step in range(5)),
                     *((8.8, 0.56, 0.7), (10, 0.3, 0.7), (11, 0.1, 0.7)),
                 ],
             ),
@@ -136,7 +136,7 @@ CLIPS: Mapping[str, ScenarioClip] = {
     # Three come in, at 1.7, 3.7 and 5.2 s, and go on; a fourth looks in at the door and does not enter.
     "customers": ScenarioClip(
         10,
-        10,
+        5,
         [
             *(
                 Actor(PERSON, [(start_s, -0.05, 0.8), (start_s + 5, 1.05, 0.8)])
@@ -145,7 +145,7 @@ CLIPS: Mapping[str, ScenarioClip] = {
             Actor(PERSON, [(0, 0.1, 0.98), (3, 0.15, 0.98), (6, 0.15, 0.98), (9, -0.05, 0.98)]),
         ],
         rectangles(120, (0, 0.2, 0.03, 1)),
-        4.8,
+        4.4,
     ),
     # Five join, the fifth after about 7 s; the first is served after 15 s. One passes behind the queue.
     "crowded-queue": ScenarioClip(

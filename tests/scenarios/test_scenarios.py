@@ -28,7 +28,7 @@ SCENARIOS = read_scenarios((REPOSITORY / "docs" / "scenarios.md").read_text(enco
 
 @dataclass(frozen=True)
 class Seen:
-    """The events of a clip, and the scene at its end."""
+    """The events of a clip, and the scene after its end: who is inside then is lost."""
 
     events: list[Document]
     scene: Document
@@ -46,9 +46,9 @@ class Seen:
         ]
 
     def totals(self, zone: str) -> Counter[str]:
-        """Entered, left, lost and inside of a zone, over all labels; those above 0."""
+        """Entered, left and lost of a zone, over all labels; those above 0."""
         counts = self.scene["zones"][zone]
-        totals = ((total, sum(counts[total].values())) for total in ("entered", "left", "lost", "inside"))
+        totals = ((total, sum(counts[total].values())) for total in ("entered", "left", "lost"))
         return Counter({total: count for total, count in totals if count})
 
 
@@ -79,7 +79,7 @@ class Scenes:
         seen = Seen(events, scene)
         for zone in scene["zones"]:
             totals = seen.totals(zone)
-            assert totals["entered"] == totals["left"] + totals["lost"] + totals["inside"]
+            assert totals["entered"] == totals["left"] + totals["lost"]
         return seen
 
 
@@ -198,7 +198,7 @@ def test_an_empty_shelf_is_reported_after_10_seconds_and_a_hidden_one_is_not(sce
     (filled,) = seen.select("zone-filled", "top")
     assert seconds_after_start(empty) == pytest.approx(19.5, abs=0.3)
     assert seconds_after_start(filled) == pytest.approx(24.4, abs=0.3)
-    assert seen.totals("top")["inside"] == seen.totals("bottom")["inside"] == 3
+    assert (seen.totals("top")["entered"], seen.totals("bottom")["entered"]) == (6, 3)
     assert seen.count("zone-empty", "bottom") == 0
 
 
@@ -250,7 +250,7 @@ def test_a_crowded_queue_is_reported_with_its_count_until_one_is_served(scenes: 
     (vacated,) = seen.select("zone-vacated", "waiting")
     assert (occupied["count"], vacated["count"]) == (5, 4)
     assert seconds_after_start(occupied) == pytest.approx(9.4, abs=0.3)
-    assert seen.totals("waiting") == {"entered": 5, "left": 1, "inside": 4}
+    assert seen.totals("waiting") == {"entered": 5, "left": 1, "lost": 4}
     assert seen.count("zone-dwell", "waiting") == 5
 
 
@@ -303,7 +303,7 @@ def test_people_and_a_van_in_a_street(scenes: Scenes, shared_data: Path, tmp_pat
     The ground truth has 4 who enter the L and leave it. 5 enter its bounding box, of whom 2 are still inside.
     In the place of the queue are at least 5 from 3.6 s on, and 6 from 5.9 s on. The van does not move.
     """
-    clip = cut(shared_data / "data/videos/vtest.avi", tmp_path / "street.mp4", slice(0, 90), 10)
+    clip = cut(shared_data / "videos/vtest.avi", tmp_path / "street.mp4", slice(0, 90), 10)
     danger = {"classes": ["person"], **zone_of(SCENARIOS["danger-zone"])}
     l_shape = [[0.8, 0.36], [0.8, 0.5], [0.62, 0.5], [0.62, 0.66], [0.93, 0.66], [0.93, 0.36]]
     box = [[0.62, 0.36], [0.62, 0.66], [0.93, 0.66], [0.93, 0.36]]
@@ -324,16 +324,17 @@ def test_people_and_a_van_in_a_street(scenes: Scenes, shared_data: Path, tmp_pat
     }
     seen = scenes.run(clip, {"cameras": {"street": {"uri": "rtsp://192.0.2.5/stream1", "zones": zones}}})
     assert seen.totals("danger") == {"entered": 4, "left": 4}
-    assert seen.totals("box") == {"entered": 5, "left": 3, "inside": 2}
+    assert seen.totals("box") == {"entered": 5, "left": 3, "lost": 2}
     assert [event["count"] for event in seen.select("zone-occupied", "waiting")] == [6]
-    assert seen.count("zone-vacated", "waiting") == seen.count("zone-empty", "place") == 0
-    assert seen.totals("place") == {"entered": 1, "inside": 1}
+    assert [event["sequence"] for event in seen.select("zone-vacated", "waiting")] == [90]  # the end
+    assert seen.totals("place") == {"entered": 1, "lost": 1}
+    assert seen.count("zone-empty", "place") == 0
     assert seen.count("zone-dwell", "place") == 1
 
 
 def test_customers_of_a_recorded_camera(scenes: Scenes, shared_data: Path, tmp_path: Path) -> None:
     """Three visit the table within 55 s, the first of them from the begin; at 2 pictures a second."""
-    source = shared_data / "data/videos/intel_one-by-one-person-detection.mp4"
+    source = shared_data / "videos/intel_one-by-one-person-detection.mp4"
     clip = cut(source, tmp_path / "table.mp4", slice(380, 930, 5), 2)
     document = deepcopy(SCENARIOS["customers"])
     zone_of(document)["polygon"] = [[0.4, 0.5], [0.4, 1], [0.75, 1], [0.75, 0.5]]

@@ -82,7 +82,7 @@ def draw_scene(picture: Picture, rules: Sequence[DrawnRule], tracks: Iterable[Dr
 
 def _draw_rule(canvas: Picture, rule: DrawnRule) -> None:
     points = _to_pixels(rule.points, canvas)
-    line_px = _line_px(canvas) * (3 if rule.active else 1) + 1
+    line_px = _line_px(canvas) * (2 if rule.active else 1)
     if len(points) > 2:
         area = np.zeros(canvas.shape[:2], np.uint8)
         cv2.fillPoly(area, [points], 255)
@@ -104,14 +104,22 @@ def _draw_rule(canvas: Picture, rule: DrawnRule) -> None:
 
 
 def _draw_captions(canvas: Picture, rule: DrawnRule) -> None:
-    """Draw the texts of a zone below it, where they hide least, those of a line from its end."""
-    points = _to_pixels(rule.points, canvas)
-    colour = _ZONE_COLOUR if len(points) > 2 else _LINE_COLOUR
-    x, y = (int(value) for value in points[1])
+    """Draw the texts of a zone below or above it, where they hide least, those of a line from its end."""
+    points, captions = _to_pixels(rule.points, canvas), [to_ascii(caption) for caption in rule.captions]
+    height_px, space_px = sum(_caption_size(canvas, caption)[1] for caption in captions), canvas.shape[0]
     if len(points) > 2:
-        x, y = int(points[:, 0].min()), int(points[:, 1].max()) + 2 * _line_px(canvas)
-    for caption in rule.captions:
-        y = _draw_caption(canvas, (x, y), to_ascii(caption), colour)
+        colour, margin_px = _ZONE_COLOUR, 2 * _line_px(canvas)
+        x, top, bottom = (
+            int(value) for value in (points[:, 0].min(), points[:, 1].min(), points[:, 1].max())
+        )
+        y = bottom + margin_px
+        if y + height_px > space_px and top - margin_px >= height_px:
+            y = top - margin_px - height_px
+    else:
+        colour, (x, y) = _LINE_COLOUR, (int(value) for value in points[1])
+    y = max(0, min(y, space_px - height_px))
+    for caption in captions:
+        y = _draw_caption(canvas, (x, y), caption, colour)
 
 
 def _to_pixels(points: Iterable[Point], canvas: Picture) -> NDArray[np.int32]:
@@ -170,17 +178,30 @@ def _draw_caption(
     canvas: Picture, corner: tuple[int, int], caption: str, colour: Colour, *, above: bool = False
 ) -> int:
     """Draw a text on a ground of this colour below the corner, or `above` it; return where it ends (y)."""
-    scale = max(0.35, min(canvas.shape[:2]) / 1000)
-    pen_px = max(1, round(scale * 1.6))
-    (width, height), below = cv2.getTextSize(caption, _FONT, scale, pen_px)
-    pad_px = max(2, height // 3)
-    size = (width + 2 * pad_px, height + below + 2 * pad_px)
+    size = width, height = _caption_size(canvas, caption)
     x, y = _caption_position(canvas, corner, size, above=above)
-    end = (x + size[0], y + size[1])
-    cv2.rectangle(canvas, (x, y), end, colour, cv2.FILLED)
-    at = (x + pad_px, y + pad_px + height)
+    cv2.rectangle(canvas, (x, y), (x + width, y + height), colour, cv2.FILLED)
+    scale, pen_px = _font_size(canvas)
+    (_, ascent), _ = cv2.getTextSize(caption, _FONT, scale, pen_px)
+    at = (x + _padding_px(ascent), y + _padding_px(ascent) + ascent)
     cv2.putText(canvas, caption, at, _FONT, scale, _text_colour(colour), pen_px, cv2.LINE_AA)
-    return end[1]
+    return y + height
+
+
+def _font_size(canvas: Picture) -> tuple[float, int]:
+    """Scale of the font, and width of its lines in pixels."""
+    scale = max(0.35, min(canvas.shape[:2]) / 1000)
+    return scale, max(1, round(scale * 1.6))
+
+
+def _padding_px(ascent: int) -> int:
+    return max(2, ascent // 3)
+
+
+def _caption_size(canvas: Picture, caption: str) -> tuple[int, int]:
+    """Width and height of a text with its ground."""
+    (width, ascent), below = cv2.getTextSize(caption, _FONT, *_font_size(canvas))
+    return width + 2 * _padding_px(ascent), ascent + below + 2 * _padding_px(ascent)
 
 
 def _caption_position(

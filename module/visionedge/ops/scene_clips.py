@@ -246,19 +246,18 @@ class _Drawing:
         return DrawnTrack(track.track_id, track.label, track.box, tuple(point for _, point in tail))
 
     def _rules(self, document: Mapping[str, Any], at_s: float) -> list[DrawnRule]:
-        def count(shape: str, name: str, total: str) -> int:
-            return sum(document[shape][name][total].values())
+        def count(zone: str, total: str) -> int:
+            return sum(document["zones"][zone][total].values())
 
         shapes: list[tuple[str, tuple[Point, ...], tuple[str, ...]]] = []
         for name, zone in self._camera.zones.items():
-            inside, entered, left, lost = (
-                count("zones", name, total) for total in ("inside", *TOTALS_OF_ZONES)
-            )
+            inside, entered, left, lost = (count(name, total) for total in ("inside", *TOTALS_OF_ZONES))
             texts = (f"{name}: {inside} inside", f"{entered} in, {left} out, {lost} lost")
             shapes.append((name, zone.polygon, texts))
         for name, line in self._camera.lines.items():
-            there, back = (count("lines", name, total) for total in TOTALS_OF_LINES)
-            shapes.append((name, (line.start, line.end), (f"{name}: L>R {there}, R>L {back}",)))
+            there, back = (document["lines"][name][total] for total in TOTALS_OF_LINES)
+            texts = (f"{name}: L>R {_count_labels(there)}", f"R>L {_count_labels(back)}")
+            shapes.append((name, (line.start, line.end), texts))
         return [
             DrawnRule(points, texts, at_s < self._active_until_s.get(name, 0.0))
             for name, points, texts in shapes
@@ -267,3 +266,8 @@ class _Drawing:
 
 def _draw(frame: Frame, rules: Sequence[DrawnRule], tracks: Sequence[DrawnTrack]) -> Picture:
     return draw_scene(frame.full_picture(), rules, tracks)
+
+
+def _count_labels(counts: Mapping[str, int]) -> str:
+    """``4 ok, 2 ng``, or ``0``."""
+    return ", ".join(f"{count} {label}" for label, count in counts.items()) or "0"
