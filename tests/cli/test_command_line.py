@@ -361,6 +361,17 @@ def test_detect_takes_classes_and_iou(visionedge: CommandLine, tmp_path: Path) -
     assert "persn" in outcome.err
 
 
+def test_detect_takes_a_precision(visionedge: CommandLine, tmp_path: Path) -> None:
+    """That of `inference.precision`; one without a variant is refused."""
+    picture, model = make_picture(tmp_path / "a.png"), save_with_variant(tmp_path / "tiny.onnx")
+    for precision in ("auto", "fp32", "int8"):
+        assert visionedge("detect", picture, "--model", model, "--precision", precision).code == 0
+    outcome = visionedge("detect", picture, "--model", model, "--precision", "fp16")
+    assert outcome.code == 2
+    assert "fp16" in outcome.complaints[0]
+    assert visionedge("detect", picture, "--precision", "fp8").code == 2
+
+
 class _Terminal(io.StringIO):
     """A terminal that records its output."""
 
@@ -388,6 +399,24 @@ def test_progress_of_a_video_overwrites_one_line_and_its_last_state_stays() -> N
     progress.note("c.mp4", 1, video=True)
     progress.close()
     assert silent.getvalue() == ""
+
+
+def test_progress_of_a_video_shows_how_much_is_left() -> None:
+    """Where the file says how many pictures it has; the last line needs no estimate."""
+    terminal, moments_s = _Terminal(), iter(range(100))
+    progress = VideoProgress(terminal, owns_terminal=True, clock=lambda: float(next(moments_s)))
+    for number in (1, 3, 5):
+        progress.note("c.mp4", number, video=True, expected=20)
+    progress.note("d.mp4", 1, video=True, expected=1)
+    progress.note("d.mp4", 2, video=True, expected=1)  # an estimate that was too low
+    progress.close()
+    assert terminal.getvalue().split("\r")[1:] == [
+        "c.mp4: 2 frames (up to number 3 of 20), 2.0 frames/s, 6 s left\x1b[K",
+        "c.mp4: 3 frames (up to number 5 of 20), 1.5 frames/s, 6 s left\x1b[K",
+        "c.mp4: 3 frames (up to number 5), 0.8 frames/s\x1b[K\n",
+        "d.mp4: 2 frames, 1.0 frames/s\x1b[K",
+        "d.mp4: 2 frames, 0.7 frames/s\x1b[K\n",
+    ]
 
 
 def test_progress_of_a_video_counts_skipped_pictures() -> None:

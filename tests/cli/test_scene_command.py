@@ -3,15 +3,20 @@
 import json
 import re
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 import yaml
 
 from command_line import CommandLine
 from drawn_clips import PERSON, Actor, write_clip, write_detector
+from visionedge.camera.sources.open import open_source
+from visionedge.config.addresses import CameraUri
+from visionedge.frames.types import Picture
 
 Document = dict[str, Any]
 
@@ -73,7 +78,7 @@ def test_events_are_json_lines_and_the_summary_is_the_last_line(
     visionedge: CommandLine, config: Path
 ) -> None:
     outcome = visionedge("scene", "walk.mp4", "--config", config, "--json", "--summary")
-    assert (outcome.code, outcome.err) == (0, "")
+    assert (outcome.code, outcome.complaints) == (0, [])
     *events, scene = read_lines(outcome.out)
     assert brief(events) == WALK
     assert {(event["camera"], event["epoch"], event["label"]) for event in events} == {("dock", 1, "person")}
@@ -149,7 +154,8 @@ def test_tracks_are_written_in_pixels(visionedge: CommandLine, config: Path, tmp
         feet_x = 640 * (0.1 + 0.8 * min(3.0, (int(row[0]) - 1) / 10) / 3)
         assert left + width / 2 == pytest.approx(feet_x, abs=12)
         assert top + height == pytest.approx(0.8 * 384, abs=8)
-        assert (width, height) == (pytest.approx(40, abs=4), pytest.approx(96, abs=4))
+        assert width == pytest.approx(40, abs=4)
+        assert height == pytest.approx(96, abs=4)
         assert 0 < score <= 1
 
 
@@ -160,16 +166,23 @@ def test_each_clip_has_an_annotated_video(visionedge: CommandLine, config: Path,
     assert outcome.code == 0
     assert sorted(path.name for path in tmp_path.glob("*.mp4")) == ["out-2.mp4", "out.mp4"]
     for made, drawn, count in (("walk.mp4", out, 32), ("stay.mp4", tmp_path / "out-2.mp4", 15)):
-        before, after = cv2.VideoCapture(made), cv2.VideoCapture(str(drawn))
-        assert (after.get(cv2.CAP_PROP_FRAME_COUNT), after.get(cv2.CAP_PROP_FPS)) == (count, 10)
-        for _ in range(count):
-            plain, painted = before.read()[1], after.read()[1]
-        changed = (cv2.absdiff(plain, painted) > 40).any(axis=2)
-        assert changed[40:340, int(0.3 * 639) - 2 : int(0.3 * 639) + 3].any(axis=1).all()  # the zone's edge
-        assert changed[40:340, int(0.5 * 639) - 2 : int(0.5 * 639) + 3].any(axis=1).all()  # the line
+        plain, painted = read_video(Path(made)), read_video(drawn)
+        assert (len(plain), len(painted)) == (count, count)
+        changed = np.asarray((cv2.absdiff(plain[-1], painted[-1]) > 40).any(axis=2))
+        for share in (0.3, 0.5):  # the edge of the zone, and the line
+            x = round(share * 639)
+            assert changed[40:340, x - 2 : x + 3].any(axis=1).all()
         assert not changed[:200, :150].any()
-        before.release()
-        after.release()
+
+
+def read_video(path: Path) -> list[Picture]:
+    """All pictures; the rate is 10 per second."""
+    found: list[Picture] = []
+    with closing(open_source(CameraUri("file", str(path)))) as source:
+        while (decoded := source.read()) is not None:
+            assert decoded.position_s == pytest.approx(len(found) / 10, abs=1e-3)
+            found.append(decoded.picture())
+    return found
 
 
 def test_without_a_configuration_there_are_only_tracks(visionedge: CommandLine, tmp_path: Path) -> None:
@@ -245,9 +258,9 @@ def test_a_clip_that_cannot_be_read_is_reported_and_the_others_are_done(
     ],
 )
 def test_a_mistake_is_one_line(
-    visionedge: CommandLine, config: Path, made: Path, options: tuple[str, ...], code: int, line: str
+    visionedge: CommandLine, config: Path, options: tuple[str, ...], code: int, line: str
 ) -> None:
-    (made / "state").mkdir(exist_ok=True)
+    Path("state").mkdir(exist_ok=True)
     outcome = visionedge("scene", "walk.mp4", "--config", config, *options)
     assert (outcome.code, outcome.out) == (code, "")
     (complaint,) = outcome.complaints

@@ -435,10 +435,9 @@ class VideoProgress:
     def _line(self, now_s: float) -> str:
         took_s = max(now_s - self._began_s, 1e-3)
         of_all, left = "", ""
-        if self._expected is not None:
+        if self._expected is not None and self._expected >= self._number:
             of_all = f" of {self._expected}"
-            left_s = max(0, self._expected - self._number) * took_s / self._number
-            left = f", {left_s:.0f} s left"
+            left = f", {(self._expected - self._number) * took_s / self._number:.0f} s left"
         # With a stride, the count is not the position in the video.
         if self._number > self._count:
             count = f"{self._count} frames (up to number {self._number}{of_all})"
