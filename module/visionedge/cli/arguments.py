@@ -147,7 +147,8 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="inference.precision; auto: what `run` has chosen on this machine, else fp32 (default: auto)",
+        help="inference.precision; auto: what `run` has chosen on this machine, else fp32 (default: that"
+        " of the configuration, else auto)",
     )
 
 
