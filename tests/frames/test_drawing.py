@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from fake_backend import grey, result
-from visionedge.frames.drawing import class_colour, draw_detections, to_ascii
+from visionedge.frames.drawing import (
+    DrawnRule,
+    class_colour,
+    draw_detections,
+    draw_scene,
+    to_ascii,
+)
 from visionedge.frames.types import Detections, FrameResult, Picture
 
 
@@ -90,3 +96,26 @@ def test_colours_are_stable_and_differ_between_classes() -> None:
     assert len(set(colours)) == 80
     for one, other in pairwise(colours):
         assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) > 100
+
+
+RULES = {
+    "a zone": [(0.2, 0.2), (0.2, 0.5), (0.8, 0.5), (0.8, 0.2)],
+    "a zone at the lower border": [(0.2, 0.5), (0.2, 1.0), (0.8, 1.0), (0.8, 0.5)],
+    "a zone as large as the picture": [(0.0, 0.0), (0.0, 1.0), (1.0, 1.0), (1.0, 0.0)],
+    "a line that ends at the lower border": [(0.5, 0.2), (0.5, 1.0)],
+}
+
+
+@pytest.mark.parametrize("shape", RULES)
+def test_two_captions_of_a_zone_or_line_do_not_cover_each_other(shape: str) -> None:
+    """Together they need the space of both, wherever they are drawn."""
+    picture = grey(640, 384)
+    points = tuple(RULES[shape])
+    bare = draw_scene(picture, [DrawnRule(points, ())], [])
+
+    def grown(*captions: str) -> int:
+        drawn = draw_scene(picture, [DrawnRule(points, captions)], [])
+        return int(painted(bare, drawn).any(axis=1).sum())
+
+    # The line of the zone or line is of the same colour as the captions, and may lie under them.
+    assert grown("dock: 2 inside", "5 in") >= 1.9 * grown("dock: 2 inside")

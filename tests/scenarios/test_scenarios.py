@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,17 @@ class Scenes:
         self.detector = folder / "parts.onnx"
         self.detector.write_bytes(detector)
 
-    def play(self, name: str, document: Document | None = None, start: str = MONDAY_AT_10) -> Seen:
-        """The drawn clip of a scenario, with its configuration or another one."""
-        clip = self._folder / f"{name}.mp4"
+    def play(
+        self,
+        name: str,
+        document: Document | None = None,
+        start: str = MONDAY_AT_10,
+        fps: float | None = None,
+    ) -> Seen:
+        """The drawn clip of a scenario, with its configuration or another one, at its rate or another one."""
+        clip = self._folder / f"{name}-{fps}.mp4"
         if not clip.exists():
-            CLIPS[name].write(clip)
+            replace(CLIPS[name], fps=fps or CLIPS[name].fps).write(clip)
         return self.run(clip, document or SCENARIOS[name], "--model", str(self.detector), "--start", start)
 
     def run(self, clip: Path, document: Document, *options: str) -> Seen:
@@ -168,6 +174,15 @@ def test_defect_counting_counts_good_parts_and_defects_apart(scenes: Scenes) -> 
     gate = seen.scene["lines"]["gate"]
     assert (gate["left-to-right"], gate["right-to-left"]) == ({"ok": 4, "ng": 2}, {})
     assert Counter(event["label"] for event in seen.select("line-crossed", "gate")) == {"ok": 4, "ng": 2}
+
+
+@pytest.mark.parametrize("fps", [2.5, 30])
+def test_parts_count_at_any_rate_at_which_they_move_by_less_than_their_length(
+    fps: float, scenes: Scenes
+) -> None:
+    """At 2.5 pictures a second a part moves by 0.97 of its length from one to the next."""
+    gate = scenes.play("defect-counting", fps=fps).scene["lines"]["gate"]
+    assert gate["left-to-right"] == {"ok": 4, "ng": 2}
 
 
 # --- people -------------------------------------------------------------------------------------------------
