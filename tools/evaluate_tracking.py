@@ -4,7 +4,8 @@
         --line A=380,120,380,330 --line B=560,140,560,330 --line C=230,150,230,300
 
 `boxes.jsonl` is made by `visionedge detect vtest.avi --confidence 0.1 --json`. The ground truth and
-`--tracks` are MOTChallenge's text: frame (from 1), id, left, top, width, height in pixels, considered.
+`--tracks` are MOTChallenge's text: frame (from 1), id, left, top, width, height in pixels, considered;
+`visionedge scene CLIP --tracks FILE` writes it, too.
 `--libraries` names an interpreter with numpy and the package `trackers` (it cannot be installed beside
 opencv-python-headless); its trackers get the same boxes and the rate of the pictures, with their defaults.
 `--steps 1,2,4` makes a row each for all pictures, every second and every fourth one. A crossing has no

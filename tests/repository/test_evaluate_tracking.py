@@ -1,15 +1,27 @@
 """tools/evaluate_tracking.py: its figures are those of motmetrics, and our tracks reach what docs say."""
 
+import io
 import json
 import random
+from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 import evaluate_tracking
-from evaluate_tracking import Crossing, Tracks, count_crossings, count_matched, find_crossings, score
-from visionedge.config.schema import InferenceConfig
+from evaluate_tracking import (
+    Crossing,
+    Tracks,
+    count_crossings,
+    count_matched,
+    find_crossings,
+    read_tracks,
+    score,
+)
+from visionedge.config.schema import CameraConfig, InferenceConfig
 from visionedge.ops.detect import DetectRequest, run_detect
+from visionedge.ops.scene_clips import SceneRequest, run_scene
 
 LINES = ["--line=A=380,120,380,330", "--line=B=560,140,560,330", "--line=C=230,150,230,300"]
 
@@ -115,3 +127,51 @@ def test_the_bundled_model_and_the_tracker_reach_the_figures_of_the_docs(
     assert int(ours[0]["differ"]) <= 4
     assert all(int(row["from full rate"]) <= 4 for row in ours)
     assert json.loads(ours[0]["matched"].partition(" ")[0]) >= 60
+
+
+@pytest.mark.shared
+def test_the_scene_of_a_clip_counts_what_the_tool_counts_in_its_tracks(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    """Lines without hysteresis on every picture of vtest.avi; every total is the number of its events."""
+    width_px, height_px = 768, 576
+    lines = dict(evaluate_tracking._parse_line(line.removeprefix("--line=")) for line in LINES)
+    config = CameraConfig.model_validate(
+        {
+            "uri": "demo:",
+            "classes": ["person"],
+            "lines": {
+                name: {
+                    "start": [start[0] / width_px, start[1] / height_px],
+                    "end": [end[0] / width_px, end[1] / height_px],
+                    "minSeconds": 0,
+                }
+                for name, (start, end) in lines.items()
+            },
+        }
+    )
+    request = SceneRequest(
+        paths=(str(shared_data / "videos" / "vtest.avi"),),
+        model=None,
+        inference=InferenceConfig(precision="fp32", device="cpu"),
+        name="yard",
+        camera=config,
+        start=datetime(2026, 11, 30, tzinfo=UTC),
+        as_json=True,
+        summary=True,
+        tracks=tmp_path / "tracks.txt",
+    )
+    out = io.StringIO()
+    assert run_scene(request, out) == 0
+    *events, scene = map(json.loads, out.getvalue().splitlines())
+    counted = {
+        name: tuple(line[way].get("person", 0) for way in ("left-to-right", "right-to-left"))
+        for name, line in scene["lines"].items()
+    }
+    assert counted == {"A": (14, 11), "B": (13, 11), "C": (9, 6)}
+    assert counted == count_crossings(find_crossings(read_tracks(tmp_path / "tracks.txt"), lines), lines)
+    assert Counter((event["line"], event["direction"]) for event in events) == {
+        (name, way): count
+        for name, counts in counted.items()
+        for way, count in zip(("left-to-right", "right-to-left"), counts, strict=True)
+    }
