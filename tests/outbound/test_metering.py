@@ -17,10 +17,10 @@ from visionedge.config.schema import TelemetryConfig
 from visionedge.iothub.telemetry import Telemetry
 from visionedge.outbound.messages import (
     MIN_FILL_RATIO,
-    MessageSizeEstimator,
     EncodedDocument,
     Event,
     Message,
+    MessageSizeEstimator,
     Sender,
     build_batch_messages,
     build_event_message,

@@ -42,6 +42,7 @@ from visionedge.outbound.messages import (
 from visionedge.outbound.metering import (
     MAX_PER_DAY,
     S1,
+    SCENE_SHARE,
     UNIT_BLOCKS_PER_DAY,
     DayBudget,
     MeteredUsage,
@@ -68,12 +69,10 @@ TelemetryEventCode = Literal[
 ]
 """Codes of the events of telemetry; their kind is `module`."""
 
-LIMITED_OUTPUTS = (DETECTIONS, SCENE)
+_LIMITED_OUTPUTS = (DETECTIONS, SCENE)
 """The outputs that count for `telemetry.maxPerDay`."""
 
 MAX_PENDING_BYTES = 4 * MAX_BYTES
-SCENE_SHARE = 10
-"""With zones or lines, detections stop when a tenth of the day's budget is left: it is for scene events."""
 
 SCENE_WAIT_S = 0.6
 """A scene event waits so long for others; with one tick of the service before and after it less than 1 s."""
@@ -431,12 +430,12 @@ class Telemetry:
         if stopped:
             self._meter.restart_projection()
         usage, limit = self._meter.usage(), self._policy.max_per_day
-        limited = sum(usage.per_day.get(output, 0.0) for output in LIMITED_OUTPUTS)
+        limited = sum(usage.per_day.get(output, 0.0) for output in _LIMITED_OUTPUTS)
         if self._forecast.update(usage, limited, limit, self._budget.day):
             self._report_forecast(usage)
 
     def _report_forecast(self, usage: MeteredUsage) -> None:
-        detections, scene = (usage.per_day.get(output, 0.0) for output in LIMITED_OUTPUTS)
+        detections, scene = (usage.per_day.get(output, 0.0) for output in _LIMITED_OUTPUTS)
         limit, exceeded = self._policy.max_per_day, self._forecast.exceeded
         details = {
             "exceeded": list(exceeded),
