@@ -1,7 +1,7 @@
 """Scenes of the running module: tracks, events and totals of cameras, over changes, restarts and kills."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,10 +34,16 @@ class HostRun:
     def __init__(self, data: Path, *, camera: Any = CAMERA, **cameras: Any) -> None:
         self.data = data
         self.document: dict[str, Any] = {"cameras": {"dock": camera, **cameras}}
+        self.delivered: list[Mapping[str, Any]] = []
         self.threads = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
         self.state = AppState.of(parse_config(self.document), data, {}, lambda: None)
         self.host = SceneHost(
-            self.state.snapshot, data, self.threads, clock=lambda: self.at_s, now=lambda: self.now
+            self.state.snapshot,
+            data,
+            self.threads,
+            deliver=self.delivered.extend,
+            clock=lambda: self.at_s,
+            now=lambda: self.now,
         )
 
     @property
@@ -67,6 +73,7 @@ class HostRun:
         return {name: sum(by_label.values()) for name, by_label in counts.items() if name != "since"}
 
     def close(self) -> None:
+        assert self.host.flush(5)
         assert self.host.close(5)
         assert self.threads.alive() == []
 
@@ -123,6 +130,25 @@ def test_over_a_restart_totals_stay_who_was_inside_is_lost_and_numbers_do_not_re
         assert run.totals() == {**zone, "left-to-right": 0, "right-to-left": 0}
     assert len({*ids}) == 3
     assert ids == sorted(ids)
+
+
+def test_events_are_delivered_again_at_the_next_start_until_they_are_acknowledged(tmp_path: Path) -> None:
+    async def scenario(run: HostRun) -> None:
+        run.show(*WALK)
+
+    async def acknowledged(run: HostRun) -> None:
+        assert run.host.flush(5)
+        run.host.acknowledge([event["id"] for event in run.delivered])
+
+    async def nothing(run: HostRun) -> None:
+        assert run.host.flush(5)
+
+    delivered = []
+    for part in (scenario, acknowledged, nothing):
+        run = HostRun(tmp_path)
+        play(run, part)
+        delivered.append([event["type"] for event in run.delivered])
+    assert delivered == [["zone-entered", "zone-left", "line-crossed"]] * 2 + [[]]
 
 
 def test_without_the_file_of_the_last_run_numbers_of_tracks_do_not_repeat(tmp_path: Path) -> None:

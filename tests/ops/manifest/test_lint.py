@@ -123,7 +123,7 @@ def test_an_object_route_needs_schema_1_1() -> None:
     """Under 1.0 edgeHub takes texts only."""
     report = lint(change(valid_manifest(), (*HUB, "schemaVersion"), "1.0"))
     assert finding_places(report) == {
-        ("error", f"{IN_HUB}.routes.vision{output}") for output in ("Events", "Detections")
+        ("error", f"{IN_HUB}.routes.vision{output}") for output in ("Events", "Scene", "Detections")
     }
 
 
@@ -132,6 +132,18 @@ def test_a_module_that_sends_only_events_needs_no_route_for_detections() -> None
     manifest = change(valid_manifest(), (*VISION, "telemetry", "mode"), "none")
     del value_at(manifest, HUB)["routes"]["visionDetections"]
     assert lint(manifest).findings == ()
+
+
+def test_a_module_without_zones_and_lines_needs_no_route_for_scene() -> None:
+    """As far as its twin tells; with one of them the absence is named."""
+    manifest = valid_manifest()
+    del value_at(manifest, HUB)["routes"]["visionScene"]
+    assert lint(manifest).findings == ()
+    cameras = value_at(manifest, VISION)["cameras"]
+    cameras[next(iter(cameras))]["lines"] = {"door": {"start": [0.5, 0.2], "end": [0.5, 0.8]}}
+    (finding,) = lint(manifest).findings
+    assert (finding.severity, finding.path) == ("warning", f"{IN_HUB}.routes")
+    assert "outputs/scene" in finding.remedy
 
 
 def test_create_options_may_be_split_into_consecutive_parts() -> None:
