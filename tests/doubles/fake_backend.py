@@ -156,6 +156,7 @@ class FakeBackend:
             },
             "fetching": None,
             "cameras": self.cameras(),
+            "scenes": {"storage": None, "cameras": {}},
             "capacity": None,
             "hub": {"state": "local"},
         }

@@ -6,6 +6,7 @@ Everything here is for the loop, unless a method says otherwise. The thread `sce
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from visionedge.app.state import SnapshotReader
+from visionedge.app.state import SceneStatistics, SnapshotReader
 from visionedge.config.schema import CameraConfig, EventsConfig
 from visionedge.frames.types import FrameResult, utc_now
 from visionedge.runtime.threads import ThreadGroup
@@ -21,7 +22,7 @@ from visionedge.scene.camera_scene import CameraScene
 from visionedge.scene.events import EventFilter
 from visionedge.scene.scene import Scene, SceneChanges, apply_masks
 from visionedge.scene.totals import SCENE_FILE_NAME, CountRow, EventLimits, UnknownEventError
-from visionedge.scene.writer import SceneWriter
+from visionedge.scene.writer import SceneStorageStatus, SceneWriter
 
 _RESERVED_TRACKS = 1_000
 """So many numbers of tracks are reserved on the disk, because a kill leaves no time to store the last one."""
@@ -66,6 +67,8 @@ class SceneHost:
         self._reserved: dict[str, int] = {}
         self._reserving: asyncio.Future[dict[str, int]] | None = None
         self._due_s = 0.0
+        self._events: Counter[tuple[str, str]] = Counter()
+        self._reported: SceneStorageStatus | None = None
 
     def __repr__(self) -> str:
         return f"<SceneHost {list(self._scenes.values())}>"
@@ -142,12 +145,37 @@ class SceneHost:
         found = self._scenes.get(camera)
         return (Scene(camera) if found is None else found.scene).document()
 
+    def statistics(self) -> SceneStatistics:
+        """Tracks, totals and counts of events of all cameras with tracking, and the state of the file."""
+        return SceneStatistics(
+            {name: scene.scene.document() for name, scene in self._scenes.items()},
+            {key: count for key, count in self._events.items() if key[0] in self._scenes},
+            None if self._writer is None else self._writer.status(),
+        )
+
+    def _report_storage(self, storage: SceneStorageStatus) -> None:
+        """Send an event when the file was set aside, is that of a newer version, or cannot be used."""
+        before, self._reported = self._reported, storage
+        send, name = partial(self._snapshot().send_event, "storage"), self._path.name
+        if storage.lost is not None and (before is None or storage.lost != before.lost):
+            text = f"{name} cannot be used ({storage.lost}) and was set aside; a new file begins"
+            send("state-lost", text, {"file": name, "reason": storage.lost})
+        if storage.newer is not None and (before is None or storage.newer != before.newer):
+            send("state-newer", storage.newer, {"file": name})
+        was_on_disk = before is None or before.mode == "disk"
+        if storage.mode == "memory" and was_on_disk:
+            text = f"{name} cannot be used ({storage.reason}); zones and lines count in memory, retrying"
+            send("scene-memory", text, {"file": name, "reason": storage.reason})
+        elif storage.mode == "disk" and not was_on_disk:
+            send("scene-disk", f"{name} can be used again", {"file": name})
+
     def tick(self) -> None:
         """Once a second: end the tracks of cameras that are offline, store what a kill would lose."""
         now_s = self._clock()
         if now_s < self._due_s or self._writer is None:
             return
         self._due_s = now_s + _VISITS_S
+        self._report_storage(self._writer.status())
         for scene in self._scenes.values():
             self._put(scene.end_if_offline(now_s))
             self._put(scene.scene.open_visits())
@@ -167,6 +195,7 @@ class SceneHost:
         }
 
     def _put(self, changes: SceneChanges) -> None:
+        self._events.update((event.camera, event.type) for event in changes.events)
         # Live viewers get an event at once, before the disk has it.
         self._snapshot().latest_results.publish_events(changes.events)
         if self._writer is not None:

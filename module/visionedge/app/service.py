@@ -143,6 +143,7 @@ class Service:
             self.state, self._engine_host, self._send_overload_event
         )
         self._scene_host = SceneHost(self.state.snapshot, options.data, self._hub_threads)
+        self.state.set_scenes(self._scene_host.statistics)
         self._metrics = Metrics(
             lambda: collect_samples(self.state.snapshot()),
             identity_labels(Identity.from_environ(options.environ)),

@@ -479,6 +479,31 @@ class BuildDocument(JsonDocument):
     built_at: str = Field(description="The time of the commit, UTC; or `unknown`.")
 
 
+class SceneSummaryDocument(JsonDocument):
+    """The scene of a camera, over all labels."""
+
+    tracks: Count = Field(description="Confirmed ones.")
+    zones: dict[str, dict[str, Count]] = Field(description="By name: inside, entered, left, lost.")
+    lines: dict[str, dict[str, Count]] = Field(description="By name and direction.")
+
+
+class SceneStorageDocument(JsonDocument):
+    """The file of totals and events, `scene.db`."""
+
+    mode: Literal["disk", "memory"]
+    reason: str | None = Field(description="Why only in memory; null on disk.")
+    waiting: Count = Field(description="Changes that are not on the disk yet.")
+    lost: str | None = Field(description="Why an older file was set aside; null without one.")
+    newer: str | None = Field(description="The file of a newer version that is not used, and what to do.")
+
+
+class ScenesDocument(JsonDocument):
+    """The scenes of all cameras with tracking."""
+
+    storage: SceneStorageDocument | None = Field(description="The file; null while there is none.")
+    cameras: dict[str, SceneSummaryDocument] = Field(description="By name.")
+
+
 class StatusDocument(JsonDocument):
     """The whole module."""
 
@@ -491,6 +516,7 @@ class StatusDocument(JsonDocument):
     model: LoadedModelDocument | None = Field(description="The model; null before it is loaded.")
     fetching: str | None = Field(description="The state of a model download; null without one.")
     cameras: list[CameraDocument] = Field(description="All configured cameras.")
+    scenes: ScenesDocument = Field(description="Tracks, zones and lines, and the state of their file.")
     capacity: CapacityDocument | None = Field(description="The load; null in the first seconds.")
     hub: HubDocument = Field(description="What goes to IoT Hub and comes from it.")
     http: HttpDocument = Field(description="Who may use HTTP.")
@@ -624,13 +650,6 @@ class SceneEventsDocument(JsonDocument):
     events: list[SceneEventDocument] = Field(description="The newest first.")
 
 
-class CrossingsDocument(JsonDocument):
-    """Crossings of a line by direction."""
-
-    left_to_right: Count = Field(alias="left-to-right")
-    right_to_left: Count = Field(alias="right-to-left")
-
-
 class SceneCountDocument(JsonDocument):
     """What a zone or line counted of a label in an hour or a day."""
 
@@ -641,7 +660,7 @@ class SceneCountDocument(JsonDocument):
     entered: Count = _absent("Of a zone.")
     left: Count = _absent("Of a zone.")
     lost: Count = _absent("Of a zone.")
-    crossed: CrossingsDocument = _absent("Of a line, by direction.")
+    crossed: dict[LineTotal, Count] = _absent("Of a line, by direction.")
 
 
 class SceneCountsDocument(JsonDocument):
