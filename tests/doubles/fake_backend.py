@@ -187,6 +187,8 @@ class FakeBackend:
             "nextTrySeconds": None,
             "throttle": None,
             "sequence": latest.frame.sequence if latest else None,
+            "zones": {},
+            "lines": {},
         }
 
     def has_camera(self, name: str) -> bool:

@@ -5,7 +5,7 @@ models of `web.documents` and returned as plain dicts.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple
 
@@ -266,6 +266,7 @@ def _camera(state: StateSnapshot, name: str, counters: _CameraCounters) -> Camer
         counters.traffic.get(name),
     )
     throttle, latest = state.overload_status.throttles.get(name), state.latest_results.latest(name)
+    zones, lines = (configured.zones, configured.lines) if configured.is_tracked else ({}, {})
     document = CameraDocument(
         name=name,
         uri=mask_address(configured.uri),
@@ -281,11 +282,17 @@ def _camera(state: StateSnapshot, name: str, counters: _CameraCounters) -> Camer
         next_try_seconds=None,
         throttle=ThrottleDocument(fps=throttle.fps, gate=throttle.gate is not None) if throttle else None,
         sequence=latest.frame.sequence if latest else None,
+        zones={each: _points(zone.polygon) for each, zone in zones.items()},
+        lines={each: _points((line.start, line.end)) for each, line in lines.items()},
     )
     camera = state.running_cameras.get(name)
     if camera is not None:
         _add_camera_status(document, camera.status())
     return document
+
+
+def _points(points: Iterable[Sequence[float]]) -> list[list[float]]:
+    return [list(point) for point in points]
 
 
 def _add_camera_status(document: CameraDocument, status: CameraStatus) -> None:

@@ -27,6 +27,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 """UTC with milliseconds: ``2026-11-22T10:00:00.123Z``."""
 
+Polyline = list[list[float]]
 CameraName = Annotated[str, Field(pattern=f"^{CAMERA_NAME_PATTERN.pattern}$")]
 
 
@@ -319,6 +320,8 @@ class CameraDocument(JsonDocument):
     decoder: str | None = _absent("What decodes the source.")
     throttle: ThrottleDocument | None = Field(description="What overload limits it to; null: nothing.")
     sequence: int | None = Field(description="Of the newest result; null before the first one.")
+    zones: dict[str, Polyline] = Field(description="The polygons of the zones that count, 0 to 1.")
+    lines: dict[str, Polyline] = Field(description="Start and end of the lines that count, 0 to 1.")
 
 
 class CamerasDocument(JsonDocument):
