@@ -1,6 +1,6 @@
 """The scenes of the running module: results of cameras in, results with tracks out; changes to the disk.
 
-Everything here is for the loop, unless a method says otherwise. The thread `scene` writes what changes.
+Everything here is for the loop, but `SceneHost.open`. The thread `scene` writes what a scene changes.
 """
 
 import asyncio
@@ -124,6 +124,24 @@ class SceneHost:
         if self._writer is not None:
             await asyncio.to_thread(self._writer.set_limits, _event_limits(events))
 
+    # --- the log ------------------------------------------------------------------------------------------
+
+    def read_events(
+        self, wanted: EventFilter, *, before: str | None, after: str | None, limit: int
+    ) -> list[dict[str, Any]]:
+        """As `SceneWriter.events`; without a file there are none. Blocks; from any thread."""
+        if self._writer is None:
+            if unknown := before or after:
+                raise UnknownEventError(unknown)
+            return []
+        return self._writer.events(wanted, before=before, after=after, limit=limit)
+
+    def read_counts(
+        self, camera: str, begin: datetime, end: datetime, by: Literal["hour", "day"], limit: int
+    ) -> list[CountRow]:
+        """As `SceneWriter.counts`; without a file there are none. Blocks; from any thread."""
+        return [] if self._writer is None else self._writer.counts(camera, begin, end, by, limit)
+
     # --- results ------------------------------------------------------------------------------------------
 
     def update(self, result: FrameResult) -> FrameResult:
@@ -200,24 +218,6 @@ class SceneHost:
         self._snapshot().latest_results.publish_events(changes.events)
         if self._writer is not None:
             self._writer.put(changes)
-
-    # --- the log ------------------------------------------------------------------------------------------
-
-    def read_events(
-        self, wanted: EventFilter, *, before: str | None, after: str | None, limit: int
-    ) -> list[dict[str, Any]]:
-        """As `SceneWriter.events`; without a file there are none. Blocks; from any thread."""
-        if self._writer is None:
-            if unknown := before or after:
-                raise UnknownEventError(unknown)
-            return []
-        return self._writer.events(wanted, before=before, after=after, limit=limit)
-
-    def read_counts(
-        self, camera: str, begin: datetime, end: datetime, by: Literal["hour", "day"], limit: int
-    ) -> list[CountRow]:
-        """As `SceneWriter.counts`; without a file there are none. Blocks; from any thread."""
-        return [] if self._writer is None else self._writer.counts(camera, begin, end, by, limit)
 
     def close(self, timeout_s: float) -> bool:
         """Store who is inside and end the thread; whether it ended in time. Blocks."""

@@ -143,7 +143,6 @@ class Service:
             self.state, self._engine_host, self._send_overload_event
         )
         self._scene_host = SceneHost(self.state.snapshot, options.data, self._hub_threads)
-        self.state.set_scenes(self._scene_host.statistics)
         self._metrics = Metrics(
             lambda: collect_samples(self.state.snapshot()),
             identity_labels(Identity.from_environ(options.environ)),
@@ -151,6 +150,7 @@ class Service:
         self._backend = HttpBackend(
             self.state.snapshot, self._engine_host.lanes, self._metrics, self._scene_host
         )
+        self.state.set_scenes(self._scene_host.statistics)
         for folder in (options.data, options.data / "plans"):
             remove_partial_files(folder)
         self._sequences = SequenceStore(options.data / "sequences.json")
