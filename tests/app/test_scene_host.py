@@ -1,22 +1,29 @@
 """Scenes of the running module: tracks, events and totals of cameras, over changes, restarts and kills."""
 
 import asyncio
+import json
+import re
+import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from fake_backend import result as make_result
+from visionedge.app.metrics import Metrics, collect_samples
 from visionedge.app.scene_host import SceneHost
 from visionedge.app.state import AppState
+from visionedge.app.status import build_status
 from visionedge.config.load import parse_config
 from visionedge.frames.types import Detections, FrameResult
+from visionedge.iothub.delivery import Delivery
 from visionedge.runtime.threads import ThreadGroup
-from visionedge.scene.totals import SceneStore
+from visionedge.scene.events import EventFilter
+from visionedge.scene.totals import SceneStore, UnknownEventError
 from visionedge.web.documents import SceneDocument
 
 START = datetime(2026, 11, 30, 10, tzinfo=UTC)
@@ -285,3 +292,161 @@ def test_zones_of_a_camera_that_is_gone_at_a_start_end(tmp_path: Path) -> None:
     assert ids[0] < ids[1]
     play(HostRun(tmp_path, camera={**CAMERA, "tracking": "on"}), before)
     assert ids[1] < ids[2]
+
+
+def test_an_event_is_published_in_the_same_call_that_makes_it(tmp_path: Path) -> None:
+    """No timer and no disk lie between the rule and a live viewer."""
+    heard: list[str] = []
+
+    async def scenario(run: HostRun) -> None:
+        async with run.state.latest_results.subscribe_events(EventFilter("dock", rule="left")) as live:
+            run.show(*WALK)
+            run.state.latest_results.close()
+            heard.extend([json.loads(each.partition(b"data: ")[2])["type"] async for each in live])
+
+    play(HostRun(tmp_path), scenario)
+    assert heard == ["zone-entered", "zone-left"]
+
+
+def test_the_log_of_a_module_without_scenes_is_empty_and_makes_no_file(tmp_path: Path) -> None:
+    async def scenario(run: HostRun) -> None:
+        assert run.host.read_events(EventFilter(), before=None, after=None, limit=5) == []
+        with pytest.raises(UnknownEventError):
+            run.host.read_events(EventFilter(), before="x", after=None, limit=5)
+        assert run.host.read_counts("dock", START, START, "day", 5) == []
+
+    play(HostRun(tmp_path, camera={"uri": "demo:"}), scenario)
+    assert not (tmp_path / "scene.db").exists()
+
+
+# --- metrics, status, storage ------------------------------------------------------------------------------
+
+
+def read_metrics(run: HostRun) -> dict[str, float]:
+    """The samples of scenes, as Prometheus gets them."""
+    text = Metrics(lambda: collect_samples(run.state.snapshot())).render().decode()
+    lines = (line for line in text.splitlines() if re.match(r"visionedge_(zone|line|tracks|scene)", line))
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def test_metrics_have_zones_lines_and_tracks_and_totals_go_on_after_a_restart(tmp_path: Path) -> None:
+    """A series of a configured class is there from the start, so that its first increase is seen."""
+    zone = 'camera="dock",label="person",zone="left"'
+    line = 'camera="dock",direction="right-to-left",label="person",line="door"'
+
+    async def scenario(run: HostRun) -> None:
+        before = read_metrics(run)
+        run.show(*WALK)
+        after = read_metrics(run)
+        assert after[f"visionedge_line_crossed_total{{{line}}}"] == 1 + before.get(
+            f"visionedge_line_crossed_total{{{line}}}", 0
+        )
+        entered = after[f"visionedge_zone_entered_total{{{zone}}}"]
+        assert entered == 1 + before[f"visionedge_zone_entered_total{{{zone}}}"]
+        assert after[f"visionedge_zone_left_total{{{zone}}}"] == entered
+        assert after[f"visionedge_zone_lost_total{{{zone}}}"] == 0
+        assert after[f"visionedge_zone_inside{{{zone}}}"] == 0
+        assert after['visionedge_tracks{camera="dock"}'] == 1
+        assert after['visionedge_scene_events_total{camera="dock",type="line-crossed"}'] == 1
+        assert 'visionedge_zone_inside{camera="dock",label="car",zone="left"}' not in after
+
+    camera = {**CAMERA, "zones": {"left": {**LEFT, "classes": ["person"]}}}
+    for _ in range(2):
+        run = HostRun(tmp_path, camera=camera)
+        run.state.set_scenes(run.host.statistics)
+        play(run, scenario)
+
+
+def test_the_series_of_what_is_removed_end(tmp_path: Path) -> None:
+    async def scenario(run: HostRun) -> None:
+        run.show(*WALK)
+        assert len(read_metrics(run)) > 8
+        await run.configure(dock={**CAMERA, "zones": {}})
+        assert [name for name in read_metrics(run) if "zone" in name and "events" not in name] == []
+        await run.configure(yard={"uri": "demo:"})
+        assert read_metrics(run) == {}
+
+    run = HostRun(tmp_path)
+    run.state.set_scenes(run.host.statistics)
+    play(run, scenario)
+
+
+def test_five_hundred_zones_have_their_metrics_and_their_status(tmp_path: Path) -> None:
+    zones = {f"zone {number}": LEFT for number in range(500)}
+
+    async def scenario(run: HostRun) -> None:
+        run.show(*WALK[:6])
+        found = [name for name in read_metrics(run) if name.startswith("visionedge_zone_inside{")]
+        assert len(found) == 500
+        scenes = build_status(run.state.snapshot())["scenes"]
+        assert sum(zone["inside"] for zone in scenes["cameras"]["dock"]["zones"].values()) == 500
+
+    run = HostRun(tmp_path, camera={**CAMERA, "zones": zones})
+    run.state.set_scenes(run.host.statistics)
+    play(run, scenario)
+
+
+class EventCollector:
+    """Stands for the delivery: keeps the events for the cloud."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str, Any]] = []
+
+    def event(self, kind: str, code: str, _text: str, details: Any) -> None:
+        self.seen.append((kind, code, details))
+
+
+def test_a_file_that_cannot_be_used_is_an_event_and_in_status(tmp_path: Path) -> None:
+    """Once each: set aside at the start, in memory, on the disk again."""
+    (tmp_path / "scene.db").write_bytes(b"this is no database " * 500)
+    collector = EventCollector()
+
+    async def scenario(run: HostRun) -> None:
+        def tick() -> None:
+            HostRun.at_s += 2
+            run.host.tick()
+
+        tick()
+        tick()
+        assert run.host._writer is not None
+        with run.host._writer._disk:
+            run.host._writer._fail(sqlite3.OperationalError("disk I/O error"))
+        tick()
+        tick()
+        storage = build_status(replace(run.state.snapshot(), delivery=None))["scenes"]["storage"]
+        assert (storage["mode"], storage["reason"]) == ("memory", "disk I/O error")
+        run.host._writer._open()
+        tick()
+        state = replace(run.state.snapshot(), delivery=None)
+        assert build_status(state)["scenes"]["storage"]["mode"] == "disk"
+
+    run = HostRun(tmp_path)
+    run.state.set_scenes(run.host.statistics)
+    run.state.set_delivery(cast("Delivery", collector))
+    play(run, scenario)
+    assert [(kind, code) for kind, code, _ in collector.seen] == [
+        ("storage", "state-lost"),
+        ("storage", "scene-memory"),
+        ("storage", "scene-disk"),
+    ]
+    assert {details["file"] for _, _, details in collector.seen} == {"scene.db"}
+
+
+def test_a_file_of_a_newer_version_is_an_event_and_in_status(tmp_path: Path) -> None:
+    store = SceneStore(tmp_path / "scene.db")
+    store._db.execute("PRAGMA user_version=99")
+    store.close()
+    collector = EventCollector()
+
+    async def scenario(run: HostRun) -> None:
+        HostRun.at_s += 2
+        run.host.tick()
+        storage = run.host.statistics().storage
+        assert storage is not None
+        assert "newer version" in str(storage.newer)
+
+    run = HostRun(tmp_path)
+    run.state.set_scenes(run.host.statistics)
+    run.state.set_delivery(cast("Delivery", collector))
+    play(run, scenario)
+    assert [code for _, code, _ in collector.seen] == ["state-newer"]

@@ -168,6 +168,16 @@ def test_the_status_of_very_many_cameras_is_cut_to_the_maximum_answer_size() -> 
         assert cut["cameras"][0] == {"name": camera(0)["name"], "state": "reconnecting"}
 
 
+def test_the_status_omits_the_scenes_of_cameras_where_they_do_not_fit() -> None:
+    """Very many zones on one camera; the cameras and the state of the file stay."""
+    zone = {"inside": 0, "entered": 99_999, "left": 99_999, "lost": 0}
+    scenes = {"dock": {"tracks": 1, "zones": {f"zone {number}" * 20: zone for number in range(1000)}}}
+    status = {"cameras": [camera(1)], "scenes": {"storage": None, "cameras": scenes}, "capacity": {}}
+    cut = fit_status(status)
+    assert measure_result_bytes(cut) <= MAX_RESULT_BYTES
+    assert cut == {**status, "scenes": {"storage": None, "cameras": {}, "camerasOmitted": 1}}
+
+
 def test_the_status_omits_the_measurements_of_the_plan_and_most_nodes() -> None:
     """Choice and reason are in the answer; measurements of lanes and batch are only in `/api/v1/status`."""
     plan = {"lanes": 2, "buckets": [1], "reason": "measured", "measured": {"table": [1] * 1000}}

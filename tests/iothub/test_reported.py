@@ -1,13 +1,25 @@
 """Reported properties: patches of differences, at a limited rate, as edgeHub accepts them."""
 
 import json
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.twin import Twin
-from visionedge.app.hub_bridge import MAX_CAMERAS_BYTES, fit_camera_states
+from visionedge.app.hub_bridge import (
+    COUNTS_INTERVAL_S,
+    MAX_CAMERAS_BYTES,
+    MAX_COUNTS_BYTES,
+    ReportedCounts,
+    build_reported_properties,
+    fit_camera_states,
+)
+from visionedge.app.state import AppState, SceneStatistics
+from visionedge.config.load import parse_config
 from visionedge.iothub.desired_properties import DesiredDocument, build_acknowledgement
 from visionedge.iothub.reported_properties import (
     MAX_PATCH_BYTES,
@@ -212,3 +224,57 @@ def test_the_states_of_two_hundred_cameras_with_the_longest_names_fit() -> None:
     assert cameras["zzz"] == "failed"
     assert cameras["_more"] == f"{401 - (len(cameras) - 1)} cameras more"
     assert len(json.dumps(cameras)) < MAX_CAMERAS_BYTES + 100
+
+
+def scene(**zones: int) -> dict[str, Any]:
+    """A scene as `GET /api/v1/cameras/{name}/scene` gives it, with so many persons in each zone."""
+    counts = {
+        name: {"since": "x", "inside": {"person": n}, "entered": {"person": n, "car": 1}}
+        for name, n in zones.items()
+    }
+    return {"tracks": [], "zones": counts, "lines": {}}
+
+
+def test_counts_of_zones_and_lines_are_reported_at_most_once_a_minute(tmp_path: Path) -> None:
+    """Over all labels; a camera that comes or goes is reported at once, one without rules never."""
+    now_s = [0.0]
+    scenes = {"dock": scene(queue=2), "plain": scene()}
+    state = AppState.of(parse_config({}), tmp_path, {}, lambda: None)
+    state.set_scenes(lambda: SceneStatistics(scenes))
+    counts = ReportedCounts(lambda: now_s[0])
+    first = {"dock": {"tracks": 0, "zones": {"queue": {"inside": 2, "entered": 3}}}}
+    assert counts.read(state.snapshot()) == first
+    scenes["dock"] = scene(queue=5)
+    now_s[0] += COUNTS_INTERVAL_S - 1
+    assert counts.read(state.snapshot()) == first
+    now_s[0] += 1
+    assert counts.read(state.snapshot())["dock"]["zones"]["queue"]["inside"] == 5
+    scenes["yard"] = scene(**{"a.b $c": 1})
+    assert counts.read(state.snapshot()).keys() == {"dock", "yard"}
+    assert list(counts.read(state.snapshot())["yard"]["zones"]) == ["a_b__c"]
+    del scenes["dock"]
+    assert counts.read(state.snapshot()).keys() == {"yard"}
+
+
+@pytest.mark.parametrize(("cameras", "zones"), [(1, 1), (3, 500), (200, 3), (300, 1)])
+def test_states_and_counts_together_fit_into_their_part_of_the_twin(
+    tmp_path: Path, cameras: int, zones: int
+) -> None:
+    """The states come first; counts that do not fit are counted, and the twin keeps `cameras` as it was."""
+    names = [f"{n:03}" + "c" * 61 for n in range(cameras)]
+    config = parse_config({"cameras": {name: {"uri": "demo:"} for name in names}})
+    state = AppState.of(config, tmp_path, {}, lambda: None)
+    many = {f"zone {number} " + "z" * 50: 99_999 for number in range(zones)}
+    state.set_scenes(lambda: SceneStatistics({name: scene(**many) for name in names}))
+    wanted = build_reported_properties(
+        state.snapshot(), {}, datetime(2026, 11, 30, tzinfo=UTC), ReportedCounts().read(state.snapshot())
+    )
+    counts = wanted.get("counts", {})
+    assert set(wanted["cameras"].values()) - {"disabled"} <= {wanted["cameras"].get("_more")}
+    assert len(json.dumps({"cameras": wanted["cameras"], "counts": counts})) <= MAX_CAMERAS_BYTES + 200
+    assert len(json.dumps(counts)) <= MAX_COUNTS_BYTES
+    shown = [name for name in counts if name != "_more"]
+    if "_more" in counts:
+        assert counts["_more"] == f"{cameras - len(shown)} cameras more"
+    if (cameras, zones) == (1, 1):
+        assert shown == names

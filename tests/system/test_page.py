@@ -13,6 +13,7 @@ import numpy as np
 from aiohttp import web
 
 from browser import browser
+from visionedge.scene.events import EVENT_TYPES
 from visionedge.web.handlers import DashboardPage
 
 Document = dict[str, Any]
@@ -27,7 +28,7 @@ ENGINE = {
 
 def camera(name: str, state: str = "live", **facts: Any) -> Document:
     """A camera as /api/v1/cameras gives it."""
-    document = {
+    document: Document = {
         "name": name,
         "state": state,
         "fps": 2.0,
@@ -35,6 +36,8 @@ def camera(name: str, state: str = "live", **facts: Any) -> Document:
         "lastError": None,
         "width": 64,
         "height": 36,
+        "zones": {},
+        "lines": {},
     }
     return {**document, "since": "2026-01-01T00:00:00.000Z", **facts}
 
@@ -42,8 +45,31 @@ def camera(name: str, state: str = "live", **facts: Any) -> Document:
 def frame(name: str, sequence: int, labels: tuple[str, ...]) -> Document:
     """A frame object with a box for each label."""
     box = {"left": 0.1, "top": 0.1, "width": 0.2, "height": 0.5}
-    found = [{"label": label, "classId": n, "confidence": 0.9, "box": box} for n, label in enumerate(labels)]
-    return {"camera": name, "sequence": sequence, "width": 64, "height": 36, "detections": found}
+    found = [
+        {"label": label, "classId": n, "confidence": 0.9, "box": box, "trackId": 100 + n}
+        for n, label in enumerate(labels)
+    ]
+    at = f"2026-11-30T10:00:{sequence % 60:02}.000Z"
+    return {"camera": name, "sequence": sequence, "capturedAt": at, "detections": found}
+
+
+SQUARE = [[0.1, 0.1], [0.1, 0.9], [0.9, 0.9], [0.9, 0.1]]
+DOOR = [[0.5, 0.2], [0.5, 0.8]]
+
+
+def event(number: int, kind: str = "zone-entered", camera: str = "dock", **keys: Any) -> Document:
+    """A scene event, one second later for each number."""
+    at = f"2026-11-30T10:{number // 60:02}:{number % 60:02}.000Z"
+    where = {"line": "door"} if kind == "line-crossed" else {"zone": "queue"}
+    return {
+        "id": f"{number:032x}",
+        "camera": camera,
+        "type": kind,
+        **where,
+        "label": "person",
+        "at": at,
+        **keys,
+    }
 
 
 def _jpeg(width: int, height: int) -> bytes:
@@ -53,8 +79,8 @@ def _jpeg(width: int, height: int) -> bytes:
 class FakePageBackend:
     """The answers that the page needs, below a path.
 
-    `streams` counts the open streams of frames, `snapshots` the requested pictures by camera. The state is
-    not answered while `answers` is not set.
+    `events` are in the log; `live_events` are sent once. `streams` counts the open streams of frames,
+    `snapshots` the requested pictures by camera. The state is not answered while `answers` is not set.
     """
 
     def __init__(self, cameras: list[Document]) -> None:
@@ -70,6 +96,9 @@ class FakePageBackend:
         self.frames = {name: frame(name, 1, ("person",)) for name in seen}
         self.answers = asyncio.Event()
         self.answers.set()
+        self.events: list[Document] = []
+        self.live_events: list[Document] = []
+        self.scene: Document = {"tracks": [], "zones": {}, "lines": {}}
         self.streams = 0
         self.snapshots: Counter[str] = Counter()
         self._jpegs = {item["name"]: _jpeg(item["width"], item["height"]) for item in cameras}
@@ -84,6 +113,10 @@ class FakePageBackend:
         app.router.add_get(f"{below}/readyz", self._answering(lambda: web.json_response({})))
         app.router.add_get(f"{below}/api/v1/frames", self._stream)
         app.router.add_get(f"{below}/api/v1/cameras/{{name}}/frame", self._frame)
+        scene = self._answering(lambda: web.json_response(self.scene))
+        app.router.add_get(f"{below}/api/v1/cameras/{{name}}/scene", scene)
+        log = self._answering(lambda: web.json_response({"events": self.events}))
+        app.router.add_get(f"{below}/api/v1/events", log)
         app.router.add_get(f"{below}/api/v1/cameras/{{name}}/snapshot.jpg", self._snapshot)
         return app
 
@@ -115,6 +148,10 @@ class FakePageBackend:
             while True:
                 for shown in self.frames.values():
                     await response.write(f"data: {json.dumps(shown)}\n\n".encode())
+                while self.live_events and request.query.get("events"):
+                    event = self.live_events.pop(0)
+                    text = f"event: scene\nid: {event['id']}\ndata: {json.dumps(event)}\n\n"
+                    await response.write(text.encode())
                 await asyncio.sleep(0.2)
         finally:
             self.streams -= 1
@@ -503,5 +540,164 @@ def test_the_page_layout_is_stable_while_detections_and_states_change() -> None:
                 await tab.until(f"tiles.get('{names[turn]}').badge.textContent", state)
             shifts = await tab.evaluate("window.shifts")
             assert sum(shift["value"] for shift in shifts) < 0.1, shifts
+
+    asyncio.run(scenario())
+
+
+EVENT_TEXTS = {
+    "zone-entered": "person entered queue",
+    "zone-left": "person left queue",
+    "zone-lost": "person lost in queue",
+    "zone-dwell": "person in queue for 30 s",
+    "zone-occupied": "queue occupied: 5",
+    "zone-vacated": "queue vacated: 5",
+    "zone-empty": "queue empty",
+    "zone-filled": "queue filled",
+    "line-crossed": "person crossed door ←",
+}
+
+
+def test_every_type_of_event_has_a_text_and_the_newest_is_first() -> None:
+    """From the log, then live over the one stream; an event that came both ways is shown once."""
+    assert set(EVENT_TEXTS) == set(EVENT_TYPES)
+
+    async def scenario() -> None:
+        module = FakePageBackend(
+            [camera("dock", zones={"queue": SQUARE}, lines={"door": DOOR}), camera("yard")]
+        )
+        kinds = list(EVENT_TEXTS)
+        made = [
+            event(n, kind, count=5, dwellSeconds=30.2, direction="left-to-right")
+            for n, kind in enumerate(kinds)
+        ]
+        module.events = made[:8][::-1]
+        async with browser() as chromium, served(module) as (url, _):
+            tab = await chromium.open(url)
+            shown = [EVENT_TEXTS[kind] for kind in kinds[:8][::-1]]
+            await tab.until(texts("#event-list .what"), shown)
+            module.live_events += [made[7], made[8]]
+            await tab.until(texts("#event-list .what"), [EVENT_TEXTS["line-crossed"], *shown])
+            assert await tab.evaluate(texts("#event-list .where")) == ["dock"] * 9
+            assert module.streams == 1
+            module.cameras = [camera("dock")]
+            await tab.until("document.getElementById('events').hidden", True)
+
+    asyncio.run(scenario())
+
+
+def test_a_page_without_zones_and_lines_has_no_list_of_events() -> None:
+    async def scenario() -> None:
+        module = FakePageBackend([camera("dock")])
+        module.events = [event(1)]
+        async with browser() as chromium, served(module) as (url, _):
+            tab = await chromium.open(url)
+            await tab.until("tiles.get('dock') && tiles.get('dock').shown > 0", True)
+            assert await tab.evaluate(texts("#events")) == []
+
+    asyncio.run(scenario())
+
+
+def test_zones_and_lines_are_drawn_with_their_counts_and_follow_the_events() -> None:
+    """An event makes the page fetch the counts; arrows show which direction is counted."""
+
+    async def scenario() -> None:
+        module = FakePageBackend([camera("dock", zones={"queue": SQUARE}, lines={"door": DOOR})])
+        door = {"left-to-right": {"person": 3}, "right-to-left": {"person": 1, "car": 1}}
+        module.scene = {"tracks": [], "zones": {"queue": {"inside": {"person": 2}}}, "lines": {"door": door}}
+        labels = """(() => {
+          const pen = document.createElement("canvas").getContext("2d");
+          const place = { x: 100, y: 0, w: 600, h: 450 };
+          return tiles.get("dock").scene.placeLabels(pen, place, 1, 12).map((label) => label.text);
+        })()"""
+        drawn = """(() => {
+          const { canvas } = tiles.get("dock"), pen = canvas.getContext("2d");
+          const at = (x, y) => pen.getImageData(x * canvas.width, y * canvas.height, 1, 1).data;
+          const [edge, line] = [at(0.5, 0.9), at(0.5, 0.5)];
+          return [edge[1] > edge[0] + 40, line[0] > line[2] + 40];
+        })()"""
+        async with browser() as chromium, served(module) as (url, _):
+            tab = await chromium.open(url)
+            await tab.until("typeof tiles === 'object' && tiles.has('dock')", True)
+            await tab.until(labels, ["queue 2", "door ← 3 → 2"])
+            module.frames = {"dock": frame("dock", 2, ())}
+            await tab.until("tiles.get('dock').shown", 2)
+            assert await tab.evaluate(drawn) == [True, True]
+            module.scene["zones"]["queue"]["inside"] = {}
+            module.live_events.append(event(1, "zone-left"))
+            await tab.until(labels, ["queue 0", "door ← 3 → 2"])
+
+    asyncio.run(scenario())
+
+
+def test_an_arrow_points_to_where_those_go_who_cross_from_left_to_right() -> None:
+    """Of lines in every direction; the other direction is the opposite."""
+    lines = {"←": DOOR, "→": DOOR[::-1], "↓": [[0.1, 0.5], [0.9, 0.5]], "↑": [[0.9, 0.5], [0.1, 0.5]]}
+    lines["↙"] = [[0.2, 0.2], [0.8, 0.8]]
+    opposite = {"←": "→", "→": "←", "↓": "↑", "↑": "↓", "↙": "↗"}
+
+    async def scenario() -> None:
+        async with browser() as chromium, served(FakePageBackend([camera("dock")])) as (url, _):
+            tab = await chromium.open(url)
+            await tab.until("typeof crossingArrow", "function")
+            for arrow, line in lines.items():
+                call = f"crossingArrow({json.dumps(line)}, '%s', 100, 100)"
+                assert await tab.evaluate(call % "left-to-right") == arrow
+                assert await tab.evaluate(call % "right-to-left") == opposite[arrow]
+
+    asyncio.run(scenario())
+
+
+def test_a_track_has_a_tail_of_its_last_two_seconds() -> None:
+    async def scenario() -> None:
+        module = FakePageBackend([camera("dock", zones={"queue": SQUARE})])
+        tail = """(() => {
+          const pen = document.createElement("canvas").getContext("2d"), points = [];
+          pen.moveTo = (x, y) => points.push([x, y]);
+          pen.lineTo = (x, y) => points.push([x, y]);
+          const box = (left) => ({ left, top: 0.2, width: 0.1, height: 0.3 });
+          const frames = new Map([10, 12, 13, 14, 15].map((n) => [n, {
+            sequence: n, capturedAt: `2026-11-30T10:00:${n}.000Z`,
+            detections: [7, null].map((trackId) => ({ trackId, classId: 0, box: box(n / 100) })),
+          }]));
+          const place = { x: 0, y: 0, w: 100, h: 100 };
+          tiles.get("dock").scene.drawTails(pen, place, frames.get(14), frames, 1);
+          return points.map(([x, y]) => [Math.round(x), Math.round(y)]);
+        })()"""
+        async with browser() as chromium, served(module) as (url, _):
+            tab = await chromium.open(url)
+            await tab.until("typeof tiles === 'object' && tiles.has('dock')", True)
+            assert await tab.evaluate(tail) == [[17, 50], [18, 50], [18, 50], [19, 50]]
+
+    asyncio.run(scenario())
+
+
+def test_nothing_moves_when_events_come() -> None:
+    """The score of layout shifts stays below 0.1 with many events, in a wide window."""
+
+    async def scenario() -> None:
+        module = FakePageBackend([camera("dock", zones={"queue": SQUARE}), camera("yard")])
+        module.answers.clear()
+        watch = """(() => {
+          window.shifts = [];
+          const note = ({ value }) => window.shifts.push(value);
+          new PerformanceObserver((list) => list.getEntries().forEach(note))
+            .observe({ type: "layout-shift", buffered: true });
+          return true;
+        })()"""
+        async with browser() as chromium, served(module) as (url, _):
+            tab = await chromium.open(url)
+            await tab.until("performance.getEntriesByType('paint').length > 0", True)
+            module.answers.set()
+            await tab.until("tiles.size", 2)
+            assert await tab.evaluate(watch)
+            for turn in range(8):
+                words = ("a", "a label of length", "x")[turn % 3]
+                module.live_events += [event(10 * turn + n, label=words) for n in range(10)]
+                await tab.until("events.events.length", min(50, 10 * turn + 10))
+                newest = f"'{event(10 * turn + 9)['id']}'"
+                await tab.until(f"events.events[0].id === {newest} && !events.drawing", True)
+            assert await tab.evaluate("document.querySelectorAll('#event-list li').length") == 50
+            shifts = await tab.evaluate("window.shifts")
+            assert sum(shifts) < 0.1, shifts
 
     asyncio.run(scenario())

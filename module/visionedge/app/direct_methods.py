@@ -136,13 +136,21 @@ class DirectMethods:
 def fit_status(status: Document) -> Document:
     """The status without secrets, in the size of an answer: fewer keys of each camera, then fewer cameras.
 
+    The scenes of the cameras are left out where they are too large.
+
     The measurements behind the engine's plan are only in `/api/v1/status`.
     """
     document: Document = _drop_tables(redact_document(status))
     if measure_result_bytes(document) <= MAX_RESULT_BYTES:
         return document
+    scenes = document.get("scenes")
+    if isinstance(scenes, Mapping) and scenes.get("cameras"):
+        omitted = len(scenes["cameras"])
+        document["scenes"] = {**scenes, "cameras": {}, "camerasOmitted": omitted}
+        if measure_result_bytes(document) <= MAX_RESULT_BYTES:
+            return document
     cameras = [{"name": camera["name"], "state": camera["state"]} for camera in document["cameras"]]
-    # Apart from the cameras, only `capacity` grows with their number.
+    # Apart from the cameras and their scenes, only `capacity` grows with their number.
     document |= {"cameras": [], "camerasOmitted": len(cameras), "capacity": None}
     left_bytes = MAX_RESULT_BYTES - measure_result_bytes(document)
     for camera in cameras:

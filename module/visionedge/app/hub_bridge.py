@@ -12,6 +12,9 @@ documents are processed on a few threads of the bridge.
 import asyncio
 import json
 import logging
+import math
+import re
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import datetime
 from functools import partial
@@ -21,6 +24,7 @@ from visionedge import __version__
 from visionedge.app.direct_methods import DirectMethods
 from visionedge.app.http_backend import HttpBackend
 from visionedge.app.state import AppState, InboundStatistics, StateSnapshot
+from visionedge.app.status import summarize_scene
 from visionedge.config.documents import Document
 from visionedge.errors import BusyError, VisionedgeError
 from visionedge.frames.types import FrameResult, format_utc, utc_now
@@ -54,8 +58,15 @@ log = logging.getLogger(__name__)
 MAX_CAMERAS_BYTES = 17_000
 """200 cameras with the longest names; together with the acknowledgement below the 32 KB of a twin."""
 
+MAX_COUNTS_BYTES = 4_000
+"""Of the counts of zones and lines, as far as the states of the cameras leave room."""
+
+COUNTS_INTERVAL_S = 60.0
+"""Counts in the twin are so old at most: each change of the twin is a write to IoT Hub."""
+
 _HEALTHY_STATES = ("live", "disabled", "ended")
 
+_MORE_BYTES = 40
 _POLL_INTERVAL_S = 1.0
 _STOP_TIMEOUT_S = 1.0
 _MAX_QUEUED_CALLS = 2_000
@@ -106,6 +117,7 @@ class HubBridge:
         self._connection_number = 0
         self._pending_answers = 0
         self._reported = ReportedProperties()
+        self._counts = ReportedCounts()
         self.desired = DesiredProperties(
             config_sources, state, self._event, cancel_pending_model=cancel_pending_model
         )
@@ -213,8 +225,9 @@ class HubBridge:
                 failed = True
 
     def _report_now(self) -> None:
+        state = self._state.snapshot()
         wanted = build_reported_properties(
-            self._state.snapshot(), self.desired.acknowledgement, self._started_utc
+            state, self.desired.acknowledgement, self._started_utc, self._counts.read(state)
         )
         patch = self._reported.next_patch(wanted)
         if patch is not None:
@@ -296,20 +309,70 @@ class HubBridge:
         self._event("input-picture-refused", text, {"camera": camera, "reason": reason})
 
 
+class ReportedCounts:
+    """The counts of zones and lines for the twin, read anew once every `COUNTS_INTERVAL_S`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._due_s = -math.inf
+        self._counts: Document = {}
+
+    def read(self, state: StateSnapshot) -> Document:
+        """For each camera with zones or lines its tracks, zones and lines, over all labels."""
+        now_s = self._clock()
+        scenes = state.read_scenes().cameras
+        known = {name for name, scene in scenes.items() if scene["zones"] or scene["lines"]}
+        if now_s >= self._due_s or known != self._counts.keys():
+            self._due_s = now_s + COUNTS_INTERVAL_S
+            self._counts = {name: _build_counts(scenes[name]) for name in sorted(known)}
+        return self._counts
+
+
+def _build_counts(scene: Mapping[str, Any]) -> Document:
+    summary = summarize_scene(scene).dump()
+    for rules in ("zones", "lines"):
+        summary[rules] = {_twin_key(name): counts for name, counts in summary[rules].items()}
+    return {key: value for key, value in summary.items() if value != {}}
+
+
+def _twin_key(name: str) -> str:
+    """IoT Hub takes no '.', '$' or blank in a key."""
+    return re.sub(r"[.$ ]", "_", name)
+
+
+def fit_counts(counts: Mapping[str, Document], limit_bytes: int) -> Document:
+    """The counts by camera within a limit; the rest is counted."""
+    left_bytes = min(limit_bytes, MAX_COUNTS_BYTES)
+    kept: Document = {}
+    for name, scene in counts.items():
+        left_bytes -= len(json.dumps({name: scene}))
+        if left_bytes < _MORE_BYTES:
+            more = {"_more": f"{len(counts) - len(kept)} cameras more"}
+            return {**kept, **more} if limit_bytes >= _MORE_BYTES else {}
+        kept[name] = scene
+    return kept
+
+
 def build_reported_properties(
-    state: StateSnapshot, acknowledgement: Mapping[str, Any], started: datetime
+    state: StateSnapshot,
+    acknowledgement: Mapping[str, Any],
+    started: datetime,
+    counts: Mapping[str, Document],
 ) -> Document:
     """The reported properties; without nulls, which would delete keys in the twin."""
+    cameras = fit_camera_states(_camera_states(state))
     document: Document = {
         "config": dict(acknowledgement),
         "engine": _build_engine_properties(state),
-        "cameras": fit_camera_states(_camera_states(state)),
+        "cameras": cameras,
         "module": {
             "version": __version__,
             "build": str(read_build_identity()),
             "started": format_utc(started),
         },
     }
+    if fitting := fit_counts(counts, MAX_CAMERAS_BYTES - len(json.dumps(cameras))):
+        document["counts"] = fitting
     if state.loaded_model is not None:
         document["model"] = {"name": state.loaded_model.name[:256], "sha256": state.loaded_model.sha256}
     return document

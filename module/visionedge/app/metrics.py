@@ -24,6 +24,7 @@ from visionedge.frames.types import FrameResult
 from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.identity import Identity
 from visionedge.runtime.build_identity import read_build_identity
+from visionedge.scene.events import TOTALS_OF_LINES, TOTALS_OF_ZONES
 
 Labels = tuple[str, ...]
 Sample = tuple[str, Labels, float]
@@ -79,6 +80,13 @@ METRICS: Mapping[str, MetricDeclaration] = {
     "camera_epoch": _gauge("Grows by one at each reconnect.", "camera"),
     "camera_frames_read_total": _counter("Pictures decoded from the source.", "camera"),
     "camera_frame_age_seconds": _gauge("Age of the newest picture.", "camera"),
+    "tracks": _gauge("Confirmed tracks.", "camera"),
+    "zone_inside": _gauge("Tracks inside a zone.", "camera", "zone", "label"),
+    "zone_entered_total": _counter("Tracks that entered a zone.", "camera", "zone", "label"),
+    "zone_left_total": _counter("Tracks that left it.", "camera", "zone", "label"),
+    "zone_lost_total": _counter("Tracks that ended inside it.", "camera", "zone", "label"),
+    "line_crossed_total": _counter("Crossings of a line.", "camera", "line", "direction", "label"),
+    "scene_events_total": _counter("Scene events since the start.", "camera", "type"),
     "demanded_frames_per_second": _gauge("Frames that the configuration asks for.", "camera"),
     "admitted_frames_per_second": _gauge("Frames that remain after degradation.", "camera"),
     "delivered_frames_per_second": _gauge("Analysed frames.", "camera"),
@@ -210,6 +218,7 @@ def collect_samples(state: StateSnapshot) -> Iterator[Sample]:
     if state.frame_pool is not None:
         yield "pictures_copied_total", (), state.frame_pool.exhausted_count
     yield from _camera_samples(state)
+    yield from _scene_samples(state)
     yield from _load_samples(state)
     yield from _overload_samples(state)
     if state.delivery is not None:
@@ -258,6 +267,34 @@ def _camera_samples(state: StateSnapshot) -> Iterator[Sample]:
         yield "camera_frames_read_total", (name,), status.frames_read
         if status.age_ms is not None:
             yield "camera_frame_age_seconds", (name,), status.age_ms / 1000
+
+
+def _scene_samples(state: StateSnapshot) -> Iterator[Sample]:
+    """A label has a series once it was counted, or where the configuration names it."""
+    scenes = state.read_scenes()
+    for camera, scene in scenes.cameras.items():
+        configured = state.config.cameras.get(camera)
+        if configured is None:
+            continue
+        yield "tracks", (camera,), len(scene["tracks"])
+        for name, zone in scene["zones"].items():
+            classes = configured.zones[name].classes if name in configured.zones else ()
+            for label in {*zone["entered"], *(classes or configured.classes or ())}:
+                for total in ("inside", *(f"{each}_total" for each in TOTALS_OF_ZONES)):
+                    count = zone[total.removesuffix("_total")].get(label, 0)
+                    yield f"zone_{total}", (camera, name, label), count
+        for name, line in scene["lines"].items():
+            classes = configured.lines[name].classes if name in configured.lines else ()
+            seen = {label for direction in TOTALS_OF_LINES for label in line[direction]}
+            for label in {*seen, *(classes or configured.classes or ())}:
+                for direction in TOTALS_OF_LINES:
+                    yield (
+                        "line_crossed_total",
+                        (camera, name, direction, label),
+                        line[direction].get(label, 0),
+                    )
+    for labels, count in scenes.events.items():
+        yield "scene_events_total", labels, count
 
 
 def _load_samples(state: StateSnapshot) -> Iterator[Sample]:

@@ -6,21 +6,23 @@ Everything here is for the loop, but `flush` and `close`. The thread `scene` wri
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from visionedge.app.state import SnapshotReader
+from visionedge.app.state import SceneStatistics, SnapshotReader
 from visionedge.config.schema import CameraConfig, EventsConfig
 from visionedge.frames.types import FrameResult, utc_now
 from visionedge.runtime.threads import ThreadGroup
 from visionedge.scene.camera_scene import CameraScene
+from visionedge.scene.events import EventFilter
 from visionedge.scene.scene import Scene, SceneChanges, apply_masks
-from visionedge.scene.totals import SCENE_FILE_NAME, EventLimits
-from visionedge.scene.writer import Deliver, SceneWriter
+from visionedge.scene.totals import SCENE_FILE_NAME, CountRow, EventLimits, UnknownEventError
+from visionedge.scene.writer import Deliver, SceneStorageStatus, SceneWriter
 
 _RESERVED_TRACKS = 1_000
 """So many numbers of tracks are reserved on the disk, because a kill leaves no time to store the last one."""
@@ -68,6 +70,8 @@ class SceneHost:
         self._reserved: dict[str, int] = {}
         self._reserving: asyncio.Future[dict[str, int]] | None = None
         self._due_s = 0.0
+        self._events: Counter[tuple[str, str]] = Counter()
+        self._reported: SceneStorageStatus | None = None
 
     def __repr__(self) -> str:
         return f"<SceneHost {list(self._scenes.values())}>"
@@ -123,6 +127,24 @@ class SceneHost:
         if self._writer is not None:
             await asyncio.to_thread(self._writer.set_limits, _event_limits(events))
 
+    # --- the log ------------------------------------------------------------------------------------------
+
+    def read_events(
+        self, wanted: EventFilter, *, before: str | None, after: str | None, limit: int
+    ) -> list[dict[str, Any]]:
+        """As `SceneWriter.events`; without a file there are none. Blocks; from any thread."""
+        if self._writer is None:
+            if unknown := before or after:
+                raise UnknownEventError(unknown)
+            return []
+        return self._writer.events(wanted, before=before, after=after, limit=limit)
+
+    def read_counts(
+        self, camera: str, begin: datetime, end: datetime, by: Literal["hour", "day"], limit: int
+    ) -> list[CountRow]:
+        """As `SceneWriter.counts`; without a file there are none. Blocks; from any thread."""
+        return [] if self._writer is None else self._writer.counts(camera, begin, end, by, limit)
+
     # --- results ------------------------------------------------------------------------------------------
 
     def update(self, result: FrameResult) -> FrameResult:
@@ -144,12 +166,37 @@ class SceneHost:
         found = self._scenes.get(camera)
         return (Scene(camera) if found is None else found.scene).document()
 
+    def statistics(self) -> SceneStatistics:
+        """Tracks, totals and counts of events of all cameras with tracking, and the state of the file."""
+        return SceneStatistics(
+            {name: scene.scene.document() for name, scene in self._scenes.items()},
+            {key: count for key, count in self._events.items() if key[0] in self._scenes},
+            None if self._writer is None else self._writer.status(),
+        )
+
+    def _report_storage(self, storage: SceneStorageStatus) -> None:
+        """Send an event when the file was set aside, is that of a newer version, or cannot be used."""
+        before, self._reported = self._reported, storage
+        send, name = partial(self._snapshot().send_event, "storage"), self._path.name
+        if storage.lost is not None and (before is None or storage.lost != before.lost):
+            text = f"{name} cannot be used ({storage.lost}) and was set aside; a new file begins"
+            send("state-lost", text, {"file": name, "reason": storage.lost})
+        if storage.newer is not None and (before is None or storage.newer != before.newer):
+            send("state-newer", storage.newer, {"file": name})
+        was_on_disk = before is None or before.mode == "disk"
+        if storage.mode == "memory" and was_on_disk:
+            text = f"{name} cannot be used ({storage.reason}); zones and lines count in memory, retrying"
+            send("scene-memory", text, {"file": name, "reason": storage.reason})
+        elif storage.mode == "disk" and not was_on_disk:
+            send("scene-disk", f"{name} can be used again", {"file": name})
+
     def tick(self) -> None:
         """Once a second: end the tracks of cameras that are offline, store what a kill would lose."""
         now_s = self._clock()
         if now_s < self._due_s or self._writer is None:
             return
         self._due_s = now_s + _VISITS_S
+        self._report_storage(self._writer.status())
         for scene in self._scenes.values():
             self._put(scene.end_if_offline(now_s))
             self._put(scene.scene.open_visits())
@@ -169,6 +216,9 @@ class SceneHost:
         }
 
     def _put(self, changes: SceneChanges) -> None:
+        self._events.update((event.camera, event.type) for event in changes.events)
+        # Live viewers get an event at once, before the disk has it.
+        self._snapshot().latest_results.publish_events(changes.events)
         if self._writer is not None:
             self._writer.put(changes)
 

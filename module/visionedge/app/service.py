@@ -153,8 +153,9 @@ class Service:
             identity_labels(Identity.from_environ(options.environ)),
         )
         self._backend = HttpBackend(
-            self.state.snapshot, self._engine_host.lanes, self._metrics, self._scene_host.document
+            self.state.snapshot, self._engine_host.lanes, self._metrics, self._scene_host
         )
+        self.state.set_scenes(self._scene_host.statistics)
         for folder in (options.data, options.data / "plans"):
             remove_partial_files(folder)
         self._sequences = SequenceStore(options.data / "sequences.json")

@@ -29,6 +29,7 @@ from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
 from visionedge.outbound.messages import EventKind
 from visionedge.runtime.threads import LoopQueue
+from visionedge.scene.writer import SceneStorageStatus
 from visionedge.web.latest_results import LatestResults
 
 _WARMING_UP = "the engine is warming up"
@@ -50,6 +51,19 @@ class InboundStatistics:
     pictures_answered: int = 0
     pictures_dropped: Mapping[str, int] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SceneStatistics:
+    """The scenes at one moment.
+
+    `cameras`: for each with tracking the answer of `GET /api/v1/cameras/{name}/scene`. `events`: how many
+    there were since the start, by camera and type. `storage`: None while there is no file.
+    """
+
+    cameras: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    events: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    storage: SceneStorageStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +93,8 @@ class StateSnapshot:
     waiting_reason: str | None = None
     read_fetch_progress: Callable[[], str | None] = lambda: None
     inbound_statistics: Callable[[], InboundStatistics] | None = None
+    read_scenes: Callable[[], SceneStatistics] = SceneStatistics
+    """Loop only, because scenes have no lock."""
     newer_state: tuple[str, ...] = ()
     """What is said of state files that belong to a newer version (`StateFile.newer`)."""
     stopping: bool = False
@@ -283,6 +299,10 @@ class AppState:
     def set_inbound_statistics(self, read: Callable[[], InboundStatistics]) -> None:
         """What counts the requests of the cloud and of other modules. Written by `Service`."""
         self._update(inbound_statistics=read)
+
+    def set_scenes(self, read: Callable[[], SceneStatistics]) -> None:
+        """What reads the scenes. Written by `Service`."""
+        self._update(read_scenes=read)
 
     def set_newer_state(self, sentences: tuple[str, ...]) -> None:
         """The state files that belong to a newer version. Written by `Service`."""

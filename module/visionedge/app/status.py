@@ -5,14 +5,14 @@ models of `web.documents` and returned as plain dicts.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from visionedge import __version__
 from visionedge.app.load_meter import LoadMeasurement, cores_by_purpose, find_bottleneck
 from visionedge.app.overload_policy import OverloadStatus, describe_device, describe_overload
-from visionedge.app.state import StateSnapshot
+from visionedge.app.state import SceneStatistics, StateSnapshot
 from visionedge.camera.camera import CameraStatus
 from visionedge.config.documents import Document
 from visionedge.config.schema import HttpConfig
@@ -52,6 +52,9 @@ from visionedge.web.documents import (
     RecoveryDocument,
     RemoteDocument,
     ReplicaDocument,
+    ScenesDocument,
+    SceneStorageDocument,
+    SceneSummaryDocument,
     SpeedCheckDocument,
     SpoolDocument,
     StatusDocument,
@@ -76,6 +79,7 @@ def build_status(state: StateSnapshot) -> Document:
         model=_model(state.loaded_model) if state.loaded_model else None,
         fetching=state.fetch_progress,
         cameras=[_camera(state, name, counters) for name in state.config.cameras],
+        scenes=_scenes(state.read_scenes()),
         capacity=build_capacity(state),
         hub=_hub(state),
         http=HttpDocument(access=_http_access(state.config.http)),
@@ -85,7 +89,9 @@ def build_status(state: StateSnapshot) -> Document:
 
 def _newer_state(state: StateSnapshot) -> list[str]:
     spool = None if state.delivery is None else state.delivery.status().spool
-    return [*state.newer_state, *([spool.newer] if spool is not None and spool.newer is not None else [])]
+    databases = (spool, state.read_scenes().storage)
+    newer = [each.newer for each in databases if each is not None and each.newer is not None]
+    return [*state.newer_state, *newer]
 
 
 def build_identity_document() -> BuildDocument:
@@ -260,6 +266,7 @@ def _camera(state: StateSnapshot, name: str, counters: _CameraCounters) -> Camer
         counters.traffic.get(name),
     )
     throttle, latest = state.overload_status.throttles.get(name), state.latest_results.latest(name)
+    zones, lines = (configured.zones, configured.lines) if configured.is_tracked else ({}, {})
     document = CameraDocument(
         name=name,
         uri=mask_address(configured.uri),
@@ -275,11 +282,17 @@ def _camera(state: StateSnapshot, name: str, counters: _CameraCounters) -> Camer
         next_try_seconds=None,
         throttle=ThrottleDocument(fps=throttle.fps, gate=throttle.gate is not None) if throttle else None,
         sequence=latest.frame.sequence if latest else None,
+        zones={each: _points(zone.polygon) for each, zone in zones.items()},
+        lines={each: _points((line.start, line.end)) for each, line in lines.items()},
     )
     camera = state.running_cameras.get(name)
     if camera is not None:
         _add_camera_status(document, camera.status())
     return document
+
+
+def _points(points: Iterable[Sequence[float]]) -> list[list[float]]:
+    return [list(point) for point in points]
 
 
 def _add_camera_status(document: CameraDocument, status: CameraStatus) -> None:
@@ -295,6 +308,27 @@ def _add_camera_status(document: CameraDocument, status: CameraStatus) -> None:
     document.width = status.width or None
     document.height = status.height or None
     document.decoder = status.decoder
+
+
+def _scenes(statistics: SceneStatistics) -> ScenesDocument:
+    storage = statistics.storage
+    return ScenesDocument(
+        storage=None if storage is None else SceneStorageDocument.of(storage),
+        cameras={name: summarize_scene(scene) for name, scene in statistics.cameras.items()},
+    )
+
+
+def summarize_scene(scene: Mapping[str, Any]) -> SceneSummaryDocument:
+    """A scene with its totals over all labels."""
+
+    def add_up(rule: Mapping[str, Any]) -> dict[str, int]:
+        return {total: sum(by_label.values()) for total, by_label in rule.items() if total != "since"}
+
+    return SceneSummaryDocument(
+        tracks=len(scene["tracks"]),
+        zones={name: add_up(zone) for name, zone in scene["zones"].items()},
+        lines={name: add_up(line) for name, line in scene["lines"].items()},
+    )
 
 
 def build_capacity(state: StateSnapshot) -> CapacityDocument | None:

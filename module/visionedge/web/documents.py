@@ -18,6 +18,7 @@ from visionedge.engine.device.devices import EffectiveDevice, ReasonCode, Reques
 from visionedge.engine.interface import RecoveryStage
 from visionedge.iothub.client import HubState
 from visionedge.outbound.messages import EventKind
+from visionedge.scene.events import EventType, LineTotal
 
 _SUFFIX = "Document"
 
@@ -26,6 +27,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 """UTC with milliseconds: ``2026-11-22T10:00:00.123Z``."""
 
+Polyline = list[list[float]]
 CameraName = Annotated[str, Field(pattern=f"^{CAMERA_NAME_PATTERN.pattern}$")]
 
 
@@ -318,6 +320,8 @@ class CameraDocument(JsonDocument):
     decoder: str | None = _absent("What decodes the source.")
     throttle: ThrottleDocument | None = Field(description="What overload limits it to; null: nothing.")
     sequence: int | None = Field(description="Of the newest result; null before the first one.")
+    zones: dict[str, Polyline] = Field(description="The polygons of the zones that count, 0 to 1.")
+    lines: dict[str, Polyline] = Field(description="Start and end of the lines that count, 0 to 1.")
 
 
 class CamerasDocument(JsonDocument):
@@ -478,6 +482,31 @@ class BuildDocument(JsonDocument):
     built_at: str = Field(description="The time of the commit, UTC; or `unknown`.")
 
 
+class SceneSummaryDocument(JsonDocument):
+    """The scene of a camera, over all labels."""
+
+    tracks: Count = Field(description="Confirmed ones.")
+    zones: dict[str, dict[str, Count]] = Field(description="By name: inside, entered, left, lost.")
+    lines: dict[str, dict[str, Count]] = Field(description="By name and direction.")
+
+
+class SceneStorageDocument(JsonDocument):
+    """The file of totals and events, `scene.db`."""
+
+    mode: Literal["disk", "memory"]
+    reason: str | None = Field(description="Why only in memory; null on disk.")
+    waiting: Count = Field(description="Changes that are not on the disk yet.")
+    lost: str | None = Field(description="Why an older file was set aside; null without one.")
+    newer: str | None = Field(description="The file of a newer version that is not used, and what to do.")
+
+
+class ScenesDocument(JsonDocument):
+    """The scenes of all cameras with tracking."""
+
+    storage: SceneStorageDocument | None = Field(description="The file; null while there is none.")
+    cameras: dict[str, SceneSummaryDocument] = Field(description="By name.")
+
+
 class StatusDocument(JsonDocument):
     """The whole module."""
 
@@ -490,6 +519,7 @@ class StatusDocument(JsonDocument):
     model: LoadedModelDocument | None = Field(description="The model; null before it is loaded.")
     fetching: str | None = Field(description="The state of a model download; null without one.")
     cameras: list[CameraDocument] = Field(description="All configured cameras.")
+    scenes: ScenesDocument = Field(description="Tracks, zones and lines, and the state of their file.")
     capacity: CapacityDocument | None = Field(description="The load; null in the first seconds.")
     hub: HubDocument = Field(description="What goes to IoT Hub and comes from it.")
     http: HttpDocument = Field(description="Who may use HTTP.")
@@ -592,6 +622,60 @@ class SceneDocument(JsonDocument):
     lines: dict[str, LineTotalsDocument] = Field(description="By name.")
 
 
+class SceneEventDocument(JsonDocument):
+    """What a zone or line has found; keys that make no sense for a type are absent."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["zone"]}, {"required": ["line"]}]})
+
+    id: str = Field(description="Stable over retries and restarts.")
+    camera: str = Field(description="Its name.")
+    type: EventType = Field(description="docs/scene.md explains the types.")
+    zone: str = _absent("The name of the zone.")
+    line: str = _absent("The name of the line.")
+    direction: LineTotal = _absent("Of a crossing, seen from `start` to `end`.")
+    label: str = _absent("Of the track.")
+    track_id: Count = _absent("As in frame objects.")
+    count: Count = _absent("Tracks inside the zone.")
+    dwell_seconds: float = _absent("How long the track was inside.")
+    at: Moment = Field(description="When the picture was taken in which the rule decided.")
+    sequence: Count = Field(description="Of this picture.")
+    epoch: Count = Field(description="Of this picture.")
+    model: str = Field(description="The model's name.")
+    device: str = Field(description="The device that computed the picture.")
+    confidence: Share = _absent("Of the track in this picture.")
+    box: BoxDocument = _absent("Of the track in this picture.")
+    evidence: dict[str, Any] = Field(description="Enough to count again; docs/scene.md explains it.")
+
+
+class SceneEventsDocument(JsonDocument):
+    """Events of the log."""
+
+    events: list[SceneEventDocument] = Field(description="The newest first.")
+
+
+class SceneCountDocument(JsonDocument):
+    """What a zone or line counted of a label in an hour or a day."""
+
+    start: Moment = Field(description="When the hour or UTC day begins.")
+    zone: str = _absent("The name of the zone.")
+    line: str = _absent("The name of the line.")
+    label: str = Field(description="What was counted.")
+    entered: Count = _absent("Of a zone.")
+    left: Count = _absent("Of a zone.")
+    lost: Count = _absent("Of a zone.")
+    crossed: dict[LineTotal, Count] = _absent("Of a line, by direction.")
+
+
+class SceneCountsDocument(JsonDocument):
+    """The counts of a camera."""
+
+    camera: str = Field(description="Its name.")
+    by: Literal["hour", "day"] = Field(description="Days are those of UTC.")
+    from_: Moment = Field(alias="from", description="The begin of the hour or UTC day.")
+    to: Moment = Field(description="The end; hours that begin later do not count.")
+    counts: list[SceneCountDocument] = Field(description="By time; what counted nothing is absent.")
+
+
 class _MessageDocument(_ClosedDocument):
     device: str = Field(description="The device id in IoT Hub; outside IoT Edge the name of the host.")
     module: str = Field(description="The module id in IoT Hub; outside IoT Edge 'vision'.")
@@ -683,6 +767,8 @@ DOCUMENTS: tuple[type[JsonDocument], ...] = (
     CamerasDocument,
     FrameDocument,
     SceneDocument,
+    SceneEventsDocument,
+    SceneCountsDocument,
     BatchDocument,
     EventDocument,
     EngineEventDocument,

@@ -7,10 +7,27 @@ let signedOut = false;
 let polling = false;
 let lostSince = 0; // when the module stopped answering; 0 while it answers
 
-const frames = new SharedFrames((frame) => {
-  const tile = tiles.get(frame.camera);
-  if (tile) tile.remember(frame);
-  refreshTiles();
+const events = new EventList($("events"), $("event-list"), $("no-events"), (event) => {
+  const tile = tiles.get(event.camera);
+  const line = tile?.scene.lines[event.line];
+  return line && crossingArrow(line, event.direction, tile.view.clientWidth, tile.view.clientHeight);
+});
+
+const frames = new SharedFrames({
+  frame(frame) {
+    const tile = tiles.get(frame.camera);
+    if (tile) tile.remember(frame);
+    refreshTiles();
+  },
+  scene(event) {
+    events.add(event);
+    tiles.get(event.camera)?.scene.refresh();
+  },
+  // What came while there was no stream.
+  open() {
+    events.fill();
+    for (const tile of tiles.values()) tile.scene.refresh();
+  },
 });
 
 const watcher = new IntersectionObserver((entries) => {
@@ -41,6 +58,10 @@ function updateTiles(cameras) {
   const widths = cameras.length <= 2 ? "480px" : cameras.length <= 9 ? "370px" : "270px";
   $("grid").style.setProperty("--tile", widths);
   for (const tile of tiles.values()) tile.node.classList.toggle("lone", tiles.size === 1);
+  const hasRules = [...tiles.values()].some((tile) => tile.scene.hasRules);
+  $("board").classList.toggle("with-events", hasRules);
+  $("event-list").classList.toggle("one-camera", tiles.size === 1);
+  events.show(hasRules);
   $("empty").hidden = cameras.length > 0;
   $("grid").hidden = cameras.length === 0;
 }

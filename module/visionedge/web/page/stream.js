@@ -1,6 +1,6 @@
 "use strict";
 
-/* Requests to the module, each with the token, and one stream that brings all frame objects. */
+/* Requests to the module, each with the token, and one stream that brings all frame objects and scene events. */
 
 const TOKEN_KEY = "visionedge.token";
 /* The path of the page: a reverse proxy may serve the module below a path. */
@@ -37,10 +37,12 @@ const api = {
   },
 };
 
-/* Server-sent events through fetch, since EventSource cannot send the token. Calls back with each frame object. */
-async function followFrames(signal, onHeard, onFrame) {
-  const answer = await api.get("api/v1/frames", { signal });
+/* Server-sent events through fetch, since EventSource cannot send the token. Calls back with each frame object
+   (kind `frame`) and scene event (kind `scene`). */
+async function followFrames(signal, onOpen, onHeard, onItem) {
+  const answer = await api.get("api/v1/frames?events=1", { signal });
   if (!answer.ok) throw new Error("the stream of frames answered " + answer.status);
+  onOpen();
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
@@ -50,8 +52,9 @@ async function followFrames(signal, onHeard, onFrame) {
     const events = (rest + value).split("\n\n");
     rest = events.pop();
     for (const event of events) {
-      const data = event.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6));
-      if (data.length) onFrame(JSON.parse(data.join("\n")));
+      const valuesOf = (field) => event.split("\n").filter((line) => line.startsWith(field)).map((line) => line.slice(field.length));
+      const data = valuesOf("data: ");
+      if (data.length) onItem(valuesOf("event: ")[0] || "frame", JSON.parse(data.join("\n")));
     }
   }
 }
@@ -60,14 +63,15 @@ const SILENT_MS = 40000; // the module sends a comment every 15 s; a stream that
 const LEADER_GONE_MS = 5000; // the leader announces itself every 2 s
 const ANSWER_MS = 400; // so long a window waits for a leader's answer before it leads itself
 
-/* The frames of all cameras, for all windows of this browser that show this module.
+/* The frames and scene events of all cameras, for all windows of this browser that show this module.
 
    A browser opens six connections to a host for all of its windows, and a stream keeps one for as long as it
    lasts. So one window, the leader, follows the stream and passes the frames on to the others. A window that is
    hidden resigns; of two leaders the one with the larger id resigns. */
 class SharedFrames {
-  constructor(onFrame) {
-    this.onFrame = onFrame;
+  /* `handlers`: what is done with a `frame`, with a `scene` event, and when a stream has been opened (`open`). */
+  constructor(handlers) {
+    this.handlers = handlers;
     this.id = Math.random();
     this.stream = null; // the AbortController of the stream, in the leader
     this.leaderHeard = -Infinity;
@@ -94,12 +98,18 @@ class SharedFrames {
     if (this.wanted && !this.stream && performance.now() - this.leaderHeard > LEADER_GONE_MS) await this.lead();
   }
 
-  post(kind, frame) {
-    this.channel.postMessage({ kind, id: this.id, frame });
+  post(kind, item) {
+    this.channel.postMessage({ kind, id: this.id, item });
   }
 
-  receive({ kind, id, frame }) {
-    if (kind === "frame" && this.wanted) this.onFrame(frame);
+  /* Do what is to be done with an item, in all windows. */
+  share(kind, item) {
+    this.post(kind, item);
+    this.handlers[kind]?.(item);
+  }
+
+  receive({ kind, id, item }) {
+    if (Object.hasOwn(this.handlers, kind)) this.wanted && this.handlers[kind](item);
     else if (kind === "who" && this.stream) this.post("leader");
     else if (kind === "resigned") this.leaderHeard = -Infinity;
     else if (kind === "leader") {
@@ -120,10 +130,7 @@ class SharedFrames {
     this.streamHeard = performance.now();
     const onHeard = () => (this.streamHeard = performance.now());
     try {
-      await followFrames(stream.signal, onHeard, (frame) => {
-        this.post("frame", frame);
-        this.onFrame(frame);
-      });
+      await followFrames(stream.signal, () => this.share("open"), onHeard, (kind, item) => this.share(kind, item));
     } catch (error) {
       // The next poll reports it; the stream is opened again by the next `keep`.
       if (!(error instanceof Unauthorized) && error.name !== "AbortError") console.info(error.message);

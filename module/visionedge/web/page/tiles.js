@@ -79,6 +79,7 @@ class Tile {
     this.fetching = false;
     this.visible = true;
     this.notBefore = 0;
+    this.scene = new SceneOverlay(name);
     this.build();
   }
 
@@ -116,6 +117,7 @@ class Tile {
   /* Show a camera's object of /api/v1/cameras. */
   update(camera) {
     this.since = Date.parse(camera.since) + api.aheadMs;
+    this.scene.configure(camera);
     this.node.classList.toggle("tall", (camera.height || 0) > (camera.width || 0) * 1.1);
     const state = STATES[camera.state] || UNKNOWN;
     this.show({ word: camera.state, ...state });
@@ -228,13 +230,27 @@ class Tile {
     pen.imageSmoothingQuality = "high";
     pen.drawImage(picture, place.x, place.y, place.w, place.h);
     this.hint.hidden = true;
-    if (!frame) return;
-    const captions = [];
-    for (const found of frame.detections) this.placeCaption(pen, place, found, scale, captions);
+    this.scene.drawRules(pen, place, scale);
+    const labels = this.scene.placeLabels(pen, place, scale, this.captionSize(scale));
+    if (frame) {
+      this.scene.drawTails(pen, place, frame, this.frames, scale);
+      this.drawDetections(pen, place, frame.detections, scale, labels);
+    }
+    for (const label of labels) this.scene.drawLabel(pen, label, scale);
+  }
+
+  /* Boxes, and their captions where no label of a zone or line is. */
+  drawDetections(pen, place, detections, scale, labels) {
+    const captions = [...labels];
+    for (const found of detections) this.placeCaption(pen, place, found, scale, captions);
     // The surest last, so that they lie on top.
-    for (const found of [...frame.detections].reverse()) this.drawBox(pen, place, found, scale);
-    for (const caption of captions.reverse()) this.drawCaption(pen, caption, scale);
-    this.count(frame.detections);
+    for (const found of [...detections].reverse()) this.drawBox(pen, place, found, scale);
+    for (const caption of captions.slice(labels.length).reverse()) this.drawCaption(pen, caption, scale);
+    this.count(detections);
+  }
+
+  captionSize(scale) {
+    return (this.view.clientWidth < 320 ? 10 : 12) * scale;
   }
 
   drawBox(pen, place, found, scale) {
@@ -254,7 +270,7 @@ class Tile {
 
   /* Inside the picture and, where there is room at its box or beside that, not over a caption of a surer detection. */
   placeCaption(pen, place, found, scale, captions) {
-    const size = (this.view.clientWidth < 320 ? 10 : 12) * scale;
+    const size = this.captionSize(scale);
     pen.font = `600 ${size}px system-ui, sans-serif`;
     const text = `${found.label} ${Math.round(found.confidence * 100)}%`;
     const { x, y, h } = within(place, found.box);
