@@ -195,17 +195,15 @@ class SceneWriter:
         wanted = wanted or EventFilter()
         with self._read() as store:
             waiting = self._list_waiting()
-            ids = [event.id for event in waiting]
-            is_after_all_stored = after in ids
-            if is_after_all_stored:
-                waiting, after = waiting[ids.index(str(after)) + 1 :], None
-            if before in ids:
-                waiting, before = [event for event in waiting if event.id in ids[: ids.index(before)]], None
-            elif before is not None:
-                waiting = []
+            places = {event.id: place for place, event in enumerate(waiting)}
+            if before is not None:
+                waiting = waiting[: places.get(before, 0)]
+            if after is not None:
+                waiting = waiting[places.get(after, -1) + 1 :]
             newest = [event.document() for event in reversed(waiting) if wanted.matches(event)][:limit]
-            if is_after_all_stored:
+            if after in places:
                 return newest
+            before = None if before in places else before
             left = limit - len(newest)
             return newest + store.events(**asdict(wanted), before=before, after=after, limit=left)
 
