@@ -3,7 +3,7 @@
 import json
 import signal
 from collections import Counter
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +99,9 @@ def received_ids(messages: list[ReceivedMessage]) -> set[str]:
     return {event["id"] for document in scene for event in document["events"]}
 
 
-def has_more_ids(messages: list[ReceivedMessage], known: int) -> bool:
-    """Whether the hub has scene events with more than `known` ids."""
-    return len(received_ids(messages)) > known
+def more_events_than(count: int) -> Callable[[list[ReceivedMessage]], bool]:
+    """A condition: the hub has more scene events."""
+    return lambda messages: len(received_ids(messages)) > count
 
 
 def test_over_two_kills_every_event_reaches_the_hub_and_the_messages_file_and_is_counted_again(
@@ -117,10 +117,10 @@ def test_over_two_kills_every_event_reaches_the_hub_and_the_messages_file_and_is
             if number == 2:
                 edge_runtime.hub_up()
             if number > 0:
-                edge_runtime.wait_for(partial(has_more_ids, known=known), 60)
+                edge_runtime.wait_for(more_events_than(known), 60)
             run_until_some_entered(module, entered + 2)
             if number == 0:
-                edge_runtime.wait_for(lambda got: len(received_ids(got)) > 2, 60)
+                edge_runtime.wait_for(more_events_than(2), 60)
             elif number == 1:
                 edge_runtime.hub_down()
                 run_until_some_entered(module, entered + 4)
