@@ -490,6 +490,17 @@ def test_annotated_pictures_keep_their_names_without_collisions(
     written.release()
 
 
+def test_annotated_files_do_not_replace_those_that_are_read(visionedge: CommandLine, tmp_path: Path) -> None:
+    """In the folder of the inputs they get a number."""
+    make_picture(tmp_path / "a.png")
+    make_clip(tmp_path / "c.mp4", pictures=3)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert visionedge("detect", tmp_path, "--annotate", tmp_path / "." / "").code == 0
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(after) == ["a-2.png", "a.png", "c-2.mp4", "c.mp4"]
+    assert after | before == after
+
+
 @pytest.mark.shared
 def test_detect_finds_the_objects_on_the_photographs(visionedge: CommandLine, shared_data: Path) -> None:
     """Person, cup, cat, and dog + bicycle + car at their places, with the default settings."""

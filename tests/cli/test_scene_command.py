@@ -1,7 +1,9 @@
 """`visionedge scene`: events, totals, tracks and annotated videos of recorded clips."""
 
+import io
 import json
 import re
+import sys
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -173,6 +175,29 @@ def test_each_clip_has_an_annotated_video(visionedge: CommandLine, config: Path,
             x = round(share * 639)
             assert changed[40:340, x - 2 : x + 3].any(axis=1).all()
         assert not changed[:200, :150].any()
+
+
+def test_a_terminal_shows_the_progress_between_the_events(
+    visionedge: CommandLine, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each event has a line of its own, and the last state of the progress stays."""
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert visionedge("scene", "walk.mp4", "--config", config).code == 0
+    shown = terminal.getvalue().split("\n")
+    *events, progress, counts, rest = [line.rpartition("\r")[2].replace("\x1b[K", "") for line in shown]
+    assert rest == ""
+    assert [line.split()[2] for line in events] == ["zone-entered", "line-crossed", "zone-left"]
+    assert re.fullmatch(r"walk\.mp4: 32 frames, \d+\.\d frames/s", progress)
+    assert counts == "walk.mp4: 32 pictures, 1 tracks, 3 events"
+
+
+class _Terminal(io.StringIO):
+    """A terminal that records its output."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def read_video(path: Path) -> list[Picture]:

@@ -325,19 +325,21 @@ def json_line(document: dict[str, Any], out: TextIO) -> str:
 
 
 class AnnotatedOutput:
-    """A folder of annotated pictures and videos (MP4), which a thread draws; a used name gets a number.
+    """A folder of annotated pictures and videos (MP4), which a thread draws.
 
-    To be used in a `with` statement: its end waits for the thread, and completes the present video. Every
-    method raises SourceError if the folder or a file cannot be written.
+    A name that is used gets a number, also that of an input in this folder. To be used in a `with` statement:
+    its end waits for the thread, and completes the present video. Every method raises SourceError if the
+    folder or a file cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, inputs: Iterable[str] = ()) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SourceError(f"{folder} cannot be created: {error.strerror}") from None
         self._folder = folder
-        self._taken: set[str] = set()
+        paths, here = map(Path, inputs), folder.resolve()
+        self._taken = {path.name for path in paths if path.parent.resolve() == here}
         self._input_number: int | None = None
         self._video: VideoFile | None = None
         self._waiting: deque[Future[None]] = deque()
@@ -399,7 +401,7 @@ class VideoProgress:
 
     Args:
         stream: nothing is written if it is not a terminal.
-        owns_terminal: no results are written to the terminal at the same time.
+        owns_terminal: nothing is written to the terminal at the same time, but after `clear`.
     """
 
     def __init__(
@@ -422,6 +424,12 @@ class VideoProgress:
         if self._video is not None and self._alone and now_s - self._printed_s >= _PROGRESS_S:
             self._printed_s = now_s
             self._stream.write(f"\r{self._line(now_s)}\x1b[K")
+            self._stream.flush()
+
+    def clear(self) -> None:
+        """Make place for a line of text, if there is one terminal for both."""
+        if self._video is not None and self._alone:
+            self._stream.write("\r\x1b[K")
             self._stream.flush()
 
     def close(self) -> None:

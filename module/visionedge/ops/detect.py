@@ -62,7 +62,9 @@ def run_detect(request: DetectRequest, out: TextIO | None = None) -> int:
     out = out or sys.stdout
     with ExitStack() as stack:
         progress = stack.enter_context(closing(VideoProgress(sys.stderr, owns_terminal=not out.isatty())))
-        annotated = stack.enter_context(AnnotatedOutput(request.annotate)) if request.annotate else None
+        annotated = None
+        if request.annotate is not None:
+            annotated = stack.enter_context(AnnotatedOutput(request.annotate, reader.inputs))
         # Measuring the best plan takes longer than a few pictures.
         opened = open_engine(
             model, request.inference, data=request.data, measuring=False, level=logging.DEBUG

@@ -77,31 +77,25 @@ def run_scene(request: SceneRequest, out: TextIO | None = None) -> int:
     if not reader.inputs:
         return 1
     model = load_model(request.model or find_bundled_model())
-    wanted, camera = request.inference, request.camera.model_copy(update={"tracking": "on"})
+    camera = request.camera.model_copy(update={"tracking": "on"})
     if problems := find_unknown_classes(model, list_class_keys(request.name, camera)):
         raise ConfigError(problems)
+    wanted, out = request.inference, out or sys.stdout
     selection = Selection.of(model, wanted.confidence, wanted.iou, wanted.classes)
     selection = selection.for_cameras(model, {request.name: camera})
-    out = out or sys.stdout
     scene = CameraScene(request.name, 1, {})
     scene.configure(camera, request.start)
     scene.use_confidence(wanted.confidence)
     with ExitStack() as stack:
-        progress = stack.enter_context(closing(VideoProgress(sys.stderr, owns_terminal=not out.isatty())))
-        tracks = stack.enter_context(_create(request.tracks)) if request.tracks else None
-        drawing = None
-        if (path := request.annotate) is not None:
-            drawing = _Drawing(stack.enter_context(AnnotatedOutput(path.parent)), path.name, camera)
-        output = _Output(scene, out, tracks, drawing, as_json=request.as_json)
+        output = _Output(scene, out, stack, request, reader.inputs)
         opened = open_engine(model, wanted, data=request.data, measuring=False, level=logging.DEBUG)
         engine = stack.enter_context(closing(opened))
-        results = stack.enter_context(closing(analyse(reader.read(engine), engine, selection)))
-        for picture, result in results:
+        for picture, result in stack.enter_context(closing(analyse(reader.read(engine), engine, selection))):
             if isinstance(result, SourceError):
+                output.clear()
                 reader.report(result)
-                continue
-            progress.note(picture.source, picture.number, video=True, expected=picture.expected)
-            output.add(picture, result)
+            else:
+                output.add(picture, result)
         output.end_clip()
         if request.summary:
             output.write_summary()
@@ -140,16 +134,16 @@ class _Output:
     """What is written of the pictures of all videos."""
 
     def __init__(
-        self,
-        scene: CameraScene,
-        out: TextIO,
-        tracks: TextIO | None,
-        drawing: "_Drawing | None",
-        *,
-        as_json: bool,
+        self, scene: CameraScene, out: TextIO, stack: ExitStack, request: SceneRequest, inputs: Iterable[str]
     ) -> None:
-        self._scene, self._out, self._tracks, self._drawing = scene, out, tracks, drawing
-        self._as_json = as_json
+        """`stack` closes the outputs."""
+        self._scene, self._out, self._as_json = scene, out, request.as_json
+        self._progress = stack.enter_context(closing(VideoProgress(sys.stderr, owns_terminal=True)))
+        self._tracks = stack.enter_context(_create(request.tracks)) if request.tracks else None
+        self._drawing: _Drawing | None = None
+        if (path := request.annotate) is not None:
+            annotated = stack.enter_context(AnnotatedOutput(path.parent, inputs))
+            self._drawing = _Drawing(annotated, path.name, request.camera)
         self._last: ClipPicture | None = None
         self._pictures, self._events = 0, 0
         self._track_ids: set[int] = set()
@@ -158,6 +152,7 @@ class _Output:
         """Follow the objects into the next picture."""
         if self._last is not None and self._last.input_number != picture.input_number:
             self.end_clip()
+        self._progress.note(picture.source, picture.number, video=True, expected=picture.expected)
         self._last, self._pictures = picture, self._pictures + 1
         result, changes = self._scene.update(result)
         seen = [track for track in self._scene.tracks if track.detection is not None]
@@ -168,11 +163,17 @@ class _Output:
         if self._drawing is not None:
             self._drawing.add(picture, result.frame, seen, changes, self._scene.scene.document())
 
+    def clear(self) -> None:
+        """Make place for a line on the terminal that also shows the progress."""
+        if self._out.isatty():
+            self._progress.clear()
+
     def end_clip(self) -> None:
         """End the tracks of the present video: who is inside is lost."""
         if self._last is None:
             return
         self._write_events(self._scene.end_all(), self._last)
+        self._progress.close()
         if not self._as_json:
             counts = f"{self._pictures} pictures, {len(self._track_ids)} tracks, {self._events} events"
             self._out.write(f"{printable(self._last.source, self._out)}: {counts}\n")
@@ -187,6 +188,8 @@ class _Output:
 
     def _write_events(self, changes: SceneChanges, picture: ClipPicture) -> None:
         self._events += len(changes.events)
+        if changes.events:
+            self.clear()
         for event in changes.events:
             line = json_line(event.document(), self._out) if self._as_json else _format_event(event, picture)
             self._out.write(f"{line}\n")
