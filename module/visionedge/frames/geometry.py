@@ -67,6 +67,22 @@ def meets_segment(start: Point, end: Point, first: Point, second: Point) -> bool
     )
 
 
+def find_crossed_side(polygon: Sequence[Point], inside: Point, outside: Point) -> int | None:
+    """The side of a polygon on which a path leaves or enters it; None if the path meets no side.
+
+    Side 1 lies between the first two points. If a path meets several sides, the one next to `inside` counts.
+    """
+    nearest: tuple[float, int] | None = None
+    for number, (start, end) in enumerate(itertools.pairwise((*polygon, polygon[0])), 1):
+        if not meets_segment(start, end, inside, outside):
+            continue
+        a, b = cross_product(start, end, *inside), cross_product(start, end, *outside)
+        if a != b:  # else the path runs along the side, and leaves on the next one
+            found = (a / (a - b), number)
+            nearest = found if nearest is None else min(nearest, found)
+    return None if nearest is None else nearest[1]
+
+
 def distance_to_segment(start: Point, end: Point, x: float, y: float, aspect: float) -> float:
     """The distance of a point to a segment, in widths of the picture; `aspect`: width divided by height."""
     dx, dy = end[0] - start[0], (end[1] - start[1]) / aspect
