@@ -16,11 +16,11 @@ from visionedge.frames.types import build_frame_document
 from visionedge.outbound.messages import (
     MAX_BYTES,
     MAX_CAMERAS_BYTES,
-    MAX_FRAME_BYTES,
+    MAX_DOCUMENT_BYTES,
     MAX_LABELS_BYTES,
-    EncodedFrame,
+    DocumentTooLargeError,
+    EncodedDocument,
     Event,
-    FrameTooLargeError,
     Message,
     Sender,
     build_batch_messages,
@@ -41,9 +41,10 @@ def frame(camera: str = "dock", *, labels: tuple[str, ...] = (), confidence: flo
     return {"camera": camera, "detections": rows}
 
 
-def encoded(size: int, camera: str = "dock", labels: frozenset[str] = frozenset()) -> EncodedFrame:
+def encoded(size: int, camera: str = "dock", labels: frozenset[str] = frozenset()) -> EncodedDocument:
     """A frame of so many bytes."""
-    return EncodedFrame(b'"' + b"x" * (size - 2) + b'"', camera, 0.5, labels)
+    values = {"cameras": frozenset((camera,)), "labels": labels}
+    return EncodedDocument(b'"' + b"x" * (size - 2) + b'"', values, 0.5)
 
 
 def described_keys(model: type[BaseModel]) -> set[str]:
@@ -128,7 +129,7 @@ def test_labels_in_properties_are_plain_ascii(label: str, text: str) -> None:
 @given(
     st.lists(
         st.tuples(
-            st.integers(2, MAX_FRAME_BYTES), st.text("abc", min_size=1, max_size=64), st.integers(0, 60)
+            st.integers(2, MAX_DOCUMENT_BYTES), st.text("abc", min_size=1, max_size=64), st.integers(0, 60)
         ),
         max_size=40,
     )
@@ -171,8 +172,8 @@ def test_labels_are_cut_only_within_a_single_frame_and_visibly() -> None:
 
 def test_a_frame_too_large_for_a_message_is_refused() -> None:
     """The error names the size; nothing is cut silently."""
-    with pytest.raises(FrameTooLargeError, match=str(MAX_FRAME_BYTES)):
-        encode_frame(frame(labels=("x" * MAX_FRAME_BYTES,)))
+    with pytest.raises(DocumentTooLargeError, match=str(MAX_DOCUMENT_BYTES)):
+        encode_frame(frame(labels=("x" * MAX_DOCUMENT_BYTES,)))
 
 
 def test_values_that_json_cannot_represent_are_refused() -> None:
