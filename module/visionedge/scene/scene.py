@@ -390,7 +390,10 @@ class Scene:
         """What a picture changes: its confirmed tracks, and the ids of those that have ended."""
         events: list[SceneEvent] = []
         self._prepare(picture, events)
-        self._note_first_counts(picture)
+        if self.keeps_context:
+            self._note_first_counts(picture)
+            tracks = [*tracks]
+            self._see(tracks)
         for track in tracks:
             if track.detection is not None:
                 self._advance(track, picture, events)
@@ -583,9 +586,16 @@ class Scene:
     def _describe_inside(self, zone: _CountingZone) -> list[dict[str, Any]]:
         return [describe_track(self._tracks[track_id]) for track_id in zone.inside]
 
+    def _see(self, tracks: Iterable[ConfirmedTrack]) -> None:
+        """The boxes of this picture, before its first event describes others who are inside."""
+        for track in tracks:
+            state = self._tracks.get(track.track_id)
+            if state is not None and track.detection is not None:
+                state.box, state.confidence = track.box, track.confidence
+
     def _note_first_counts(self, picture: ScenePicture) -> None:
         for zone in self._zones.values():
-            if self.keeps_context and not zone.has_first_count:
+            if not zone.has_first_count:
                 zone.has_first_count = True
                 context = describe_picture(self._source_id, picture)
                 inside = self._describe_inside(zone)

@@ -94,6 +94,11 @@ def make_first_count(
     }
 
 
+def is_first_count(document: Mapping[str, Any]) -> bool:
+    """Whether a document is from `make_first_count`, which no other format has."""
+    return bool(document["type"] == _FIRST_COUNT)
+
+
 # --- messages -----------------------------------------------------------------------------------------------
 
 
@@ -108,10 +113,11 @@ def build_insights(document: Mapping[str, Any]) -> Document | None:
     events = _list_events(document, context) if is_person else []
     if not events:
         return None
-    rows = [document] if "trackId" in document else []
-    if any(event["type"] == "personCountEvent" for event in events):
-        known = {row["trackId"] for row in rows}
-        rows += [row for row in _list_people(context) if row["trackId"] not in known]
+    rows = {row["trackId"]: row for row in _list_people(context)}
+    if "trackId" in document:
+        rows = {document["trackId"]: document, **rows}
+    detections = [_build_detection(document, row) for row in rows.values()]
+    named = {detection_id for event in events for detection_id in event["detectionIds"]}
     return {
         "events": events,
         "sourceInfo": {
@@ -122,7 +128,7 @@ def build_insights(document: Mapping[str, Any]) -> Document | None:
             "frameId": str(document["sequence"]),
             "imagePath": "",
         },
-        "detections": [_build_detection(document, row) for row in rows],
+        "detections": [detection for detection in detections if detection["id"] in named],
         "schemaVersion": SCHEMA_VERSION,
     }
 

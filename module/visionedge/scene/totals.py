@@ -345,12 +345,17 @@ class SceneStore:
     def waiting(self, limit: int, after: int = 0) -> list[tuple[int, dict[str, Any]]]:
         """The oldest events that were not acknowledged yet, each with its key: what a kill has left, too.
 
-        `after`: only those that were stored after the event with this key.
+        They are as `SceneEvent.stored_document`. `after`: only those that were stored after the event with
+        this key.
         """
         rows = self._db.execute(
-            "SELECT key, document FROM event WHERE waits AND key > ? ORDER BY key LIMIT ?", (after, limit)
+            "SELECT key, document, context FROM event WHERE waits AND key > ? ORDER BY key LIMIT ?",
+            (after, limit),
         ).fetchall()
-        return [(key, json.loads(document)) for key, document in rows]
+        return [
+            (key, json.loads(document) | ({"context": json.loads(context)} if context else {}))
+            for key, document, context in rows
+        ]
 
     def acknowledge(self, event_ids: Iterable[str]) -> None:
         """The spool or another durable queue has these events: they do not wait any more."""
