@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from command_line import CommandLine
-from telemetry_harness import PERSON_BOX, TelemetryHarness, documents
+from telemetry_harness import PERSON_BOX, TelemetryHarness, documents, scene_event
 from visionedge.app import status
 from visionedge.config.schema import TelemetryConfig
 from visionedge.iothub.telemetry import Telemetry
@@ -24,7 +24,9 @@ from visionedge.outbound.messages import (
     Sender,
     build_batch_messages,
     build_event_message,
+    build_scene_messages,
     count_frames_to_fill,
+    encode_scene_event,
     envelope_bytes,
     parse_message,
 )
@@ -265,6 +267,28 @@ def test_the_size_of_a_message_follows_from_its_body(frames: list[tuple[str, int
             message.frames,
         )
         assert again.properties == message.properties
+
+
+def test_the_size_of_a_scene_message_follows_from_its_body() -> None:
+    telemetry = TelemetryHarness().telemetry()
+    telemetry.offer_scene([scene_event(1, label="größe, 50 %"), scene_event(2, zone="Zone, 3")])
+    [message] = telemetry.flush()
+    again = parse_message(message.body)
+    assert (again.output, again.sequence_number, again.properties) == ("scene", 1, message.properties)
+
+
+def test_the_estimate_counts_scene_events_before_detections(
+    tmp_path: Path, command_line: CommandLine
+) -> None:
+    """Of a day's budget they take their own blocks, and at least the tenth that is kept for them."""
+    config = tmp_path / "vision.yaml"
+    config.write_text("telemetry: {maxPerDay: 7200}\n")
+    message = build_scene_messages(SENDER, 1, [encode_scene_event(scene_event())])[0].body
+    lines = recorded(600, 1.0).splitlines(keepends=True)
+    few = b"".join([*lines[:300], message + b"\n", *lines[300:]])
+    document = estimated(few, tmp_path, command_line, "--config", config)
+    assert document["measuredMessages"]["scene"] == 1
+    assert document["budgetLastsHours"] == 1.8
 
 
 @given(
