@@ -192,6 +192,16 @@ def test_a_thousand_zones_are_translated() -> None:
     assert len(camera.zones) == 1000
 
 
+def test_zones_that_instances_multiply_are_bounded() -> None:
+    """A file of 300 KB may hold millions."""
+    zones = [{**ZONE, "name": f"zone {number}"} for number in range(1000)]
+    instances = {str(n): {"parameters": {"VIDEO_URL": f"/{n}", "VIDEO_SOURCE_ID": n}} for n in range(1000)}
+    graph = make_graph(instances=instances, SPACEANALYTICS_CONFIG=make_space(zones=zones))
+    assert problems_of({"graphs": {"a": graph}}) == [
+        "graphs: the cameras have more than 2000 zones and lines; import the graphs in parts"
+    ]
+
+
 # --- secrets ------------------------------------------------------------------------------------------------
 
 

@@ -48,6 +48,9 @@ _REASONS: Mapping[str, str] = {
 """Why keys have no counterpart; all others are unknown here."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_MAX_RULES = 2_000
+"""The most zones and lines: each instance may have all of its graph, so a small file can hold very many."""
+
 _MAX_SHOWN_CHARACTERS = 60
 _MAX_NAME_CHARACTERS = 64
 
@@ -133,6 +136,8 @@ class _Importer:
         self.ignored: dict[str, None] = {}
         self.variables: dict[str, str] = {}
         self._with_credentials = with_credentials
+        self._count = 0
+        self._parsed: dict[tuple[str, str], object] = {}
 
     def read(self, document: object) -> None:
         if isinstance(document, str):
@@ -299,11 +304,13 @@ class _Importer:
             self.problems.append(f"{path}: is missing")
             return None
         if isinstance(value, str):
-            try:
-                value = parse_json(value, path)
-            except ConfigError as error:
-                self.problems += error.problems
-                return None
+            if (value, path) not in self._parsed:  # else another instance has read it
+                try:
+                    self._parsed[value, path] = parse_json(value, path)
+                except ConfigError as error:
+                    self.problems += error.problems
+                    return None
+            value = self._parsed[value, path]
         return self._mapping(value, path)
 
     def _find_camera(self, url: str, source_id: str, path: str) -> _ImportedCamera:
@@ -365,12 +372,19 @@ class _Importer:
     def _read_space(
         self, camera: _ImportedCamera, space: Mapping[str, Any], path: str, events: tuple[str, ...]
     ) -> None:
+        zones, lines = self._items(space, "zones", path), self._items(space, "lines", path)
+        self._count += len(zones) + len(lines)
+        if self._count > _MAX_RULES:
+            self.problems.append(
+                f"graphs: the cameras have more than {_MAX_RULES} zones and lines; import the graphs in parts"
+            )
+            return
         self._ignore_unknown(space, ("zones", "lines"), path)
-        for number, zone in enumerate(self._items(space, "zones", path)):
+        for number, zone in enumerate(zones):
             zone_path = _join(path, f"zones.{number}")
             if (keys := self._mapping(zone, zone_path)) is not None:
                 self._read_zone(camera, keys, zone_path, events)
-        for number, line in enumerate(self._items(space, "lines", path)):
+        for number, line in enumerate(lines):
             line_path = _join(path, f"lines.{number}")
             if (keys := self._mapping(line, line_path)) is not None:
                 self._read_line(camera, keys, line_path)
