@@ -67,20 +67,21 @@ def meets_segment(start: Point, end: Point, first: Point, second: Point) -> bool
     )
 
 
-def find_crossed_side(polygon: Sequence[Point], inside: Point, outside: Point) -> int | None:
-    """The side of a polygon on which a path leaves or enters it; None if the path meets no side.
+def find_crossed_side(polygon: Sequence[Point], inside: Point, outside: Point) -> int:
+    """The side of a polygon on which a path between two points leaves or enters it.
 
     Side 1 lies between the first two points. If a path meets several sides, the one next to `inside` counts.
     """
-    nearest: tuple[float, int] | None = None
-    for number, (start, end) in enumerate(itertools.pairwise((*polygon, polygon[0])), 1):
-        if not meets_segment(start, end, inside, outside):
-            continue
+    sides = list(enumerate(itertools.pairwise((*polygon, polygon[0])), 1))
+    met = []
+    for number, (start, end) in sides:
         a, b = cross_product(start, end, *inside), cross_product(start, end, *outside)
-        if a != b:  # else the path runs along the side, and leaves on the next one
-            found = (a / (a - b), number)
-            nearest = found if nearest is None else min(nearest, found)
-    return None if nearest is None else nearest[1]
+        # If both are the same, the path runs along the side and leaves on the next one.
+        if a != b and meets_segment(start, end, inside, outside):
+            met.append((a / (a - b), number))
+    if not met:  # `inside` lies on the border, up to the rounding of its coordinates
+        met = [(distance_to_segment(*side, *inside, 1.0), number) for number, side in sides]
+    return min(met)[1]
 
 
 def distance_to_segment(start: Point, end: Point, x: float, y: float, aspect: float) -> float:

@@ -36,14 +36,14 @@ def describe_picture(source_id: str, picture: ScenePicture) -> Document:
 
 def describe_visit(zone: ZoneRule, decision: Decision) -> Document:
     """The context of an event of a track in a zone, beside that of the picture."""
-    described: Document = {"sends": list(zone.config.spatial_analysis), "side": ""}
+    described: Document = {"sends": _list_sent(zone), "side": ""}
     last_inside = decision.passed[-1]
     if decision.type in ("zone-entered", "zone-left") and len(decision.passed) == 2:
         before, after = decision.passed
         inside, outside = (after, before) if decision.type == "zone-entered" else (before, after)
         last_inside = inside
         side = find_crossed_side(zone.config.polygon, (inside.x, inside.y), (outside.x, outside.y))
-        described["side"] = "" if side is None else str(side)
+        described["side"] = str(side)
     if decision.since is not None:
         described["dwellFrames"] = last_inside.sequence - decision.since.sequence + 1
     return described
@@ -90,8 +90,14 @@ def make_first_count(
         "zone": zone.name,
         "at": format_utc(picture.captured_at),
         "sequence": picture.sequence,
-        "context": {**context, "sends": list(zone.config.spatial_analysis), "inside": inside},
+        "context": {**context, "sends": _list_sent(zone), "inside": inside},
     }
+
+
+def _list_sent(zone: ZoneRule) -> list[str]:
+    """The events that a zone sends: none if it counts no people."""
+    is_for_people = zone.classes is None or _PERSON in zone.classes
+    return list(zone.config.spatial_analysis) if is_for_people else []
 
 
 def is_first_count(document: Mapping[str, Any]) -> bool:
@@ -105,12 +111,13 @@ def is_first_count(document: Mapping[str, Any]) -> bool:
 def build_insights(document: Mapping[str, Any]) -> Document | None:
     """The message of a scene event's document; None: the event has no counterpart, or is not sent.
 
-    An event that happened before `telemetry.format` was set has no context: the size of the picture is 0, no
-    side is known, and no count is sent.
+    An event that happened before `telemetry.format` was set has no context and is not sent: nobody who reads
+    these messages knows of the entry before an exit.
     """
-    context = document.get("context", {})
-    is_person = document.get("label", _PERSON) == _PERSON
-    events = _list_events(document, context) if is_person else []
+    context = document.get("context")
+    if context is None or document.get("label", _PERSON) != _PERSON:
+        return None
+    events = _list_events(document, context)
     if not events:
         return None
     rows = {row["trackId"]: row for row in _list_people(context)}
@@ -121,10 +128,10 @@ def build_insights(document: Mapping[str, Any]) -> Document | None:
     return {
         "events": events,
         "sourceInfo": {
-            "id": context.get("source", document["camera"]),
+            "id": context["source"],
             "timestamp": document["at"],
-            "width": context.get("width", 0),
-            "height": context.get("height", 0),
+            "width": context["width"],
+            "height": context["height"],
             "frameId": str(document["sequence"]),
             "imagePath": "",
         },
@@ -138,16 +145,15 @@ def _list_events(document: Mapping[str, Any], context: Mapping[str, Any]) -> lis
     if document["type"] == "line-crossed":
         crossed = "CrossRight" if document["direction"] == LEFT_TO_RIGHT else "CrossLeft"
         return [_build_track_event(document, "personLineEvent", {"status": crossed})]
-    found = []
-    sends = context.get("sends", ("zonecrossing", "zonedwelltime"))
+    found, sends = [], context.get("sends", ())
     if (status := _VISITS.get(document["type"])) is not None:
-        passage = {"status": status, "side": context.get("side", "")}
+        passage = {"status": status, "side": context["side"]}
         if "zonecrossing" in sends:
             found.append(_build_track_event(document, "personZoneEnterExitEvent", passage))
         if "zonedwelltime" in sends and status == "Exit":
             stay = {
                 "dwellTime": round(document["dwellSeconds"] * 1000.0, 1),
-                "dwellFrames": context.get("dwellFrames", 0),
+                "dwellFrames": context["dwellFrames"],
             }
             found.append(_build_track_event(document, "personZoneDwellTimeEvent", passage | stay))
     if "count" in sends and "inside" in context:
