@@ -20,6 +20,8 @@ from visionedge.config.schema import Config
 from visionedge.config.spatial_analysis import ImportedConfig, import_spatial_analysis
 from visionedge.errors import ConfigError
 
+_SPACE = "graphs.a.parameters.SPACEANALYTICS_CONFIG"
+
 
 def load(imported: ImportedConfig) -> Config:
     """The configuration in force, with a word for each variable."""
@@ -177,7 +179,7 @@ def test_two_zones_with_one_name_get_two_and_stderr_names_the_new_one() -> None:
     imported = import_spatial_analysis({"graphs": {"a": make_graph(SPACEANALYTICS_CONFIG=space)}})
     (camera,) = load(imported).cameras.values()
     assert ([*camera.zones], [*camera.lines]) == (["queue", "queue-2", "Gro-e"], ["queue-3"])
-    path = "graphs.a.parameters.SPACEANALYTICS_CONFIG"
+    path = _SPACE
     assert [line for line in imported.ignored if "here and in messages" in line] == [
         f"{path}.zones.1.name: is 'queue-2' here and in messages",
         f"{path}.zones.2.name: is 'Gro-e' here and in messages",
@@ -198,8 +200,18 @@ def test_zones_that_instances_multiply_are_bounded() -> None:
     instances = {str(n): {"parameters": {"VIDEO_URL": f"/{n}", "VIDEO_SOURCE_ID": n}} for n in range(1000)}
     graph = make_graph(instances=instances, SPACEANALYTICS_CONFIG=make_space(zones=zones))
     assert problems_of({"graphs": {"a": graph}}) == [
-        "graphs: the cameras have more than 2000 zones and lines; import the graphs in parts"
+        "graphs: there are more than 2000 cameras, zones and lines; import them in parts"
     ]
+    for space, problem in (
+        (make_space(), "graphs: there are"),
+        ("[" * 60 + "]" * 60, f"{_SPACE}: is nested"),
+    ):
+        instances = {
+            str(n): {"parameters": {"VIDEO_URL": f"/{n}", "VIDEO_SOURCE_ID": n}} for n in range(8000)
+        }
+        graph = make_graph(instances=instances, SPACEANALYTICS_CONFIG=space)
+        (line,) = problems_of({"graphs": {"a": graph}})
+        assert line.startswith(problem)
 
 
 # --- secrets ------------------------------------------------------------------------------------------------
@@ -319,8 +331,6 @@ def test_what_stands_beside_the_graphs_is_named() -> None:
 
 
 # --- wrong documents ----------------------------------------------------------------------------------------
-
-_POLYGON = "graphs.a.parameters.SPACEANALYTICS_CONFIG.zones.0.polygon"
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,9 @@ _REASONS: Mapping[str, str] = {
 """Why keys have no counterpart; all others are unknown here."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_MAX_RULES = 2_000
-"""The most zones and lines: each instance may have all of its graph, so a small file can hold very many."""
+_MAX_COUNT = 2_000
+"""The most cameras, zones and lines: each instance may have all of its graph, so a small file can hold
+millions."""
 
 _MAX_SHOWN_CHARACTERS = 60
 _MAX_NAME_CHARACTERS = 64
@@ -137,7 +138,7 @@ class _Importer:
         self.variables: dict[str, str] = {}
         self._with_credentials = with_credentials
         self._count = 0
-        self._parsed: dict[tuple[str, str], object] = {}
+        self._parsed: dict[tuple[str, str], Mapping[str, Any] | None] = {}
 
     def read(self, document: object) -> None:
         if isinstance(document, str):
@@ -245,6 +246,8 @@ class _Importer:
     # --- cameras ------------------------------------------------------------------------------------------
 
     def _read_camera(self, parameters: _Parameters, name: str, events: tuple[str, ...]) -> None:
+        if self._count > _MAX_COUNT:
+            return
         url = self._read_url(parameters)
         source_id = self._read_source_id(parameters, name)
         space_path = parameters.path("SPACEANALYTICS_CONFIG")
@@ -305,13 +308,16 @@ class _Importer:
             return None
         if isinstance(value, str):
             if (value, path) not in self._parsed:  # else another instance has read it
-                try:
-                    self._parsed[value, path] = parse_json(value, path)
-                except ConfigError as error:
-                    self.problems += error.problems
-                    return None
-            value = self._parsed[value, path]
+                self._parsed[value, path] = self._parse(value, path)
+            return self._parsed[value, path]
         return self._mapping(value, path)
+
+    def _parse(self, text: str, path: str) -> Mapping[str, Any] | None:
+        try:
+            return self._mapping(parse_json(text, path), path)
+        except ConfigError as error:
+            self.problems += error.problems
+            return None
 
     def _find_camera(self, url: str, source_id: str, path: str) -> _ImportedCamera:
         """The camera with this address and name, which other graphs may use, too."""
@@ -373,10 +379,10 @@ class _Importer:
         self, camera: _ImportedCamera, space: Mapping[str, Any], path: str, events: tuple[str, ...]
     ) -> None:
         zones, lines = self._items(space, "zones", path), self._items(space, "lines", path)
-        self._count += len(zones) + len(lines)
-        if self._count > _MAX_RULES:
+        self._count += 1 + len(zones) + len(lines)
+        if self._count > _MAX_COUNT:
             self.problems.append(
-                f"graphs: the cameras have more than {_MAX_RULES} zones and lines; import the graphs in parts"
+                f"graphs: there are more than {_MAX_COUNT} cameras, zones and lines; import them in parts"
             )
             return
         self._ignore_unknown(space, ("zones", "lines"), path)
