@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fake_backend import result as make_result
+from spatial_analysis_schema import find_problems
 from visionedge.app.metrics import Metrics, collect_samples
 from visionedge.app.scene_host import SceneHost
 from visionedge.app.state import AppState
@@ -23,6 +24,7 @@ from visionedge.frames.types import Detections, FrameResult
 from visionedge.iothub.delivery import Delivery
 from visionedge.runtime.threads import ThreadGroup
 from visionedge.scene.events import EventFilter
+from visionedge.scene.spatial_analysis import build_insights
 from visionedge.scene.totals import SceneStore, UnknownEventError
 from visionedge.web.documents import SceneDocument
 
@@ -38,9 +40,12 @@ class HostRun:
     sequence = 0
     at_s = 1_000.0
 
-    def __init__(self, data: Path, *, camera: Any = CAMERA, **cameras: Any) -> None:
+    def __init__(self, data: Path, *, camera: Any = CAMERA, telemetry: Any = None, **cameras: Any) -> None:
         self.data = data
-        self.document: dict[str, Any] = {"cameras": {"dock": camera, **cameras}}
+        self.document: dict[str, Any] = {
+            "cameras": {"dock": camera, **cameras},
+            "telemetry": telemetry or {},
+        }
         self.delivered: list[Mapping[str, Any]] = []
         self.threads = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
         self.state = AppState.of(parse_config(self.document), data, {}, lambda: None)
@@ -137,6 +142,33 @@ def test_over_a_restart_totals_stay_who_was_inside_is_lost_and_numbers_do_not_re
         assert run.totals() == {**zone, "left-to-right": 0, "right-to-left": 0}
     assert len({*ids}) == 3
     assert ids == sorted(ids)
+
+
+def test_messages_of_spatial_analysis_are_complete_over_a_restart(tmp_path: Path) -> None:
+    """The count at the start, and the exit of one who was inside at the stop; other formats see no more."""
+    documents: list[Any] = []
+
+    async def scenario(run: HostRun) -> None:
+        run.show(*WALK[:6])
+
+    for _ in range(2):
+        run = HostRun(tmp_path, telemetry={"format": "spatial-analysis"})
+        play(run, scenario)
+        documents += [build_insights(json.loads(json.dumps(each))) for each in run.delivered]
+    assert [find_problems(document) for document in documents] == [[]] * len(documents)
+    # The first one comes again, as nothing acknowledged it: with its ids.
+    events = {event["id"]: event for document in documents for event in document["events"]}
+    told = [
+        event["properties"].get("personCount", event["properties"].get("status")) for event in events.values()
+    ]
+    assert told[:3] == [0, "Enter", 1]
+    assert sorted(map(str, told[3:])) == sorted(map(str, ["Exit", "Exit", 0, 0, "Enter", 1]))
+    assert {document["sourceInfo"]["width"] for document in documents} == {64}
+    assert stored_types(tmp_path) == ["zone-entered", "zone-lost", "zone-entered"]
+    store = SceneStore(tmp_path / "scene.db")
+    assert not any("context" in event for event in store.events())
+    assert all("context" in document for _, document in store.waiting(10))
+    store.close()
 
 
 def test_events_are_delivered_again_at_the_next_start_until_they_are_acknowledged(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_the_help_of_run_names_the_variables_that_it_reads(visionedge: CommandLi
     [
         (("detect", "x.jpg", "--source", "y"), "detect"),
         (("bench", "pipeline", "--camera", "a"), "bench pipeline"),
-        (("manifest", "schema", "more"), "manifest schema"),
+        (("config", "schema", "more"), "config schema"),
         (("config", "check"), "config check"),
     ],
 )

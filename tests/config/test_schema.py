@@ -15,7 +15,7 @@ PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "config.schema.json"
 
 def test_the_published_schema_is_that_of_the_code(capsys: pytest.CaptureFixture[str]) -> None:
     """docs/config.schema.json equals the output of `visionedge config schema`, byte for byte."""
-    assert main(["manifest", "schema"]) == 0
+    assert main(["config", "schema"]) == 0
     assert capsys.readouterr().out == PUBLISHED.read_text()
 
 

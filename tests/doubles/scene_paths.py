@@ -78,7 +78,9 @@ class SceneRun:
         self.sequence += 1
         self.at_s += after_s
         self.now += timedelta(seconds=after_s)
-        picture = ScenePicture(self.sequence, self.epoch, self.at_s, self.now, 4 / 3, self.model, "cpu")
+        picture = ScenePicture(
+            self.sequence, self.epoch, self.at_s, self.now, 4 / 3, self.model, "cpu", 640, 480
+        )
         self._take(self.scene.update(picture, tracks, ended))
 
     def walk(self, places: Sequence[Place | None], track_id: int = 1, after_s: float = 0.1) -> None:

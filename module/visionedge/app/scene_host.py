@@ -156,9 +156,13 @@ class SceneHost:
             if camera is None:
                 return result
             return replace(result, detections=apply_masks(result.detections, camera.masks))
-        scene.use_confidence(self._snapshot().config.inference.confidence)
+        config = self._snapshot().config
+        scene.use_confidence(config.inference.confidence)
+        scene.scene.keeps_context = config.telemetry.format == "spatial-analysis"
         result, changes = scene.update(result)
         self._put(changes)
+        if first_counts := scene.scene.take_first_counts():
+            self._deliver(first_counts)
         return result
 
     def document(self, camera: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`visionedge config`: check a configuration file, and print the schema of configurations."""
+"""`visionedge config`: check a configuration file, print the schema, translate that of Spatial Analysis."""
 
 import argparse
 import json
@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import yaml
 
 from visionedge.cli.arguments import (
     Subparsers,
@@ -15,12 +17,14 @@ from visionedge.cli.arguments import (
     add_line_numbers,
     print_report,
 )
-from visionedge.config.documents import Document, read_configuration
+from visionedge.config.documents import MAX_BYTES, Document, parse_json, read_configuration, read_text
 from visionedge.config.load import parse_config
+from visionedge.config.spatial_analysis import import_spatial_analysis
 from visionedge.errors import ConfigError
 from visionedge.runtime.redaction import redact
 
 SCHEMA = "visionedge/config-check/1"
+IMPORT_SCHEMA = "visionedge/config-import/1"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -28,9 +32,10 @@ def add_parser(subparsers: Subparsers) -> None:
     commands = add_group(
         subparsers,
         "config",
-        "check a configuration file before it is deployed; print the schema of configurations",
+        "check a configuration file before it is deployed; print the schema; translate Spatial Analysis",
         "  visionedge config check vision.yaml          every problem, with its line\n"
-        "  visionedge config schema > vision.schema.json    for editors and pipelines",
+        "  visionedge config schema > vision.schema.json    for editors and pipelines\n"
+        "  visionedge config import-spatial-analysis twin.json > vision.yaml",
     )
     check = add_command(
         commands,
@@ -43,18 +48,42 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     check.add_argument("file", metavar="FILE", help="a configuration, YAML or JSON")
     add_json(check)
-    add_schema_command(commands, "config")
-
-
-def add_schema_command(commands: Subparsers, group: str) -> None:
-    """Add the command `schema` below the command `group`."""
     add_command(
         commands,
         "schema",
         _schema,
         "the JSON Schema of a configuration, the same for files and for desired properties",
-        f"  visionedge {group} schema > vision.schema.json",
+        "  visionedge config schema > vision.schema.json",
     )
+    _add_import(commands)
+
+
+def _add_import(commands: Subparsers) -> None:
+    parser = add_command(
+        commands,
+        "import-spatial-analysis",
+        _import,
+        "translate a configuration of Azure AI Vision Spatial Analysis; the YAML is printed",
+        "  visionedge config import-spatial-analysis twin.json > vision.yaml\n"
+        "  az iot hub module-twin show … | visionedge config import-spatial-analysis - > vision.yaml\n"
+        "  visionedge config check vision.yaml",
+        notes=(
+            "each thing without a counterpart is a line on stderr, with its path. User names, passwords\n"
+            "and queries of addresses become ${NAME}; stderr says which variables to set. The messages\n"
+            "are those of Spatial Analysis, too (telemetry.format); see docs/spatial-analysis.md"
+        ),
+    )
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="JSON: a twin or a manifest with 'graphs', or a SPACEANALYTICS_CONFIG; '-' reads stdin",
+    )
+    parser.add_argument(
+        "--with-credentials",
+        action="store_true",
+        help="print user names, passwords and queries of addresses, for a twin, which has no ${NAME}",
+    )
+    add_json(parser)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -71,6 +100,58 @@ def _check(arguments: argparse.Namespace) -> int:
     text = f"{path}: no problems found; cameras: {cameras}\n"
     print_report(arguments, _make_document(path, ()), text)
     return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    try:
+        imported = import_spatial_analysis(
+            parse_json(_read_source(arguments.file), arguments.file),
+            with_credentials=arguments.with_credentials,
+        )
+    except ConfigError as error:
+        if not arguments.json:
+            raise
+        empty: Document = {"configuration": None, "ignored": [], "variables": {}}
+        problems = [redact(each) for each in error.problems]
+        head = {"schema": IMPORT_SCHEMA, "file": arguments.file, "problems": problems}
+        print_report(arguments, head | empty, "")
+        return ConfigError.exit_code
+    for line in imported.ignored:
+        print(f"visionedge: {line}", file=sys.stderr)
+    for name, what in imported.variables.items():
+        print(f"visionedge: set the environment variable {name}: {what}", file=sys.stderr)
+    document: Document = {
+        "schema": IMPORT_SCHEMA,
+        "file": arguments.file,
+        "problems": [],
+        "configuration": imported.document,
+        "ignored": list(imported.ignored),
+        "variables": dict(imported.variables),
+    }
+    print_report(arguments, document, _format_yaml(imported.document))
+    return 0
+
+
+def _read_source(name: str) -> str:
+    """The text of a file; of stdin if the name is ``-``."""
+    if name != "-":
+        return read_text(Path(name))
+    try:
+        content = sys.stdin.buffer.read(MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(["-: cannot be read: is not UTF-8 text"]) from None
+    if len(content) > MAX_BYTES:
+        raise ConfigError([f"-: cannot be read: larger than {MAX_BYTES / 2**20:.3g} MiB"])
+    return text
+
+
+def _format_yaml(document: Document) -> str:
+    """A configuration as YAML, the points of a polygon in lines."""
+    text: str = yaml.safe_dump(
+        document, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1_000_000
+    )
+    return text
 
 
 def _make_document(path: Path, problems: Sequence[str]) -> Document:

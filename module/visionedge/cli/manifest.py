@@ -1,4 +1,4 @@
-"""`visionedge manifest`: deployment manifests, their cost in IoT Hub, the schema of their configuration."""
+"""`visionedge manifest`: deployment manifests, and their cost in IoT Hub."""
 
 import argparse
 import ipaddress
@@ -21,7 +21,6 @@ from visionedge.cli.arguments import (
     print_report,
     write_output_file,
 )
-from visionedge.cli.config import add_schema_command
 from visionedge.cli.eflow import add_eflow_command
 from visionedge.config.documents import read_document, without_extensions
 from visionedge.config.load import parse_config, parse_http_address
@@ -50,14 +49,12 @@ def add_parser(subparsers: Subparsers) -> None:
         "  visionedge manifest generate --image registry.example.com/visionedge:1.0-gpu --gpu dda\n"
         "  visionedge manifest lint deployment.json           every problem, with its place and its remedy\n"
         "  visionedge manifest estimate --messages out.jsonl  messages, 4 KB blocks, IoT Hub units a day\n"
-        "  visionedge manifest eflow --edition pro …          a file that installs EFLOW on Windows\n"
-        "  visionedge config schema > vision.schema.json      the JSON Schema of a configuration",
+        "  visionedge manifest eflow --edition pro …          a file that installs EFLOW on Windows",
     )
     _add_generate(commands)
     _add_lint(commands)
     _add_estimate(commands)
     add_eflow_command(commands)
-    add_schema_command(commands, "manifest")
 
 
 def _add_generate(commands: Subparsers) -> None:

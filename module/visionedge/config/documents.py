@@ -36,7 +36,7 @@ def read_document(path: Path) -> Document:
     Raises:
         ConfigError: the file cannot be read or parsed, is too large or too deep, or is not a mapping.
     """
-    document = _parse(_read_text(path), path)
+    document = _parse(read_text(path), path)
     if document is None:
         return {}
     if not isinstance(document, dict):
@@ -105,7 +105,7 @@ def add_locations(problems: Sequence[str], path: Path) -> list[str]:
     A problem with a key that is not in the file, such as one from the environment, is returned unchanged.
     """
     try:
-        root = yaml.compose(_read_text(path).replace("\t", " "), _BoundedLoader)
+        root = yaml.compose(read_text(path).replace("\t", " "), _BoundedLoader)
     except (ConfigError, _RefusedError, yaml.YAMLError, ValueError):
         return list(problems)
     return [f"{path}:{line}: {each}" if (line := _line_of(each, root)) else each for each in problems]
@@ -148,7 +148,12 @@ def describe_type(value: object) -> str:
     return names.get(type(value), "empty" if value is None else type(value).__name__)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file of at most `MAX_BYTES`, without a byte order mark.
+
+    Raises:
+        ConfigError: it cannot be read, is too large, or is not UTF-8.
+    """
     try:
         return read_regular_file(path, max_bytes=MAX_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -156,16 +161,32 @@ def _read_text(path: Path) -> str:
         raise ConfigError([f"{path}: cannot be read: {reason}"]) from None
 
 
-def _parse(text: str, path: Path) -> object:
+def parse_json(text: str, where: str) -> object:
+    """The value of a JSON text, within the limits of files; `where` begins each problem.
+
+    Raises:
+        ConfigError: it is not JSON, has a key twice, or is too deep.
+    """
     try:
-        # YAML would read JSON, too, but the errors of `json` are clearer.
-        if path.suffix.lower() == ".json":
-            return _bounded_json(
-                json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-            )
-        return yaml.load(text, _BoundedLoader)  # noqa: S506 - a SafeLoader
+        return _bounded_json(
+            json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        )
     except json.JSONDecodeError as error:
-        raise ConfigError([f"{path}:{error.lineno}: is not valid JSON: {error.msg}"]) from None
+        raise ConfigError([f"{where}:{error.lineno}: is not valid JSON: {error.msg}"]) from None
+    except RecursionError:
+        raise ConfigError([f"{where}: {_TOO_DEEP}"]) from None
+    except _RefusedError as error:
+        raise ConfigError([f"{where}: {error}"]) from None
+    except ValueError:  # a number of thousands of digits
+        raise ConfigError([f"{where}: {_UNREADABLE}"]) from None
+
+
+def _parse(text: str, path: Path) -> object:
+    # YAML would read JSON, too, but the errors of `json` are clearer.
+    if path.suffix.lower() == ".json":
+        return parse_json(text, str(path))
+    try:
+        return yaml.load(text, _BoundedLoader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(
             [f"{path}{_yaml_location(error)}: is not valid YAML: {_yaml_reason(error)}"]
@@ -175,9 +196,7 @@ def _parse(text: str, path: Path) -> object:
     except _RefusedError as error:
         raise ConfigError([f"{path}{error.place}: {error}"]) from None
     except (ValueError, OverflowError):  # a number of thousands of digits, a date such as 2026-02-31
-        raise ConfigError(
-            [f"{path}: has a number or a date that cannot be read; quote it if it is a text"]
-        ) from None
+        raise ConfigError([f"{path}: {_UNREADABLE}"]) from None
 
 
 class _RefusedError(Exception):
@@ -191,6 +210,7 @@ class _RefusedError(Exception):
         self.place = "" if mark is None else f":{mark.line + 1}"
 
 
+_UNREADABLE = "has a number or a date that cannot be read; quote it if it is a text"
 _TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
 _TOO_MANY = f"has more than {MAX_VALUES} values (an alias counts as all values of its anchor)"
 

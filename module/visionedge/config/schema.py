@@ -9,7 +9,7 @@ import ipaddress
 import re
 import zoneinfo
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -129,13 +129,13 @@ class TlsConfig(_Section):
 # --- zones and lines of a camera ----------------------------------------------------------------------------
 
 _MAX_POLYGON_POINTS = 64
-_RULE_NAME_PATTERN = re.compile(r"[A-Za-z0-9_.-]([A-Za-z0-9_. -]{0,62}[A-Za-z0-9_.-])?")
+RULE_NAME_PATTERN = re.compile(r"[A-Za-z0-9_.-]([A-Za-z0-9_. -]{0,62}[A-Za-z0-9_.-])?")
 _CLOCK_TIME = re.compile(r"([01]?\d|2[0-4]):([0-5]\d)")
 _DAY_MINUTES = 24 * 60
 
 
 def _check_rule_name(name: str) -> str:
-    if not _RULE_NAME_PATTERN.fullmatch(name):
+    if not RULE_NAME_PATTERN.fullmatch(name):
         raise ValueError(
             "a name must be 1 to 64 characters of A-Z, a-z, 0-9, '_', '-', '.' and blanks between them"
         )
@@ -148,7 +148,12 @@ def _check_point(value: object) -> object:
     return value
 
 
-def _check_polygon(polygon: tuple[Point, ...]) -> tuple[Point, ...]:
+def check_polygon(polygon: tuple[Point, ...]) -> tuple[Point, ...]:
+    """The points of a polygon, if they make one.
+
+    Raises:
+        ValueError: the reason why they do not.
+    """
     count = len(polygon)
     if not 3 <= count <= _MAX_POLYGON_POINTS:
         points = "1 point" if count == 1 else f"{count} points"
@@ -197,7 +202,7 @@ _Point = Annotated[
 _Polygon = Annotated[
     tuple[_Point, ...],
     Field(strict=False, json_schema_extra={"minItems": 3, "maxItems": _MAX_POLYGON_POINTS}),
-    AfterValidator(_check_polygon),
+    AfterValidator(check_polygon),
 ]
 _ClockTime = Annotated[
     str,
@@ -254,6 +259,10 @@ class EmptyConfig(_Section):
     )
 
 
+SpatialAnalysisEvent = Literal["count", "zonecrossing", "zonedwelltime"]
+"""The events of a zone, by the names that they have in a configuration of Spatial Analysis."""
+
+
 class ZoneConfig(_Section):
     """An area of the picture in which objects are counted."""
 
@@ -271,6 +280,11 @@ class ZoneConfig(_Section):
     occupancy: OccupancyConfig | None = _key(None, "Events when many are inside; absent = none.")
     empty: EmptyConfig | None = _key(None, "Events when nothing is inside; absent = none.")
     schedule: ScheduleConfig | None = _key(None, "When the zone counts; absent = always.")
+    spatial_analysis: tuple[SpatialAnalysisEvent, ...] = _key(
+        get_args(SpatialAnalysisEvent),
+        "telemetry.format spatial-analysis: the events of the zone that are sent.",
+        strict=False,
+    )
 
 
 class LineConfig(_Section):
@@ -348,11 +362,20 @@ class CameraDefaults(_Section):
     ] = _key("auto", "Follow objects from picture to picture; auto = where zones or lines are.")
 
 
+MAX_SOURCE_ID_CHARACTERS = 256
+
+
 class CameraConfig(CameraDefaults):
     """One camera."""
 
     uri: Annotated[str, AfterValidator(_check_uri)] = Field(
         description="rtsp(s)://, http(s)://, a file, a folder of pictures, v4l2:///dev/video0 or demo:"
+    )
+    source_id: str | None = _key(
+        None,
+        "telemetry.format spatial-analysis: sourceInfo.id; absent = the camera's name.",
+        min_length=1,
+        max_length=MAX_SOURCE_ID_CHARACTERS,
     )
     masks: tuple[_Polygon, ...] = _key(
         (), "Polygons; a detection whose bottom centre lies inside is dropped.", strict=False
@@ -381,7 +404,7 @@ def list_class_keys(name: str, camera: CameraConfig) -> dict[str, tuple[str, ...
     return {path: labels for path, labels in found.items() if labels is not None}
 
 
-SCENE_KEYS = ("classes", "confidence", "tracking", "masks", "zones", "lines")
+SCENE_KEYS = ("classes", "confidence", "tracking", "masks", "zones", "lines", "source_id")
 """The fields of a camera that say what is done with its detections; its source does not depend on them."""
 
 
@@ -533,6 +556,9 @@ class TelemetryConfig(_Section):
     change_seconds: float = _key(
         1.0, "changes: a box, its absence or its class must last this long before it counts.", ge=0, le=3600
     )
+    format: Literal["visionedge", "spatial-analysis"] = _key(
+        "visionedge", "Scene events: visionedge/scene/1, or Spatial Analysis's schema 2.0."
+    )
     max_per_day: WholeNumber = _key(
         100_000,
         "Blocks of 4 KB that IoT Hub bills for detections and scene events in a UTC day, a tenth of them for"
@@ -659,7 +685,7 @@ def json_schema() -> dict[str, Any]:
     schema["properties"]["cameras"]["propertyNames"] = {"pattern": f"^{CAMERA_NAME_PATTERN.pattern}$"}
     for rules in ("zones", "lines"):
         named = schema["$defs"]["CameraConfig"]["properties"][rules]
-        named["propertyNames"] = {"pattern": f"^({_RULE_NAME_PATTERN.pattern})$"}
+        named["propertyNames"] = {"pattern": f"^({RULE_NAME_PATTERN.pattern})$"}
     schema["$defs"]["ModelConfig"] |= {
         "not": {"required": ["path", "url"]},
         "dependentRequired": {"url": ["sha256"], "sha256": ["url"]},

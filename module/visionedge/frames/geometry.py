@@ -67,6 +67,23 @@ def meets_segment(start: Point, end: Point, first: Point, second: Point) -> bool
     )
 
 
+def find_crossed_side(polygon: Sequence[Point], inside: Point, outside: Point) -> int:
+    """The side of a polygon on which a path between two points leaves or enters it.
+
+    Side 1 lies between the first two points. If a path meets several sides, the one next to `inside` counts.
+    """
+    sides = list(enumerate(itertools.pairwise((*polygon, polygon[0])), 1))
+    met = []
+    for number, (start, end) in sides:
+        a, b = cross_product(start, end, *inside), cross_product(start, end, *outside)
+        # If both are the same, the path runs along the side and leaves on the next one.
+        if a != b and meets_segment(start, end, inside, outside):
+            met.append((a / (a - b), number))
+    if not met:  # `inside` lies on the border, up to the rounding of its coordinates
+        met = [(distance_to_segment(*side, *inside, 1.0), number) for number, side in sides]
+    return min(met)[1]
+
+
 def distance_to_segment(start: Point, end: Point, x: float, y: float, aspect: float) -> float:
     """The distance of a point to a segment, in widths of the picture; `aspect`: width divided by height."""
     dx, dy = end[0] - start[0], (end[1] - start[1]) / aspect

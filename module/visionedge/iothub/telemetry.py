@@ -36,6 +36,7 @@ from visionedge.outbound.messages import (
     build_scene_messages,
     count_frames_to_fill,
     encode_frame,
+    encode_insights,
     encode_scene_event,
     envelope_bytes,
 )
@@ -51,6 +52,7 @@ from visionedge.outbound.metering import (
     count_blocks,
 )
 from visionedge.runtime.redaction import redact, redact_document
+from visionedge.scene.spatial_analysis import build_insights, is_first_count
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +218,11 @@ class Telemetry:
         """Take scene events, in every mode; whoever offers them bounds how many wait here."""
         for document in documents:
             try:
-                self._scene.append(encode_scene_event(document))
+                encoded = self._encode_scene(document)
+                if encoded is None:
+                    self._refused.append(document["id"])
+                else:
+                    self._scene.append(encoded)
             except ValueError as error:
                 self._refused.append(document["id"])
                 camera = document["camera"]
@@ -224,6 +230,14 @@ class Telemetry:
                 self._report_once(
                     ("scene", camera), "scene-event-invalid", text, {"camera": camera, "id": document["id"]}
                 )
+
+    def _encode_scene(self, document: Mapping[str, Any]) -> EncodedDocument | None:
+        """A scene event in the format of messages; None: it has no counterpart there."""
+        if self._policy.format == "spatial-analysis":
+            insights = build_insights(document)
+            return None if insights is None else encode_insights(insights, document)
+        plain = {key: value for key, value in document.items() if key != "context"}
+        return None if is_first_count(document) else encode_scene_event(plain)
 
     def take_refused(self) -> list[str]:
         """The ids of scene events that no message can carry, since the last call."""

@@ -108,13 +108,14 @@ class EncodedDocument:
     """A frame object or a scene event as JSON, and what the properties of its message are made from.
 
     `values`: its values for the properties that are lists, escaped; `confidence`: the highest score of a
-    frame's detections; `event`: the scene event.
+    frame's detections; `event`: the scene event. With `is_whole` it is the body of a message of its own.
     """
 
     body: bytes
     values: Mapping[str, frozenset[str]]
     confidence: float = 0.0
     event: Mapping[str, Any] | None = None
+    is_whole: bool = False
 
 
 class DocumentTooLargeError(ValueError):
@@ -133,6 +134,7 @@ class _MessageFormat:
 
 _BATCH = _MessageFormat(DETECTIONS, "visionedge/batch/1", "frames", ("cameras", "labels"))
 _SCENE = _MessageFormat(SCENE, "visionedge/scene/1", "events", ("cameras", "types", "rules", "labels"))
+_INSIGHTS = _MessageFormat(SCENE, "spatial-analysis/2.0", "", _SCENE.lists)
 
 
 def encode_json(document: Any) -> bytes:
@@ -164,6 +166,28 @@ def encode_scene_event(document: Mapping[str, Any]) -> EncodedDocument:
         ValueError: the event contains NaN or infinity.
     """
     return _describe_event(document, _encode_bounded(document, "scene event"))
+
+
+def encode_insights(document: Mapping[str, Any], event: Mapping[str, Any]) -> EncodedDocument:
+    """Encode a document of Spatial Analysis, which is a message of its own; `event` is what it is made of.
+
+    Raises:
+        DocumentTooLargeError: the document is larger than `MAX_DOCUMENT_BYTES`.
+        ValueError: the document contains NaN or infinity.
+    """
+    body = _encode_bounded(document, "document of Spatial Analysis")
+    return EncodedDocument(body, _list_insights(document, event["camera"]), event=event, is_whole=True)
+
+
+def _list_insights(document: Mapping[str, Any], camera: str) -> dict[str, frozenset[str]]:
+    """The values that message properties need from a document of Spatial Analysis."""
+    found = {
+        "cameras": [camera],
+        "types": [event["type"] for event in document["events"]],
+        "rules": [event["zone"] for event in document["events"]],
+        "labels": [detection["type"] for detection in document["detections"]],
+    }
+    return {name: frozenset(map(escape_property_value, texts)) for name, texts in found.items()}
 
 
 def _encode_bounded(document: Mapping[str, Any], what: str) -> bytes:
@@ -312,6 +336,8 @@ def parse_message(body: bytes) -> Message:
     """
     try:
         document = json.loads(body)
+        if "sourceInfo" in document:
+            return _parse_insights(document, body)
         sender = Sender(document["device"], document["module"], "0" * RUN_ID_CHARACTERS)
         sequence_number = int(document["messageSequence"])
         if document["schema"] == "visionedge/event/1":
@@ -333,6 +359,14 @@ def parse_message(body: bytes) -> Message:
     )
 
 
+def _parse_insights(document: Mapping[str, Any], body: bytes) -> Message:
+    """A message of Spatial Analysis: its body has neither the sender nor a number, which is 0 here."""
+    properties = {"schema": _INSIGHTS.schema}
+    for name, values in _list_insights(document, document["sourceInfo"]["id"]).items():
+        properties[name] = _list_text(values, LIST_LIMITS[name])
+    return Message(SCENE, body, _message_id(Sender("", "", "0" * RUN_ID_CHARACTERS), SCENE, 0), properties, 0)
+
+
 def _build_messages(
     message_format: _MessageFormat,
     sender: Sender,
@@ -341,7 +375,7 @@ def _build_messages(
 ) -> list[Message]:
     groups = _split_into_messages(documents)
     return [
-        _make_message(message_format, sender, number, group)
+        _make_message(_INSIGHTS if group[0].is_whole else message_format, sender, number, group)
         for number, group in enumerate(groups, first_number)
     ]
 
@@ -351,7 +385,7 @@ def _split_into_messages(documents: Iterable[EncodedDocument]) -> list[list[Enco
     size = MessageSizeEstimator()
     for document in documents:
         size.add(document)
-        if groups and size.fits:
+        if groups and size.fits and not (document.is_whole or groups[-1][0].is_whole):
             groups[-1].append(document)
         else:
             groups.append([document])
@@ -375,9 +409,10 @@ def _make_message(
         }
     )
     opening = b',"%s":[' % message_format.key.encode()
+    body = head[:-1] + opening + b",".join(document.body for document in documents) + b"]}"
     return Message(
         message_format.output,
-        head[:-1] + opening + b",".join(document.body for document in documents) + b"]}",
+        documents[0].body if message_format is _INSIGHTS else body,
         _message_id(sender, message_format.output, sequence_number),
         _properties(message_format, documents),
         sequence_number,

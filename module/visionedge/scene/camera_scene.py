@@ -61,6 +61,8 @@ class CameraScene:
             aspect=frame.width_px / frame.height_px,
             model=result.model,
             device=result.device,
+            width_px=frame.width_px,
+            height_px=frame.height_px,
         )
         changes = self.scene.update(picture, update.tracks, update.ended)
         # The reported detections are the first candidates.

@@ -45,7 +45,7 @@ class ScenePicture:
     """The picture in which rules decide.
 
     `at_s` is monotonic; `captured_at` is for schedules and documents; `aspect` is width divided by height.
-    `model` and `device` are where the detections come from.
+    `model` and `device` are where the detections come from. The size is 0 where it is not known.
     """
 
     sequence: int
@@ -55,11 +55,16 @@ class ScenePicture:
     aspect: float
     model: str
     device: str
+    width_px: int = 0
+    height_px: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SceneEvent:
-    """One answer of a zone or a line; None for what the type does not have."""
+    """One answer of a zone or a line; None for what the type does not have.
+
+    `context`: what messages of Spatial Analysis need beside the document (`spatial_analysis`).
+    """
 
     id: str
     camera: str
@@ -79,6 +84,7 @@ class SceneEvent:
     dwell_s: float | None = None
     confidence: float | None = None
     box: Box | None = None
+    context: Mapping[str, Any] | None = None
 
     @property
     def total(self) -> str | None:
@@ -113,6 +119,10 @@ class SceneEvent:
         }
         return {key: value for key, value in document.items() if value is not None}
 
+    def stored_document(self) -> dict[str, Any]:
+        """The document, and its `context` if it has one; only for the file and for the delivery."""
+        return self.document() if self.context is None else {**self.document(), "context": self.context}
+
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
@@ -142,7 +152,7 @@ def make_box_document(box: Box) -> dict[str, float]:
 
 
 def parse_event(document: Mapping[str, Any]) -> SceneEvent:
-    """The event of a document that `SceneEvent.document` made.
+    """The event of a document that `SceneEvent.document` or `stored_document` made.
 
     Raises:
         ValueError: it is none.
@@ -169,6 +179,7 @@ def parse_event(document: Mapping[str, Any]) -> SceneEvent:
             dwell_s=document.get("dwellSeconds"),
             confidence=document.get("confidence"),
             box=None if box is None else (box["left"], box["top"], box["width"], box["height"]),
+            context=document.get("context"),
         )
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"is no scene event ({type(error).__name__})") from None

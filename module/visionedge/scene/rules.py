@@ -43,12 +43,16 @@ class Moment(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """An event of a track. Its evidence begins with `passed`: the positions that prove the event."""
+    """An event of a track. Its evidence begins with `passed`: the positions that prove the event.
+
+    `since`: the first position of a visit that ends.
+    """
 
     type: str
     passed: tuple[Position, ...]
     direction: str | None = None
     dwell_s: float | None = None
+    since: Position | None = None
 
 
 class CountDecision(NamedTuple):
@@ -149,7 +153,7 @@ def presence(
         return (visit if visit.change else Visit(visit.inside, visit.since, change)), None
     if inside:
         return Visit(True, change[1]), Decision("zone-entered", change)
-    return Visit(False), Decision("zone-left", change, dwell_s=_duration(visit, change[1]))
+    return Visit(False), Decision("zone-left", change, dwell_s=_duration(visit, change[1]), since=visit.since)
 
 
 def end_visit(zone: ZoneRule, visit: Visit, end_s: float | None, last: Position) -> Decision | None:
@@ -161,11 +165,18 @@ def end_visit(zone: ZoneRule, visit: Visit, end_s: float | None, last: Position)
     if not visit.inside or visit.since is None:
         return None
     if visit.change is None:
-        return Decision("zone-lost", (visit.since, last), dwell_s=_duration(visit, last))
+        return Decision("zone-lost", (visit.since, last), dwell_s=_duration(visit, last), since=visit.since)
     if end_s is not None and end_s - visit.change[1].at_s >= zone.min_s:
-        return Decision("zone-left", visit.change, dwell_s=_duration(visit, visit.change[1]))
+        return Decision(
+            "zone-left", visit.change, dwell_s=_duration(visit, visit.change[1]), since=visit.since
+        )
     # The evidence ends inside: being outside does not count yet.
-    return Decision("zone-lost", (visit.since, visit.change[0]), dwell_s=_duration(visit, visit.change[0]))
+    return Decision(
+        "zone-lost",
+        (visit.since, visit.change[0]),
+        dwell_s=_duration(visit, visit.change[0]),
+        since=visit.since,
+    )
 
 
 def _duration(visit: Visit, end: Position) -> float:

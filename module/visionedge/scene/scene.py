@@ -38,6 +38,13 @@ from visionedge.scene.rules import (
     end_visit,
 )
 from visionedge.scene.schedule import Schedule
+from visionedge.scene.spatial_analysis import (
+    describe_loss,
+    describe_picture,
+    describe_track,
+    describe_visit,
+    make_first_count,
+)
 
 MAX_PATH_POINTS = 64
 """The most points of the path in the evidence of an event."""
@@ -185,6 +192,7 @@ class _CountingZone:
         self.totals: dict[str, Counter[str]] = {total: Counter() for total in TOTALS_OF_ZONES}
         self.inside: dict[int, str] = {}
         self.is_open = True
+        self.has_first_count = False
         self.states: dict[str, dict[int, Any]] = {name: {} for name in KINDS}
         self.held: dict[str, Held] = {name: Held(active=True) for name in conditions}
         self.visits: dict[int, Visit] = self.states["presence"]
@@ -271,6 +279,9 @@ class Scene:
     Args:
         camera: its name.
         kept: what the last run of the module has left, by the name of the zone or line.
+
+    Attributes:
+        keeps_context: events get the context that messages of Spatial Analysis need.
     """
 
     def __init__(self, camera: str, kept: Mapping[str, KeptRule] | None = None) -> None:
@@ -283,6 +294,9 @@ class Scene:
         self._last: ScenePicture | None = None
         self._minute: datetime | None = None
         self._aspect = 16 / 9
+        self.keeps_context = False
+        self._source_id = camera
+        self._first_counts: list[dict[str, Any]] = []
 
     def __repr__(self) -> str:
         inside = sum(len(zone.inside) for zone in self._zones.values())
@@ -296,6 +310,7 @@ class Scene:
         One whose geometry, classes or anchor have changed begins at 0, one that is gone is removed: who is
         inside it is lost before. After a restart everybody who was inside is lost.
         """
+        self._source_id = config.source_id or self.camera
         events, starts = self._lose_kept(), list[RuleStart]()
         wanted: dict[str, ZoneConfig | LineConfig] = {**config.zones, **config.lines}
         for name in [*self._zones, *self._lines]:
@@ -322,7 +337,11 @@ class Scene:
 
     def _lose_kept(self) -> list[SceneEvent]:
         """Who was inside when the last run of the module ended."""
-        events = [event for kept in self._kept.values() for event in kept.visits]
+        events = [
+            describe_loss(event, kept.visits[number + 1 :])
+            for kept in self._kept.values()
+            for number, event in enumerate(kept.visits)
+        ]
         for name, kept in self._kept.items():
             totals = {total: Counter(counts) for total, counts in kept.totals.items()}
             for event in kept.visits:
@@ -371,6 +390,10 @@ class Scene:
         """What a picture changes: its confirmed tracks, and the ids of those that have ended."""
         events: list[SceneEvent] = []
         self._prepare(picture, events)
+        if self.keeps_context:
+            self._note_first_counts(picture)
+            tracks = [*tracks]
+            self._see(tracks)
         for track in tracks:
             if track.detection is not None:
                 self._advance(track, picture, events)
@@ -401,6 +424,11 @@ class Scene:
                 for track_id in zone.inside
             )
         )
+
+    def take_first_counts(self) -> list[dict[str, Any]]:
+        """With `keeps_context`: how many are inside zones that are new, once for each; not stored."""
+        found, self._first_counts = self._first_counts, []
+        return found
 
     def document(self) -> dict[str, Any]:
         """The answer of `GET /api/v1/cameras/{name}/scene`."""
@@ -551,6 +579,27 @@ class Scene:
                 rule.inside[event.track_id] = event.label
             else:
                 del rule.inside[event.track_id]
+            if event.context is not None:
+                inside = self._describe_inside(rule)
+                events[-1] = replace(event, context={**event.context, "inside": inside})
+
+    def _describe_inside(self, zone: _CountingZone) -> list[dict[str, Any]]:
+        return [describe_track(self._tracks[track_id]) for track_id in zone.inside]
+
+    def _see(self, tracks: Iterable[ConfirmedTrack]) -> None:
+        """The boxes of this picture, before its first event describes others who are inside."""
+        for track in tracks:
+            state = self._tracks.get(track.track_id)
+            if state is not None and track.detection is not None:
+                state.box, state.confidence = track.box, track.confidence
+
+    def _note_first_counts(self, picture: ScenePicture) -> None:
+        for zone in self._zones.values():
+            if not zone.has_first_count:
+                zone.has_first_count = True
+                context = describe_picture(self._source_id, picture)
+                inside = self._describe_inside(zone)
+                self._first_counts.append(make_first_count(self.camera, zone.rule, picture, context, inside))
 
     def _track_event(
         self,
@@ -588,7 +637,13 @@ class Scene:
             dwell_s=decision.dwell_s,
             confidence=state.confidence,
             box=state.box,
+            context=self._describe(rule, decision, picture) if self.keeps_context else None,
         )
+
+    def _describe(self, rule: _CountingRule, decision: Decision, picture: ScenePicture) -> dict[str, Any]:
+        """The context of an event; `_record` adds who is inside the zone afterwards."""
+        context = describe_picture(self._source_id, picture)
+        return context | describe_visit(rule.rule, decision) if isinstance(rule, _CountingZone) else context
 
     def _lost_if_stopped(self, zone: _CountingZone, track_id: int) -> SceneEvent:
         """The event of a track inside that is due if the module stops now."""

@@ -53,7 +53,7 @@ _SCHEMA = """
     CREATE TABLE event(
         key INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, camera TEXT NOT NULL,
         type TEXT NOT NULL, rule TEXT NOT NULL, label TEXT, at_s INTEGER NOT NULL, bytes INTEGER NOT NULL,
-        waits INTEGER NOT NULL, document TEXT NOT NULL);
+        waits INTEGER NOT NULL, document TEXT NOT NULL, context TEXT);
     CREATE TABLE batch(id TEXT NOT NULL);
     CREATE TABLE track(camera TEXT PRIMARY KEY, last_id INTEGER NOT NULL);
     CREATE INDEX by_time ON event(at_s);
@@ -234,13 +234,15 @@ class SceneStore:
 
     def _add_event(self, event: SceneEvent) -> None:
         document = json.dumps(event.document(), separators=(",", ":"))
-        size = len(document) + _ROW_BYTES
+        context = None if event.context is None else json.dumps(event.context, separators=(",", ":"))
+        size = len(document) + len(context or "") + _ROW_BYTES
         added = self._db.execute(
-            "INSERT OR IGNORE INTO event(id, camera, type, rule, label, at_s, bytes, waits, document)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?)",
+            "INSERT OR IGNORE INTO event"
+            "(id, camera, type, rule, label, at_s, bytes, waits, document, context)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?, ?)",
             (
                 *(event.id, event.camera, event.type, event.rule, event.label),
-                *(int(event.at.timestamp()), size, document),
+                *(int(event.at.timestamp()), size, document, context),
             ),
         )
         if not added.rowcount:
@@ -283,7 +285,7 @@ class SceneStore:
         """Store what is due for who is inside; a visit that has ended meanwhile stays ended."""
         self._db.execute(
             "UPDATE visit SET document = ? WHERE camera = ? AND rule = ? AND track_id = ?",
-            (json.dumps(visit.document()), visit.camera, visit.rule, visit.track_id),
+            (json.dumps(visit.stored_document()), visit.camera, visit.rule, visit.track_id),
         )
 
     def _start_rule(self, start: RuleStart) -> None:
@@ -347,12 +349,17 @@ class SceneStore:
     def waiting(self, limit: int, after: int = 0) -> list[tuple[int, dict[str, Any]]]:
         """The oldest events that were not acknowledged yet, each with its key: what a kill has left, too.
 
-        `after`: only those that were stored after the event with this key.
+        They are as `SceneEvent.stored_document`. `after`: only those that were stored after the event with
+        this key.
         """
         rows = self._db.execute(
-            "SELECT key, document FROM event WHERE waits AND key > ? ORDER BY key LIMIT ?", (after, limit)
+            "SELECT key, document, context FROM event WHERE waits AND key > ? ORDER BY key LIMIT ?",
+            (after, limit),
         ).fetchall()
-        return [(key, json.loads(document)) for key, document in rows]
+        return [
+            (key, json.loads(document) | ({"context": json.loads(context)} if context else {}))
+            for key, document, context in rows
+        ]
 
     def acknowledge(self, event_ids: Iterable[str]) -> None:
         """The spool or another durable queue has these events: they do not wait any more."""

@@ -43,7 +43,9 @@ _BATCH = 100
 """So many events are delivered at a time; encoding them holds the loop for some 7 ms."""
 
 Deliver = Callable[[Sequence[Mapping[str, Any]]], None]
-"""Takes documents of events that may leave the module, in their order; called by the thread `scene`."""
+"""Takes documents of events (`SceneEvent.stored_document`) that may leave the module, in their order.
+
+Called by the thread `scene`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +337,7 @@ class SceneWriter:
         waiting = (event for _, changes in self._batches for change in changes for event in change.events)
         new = [event for event in waiting if self._is_new(event.id)]
         room = self._room()
-        self._deliver_new([event.document() for event in new[:room]])
+        self._deliver_new([event.stored_document() for event in new[:room]])
         if self._has_given_up and len(new) <= room:
             self._forget_waiting()
 

@@ -185,7 +185,7 @@ class _MessageCounter:
         """
         message, document = parse_message(body), json.loads(body)
         now = max((_captured_at(frame) for frame in document.get("frames", ())), default=None)
-        if message.sequence_number <= self._numbers.get(message.output, 0):
+        if 0 < message.sequence_number <= self._numbers.get(message.output, 0):
             # A new run begins; the events after the last frame belong to the end of the earlier run.
             self._numbers, self._last, self._spent, self._events = {}, None, False, []
         self._numbers[message.output] = message.sequence_number
