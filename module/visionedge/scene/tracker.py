@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
 
-from visionedge.frames.types import Detections
+from visionedge.frames.types import Detections, label_of
 from visionedge.scene.assignment import assign
 
 RelativeBox = tuple[float, float, float, float]
@@ -82,12 +82,13 @@ class Track:
 class TrackUpdate:
     """The tracks after a picture: `tracks` all confirmed ones, hidden ones too; `ended` the ids that ended.
 
-    `track_ids` is parallel to the detections; None: no confirmed track.
+    `track_ids` and `track_labels` are parallel to the detections; None: no confirmed track.
     """
 
     tracks: tuple[Track, ...]
     ended: tuple[int, ...]
     track_ids: tuple[int | None, ...]
+    track_labels: tuple[str | None, ...]
 
 
 @dataclass(slots=True)
@@ -304,18 +305,19 @@ class Tracker:
     def _summary(self, ended: tuple[int, ...], detections: int, now_s: float) -> TrackUpdate:
         tracks: list[Track] = []
         track_ids: list[int | None] = [None] * detections
+        track_labels: list[str | None] = [None] * detections
         for state in self._states:
             if state.track_id is None:
                 continue
             if state.detection is not None:
-                track_ids[state.detection] = state.track_id
+                track_ids[state.detection], track_labels[state.detection] = state.track_id, state.label
             x, y = state.predict(now_s)
             box = (x - state.width / 2, y - state.height / 2, state.width, state.height)
             unseen_s = _between(state.seen_s, now_s)
             tracks.append(
                 Track(state.track_id, state.label, state.confidence, box, state.detection, unseen_s)
             )
-        return TrackUpdate(tuple(tracks), ended, tuple(track_ids))
+        return TrackUpdate(tuple(tracks), ended, tuple(track_ids), tuple(track_labels))
 
 
 def _read(detections: Detections, labels: Sequence[str]) -> list[_Box]:
@@ -327,7 +329,7 @@ def _read(detections: Detections, labels: Sequence[str]) -> list[_Box]:
     for index, ((left, top, right, bottom), score, class_id) in enumerate(rows):
         width, height = right - left, bottom - top
         if width > 0 and height > 0:
-            label = labels[class_id] if 0 <= class_id < len(labels) else f"class-{class_id}"
+            label = label_of(labels, class_id)
             group = _CONFUSED.get(label, label)
             x, y = (left + right) / 2, (top + bottom) / 2
             boxes.append(_Box(index, label, group, x, y, width, height, score))
