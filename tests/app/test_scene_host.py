@@ -233,6 +233,52 @@ def test_a_camera_that_is_removed_loses_who_is_inside_and_begins_at_0_when_it_re
     assert stored_types(tmp_path) == ["zone-entered", "zone-lost", "zone-entered"]
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_totals_stay_while_tracking_is_off_and_nothing_counts(tmp_path: Path, is_restarted: bool) -> None:
+    off = {**CAMERA, "tracking": "off"}
+    kept = {"inside": 0, "entered": 2, "left": 1, "lost": 1, "left-to-right": 0, "right-to-left": 1}
+
+    async def count(run: HostRun) -> None:
+        run.show(*WALK)
+        HostRun.at_s += 10
+        run.show(*WALK[:6])
+        if not is_restarted:
+            await show_nothing(run)
+            await count_on(run)
+
+    async def show_nothing(run: HostRun) -> None:
+        await run.configure(dock=off)
+        assert run.show(*WALK).track_ids is None
+        run.host.tick()
+        assert run.totals() == kept
+        assert run.host.document("dock")["tracks"] == []
+
+    async def count_on(run: HostRun) -> None:
+        await run.configure(dock=CAMERA)
+        assert run.totals() == kept
+        HostRun.at_s += 10
+        run.show(*WALK)
+        assert run.totals() == {**kept, "entered": 3, "left": 2, "right-to-left": 2}
+
+    play(HostRun(tmp_path), count)
+    if is_restarted:
+        for camera, scenario in ((off, show_nothing), (CAMERA, count_on)):
+            play(HostRun(tmp_path, camera=camera), scenario)
+    types = ["zone-entered", "zone-left", "line-crossed"]
+    assert stored_types(tmp_path) == [*types, "zone-entered", "zone-lost", *types]
+
+
+def test_a_zone_that_is_removed_or_edited_while_tracking_is_off_begins_at_0(tmp_path: Path) -> None:
+    async def scenario(run: HostRun) -> None:
+        run.show(*WALK)
+        edited = {"polygon": [[0, 0], [0, 1], [0.3, 1]]}
+        await run.configure(dock={"uri": "demo:", "tracking": "off", "zones": {"left": edited}})
+        await run.configure(dock=CAMERA)
+        assert set(run.totals().values()) == {0}
+
+    play(HostRun(tmp_path), scenario)
+
+
 def test_zones_of_a_camera_that_is_gone_at_a_start_end(tmp_path: Path) -> None:
     ids: list[Any] = []
 

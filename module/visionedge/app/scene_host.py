@@ -56,7 +56,8 @@ class SceneHost:
         self._thread_group = thread_group
         self._clock, self._now = clock, now
         self._scenes: dict[str, CameraScene] = {}
-        self._former: dict[str, CameraScene] = {}
+        # Not followed: their cameras are without tracking now, or removed.
+        self._idle: dict[str, CameraScene] = {}
         self._masked: dict[str, CameraConfig] = {}
         self._writer: SceneWriter | None = None
         self._thread: threading.Thread | None = None
@@ -76,18 +77,19 @@ class SceneHost:
         async with self._configuring:
             tracked = {name: camera for name, camera in cameras.items() if camera.is_tracked}
             # What a removed camera has left may still be on its way to the disk.
-            self._scenes |= {name: self._former.pop(name) for name in tracked if name in self._former}
+            self._scenes |= {name: self._idle.pop(name) for name in tracked if name in self._idle}
             new = [name for name in tracked if name not in self._scenes]
             if new or not self._has_looked:
                 events = self._snapshot().config.events
                 loaded = await asyncio.to_thread(self._load, new, frozenset(tracked), events)
                 self._has_looked = True
                 self._scenes |= {scene.name: scene for scene in loaded}
-            for name, scene in [*self._scenes.items()]:
-                if name not in tracked:
-                    self._put(scene.scene.end_all())
-                    self._former[name] = self._scenes.pop(name)
-                self._put(scene.configure(tracked.get(name, _NO_RULES), self._now()))
+            for name in [name for name in self._scenes if name not in tracked]:
+                self._put(self._scenes[name].scene.end_all())
+                self._idle[name] = self._scenes.pop(name)
+            for name, scene in {**self._scenes, **self._idle}.items():
+                # Zones and lines that are not counted now keep their totals.
+                self._put(scene.configure(cameras.get(name, _NO_RULES), self._now()))
                 scene.use_confidence(self._snapshot().config.inference.confidence)
             self._masked = {
                 name: camera for name, camera in cameras.items() if camera.masks and not camera.is_tracked
@@ -137,8 +139,8 @@ class SceneHost:
         return result
 
     def document(self, camera: str) -> dict[str, Any]:
-        """The tracks, zones and lines of a camera; empty without tracking."""
-        found = self._scenes.get(camera)
+        """The tracks, zones and lines of a camera; without tracking the totals of before."""
+        found = self._scenes.get(camera) or self._idle.get(camera)
         return (Scene(camera) if found is None else found.scene).document()
 
     def tick(self) -> None:

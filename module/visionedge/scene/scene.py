@@ -390,6 +390,7 @@ class Scene:
             for track_id in [*self._tracks]:
                 self._end(track_id, self._last, None, events)
             self._count_inside(self._last, events)
+            self._begin_conditions_anew()
         return self._changes(events)
 
     def open_visits(self) -> SceneChanges:
@@ -445,8 +446,12 @@ class Scene:
             self._follow_schedules(picture, events)
         last = self._last
         if last and picture.epoch != last.epoch and picture.at_s - last.at_s > _RECONNECT_S:
-            for zone in self._zones.values():
-                zone.held = {name: held._replace(since=None) for name, held in zone.held.items()}
+            self._begin_conditions_anew()
+
+    def _begin_conditions_anew(self) -> None:
+        """Nobody knows what was inside meanwhile, so a condition must hold for its time again."""
+        for zone in self._zones.values():
+            zone.held = {name: held._replace(since=None) for name, held in zone.held.items()}
 
     def _follow_schedules(self, picture: ScenePicture, events: list[SceneEvent]) -> None:
         for zone in self._zones.values():
