@@ -15,6 +15,7 @@ from visionedge.app.scene_host import SceneHost
 from visionedge.app.state import AppState
 from visionedge.config.load import parse_config
 from visionedge.frames.types import Detections, FrameResult
+from visionedge.outbound.sqlite_store import open_database
 from visionedge.runtime.threads import ThreadGroup
 from visionedge.scene.totals import SceneStore
 from visionedge.web.documents import SceneDocument
@@ -137,6 +138,57 @@ def test_without_the_file_of_the_last_run_numbers_of_tracks_do_not_repeat(tmp_pa
         play(HostRun(folder), scenario)
         HostRun.at_s += 2
     assert ids[0] < ids[1]
+
+
+def test_a_disk_that_comes_after_the_start_gives_its_totals_then(tmp_path: Path) -> None:
+    ids: list[Any] = []
+
+    async def before(run: HostRun) -> None:
+        ids.append(run.show(*WALK).track_ids)
+
+    async def without_disk(run: HostRun) -> None:
+        ids.append(run.show(*WALK).track_ids)
+        assert run.totals()["entered"] == 1
+        database.close()
+        writer = run.host._writer
+        assert writer is not None
+        writer._retry_at_s = 0.0
+        writer._write_waiting()
+        run.host.tick()
+        assert (run.totals()["entered"], run.totals()["right-to-left"]) == (2, 2)
+
+    play(HostRun(tmp_path), before)
+    database = open_database(tmp_path / "scene.db")
+    database.execute("BEGIN IMMEDIATE")
+    play(HostRun(tmp_path), without_disk)
+    assert ids[0] < ids[1]
+    store = SceneStore(tmp_path / "scene.db")
+    assert store.load("dock")["left"].totals == {"entered": {"person": 2}, "left": {"person": 2}}
+    store.close()
+
+
+def test_a_file_that_replaces_a_damaged_one_gets_all_totals(tmp_path: Path) -> None:
+    async def scenario(run: HostRun) -> None:
+        run.show(*WALK)
+        writer = run.host._writer
+        assert writer is not None
+        writer._write_waiting()
+        with writer._disk:
+            assert writer._store is not None
+            writer._store._db.execute("DROP TABLE total")
+        HostRun.at_s += 10
+        run.show(*WALK)
+        writer._write_waiting()  # fails
+        writer._write_waiting()
+        run.host.tick()
+
+    run = HostRun(tmp_path)
+    play(run, scenario)
+    store = SceneStore(tmp_path / "scene.db")
+    kept = store.load("dock")
+    assert kept["left"].totals == {"entered": {"person": 2}, "left": {"person": 2}}
+    assert kept["door"].totals == {"right-to-left": {"person": 2}}
+    store.close()
 
 
 def test_numbers_of_tracks_are_reserved_on_the_disk_ahead_of_their_use(tmp_path: Path) -> None:

@@ -110,9 +110,12 @@ class SceneHost:
         ]
 
     def _reserve_first(self, writer: SceneWriter, camera: str) -> int:
-        """The number of the first track; it is at least the time, in case that the file is lost. Blocks."""
+        """The number of the first track; it is at least the time, in case that the file is lost. Blocks.
+
+        In ms, because a camera never has a thousand tracks a second.
+        """
         last_id = writer.last_track_id(camera) or 0
-        first_id = max(last_id + 1, int(self._now().timestamp()))
+        first_id = max(last_id + 1, int(self._now().timestamp() * 1000))
         reserved_id = first_id + _RESERVED_TRACKS
         self._reserved[camera] = reserved_id if writer.reserve_track_ids(camera, reserved_id) else 0
         return first_id
@@ -149,6 +152,7 @@ class SceneHost:
         if now_s < self._due_s or self._writer is None:
             return
         self._due_s = now_s + _VISITS_S
+        self._agree_with_file(self._writer)
         for scene in self._scenes.values():
             self._put(scene.end_if_offline(now_s))
             self._put(scene.scene.open_visits())
@@ -158,6 +162,17 @@ class SceneHost:
         if self._reserving is None and (wanted := self._find_reservations()):
             reserve = partial(_reserve, self._writer, wanted)
             self._reserving = asyncio.get_running_loop().run_in_executor(None, reserve)
+
+    def _agree_with_file(self, writer: SceneWriter) -> None:
+        """Add what a file that came late had, and store everything in one that replaced a damaged one."""
+        scenes = {**self._scenes, **self._idle}
+        for start in writer.take_blind_starts():
+            if start.camera in scenes:
+                scenes[start.camera].scene.adopt(start.rule, start.kept)
+        if writer.take_replaced():
+            for scene in scenes.values():
+                self._put(scene.scene.states())
+            self._reserved.clear()
 
     def _find_reservations(self) -> dict[str, int]:
         """The cameras whose reserved numbers are nearly used, and up to which to reserve."""

@@ -15,9 +15,9 @@ _OFFLINE_S = 2 * LOST_S
 
 
 class CameraScene:
-    """Masks, tracker, zones and lines of one camera."""
+    """Masks, tracker, zones and lines of one camera; `kept` as in `Scene`."""
 
-    def __init__(self, name: str, first_track_id: int, kept: Mapping[str, KeptRule]) -> None:
+    def __init__(self, name: str, first_track_id: int, kept: Mapping[str, KeptRule] | None) -> None:
         self.name = name
         self.tracker = Tracker(next_id=first_track_id)
         self.scene = Scene(name, kept)

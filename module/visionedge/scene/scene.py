@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from visionedge.config.schema import CameraConfig, LineConfig, ZoneConfig
@@ -72,13 +73,17 @@ class ConfirmedTrack(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RuleStart:
-    """A zone or line begins to count at 0, with this definition; `definition` None: it is removed."""
+    """A zone or line begins to count at 0, with this definition; `definition` None: it is removed.
+
+    `is_blind`: the file could not be read at the start, so totals of this definition that it has stay.
+    """
 
     camera: str
     rule: str
     shape: RuleShape
     definition: str | None
     since: datetime
+    is_blind: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +91,16 @@ class SceneChanges:
     """What happened, in this order: events, then zones and lines that begin anew.
 
     `visits`: for tracks that have entered, and now and then for all that are inside, the event that is due if
-    the module stops now.
+    the module stops now. `states`: all of a zone or line, for a new file.
     """
 
     events: tuple[SceneEvent, ...] = ()
     starts: tuple[RuleStart, ...] = ()
     visits: tuple[SceneEvent, ...] = ()
+    states: tuple["RuleState", ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.events or self.starts or self.visits)
+        return bool(self.events or self.starts or self.visits or self.states)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +113,18 @@ class KeptRule:
     totals: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     conditions: frozenset[str] = frozenset()
     visits: tuple[SceneEvent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RuleState:
+    """All of a zone or line of a camera."""
+
+    camera: str
+    rule: str
+    kept: KeptRule
+
+
+_NOTHING: Mapping[str, KeptRule] = MappingProxyType({})
 
 
 class _Trail:
@@ -270,12 +288,15 @@ class Scene:
 
     Args:
         camera: its name.
-        kept: what the last run of the module has left, by the name of the zone or line.
+        kept: what the last run of the module has left, by the name of the zone or line; None: the file cannot
+            be read. Then `adopt` adds it later.
     """
 
-    def __init__(self, camera: str, kept: Mapping[str, KeptRule] | None = None) -> None:
+    def __init__(self, camera: str, kept: Mapping[str, KeptRule] | None = _NOTHING) -> None:
         self.camera = camera
         self._kept = dict(kept or {})
+        self._is_blind = kept is None
+        self._begun: set[str] = set()
         self._zones: dict[str, _CountingZone] = {}
         self._lines: dict[str, _CountingLine] = {}
         self._tracks: dict[int, _TrackState] = {}
@@ -345,7 +366,7 @@ class Scene:
         kept = self._kept.get(name)
         if kept is None or kept.definition != definition:
             self._zones[name] = _CountingZone(rule, definition, now, ())
-            return [RuleStart(self.camera, name, "zone", definition, now)]
+            return [self._begin(name, "zone", definition, now)]
         self._zones[name] = _CountingZone(rule, definition, kept.since, kept.conditions)
         _restore(self._zones[name].totals, kept)
         return []
@@ -358,10 +379,26 @@ class Scene:
         kept = self._kept.get(name)
         if kept is None or kept.definition != definition:
             self._lines[name] = _CountingLine(rule, definition, now)
-            return [RuleStart(self.camera, name, "line", definition, now)]
+            return [self._begin(name, "line", definition, now)]
         self._lines[name] = _CountingLine(rule, definition, kept.since)
         _restore(self._lines[name].totals, kept)
         return []
+
+    def _begin(self, name: str, shape: RuleShape, definition: str, now: datetime) -> RuleStart:
+        is_blind = self._is_blind and name not in self._begun
+        self._begun.add(name)
+        return RuleStart(self.camera, name, shape, definition, now, is_blind)
+
+    def adopt(self, name: str, kept: KeptRule) -> None:
+        """Add what the file had of a zone or line that began blind; who was inside is lost already."""
+        found = self._zones.get(name) or self._lines.get(name)
+        if found is None or found.definition != kept.definition:
+            return  # it was changed meanwhile
+        found.since = kept.since
+        _restore(found.totals, kept)
+        if isinstance(found, _CountingZone):
+            for kind in kept.conditions:
+                found.held[kind] = Held(active=True)
 
     # --- pictures -----------------------------------------------------------------------------------------
 
@@ -402,6 +439,27 @@ class Scene:
                 for track_id in zone.inside
             )
         )
+
+    def states(self) -> SceneChanges:
+        """All of the zones and lines, for a file that replaces a damaged one."""
+        return SceneChanges(states=tuple(RuleState(self.camera, *each) for each in self._keep()))
+
+    def _keep(self) -> Iterator[tuple[str, KeptRule]]:
+        visits = self.open_visits().visits
+        for rule in self._rules:
+            name, is_zone = rule.rule.name, isinstance(rule, _CountingZone)
+            held = rule.held if isinstance(rule, _CountingZone) else {}
+            yield (
+                name,
+                KeptRule(
+                    "zone" if is_zone else "line",
+                    rule.definition,
+                    rule.since,
+                    {total: dict(counts) for total, counts in rule.totals.items()},
+                    frozenset(kind for kind, state in held.items() if state.active),
+                    tuple(visit for visit in visits if visit.rule == name),
+                ),
+            )
 
     def document(self) -> dict[str, Any]:
         """The answer of `GET /api/v1/cameras/{name}/scene`."""

@@ -28,7 +28,7 @@ from visionedge.runtime.files import is_special_file, set_aside
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.state_file import list_versions, path_of_version
 from visionedge.scene.events import SceneEvent, parse_event
-from visionedge.scene.scene import KeptRule, RuleStart, SceneChanges
+from visionedge.scene.scene import KeptRule, RuleStart, RuleState, SceneChanges
 
 log = logging.getLogger(__name__)
 
@@ -217,10 +217,10 @@ class SceneStore:
     def _of(self, camera: str, rule: str, query: str) -> list[Any]:
         return self._db.execute(f"{query} WHERE camera = ? AND rule = ?", (camera, rule)).fetchall()
 
-    def write(self, changes: Iterable[SceneChanges], now: datetime, batch_id: str) -> None:
+    def write(self, changes: Iterable[SceneChanges], now: datetime, batch_id: str) -> list[RuleState]:
         """Store changes in their order, and delete what is too old or too much: all or nothing.
 
-        After this the events may leave the module.
+        After this the events may leave the module. Returns what was kept of zones that began blind.
 
         Args:
             changes: of any cameras.
@@ -228,24 +228,30 @@ class SceneStore:
             batch_id: any text, another one for each batch; the last batch changes nothing when it is tried
                 again, because an error does not always mean that it was not stored.
         """
-        before = self._bytes, self.dropped
+        before, found = (self._bytes, self.dropped), list[RuleState]()
         try:
             with self._transaction():
                 if self._db.execute("SELECT 1 FROM batch WHERE id = ?", (batch_id,)).fetchone():
-                    return
+                    return []
                 self._db.execute("DELETE FROM batch WHERE id NOT LIKE 'absorbed %'")
                 self._db.execute("INSERT INTO batch(id) VALUES (?)", (batch_id,))
                 for change in changes:
                     for event in change.events:
                         self._add_event(event)
                     for start in change.starts:
-                        self._start_rule(start)
+                        if start.is_blind and (kept := self._keep_rule(start)) is not None:
+                            found.append(RuleState(start.camera, start.rule, kept))
+                        else:
+                            self._start_rule(start)
+                    for state in change.states:
+                        self._restore_rule(state)
                     for visit in change.visits:
                         self._update_visit(visit)
                 self._evict(now)
         except BaseException:
             self._bytes, self.dropped = before
             raise
+        return found
 
     def _add_event(self, event: SceneEvent) -> None:
         document = json.dumps(event.document(), separators=(",", ":"))
@@ -300,6 +306,31 @@ class SceneStore:
             "UPDATE visit SET document = ? WHERE camera = ? AND rule = ? AND track_id = ?",
             (json.dumps(visit.document()), visit.camera, visit.rule, visit.track_id),
         )
+
+    def _restore_rule(self, state: RuleState) -> None:
+        """Replace all that the file has of a zone or line."""
+        kept, where = state.kept, (state.camera, state.rule)
+        self._start_rule(RuleStart(*where, kept.shape, kept.definition, kept.since))
+        self._db.executemany(
+            "INSERT INTO total(camera, rule, total, label, count) VALUES (?, ?, ?, ?, ?)",
+            [
+                (*where, total, label, count)
+                for total, counts in kept.totals.items()
+                for label, count in counts.items()
+            ],
+        )
+        self._db.executemany("INSERT INTO condition VALUES (?, ?, ?)", [(*where, k) for k in kept.conditions])
+        self._db.executemany(
+            "INSERT INTO visit(camera, rule, track_id, document) VALUES (?, ?, ?, ?)",
+            [(*where, visit.track_id, json.dumps(visit.document())) for visit in kept.visits],
+        )
+
+    def _keep_rule(self, start: RuleStart) -> KeptRule | None:
+        """Go on with what the file has of a zone or line; None: nothing. Who was inside is lost."""
+        for event in self._load_visits(start.camera, start.rule):
+            self._add_event(event)
+        kept = self.load(start.camera).get(start.rule)
+        return None if kept is None or kept.definition != start.definition else kept
 
     def _start_rule(self, start: RuleStart) -> None:
         where = (start.camera, start.rule)

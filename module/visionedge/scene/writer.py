@@ -22,8 +22,14 @@ from visionedge.frames.types import utc_now
 from visionedge.outbound.sqlite_store import DatabaseOpener, is_corrupt
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.threads import ThreadGroup
-from visionedge.scene.scene import KeptRule, SceneChanges
-from visionedge.scene.totals import CountRow, EventLimits, SceneStore, open_scene_store, set_aside_store
+from visionedge.scene.scene import KeptRule, RuleState, SceneChanges
+from visionedge.scene.totals import (
+    CountRow,
+    EventLimits,
+    SceneStore,
+    open_scene_store,
+    set_aside_store,
+)
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +92,8 @@ class SceneWriter:
         self._lost: str | None = None
         self._newer: str | None = None
         self._has_given_up = False
+        self._blind_starts: list[RuleState] = []
+        self._is_replaced = False
         self._retry_at_s = 0.0
         self._open()
 
@@ -97,14 +105,26 @@ class SceneWriter:
         """Start the thread; once."""
         return thread_group.start("scene", self._run, vital=True, may_return=True)
 
-    def load(self, camera: str) -> dict[str, KeptRule]:
-        """What the last run has left of a camera; empty without a file."""
+    def load(self, camera: str) -> dict[str, KeptRule] | None:
+        """What the last run has left of a camera; None: the disk cannot be used."""
         with self._disk:
             try:
-                return {} if self._store is None else self._store.load(camera)
+                return None if self._store is None else self._store.load(camera)
             except sqlite3.Error as error:
                 self._fail(error)
-                return {}
+                return None
+
+    def take_replaced(self) -> bool:
+        """Whether a new file has replaced a damaged one since the last call: `Scene.states` must be put."""
+        with self._changed:
+            found, self._is_replaced = self._is_replaced, False
+            return found
+
+    def take_blind_starts(self) -> list[RuleState]:
+        """What the file had of zones and lines that began without it; each once."""
+        with self._changed:
+            found, self._blind_starts = self._blind_starts, []
+            return found
 
     def last_track_id(self, camera: str) -> int | None:
         """As `SceneStore.last_track_id`; None without a file."""
@@ -128,9 +148,13 @@ class SceneWriter:
             return True
 
     def cameras(self) -> list[str]:
-        """The cameras of which something is left."""
+        """The cameras of which something is left; empty without a file."""
         with self._disk:
-            return [] if self._store is None else self._store.cameras()
+            try:
+                return [] if self._store is None else self._store.cameras()
+            except sqlite3.Error as error:
+                self._fail(error)
+                return []
 
     def set_limits(self, limits: EventLimits) -> None:
         """Bound the log of events otherwise, from the next transaction on."""
@@ -216,10 +240,12 @@ class SceneWriter:
         if self._store is None:
             return False
         try:
-            self._store.write(changes, self._now(), batch_id)
+            found = self._store.write(changes, self._now(), batch_id)
         except sqlite3.Error as error:
             self._fail(error)
             return False
+        with self._changed:
+            self._blind_starts += found
         return True
 
     def _hand_over(self) -> None:
@@ -263,6 +289,7 @@ class SceneWriter:
         with self._changed:
             self._store = opened.store
             self._lost, self._newer = opened.lost or self._lost, opened.newer
+            self._is_replaced |= opened.store is not None and opened.lost is not None
             self._retry_at_s = self._clock() + RETRY_S
         self._set_reason(opened.reason)
 
@@ -281,6 +308,7 @@ class SceneWriter:
             with contextlib.suppress(OSError):
                 set_aside_store(store.path)
                 self._lost, self._retry_at_s = reason, self._clock()
+                self._is_replaced = True
         self._set_reason(reason)
 
     def _set_reason(self, reason: str | None) -> None:
