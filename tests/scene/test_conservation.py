@@ -108,9 +108,10 @@ class SceneMachine(RuleBasedStateMachine):
             if (total := total_of(event)) is not None:
                 self.tally[total] += 1
             elif event.type != "zone-dwell":
-                self.conditions[(event.rule, event.condition[0] if event.condition else "")].append(
-                    event.type
-                )
+                types = self.conditions[(event.rule, event.condition[0] if event.condition else "")]
+                if event.rule in going_on and types[-1:] == [event.type]:
+                    continue  # a run that began blind does not know that the condition was in force
+                types.append(event.type)
         for start in change.starts:
             if start.is_blind and start.rule in going_on:
                 continue
@@ -186,6 +187,9 @@ class SceneMachine(RuleBasedStateMachine):
         self.store.close()
         Path(self.folder.name, "scene.db").unlink()
         self.open_store()
+        document = self.run.scene.document()
+        for key in [key for key in self.tally if key[0] not in {**document["zones"], **document["lines"]}]:
+            del self.tally[key]
         self.run._take(self.run.scene.states())
         self.write()
 

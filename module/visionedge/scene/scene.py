@@ -297,6 +297,7 @@ class Scene:
         self._kept = dict(kept or {})
         self._is_blind = kept is None
         self._begun: set[str] = set()
+        self._blind: set[str] = set()
         self._zones: dict[str, _CountingZone] = {}
         self._lines: dict[str, _CountingLine] = {}
         self._tracks: dict[int, _TrackState] = {}
@@ -353,6 +354,7 @@ class Scene:
 
     def _remove(self, name: str) -> list[SceneEvent]:
         events: list[SceneEvent] = []
+        self._blind.discard(name)
         if (zone := self._zones.pop(name, None)) is not None and self._last is not None:
             self._close(zone, self._last, events)
         self._lines.pop(name, None)
@@ -387,13 +389,16 @@ class Scene:
     def _begin(self, name: str, shape: RuleShape, definition: str, now: datetime) -> RuleStart:
         is_blind = self._is_blind and name not in self._begun
         self._begun.add(name)
+        if is_blind:
+            self._blind.add(name)
         return RuleStart(self.camera, name, shape, definition, now, is_blind)
 
     def adopt(self, name: str, kept: KeptRule) -> None:
         """Add what the file had of a zone or line that began blind; who was inside is lost already."""
-        found = self._zones.get(name) or self._lines.get(name)
-        if found is None or found.definition != kept.definition:
+        if name not in self._blind:
             return  # it was changed meanwhile
+        self._blind.discard(name)
+        found = self._zones.get(name) or self._lines[name]
         found.since = kept.since
         _restore(found.totals, kept)
         if isinstance(found, _CountingZone):

@@ -10,7 +10,7 @@ import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -191,7 +191,7 @@ class SceneStore:
                     definition,
                     datetime.fromisoformat(since),
                     self._load_totals(camera, rule),
-                    frozenset(kind for _, kind in self._of(camera, rule, "SELECT rule, kind FROM condition")),
+                    self._load_conditions(camera, rule),
                     self._load_visits(camera, rule),
                 )
                 for rule, shape, definition, since in rows
@@ -206,6 +206,9 @@ class SceneStore:
                 raise CorruptDatabaseError("a total is not valid")
             totals.setdefault(total, {})[label] = count
         return totals
+
+    def _load_conditions(self, camera: str, rule: str) -> frozenset[str]:
+        return frozenset(kind for (kind,) in self._of(camera, rule, "SELECT kind FROM condition"))
 
     def _load_visits(self, camera: str, rule: str) -> tuple[SceneEvent, ...]:
         rows = self._of(camera, rule, "SELECT document FROM visit")
@@ -228,30 +231,38 @@ class SceneStore:
             batch_id: any text, another one for each batch; the last batch changes nothing when it is tried
                 again, because an error does not always mean that it was not stored.
         """
-        before, found = (self._bytes, self.dropped), list[RuleState]()
+        before = self._bytes, self.dropped
         try:
             with self._transaction():
                 if self._db.execute("SELECT 1 FROM batch WHERE id = ?", (batch_id,)).fetchone():
                     return []
                 self._db.execute("DELETE FROM batch WHERE id NOT LIKE 'absorbed %'")
                 self._db.execute("INSERT INTO batch(id) VALUES (?)", (batch_id,))
-                for change in changes:
-                    for event in change.events:
-                        self._add_event(event)
-                    for start in change.starts:
-                        if start.is_blind and (kept := self._keep_rule(start)) is not None:
-                            found.append(RuleState(start.camera, start.rule, kept))
-                        else:
-                            self._start_rule(start)
-                    for state in change.states:
-                        self._restore_rule(state)
-                    for visit in change.visits:
-                        self._update_visit(visit)
+                found = [state for change in changes for state in self._apply(change)]
+                # Memory goes on with the conditions as they are after what it has decided meanwhile.
+                found = [replace(each, kept=self._with_conditions(each)) for each in found]
                 self._evict(now)
         except BaseException:
             self._bytes, self.dropped = before
             raise
         return found
+
+    def _apply(self, change: SceneChanges) -> Iterator[RuleState]:
+        """Make one change; what was kept of the zones and lines that began blind."""
+        for event in change.events:
+            self._add_event(event)
+        for start in change.starts:
+            if start.is_blind and (kept := self._keep_rule(start)) is not None:
+                yield RuleState(start.camera, start.rule, kept)
+            else:
+                self._start_rule(start)
+        for state in change.states:
+            self._restore_rule(state)
+        for visit in change.visits:
+            self._update_visit(visit)
+
+    def _with_conditions(self, state: RuleState) -> KeptRule:
+        return replace(state.kept, conditions=self._load_conditions(state.camera, state.rule))
 
     def _add_event(self, event: SceneEvent) -> None:
         document = json.dumps(event.document(), separators=(",", ":"))
