@@ -1,7 +1,7 @@
 """Scenes of the running module: tracks, events and totals of cameras, over changes, restarts and kills."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,10 +35,16 @@ class HostRun:
     def __init__(self, data: Path, *, camera: Any = CAMERA, **cameras: Any) -> None:
         self.data = data
         self.document: dict[str, Any] = {"cameras": {"dock": camera, **cameras}}
+        self.delivered: list[Mapping[str, Any]] = []
         self.threads = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
         self.state = AppState.of(parse_config(self.document), data, {}, lambda: None)
         self.host = SceneHost(
-            self.state.snapshot, data, self.threads, clock=lambda: self.at_s, now=lambda: self.now
+            self.state.snapshot,
+            data,
+            self.threads,
+            deliver=self.delivered.extend,
+            clock=lambda: self.at_s,
+            now=lambda: self.now,
         )
 
     @property
@@ -68,6 +74,7 @@ class HostRun:
         return {name: sum(by_label.values()) for name, by_label in counts.items() if name != "since"}
 
     def close(self) -> None:
+        assert self.host.flush(5)
         assert self.host.close(5)
         assert self.threads.alive() == []
 

@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,8 @@ def count_problem(event: Any, rule: Any, inside: set[int]) -> str | None:
     if event["evidence"]["trackIds"] != sorted(inside) or event["count"] != len(inside):
         return f"{sorted(inside)} are inside"
     many = len(inside) >= rule.get("occupancy", {}).get("atLeast", 0)
-    holds = {
-        "zone-occupied": many,
-        "zone-vacated": not many,
-        "zone-empty": not inside,
-        "zone-filled": bool(inside),
-    }
-    return None if holds[event["type"]] else "condition does not hold"
+    holds = {"occupied": many, "vacated": not many, "empty": not inside, "filled": bool(inside)}
+    return None if holds[event["type"].removeprefix("zone-")] else "condition does not hold"
 
 
 def recount(events: Iterable[Any], camera: Any) -> tuple[Counter[str], list[str]]:
@@ -90,8 +86,10 @@ def recount(events: Iterable[Any], camera: Any) -> tuple[Counter[str], list[str]
 
 
 def read(lines: Iterable[str]) -> Iterator[Any]:
-    for document in map(json.loads, lines):
-        yield from document.get("events", [document] if "evidence" in document else [])
+    for line in lines:
+        with suppress(ValueError):  # a kill can cut a line; its events come again
+            document = json.loads(line)
+            yield from document.get("events", [document] if "evidence" in document else [])
 
 
 if __name__ == "__main__":

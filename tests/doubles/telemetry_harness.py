@@ -71,6 +71,24 @@ class TelemetryHarness:
         )
 
 
+def scene_event(number: int = 0, *, size: int = 0, **keys: Any) -> dict[str, Any]:
+    """A scene event; with a size its JSON has at least so many bytes."""
+    event: dict[str, Any] = {
+        "id": f"{number:032x}",
+        "camera": "dock",
+        "type": "zone-entered",
+        "zone": "queue",
+        "label": "person",
+        "trackId": 1_795_356_748 + number,
+        "at": "2026-11-22T12:00:00.000Z",
+        "sequence": number,
+        "epoch": 1,
+        "evidence": {"firstSequence": number, "lastSequence": number, "path": [[number, 0.5, 0.5]]},
+        **keys,
+    }
+    return event | {"model": "x" * size} if size else event
+
+
 def documents(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The bodies of messages, decoded."""
     return [json.loads(message.body) for message in messages]

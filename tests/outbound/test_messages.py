@@ -11,22 +11,26 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from fake_backend import result
+from telemetry_harness import scene_event
 from visionedge.app.status import shorten
 from visionedge.frames.types import build_frame_document
 from visionedge.outbound.messages import (
     MAX_BYTES,
     MAX_CAMERAS_BYTES,
-    MAX_FRAME_BYTES,
+    MAX_DOCUMENT_BYTES,
     MAX_LABELS_BYTES,
-    EncodedFrame,
+    MAX_RULES_BYTES,
+    DocumentTooLargeError,
+    EncodedDocument,
     Event,
-    FrameTooLargeError,
     Message,
     Sender,
     build_batch_messages,
     build_event_message,
+    build_scene_messages,
     encode_frame,
     encode_json,
+    encode_scene_event,
     escape_property_value,
 )
 from visionedge.web.documents import BatchDocument, EventDocument
@@ -41,9 +45,10 @@ def frame(camera: str = "dock", *, labels: tuple[str, ...] = (), confidence: flo
     return {"camera": camera, "detections": rows}
 
 
-def encoded(size: int, camera: str = "dock", labels: frozenset[str] = frozenset()) -> EncodedFrame:
+def encoded(size: int, camera: str = "dock", labels: frozenset[str] = frozenset()) -> EncodedDocument:
     """A frame of so many bytes."""
-    return EncodedFrame(b'"' + b"x" * (size - 2) + b'"', camera, 0.5, labels)
+    values = {"cameras": frozenset((camera,)), "labels": labels}
+    return EncodedDocument(b'"' + b"x" * (size - 2) + b'"', values, 0.5)
 
 
 def described_keys(model: type[BaseModel]) -> set[str]:
@@ -128,7 +133,7 @@ def test_labels_in_properties_are_plain_ascii(label: str, text: str) -> None:
 @given(
     st.lists(
         st.tuples(
-            st.integers(2, MAX_FRAME_BYTES), st.text("abc", min_size=1, max_size=64), st.integers(0, 60)
+            st.integers(2, MAX_DOCUMENT_BYTES), st.text("abc", min_size=1, max_size=64), st.integers(0, 60)
         ),
         max_size=40,
     )
@@ -171,8 +176,8 @@ def test_labels_are_cut_only_within_a_single_frame_and_visibly() -> None:
 
 def test_a_frame_too_large_for_a_message_is_refused() -> None:
     """The error names the size; nothing is cut silently."""
-    with pytest.raises(FrameTooLargeError, match=str(MAX_FRAME_BYTES)):
-        encode_frame(frame(labels=("x" * MAX_FRAME_BYTES,)))
+    with pytest.raises(DocumentTooLargeError, match=str(MAX_DOCUMENT_BYTES)):
+        encode_frame(frame(labels=("x" * MAX_DOCUMENT_BYTES,)))
 
 
 def test_values_that_json_cannot_represent_are_refused() -> None:
@@ -184,6 +189,67 @@ def test_values_that_json_cannot_represent_are_refused() -> None:
 def test_a_text_that_is_not_utf8_does_not_break_a_message() -> None:
     """A file name with a stray byte reaches us as a lone surrogate."""
     assert encode_json({"model": "caf\udce9", "label": "Türe"}) == '{"model":"caf?","label":"Türe"}'.encode()
+
+
+def scene_messages(*events: dict[str, Any]) -> list[Message]:
+    return build_scene_messages(SENDER, 7, [encode_scene_event(event) for event in events])
+
+
+def test_scene_events_have_an_envelope_and_the_properties_to_filter_by() -> None:
+    """The events are those of HTTP, whole and in their order; the message names their ids."""
+    events = [
+        scene_event(1),
+        scene_event(2, camera="gate", type="line-crossed", zone=None, line="Door 2", label="Türe, 50 %"),
+        scene_event(3, type="zone-empty", label=None, trackId=None),
+    ]
+    events = [{key: value for key, value in event.items() if value is not None} for event in events]
+
+    [message] = scene_messages(*events)
+
+    assert json.loads(message.body) == {
+        "schema": "visionedge/scene/1",
+        "device": "press-7",
+        "module": "vision",
+        "messageSequence": 7,
+        "events": events,
+    }
+    assert (message.output, message.message_id, message.frames) == ("scene", "a1b2c3-scene-7", 0)
+    assert message.event_ids == tuple(event["id"] for event in events)
+    assert message.properties == {
+        "schema": "visionedge/scene/1",
+        "cameras": "dock,gate",
+        "types": "line-crossed,zone-empty,zone-entered",
+        "rules": "Door 2,queue",
+        "labels": "T%C3%BCre%2C 50 %25,person",
+    }
+
+
+def test_ten_thousand_scene_events_are_packed_within_the_size_limit() -> None:
+    """Whole, in order and once; two neighbours never fit into one message together."""
+    path = [[number, 0.123456, 0.654321] for number in range(16)]
+    events = [scene_event(number, evidence={"path": path}) for number in range(10_000)]
+    messages = scene_messages(*events)
+    assert [m.sequence_number for m in messages] == list(range(7, 7 + len(messages)))
+    assert all(m.size_bytes <= MAX_BYTES for m in messages)
+    assert all(m.size_bytes > 0.9 * MAX_BYTES for m in messages[:-1])
+    assert [event for m in messages for event in json.loads(m.body)["events"]] == events
+    assert [name for m in messages for name in m.event_ids] == [event["id"] for event in events]
+
+
+def test_the_rules_and_labels_of_a_scene_message_stay_within_their_limits() -> None:
+    """Another message begins; only the list of a single event is cut, visibly."""
+    messages = scene_messages(*(scene_event(n, zone=f"zone-{n:03}-{'x' * 50}") for n in range(100)))
+    assert len(messages) > 1
+    assert all(len(m.properties["rules"]) <= MAX_RULES_BYTES for m in messages)
+    assert all("*" not in m.properties["rules"] for m in messages)
+    [message] = scene_messages(scene_event(label="ü" * 1_000))
+    assert message.properties["labels"] == "*"
+
+
+def test_a_scene_event_too_large_for_a_message_is_refused() -> None:
+    """The error names the size."""
+    with pytest.raises(DocumentTooLargeError, match=f"scene event .* {MAX_DOCUMENT_BYTES} fit"):
+        encode_scene_event(scene_event(size=MAX_DOCUMENT_BYTES))
 
 
 def test_an_event_has_the_documented_keys() -> None:

@@ -1,10 +1,12 @@
 """The messages file: bodies as lines, written by a thread, with errors that are logged once."""
 
+import io
 import logging
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -63,6 +65,57 @@ def test_a_full_disk_is_logged_once_and_counted(
     assert messages_file.status().failed == 3
     assert messages_file.status().written == 0
     assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1
+
+
+def test_a_line_that_was_cut_by_a_kill_does_not_spoil_the_next_one(
+    thread_group: ThreadGroup, tmp_path: Path
+) -> None:
+    path = tmp_path / "messages.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a":')
+    messages_file = MessagesFile(path, thread_group)
+    messages_file.start()
+    line = messages_file.put(message(b"{}"))
+    assert messages_file.close(5)
+    assert line.is_secured
+    assert path.read_bytes() == b'{"a": 1}\n{"a":\n{}\n'
+
+
+class CuttingFile:
+    """A file on a disk that has room for a part of a line."""
+
+    def __init__(self) -> None:
+        self.content = b""
+        self.room = 5
+
+    def write(self, text: bytes | memoryview) -> int:
+        if self.room == 0:
+            raise OSError(28, "No space left on device")
+        taken = bytes(text)[: self.room]
+        self.content += taken
+        self.room -= len(taken)
+        return len(taken)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_line_that_a_full_disk_has_cut_does_not_spoil_the_next_one(
+    thread_group: ThreadGroup, tmp_path: Path
+) -> None:
+    """The cut line counts as failed; the lines of the same write too, as it is not known which are whole."""
+    messages_file = MessagesFile(tmp_path / "messages.jsonl", thread_group)
+    messages_file._file.close()
+    disk = CuttingFile()
+    messages_file._file = cast("io.FileIO", disk)
+    cut = messages_file.put(message(b"1234567"))
+    messages_file._write(messages_file._take())
+    assert (cut.state, messages_file.status().failed) == ("lost", 1)
+    disk.room = 100
+    whole = messages_file.put(message(b"89"))
+    messages_file._write(messages_file._take())
+    assert whole.is_secured
+    assert disk.content == b"12345\n89\n"
+    assert messages_file.close(1)
 
 
 def test_a_slow_disk_never_blocks_and_loses_the_oldest(thread_group: ThreadGroup, tmp_path: Path) -> None:

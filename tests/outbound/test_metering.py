@@ -11,20 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from command_line import CommandLine
-from telemetry_harness import PERSON_BOX, TelemetryHarness, documents
+from telemetry_harness import PERSON_BOX, TelemetryHarness, documents, scene_event
 from visionedge.app import status
 from visionedge.config.schema import TelemetryConfig
 from visionedge.iothub.telemetry import Telemetry
 from visionedge.outbound.messages import (
     MIN_FILL_RATIO,
-    BatchSizeEstimator,
-    EncodedFrame,
+    EncodedDocument,
     Event,
     Message,
+    MessageSizeEstimator,
     Sender,
     build_batch_messages,
     build_event_message,
+    build_scene_messages,
     count_frames_to_fill,
+    encode_scene_event,
     envelope_bytes,
     parse_message,
 )
@@ -34,9 +36,10 @@ SENDER = Sender("press-7", "vision", "a1b2c3")
 MINUTE_NS = 60_000_000_000
 
 
-def frame(size: int, camera: str = "dock", labels: tuple[str, ...] = ("person",)) -> EncodedFrame:
+def frame(size: int, camera: str = "dock", labels: tuple[str, ...] = ("person",)) -> EncodedDocument:
     """A frame of so many bytes."""
-    return EncodedFrame(b'"' + b"x" * (size - 2) + b'"', camera, 0.5, frozenset(labels))
+    values = {"cameras": frozenset((camera,)), "labels": frozenset(labels)}
+    return EncodedDocument(b'"' + b"x" * (size - 2) + b'"', values, 0.5)
 
 
 # --- blocks -----------------------------------------------------------------------------------------------
@@ -90,9 +93,9 @@ FRAMES = st.lists(
 
 @given(FRAMES)
 @settings(max_examples=150, deadline=None)
-def test_the_estimated_size_is_never_below_the_size_of_the_message(frames: list[EncodedFrame]) -> None:
+def test_the_estimated_size_is_never_below_the_size_of_the_message(frames: list[EncodedDocument]) -> None:
     """And hardly more: a block that it calls full is not split in two by IoT Hub."""
-    estimator = BatchSizeEstimator(envelope_bytes(SENDER, 7))
+    estimator = MessageSizeEstimator(envelope_bytes(SENDER, 7))
     for each in frames:
         estimator.add(each)
     if frames and estimator.fits:
@@ -102,14 +105,14 @@ def test_the_estimated_size_is_never_below_the_size_of_the_message(frames: list[
 
 @given(FRAMES)
 @settings(max_examples=150, deadline=None)
-def test_frames_are_sent_only_when_their_blocks_are_well_used(frames: list[EncodedFrame]) -> None:
+def test_frames_are_sent_only_when_their_blocks_are_well_used(frames: list[EncodedDocument]) -> None:
     """The unsent frames do not fill their blocks with any split."""
     envelope = envelope_bytes(SENDER, 7)
     count = count_frames_to_fill(frames, envelope)
     if count:
         [message] = build_batch_messages(SENDER, 7, frames[:count])
         assert message.size_bytes + 200 >= MIN_FILL_RATIO * BLOCK_BYTES * count_blocks(message.size_bytes)
-    longer = BatchSizeEstimator(envelope)
+    longer = MessageSizeEstimator(envelope)
     for sequence_number, each in enumerate(frames, 1):
         longer.add(each)
         assert sequence_number <= count or not longer.fits or not longer.is_well_filled
@@ -264,6 +267,28 @@ def test_the_size_of_a_message_follows_from_its_body(frames: list[tuple[str, int
             message.frames,
         )
         assert again.properties == message.properties
+
+
+def test_the_size_of_a_scene_message_follows_from_its_body() -> None:
+    telemetry = TelemetryHarness().telemetry()
+    telemetry.offer_scene([scene_event(1, label="größe, 50 %"), scene_event(2, zone="Zone, 3")])
+    [message] = telemetry.flush()
+    again = parse_message(message.body)
+    assert (again.output, again.sequence_number, again.properties) == ("scene", 1, message.properties)
+
+
+def test_the_estimate_counts_scene_events_before_detections(
+    tmp_path: Path, command_line: CommandLine
+) -> None:
+    """Of a day's budget they take their own blocks, and at least the tenth that is kept for them."""
+    config = tmp_path / "vision.yaml"
+    config.write_text("telemetry: {maxPerDay: 7200}\n")
+    message = build_scene_messages(SENDER, 1, [encode_scene_event(scene_event())])[0].body
+    lines = recorded(600, 1.0).splitlines(keepends=True)
+    few = b"".join([*lines[:300], message + b"\n", *lines[300:]])
+    document = estimated(few, tmp_path, command_line, "--config", config)
+    assert document["measuredMessages"]["scene"] == 1
+    assert document["budgetLastsHours"] == 1.8
 
 
 @given(

@@ -16,7 +16,7 @@ from visionedge.outbound.spool import Spool, SpoolOptions
 from visionedge.outbound.sqlite_store import LostRange, SpoolLimits, open_database
 from visionedge.runtime.threads import ThreadGroup
 
-OUTPUTS = st.sampled_from(["detections", "detections", "detections", "events"])
+OUTPUTS = st.sampled_from(["detections", "detections", "detections", "events", "scene"])
 SIZE = 100
 
 

@@ -127,7 +127,8 @@ def test_the_script_reads_messages_and_fails_where_the_evidence_does_not_prove_a
     (tmp_path / "camera.json").write_text(json.dumps(CAMERA))
 
     def result(found: list[Any]) -> subprocess.CompletedProcess[str]:
-        messages = json.dumps({"schema": "visionedge/scene/1", "events": found})
+        messages = '{"schema": "visionedge/scene/1", "events": [{\n\n'  # cut by a kill
+        messages += json.dumps({"schema": "visionedge/scene/1", "events": found})
         command = [sys.executable, str(SCRIPT), str(tmp_path / "camera.json")]
         return subprocess.run(command, input=messages, capture_output=True, text=True, check=False)
 

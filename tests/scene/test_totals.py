@@ -173,7 +173,7 @@ def test_events_wait_until_they_are_handed_over_over_a_kill(stored: StoredRun) -
     stored.walk(0.4, 0.6)
     waiting = stored.store.waiting(10)
     assert [document["type"] for _, document in waiting] == ["zone-entered", "line-crossed"]
-    stored.store.hand_over([waiting[0][0]])
+    stored.store.acknowledge([waiting[0][1]["id"]])
     stored.kill()
     assert [document["type"] for _, document in stored.store.waiting(10)] == ["line-crossed", "zone-lost"]
 

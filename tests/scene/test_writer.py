@@ -225,6 +225,90 @@ def test_events_that_were_stored_and_not_delivered_at_a_kill_come_at_the_next_st
     second.kill()
 
 
+def test_events_that_were_not_acknowledged_come_again_after_a_kill(tmp_path: Path) -> None:
+    first = WriterRun(tmp_path / "scene.db")
+    first.walk(0.4, 0.6)
+    first.writer.acknowledge([first.delivered[0]["id"]])
+    first.walk()
+    first.kill()
+    second = WriterRun(tmp_path / "scene.db")
+    second.walk()
+    assert second.delivered[0] == first.delivered[1]
+    assert second.types() == ["line-crossed", "zone-lost"]
+    second.writer.acknowledge([document["id"] for document in second.delivered])
+    second.walk()
+    second.kill()
+    third = WriterRun(tmp_path / "scene.db")
+    third.walk()
+    assert third.types() == []
+    third.kill()
+
+
+def test_only_so_many_events_are_delivered_before_others_are_acknowledged(
+    written: WriterRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest waits in the file, in its order."""
+    monkeypatch.setattr(writer_module, "MAX_UNACKNOWLEDGED", 3)
+    for track_id in range(1, 6):
+        written.walk(0.4, 0.6, track_id=track_id)
+    assert len(written.delivered) == 3
+    for count in range(3, 10):
+        written.writer.acknowledge([written.delivered[count - 3]["id"]])
+        written.walk()
+        assert len(written.delivered) == count + 1
+    written.kill()
+    stored = SceneStore(written.path).events()
+    assert [document["id"] for document in written.delivered] == [event["id"] for event in stored[::-1]]
+
+
+def test_an_event_that_is_acknowledged_before_it_is_stored_is_not_delivered_again(written: WriterRun) -> None:
+    """While the disk cannot be written."""
+    written.walk(0.4)
+    written.break_disk()
+    written.walk(0.6)
+    assert written.types() == ["zone-entered", "line-crossed"]
+    written.writer.acknowledge([document["id"] for document in written.delivered])
+    written.walk()
+    written.repair_disk()
+    written.walk()
+    assert written.types() == ["zone-entered", "line-crossed"]
+    assert written.writer.status().mode == "disk"
+    written.kill()
+    store = SceneStore(written.path)
+    assert store.waiting(10) == []
+    store.close()
+
+
+def test_without_the_disk_too_only_so_many_events_are_delivered(
+    written: WriterRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "MAX_UNACKNOWLEDGED", 3)
+    written.break_disk()
+    for track_id in range(1, 4):
+        written.walk(0.4, 0.6, track_id=track_id)
+    assert len(written.delivered) == 3
+    written.writer.acknowledge([document["id"] for document in written.delivered])
+    written.walk()
+    assert written.types() == ["zone-entered", "line-crossed"] * 3
+
+
+def test_a_flush_returns_when_the_thread_has_delivered_all_changes(tmp_path: Path) -> None:
+    run = WriterRun(tmp_path / "scene.db")
+    threads = ThreadGroup(lambda _name, _error: None)
+    run.writer.start(threads)
+    for track_id in range(20):
+        run.run.walk([(0.4, 0.5), (0.6, 0.5)], track_id)
+        run.put()
+    assert run.writer.flush(20)
+    assert len(run.delivered) == 40
+    run.writer.acknowledge([document["id"] for document in run.delivered])
+    run.writer.close()
+    assert threads.join(20) == []
+    store = SceneStore(run.path)
+    assert store.waiting(100) == []
+    store.close()
+
+
 def test_after_too_many_changes_the_file_stays_as_it_was_and_events_go_on(
     written: WriterRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

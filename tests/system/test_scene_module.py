@@ -1,5 +1,6 @@
-"""The whole module with a zone and a line: tracks and totals over a kill, and classes that do not exist."""
+"""The whole module with a zone and a line: tracks, totals and messages over kills, and unknown classes."""
 
+import json
 import signal
 from collections import Counter
 from pathlib import Path
@@ -7,7 +8,11 @@ from typing import Any
 
 import yaml
 
+from edge_runtime.broker import ReceivedMessage
+from edge_runtime.contract import check_messages
+from edge_runtime.runtime import EdgeRuntime
 from module_process import ModuleProcess
+from scene_recount import read, recount
 from visionedge.scene.totals import SceneStore
 
 WHOLE = {"polygon": [[0, 0], [0, 1], [1, 1], [1, 0]], "minSeconds": 0}
@@ -85,6 +90,60 @@ def test_totals_agree_with_the_events_over_a_kill_and_numbers_of_tracks_do_not_r
     crossed = kept["middle"].totals.values()
     assert sum(sum(by_label.values()) for by_label in crossed) == events["line-crossed"]
     assert len(kept["all"].visits) == events["zone-entered"] - events["zone-left"] - events["zone-lost"]
+
+
+def received_ids(messages: list[ReceivedMessage]) -> set[str]:
+    """The ids of the scene events that the hub has."""
+    scene = (message.json() for message in messages if message.output == "scene")
+    return {event["id"] for document in scene for event in document["events"]}
+
+
+def test_over_two_kills_every_event_reaches_the_hub_and_the_messages_file_and_is_counted_again(
+    edge_runtime: EdgeRuntime, tmp_path: Path
+) -> None:
+    """The second kill while the hub is down; the script that counts again reads the file alone."""
+    data, file = tmp_path / "data", tmp_path / "messages.jsonl"
+    arguments = ("--messages", str(file), "--config", str(write_config(tmp_path / "vision.yaml")))
+    entered = 0
+    for number in range(3):
+        with ModuleProcess(data, *arguments, environ=edge_runtime.environ) as module:
+            known = len(received_ids(edge_runtime.messages))
+            if number == 2:
+                edge_runtime.hub_up()
+            if number > 0:
+                edge_runtime.wait_for(lambda got, known=known: len(received_ids(got)) > known, 60)
+            run_until_some_entered(module, entered + 2)
+            if number == 0:
+                edge_runtime.wait_for(lambda got: len(received_ids(got)) > 2, 60)
+            elif number == 1:
+                edge_runtime.hub_down()
+                run_until_some_entered(module, entered + 4)
+            else:
+                assert module.stop(10) == 0
+                continue
+            module.stop(number=signal.SIGKILL)
+        entered = stored_events(data)["zone-entered"]
+    store = SceneStore(data / "scene.db")
+    stored, waiting, kept = store.events(limit=10_000), store.waiting(10), store.load("dock")
+    store.close()
+    assert waiting == []
+    check_messages(edge_runtime.messages)
+    lines = file.read_text(encoding="utf-8").splitlines()
+    in_file = {event["id"] for event in read(lines)}
+    # What the hub did not have at the stop is in the spool.
+    assert received_ids(edge_runtime.messages) <= in_file == {event["id"] for event in stored}
+    assert len(in_file) - len(received_ids(edge_runtime.messages)) <= 5
+    totals, problems = recount(read(lines), {"zones": {"all": WHOLE}, "lines": {"middle": MIDDLE}})
+    assert problems == []
+    assert totals == {
+        f"{name} {total} {label}": count
+        for name, rule in kept.items()
+        for total, by_label in rule.totals.items()
+        for label, count in by_label.items()
+    }
+    events = [json.loads(line) for line in lines]
+    numbers = [each["messageSequence"] for each in events if each["schema"] == "visionedge/scene/1"]
+    assert numbers == sorted(numbers)
 
 
 def test_a_class_of_a_zone_that_the_model_does_not_have_is_named_with_the_likely_one(tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ class Housekeeping:
         with self._failures.step("the delivery"):
             delivery.tick()
         with self._failures.step("the scenes"):
+            self._scene_host.acknowledge(delivery.take_acknowledged())
             self._scene_host.tick()
         if now.camera_registry is not None:
             with self._failures.step("watching the cameras"):

@@ -1,6 +1,6 @@
 """The scenes of the running module: results of cameras in, results with tracks out; changes to the disk.
 
-Everything here is for the loop, but `SceneHost.open`. The thread `scene` writes what a scene changes.
+Everything here is for the loop, but `flush` and `close`. The thread `scene` writes what a scene changes.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from visionedge.runtime.threads import ThreadGroup
 from visionedge.scene.camera_scene import CameraScene
 from visionedge.scene.scene import Scene, SceneChanges, apply_masks
 from visionedge.scene.totals import SCENE_FILE_NAME, EventLimits
-from visionedge.scene.writer import SceneWriter
+from visionedge.scene.writer import Deliver, SceneWriter
 
 _RESERVED_TRACKS = 1_000
 """So many numbers of tracks are reserved on the disk, because a kill leaves no time to store the last one."""
@@ -38,6 +38,7 @@ class SceneHost:
         snapshot: the module, for the configuration in force.
         data: the data folder; `scene.db` is opened when the first camera has tracking.
         thread_group: for the thread that writes.
+        deliver: takes events that may leave the module (`SceneWriter`); called by the thread that writes.
         clock: monotonic seconds.
         now: the UTC time.
     """
@@ -48,10 +49,12 @@ class SceneHost:
         data: Path,
         thread_group: ThreadGroup,
         *,
+        deliver: Deliver,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._snapshot = snapshot
+        self._deliver = deliver
         self._path = data / SCENE_FILE_NAME
         self._thread_group = thread_group
         self._clock, self._now = clock, now
@@ -101,7 +104,7 @@ class SceneHost:
         if writer is None:
             if not new and not self._path.exists():
                 return []
-            writer = SceneWriter(self._path, _event_limits(events), _deliver, now=self._now)
+            writer = SceneWriter(self._path, _event_limits(events), self._deliver, now=self._now)
             self._thread = writer.start(self._thread_group)
             self._writer = writer
         gone = [] if self._has_looked else [name for name in writer.cameras() if name not in tracked]
@@ -186,12 +189,23 @@ class SceneHost:
         if self._writer is not None:
             self._writer.put(changes)
 
-    def close(self, timeout_s: float) -> bool:
-        """Store who is inside and end the thread; whether it ended in time. Blocks."""
-        if self._writer is None or self._thread is None:
+    def acknowledge(self, event_ids: Sequence[str]) -> None:
+        """The delivery has secured these events (`SceneWriter.acknowledge`)."""
+        if self._writer is not None:
+            self._writer.acknowledge(event_ids)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Store who is inside and deliver the last events; whether it was done in time. Blocks."""
+        if self._writer is None:
             return True
         for scene in self._scenes.values():
             self._put(scene.scene.open_visits())
+        return self._writer.flush(timeout_s)
+
+    def close(self, timeout_s: float) -> bool:
+        """Store what was acknowledged and end the thread; whether it ended in time. Blocks."""
+        if self._writer is None or self._thread is None:
+            return True
         self._writer.close()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -204,7 +218,3 @@ def _reserve(writer: SceneWriter, wanted: Mapping[str, int]) -> dict[str, int]:
 
 def _event_limits(events: EventsConfig) -> EventLimits:
     return EventLimits(events.keep.megabytes * 1_000_000, events.keep.days)
-
-
-def _deliver(_documents: Sequence[Mapping[str, Any]]) -> None:
-    """Events leave the module by HTTP only: the output `scene` does not exist yet."""

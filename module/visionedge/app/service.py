@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from visionedge.camera.registry import CameraRegistry, SequenceStore
 from visionedge.config.documents import Document
 from visionedge.config.load import parse_config
 from visionedge.config.made_token import MadeToken
-from visionedge.config.schema import Config, HttpConfig
+from visionedge.config.schema import CameraConfig, Config, HttpConfig
 from visionedge.engine.interface import EngineEvent
 from visionedge.errors import UnavailableError, VisionedgeError
 from visionedge.frames.types import FrameResult
@@ -142,7 +142,12 @@ class Service:
         self._overload_controller = OverloadController(
             self.state, self._engine_host, self._send_overload_event
         )
-        self._scene_host = SceneHost(self.state.snapshot, options.data, self._hub_threads)
+        self._scene_host = SceneHost(
+            self.state.snapshot,
+            options.data,
+            self._hub_threads,
+            deliver=lambda documents: self._call_soon(partial(self._offer_scene, documents)),
+        )
         self._metrics = Metrics(
             lambda: collect_samples(self.state.snapshot()),
             identity_labels(Identity.from_environ(options.environ)),
@@ -316,7 +321,7 @@ class Service:
         registry = self._make_camera_registry(resizer)
         self.state.set_camera_registry(registry)
         cameras = self.state.snapshot().config.cameras
-        await self._scene_host.configure(cameras)
+        await self._configure_scenes(cameras, delivery)
         registry.apply(cameras)
         if not cameras:
             log.warning("%s", NO_CAMERA_WARNING)
@@ -374,13 +379,18 @@ class Service:
             return {"cameras": "; ".join(problems)}
         self._camera_sections.adopt(config)
         self._engine_host.select_cameras(config.cameras)
-        if (registry := self.state.snapshot().camera_registry) is not None:
-            await self._scene_host.configure(config.cameras)
+        now = self.state.snapshot()
+        if (registry := now.camera_registry) is not None and now.delivery is not None:
+            await self._configure_scenes(config.cameras, now.delivery)
             registry.apply(config.cameras)
             results = self.state.latest_results
             for name in results.statistics().cameras.keys() - config.cameras.keys():
                 results.forget(name)
         return {}
+
+    async def _configure_scenes(self, cameras: Mapping[str, CameraConfig], delivery: Delivery) -> None:
+        delivery.expect_scene(any(camera.zones or camera.lines for camera in cameras.values()))
+        await self._scene_host.configure(cameras)
 
     async def _apply_overload(self, config: Config) -> Mapping[str, str]:
         self._overload_section.adopt(config)  # the controller reads it at its next step
@@ -491,6 +501,12 @@ class Service:
             delivery.offer(result)
             self._metrics.observe(result)
 
+    def _offer_scene(self, documents: Sequence[Mapping[str, Any]]) -> None:
+        """Scene events are stored: give them to the delivery, which is there before the first camera."""
+        if (delivery := self.state.snapshot().delivery) is not None:
+            with self.failures.step("delivering scene events"):
+                delivery.offer_scene(documents)
+
     def _handle_engine_event(self, event: EngineEvent, delivery: Delivery) -> None:
         self._engine_host.lanes.start_lanes()
         info = self.state.snapshot().engine_info()
@@ -568,12 +584,14 @@ class Service:
         self.still_running += await run_on_thread(self._hub_threads, "ending", self._close_engines)
         self.still_running += await run_on_thread(self._hub_threads, "ending", self._backend.close)
         self.drain_queue()
-        if not await run_on_thread(
+        # Its last events come to the loop before this returns, so the delivery has them.
+        await run_on_thread(self._hub_threads, "ending", lambda: self._scene_host.flush(_STOP_STEP_TIMEOUT_S))
+        is_clean = now.delivery is None or await self._close_delivery(now.delivery)
+        is_clean &= await run_on_thread(
             self._hub_threads, "ending", lambda: self._scene_host.close(_STOP_STEP_TIMEOUT_S)
-        ):
-            self.still_running.append("scene")
-        if now.delivery is not None:
-            await self._close_delivery(now.delivery)
+        )
+        if not is_clean:
+            self.still_running += self._hub_threads.alive() or ["hub"]
         await self._run_stop_step(
             _STOP_STEP_TIMEOUT_S, "sequences.json", lambda: self._positions.save(self._hub_threads)
         )
@@ -581,11 +599,12 @@ class Service:
             log.warning("still running at the end: %s", ", ".join(self.still_running))
         log.info("stopped")
 
-    async def _close_delivery(self, delivery: Delivery) -> None:
+    async def _close_delivery(self, delivery: Delivery) -> bool:
+        """Send what waits, within a limit of time; False if a thread of the delivery hangs."""
         delivery.flush()
         closed = await run_on_thread(self._hub_threads, "closing", lambda: delivery.close(_FLUSH_TIMEOUT_S))
-        if not closed:
-            self.still_running += self._hub_threads.alive() or ["hub"]
+        self._scene_host.acknowledge(delivery.take_acknowledged())
+        return closed
 
     async def _run_stop_step(self, seconds: float, what: str, step: Callable[[], Awaitable[Any]]) -> None:
         """Run a step of the stop, and cancel it after its time, as later steps have to send and to write."""

@@ -526,14 +526,17 @@ class TelemetryConfig(_Section):
         1.0, "Frames are collected for this time before they are sent.", ge=0.1, le=86400
     )
     mode: Literal["changes", "all", "none"] = _key(
-        "changes", "changes = only frames that differ from the last one that was sent."
+        "changes",
+        "changes = only frames that differ from the last one that was sent; none = no frames, scene events"
+        " are sent.",
     )
     change_seconds: float = _key(
         1.0, "changes: a box, its absence or its class must last this long before it counts.", ge=0, le=3600
     )
     max_per_day: WholeNumber = _key(
         100_000,
-        "Blocks of 4 KB that IoT Hub bills for detections in a UTC day; events are always sent.",
+        "Blocks of 4 KB that IoT Hub bills for detections and scene events in a UTC day, a tenth of them for"
+        " scene events alone where there are zones or lines; events are always sent.",
         ge=0,
     )
     move_threshold: float = _key(

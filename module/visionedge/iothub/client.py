@@ -34,6 +34,7 @@ from visionedge.iothub.sdk import (
 )
 from visionedge.iothub.sdk_calls import AbandonableCalls, CallTimeoutError, StuckError
 from visionedge.outbound.messages import Message
+from visionedge.outbound.queue_state import QueuedMessage
 from visionedge.outbound.spool import Spool
 from visionedge.outbound.sqlite_store import MessageDropReason
 from visionedge.runtime.redaction import redact
@@ -343,9 +344,9 @@ class HubClient:
         self._started = True
         self._thread_group.start("hub:client", self._run, vital=True, may_return=True)
 
-    def send(self, message: Message) -> None:
-        """Queue a message."""
-        self._spool.put(message)
+    def send(self, message: Message) -> QueuedMessage:
+        """Queue a message; the result says when it is secured."""
+        return self._spool.put(message)
 
     def submit(self, link_task: LinkTask) -> None:
         """Do a task over the connection that it names, before the messages; lost without that connection."""

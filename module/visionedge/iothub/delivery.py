@@ -2,14 +2,14 @@
 file.
 
 Telemetry decides what is sent, the spool keeps it on disk, the hub client sends it. Outside IoT Edge only the
-messages file is written, if there is one.
+messages file is written, if there is one. Scene events are acknowledged when a kill cannot lose them.
 """
 
 import logging
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from visionedge.iothub.client import HubClient, HubListener, HubStatus, LinkTask
 from visionedge.iothub.identity import Identity
 from visionedge.iothub.telemetry import ResumeState, Telemetry, TelemetryStatistics
 from visionedge.outbound.messages import RUN_ID_CHARACTERS, EventKind, Message, Sender
-from visionedge.outbound.messages_file import MessagesFile, MessagesFileStatus
+from visionedge.outbound.messages_file import MessageLine, MessagesFile, MessagesFileStatus
+from visionedge.outbound.queue_state import QueuedMessage
 from visionedge.outbound.spool import SPOOL_FILE_NAME, Spool, SpoolStatus
 from visionedge.outbound.sqlite_store import LostRange, SpoolLimits
 from visionedge.runtime.threads import ThreadGroup
@@ -31,6 +32,7 @@ LOCAL_MODULE_ID = "vision"
 """The module id in messages outside IoT Edge, as in the shipped manifests. The device id is the host name."""
 
 _LOSS_REPORT_INTERVAL_NS = 10_000_000_000
+_REWRITE_INTERVAL_NS = 10_000_000_000
 _MAX_RANGES_PER_EVENT = 200
 
 
@@ -45,6 +47,20 @@ class DeliveryStatus:
     telemetry: TelemetryStatistics
     messages_file: MessagesFileStatus | None
     spool: SpoolStatus | None
+
+
+@dataclass(slots=True)
+class _SceneMessage:
+    """A message with scene events on its way to the disk: in the spool, in the messages file, or in both."""
+
+    message: Message
+    entry: QueuedMessage | None
+    line: MessageLine | None
+
+    @property
+    def is_secured(self) -> bool:
+        """Whether it is on the disk. While the spool works in memory: whether the hub has it."""
+        return all(place is None or place.is_secured for place in (self.entry, self.line))
 
 
 class Delivery:
@@ -77,7 +93,9 @@ class Delivery:
         self._hub = hub
         self._messages_file = messages_file
         self._spool = spool
-        self._losses_ns = clock()
+        self._losses_ns = self._rewrite_ns = clock()
+        self._scene_messages: list[_SceneMessage] = []
+        self._acknowledged: list[str] = []
 
     @staticmethod
     def build(
@@ -133,6 +151,33 @@ class Delivery:
         if self._hub is not None or self._messages_file is not None:
             self._telemetry.offer(result)
 
+    def expect_scene(self, has_scene: bool) -> None:
+        """As `Telemetry.expect_scene`."""
+        self._telemetry.expect_scene(has_scene)
+
+    def offer_scene(self, documents: Sequence[Mapping[str, Any]]) -> None:
+        """Take scene events; `take_acknowledged` says when the caller may forget them."""
+        if self._hub is not None or self._messages_file is not None:
+            self._telemetry.offer_scene(documents)
+        else:
+            self._acknowledged += [document["id"] for document in documents]
+
+    def take_acknowledged(self) -> list[str]:
+        """The ids of scene events that are secured since the last call: in the spool's file, or at the hub,
+        and in the messages file, as far as there are these. At once without both, and without a message that
+        could carry the event.
+        """
+        acknowledged = self._acknowledged + self._telemetry.take_refused()
+        self._acknowledged = []
+        waiting = []
+        for each in self._scene_messages:
+            if each.is_secured:
+                acknowledged += each.message.event_ids
+            else:
+                waiting.append(each)
+        self._scene_messages = waiting
+        return acknowledged
+
     def event(
         self, kind: EventKind, code: str, message: str, details: Mapping[str, Any] | None = None
     ) -> None:
@@ -168,6 +213,15 @@ class Delivery:
             for event in self._spool.take_events():
                 self.event("storage", event.code, event.text, event.details)
             self._report_losses(self._spool, now_ns)
+        if self._messages_file is not None and now_ns >= self._rewrite_ns:
+            self._rewrite_ns = now_ns + _REWRITE_INTERVAL_NS
+            self._write_lost_lines(self._messages_file)
+
+    def _write_lost_lines(self, messages_file: MessagesFile) -> None:
+        """Write scene events again that the disk did not take."""
+        for each in self._scene_messages:
+            if each.line is not None and each.line.state == "lost":
+                each.line = messages_file.put(each.message)
 
     def status(self) -> DeliveryStatus:
         """The counts so far, and the state of each part."""
@@ -182,7 +236,7 @@ class Delivery:
         )
 
     def flush(self) -> None:
-        """Send the frames that still wait for their interval; called right before `close`."""
+        """Send the frames and scene events that still wait; called right before `close`."""
         for message in self._telemetry.flush():
             self._dispatch(message)
 
@@ -216,10 +270,10 @@ class Delivery:
             spool.put(event, reported)
 
     def _dispatch(self, message: Message) -> None:
-        if self._messages_file is not None:
-            self._messages_file.put(message)
-        if self._hub is not None:
-            self._hub.send(message)
+        line = None if self._messages_file is None else self._messages_file.put(message)
+        entry = None if self._hub is None else self._hub.send(message)
+        if message.event_ids:
+            self._scene_messages.append(_SceneMessage(message, entry, line))
 
 
 def _spool_limits(policy: TelemetryConfig) -> SpoolLimits:

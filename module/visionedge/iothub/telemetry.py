@@ -1,7 +1,8 @@
-"""Telemetry: which frames are sent to the hub, and when. For the asyncio loop only.
+"""Telemetry: which frames and scene events are sent to the hub, and when. For the asyncio loop only.
 
 `offer` takes each result; the change filter and the day's budget decide whether it is sent. `due` gives the
-messages to send: frames are collected and packed so that they fill the 4 KB blocks that IoT Hub bills.
+messages to send: frames are collected and packed so that they fill the 4 KB blocks that IoT Hub bills. Scene
+events are always sent: without a budget they wait for the next UTC day.
 """
 
 import logging
@@ -10,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -21,22 +23,26 @@ from visionedge.outbound.messages import (
     DETECTIONS,
     EVENTS,
     MAX_BYTES,
-    MAX_FRAME_BYTES,
-    EncodedFrame,
+    MAX_DOCUMENT_BYTES,
+    SCENE,
+    DocumentTooLargeError,
+    EncodedDocument,
     Event,
     EventKind,
-    FrameTooLargeError,
     Message,
     Sender,
     build_batch_messages,
     build_event_message,
+    build_scene_messages,
     count_frames_to_fill,
     encode_frame,
+    encode_scene_event,
     envelope_bytes,
 )
 from visionedge.outbound.metering import (
     MAX_PER_DAY,
     S1,
+    SCENE_SHARE,
     UNIT_BLOCKS_PER_DAY,
     DayBudget,
     MeteredUsage,
@@ -58,10 +64,19 @@ TelemetryEventCode = Literal[
     "telemetry-budget-safe",
     "telemetry-frame-oversize",
     "telemetry-frame-invalid",
+    "scene-budget-spent",
+    "scene-event-invalid",
 ]
 """Codes of the events of telemetry; their kind is `module`."""
 
+_LIMITED_OUTPUTS = (DETECTIONS, SCENE)
+"""The outputs that count for `telemetry.maxPerDay`."""
+
 MAX_PENDING_BYTES = 4 * MAX_BYTES
+
+SCENE_WAIT_S = 0.6
+"""A scene event waits so long for others; with one tick of the service before and after it less than 1 s."""
+
 _FORECAST_INTERVAL_NS = 60_000_000_000
 _MAX_REPORTED = 1_024
 
@@ -92,17 +107,42 @@ class ResumeState:
     spent: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _PendingFrame:
-    frame: EncodedFrame
-    since_ns: int
+class _WaitingDocuments:
+    """Encoded documents in their order, and since when they wait."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._documents: deque[tuple[EncodedDocument, int]] = deque()
+        self.size_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def append(self, document: EncodedDocument) -> None:
+        self._documents.append((document, self._clock()))
+        self.size_bytes += len(document.body)
+
+    def first(self, count: int) -> list[EncodedDocument]:
+        """The `count` oldest ones."""
+        return [document for document, _ in islice(self._documents, count)]
+
+    def take(self, count: int) -> list[EncodedDocument]:
+        """Remove the `count` oldest ones."""
+        taken = [self._documents.popleft()[0] for _ in range(count)]
+        self.size_bytes -= sum(len(document.body) for document in taken)
+        return taken
+
+    def waited_ns(self, now_ns: int) -> int:
+        """How long the oldest one has waited; 0 without any."""
+        return now_ns - self._documents[0][1] if self._documents else 0
 
 
 class Telemetry:
     """Collects frames and makes messages of them.
 
     `intervalSeconds` after the oldest frame was taken, as many frames as fill their blocks well are due. All
-    frames are due `fillSeconds` after that, or at once if they fill a message. Events are due at once.
+    frames are due `fillSeconds` after that, or at once if they fill a message. Scene events are due together
+    `SCENE_WAIT_S` after the first one, or at once if they fill a message. Events are due at once.
     `messageSequence` rises by one with each message of an output, over all starts of the module.
     """
 
@@ -121,8 +161,11 @@ class Telemetry:
         self._utc = utc
         self._changes = ChangeFilter()
         self._budget = DayBudget(policy.max_per_day, utc, resume_state.spent, clock)
-        self._waiting: deque[_PendingFrame] = deque()
-        self._waiting_bytes = 0
+        self._waiting = _WaitingDocuments(clock)
+        self._scene = _WaitingDocuments(clock)
+        self._scene_blocked_at: int | None = None
+        self._has_scene = False
+        self._refused: list[str] = []
         self._ready: list[Message] = []
         self._numbers: Counter[str] = Counter(resume_state.last_numbers)
         self._meter = UsageMeter(clock)
@@ -135,7 +178,8 @@ class Telemetry:
         self.apply(policy)
 
     def __repr__(self) -> str:
-        return f"<Telemetry mode={self._policy.mode} waiting={len(self._waiting)} {self._budget!r}>"
+        waiting = f"waiting={len(self._waiting)} events={len(self._scene)}"
+        return f"<Telemetry mode={self._policy.mode} {waiting} {self._budget!r}>"
 
     def apply(self, policy: TelemetryConfig) -> None:
         """Use another policy from now on; waiting frames and the blocks spent today stay."""
@@ -149,7 +193,11 @@ class Telemetry:
         )
         if self._budget.limit != policy.max_per_day:
             self._budget.limit = policy.max_per_day
-            self._reported.discard(("budget", self._budget.day))
+            self._reported -= {("budget", self._budget.day), ("scene-budget", self._budget.day)}
+
+    def expect_scene(self, has_scene: bool) -> None:
+        """Whether any camera has zones or lines: then detections leave a share of the day's budget."""
+        self._has_scene = has_scene
 
     def offer(self, result: FrameResult) -> None:
         """Take the result of a frame, and decide whether it is sent."""
@@ -158,11 +206,29 @@ class Telemetry:
             self._counts["muted"] += 1
         elif self._policy.mode == "changes" and not self._changes.observe(result):
             self._counts["unchanged"] += 1
-        elif self._budget.left() == 0:
+        elif self._left_for_frames() == 0:
             self._drop("budget")
             self._report_spent()
         else:
             self._gather(result)
+
+    def offer_scene(self, documents: Sequence[Mapping[str, Any]]) -> None:
+        """Take scene events, in every mode; whoever offers them bounds how many wait here."""
+        for document in documents:
+            try:
+                self._scene.append(encode_scene_event(document))
+            except ValueError as error:
+                self._refused.append(document["id"])
+                camera = document["camera"]
+                text = f"camera {camera}: a scene event cannot be sent: {error}"
+                self._report_once(
+                    ("scene", camera), "scene-event-invalid", text, {"camera": camera, "id": document["id"]}
+                )
+
+    def take_refused(self) -> list[str]:
+        """The ids of scene events that no message can carry, since the last call."""
+        refused, self._refused = self._refused, []
+        return refused
 
     def event(
         self, kind: EventKind, code: str, message: str, details: Mapping[str, Any] | None = None
@@ -181,7 +247,7 @@ class Telemetry:
         None if the budget is spent, or if the frame fits into no message.
         """
         self._counts["offered"] += 1
-        if self._budget.left() == 0:
+        if self._left_for_frames() == 0:
             self._drop("budget")
             self._report_spent()
             return None
@@ -196,13 +262,18 @@ class Telemetry:
     def due(self, now_ns: int) -> list[Message]:
         """The messages to send now, oldest first."""
         self._watch_forecast(now_ns)
+        is_late = self._scene.waited_ns(now_ns) >= SCENE_WAIT_S * 1e9
+        if (is_late or self._scene.size_bytes >= MAX_DOCUMENT_BYTES) and not self._is_scene_blocked():
+            self._pack_scene(is_late=is_late)
         while (count := self._count_due(now_ns)) > 0:
             self._pack(count)
         ready, self._ready = self._ready, []
         return ready
 
     def flush(self) -> list[Message]:
-        """Messages of all waiting frames, before their interval; for the end of the module."""
+        """Messages of all that waits, before its time; for the end of the module."""
+        if self._scene:
+            self._pack_scene(is_late=True)
         if self._waiting:
             self._pack(len(self._waiting))
         ready, self._ready = self._ready, []
@@ -212,12 +283,12 @@ class Telemetry:
         """How many of the waiting frames are due."""
         if not self._waiting:
             return 0
-        waited_ns = now_ns - self._waiting[0].since_ns
+        waited_ns = self._waiting.waited_ns(now_ns)
         if waited_ns >= self._max_wait_ns:
             return len(self._waiting)
-        if waited_ns < self._interval_ns and self._waiting_bytes < MAX_FRAME_BYTES:
+        if waited_ns < self._interval_ns and self._waiting.size_bytes < MAX_DOCUMENT_BYTES:
             return 0
-        frames = [waiting.frame for waiting in self._waiting]
+        frames = self._waiting.first(len(self._waiting))
         return count_frames_to_fill(frames, envelope_bytes(self._sender, self._numbers[DETECTIONS] + 1))
 
     def spent(self) -> Mapping[str, int]:
@@ -245,34 +316,86 @@ class Telemetry:
             return
         if self._policy.mode == "changes":
             self._changes.sent(result)
-        self._waiting.append(_PendingFrame(frame, self._clock()))
-        self._waiting_bytes += len(frame.body)
-        while self._waiting_bytes > MAX_PENDING_BYTES:
-            self._waiting_bytes -= len(self._waiting.popleft().frame.body)
+        self._waiting.append(frame)
+        while self._waiting.size_bytes > MAX_PENDING_BYTES:
+            self._waiting.take(1)
             self._drop("pending")
 
-    def _encoded(self, result: FrameResult) -> EncodedFrame | None:
+    def _encoded(self, result: FrameResult) -> EncodedDocument | None:
         """The frame object as JSON; None if it cannot be sent, which is reported once for a camera."""
         try:
             return encode_frame(build_frame_document(result))
-        except FrameTooLargeError as error:
+        except DocumentTooLargeError as error:
             self._drop_invalid("oversize", result.frame.camera, str(error))
         except ValueError as error:
             self._drop_invalid("invalid", result.frame.camera, f"frame object is not valid JSON: {error}")
         return None
 
     def _pack(self, count: int) -> None:
-        frames = [self._waiting.popleft().frame for _ in range(count)]
-        self._waiting_bytes -= sum(len(frame.body) for frame in frames)
+        frames = self._waiting.take(count)
         self._ready += self._charge_budget(
             build_batch_messages(self._sender, self._numbers[DETECTIONS] + 1, frames)
         )
+
+    def _pack_scene(self, *, is_late: bool) -> None:
+        """Send scene events as far as the day's budget goes; unless `is_late`, only in full messages."""
+        made = self._scene_messages(len(self._scene))
+        if not is_late:
+            made = made[:-1]  # it still has room
+        for message in made:
+            if not self._send_scene(message):
+                self._fill_budget(len(message.event_ids))
+                return
+
+    def _scene_messages(self, count: int) -> list[Message]:
+        """Messages of the first `count` scene events: the only place where documents become messages.
+
+        Each message names its events in `event_ids`.
+        """
+        return build_scene_messages(self._sender, self._numbers[SCENE] + 1, self._scene.first(count))
+
+    def _send_scene(self, message: Message) -> bool:
+        """Send a message of the first scene events, unless it needs more blocks than are left today."""
+        if (size := count_blocks(message.size_bytes)) > self._budget.left():
+            return False
+        self._budget.spend(size)
+        self._numbers[SCENE] += 1
+        self._meter.count(SCENE, message.size_bytes)
+        self._ready.append(message)
+        self._scene.take(len(message.event_ids))
+        return True
+
+    def _fill_budget(self, count: int) -> None:
+        """Send fewer scene events, as a message of `count` does not fit into the budget; the rest waits."""
+        while (count := count // 2) > 0:
+            for message in self._scene_messages(count)[:1]:
+                self._send_scene(message)
+        limit = self._policy.max_per_day
+        self._scene_blocked_at = self._budget.left()
+        self._report_once(
+            ("scene-budget", self._budget.day),
+            "scene-budget-spent",
+            f"telemetry.maxPerDay: of {limit} blocks of 4 KB of this UTC day too few are left for scene"
+            " events; they wait on the disk, within events.keep, and are sent on the next UTC day",
+            {"maxPerDay": limit},
+        )
+
+    def _is_scene_blocked(self) -> bool:
+        """Whether the budget has not grown since a scene event did not fit into it."""
+        if self._scene_blocked_at is not None and self._budget.left() > self._scene_blocked_at:
+            self._scene_blocked_at = None
+        return self._scene_blocked_at is not None
+
+    def _left_for_frames(self) -> int:
+        """The blocks that detections may still use today."""
+        kept = self._budget.limit // SCENE_SHARE if self._has_scene else 0
+        return max(0, self._budget.left() - kept)
 
     def _charge_budget(self, made: Sequence[Message]) -> list[Message]:
         """The messages that fit into the day's budget; the first one that does not fit ends the budget."""
         charged: list[Message] = []
         for message in made:
-            if (size := count_blocks(message.size_bytes)) > self._budget.left():
+            if (size := count_blocks(message.size_bytes)) > self._left_for_frames():
                 break
             self._budget.spend(size)
             self._numbers[DETECTIONS] += 1
@@ -281,7 +404,7 @@ class Telemetry:
             charged.append(message)
         for message in made[len(charged) :]:
             # A smaller message might still fit, but then it would be unclear when detections stopped.
-            self._budget.spend(self._budget.left())
+            self._budget.spend(self._left_for_frames())
             self._drop("budget", message.frames)
             self._report_spent()
         return charged
@@ -291,8 +414,8 @@ class Telemetry:
         self._report_once(
             ("budget", self._budget.day),
             "telemetry-budget-spent",
-            f"telemetry.maxPerDay: all {limit} blocks of 4 KB of this UTC day are used;"
-            " detections are sent again on the next UTC day",
+            f"telemetry.maxPerDay: of {limit} blocks of 4 KB of this UTC day none is left for detections;"
+            " they are sent again on the next UTC day",
             {"maxPerDay": limit},
         )
 
@@ -301,28 +424,31 @@ class Telemetry:
         if now_ns < self._forecast_ns:
             return
         self._forecast_ns = now_ns + _FORECAST_INTERVAL_NS
-        stopped, self._is_budget_spent = self._is_budget_spent, self._budget.left() == 0
+        stopped, self._is_budget_spent = self._is_budget_spent, self._left_for_frames() == 0
         if self._is_budget_spent:
             return  # the projection falls now, but only because detections are not sent
         if stopped:
             self._meter.restart_projection()
         usage, limit = self._meter.usage(), self._policy.max_per_day
-        limited = usage.per_day.get(DETECTIONS, 0.0)
+        limited = sum(usage.per_day.get(output, 0.0) for output in _LIMITED_OUTPUTS)
         if self._forecast.update(usage, limited, limit, self._budget.day):
-            self._report_forecast(usage, limited)
+            self._report_forecast(usage)
 
-    def _report_forecast(self, usage: MeteredUsage, limited: float) -> None:
+    def _report_forecast(self, usage: MeteredUsage) -> None:
+        detections, scene = (usage.per_day.get(output, 0.0) for output in _LIMITED_OUTPUTS)
         limit, exceeded = self._policy.max_per_day, self._forecast.exceeded
         details = {
             "exceeded": list(exceeded),
             "blocksPerDay": round(usage.blocks_per_day),
-            "detectionsPerDay": round(limited),
+            "detectionsPerDay": round(detections),
+            "scenePerDay": round(scene),
             "maxPerDay": limit,
             "unitBlocks": UNIT_BLOCKS_PER_DAY[S1],
         }
         text = (
             f"telemetry: at the rate of the last {usage.span_s / 60:.0f} minutes a day has"
-            f" {round(limited):,} blocks of 4 KB on output detections, {round(usage.blocks_per_day):,} on all"
+            f" {round(detections):,} blocks of 4 KB on output detections, {round(scene):,} on scene,"
+            f" {round(usage.blocks_per_day):,} on all"
         )
         if not exceeded:
             log.info("%s; this is within the limits again", text)

@@ -1,13 +1,15 @@
-"""Messages to IoT Hub: their bodies, their properties, and how many frames go into one message.
+"""Messages to IoT Hub: their bodies, their properties, and how many frames or scene events go into one.
 
-`encode_frame` turns a frame object into JSON once; `build_batch_messages` packs encoded frames into messages
-of at most `MAX_BYTES`, properties included. A frame object is never split. Pure: no clock, no I/O.
+`encode_frame` and `encode_scene_event` turn a document into JSON once; `build_batch_messages` and
+`build_scene_messages` pack them into messages of at most `MAX_BYTES`, properties included. A document is
+never split. Pure: no clock, no I/O.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -15,7 +17,11 @@ from visionedge.frames.types import format_utc
 from visionedge.outbound.metering import BLOCK_BYTES, count_blocks
 
 DETECTIONS = "detections"
+SCENE = "scene"
 EVENTS = "events"
+KEPT_OUTPUTS = (EVENTS, SCENE)
+"""The outputs whose messages are dropped last, after all telemetry."""
+
 CONTENT_TYPE = "application/json"
 CONTENT_ENCODING = "utf-8"
 RUN_ID_CHARACTERS = 12
@@ -29,10 +35,17 @@ MAX_BYTES = 200_000
 
 MAX_CAMERAS_BYTES = 2_048
 MAX_LABELS_BYTES = 1_024
-# Upper bound for the envelope and the properties: the two lists above, two ids of at most 128 characters (up
-# to six bytes each when JSON escapes them), and the short fixed texts.
+MAX_RULES_BYTES = 1_024
+LIST_LIMITS: Mapping[str, int] = MappingProxyType(
+    {"cameras": MAX_CAMERAS_BYTES, "labels": MAX_LABELS_BYTES, "rules": MAX_RULES_BYTES, "types": 512}
+)
+"""The properties that are lists, and the most bytes of each."""
+
+# Upper bound for the envelope and the properties: the lists above, two ids of at most 128 characters (up to
+# six bytes each when JSON escapes them), and the short fixed texts.
 _RESERVED_BYTES = 8_192
-MAX_FRAME_BYTES = MAX_BYTES - _RESERVED_BYTES
+MAX_DOCUMENT_BYTES = MAX_BYTES - _RESERVED_BYTES
+"""The most bytes of a frame object or scene event, and of all together in a message."""
 
 EventKind = Literal["engine", "camera", "model", "storage", "module"]
 
@@ -57,7 +70,11 @@ class Sender:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message, ready to send. `body` is UTF-8 JSON; `frames` is the number of frame objects in it."""
+    """One message, ready to send.
+
+    `body` is UTF-8 JSON; `frames` is the number of frame objects in it, `event_ids` are the ids of the scene
+    events in it (empty after its way through a file).
+    """
 
     output: str
     body: bytes
@@ -65,6 +82,7 @@ class Message:
     properties: Mapping[str, str]
     sequence_number: int
     frames: int = 0
+    event_ids: tuple[str, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -86,20 +104,35 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedFrame:
-    """A frame object as JSON, and the values that the properties of its message are made from.
+class EncodedDocument:
+    """A frame object or a scene event as JSON, and what the properties of its message are made from.
 
-    `confidence` is the highest score of its detections; `labels` are escaped for use in a property.
+    `values`: its values for the properties that are lists, escaped; `confidence`: the highest score of a
+    frame's detections; `event`: the scene event.
     """
 
     body: bytes
-    camera: str
-    confidence: float
-    labels: frozenset[str]
+    values: Mapping[str, frozenset[str]]
+    confidence: float = 0.0
+    event: Mapping[str, Any] | None = None
 
 
-class FrameTooLargeError(ValueError):
-    """One frame object is larger than `MAX_FRAME_BYTES`, so it fits into no message."""
+class DocumentTooLargeError(ValueError):
+    """One frame object or scene event is larger than `MAX_DOCUMENT_BYTES`, so it fits into no message."""
+
+
+@dataclass(frozen=True, slots=True)
+class _MessageFormat:
+    """The messages of an output: their schema, and the key of their frames or events."""
+
+    output: str
+    schema: str
+    key: str
+    lists: tuple[str, ...]
+
+
+_BATCH = _MessageFormat(DETECTIONS, "visionedge/batch/1", "frames", ("cameras", "labels"))
+_SCENE = _MessageFormat(SCENE, "visionedge/scene/1", "events", ("cameras", "types", "rules", "labels"))
 
 
 def encode_json(document: Any) -> bytes:
@@ -113,29 +146,55 @@ def encode_json(document: Any) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def encode_frame(document: Mapping[str, Any]) -> EncodedFrame:
+def encode_frame(document: Mapping[str, Any]) -> EncodedDocument:
     """Encode a frame object of schema `visionedge/batch/1`.
 
     Raises:
-        FrameTooLargeError: the frame object is larger than `MAX_FRAME_BYTES`.
+        DocumentTooLargeError: the frame object is larger than `MAX_DOCUMENT_BYTES`.
         ValueError: the frame object contains NaN or infinity.
     """
+    return _describe_frame(document, _encode_bounded(document, "frame object"))
+
+
+def encode_scene_event(document: Mapping[str, Any]) -> EncodedDocument:
+    """Encode a scene event of schema `visionedge/scene/1`.
+
+    Raises:
+        DocumentTooLargeError: the event is larger than `MAX_DOCUMENT_BYTES`.
+        ValueError: the event contains NaN or infinity.
+    """
+    return _describe_event(document, _encode_bounded(document, "scene event"))
+
+
+def _encode_bounded(document: Mapping[str, Any], what: str) -> bytes:
     body = encode_json(document)
-    if len(body) > MAX_FRAME_BYTES:
-        text = f"frame object of {len(body)} bytes is too large: at most {MAX_FRAME_BYTES} fit into a message"
-        raise FrameTooLargeError(text)
-    return _without_body(document, body)
+    if len(body) > MAX_DOCUMENT_BYTES:
+        text = f"{what} of {len(body)} bytes is too large: at most {MAX_DOCUMENT_BYTES} fit into a message"
+        raise DocumentTooLargeError(text)
+    return body
 
 
-def _without_body(document: Mapping[str, Any], body: bytes = b"") -> EncodedFrame:
+def _describe_frame(document: Mapping[str, Any], body: bytes = b"") -> EncodedDocument:
     """The values that message properties need from a frame object."""
     detections = document["detections"]
-    return EncodedFrame(
-        body=body,
-        camera=document["camera"],
-        confidence=max((row["confidence"] for row in detections), default=0.0),
-        labels=frozenset(escape_property_value(row["label"]) for row in detections) - {""},
+    labels = frozenset(escape_property_value(row["label"]) for row in detections) - {""}
+    return EncodedDocument(
+        body,
+        {"cameras": frozenset((document["camera"],)), "labels": labels},
+        max((row["confidence"] for row in detections), default=0.0),
     )
+
+
+def _describe_event(document: Mapping[str, Any], body: bytes = b"") -> EncodedDocument:
+    """The values that message properties need from a scene event."""
+    found = {
+        "cameras": document["camera"],
+        "types": document["type"],
+        "rules": document.get("zone", document.get("line", "")),
+        "labels": document.get("label", ""),
+    }
+    values = {name: frozenset((escape_property_value(text),)) - {""} for name, text in found.items()}
+    return EncodedDocument(body, values, event=document)
 
 
 def escape_property_value(text: str) -> str:
@@ -143,63 +202,65 @@ def escape_property_value(text: str) -> str:
     return quote(text, safe=_PLAIN, errors="replace")
 
 
-def build_batch_messages(sender: Sender, first_number: int, frames: Sequence[EncodedFrame]) -> list[Message]:
-    """Pack frames, in their order, into messages that are numbered from `first_number`.
+def build_batch_messages(
+    sender: Sender, first_number: int, frames: Sequence[EncodedDocument]
+) -> list[Message]:
+    """Pack frames, in their order, into messages of output `detections`, numbered from `first_number`.
 
-    A new message begins when the next frame would exceed `MAX_BYTES`, or the limits of the lists of cameras
-    and labels. Only the label list of a single frame is ever shortened; it then ends with ``*``.
+    A new message begins when the next frame would exceed `MAX_BYTES`, or the limit of a list of properties.
+    Only a list of a single frame is ever shortened; it then ends with ``*``.
     """
-    return [
-        _batch_message(sender, first_number + index, group)
-        for index, group in enumerate(_split_into_messages(frames))
-    ]
+    return _build_messages(_BATCH, sender, first_number, frames)
+
+
+def build_scene_messages(
+    sender: Sender, first_number: int, events: Sequence[EncodedDocument]
+) -> list[Message]:
+    """Pack scene events, in their order, into messages of output `scene`, as `build_batch_messages` does."""
+    return _build_messages(_SCENE, sender, first_number, events)
 
 
 def envelope_bytes(sender: Sender, sequence_number: int) -> int:
     """The size of a batch message without its frames and without its lists of cameras and labels."""
-    empty = EncodedFrame(b"", "", 0.99999, frozenset())  # the longest text that a confidence can have
-    return _batch_message(sender, sequence_number, [empty]).size_bytes
+    empty = EncodedDocument(b"", {}, 0.99999)  # the longest text that a confidence can have
+    return _make_message(_BATCH, sender, sequence_number, [empty]).size_bytes
 
 
-class BatchSizeEstimator:
-    """The size of a batch message while frames are added to it; never smaller than the real size.
+class MessageSizeEstimator:
+    """The size of a message while documents are added to it; never smaller than the real size.
 
-    `envelope_bytes` is the size without frames (`envelope_bytes()`).
+    `envelope_bytes` is the size without documents (`envelope_bytes()`).
     """
 
     def __init__(self, envelope_bytes: int = 0) -> None:
         self._envelope = envelope_bytes + _METERING_MARGIN_BYTES
         self._count = 0
         self._bodies_bytes = 0
-        self._cameras: set[str] = set()
-        self._cameras_bytes = 0
-        self._labels: set[str] = set()
-        self._labels_bytes = 0
+        self._values: dict[str, set[str]] = {}
+        self._lists_bytes: dict[str, int] = {}
 
-    def add(self, frame: EncodedFrame) -> None:
-        """Add a frame; frames, cameras and labels are separated by one comma each."""
-        self._bodies_bytes += len(frame.body) + (self._count > 0)
+    def add(self, document: EncodedDocument) -> None:
+        """Add a document; documents, and the values of a list, are separated by one comma each."""
+        self._bodies_bytes += len(document.body) + (self._count > 0)
         self._count += 1
-        if frame.camera not in self._cameras:
-            self._cameras_bytes += len(frame.camera) + bool(self._cameras)
-            self._cameras.add(frame.camera)
-        for label in frame.labels - self._labels:
-            self._labels_bytes += len(label) + bool(self._labels)
-            self._labels.add(label)
+        for name, values in document.values.items():
+            known = self._values.setdefault(name, set())
+            for value in values - known:
+                self._lists_bytes[name] = self._lists_bytes.get(name, 0) + len(value) + bool(known)
+                known.add(value)
 
     @property
     def size_bytes(self) -> int:
-        """The size of the message with the frames so far."""
-        lists = self._cameras_bytes + min(self._labels_bytes, MAX_LABELS_BYTES)
+        """The size of the message with the documents so far."""
+        lists = sum(min(size, LIST_LIMITS[name]) for name, size in self._lists_bytes.items())
         return self._envelope + self._bodies_bytes + lists
 
     @property
     def fits(self) -> bool:
-        """Whether the frames so far fit into one message; a single frame always does."""
+        """Whether the documents so far fit into one message; a single one always does."""
         return self._count <= 1 or (
-            self._bodies_bytes <= MAX_FRAME_BYTES
-            and self._cameras_bytes <= MAX_CAMERAS_BYTES
-            and self._labels_bytes <= MAX_LABELS_BYTES
+            self._bodies_bytes <= MAX_DOCUMENT_BYTES
+            and all(size <= LIST_LIMITS[name] for name, size in self._lists_bytes.items())
         )
 
     @property
@@ -208,12 +269,12 @@ class BatchSizeEstimator:
         return self.size_bytes >= MIN_FILL_RATIO * BLOCK_BYTES * count_blocks(self.size_bytes)
 
 
-def count_frames_to_fill(frames: Iterable[EncodedFrame], envelope_bytes: int) -> int:
+def count_frames_to_fill(frames: Iterable[EncodedDocument], envelope_bytes: int) -> int:
     """How many of the first frames make the largest well-filled message; 0 when no number of them does.
 
     When the frames do not fit into one message, the first message is full and goes out, well filled or not.
     """
-    size, best = BatchSizeEstimator(envelope_bytes), 0
+    size, best = MessageSizeEstimator(envelope_bytes), 0
     for count, frame in enumerate(frames, 1):
         size.add(frame)
         if not size.fits:
@@ -237,7 +298,7 @@ def build_event_message(sender: Sender, sequence_number: int, event: Event) -> M
         "details": dict(event.details),
     }
     body = encode_json(document)
-    if len(body) > MAX_FRAME_BYTES:
+    if len(body) > MAX_DOCUMENT_BYTES:
         body = encode_json(document | {"details": {"omitted": f"{len(body)} bytes are too many"}})
     message_id = _message_id(sender, EVENTS, sequence_number)
     return Message(EVENTS, body, message_id, _event_properties(event.kind, event.code), sequence_number)
@@ -256,10 +317,13 @@ def parse_message(body: bytes) -> Message:
         if document["schema"] == "visionedge/event/1":
             output, count = EVENTS, 0
             properties = _event_properties(document["kind"], document["code"])
-        elif document["schema"] == "visionedge/batch/1":
-            frames = [_without_body(frame) for frame in document["frames"]]
+        elif document["schema"] == _BATCH.schema:
+            frames = [_describe_frame(frame) for frame in document["frames"]]
             output, count = DETECTIONS, len(frames)
-            properties = _batch_properties(frames)
+            properties = _properties(_BATCH, frames)
+        elif document["schema"] == _SCENE.schema:
+            output, count = SCENE, 0
+            properties = _properties(_SCENE, [_describe_event(event) for event in document["events"]])
         else:
             raise ValueError("unknown schema")
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -269,43 +333,67 @@ def parse_message(body: bytes) -> Message:
     )
 
 
-def _split_into_messages(frames: Iterable[EncodedFrame]) -> list[list[EncodedFrame]]:
-    groups: list[list[EncodedFrame]] = []
-    size = BatchSizeEstimator()
-    for frame in frames:
-        size.add(frame)
+def _build_messages(
+    message_format: _MessageFormat,
+    sender: Sender,
+    first_number: int,
+    documents: Iterable[EncodedDocument],
+) -> list[Message]:
+    groups = _split_into_messages(documents)
+    return [
+        _make_message(message_format, sender, number, group)
+        for number, group in enumerate(groups, first_number)
+    ]
+
+
+def _split_into_messages(documents: Iterable[EncodedDocument]) -> list[list[EncodedDocument]]:
+    groups: list[list[EncodedDocument]] = []
+    size = MessageSizeEstimator()
+    for document in documents:
+        size.add(document)
         if groups and size.fits:
-            groups[-1].append(frame)
+            groups[-1].append(document)
         else:
-            groups.append([frame])
-            size = BatchSizeEstimator()
-            size.add(frame)
+            groups.append([document])
+            size = MessageSizeEstimator()
+            size.add(document)
     return groups
 
 
-def _batch_message(sender: Sender, sequence_number: int, frames: Sequence[EncodedFrame]) -> Message:
+def _make_message(
+    message_format: _MessageFormat,
+    sender: Sender,
+    sequence_number: int,
+    documents: Sequence[EncodedDocument],
+) -> Message:
     head = encode_json(
         {
-            "schema": "visionedge/batch/1",
+            "schema": message_format.schema,
             "device": sender.device,
             "module": sender.module,
             "messageSequence": sequence_number,
         }
     )
-    body = head[:-1] + b',"frames":[' + b",".join(frame.body for frame in frames) + b"]}"
-    message_id = _message_id(sender, DETECTIONS, sequence_number)
+    opening = b',"%s":[' % message_format.key.encode()
     return Message(
-        DETECTIONS, body, message_id, _batch_properties(frames), sequence_number, frames=len(frames)
+        message_format.output,
+        head[:-1] + opening + b",".join(document.body for document in documents) + b"]}",
+        _message_id(sender, message_format.output, sequence_number),
+        _properties(message_format, documents),
+        sequence_number,
+        frames=len(documents) if message_format is _BATCH else 0,
+        event_ids=tuple(document.event["id"] for document in documents if document.event is not None),
     )
 
 
-def _batch_properties(frames: Sequence[EncodedFrame]) -> dict[str, str]:
-    return {
-        "schema": "visionedge/batch/1",
-        "cameras": ",".join(sorted({frame.camera for frame in frames})),
-        "maxConfidence": _number_text(max(frame.confidence for frame in frames)),
-        "labels": _label_list(frozenset[str]().union(*(frame.labels for frame in frames))),
-    }
+def _properties(message_format: _MessageFormat, documents: Sequence[EncodedDocument]) -> dict[str, str]:
+    properties = {"schema": message_format.schema}
+    for name in message_format.lists:
+        found = frozenset[str]().union(*(document.values.get(name, ()) for document in documents))
+        properties[name] = _list_text(found, LIST_LIMITS[name])
+    if message_format is _BATCH:
+        properties["maxConfidence"] = _number_text(max(document.confidence for document in documents))
+    return properties
 
 
 def _event_properties(kind: str, code: str) -> dict[str, str]:
@@ -322,16 +410,16 @@ def _number_text(value: float) -> str:
     return f"{value:.5f}".rstrip("0").rstrip(".")
 
 
-def _label_list(labels: frozenset[str]) -> str:
-    """The sorted labels, separated by commas; shortened to `MAX_LABELS_BYTES` with ``*`` at the end."""
-    complete = ",".join(sorted(labels))
-    if len(complete) <= MAX_LABELS_BYTES:
+def _list_text(values: frozenset[str], limit_bytes: int) -> str:
+    """The sorted values, separated by commas; shortened to `limit_bytes` with ``*`` at the end."""
+    complete = ",".join(sorted(values))
+    if len(complete) <= limit_bytes:
         return complete
     kept: list[str] = []
-    left_bytes = MAX_LABELS_BYTES - 1
-    for label in sorted(labels):
-        left_bytes -= len(label) + 1
+    left_bytes = limit_bytes - 1
+    for value in sorted(values):
+        left_bytes -= len(value) + 1
         if left_bytes < 0:
             break
-        kept.append(label)
+        kept.append(value)
     return ",".join([*kept, "*"])

@@ -3,11 +3,14 @@
 `put` only queues a line; the thread `messages-file` writes it. So a slow disk never delays the asyncio loop.
 """
 
+import contextlib
 import logging
+import os
 import threading
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from visionedge.errors import ConfigError
 from visionedge.outbound.messages import Message
@@ -30,6 +33,19 @@ class MessagesFileStatus:
     last_error: str | None
 
 
+@dataclass(slots=True)
+class MessageLine:
+    """A line for the file. `state` changes once: it was written, or it is lost (dropped or failed)."""
+
+    body: bytes
+    state: Literal["waiting", "written", "lost"] = "waiting"
+
+    @property
+    def is_secured(self) -> bool:
+        """Whether it is in the file. May be read by any thread."""
+        return self.state == "written"
+
+
 class MessagesFile:
     """Appends bodies to a file. `put` never blocks: beyond `MAX_WAITING_BYTES` the oldest lines are dropped.
 
@@ -39,6 +55,7 @@ class MessagesFile:
 
     def __init__(self, path: Path, thread_group: ThreadGroup) -> None:
         try:
+            self._is_torn = _has_partial_line(path)  # a kill can leave a part of one
             # Unbuffered, so that a reader of the file sees each line at once.
             self._file = path.open("ab", buffering=0)
         except OSError as error:
@@ -46,7 +63,7 @@ class MessagesFile:
         self._path = path
         self._thread_group = thread_group
         self._wake = threading.Condition()
-        self._lines: deque[bytes] = deque()
+        self._lines: deque[MessageLine] = deque()
         self._bytes = 0
         self._closing = False
         self._written = 0
@@ -64,16 +81,19 @@ class MessagesFile:
         self._started = True
         self._thread_group.start("messages-file", self._run, vital=True, may_return=True)
 
-    def put(self, message: Message) -> None:
-        """Queue the body of a message."""
-        line = message.body + b"\n"
+    def put(self, message: Message) -> MessageLine:
+        """Queue the body of a message; the result says what became of it."""
+        line = MessageLine(message.body + b"\n")
         with self._wake:
             self._lines.append(line)
-            self._bytes += len(line)
+            self._bytes += len(line.body)
             while self._bytes > MAX_WAITING_BYTES:
-                self._bytes -= len(self._lines.popleft())
+                oldest = self._lines.popleft()
+                oldest.state = "lost"
+                self._bytes -= len(oldest.body)
                 self._dropped += 1
             self._wake.notify()
+        return line
 
     def status(self) -> MessagesFileStatus:
         """The counts so far."""
@@ -105,7 +125,7 @@ class MessagesFile:
             self._file.close()
             self._finished.set()
 
-    def _take(self) -> list[bytes]:
+    def _take(self) -> list[MessageLine]:
         """Wait for lines and take all of them; an empty list means that the file is closing."""
         with self._wake:
             self._wake.wait_for(lambda: self._lines or self._closing)
@@ -114,14 +134,21 @@ class MessagesFile:
             self._bytes = 0
         return lines
 
-    def _write(self, lines: list[bytes]) -> None:
-        text = memoryview(b"".join(lines))
+    def _write(self, lines: list[MessageLine]) -> None:
+        # After a part of a line, so that it does not spoil the next one.
+        begin = b"\n" if self._is_torn else b""
+        text = begin + b"".join(line.body for line in lines)
+        written = 0
         error: OSError | None = None
         try:
-            while text:
-                text = text[self._file.write(text) or 0 :]
+            while written < len(text):
+                written += self._file.write(memoryview(text)[written:]) or 0
         except OSError as caught:
             error = caught
+        if written:
+            self._is_torn = text[written - 1 : written] != b"\n"
+        for line in lines:
+            line.state = "written" if error is None else "lost"
         with self._wake:
             if error is None:
                 self._written += len(lines)
@@ -135,3 +162,13 @@ class MessagesFile:
                 self._path,
                 error.strerror,
             )
+
+
+def _has_partial_line(path: Path) -> bool:
+    """Whether the last line of a file has no end; False for what is no file or cannot be read."""
+    with contextlib.suppress(OSError):
+        if path.is_file() and path.stat().st_size > 0:
+            with path.open("rb") as file:
+                file.seek(-1, os.SEEK_END)
+                return file.read(1) != b"\n"
+    return False

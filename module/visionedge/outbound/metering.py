@@ -17,6 +17,9 @@ UNIT_BLOCKS_PER_DAY: Mapping[str, int] = MappingProxyType({"S1": 400_000, "S2": 
 
 S1 = "S1"
 MAX_PER_DAY = "maxPerDay"
+SCENE_SHARE = 10
+"""With zones or lines, detections stop when a tenth of the day's budget is left: it is for scene events."""
+
 DAY_S = 86_400
 _MINUTE_NS = 60_000_000_000
 _WINDOW_MINUTES = 60

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from visionedge.outbound.messages import EVENTS, Message
+from visionedge.outbound.messages import KEPT_OUTPUTS, Message
 from visionedge.outbound.sqlite_store import LostRange, MessageDropReason, MessageRow, Transaction
 
 # The limits of one transaction, so that none blocks the disk for long.
@@ -21,11 +21,19 @@ _MAX_TRANSACTION_BYTES = 2_000_000
 
 @dataclass(slots=True)
 class QueuedMessage:
-    """A message; `key` is its row in the file, None while it is not in the file."""
+    """A message; `key` is its row in the file, None while it is not in the file.
+
+    `settled`: the hub has it, or it was dropped, which is reported as a loss.
+    """
 
     message: Message
     key: int | None = None
     settled: bool = False
+
+    @property
+    def is_secured(self) -> bool:
+        """Whether a kill cannot lose the message any more. May be read by any thread."""
+        return self.key is not None or self.settled
 
 
 class QueueState:
@@ -69,17 +77,19 @@ class QueueState:
 
     # --- for the hub client ---------------------------------------------------------------------------------
 
-    def put(self, message: Message, reports: tuple[LostRange, ...] = ()) -> None:
+    def put(self, message: Message, reports: tuple[LostRange, ...] = ()) -> QueuedMessage:
         """Append a message that reports the losses `reports`.
 
-        If the memory limit is exceeded, the oldest telemetry is dropped, then the oldest events.
+        If the memory limit is exceeded, the oldest telemetry is dropped, then the oldest other messages.
         """
-        self._fresh.append(QueuedMessage(message))
+        entry = QueuedMessage(message)
+        self._fresh.append(entry)
         if reports:
             self._losses_by_report[message.output, message.sequence_number] = reports
         self._unwritten += message.size_bytes
         while self._unwritten > self._memory_bytes and self._drop_oldest():
             pass
+        return entry
 
     def peek(self) -> Message | None:
         """The message to send next; it stays in the queue until `settle`, and is not dropped meanwhile."""
@@ -254,6 +264,7 @@ class QueueState:
         [entry], self._writing = self._writing, []
         self.mark_failed()
         if not entry.settled and not self._is_window_head(entry):
+            entry.settled = True
             self._unwritten -= entry.message.size_bytes
             self._record_loss(entry.message.output, entry.message.sequence_number, "unwritable")
         return entry.message.message_id
@@ -351,18 +362,19 @@ class QueueState:
         self.last_loaded_key = key
 
     def _drop_oldest(self) -> bool:
-        """Drop the oldest telemetry in memory, else the oldest event; False if no message may be dropped."""
+        """Drop the oldest telemetry in memory, else the oldest other message; False if none may be."""
         for telemetry in (True, False):
             for queue in (self._window, self._fresh):
                 for index, entry in enumerate(queue):
                     free = entry.key is None and entry is not self._in_flight
-                    if free and (entry.message.output != EVENTS) is telemetry:
+                    if free and (entry.message.output not in KEPT_OUTPUTS) is telemetry:
                         self._discard(queue, index)
                         return True
         return False
 
     def _discard(self, queue: deque[QueuedMessage], index: int) -> None:
         message = queue[index].message
+        queue[index].settled = True
         del queue[index]
         self._unwritten -= message.size_bytes
         if queue is self._window:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from visionedge.outbound import sqlite_store
 from visionedge.outbound.disk_reserve import DiskReserve
 from visionedge.outbound.messages import Message
-from visionedge.outbound.queue_state import QueueState
+from visionedge.outbound.queue_state import QueuedMessage, QueueState
 from visionedge.outbound.sqlite_store import (
     DatabaseOpener,
     ForeignFileError,
@@ -172,15 +172,19 @@ class Spool:
         """Have `wake` called when `peek` may have a new message: by the thread `spool`, outside of locks."""
         self._wake_client = wake
 
-    def put(self, message: Message, reports: tuple[LostRange, ...] = ()) -> None:
-        """Append a message. `reports`: the losses that it reports; they are removed when the hub has it."""
+    def put(self, message: Message, reports: tuple[LostRange, ...] = ()) -> QueuedMessage:
+        """Append a message; the result says when it is secured (`QueuedMessage.is_secured`).
+
+        `reports`: the losses that it reports; they are removed when the hub has it.
+        """
         with self._changed:
-            self._queue.put(message, reports)
+            entry = self._queue.put(message, reports)
             self._changed.notify_all()
             if not self._is_stalled:
-                return
+                return entry
             self._queue.bypass_disk(overtake=True)
         self._wake_client()
+        return entry
 
     def peek(self) -> Message | None:
         """The message to send next: the oldest one on disk, or in memory without a disk.

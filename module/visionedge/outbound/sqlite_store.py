@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from visionedge.outbound.messages import EVENTS, MAX_BYTES, Message
+from visionedge.outbound.messages import EVENTS, KEPT_OUTPUTS, MAX_BYTES, Message
 
 log = logging.getLogger(__name__)
 
@@ -335,7 +335,7 @@ class MessageStore:
         return keys
 
     def select_evictions(self, transaction: Transaction) -> list[tuple[MessageRow, MessageDropReason]]:
-        """The rows to drop: those that are too old, then the oldest telemetry, then the oldest events.
+        """The rows to drop: those that are too old, then the oldest telemetry, then the oldest of the others.
 
         Rows that the transaction settles are deleted anyway and are not a loss.
         """
@@ -475,12 +475,15 @@ class MessageStore:
             yield MessageRow(*row)
 
     def _rows(self, telemetry: bool) -> Iterator[MessageRow]:
-        """The rows of telemetry or of events, oldest first."""
-        found = self._db.execute(
-            # A literal, because SQLite does not use the index with a parameter.
-            f"SELECT key, output, number, bytes FROM message WHERE (output = '{EVENTS}') = ? ORDER BY key",  # noqa: S608
-            (not telemetry,),
-        )
+        """The rows of telemetry or of the other outputs, oldest first."""
+        columns = "SELECT key, output, number, bytes FROM message"
+        # Literals, because SQLite does not use the index with a parameter. The index knows only `events`;
+        # when the others are asked for, all telemetry is about to be dropped, so few rows are skipped.
+        if telemetry:
+            where = f"(output = '{EVENTS}') = 0 AND output NOT IN {KEPT_OUTPUTS}"
+        else:
+            where = f"output IN {KEPT_OUTPUTS}"
+        found = self._db.execute(f"{columns} WHERE {where} ORDER BY key")
         return (MessageRow(*row) for row in found)
 
     def _change_losses(

@@ -127,7 +127,7 @@ class SceneStore:
         NewerSceneFileError: it belongs to a newer version. It was not changed.
 
     Attributes:
-        dropped: events that were deleted before they were handed over, since the file was opened.
+        dropped: events that were deleted before they were acknowledged, since the file was opened.
     """
 
     def __init__(
@@ -434,17 +434,22 @@ class SceneStore:
 
     # --- events -------------------------------------------------------------------------------------------
 
-    def waiting(self, limit: int) -> list[tuple[int, dict[str, Any]]]:
-        """The oldest events that were not handed over yet, each with its key: what a kill has left, too."""
+    def waiting(self, limit: int, after: int = 0) -> list[tuple[int, dict[str, Any]]]:
+        """The oldest events that were not acknowledged yet, each with its key: what a kill has left, too.
+
+        `after`: only those that were stored after the event with this key.
+        """
         rows = self._db.execute(
-            "SELECT key, document FROM event WHERE waits ORDER BY key LIMIT ?", (limit,)
+            "SELECT key, document FROM event WHERE waits AND key > ? ORDER BY key LIMIT ?", (after, limit)
         ).fetchall()
         return [(key, json.loads(document)) for key, document in rows]
 
-    def hand_over(self, keys: Iterable[int]) -> None:
-        """Mark events as handed over: the spool or another durable queue has them."""
+    def acknowledge(self, event_ids: Iterable[str]) -> None:
+        """The spool or another durable queue has these events: they do not wait any more."""
         with self._transaction():
-            self._db.executemany("UPDATE event SET waits = 0 WHERE key = ?", [(key,) for key in keys])
+            self._db.executemany(
+                "UPDATE event SET waits = 0 WHERE id = ?", [(event_id,) for event_id in event_ids]
+            )
 
     def events(
         self,

@@ -1,8 +1,9 @@
 """The thread `scene`: stores what scenes change, then lets their events leave the module.
 
 `put` only appends to a queue, so the lane never waits for the disk. An event is delivered after the
-transaction that stores it and the totals that it changes. While the disk cannot be written, events are
-delivered all the same, what they change waits in memory, and the disk is tried again.
+transaction that stores it and the totals that it changes, and waits in the file until it is acknowledged.
+While the disk cannot be written, events are delivered all the same, what they change waits in memory, and the
+disk is tried again.
 """
 
 import contextlib
@@ -39,6 +40,9 @@ RETRY_S = 10.0
 MAX_WAITING = 20_000
 """The most changes that wait in memory for the disk."""
 
+MAX_UNACKNOWLEDGED = 2_000
+"""The most events that are delivered and not acknowledged; the others wait in the file."""
+
 _BATCH = 500
 
 Deliver = Callable[[Sequence[Mapping[str, Any]]], None]
@@ -63,7 +67,7 @@ class SceneWriter:
     """The one owner of the file. `put` and `status` return at once; the others block on the disk.
 
     The constructor opens the file and raises nothing. `deliver` gets each event at least once: after a kill
-    those that were not handed over before come again, with their ids.
+    those that were not acknowledged before come again, with their ids.
     """
 
     def __init__(
@@ -81,13 +85,17 @@ class SceneWriter:
         # Guards the queue; held for assignments only.
         self._changed = threading.Condition()
         self._queue: list[SceneChanges] = []
-        self._closing = False
+        self._acknowledged: list[str] = []
+        self._closing = self._is_busy = False
         # Guards the store; held while the disk works.
         self._disk = threading.Lock()
         self._store: SceneStore | None = None
         # With their ids; only the first one may have been tried.
         self._batches: deque[tuple[str, list[SceneChanges]]] = deque()
-        self._delivered: set[str] = set()
+        # Ids: delivered and not acknowledged; acknowledged, which the file does not say yet.
+        self._unacknowledged: set[str] = set()
+        self._unmarked: set[str] = set()
+        self._last_key = 0  # of the events that were delivered from this file
         self._reason: str | None = None
         self._lost: str | None = None
         self._newer: str | None = None
@@ -170,6 +178,18 @@ class SceneWriter:
                 self._queue.append(changes)
                 self._changed.notify_all()
 
+    def acknowledge(self, event_ids: Sequence[str]) -> None:
+        """These events need not be delivered again, from any thread."""
+        if event_ids:
+            with self._changed:
+                self._acknowledged += event_ids
+                self._changed.notify_all()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until the thread has done what it can with all changes so far; False if it took longer."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._queue and not self._is_busy, timeout_s)
+
     def events(self, **wanted: Any) -> list[dict[str, Any]]:
         """As `SceneStore.events`; empty without a file."""
         with self._disk:
@@ -211,7 +231,7 @@ class SceneWriter:
 
     def _await_changes(self) -> bool:
         with self._changed:
-            while not self._queue and not self._closing:
+            while not self._queue and not self._acknowledged and not self._closing:
                 left_s = None if self._store is not None else self._retry_at_s - self._clock()
                 if self._has_given_up:
                     left_s = None
@@ -223,9 +243,21 @@ class SceneWriter:
     def _write_waiting(self) -> None:
         """Store what waits, and deliver its events."""
         with self._changed:
+            self._is_busy = True
             if self._queue:
                 self._batches.append((secrets.token_hex(8), self._queue))
                 self._queue = []
+            acknowledged, self._acknowledged = self._acknowledged, []
+        self._unacknowledged.difference_update(acknowledged)
+        self._unmarked.update(acknowledged)
+        try:
+            self._do_round()
+        finally:
+            with self._changed:
+                self._is_busy = False
+                self._changed.notify_all()
+
+    def _do_round(self) -> None:
         with self._disk:
             if self._store is None and not self._has_given_up and self._clock() >= self._retry_at_s:
                 self._open()
@@ -249,45 +281,57 @@ class SceneWriter:
         return True
 
     def _hand_over(self) -> None:
-        """Deliver the events that are stored and were not delivered yet; without the disk those that wait."""
+        """Deliver the next events that are stored; without the disk those that wait for it."""
         if self._store is None:
             self._deliver_unstored()
             return
         try:
-            while rows := self._store.waiting(_BATCH):
-                if fresh := [document for _, document in rows if document["id"] not in self._delivered]:
-                    self._deliver(fresh)
-                self._store.hand_over(key for key, _ in rows)
-            self._delivered.clear()
+            if self._unmarked:
+                self._store.acknowledge(self._unmarked)
+                self._unmarked.clear()
+            while rows := self._store.waiting(min(_BATCH, self._room()), self._last_key):
+                self._deliver_new([document for _, document in rows])
+                self._last_key = rows[-1][0]
         except sqlite3.Error as error:
             self._fail(error)
 
+    def _room(self) -> int:
+        """How many events may be delivered before others are acknowledged."""
+        return max(0, MAX_UNACKNOWLEDGED - len(self._unacknowledged))
+
     def _deliver_unstored(self) -> None:
         waiting = (event for _, changes in self._batches for change in changes for event in change.events)
-        if events := [event for event in waiting if event.id not in self._delivered]:
-            self._delivered.update(event.id for event in events)
-            self._deliver([event.document() for event in events])
-        if self._has_given_up:
+        new = [event for event in waiting if self._is_new(event.id)]
+        room = self._room()
+        self._deliver_new([event.document() for event in new[:room]])
+        if self._has_given_up and len(new) <= room:
             self._forget_waiting()
+
+    def _deliver_new(self, documents: Sequence[Mapping[str, Any]]) -> None:
+        if new := [document for document in documents if self._is_new(document["id"])]:
+            self._deliver(new)
+            self._unacknowledged.update(document["id"] for document in new)
+
+    def _is_new(self, event_id: str) -> bool:
+        """Whether an event was not delivered before, from another file or before it was stored."""
+        return event_id not in self._unacknowledged and event_id not in self._unmarked
 
     def _give_up(self) -> None:
         """Stop storing: the file is consistent now, and would not be with a part of what followed."""
+        what = "their events are lost" if self._has_given_up else "totals are not stored until the next start"
+        log.error("scene: more than %d changes wait for the disk; %s", MAX_WAITING, what)
         self._has_given_up = True
-        log.error(
-            "scene: more than %d changes wait for the disk; totals are not stored until the next start",
-            MAX_WAITING,
-        )
         self._forget_waiting()
 
     def _forget_waiting(self) -> None:
         with self._changed:
             self._batches.clear()
-            self._delivered.clear()
+        self._unmarked.clear()
 
     def _open(self) -> None:
         opened = open_scene_store(self._path, self._limits, self._connect)
         with self._changed:
-            self._store = opened.store
+            self._store, self._last_key = opened.store, 0
             self._lost, self._newer = opened.lost or self._lost, opened.newer
             self._is_replaced |= opened.store is not None and opened.lost is not None
             self._retry_at_s = self._clock() + RETRY_S

@@ -96,7 +96,12 @@ def listen(runtime: EdgeRuntime, typed: Iterable[str], end: Callable[[], None]) 
 def show_line(message: ReceivedMessage) -> None:
     """Print one line about a message."""
     document = message.json()
-    what = summary(document) if "frames" in document else f"{document['code']}: {document['message']}"
+    if "frames" in document:
+        what = summary(document)
+    elif "events" in document:
+        what = ", ".join(f"{event['camera']} {event['type']}" for event in document["events"])
+    else:
+        what = f"{document['code']}: {document['message']}"
     say(f"{message.output} {document['messageSequence']} ({len(message.body)} bytes): {what}")
 
 

@@ -55,6 +55,8 @@ def check_message(message: ReceivedMessage) -> Mapping[str, Any]:
     assert message.properties["schema"] == document["schema"]
     if message.output == "detections":
         _check_batch(document, message.properties)
+    elif message.output == "scene":
+        _check_scene(document, message.properties)
     else:
         assert message.output == "events"
         _check_event(document)
@@ -89,6 +91,23 @@ def _check_frame(frame: Mapping[str, Any]) -> None:
         box = row["box"]
         assert box.keys() == {"left", "top", "width", "height"}
         assert all(0 <= value <= 1 for value in box.values())
+
+
+def _check_scene(document: Mapping[str, Any], properties: Mapping[str, str]) -> None:
+    assert document.keys() == {"schema", "device", "module", "messageSequence", "events"}
+    assert document["schema"] == "visionedge/scene/1"
+    events = document["events"]
+    assert events
+    assert properties.keys() == {"schema", "cameras", "types", "rules", "labels"}
+    assert properties["cameras"] == ",".join(sorted({event["camera"] for event in events}))
+    assert properties["types"] == ",".join(sorted({event["type"] for event in events}))
+    rules = {event.get("zone") or event["line"] for event in events}
+    assert properties["rules"] == ",".join(sorted(rules))
+    labels = {event["label"] for event in events if "label" in event}
+    assert properties["labels"] == ",".join(sorted(labels))
+    for event in events:
+        assert event.keys() >= {"id", "camera", "type", "at", "sequence", "epoch", "evidence"}
+        assert _MOMENT.fullmatch(event["at"])
 
 
 def _check_event(document: Mapping[str, Any]) -> None:

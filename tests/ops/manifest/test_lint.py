@@ -123,7 +123,7 @@ def test_an_object_route_needs_schema_1_1() -> None:
     """Under 1.0 edgeHub takes texts only."""
     report = lint(change(valid_manifest(), (*HUB, "schemaVersion"), "1.0"))
     assert finding_places(report) == {
-        ("error", f"{IN_HUB}.routes.vision{output}") for output in ("Events", "Detections")
+        ("error", f"{IN_HUB}.routes.vision{output}") for output in ("Events", "Scene", "Detections")
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import visionedge
 from visionedge.config.load import parse_config
-from visionedge.outbound.messages import DETECTIONS, EVENTS
+from visionedge.outbound.messages import DETECTIONS, EVENTS, SCENE
 from visionedge.runtime.memory_requirement import CPU_MEMORY_MIB, GPU_MEMORY_MIB
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -87,8 +87,8 @@ def test_every_output_has_a_route_and_events_have_priority(content: dict[str, An
         assert 0 <= route["priority"] <= 9
         assert 0 <= route["timeToLiveSecs"] <= 4294967295
         routed[found[1]] = route["priority"]
-    assert routed.keys() == {DETECTIONS, EVENTS}
-    assert routed[EVENTS] == 0 < routed[DETECTIONS]
+    assert routed.keys() == {DETECTIONS, SCENE, EVENTS}
+    assert routed[EVENTS] == 0 < routed[SCENE] < routed[DETECTIONS]
     assert hub["storeAndForwardConfiguration"]["timeToLiveSecs"] > 0
 
 

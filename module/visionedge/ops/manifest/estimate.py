@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.ops.module_client import fetch_status
-from visionedge.outbound.messages import DETECTIONS, MAX_BYTES, Message, parse_message
-from visionedge.outbound.metering import BLOCK_BYTES, DAY_S, UNIT_BLOCKS_PER_DAY, count_blocks
+from visionedge.outbound.messages import DETECTIONS, MAX_BYTES, SCENE, Message, parse_message
+from visionedge.outbound.metering import BLOCK_BYTES, DAY_S, SCENE_SHARE, UNIT_BLOCKS_PER_DAY, count_blocks
 
 _SHORT_S = 600.0
 _BUDGET_SPENT = "telemetry-budget-spent"
@@ -50,14 +50,19 @@ class Estimate:
 
     @property
     def kept(self) -> float:
-        """The share of the detections' blocks within the limit."""
-        limited = self.measured.blocks_per_day(DETECTIONS)
-        return min(1.0, self.max_per_day / limited) if limited else 1.0
+        """The share of the detections' blocks within the limit, in which scene events come first."""
+        detections, scene = self._limited_blocks()
+        left = self.max_per_day - max(scene, self.max_per_day / SCENE_SHARE) if scene else self.max_per_day
+        return min(1.0, max(0.0, left) / detections) if detections else 1.0
 
     @property
     def billed_blocks(self) -> float:
         """The blocks per day that are sent; the limit does not apply to events."""
-        return self.blocks_per_day - (1 - self.kept) * self.measured.blocks_per_day(DETECTIONS)
+        detections, scene = self._limited_blocks()
+        return self.blocks_per_day - (1 - self.kept) * detections - max(0.0, scene - self.max_per_day)
+
+    def _limited_blocks(self) -> tuple[float, float]:
+        return self.measured.blocks_per_day(DETECTIONS), self.measured.blocks_per_day(SCENE)
 
     def units(self, tier: str) -> tuple[float, int]:
         """The share of one unit's daily quota, and the number of units."""
@@ -186,7 +191,7 @@ class _MessageCounter:
         self._numbers[message.output] = message.sequence_number
         if now is not None:
             self._pass_time(now, message, document)
-        elif document["code"] == _BUDGET_SPENT:
+        elif document.get("code") == _BUDGET_SPENT:
             self._spent = True
         elif self._last is not None:
             self._events.append(message)

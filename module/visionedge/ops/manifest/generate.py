@@ -46,7 +46,7 @@ _HUB_STORE = "/iotedge/storage"
 _LOG_OPTIONS = {"LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}}}
 _HUB_PORTS = (5671, 8883, 443)
 _DAY_S = 86_400
-_PRIORITIES = {"events": (0, 7 * _DAY_S), "detections": (5, _DAY_S)}
+_PRIORITIES = {"events": (0, 7 * _DAY_S), "scene": (1, 7 * _DAY_S), "detections": (5, _DAY_S)}
 
 
 @dataclass(frozen=True, slots=True)

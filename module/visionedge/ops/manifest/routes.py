@@ -18,11 +18,11 @@ from visionedge.ops.manifest.document import (
     has_placeholder,
 )
 from visionedge.ops.manifest.gpu_options import create_options_node, read_module_environment, read_mounts
-from visionedge.outbound.messages import DETECTIONS, EVENTS
+from visionedge.outbound.messages import DETECTIONS, EVENTS, SCENE
 
 _BOOLEAN_VARIABLES = ("OptimizeForPerformance", "UsePersistentStorage", "mqttSettings__enabled")
 SCHEMA_VERSIONS = ("1.0", "1.1", "1.2", "1.3")
-OUTPUTS = (DETECTIONS, EVENTS)
+OUTPUTS = (DETECTIONS, SCENE, EVENTS)
 
 _ROUTE_SYNTAX = (
     'FROM /messages/modules/M/outputs/O [WHERE …] INTO $upstream or BrokeredEndpoint("/modules/M/inputs/I")'
@@ -98,9 +98,15 @@ def check_routes(
 
 
 def _used_outputs(twin: JsonNode | None) -> tuple[str, ...]:
-    """The outputs that a visionedge module uses."""
+    """The outputs that a visionedge module uses, as far as its twin tells."""
     mode = twin.at("telemetry", "mode") if twin is not None else None
-    return (EVENTS,) if mode is not None and mode.text == "none" else OUTPUTS
+    cameras = twin.at("cameras") if twin is not None else None
+    has_scene = cameras is not None and any(
+        camera.at(key) is not None for camera in cameras.entries.values() for key in ("zones", "lines")
+    )
+    is_muted = mode is not None and mode.text == "none"
+    unused = {*([DETECTIONS] if is_muted else []), *([] if has_scene else [SCENE])}
+    return tuple(output for output in OUTPUTS if output not in unused)
 
 
 def _store(node: JsonNode | None, findings: LintFindings) -> None:
