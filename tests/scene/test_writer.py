@@ -145,6 +145,8 @@ def count_with_a_disk_that_comes_later(path: Path, **keys: Any) -> WriterRun:
     """The last run has left one crossing and one inside; the next one counts the same without the disk."""
     last = WriterRun(path)
     last.walk(0.4, 0.6)
+    last.writer.acknowledge([document["id"] for document in last.delivered])
+    last.walk()
     last.kill()
     run = WriterRun(path, is_broken=True, sequence=100, **keys)
     run.walk(0.4, 0.6, track_id=2)
@@ -196,6 +198,8 @@ def test_a_condition_that_was_in_force_in_the_last_run_ends_though_the_disk_came
     zones = {"queue": {"polygon": SQUARE, "occupancy": {"atLeast": 1}}}
     last = WriterRun(tmp_path / "scene.db", zones=zones)
     last.walk(0.4)
+    last.writer.acknowledge([document["id"] for document in last.delivered])
+    last.walk()
     last.kill()
     run = WriterRun(tmp_path / "scene.db", is_broken=True, sequence=100, zones=zones)
     run.walk(0.1)
