@@ -22,6 +22,7 @@ from visionedge.app.status import build_status
 from visionedge.config.load import parse_config
 from visionedge.frames.types import Detections, FrameResult
 from visionedge.iothub.delivery import Delivery
+from visionedge.outbound.sqlite_store import open_database
 from visionedge.runtime.threads import ThreadGroup
 from visionedge.scene.events import EventFilter
 from visionedge.scene.spatial_analysis import build_insights
@@ -204,6 +205,57 @@ def test_without_the_file_of_the_last_run_numbers_of_tracks_do_not_repeat(tmp_pa
     assert ids[0] < ids[1]
 
 
+def test_a_disk_that_comes_after_the_start_gives_its_totals_then(tmp_path: Path) -> None:
+    ids: list[Any] = []
+
+    async def before(run: HostRun) -> None:
+        ids.append(run.show(*WALK).track_ids)
+
+    async def without_disk(run: HostRun) -> None:
+        ids.append(run.show(*WALK).track_ids)
+        assert run.totals()["entered"] == 1
+        database.close()
+        writer = run.host._writer
+        assert writer is not None
+        writer._retry_at_s = 0.0
+        writer._write_waiting()
+        run.host.tick()
+        assert (run.totals()["entered"], run.totals()["right-to-left"]) == (2, 2)
+
+    play(HostRun(tmp_path), before)
+    database = open_database(tmp_path / "scene.db")
+    database.execute("BEGIN IMMEDIATE")
+    play(HostRun(tmp_path), without_disk)
+    assert ids[0] < ids[1]
+    store = SceneStore(tmp_path / "scene.db")
+    assert store.load("dock")["left"].totals == {"entered": {"person": 2}, "left": {"person": 2}}
+    store.close()
+
+
+def test_a_file_that_replaces_a_damaged_one_gets_all_totals(tmp_path: Path) -> None:
+    async def scenario(run: HostRun) -> None:
+        run.show(*WALK)
+        writer = run.host._writer
+        assert writer is not None
+        writer._write_waiting()
+        with writer._disk:
+            assert writer._store is not None
+            writer._store._db.execute("DROP TABLE total")
+        HostRun.at_s += 10
+        run.show(*WALK)
+        writer._write_waiting()  # fails
+        writer._write_waiting()
+        run.host.tick()
+
+    run = HostRun(tmp_path)
+    play(run, scenario)
+    store = SceneStore(tmp_path / "scene.db")
+    kept = store.load("dock")
+    assert kept["left"].totals == {"entered": {"person": 2}, "left": {"person": 2}}
+    assert kept["door"].totals == {"right-to-left": {"person": 2}}
+    store.close()
+
+
 def test_numbers_of_tracks_are_reserved_on_the_disk_ahead_of_their_use(tmp_path: Path) -> None:
     async def scenario(run: HostRun) -> None:
         tracker = run.host._scenes["dock"].tracker
@@ -296,6 +348,52 @@ def test_a_camera_that_is_removed_loses_who_is_inside_and_begins_at_0_when_it_re
 
     play(HostRun(tmp_path), scenario)
     assert stored_types(tmp_path) == ["zone-entered", "zone-lost", "zone-entered"]
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_totals_stay_while_tracking_is_off_and_nothing_counts(tmp_path: Path, is_restarted: bool) -> None:
+    off = {**CAMERA, "tracking": "off"}
+    kept = {"inside": 0, "entered": 2, "left": 1, "lost": 1, "left-to-right": 0, "right-to-left": 1}
+
+    async def count(run: HostRun) -> None:
+        run.show(*WALK)
+        HostRun.at_s += 10
+        run.show(*WALK[:6])
+        if not is_restarted:
+            await show_nothing(run)
+            await count_on(run)
+
+    async def show_nothing(run: HostRun) -> None:
+        await run.configure(dock=off)
+        assert run.show(*WALK).track_ids is None
+        run.host.tick()
+        assert run.totals() == kept
+        assert run.host.document("dock")["tracks"] == []
+
+    async def count_on(run: HostRun) -> None:
+        await run.configure(dock=CAMERA)
+        assert run.totals() == kept
+        HostRun.at_s += 10
+        run.show(*WALK)
+        assert run.totals() == {**kept, "entered": 3, "left": 2, "right-to-left": 2}
+
+    play(HostRun(tmp_path), count)
+    if is_restarted:
+        for camera, scenario in ((off, show_nothing), (CAMERA, count_on)):
+            play(HostRun(tmp_path, camera=camera), scenario)
+    types = ["zone-entered", "zone-left", "line-crossed"]
+    assert stored_types(tmp_path) == [*types, "zone-entered", "zone-lost", *types]
+
+
+def test_a_zone_that_is_removed_or_edited_while_tracking_is_off_begins_at_0(tmp_path: Path) -> None:
+    async def scenario(run: HostRun) -> None:
+        run.show(*WALK)
+        edited = {"polygon": [[0, 0], [0, 1], [0.3, 1]]}
+        await run.configure(dock={"uri": "demo:", "tracking": "off", "zones": {"left": edited}})
+        await run.configure(dock=CAMERA)
+        assert set(run.totals().values()) == {0}
+
+    play(HostRun(tmp_path), scenario)
 
 
 def test_zones_of_a_camera_that_is_gone_at_a_start_end(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from visionedge.config.load import parse_config
@@ -50,7 +51,9 @@ def camera_config(**keys: Any) -> CameraConfig:
 class SceneRun:
     """A scene that is fed picture by picture; collects its events and everything that is to be stored."""
 
-    def __init__(self, config: CameraConfig, kept: Mapping[str, KeptRule] | None = None) -> None:
+    def __init__(
+        self, config: CameraConfig, kept: Mapping[str, KeptRule] | None = MappingProxyType({})
+    ) -> None:
         self.scene = Scene("dock", kept)
         self.events: list[SceneEvent] = []
         self.changes: list[SceneChanges] = []
@@ -61,7 +64,7 @@ class SceneRun:
         self.model = "yolox-nano-416"
         self.configure(config)
 
-    def restart(self, kept: Mapping[str, KeptRule], config: CameraConfig) -> None:
+    def restart(self, kept: Mapping[str, KeptRule] | None, config: CameraConfig) -> None:
         """A new process: sequences and track ids go on."""
         self.scene = Scene("dock", kept)
         self.at_s += 60

@@ -78,6 +78,12 @@ def test_the_frame_object_of_a_tracked_camera_has_tracks_and_precision_beside_th
     assert [*tracked][8:11] == ["device", "precision", "timing"]
 
 
+def test_a_detection_has_the_label_of_its_track_else_that_of_its_class() -> None:
+    named = replace(a_result(), track_ids=(4, None), track_labels=("car", None))
+    rows = build_frame_document(named)["detections"]
+    assert [(row["label"], row["classId"]) for row in rows] == [("car", 0), ("class-9", 9)]
+
+
 def test_a_frame_object_with_a_source_has_no_camera() -> None:
     """`detect` names the picture instead."""
     document = build_frame_document(a_result(), source="a.jpg")

@@ -1,11 +1,13 @@
 """Conservation as a state machine: entered = left + lost + inside, in memory, on the disk and by the events.
 
-Tracks walk, end, are not seen; the camera reconnects or goes offline, models and zones change, clocks jump,
-the module stops or is killed, writes fail and are repeated.
+Tracks walk, end, are not seen; the camera reconnects or goes offline, models and zones change, schedules open
+and close, tracking is off for a time, clocks jump, the module is killed, starts without the disk, writes are
+repeated, a damaged file is replaced.
 """
 
 import tempfile
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,7 @@ class SceneMachine(RuleBasedStateMachine):
         self.stored: list[SceneEvent] = []
         self.tally: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         self.conditions: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        self.is_disk_away = False
         self.open_store()
 
     def open_store(self) -> None:
@@ -83,23 +86,35 @@ class SceneMachine(RuleBasedStateMachine):
 
     def write(self) -> None:
         """Store what happened since the last time."""
+        if self.is_disk_away:
+            return
         changes, self.run.changes = self.run.changes, []
-        self.store.write(changes, self.run.now, f"batch {self.batch}")
+        if any(start.is_blind for change in changes for start in change.starts):
+            # Those inside when the last run ended, of which a scene that began blind knows nothing.
+            wanted = {start.rule for change in changes for start in change.starts if start.is_blind}
+            kept = self.store.load("dock")
+            self.count(SceneChanges(tuple(e for name in wanted & kept.keys() for e in kept[name].visits)))
+        found = self.store.write(changes, self.run.now, f"batch {self.batch}")
         self.batch += 1
+        for start in found:
+            self.run.scene.adopt(start.rule, start.kept)
         for change in changes:
-            self.count(change)
+            self.count(change, {start.rule for start in found})
 
-    def count(self, change: SceneChanges) -> None:
-        """The totals by the events alone, since each zone or line began."""
+    def count(self, change: SceneChanges, going_on: Collection[str] = ()) -> None:
+        """The totals by the events alone, since each zone or line began; some go on after a blind start."""
         for event in change.events:
             self.stored.append(event)
             if (total := total_of(event)) is not None:
                 self.tally[total] += 1
             elif event.type != "zone-dwell":
-                self.conditions[(event.rule, event.condition[0] if event.condition else "")].append(
-                    event.type
-                )
+                types = self.conditions[(event.rule, event.condition[0] if event.condition else "")]
+                if event.rule in going_on and types[-1:] == [event.type]:
+                    continue  # a run that began blind does not know that the condition was in force
+                types.append(event.type)
         for start in change.starts:
+            if start.is_blind and start.rule in going_on:
+                continue
             for key in [key for key in self.tally if key[0] == start.rule]:
                 del self.tally[key]
             for condition in [key for key in self.conditions if key[0] == start.rule]:
@@ -156,6 +171,28 @@ class SceneMachine(RuleBasedStateMachine):
         self.config = camera_config(**keys)
         self.run.configure(self.config)
 
+    @rule(hours=st.sampled_from([0.01, 1]))
+    def do_without_tracking(self, hours: float) -> None:
+        """All tracks end; zones and lines stay."""
+        self.run._take(self.run.scene.end_all())
+        self.track_ids = []
+        self.run.configure(self.config)
+        self.run.at_s += 3600 * hours
+
+    @rule()
+    def replace_damaged_file(self) -> None:
+        """The new file has everything but the events."""
+        if self.is_disk_away:
+            return
+        self.store.close()
+        Path(self.folder.name, "scene.db").unlink()
+        self.open_store()
+        document = self.run.scene.document()
+        for key in [key for key in self.tally if key[0] not in {**document["zones"], **document["lines"]}]:
+            del self.tally[key]
+        self.run._take(self.run.scene.states())
+        self.write()
+
     @rule()
     def store_visits(self) -> None:
         self.run._take(self.run.scene.open_visits())
@@ -167,19 +204,31 @@ class SceneMachine(RuleBasedStateMachine):
     @rule()
     def write_twice(self) -> None:
         """As if the first try was on the disk, and its answer was an error."""
+        if self.is_disk_away or any(start.is_blind for change in self.run.changes for start in change.starts):
+            return
         self.store.write(self.run.changes, self.run.now, f"batch {self.batch}")
         self.write()
 
-    @rule(config=st.none() | CAMERAS.map(lambda keys: camera_config(**keys)), written=st.booleans())
-    def kill_and_start(self, config: CameraConfig | None, written: bool) -> None:
-        """What was not written is gone; the configuration may be another one."""
+    @rule(
+        config=st.none() | CAMERAS.map(lambda keys: camera_config(**keys)),
+        written=st.booleans(),
+        is_disk_away=st.booleans(),
+    )
+    def kill_and_start(self, config: CameraConfig | None, written: bool, is_disk_away: bool) -> None:
+        """What was not written is gone; the configuration may be another one, and the disk come later."""
         if written:
             self.write()
         self.config = config or self.config
         self.store.close()
         self.open_store()
         self.track_ids, self.run.changes = [], []
-        self.run.restart(self.store.load("dock"), self.config)
+        self.is_disk_away = is_disk_away
+        self.run.restart(None if is_disk_away else self.store.load("dock"), self.config)
+
+    @rule()
+    def repair_disk(self) -> None:
+        self.is_disk_away = False
+        self.write()
 
     # --- what holds ---------------------------------------------------------------------------------------
 
@@ -234,12 +283,15 @@ class SceneMachine(RuleBasedStateMachine):
         document = self.run.scene.document()
         for name, kept in self.store.load("dock").items():
             for total, counts in kept.totals.items():
+                if name not in {**document["zones"], **document["lines"]}:
+                    continue  # not in the configuration of a run that began blind: the next start removes it
                 shown = document["zones" if kept.shape == "zone" else "lines"][name][total]
                 assert {label: count for label, count in shown.items() if count} == counts
 
     def teardown(self) -> None:
         try:
             if hasattr(self, "run"):
+                self.is_disk_away = False
                 self.write()
                 self.the_file_is_conserved_and_agrees_with_its_events()
                 self.memory_and_file_agree_when_all_is_written()

@@ -277,10 +277,16 @@ def test_an_empty_shelf_is_reported_after_a_time_and_its_refill_at_once() -> Non
     assert run.events[0].document()["evidence"] == {"firstSequence": 1, "lastSequence": 101, "trackIds": []}
 
 
-def test_while_a_camera_is_offline_a_zone_is_not_known_to_be_empty() -> None:
+@pytest.mark.parametrize("is_tracking_off", [False, True])
+def test_while_a_camera_is_offline_or_not_tracked_a_zone_is_not_known_to_be_empty(
+    is_tracking_off: bool,
+) -> None:
     run = zone_run(empty={"forSeconds": 10})
     run.picture()
-    run.epoch += 1
+    if is_tracking_off:
+        run.scene.end_all()
+    else:
+        run.epoch += 1
     run.picture(after_s=3600)
     assert run.types == []
     for _ in range(101):

@@ -310,6 +310,101 @@ def test_the_file_of_a_newer_version_stays_and_another_one_beside_it_is_used(
     assert path.with_name("scene.1.db").exists()
 
 
+def count_with_the_older_version(path: Path, **keys: Any) -> StoredRun:
+    """Beside the file of the newer version: one has entered and left over the line, another one is inside."""
+    opened = open_scene_store(path)
+    assert opened.store is not None
+    opened.store.close()
+    stored = StoredRun(opened.store.path, **keys)
+    stored.run.sequence += 1_000
+    stored.walk(0.4, 0.45, 0.6, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, track_id=1_001)
+    stored.walk(0.4, 0.4, track_id=1_002)
+    stored.store.reserve_track_ids("dock", 1_002)
+    stored.store.close()
+    return stored
+
+
+def test_the_newer_version_adds_what_an_older_one_has_counted_beside_its_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_next_version(path, 2, monkeypatch)  # one has crossed and is inside
+    count_with_the_older_version(path)
+    monkeypatch.setattr(totals, "SCENE_FORMAT", upgraded(2))
+    for _ in range(2):
+        opened = open_scene_store(path)
+        assert opened.store is not None
+        store = opened.store
+        kept = store.load("dock")
+        assert kept["door"].totals == {"right-to-left": {"person": 2}}
+        assert kept["queue"].totals == {"entered": {"person": 3}, "left": {"person": 1}}
+        assert [event.track_id for event in kept["queue"].visits] == [1, 1_002]
+        assert len(store.events()) == 6
+        assert store.events()[-1]["trackId"] == 1
+        assert sum(row.count for row in store.counts("dock", START, START + timedelta(hours=1))) == 6
+        assert store.last_track_id("dock") == 1_002
+        store.close()
+    assert not path.with_name("scene.1.db").exists()
+
+
+def test_what_is_added_counts_once_though_the_other_file_cannot_be_deleted(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_next_version(path, 2, monkeypatch)
+    count_with_the_older_version(path)
+    content = path.with_name("scene.1.db").read_bytes()
+    monkeypatch.setattr(totals, "SCENE_FORMAT", upgraded(2))
+    for number in range(3):
+        path.with_name("scene.1.db").write_bytes(content)
+        opened = open_scene_store(path)
+        assert opened.store is not None
+        opened.store.write([], START, str(number))
+        assert opened.store.load("dock")["door"].totals == {"right-to-left": {"person": 2}}
+        opened.store.close()
+
+
+def test_a_zone_that_was_edited_under_the_older_version_has_its_totals_and_since(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_next_version(path, 2, monkeypatch)
+    wide = {"polygon": [[0, 0], [0, 1], [1, 1], [1, 0]]}
+    older = count_with_the_older_version(path, zones={"queue": wide})
+    monkeypatch.setattr(totals, "SCENE_FORMAT", upgraded(2))
+    opened = open_scene_store(path)
+    assert opened.store is not None
+    kept = opened.store.load("dock")["queue"]
+    assert kept.totals == {"entered": {"person": 2}}
+    assert kept.definition == older.run.scene._zones["queue"].definition
+    assert [event.track_id for event in kept.visits] == [1_001, 1_002]
+    # Who was inside the old zone is lost, before anything that the older version has seen.
+    assert [(event["type"], event["trackId"]) for event in opened.store.events()[::-1]] == [
+        ("zone-entered", 1),
+        ("line-crossed", 1),
+        ("zone-lost", 1),
+        ("zone-entered", 1_001),
+        ("line-crossed", 1_001),
+        ("zone-entered", 1_002),
+    ]
+    opened.store.close()
+
+
+def test_numbers_of_tracks_go_on_beside_a_newer_file_and_after_a_damaged_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_next_version(path, 2, monkeypatch)
+    database = open_database(path)
+    database.execute("INSERT INTO track VALUES ('dock', 5000)")
+    database.close()
+    opened = open_scene_store(path)
+    assert opened.store is not None
+    assert opened.store.last_track_id("dock") == 5_000
+    opened.store._db.execute("DROP TABLE visit")
+    opened.store.close()
+    opened = open_scene_store(path)
+    assert opened.store is not None
+    assert (opened.lost, opened.store.last_track_id("dock")) == ("the schema was changed", 5_000)
+    opened.store.close()
+
+
 @pytest.mark.parametrize(
     "damage",
     [

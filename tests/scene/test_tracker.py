@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -82,6 +83,31 @@ def test_a_steady_box_with_a_middling_score_begins_no_track_unless_asked() -> No
 
     assert ids_of(follow(scene, 300, 10)) == []
     assert ids_of(follow(scene, 5, 10, Tracker(birth_score=0.4))) == [1]
+
+
+@every_rate
+def test_an_object_with_a_middling_score_has_a_track_once_it_has_moved_by_more_than_its_size(
+    rate: float,
+) -> None:
+    """Models whose scores are lower must count, too."""
+    updates = list(follow(lambda at_s: [replace(walk(at_s, 0.04), score=0.45)], 6, rate))
+    assert ids_of(updates) == [1]
+    first = next(number for number, update in enumerate(updates) if update.tracks) / rate
+    size = (walk(0).width + walk(0).height) / 2
+    assert 1.25 * size < 0.04 * first < 1.7 * size
+    assert updates[-1].track_ids == (1,)
+
+
+def test_an_object_that_moves_with_scores_just_above_confidence_has_no_track() -> None:
+    assert ids_of(follow(lambda at_s: [replace(walk(at_s, 0.04), score=0.35)], 10, 10)) == []
+
+
+def test_a_false_detection_that_jitters_where_it_is_has_no_track() -> None:
+    numbers = random.Random(3)  # noqa: S311 - no secret
+    shaken = [
+        [Seen(0.5 + numbers.gauss(0, 0.01), 0.5 + numbers.gauss(0, 0.025), score=0.6)] for _ in range(3000)
+    ]
+    assert ids_of(follow(lambda at_s: shaken[round(at_s * 10) % 3000], 299, 10)) == []
 
 
 def test_the_birth_score_is_never_below_confidence() -> None:

@@ -21,16 +21,18 @@ CONFIG = camera_config(zones={"queue": {"polygon": SQUARE}}, lines={"door": DOOR
 class WriterRun:
     """A scene and its writer, on a disk that can be made to fail; rounds of the thread are called by hand."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_broken: bool = False, sequence: int = 0, **keys: Any) -> None:
         self.path = path
         self.now_s = 0.0
-        self.is_broken = False
+        self.is_broken = is_broken
         self.delivered: list[Mapping[str, Any]] = []
         self.check: Callable[[], None] = lambda: None
         self.writer = SceneWriter(
             path, EventLimits(), self.deliver, clock=lambda: self.now_s, now=self.now, connect=self.connect
         )
-        self.run = SceneRun(CONFIG, self.writer.load("dock"))
+        config = camera_config(**keys) if keys else CONFIG
+        self.run = SceneRun(config, self.writer.load("dock"))
+        self.run.sequence = sequence
 
     def now(self) -> datetime:
         return START
@@ -137,6 +139,77 @@ def test_a_disk_that_is_broken_at_the_start_is_tried_again(tmp_path: Path) -> No
     run.walk(0.4, 0.6, track_id=2)
     assert run.types() == ["zone-entered", "line-crossed"] * 2
     assert run.stored_totals() == TWO
+
+
+def count_with_a_disk_that_comes_later(path: Path, **keys: Any) -> WriterRun:
+    """The last run has left one crossing and one inside; the next one counts the same without the disk."""
+    last = WriterRun(path)
+    last.walk(0.4, 0.6)
+    last.writer.acknowledge([document["id"] for document in last.delivered])
+    last.walk()
+    last.kill()
+    run = WriterRun(path, is_broken=True, sequence=100, **keys)
+    run.walk(0.4, 0.6, track_id=2)
+    assert run.run.scene.document()["lines"]["door"]["right-to-left"] == {"person": 1}
+    run.repair_disk()
+    run.walk(0.62, track_id=2)
+    for start in run.writer.take_blind_starts():
+        run.run.scene.adopt(start.rule, start.kept)
+    assert run.writer.take_blind_starts() == []
+    return run
+
+
+def test_what_was_counted_without_the_disk_is_added_to_what_it_had(tmp_path: Path) -> None:
+    run = count_with_a_disk_that_comes_later(tmp_path / "scene.db")
+    document = run.run.scene.document()
+    assert document["lines"]["door"]["right-to-left"] == {"person": 2}
+    zone = document["zones"]["queue"]
+    assert {name: zone[name] for name in ("inside", "entered", "left", "lost")} == {
+        "inside": {"person": 1},
+        "entered": {"person": 2},
+        "left": {},
+        "lost": {"person": 1},
+    }
+    assert zone["since"] == "2026-11-30T10:00:00.000Z"
+    # The loss of who was inside at the end of the last run comes when its file is there.
+    assert run.types() == ["zone-entered", "line-crossed", "zone-lost"]
+    run.walk(0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, track_id=2)
+    totals = run.stored_totals()
+    assert totals["door"] == {"right-to-left": {"person": 2}, "left-to-right": {"person": 1}}
+    assert totals["queue"] == {name: {"person": n} for name, n in (("entered", 2), ("left", 1), ("lost", 1))}
+
+
+def test_a_zone_that_was_edited_before_the_disk_came_begins_at_0(tmp_path: Path) -> None:
+    wide = {"polygon": [[0, 0], [0, 1], [1, 1], [1, 0]]}
+    run = count_with_a_disk_that_comes_later(
+        tmp_path / "scene.db", zones={"queue": wide}, lines={"door": DOOR}
+    )
+    assert run.run.scene.document()["zones"]["queue"]["entered"] == {"person": 1}
+    assert run.types() == ["zone-entered", "line-crossed", "zone-lost"]
+    assert run.stored_totals() == {
+        "door": {"right-to-left": {"person": 2}},
+        "queue": {"entered": {"person": 1}},
+    }
+
+
+def test_a_condition_that_was_in_force_in_the_last_run_ends_though_the_disk_came_later(
+    tmp_path: Path,
+) -> None:
+    zones = {"queue": {"polygon": SQUARE, "occupancy": {"atLeast": 1}}}
+    last = WriterRun(tmp_path / "scene.db", zones=zones)
+    last.walk(0.4)
+    last.writer.acknowledge([document["id"] for document in last.delivered])
+    last.walk()
+    last.kill()
+    run = WriterRun(tmp_path / "scene.db", is_broken=True, sequence=100, zones=zones)
+    run.walk(0.1)
+    run.repair_disk()
+    run.walk(0.1)
+    for start in run.writer.take_blind_starts():
+        run.run.scene.adopt(start.rule, start.kept)
+    run.walk(0.1)
+    assert last.types() + run.types() == ["zone-entered", "zone-occupied", "zone-lost", "zone-vacated"]
+    run.kill()
 
 
 def test_events_that_were_stored_and_not_delivered_at_a_kill_come_at_the_next_start(tmp_path: Path) -> None:
@@ -268,6 +341,14 @@ def test_a_file_that_is_damaged_while_the_module_runs_is_set_aside(written: Writ
     assert written.writer.status().mode == "disk"
     assert written.writer.status().lost == "no such table: total"
     assert written.path.with_name("scene.db.aside").exists()
+    assert written.writer.take_replaced()
+    assert not written.writer.take_replaced()
+    written.writer.put(written.run.scene.states())
+    written.walk(0.9, track_id=2)
+    kept = written.writer.load("dock")
+    assert kept is not None
+    assert [event.track_id for event in kept["queue"].visits] == [1, 2]
+    assert written.stored_totals() == TWO
 
 
 def test_the_thread_writes_the_rest_and_ends(tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ class SceneHost:
         self._thread_group = thread_group
         self._clock, self._now = clock, now
         self._scenes: dict[str, CameraScene] = {}
-        self._former: dict[str, CameraScene] = {}
+        # Not followed: their cameras are without tracking now, or removed.
+        self._idle: dict[str, CameraScene] = {}
         self._masked: dict[str, CameraConfig] = {}
         self._writer: SceneWriter | None = None
         self._thread: threading.Thread | None = None
@@ -83,18 +84,19 @@ class SceneHost:
         async with self._configuring:
             tracked = {name: camera for name, camera in cameras.items() if camera.is_tracked}
             # What a removed camera has left may still be on its way to the disk.
-            self._scenes |= {name: self._former.pop(name) for name in tracked if name in self._former}
+            self._scenes |= {name: self._idle.pop(name) for name in tracked if name in self._idle}
             new = [name for name in tracked if name not in self._scenes]
             if new or not self._has_looked:
                 events = self._snapshot().config.events
                 loaded = await asyncio.to_thread(self._load, new, frozenset(tracked), events)
                 self._has_looked = True
                 self._scenes |= {scene.name: scene for scene in loaded}
-            for name, scene in [*self._scenes.items()]:
-                if name not in tracked:
-                    self._put(scene.scene.end_all())
-                    self._former[name] = self._scenes.pop(name)
-                self._put(scene.configure(tracked.get(name, _NO_RULES), self._now()))
+            for name in [name for name in self._scenes if name not in tracked]:
+                self._put(self._scenes[name].scene.end_all())
+                self._idle[name] = self._scenes.pop(name)
+            for name, scene in {**self._scenes, **self._idle}.items():
+                # Zones and lines that are not counted now keep their totals.
+                self._put(scene.configure(cameras.get(name, _NO_RULES), self._now()))
                 scene.use_confidence(self._snapshot().config.inference.confidence)
             self._masked = {
                 name: camera for name, camera in cameras.items() if camera.masks and not camera.is_tracked
@@ -115,9 +117,12 @@ class SceneHost:
         ]
 
     def _reserve_first(self, writer: SceneWriter, camera: str) -> int:
-        """The number of the first track; it is at least the time, in case that the file is lost. Blocks."""
+        """The number of the first track; it is at least the time, in case that the file is lost. Blocks.
+
+        In ms, because a camera never has a thousand tracks a second.
+        """
         last_id = writer.last_track_id(camera) or 0
-        first_id = max(last_id + 1, int(self._now().timestamp()))
+        first_id = max(last_id + 1, int(self._now().timestamp() * 1000))
         reserved_id = first_id + _RESERVED_TRACKS
         self._reserved[camera] = reserved_id if writer.reserve_track_ids(camera, reserved_id) else 0
         return first_id
@@ -166,8 +171,8 @@ class SceneHost:
         return result
 
     def document(self, camera: str) -> dict[str, Any]:
-        """The tracks, zones and lines of a camera; empty without tracking."""
-        found = self._scenes.get(camera)
+        """The tracks, zones and lines of a camera; without tracking the totals of before."""
+        found = self._scenes.get(camera) or self._idle.get(camera)
         return (Scene(camera) if found is None else found.scene).document()
 
     def statistics(self) -> SceneStatistics:
@@ -201,6 +206,7 @@ class SceneHost:
             return
         self._due_s = now_s + _VISITS_S
         self._report_storage(self._writer.status())
+        self._agree_with_file(self._writer)
         for scene in self._scenes.values():
             self._put(scene.end_if_offline(now_s))
             self._put(scene.scene.open_visits())
@@ -210,6 +216,17 @@ class SceneHost:
         if self._reserving is None and (wanted := self._find_reservations()):
             reserve = partial(_reserve, self._writer, wanted)
             self._reserving = asyncio.get_running_loop().run_in_executor(None, reserve)
+
+    def _agree_with_file(self, writer: SceneWriter) -> None:
+        """Add what a file that came late had, and store everything in one that replaced a damaged one."""
+        scenes = {**self._scenes, **self._idle}
+        for start in writer.take_blind_starts():
+            if start.camera in scenes:
+                scenes[start.camera].scene.adopt(start.rule, start.kept)
+        if writer.take_replaced():
+            for scene in scenes.values():
+                self._put(scene.scene.states())
+            self._reserved.clear()
 
     def _find_reservations(self) -> dict[str, int]:
         """The cameras whose reserved numbers are nearly used, and up to which to reserve."""

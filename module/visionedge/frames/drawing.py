@@ -50,13 +50,12 @@ def draw_detections(picture: Picture, result: FrameResult) -> Picture:
     `picture` is uint8 (h, w, 3) BGR, at any size.
     """
     canvas = np.ascontiguousarray(picture).copy()
-    found = result.detections
+    found, labels = result.detections, result.label_detections()
     # The highest scores are drawn last, on top of the others.
     for row in range(len(found) - 1, -1, -1):
         class_id = int(found.class_ids[row])
         left, top, right, bottom = _corners(found.boxes[row].tolist(), canvas)
-        label = result.labels[class_id] if class_id < len(result.labels) else f"class-{class_id}"
-        caption = f"{to_ascii(label)} {round(100 * float(found.scores[row]))}%"
+        caption = f"{to_ascii(labels[row])} {round(100 * float(found.scores[row]))}%"
         _draw(canvas, (left, top, right, bottom), caption, class_colour(class_id))
     return canvas
 

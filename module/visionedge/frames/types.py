@@ -1,6 +1,6 @@
 """The data that flows from a camera to the cloud, with shapes and units, and its JSON documents. No I/O."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -129,7 +129,7 @@ class FrameResult:
 
     `candidates`: for the tracker of the camera, `detections` and weaker ones; None: it has none. `track_ids`
     is parallel to the detections, None for those without a confirmed track; None: the camera has no tracking.
-    `precision` is that of the engine.
+    `track_labels`: the labels of those tracks, parallel too. `precision` is that of the engine.
     """
 
     frame: Frame
@@ -140,7 +140,15 @@ class FrameResult:
     labels: tuple[str, ...]
     candidates: Detections | None = None
     track_ids: tuple[int | None, ...] | None = None
+    track_labels: tuple[str | None, ...] | None = None
     precision: str | None = None
+
+    def label_detections(self) -> list[str]:
+        """The label of each detection: that of its track, else that of its class."""
+        found = [label_of(self.labels, class_id) for class_id in self.detections.class_ids.tolist()]
+        if self.track_labels is None:
+            return found
+        return [kept or label for label, kept in zip(found, self.track_labels, strict=True)]
 
 
 def utc_now() -> datetime:
@@ -153,14 +161,22 @@ def format_utc(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def build_detection_documents(detections: Detections, labels: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return the rows of the `detections` key of a frame object."""
+def label_of(labels: Sequence[str], class_id: int) -> str:
+    """Return the name of a class; ``class-7`` where the model names none."""
+    return labels[class_id] if 0 <= class_id < len(labels) else f"class-{class_id}"
+
+
+def _build_detection_documents(detections: Detections, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows of the `detections` key of a frame object; `labels` is parallel to the detections."""
     rows = []
-    for box, score, class_id in zip(
-        detections.boxes.tolist(), detections.scores.tolist(), detections.class_ids.tolist(), strict=True
+    for box, score, class_id, label in zip(
+        detections.boxes.tolist(),
+        detections.scores.tolist(),
+        detections.class_ids.tolist(),
+        labels,
+        strict=True,
     ):
         left, top, right, bottom = box
-        label = labels[class_id] if class_id < len(labels) else f"class-{class_id}"
         rows.append(
             {
                 "label": label,
@@ -184,7 +200,7 @@ def build_frame_document(result: FrameResult, *, source: str | None = None) -> d
     (the path of a picture or video) the key `source` replaces `camera`.
     """
     frame, timing, track_ids = result.frame, result.timing, result.track_ids
-    detections = build_detection_documents(result.detections, result.labels)
+    detections = _build_detection_documents(result.detections, result.label_detections())
     if track_ids is not None:
         for row, track_id in zip(detections, track_ids, strict=True):
             row |= {"trackId": track_id, "attributes": {}}

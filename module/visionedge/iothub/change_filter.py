@@ -118,7 +118,7 @@ class _CameraScene:
 
     def advance(self, result: FrameResult, hold_ns: int) -> None:
         """Match the next frame of the camera."""
-        now_ns, boxes, labels = result.frame.captured_ns, _boxes(result), _labels(result)
+        now_ns, boxes, labels = result.frame.captured_ns, _boxes(result), result.label_detections()
         passed_ns = max(0, now_ns - self.now_ns)
         if result.frame.epoch != self._epoch:
             passed_ns = 0
@@ -233,12 +233,6 @@ class ChangeFilter:
 
 def _boxes(result: FrameResult) -> list[Box]:
     return [tuple(row) for row in result.detections.boxes.tolist()]
-
-
-def _labels(result: FrameResult) -> list[str]:
-    """The label of each box, because class ids change their meaning with the model."""
-    names, ids = result.labels, result.detections.class_ids.tolist()
-    return [names[each] if 0 <= each < len(names) else f"class-{each}" for each in ids]
 
 
 def _matches(

@@ -1,11 +1,11 @@
 """The scene of one camera, from its results: masks, then the tracker, then zones and lines."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from visionedge.config.schema import CameraConfig
-from visionedge.frames.types import FrameResult
+from visionedge.frames.types import Detections, FrameResult, label_of
 from visionedge.scene.events import ScenePicture
 from visionedge.scene.scene import KeptRule, Scene, SceneChanges, apply_masks
 from visionedge.scene.tracker import BIRTH_SCORE, LOST_S, Track, Tracker
@@ -15,12 +15,12 @@ _OFFLINE_S = 2 * LOST_S
 
 
 class CameraScene:
-    """Masks, tracker, zones and lines of one camera.
+    """Masks, tracker, zones and lines of one camera; `kept` as in `Scene`.
 
     `tracks`: the confirmed tracks after the last result, hidden ones too.
     """
 
-    def __init__(self, name: str, first_track_id: int, kept: Mapping[str, KeptRule]) -> None:
+    def __init__(self, name: str, first_track_id: int, kept: Mapping[str, KeptRule] | None) -> None:
         self.name = name
         self.tracker = Tracker(next_id=first_track_id)
         self.scene = Scene(name, kept)
@@ -66,8 +66,14 @@ class CameraScene:
         )
         changes = self.scene.update(picture, update.tracks, update.ended)
         # The reported detections are the first candidates.
-        track_ids = update.track_ids[: len(detections)]
-        return replace(result, detections=detections, track_ids=track_ids), changes
+        labels = update.track_labels[: len(detections)]
+        reported = replace(
+            result,
+            detections=_name_by_tracks(detections, labels, result.labels),
+            track_ids=update.track_ids[: len(detections)],
+            track_labels=labels,
+        )
+        return reported, changes
 
     def end_if_offline(self, now_s: float) -> SceneChanges:
         """End all tracks once nothing came for long; `now_s` is the time of `time.monotonic`."""
@@ -82,3 +88,20 @@ class CameraScene:
         self.tracker = Tracker(tracker.confidence, tracker.birth_score, tracker.next_id)
         self.tracks = ()
         return self.scene.end_all()
+
+
+def _name_by_tracks(
+    detections: Detections, track_labels: Sequence[str | None], labels: Sequence[str]
+) -> Detections:
+    """The detections with the classes of their tracks, where this model has classes of these names."""
+    changed = {
+        row: labels.index(label)
+        for row, (label, class_id) in enumerate(zip(track_labels, detections.class_ids.tolist(), strict=True))
+        if label is not None and label != label_of(labels, class_id) and label in labels
+    }
+    if not changed:
+        return detections
+    class_ids = detections.class_ids.copy()
+    for row, class_id in changed.items():
+        class_ids[row] = class_id
+    return replace(detections, class_ids=class_ids)

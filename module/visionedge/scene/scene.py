@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from visionedge.config.schema import CameraConfig, LineConfig, ZoneConfig
@@ -79,13 +80,17 @@ class ConfirmedTrack(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RuleStart:
-    """A zone or line begins to count at 0, with this definition; `definition` None: it is removed."""
+    """A zone or line begins to count at 0, with this definition; `definition` None: it is removed.
+
+    `is_blind`: the file could not be read at the start, so totals of this definition that it has stay.
+    """
 
     camera: str
     rule: str
     shape: RuleShape
     definition: str | None
     since: datetime
+    is_blind: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +98,16 @@ class SceneChanges:
     """What happened, in this order: events, then zones and lines that begin anew.
 
     `visits`: for tracks that have entered, and now and then for all that are inside, the event that is due if
-    the module stops now.
+    the module stops now. `states`: all of a zone or line, for a new file.
     """
 
     events: tuple[SceneEvent, ...] = ()
     starts: tuple[RuleStart, ...] = ()
     visits: tuple[SceneEvent, ...] = ()
+    states: tuple["RuleState", ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.events or self.starts or self.visits)
+        return bool(self.events or self.starts or self.visits or self.states)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,18 @@ class KeptRule:
     totals: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     conditions: frozenset[str] = frozenset()
     visits: tuple[SceneEvent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RuleState:
+    """All of a zone or line of a camera."""
+
+    camera: str
+    rule: str
+    kept: KeptRule
+
+
+_NOTHING: Mapping[str, KeptRule] = MappingProxyType({})
 
 
 class _Trail:
@@ -278,15 +296,19 @@ class Scene:
 
     Args:
         camera: its name.
-        kept: what the last run of the module has left, by the name of the zone or line.
+        kept: what the last run of the module has left, by the name of the zone or line; None: the file cannot
+            be read. Then `adopt` adds it later.
 
     Attributes:
         keeps_context: events get the context that messages of Spatial Analysis need.
     """
 
-    def __init__(self, camera: str, kept: Mapping[str, KeptRule] | None = None) -> None:
+    def __init__(self, camera: str, kept: Mapping[str, KeptRule] | None = _NOTHING) -> None:
         self.camera = camera
         self._kept = dict(kept or {})
+        self._is_blind = kept is None
+        self._begun: set[str] = set()
+        self._blind: set[str] = set()
         self._zones: dict[str, _CountingZone] = {}
         self._lines: dict[str, _CountingLine] = {}
         self._tracks: dict[int, _TrackState] = {}
@@ -351,6 +373,7 @@ class Scene:
 
     def _remove(self, name: str) -> list[SceneEvent]:
         events: list[SceneEvent] = []
+        self._blind.discard(name)
         if (zone := self._zones.pop(name, None)) is not None and self._last is not None:
             self._close(zone, self._last, events)
         self._lines.pop(name, None)
@@ -364,7 +387,7 @@ class Scene:
         kept = self._kept.get(name)
         if kept is None or kept.definition != definition:
             self._zones[name] = _CountingZone(rule, definition, now, ())
-            return [RuleStart(self.camera, name, "zone", definition, now)]
+            return [self._begin(name, "zone", definition, now)]
         self._zones[name] = _CountingZone(rule, definition, kept.since, kept.conditions)
         _restore(self._zones[name].totals, kept)
         return []
@@ -377,10 +400,29 @@ class Scene:
         kept = self._kept.get(name)
         if kept is None or kept.definition != definition:
             self._lines[name] = _CountingLine(rule, definition, now)
-            return [RuleStart(self.camera, name, "line", definition, now)]
+            return [self._begin(name, "line", definition, now)]
         self._lines[name] = _CountingLine(rule, definition, kept.since)
         _restore(self._lines[name].totals, kept)
         return []
+
+    def _begin(self, name: str, shape: RuleShape, definition: str, now: datetime) -> RuleStart:
+        is_blind = self._is_blind and name not in self._begun
+        self._begun.add(name)
+        if is_blind:
+            self._blind.add(name)
+        return RuleStart(self.camera, name, shape, definition, now, is_blind)
+
+    def adopt(self, name: str, kept: KeptRule) -> None:
+        """Add what the file had of a zone or line that began blind; who was inside is lost already."""
+        if name not in self._blind:
+            return  # it was changed meanwhile
+        self._blind.discard(name)
+        found = self._zones.get(name) or self._lines[name]
+        found.since = kept.since
+        _restore(found.totals, kept)
+        if isinstance(found, _CountingZone):
+            for kind in kept.conditions:
+                found.held[kind] = Held(active=True)
 
     # --- pictures -----------------------------------------------------------------------------------------
 
@@ -413,6 +455,7 @@ class Scene:
             for track_id in [*self._tracks]:
                 self._end(track_id, self._last, None, events)
             self._count_inside(self._last, events)
+            self._begin_conditions_anew()
         return self._changes(events)
 
     def open_visits(self) -> SceneChanges:
@@ -429,6 +472,27 @@ class Scene:
         """With `keeps_context`: how many are inside zones that are new, once for each; not stored."""
         found, self._first_counts = self._first_counts, []
         return found
+
+    def states(self) -> SceneChanges:
+        """All of the zones and lines, for a file that replaces a damaged one."""
+        return SceneChanges(states=tuple(RuleState(self.camera, *each) for each in self._keep()))
+
+    def _keep(self) -> Iterator[tuple[str, KeptRule]]:
+        visits = self.open_visits().visits
+        for rule in self._rules:
+            name, is_zone = rule.rule.name, isinstance(rule, _CountingZone)
+            held = rule.held if isinstance(rule, _CountingZone) else {}
+            yield (
+                name,
+                KeptRule(
+                    "zone" if is_zone else "line",
+                    rule.definition,
+                    rule.since,
+                    {total: dict(counts) for total, counts in rule.totals.items()},
+                    frozenset(kind for kind, state in held.items() if state.active),
+                    tuple(visit for visit in visits if visit.rule == name),
+                ),
+            )
 
     def document(self) -> dict[str, Any]:
         """The answer of `GET /api/v1/cameras/{name}/scene`."""
@@ -473,8 +537,12 @@ class Scene:
             self._follow_schedules(picture, events)
         last = self._last
         if last and picture.epoch != last.epoch and picture.at_s - last.at_s > _RECONNECT_S:
-            for zone in self._zones.values():
-                zone.held = {name: held._replace(since=None) for name, held in zone.held.items()}
+            self._begin_conditions_anew()
+
+    def _begin_conditions_anew(self) -> None:
+        """Nobody knows what was inside meanwhile, so a condition must hold for its time again."""
+        for zone in self._zones.values():
+            zone.held = {name: held._replace(since=None) for name, held in zone.held.items()}
 
     def _follow_schedules(self, picture: ScenePicture, events: list[SceneEvent]) -> None:
         for zone in self._zones.values():

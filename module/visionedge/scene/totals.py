@@ -6,10 +6,11 @@ the lane: the scene itself (`scene.py`) needs no file.
 """
 
 import json
+import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +26,11 @@ from visionedge.outbound.sqlite_store import (
 )
 from visionedge.runtime.files import is_special_file, set_aside
 from visionedge.runtime.redaction import redact
-from visionedge.runtime.state_file import path_of_version
+from visionedge.runtime.state_file import list_versions, path_of_version
 from visionedge.scene.events import SceneEvent, parse_event
-from visionedge.scene.scene import KeptRule, RuleStart, SceneChanges
+from visionedge.scene.scene import KeptRule, RuleStart, RuleState, SceneChanges
+
+log = logging.getLogger(__name__)
 
 SCENE_FILE_NAME = "scene.db"
 
@@ -62,6 +65,22 @@ _SCHEMA = """
 
 SCENE_FORMAT = StoreFormat(schema=_SCHEMA)
 """The format of this version of the module; `StoreFormat` has the rules for upgrades."""
+
+_ABSORB = (
+    """INSERT INTO main.total SELECT * FROM other.total WHERE true
+       ON CONFLICT DO UPDATE SET count = count + excluded.count""",
+    "INSERT OR REPLACE INTO main.visit SELECT * FROM other.visit",
+    """DELETE FROM main.condition WHERE EXISTS (SELECT 1 FROM other.rule
+       WHERE rule.camera = condition.camera AND rule.rule = condition.rule)""",
+    "INSERT INTO main.condition SELECT * FROM other.condition",
+    """INSERT INTO main.hourly SELECT * FROM other.hourly WHERE true
+       ON CONFLICT DO UPDATE SET count = count + excluded.count""",
+    """INSERT OR IGNORE INTO main.event(id, camera, type, rule, label, at_s, bytes, waits, document)
+       SELECT id, camera, type, rule, label, at_s, bytes, waits, document FROM other.event ORDER BY key""",
+    """INSERT INTO main.track SELECT * FROM other.track WHERE true
+       ON CONFLICT DO UPDATE SET last_id = max(last_id, excluded.last_id)""",
+)
+"""Adds what another file has counted later, once the rules are those of that file."""
 
 _COMPANIONS = ("-wal", "-shm", "-journal")
 _ROW_BYTES = 250
@@ -176,7 +195,7 @@ class SceneStore:
                     definition,
                     datetime.fromisoformat(since),
                     self._load_totals(camera, rule),
-                    frozenset(kind for _, kind in self._of(camera, rule, "SELECT rule, kind FROM condition")),
+                    self._load_conditions(camera, rule),
                     self._load_visits(camera, rule),
                 )
                 for rule, shape, definition, since in rows
@@ -192,6 +211,9 @@ class SceneStore:
             totals.setdefault(total, {})[label] = count
         return totals
 
+    def _load_conditions(self, camera: str, rule: str) -> frozenset[str]:
+        return frozenset(kind for (kind,) in self._of(camera, rule, "SELECT kind FROM condition"))
+
     def _load_visits(self, camera: str, rule: str) -> tuple[SceneEvent, ...]:
         rows = self._of(camera, rule, "SELECT document FROM visit")
         return tuple(parse_event(json.loads(document)) for (document,) in rows if document)
@@ -202,10 +224,10 @@ class SceneStore:
     def _of(self, camera: str, rule: str, query: str) -> list[Any]:
         return self._db.execute(f"{query} WHERE camera = ? AND rule = ?", (camera, rule)).fetchall()
 
-    def write(self, changes: Iterable[SceneChanges], now: datetime, batch_id: str) -> None:
+    def write(self, changes: Iterable[SceneChanges], now: datetime, batch_id: str) -> list[RuleState]:
         """Store changes in their order, and delete what is too old or too much: all or nothing.
 
-        After this the events may leave the module.
+        After this the events may leave the module. Returns what was kept of zones that began blind.
 
         Args:
             changes: of any cameras.
@@ -217,20 +239,34 @@ class SceneStore:
         try:
             with self._transaction():
                 if self._db.execute("SELECT 1 FROM batch WHERE id = ?", (batch_id,)).fetchone():
-                    return
-                self._db.execute("DELETE FROM batch")
+                    return []
+                self._db.execute("DELETE FROM batch WHERE id NOT LIKE 'absorbed %'")
                 self._db.execute("INSERT INTO batch(id) VALUES (?)", (batch_id,))
-                for change in changes:
-                    for event in change.events:
-                        self._add_event(event)
-                    for start in change.starts:
-                        self._start_rule(start)
-                    for visit in change.visits:
-                        self._update_visit(visit)
+                found = [state for change in changes for state in self._apply(change)]
+                # Memory goes on with the conditions as they are after what it has decided meanwhile.
+                found = [replace(each, kept=self._with_conditions(each)) for each in found]
                 self._evict(now)
         except BaseException:
             self._bytes, self.dropped = before
             raise
+        return found
+
+    def _apply(self, change: SceneChanges) -> Iterator[RuleState]:
+        """Make one change; what was kept of the zones and lines that began blind."""
+        for event in change.events:
+            self._add_event(event)
+        for start in change.starts:
+            if start.is_blind and (kept := self._keep_rule(start)) is not None:
+                yield RuleState(start.camera, start.rule, kept)
+            else:
+                self._start_rule(start)
+        for state in change.states:
+            self._restore_rule(state)
+        for visit in change.visits:
+            self._update_visit(visit)
+
+    def _with_conditions(self, state: RuleState) -> KeptRule:
+        return replace(state.kept, conditions=self._load_conditions(state.camera, state.rule))
 
     def _add_event(self, event: SceneEvent) -> None:
         document = json.dumps(event.document(), separators=(",", ":"))
@@ -288,6 +324,31 @@ class SceneStore:
             (json.dumps(visit.stored_document()), visit.camera, visit.rule, visit.track_id),
         )
 
+    def _restore_rule(self, state: RuleState) -> None:
+        """Replace all that the file has of a zone or line."""
+        kept, where = state.kept, (state.camera, state.rule)
+        self._start_rule(RuleStart(*where, kept.shape, kept.definition, kept.since))
+        self._db.executemany(
+            "INSERT INTO total(camera, rule, total, label, count) VALUES (?, ?, ?, ?, ?)",
+            [
+                (*where, total, label, count)
+                for total, counts in kept.totals.items()
+                for label, count in counts.items()
+            ],
+        )
+        self._db.executemany("INSERT INTO condition VALUES (?, ?, ?)", [(*where, k) for k in kept.conditions])
+        self._db.executemany(
+            "INSERT INTO visit(camera, rule, track_id, document) VALUES (?, ?, ?, ?)",
+            [(*where, visit.track_id, json.dumps(visit.document())) for visit in kept.visits],
+        )
+
+    def _keep_rule(self, start: RuleStart) -> KeptRule | None:
+        """Go on with what the file has of a zone or line; None: nothing. Who was inside is lost."""
+        for event in self._load_visits(start.camera, start.rule):
+            self._add_event(event)
+        kept = self.load(start.camera).get(start.rule)
+        return None if kept is None or kept.definition != start.definition else kept
+
     def _start_rule(self, start: RuleStart) -> None:
         where = (start.camera, start.rule)
         for table in ("rule", "total", "visit", "condition"):
@@ -319,6 +380,39 @@ class SceneStore:
         self._db.executemany("DELETE FROM event WHERE key = ?", [(key,) for key, _, _ in rows])
         self._bytes -= sum(size for _, size, _ in rows)
         self.dropped += sum(waits for _, _, waits in rows)
+
+    def absorb(self, path: Path) -> None:
+        """Add what another file counted after this one: totals, visits, events. The other file stays.
+
+        It has the format of this version and is not open. A zone or line that has another definition there
+        was edited later, so its totals are those of the other file. Done twice, it gives the same as once.
+        """
+        self._db.execute("ATTACH DATABASE ? AS other", (str(path),))
+        try:
+            with self._transaction():
+                if (found := self._db.execute("SELECT id FROM other.batch").fetchone()) is None:
+                    return  # nothing was ever written to it
+                marker = f"absorbed {found[0]}"
+                if self._db.execute("SELECT 1 FROM main.batch WHERE id = ?", (marker,)).fetchone():
+                    return
+                self._db.execute("INSERT INTO main.batch(id) VALUES (?)", (marker,))
+                self._absorb_rules()
+                for statement in _ABSORB:
+                    self._db.execute(statement)
+        finally:
+            self._db.execute("DETACH DATABASE other")
+        (self._bytes,) = self._db.execute("SELECT coalesce(sum(bytes), 0) FROM event").fetchone()
+
+    def _absorb_rules(self) -> None:
+        """Take the other file's zones and lines; who is inside a zone that has changed is lost."""
+        rows = self._db.execute("SELECT camera, rule, shape, definition, since FROM other.rule").fetchall()
+        for camera, rule, shape, definition, since in rows:
+            kept = self._of(camera, rule, "SELECT definition FROM main.rule")
+            if kept == [(definition,)]:
+                continue
+            for event in self._load_visits(camera, rule):
+                self._add_event(event)
+            self._start_rule(RuleStart(camera, rule, shape, definition, datetime.fromisoformat(since)))
 
     # --- numbers of tracks --------------------------------------------------------------------------------
 
@@ -472,6 +566,7 @@ def open_scene_store(
     gives no store.
     """
     newer = lost = None
+    original, last_ids = path, dict[str, int]()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -480,8 +575,13 @@ def open_scene_store(
         try:
             if is_special_file(path):
                 raise CorruptDatabaseError("is not a regular file")
-            return OpenedSceneStore(SceneStore(path, limits, connect), None, lost, newer)
+            store = SceneStore(path, limits, connect)
+            for camera, last_id in last_ids.items():
+                store.reserve_track_ids(camera, last_id)
+            _absorb_others(original, store, connect)
+            return OpenedSceneStore(store, None, lost, newer)
         except NewerSceneFileError as error:
+            last_ids |= _recover_last_track_ids(path, connect)
             own = path_of_version(path, SCENE_FORMAT.version)
             newer = (
                 f"{path.name} was written by a newer version of visionedge ({error}): it stays as it is, and"
@@ -492,6 +592,7 @@ def open_scene_store(
             lost = redact(str(error))[:_MAX_REASON_CHARACTERS]
             if not is_corrupt(error):
                 return OpenedSceneStore(None, lost, None, newer)
+            last_ids |= _recover_last_track_ids(path, connect)
             try:
                 set_aside_store(path)
             except OSError as failed:
@@ -499,3 +600,38 @@ def open_scene_store(
                     None, f"{lost}; renaming it failed: {failed.strerror or failed}", None, newer
                 )
     return OpenedSceneStore(None, lost, None, newer)
+
+
+def _absorb_others(original: Path, store: SceneStore, connect: DatabaseOpener | None) -> None:
+    """Add what older versions have counted beside the file of this version, the earliest first."""
+    for version in reversed(list_versions(original)):  # a version absorbs those of lower ones
+        path = path_of_version(original, version)
+        if version > SCENE_FORMAT.version or path == store.path:
+            continue
+        try:
+            # Opened first, which checks it and brings it to the format of this version.
+            SceneStore(path, connect=connect).close()
+            store.absorb(path)
+            for end in ("", *_COMPANIONS):
+                path.with_name(path.name + end).unlink(missing_ok=True)
+        except (sqlite3.Error, NewerSceneFileError, OSError) as error:
+            log.warning(
+                "%s: its totals cannot be added to %s: %s; the next start retries",
+                path,
+                store.path.name,
+                redact(str(error)),
+            )
+
+
+def _recover_last_track_ids(path: Path, connect: DatabaseOpener | None) -> dict[str, int]:
+    """The highest reserved number of each camera in a file that this version cannot use, if it is legible."""
+    try:
+        with closing((connect or open_database)(path)) as database:
+            rows = database.execute("SELECT camera, last_id FROM track").fetchall()
+    except (sqlite3.Error, ValueError):
+        return {}
+    return {
+        camera: last_id
+        for camera, last_id in rows
+        if isinstance(camera, str) and isinstance(last_id, int) and 0 <= last_id <= _MAX_COUNT
+    }

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
 
-from visionedge.frames.types import Detections
+from visionedge.frames.types import Detections, label_of
 from visionedge.scene.assignment import assign
 
 RelativeBox = tuple[float, float, float, float]
@@ -29,11 +29,14 @@ PREDICTED_S = 0.2
 
 BIRTH_SCORE = 0.65
 """The mean score from which a track begins: a sign that resembles a person stays at 0.5 for ever."""
+_MOVED, _ABOVE = 1.25, 0.1
+"""With a lower mean score, this much above `confidence`, an object must have moved so far, in sizes: a sign
+does not move, but its box jitters."""
 _BIRTH_S, _BIRTH_SHARE, _BIRTH_TIMES = 0.25, 0.7, 8
 """A track begins when it was seen for so long, in this share of the pictures, or this often with gaps."""
 _SURE_SHARE, _KEEP_SHARE, _SCORE_MEMORY_S = 0.75, 0.6, 2.0
-"""A confirmed track ends when its mean score over 2 s falls below `_KEEP_SHARE` of the birth score: its
-object left, and its boxes are those of something that resembles the object a little."""
+"""A confirmed track ends when its mean score over 2 s falls below `_KEEP_SHARE` of the birth score, or of its
+own at birth if that was lower: its object left, and its boxes are those of something that resembles it."""
 _UNCONFIRMED_LOST_S = 0.5
 """An unconfirmed track may be hidden for so long, and for as long as it was seen before, up to `LOST_S`."""
 _ACCELERATION = 1.0
@@ -82,12 +85,13 @@ class Track:
 class TrackUpdate:
     """The tracks after a picture: `tracks` all confirmed ones, hidden ones too; `ended` the ids that ended.
 
-    `track_ids` is parallel to the detections; None: no confirmed track.
+    `track_ids` and `track_labels` are parallel to the detections; None: no confirmed track.
     """
 
     tracks: tuple[Track, ...]
     ended: tuple[int, ...]
     track_ids: tuple[int | None, ...]
+    track_labels: tuple[str | None, ...]
 
 
 @dataclass(slots=True)
@@ -109,7 +113,8 @@ class _State:
     """An object as it was when last seen. Positions are of its centre; variances are in sizes.
 
     `score` is a mean over the last two seconds, `evidence` the sum of the scores of each label, `pictures`
-    the number of pictures since it was first seen.
+    the number of pictures since it was first seen at `first_x`, `first_y`. A confirmed track ends below
+    `least_score`.
     """
 
     group: str
@@ -121,6 +126,8 @@ class _State:
     confidence: float
     first_s: float
     seen_s: float
+    first_x: float
+    first_y: float
     speed_x: float = 0.0
     speed_y: float = 0.0
     variance: float = _BOX_NOISE**2
@@ -132,6 +139,7 @@ class _State:
     label: str = ""
     track_id: int | None = None
     detection: int | None = None
+    least_score: float = 0.0
 
     def predict(self, at_s: float) -> tuple[float, float]:
         """The centre at this time."""
@@ -169,6 +177,11 @@ class _State:
         if self.track_id is None:
             self.evidence[box.label] = self.evidence.get(box.label, 0.0) + box.score
 
+    def has_moved(self) -> bool:
+        """Whether it is no false detection that stays where it is for ever."""
+        size = (self.width + self.height) / 2
+        return math.hypot(self.x - self.first_x, self.y - self.first_y) > _MOVED * size
+
     def is_over(self, at_s: float) -> bool:
         """Whether it was not seen for too long, or has left the picture."""
         unseen_s, limit_s = _between(self.seen_s, at_s), LOST_S
@@ -187,8 +200,8 @@ class Tracker:
     """The tracks of one camera, for one thread.
 
     `confidence`: detections below it keep confirmed tracks for a while and begin none. `birth_score`: the
-    mean score from which a track begins, at least `confidence`. `next_id` is the number of the next track; a
-    caller that stores it and hands it in again never repeats a number.
+    mean score from which an object that has not moved has a track, at least `confidence`. `next_id` is the
+    number of the next track; a caller that stores it and hands it in again never repeats a number.
     """
 
     def __init__(self, confidence: float = 0.3, birth_score: float = BIRTH_SCORE, next_id: int = 1) -> None:
@@ -245,7 +258,7 @@ class Tracker:
         for state in self._states:
             state.detection = None
             state.pictures += 1
-            faded = state.track_id is not None and state.score < _KEEP_SHARE * self.birth_score
+            faded = state.track_id is not None and state.score < state.least_score
             if not faded and not state.is_over(now_s):
                 kept.append(state)
             elif state.track_id is not None:
@@ -275,7 +288,8 @@ class Tracker:
         for box in strong:
             if box.index in taken or any(_is_same_object(box, state) for state in seen):
                 continue
-            state = _State(box.group, box.x, box.y, box.width, box.height, box.score, box.score, now_s, now_s)
+            size, first = (box.width, box.height), (box.x, box.y)
+            state = _State(box.group, *first, *size, box.score, box.score, now_s, now_s, *first)
             state.evidence[box.label] = box.score
             state.detection = box.index
             self._states.append(state)
@@ -288,7 +302,10 @@ class Tracker:
     def _confirm(self, now_s: float) -> None:
         """Confirm the tracks that were seen long enough, well enough and apart from others."""
         for state in self._states:
-            if state.track_id is not None or state.detection is None or state.score < self.birth_score:
+            if state.track_id is not None or state.detection is None:
+                continue
+            is_weak = state.score < self.birth_score
+            if is_weak and not (state.has_moved() and state.score >= self.confidence + _ABOVE):
                 continue
             if _between(state.first_s, now_s) < _BIRTH_S or state.times_seen < min(
                 _BIRTH_TIMES, _BIRTH_SHARE * state.pictures
@@ -298,24 +315,26 @@ class Tracker:
             if any(_is_same_object(state, other) for other in others):
                 continue
             state.label = max(state.evidence, key=lambda label: state.evidence[label])
+            state.least_score = _KEEP_SHARE * min(state.score, self.birth_score)
             state.track_id = self.next_id
             self.next_id += 1
 
     def _summary(self, ended: tuple[int, ...], detections: int, now_s: float) -> TrackUpdate:
         tracks: list[Track] = []
         track_ids: list[int | None] = [None] * detections
+        track_labels: list[str | None] = [None] * detections
         for state in self._states:
             if state.track_id is None:
                 continue
             if state.detection is not None:
-                track_ids[state.detection] = state.track_id
+                track_ids[state.detection], track_labels[state.detection] = state.track_id, state.label
             x, y = state.predict(now_s)
             box = (x - state.width / 2, y - state.height / 2, state.width, state.height)
             unseen_s = _between(state.seen_s, now_s)
             tracks.append(
                 Track(state.track_id, state.label, state.confidence, box, state.detection, unseen_s)
             )
-        return TrackUpdate(tuple(tracks), ended, tuple(track_ids))
+        return TrackUpdate(tuple(tracks), ended, tuple(track_ids), tuple(track_labels))
 
 
 def _read(detections: Detections, labels: Sequence[str]) -> list[_Box]:
@@ -327,7 +346,7 @@ def _read(detections: Detections, labels: Sequence[str]) -> list[_Box]:
     for index, ((left, top, right, bottom), score, class_id) in enumerate(rows):
         width, height = right - left, bottom - top
         if width > 0 and height > 0:
-            label = labels[class_id] if 0 <= class_id < len(labels) else f"class-{class_id}"
+            label = label_of(labels, class_id)
             group = _CONFUSED.get(label, label)
             x, y = (left + right) / 2, (top + bottom) / 2
             boxes.append(_Box(index, label, group, x, y, width, height, score))

@@ -25,8 +25,14 @@ from visionedge.outbound.sqlite_store import CorruptDatabaseError, DatabaseOpene
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.threads import ThreadGroup
 from visionedge.scene.events import EventFilter, SceneEvent
-from visionedge.scene.scene import KeptRule, SceneChanges
-from visionedge.scene.totals import CountRow, EventLimits, SceneStore, open_scene_store, set_aside_store
+from visionedge.scene.scene import KeptRule, RuleState, SceneChanges
+from visionedge.scene.totals import (
+    CountRow,
+    EventLimits,
+    SceneStore,
+    open_scene_store,
+    set_aside_store,
+)
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +109,8 @@ class SceneWriter:
         self._lost: str | None = None
         self._newer: str | None = None
         self._has_given_up = False
+        self._blind_starts: list[RuleState] = []
+        self._is_replaced = False
         self._retry_at_s = 0.0
         self._open()
 
@@ -115,14 +123,26 @@ class SceneWriter:
         self._is_busy = True  # until it has delivered what a kill has left
         return thread_group.start("scene", self._run, vital=True, may_return=True)
 
-    def load(self, camera: str) -> dict[str, KeptRule]:
-        """What the last run has left of a camera; empty without a file."""
+    def load(self, camera: str) -> dict[str, KeptRule] | None:
+        """What the last run has left of a camera; None: the disk cannot be used."""
         with self._disk:
             try:
-                return {} if self._store is None else self._store.load(camera)
+                return None if self._store is None else self._store.load(camera)
             except sqlite3.Error as error:
                 self._fail(error)
-                return {}
+                return None
+
+    def take_replaced(self) -> bool:
+        """Whether a new file has replaced a damaged one since the last call: `Scene.states` must be put."""
+        with self._changed:
+            found, self._is_replaced = self._is_replaced, False
+            return found
+
+    def take_blind_starts(self) -> list[RuleState]:
+        """What the file had of zones and lines that began without it; each once."""
+        with self._changed:
+            found, self._blind_starts = self._blind_starts, []
+            return found
 
     def last_track_id(self, camera: str) -> int | None:
         """As `SceneStore.last_track_id`; None without a file."""
@@ -308,10 +328,12 @@ class SceneWriter:
         if self._store is None:
             return False
         try:
-            self._store.write(changes, self._now(), batch_id)
+            found = self._store.write(changes, self._now(), batch_id)
         except sqlite3.Error as error:
             self._fail(error)
             return False
+        with self._changed:
+            self._blind_starts += found
         return True
 
     def _hand_over(self) -> None:
@@ -367,6 +389,7 @@ class SceneWriter:
         with self._changed:
             self._store, self._last_key = opened.store, 0
             self._lost, self._newer = opened.lost or self._lost, opened.newer
+            self._is_replaced |= opened.store is not None and opened.lost is not None
             self._retry_at_s = self._clock() + RETRY_S
         self._set_reason(opened.reason)
 
@@ -386,6 +409,7 @@ class SceneWriter:
             with contextlib.suppress(OSError):
                 set_aside_store(store.path)
                 self._lost, self._retry_at_s = reason, self._clock()
+                self._is_replaced = True
         self._set_reason(reason)
 
     def _set_reason(self, reason: str | None) -> None:

@@ -543,7 +543,7 @@ class BoxDocument(_ClosedDocument):
 class DetectionDocument(_ClosedDocument):
     """One detected object."""
 
-    label: str = Field(description="The name of its class.")
+    label: str = Field(description="The name of its class, frame/2: of its track.")
     class_id: Count = Field(description="The number of its class in the model, from 0.")
     confidence: Share = Field(description="Its score.")
     box: BoxDocument = Field(description="As parts of the picture, 0 to 1, clipped to it.")
