@@ -1,6 +1,6 @@
 """The data that flows from a camera to the cloud, with shapes and units, and its JSON documents. No I/O."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -129,7 +129,8 @@ class FrameResult:
 
     `candidates`: for the tracker of the camera, `detections` and weaker ones; None: it has none. `track_ids`
     is parallel to the detections, None for those without a confirmed track; None: the camera has no tracking.
-    `precision` is that of the engine.
+    `confirmed_tracks`: the confirmed tracks by id, hidden ones too, each with its smoothed box (left, top,
+    right, bottom, 0-1 of the picture) or None while it is hidden. `precision` is that of the engine.
     """
 
     frame: Frame
@@ -140,6 +141,7 @@ class FrameResult:
     labels: tuple[str, ...]
     candidates: Detections | None = None
     track_ids: tuple[int | None, ...] | None = None
+    confirmed_tracks: Mapping[int, tuple[float, float, float, float] | None] | None = None
     precision: str | None = None
 
 

@@ -8,7 +8,7 @@ from visionedge.config.schema import CameraConfig
 from visionedge.frames.types import FrameResult
 from visionedge.scene.events import ScenePicture
 from visionedge.scene.scene import KeptRule, Scene, SceneChanges, apply_masks
-from visionedge.scene.tracker import BIRTH_SCORE, LOST_S, Tracker
+from visionedge.scene.tracker import BIRTH_SCORE, LOST_S, Track, Tracker
 
 _OFFLINE_S = 2 * LOST_S
 """The tracks of a camera without results end after so long; until then the next picture decides."""
@@ -60,7 +60,9 @@ class CameraScene:
         changes = self.scene.update(picture, update.tracks, update.ended)
         # The reported detections are the first candidates.
         track_ids = update.track_ids[: len(detections)]
-        return replace(result, detections=detections, track_ids=track_ids), changes
+        confirmed = {track.track_id: _find_corners(track) for track in update.tracks}
+        tracked = replace(result, detections=detections, track_ids=track_ids, confirmed_tracks=confirmed)
+        return tracked, changes
 
     def end_if_offline(self, now_s: float) -> SceneChanges:
         """End all tracks once nothing came for long; `now_s` is the time of `time.monotonic`."""
@@ -68,3 +70,9 @@ class CameraScene:
             return SceneChanges()
         self._last_s = None
         return self.scene.end_all()
+
+
+def _find_corners(track: Track) -> tuple[float, float, float, float] | None:
+    """Left, top, right and bottom of a track's box; None while it is hidden."""
+    left, top, width, height = track.box
+    return None if track.detection is None else (left, top, left + width, top + height)
