@@ -1,9 +1,13 @@
-"""`visionedge bench`: benchmarks of the engine, the pipeline and the HTTP endpoints, and their comparison."""
+"""`visionedge bench`: benchmarks of the engine, the pipeline, scenes and HTTP, and their comparison."""
 
 import argparse
+import asyncio
+import contextlib
 import json
 import os
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +26,12 @@ from visionedge.cli.arguments import (
     positive_number,
 )
 from visionedge.config.load import parse_config
+from visionedge.config.schema import CameraConfig
+from visionedge.frames.types import FrameResult
 from visionedge.ops.bench.machine import OTHER_PROCESSES_KEY, OtherProcessesLoad, describe_other_load
 from visionedge.runtime.process_limits import configure_malloc
+
+_STOP_S = 5.0
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -31,7 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
     benchmarks = add_group(
         subparsers,
         "bench",
-        "benchmarks of the engine, the pipeline and HTTP",
+        "benchmarks of the engine, the pipeline, scenes and HTTP",
         "  visionedge bench engine\n"
         "  visionedge bench pipeline --cameras 4 --source yard.mp4 --baseline\n"
         "  visionedge bench pipeline --fps 5 --cameras 16 --json report.json",
@@ -40,6 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     _add_engine(benchmarks)
     _add_pipeline(benchmarks)
+    _add_scene(benchmarks)
     _add_http(benchmarks)
     _add_remote(benchmarks)
     _add_compare(benchmarks)
@@ -123,6 +132,43 @@ def _add_pipeline(benchmarks: Subparsers) -> None:
     )
     _add_reports(pipeline)
     add_model_and_device(pipeline, from_environment=False)
+
+
+def _add_scene(benchmarks: Subparsers) -> None:
+    scene = add_command(
+        benchmarks,
+        "scene",
+        _bench_scene,
+        "tracker, zones and lines on recorded boxes: processor time for each frame",
+        "  visionedge bench scene --json -\n"
+        "  visionedge bench scene --boxes boxes.jsonl --scene vision.yaml --boxes-per-frame 30",
+        codes=(0, 1, 2, 3),
+    )
+    scene.add_argument(
+        "--boxes",
+        metavar="FILE",
+        help="frame objects of `visionedge detect CLIP --json --confidence 0.1`, or synthetic"
+        " (default: those of the bundled clip)",
+    )
+    add_number(
+        scene, "--boxes-per-frame", positive_integer, 10, "the most boxes of a frame, by their confidence"
+    )
+    add_number(scene, "--fps", positive_number, 10.0, "frames per second of the recorded clip", metavar="FPS")
+    _add_scene_file(scene, default="default")
+    _add_rounds(scene, seconds=1.0, rounds=5)
+    _add_reports(scene)
+    add_model_and_device(scene, from_environment=False)
+
+
+def _add_scene_file(parser: argparse.ArgumentParser, *, default: str | None) -> None:
+    """Add the option `--scene`; see `read_scene`."""
+    parser.add_argument(
+        "--scene",
+        default=default,
+        metavar="FILE",
+        help="a configuration file, whose first camera with tracking counts; or default: two zones and a"
+        f" line (default: {default or 'none'})",
+    )
 
 
 def _add_http(benchmarks: Subparsers) -> None:
@@ -264,6 +310,45 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
         _print_progress,
     ) | {OTHER_PROCESSES_KEY: others.share()}
     return _write_outputs(arguments, report, bench.format_report(report))
+
+
+def _bench_scene(arguments: argparse.Namespace) -> int:
+    from visionedge.ops.bench import scene as bench
+
+    others = OtherProcessesLoad()
+    load = bench.SceneLoad(
+        model=_model_path(arguments),
+        camera=bench.read_scene(arguments.scene, os.environ),
+        boxes=arguments.boxes,
+        boxes_per_frame=arguments.boxes_per_frame,
+        fps=arguments.fps,
+        seconds=arguments.seconds,
+        rounds=arguments.rounds,
+        inference=parse_config({"inference": {"device": arguments.device}}).inference,
+        data=data_folder(os.environ),
+    )
+    report = bench.bench_scene(load, _print_progress, _open_scene_host)
+    report[OTHER_PROCESSES_KEY] = others.share()
+    return _write_outputs(arguments, report, bench.format_report(report))
+
+
+@contextlib.contextmanager
+def _open_scene_host(camera: CameraConfig) -> Iterator[Callable[[FrameResult], object]]:
+    """The scenes of a module with this camera, whose `scene.db` is in a temporary folder; see `OpenHost`."""
+    from visionedge.app.scene_host import SceneHost
+    from visionedge.app.state import AppState
+    from visionedge.ops.bench.scene import CAMERA
+    from visionedge.runtime.threads import ThreadGroup
+
+    config = parse_config({}).model_copy(update={"cameras": {CAMERA: camera}})
+    with tempfile.TemporaryDirectory() as folder:
+        state = AppState.of(config, Path(folder), {}, lambda: None)
+        host = SceneHost(state.snapshot, Path(folder), ThreadGroup(lambda _name, _error: None))
+        asyncio.run(host.configure(config.cameras))
+        try:
+            yield host.update
+        finally:
+            host.close(_STOP_S)
 
 
 def _bench_http(arguments: argparse.Namespace) -> int:

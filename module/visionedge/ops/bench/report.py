@@ -32,6 +32,9 @@ _HEADINGS = {
     "ratio": "Pipeline to plain loop",
     "ceiling": "Ceiling: cores / (decoding + session.run), without a pipeline",
     "baselineAgreement": "Boxes that the plain loop finds too",
+    "camera": "A camera's scene: tracker, zones and lines, masks",
+    "loop": "In the loop of the module: the same, with the changes for the disk",
+    "coreShare": "Share of a core",
     "http": "Responses; latency counts from when a request was due",
 }
 _WITHOUT_TABLE = ("schema", "machine")
@@ -150,6 +153,8 @@ def _plot_of(report: Report, kind: str) -> tuple[str, Mapping[str, Points]]:
     if kind == "http":
         names = {"no clients": "withoutClients", "clients": "withClients"}
         given = {name: report["pipeline"][key] for name, key in names.items()}
+    elif kind == "scene":
+        given = {"in the loop": report["loop"]["framesPerSecondAll"]}
     else:
         names = {"pipeline": "pipeline", "plain loop": "baseline"}
         given = {name: report[key]["framesPerSecondAll"] for name, key in names.items() if key in report}
