@@ -1,6 +1,7 @@
 """Scenes of the running module: tracks, events and totals of cameras, over changes, restarts and kills."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,8 @@ from visionedge.app.state import AppState
 from visionedge.config.load import parse_config
 from visionedge.frames.types import Detections, FrameResult
 from visionedge.runtime.threads import ThreadGroup
-from visionedge.scene.totals import SceneStore
+from visionedge.scene.events import EventFilter
+from visionedge.scene.totals import SceneStore, UnknownEventError
 from visionedge.web.documents import SceneDocument
 
 START = datetime(2026, 11, 30, 10, tzinfo=UTC)
@@ -259,3 +261,28 @@ def test_zones_of_a_camera_that_is_gone_at_a_start_end(tmp_path: Path) -> None:
     assert ids[0] < ids[1]
     play(HostRun(tmp_path, camera={**CAMERA, "tracking": "on"}), before)
     assert ids[1] < ids[2]
+
+
+def test_an_event_is_published_in_the_same_call_that_makes_it(tmp_path: Path) -> None:
+    """No timer and no disk lie between the rule and a live viewer."""
+    heard: list[str] = []
+
+    async def scenario(run: HostRun) -> None:
+        async with run.state.latest_results.subscribe_events(EventFilter("dock", rule="left")) as live:
+            run.show(*WALK)
+            run.state.latest_results.close()
+            heard.extend([json.loads(each.partition(b"data: ")[2])["type"] async for each in live])
+
+    play(HostRun(tmp_path), scenario)
+    assert heard == ["zone-entered", "zone-left"]
+
+
+def test_the_log_of_a_module_without_scenes_is_empty_and_makes_no_file(tmp_path: Path) -> None:
+    async def scenario(run: HostRun) -> None:
+        assert run.host.read_events(EventFilter(), before=None, after=None, limit=5) == []
+        with pytest.raises(UnknownEventError):
+            run.host.read_events(EventFilter(), before="x", after=None, limit=5)
+        assert run.host.read_counts("dock", START, START, "day", 5) == []
+
+    play(HostRun(tmp_path, camera={"uri": "demo:"}), scenario)
+    assert not (tmp_path / "scene.db").exists()

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import cv2
@@ -15,7 +15,10 @@ from visionedge.config.documents import Document
 from visionedge.config.schema import HttpConfig
 from visionedge.errors import BusyError
 from visionedge.frames.types import Detections, Frame, FrameResult, InputSpec, Picture, Timing
+from visionedge.scene.events import EventFilter
 from visionedge.scene.scene import Scene
+from visionedge.scene.totals import CountRow
+from visionedge.scene.writer import SceneWriter
 from visionedge.web.backend import Backend, ModelMetadata
 from visionedge.web.latest_results import LatestResults
 from visionedge.web.server import HttpServer
@@ -122,6 +125,8 @@ class FakeBackend:
         self.facts: ModelMetadata | None = ModelMetadata("nano", "ab" * 32, SPEC, 5, 4, LABELS)
         self.last_error: str | None = None
         self.seen: list[Picture] = []
+        self.rule_names: list[str] = []
+        self.scene_log: SceneWriter | None = None
 
     def health(self) -> list[str]:
         return self.unhealthy
@@ -192,8 +197,30 @@ class FakeBackend:
     async def wait_for_newer(self, name: str, after: int | None, timeout_s: float) -> FrameResult | None:
         return await self.latest_results.wait_for_newer(name, after, timeout_s)
 
-    def subscribe(self, camera: str | None) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        return self.latest_results.subscribe(camera)
+    def subscribe(
+        self, camera: str | None, *, with_events: bool = False
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        return self.latest_results.subscribe(camera, with_events=with_events)
+
+    def subscribe_events(self, wanted: EventFilter) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        return self.latest_results.subscribe_events(wanted)
+
+    def rules(self, camera: str | None) -> list[str]:
+        return self.rule_names if camera in (None, *self.names) else []
+
+    async def scene_events(
+        self, wanted: EventFilter, *, before: str | None = None, after: str | None = None, limit: int
+    ) -> list[Document]:
+        return (
+            []
+            if self.scene_log is None
+            else self.scene_log.events(wanted, before=before, after=after, limit=limit)
+        )
+
+    async def scene_counts(
+        self, camera: str, begin: datetime, end: datetime, by: Literal["hour", "day"], *, limit: int
+    ) -> list[CountRow]:
+        return [] if self.scene_log is None else self.scene_log.counts(camera, begin, end, by, limit)
 
     async def detect(self, picture: Picture) -> FrameResult:
         self.seen.append(picture)

@@ -17,6 +17,7 @@ from visionedge.app.http_backend import HttpBackend
 from visionedge.app.load_meter import LoadMeter
 from visionedge.app.metrics import Metrics
 from visionedge.app.overload_controller import OverloadController
+from visionedge.app.scene_host import SceneHost
 from visionedge.app.service import RunOptions, Service
 from visionedge.app.state import AppState
 from visionedge.app.status import build_status
@@ -174,7 +175,12 @@ def test_request_work_keeps_its_permit_until_it_ends_and_uses_separate_threads(
     """Forty disconnected clients must not block the threads of the module."""
     state = app_state_of(tmp_path)
     lanes = LanePool(state.batcher, ThreadGroup(lambda *_: None), lambda _: None)
-    backend = HttpBackend(state.snapshot, lanes, Metrics(lambda: ()), lambda _name: {})
+    backend = HttpBackend(
+        state.snapshot,
+        lanes,
+        Metrics(lambda: ()),
+        SceneHost(state.snapshot, tmp_path, ThreadGroup(lambda *_: None)),
+    )
     release = threading.Event()
 
     async def scenario() -> None:
@@ -210,7 +216,7 @@ def test_clients_may_send_the_configured_batch_with_any_plan(tmp_path: Path) -> 
         state.snapshot,
         LanePool(state.batcher, ThreadGroup(lambda *_: None), lambda _: None),
         Metrics(lambda: ()),
-        lambda _name: {},
+        SceneHost(state.snapshot, tmp_path, ThreadGroup(lambda *_: None)),
     )
     facts = backend.model()
     assert facts is not None

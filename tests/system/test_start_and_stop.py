@@ -25,6 +25,7 @@ from tiny_models import TinyDetector
 from visionedge.app.http_backend import HttpBackend
 from visionedge.app.hub_bridge import HubBridge
 from visionedge.app.metrics import Metrics
+from visionedge.app.scene_host import SceneHost
 from visionedge.app.service import STOP_TIMEOUT_S, RunOptions, Service
 from visionedge.app.state import AppState
 from visionedge.camera.camera import Camera, CameraState, CameraStatus
@@ -187,7 +188,12 @@ def test_a_thousand_concurrent_calls_are_all_answered(tmp_path: Path) -> None:
 
         remote = StubHubBridge(
             state,
-            HttpBackend(state.snapshot, lanes, Metrics(lambda: ()), lambda _name: {}),
+            HttpBackend(
+                state.snapshot,
+                lanes,
+                Metrics(lambda: ()),
+                SceneHost(state.snapshot, tmp_path, ThreadGroup(lambda *_: None)),
+            ),
             call_soon,
             ConfigurationSources.read({}),
             cancel_pending_model=lambda: None,

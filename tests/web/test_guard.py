@@ -142,6 +142,7 @@ COSTLY: Sequence[tuple[str, str]] = (
     ("POST", "/v2/models/nano/infer"),
     ("GET", "/api/v1/doctor"),
     ("GET", "/api/v1/frames?camera=attic"),
+    ("GET", "/api/v1/events/stream?camera=attic"),
     ("GET", "/api/v1/cameras/attic/stream.mjpg"),
 )
 

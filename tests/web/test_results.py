@@ -24,8 +24,8 @@ class FakeClock:
 
 
 def sequence_of(frame: bytes) -> int:
-    """The number in a frame object."""
-    return cast("int", json.loads(frame)["sequence"])
+    """The number in the event of a frame object."""
+    return cast("int", json.loads(frame.removeprefix(b"data: "))["sequence"])
 
 
 def test_the_newest_result_of_each_camera_is_kept() -> None:

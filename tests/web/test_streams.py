@@ -233,7 +233,7 @@ def test_a_silent_stream_sends_keep_alives() -> None:
             latest_results.publish(result("dock", 3))
             heard = await anext(followed)
             assert heard is not None
-            assert json.loads(heard)["sequence"] == 3
+            assert json.loads(heard.removeprefix(b"data: "))["sequence"] == 3
             stop_signal.set()
             assert await anext(followed, "end") == "end"
 

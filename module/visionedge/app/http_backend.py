@@ -1,13 +1,16 @@
 """What the HTTP handlers ask of the running module: `web.backend.Backend`, answered from its state."""
 
 import json
-from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.app import status as documents
 from visionedge.app.metrics import Metrics
+from visionedge.app.scene_host import SceneHost
 from visionedge.app.state import SnapshotReader
 from visionedge.config.documents import Document
 from visionedge.engine.interface import EngineInfo
@@ -21,10 +24,13 @@ from visionedge.ops.doctor.report import CachedReport, examine
 from visionedge.runtime import logs
 from visionedge.runtime.limits import BoundedExecutor
 from visionedge.runtime.redaction import redact_document
+from visionedge.scene.events import EventFilter
+from visionedge.scene.totals import CountRow
 from visionedge.web.backend import ModelMetadata
 from visionedge.web.latest_results import Subscription
 
 _MAX_CONCURRENT_REQUESTS = 4
+_MAX_LOG_READERS = 16
 
 
 class HttpBackend:
@@ -35,10 +41,10 @@ class HttpBackend:
         snapshot: SnapshotReader,
         lanes: LanePool,
         metrics: Metrics,
-        read_scene: Callable[[str], Document],
+        scene_host: SceneHost,
     ) -> None:
         self._snapshot = snapshot
-        self._read_scene = read_scene
+        self._scene_host = scene_host
         self._lanes = lanes
         self._metrics = metrics
         # Threads of their own, so that requests take none from the module's housekeeping.
@@ -47,6 +53,10 @@ class HttpBackend:
         )
         self._doctor_executor = BoundedExecutor(threads=1, limit=1, name="doctor")
         self._doctor_report = CachedReport(self._examine)
+        # One thread, as the log is read by one at a time; its own, as a disk may hang.
+        self._log_executor = BoundedExecutor(
+            threads=1, limit=_MAX_LOG_READERS, name="scene-log", busy="too many requests read the scenes' log"
+        )
 
     def health(self) -> list[str]:
         """Why the module is not healthy; empty when it is."""
@@ -70,7 +80,27 @@ class HttpBackend:
 
     def scene(self, name: str) -> Document | None:
         """The tracks, zones and lines of a camera."""
-        return self._read_scene(name) if self.has_camera(name) else None
+        return self._scene_host.document(name) if self.has_camera(name) else None
+
+    def rules(self, camera: str | None) -> list[str]:
+        """The zones and lines of a camera, or of all."""
+        configured = self._snapshot().config.cameras
+        wanted = configured.values() if camera is None else [configured[camera]]
+        return list(dict.fromkeys(name for each in wanted for name in (*each.zones, *each.lines)))
+
+    async def scene_events(
+        self, wanted: EventFilter, *, before: str | None = None, after: str | None = None, limit: int
+    ) -> list[Document]:
+        """The newest scene events first, from the log."""
+        read = partial(self._scene_host.read_events, wanted, before=before, after=after, limit=limit)
+        return await self._log_executor.run(read)
+
+    async def scene_counts(
+        self, camera: str, begin: datetime, end: datetime, by: Literal["hour", "day"], *, limit: int
+    ) -> list[CountRow]:
+        """What was counted in each hour or day."""
+        read = partial(self._scene_host.read_counts, camera, begin, end, by, limit)
+        return await self._log_executor.run(read)
 
     def has_camera(self, name: str) -> bool:
         """Whether a camera is configured under this name."""
@@ -84,9 +114,13 @@ class HttpBackend:
         """Wait for a result with a sequence above `after`; None after `timeout_s`."""
         return await self._snapshot().latest_results.wait_for_newer(name, after, timeout_s)
 
-    def subscribe(self, camera: str | None) -> Subscription:
-        """The results from now on, of one camera or of all."""
-        return self._snapshot().latest_results.subscribe(camera)
+    def subscribe(self, camera: str | None, *, with_events: bool = False) -> Subscription:
+        """The results from now on, of one camera or of all; also their scene events."""
+        return self._snapshot().latest_results.subscribe(camera, with_events=with_events)
+
+    def subscribe_events(self, wanted: EventFilter) -> Subscription:
+        """The scene events from now on."""
+        return self._snapshot().latest_results.subscribe_events(wanted)
 
     def metrics(self) -> bytes:
         """Prometheus text."""
@@ -175,7 +209,8 @@ class HttpBackend:
 
     def close(self) -> list[str]:
         """End the threads; returns the names of those that hang. Blocks for a bounded time."""
-        return self._executor.close() + self._doctor_executor.close()
+        executors = (self._executor, self._doctor_executor, self._log_executor)
+        return [name for executor in executors for name in executor.close()]
 
 
 def _describe_running_engine(info: EngineInfo) -> RunningEngine:

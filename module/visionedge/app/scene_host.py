@@ -1,6 +1,6 @@
 """The scenes of the running module: results of cameras in, results with tracks out; changes to the disk.
 
-Everything here is for the loop, but `SceneHost.open`. The thread `scene` writes what a scene changes.
+Everything here is for the loop, unless a method says otherwise. The thread `scene` writes what changes.
 """
 
 import asyncio
@@ -11,15 +11,16 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from visionedge.app.state import SnapshotReader
 from visionedge.config.schema import CameraConfig, EventsConfig
 from visionedge.frames.types import FrameResult, utc_now
 from visionedge.runtime.threads import ThreadGroup
 from visionedge.scene.camera_scene import CameraScene
+from visionedge.scene.events import EventFilter
 from visionedge.scene.scene import Scene, SceneChanges, apply_masks
-from visionedge.scene.totals import SCENE_FILE_NAME, EventLimits
+from visionedge.scene.totals import SCENE_FILE_NAME, CountRow, EventLimits, UnknownEventError
 from visionedge.scene.writer import SceneWriter
 
 _RESERVED_TRACKS = 1_000
@@ -166,8 +167,28 @@ class SceneHost:
         }
 
     def _put(self, changes: SceneChanges) -> None:
+        # Live viewers get an event at once, before the disk has it.
+        self._snapshot().latest_results.publish_events(changes.events)
         if self._writer is not None:
             self._writer.put(changes)
+
+    # --- the log ------------------------------------------------------------------------------------------
+
+    def read_events(
+        self, wanted: EventFilter, *, before: str | None, after: str | None, limit: int
+    ) -> list[dict[str, Any]]:
+        """As `SceneWriter.events`; without a file there are none. Blocks; from any thread."""
+        if self._writer is None:
+            if unknown := before or after:
+                raise UnknownEventError(unknown)
+            return []
+        return self._writer.events(wanted, before=before, after=after, limit=limit)
+
+    def read_counts(
+        self, camera: str, begin: datetime, end: datetime, by: Literal["hour", "day"], limit: int
+    ) -> list[CountRow]:
+        """As `SceneWriter.counts`; without a file there are none. Blocks; from any thread."""
+        return [] if self._writer is None else self._writer.counts(camera, begin, end, by, limit)
 
     def close(self, timeout_s: float) -> bool:
         """Store who is inside and end the thread; whether it ended in time. Blocks."""

@@ -148,7 +148,7 @@ class Service:
             identity_labels(Identity.from_environ(options.environ)),
         )
         self._backend = HttpBackend(
-            self.state.snapshot, self._engine_host.lanes, self._metrics, self._scene_host.document
+            self.state.snapshot, self._engine_host.lanes, self._metrics, self._scene_host
         )
         for folder in (options.data, options.data / "plans"):
             remove_partial_files(folder)

@@ -126,11 +126,18 @@ class DetachedTasks:
 
 
 class BoundedExecutor:
-    """A few threads for blocking work; at most `limit` jobs run or wait."""
+    """A few threads for blocking work; at most `limit` jobs run or wait. `busy` is said beyond them."""
 
-    def __init__(self, threads: int = 2, limit: int = 32, name: str = "http") -> None:
+    def __init__(
+        self,
+        threads: int = 2,
+        limit: int = 32,
+        name: str = "http",
+        busy: str = "too many pictures are being worked on",
+    ) -> None:
         self._executor = TimedJoinExecutor(threads, name)
         self._limit = limit
+        self._busy = busy
         self._jobs = 0
 
     def __repr__(self) -> str:
@@ -148,7 +155,7 @@ class BoundedExecutor:
             BusyError: too many jobs run or wait.
         """
         if self.is_full:
-            raise BusyError("too many pictures are being worked on")
+            raise BusyError(self._busy)
         future = asyncio.get_running_loop().run_in_executor(self._executor, job)
         self._jobs += 1
         future.add_done_callback(self._done)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from visionedge.frames.types import format_utc
 
@@ -14,8 +14,22 @@ Box = tuple[float, float, float, float]
 
 RuleShape = Literal["zone", "line"]
 
+EventType = Literal[
+    "zone-entered",
+    "zone-left",
+    "zone-lost",
+    "zone-dwell",
+    "zone-occupied",
+    "zone-vacated",
+    "zone-empty",
+    "zone-filled",
+    "line-crossed",
+]
+EVENT_TYPES: tuple[str, ...] = get_args(EventType)
+
 TOTALS_OF_ZONES = ("entered", "left", "lost")
-TOTALS_OF_LINES = ("left-to-right", "right-to-left")
+LineTotal = Literal["left-to-right", "right-to-left"]
+TOTALS_OF_LINES: tuple[str, ...] = get_args(LineTotal)
 
 _TOTALS: Mapping[str, str] = {f"zone-{total}": total for total in TOTALS_OF_ZONES}
 _CONDITIONS: Mapping[str, tuple[str, bool]] = {
@@ -98,6 +112,25 @@ class SceneEvent:
             "evidence": self.evidence,
         }
         return {key: value for key, value in document.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which events are wanted; None: any. `rule` is the name of a zone or line."""
+
+    camera: str | None = None
+    event_type: str | None = None
+    rule: str | None = None
+    label: str | None = None
+
+    def matches(self, event: SceneEvent) -> bool:
+        """Whether the event is wanted."""
+        return (
+            self.camera in (None, event.camera)
+            and self.event_type in (None, event.type)
+            and self.rule in (None, event.rule)
+            and self.label in (None, event.label)
+        )
 
 
 def make_box_document(box: Box) -> dict[str, float]:

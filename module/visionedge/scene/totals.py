@@ -91,6 +91,10 @@ class CountRow:
     count: int
 
 
+class UnknownEventError(LookupError):
+    """The log has no event with an id."""
+
+
 class NewerSceneFileError(Exception):
     """The file belongs to a newer version of visionedge, and this one cannot use it."""
 
@@ -360,31 +364,51 @@ class SceneStore:
         rule: str | None = None,
         label: str | None = None,
         before: str | None = None,
+        after: str | None = None,
         limit: int = 100,
     ) -> list[dict[str, Any]]:
-        """The newest events first; `before`: only those that were stored before the event with this id."""
+        """The newest events first; only those that were stored before or after the events with these ids.
+
+        Raises:
+            UnknownEventError: the log has no event with such an id.
+        """
         given = {"camera": camera, "type": event_type, "rule": rule, "label": label}
         wanted = {column: value for column, value in given.items() if value is not None}
         conditions = [f"{column} = ?" for column in wanted]
         values: list[object] = [*wanted.values()]
-        if before is not None:
-            conditions.append("key < (SELECT key FROM event WHERE id = ?)")
-            values.append(before)
+        for event_id, side in ((before, "<"), (after, ">")):
+            if event_id is not None:
+                conditions.append(f"key {side} ?")
+                values.append(self._find_event(event_id))
         # The names of the columns come from the dictionary above, not from data.
         where = " AND ".join(conditions) or "true"
         query = f"SELECT document FROM event WHERE {where} ORDER BY key DESC LIMIT ?"  # noqa: S608
         return [json.loads(document) for (document,) in self._db.execute(query, (*values, limit))]
 
+    def _find_event(self, event_id: str) -> int:
+        row = self._db.execute("SELECT key FROM event WHERE id = ?", (event_id,)).fetchone()
+        if row is None:
+            raise UnknownEventError(event_id)
+        return int(row[0])
+
     def counts(
-        self, camera: str, begin: datetime, end: datetime, by: Literal["hour", "day"] = "hour"
+        self,
+        camera: str,
+        begin: datetime,
+        end: datetime,
+        by: Literal["hour", "day"] = "hour",
+        limit: int = -1,
     ) -> list[CountRow]:
-        """How often each total grew, from the hour of `begin` to before `end`; days are those of UTC."""
+        """How often each total grew, from the hour of `begin` to before `end`; days are those of UTC.
+
+        At most `limit` rows; -1: all.
+        """
         hours = 1 if by == "hour" else 24
         rows = self._db.execute(
             "SELECT hour / ? * ?, rule, shape, total, label, sum(count) FROM hourly"
             " WHERE camera = ? AND hour >= ? AND hour * 3600 < ?"
-            " GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5",
-            (hours, hours, camera, int(begin.timestamp()) // 3600, end.timestamp()),
+            " GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5 LIMIT ?",
+            (hours, hours, camera, int(begin.timestamp()) // 3600, end.timestamp(), limit),
         )
         return [CountRow(datetime.fromtimestamp(hour * 3600, UTC), *rest) for hour, *rest in rows]
 

@@ -12,16 +12,18 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from visionedge.errors import VisionedgeError
 from visionedge.frames.types import utc_now
-from visionedge.outbound.sqlite_store import DatabaseOpener, is_corrupt
+from visionedge.outbound.sqlite_store import CorruptDatabaseError, DatabaseOpener, is_corrupt
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.threads import ThreadGroup
+from visionedge.scene.events import EventFilter, SceneEvent
 from visionedge.scene.scene import KeptRule, SceneChanges
 from visionedge.scene.totals import CountRow, EventLimits, SceneStore, open_scene_store, set_aside_store
 
@@ -51,6 +53,10 @@ class SceneStorageStatus:
     waiting: int
     lost: str | None
     newer: str | None
+
+
+class SceneStorageError(VisionedgeError):
+    """The file cannot be read now."""
 
 
 class SceneWriter:
@@ -128,9 +134,13 @@ class SceneWriter:
             return True
 
     def cameras(self) -> list[str]:
-        """The cameras of which something is left."""
+        """The cameras of which something is left; empty without a file."""
         with self._disk:
-            return [] if self._store is None else self._store.cameras()
+            try:
+                return [] if self._store is None else self._store.cameras()
+            except sqlite3.Error as error:
+                self._fail(error)
+                return []
 
     def set_limits(self, limits: EventLimits) -> None:
         """Bound the log of events otherwise, from the next transaction on."""
@@ -146,17 +156,65 @@ class SceneWriter:
                 self._queue.append(changes)
                 self._changed.notify_all()
 
-    def events(self, **wanted: Any) -> list[dict[str, Any]]:
-        """As `SceneStore.events`; empty without a file."""
-        with self._disk:
-            return [] if self._store is None else self._store.events(**wanted)
+    def events(
+        self,
+        wanted: EventFilter | None = None,
+        *,
+        before: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> list[dict[str, Any]]:
+        """As `SceneStore.events`, with the events that are not on the disk yet.
+
+        Raises:
+            SceneStorageError: the disk cannot be used.
+            UnknownEventError: there is no event with the id `before` or `after`.
+        """
+        wanted = wanted or EventFilter()
+        with self._read() as store:
+            waiting = self._list_waiting()
+            ids = [event.id for event in waiting]
+            is_after_all_stored = after in ids
+            if is_after_all_stored:
+                waiting, after = waiting[ids.index(str(after)) + 1 :], None
+            if before in ids:
+                waiting, before = [event for event in waiting if event.id in ids[: ids.index(before)]], None
+            elif before is not None:
+                waiting = []
+            newest = [event.document() for event in reversed(waiting) if wanted.matches(event)][:limit]
+            if is_after_all_stored:
+                return newest
+            left = limit - len(newest)
+            return newest + store.events(**asdict(wanted), before=before, after=after, limit=left)
+
+    def _list_waiting(self) -> list[SceneEvent]:
+        with self._changed:
+            batches = [*(changes for _, changes in self._batches), self._queue]
+            return [event for changes in batches for change in changes for event in change.events]
 
     def counts(
-        self, camera: str, begin: datetime, end: datetime, by: Literal["hour", "day"]
+        self, camera: str, begin: datetime, end: datetime, by: Literal["hour", "day"], limit: int = -1
     ) -> list[CountRow]:
-        """As `SceneStore.counts`; empty without a file."""
+        """As `SceneStore.counts`.
+
+        Raises:
+            SceneStorageError: the disk cannot be used.
+        """
+        with self._read() as store:
+            return store.counts(camera, begin, end, by, limit)
+
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[SceneStore]:
         with self._disk:
-            return [] if self._store is None else self._store.counts(camera, begin, end, by)
+            if self._store is None:
+                raise SceneStorageError(f"scene.db cannot be used: {self._reason or 'the module stops'}")
+            try:
+                yield self._store
+            except (sqlite3.Error, ValueError) as error:  # a document that is no JSON is damage, too
+                if not isinstance(error, sqlite3.Error):
+                    error = CorruptDatabaseError(f"a document is not valid ({type(error).__name__})")
+                self._fail(error)
+                raise SceneStorageError(f"scene.db cannot be read: {redact(str(error))[:200]}") from None
 
     def status(self) -> SceneStorageStatus:
         """The state of the file."""
@@ -277,6 +335,7 @@ class SceneWriter:
         with self._changed:
             self._store = None
             self._retry_at_s = self._clock() + RETRY_S
+            self._changed.notify_all()  # the thread may wait without a time limit
         if is_corrupt(error):
             with contextlib.suppress(OSError):
                 set_aside_store(store.path)

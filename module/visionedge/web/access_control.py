@@ -21,7 +21,7 @@ METRICS_PATH = "/metrics"
 
 _SAFE_METHODS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
 # These change nothing, but a doctor report takes seconds of a core, and a stream holds a place.
-_COSTLY = re.compile(r"/api/v1/(doctor|frames|cameras/[^/]*/stream\.mjpg)/?")
+_COSTLY = re.compile(r"/api/v1/(doctor|frames|events/stream|cameras/[^/]*/stream\.mjpg)/?")
 _MAX_HOST_CHARACTERS = 300
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]/@]*)(:[0-9]{1,5})?")
 # A name without a dot (localhost, a machine, a container) cannot be registered in the DNS.

@@ -3,13 +3,16 @@
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from datetime import datetime
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.config.documents import Document
 from visionedge.frames.types import FrameResult, InputSpec, Picture
+from visionedge.scene.events import EventFilter
+from visionedge.scene.totals import CountRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,33 @@ class Backend(Protocol):
     def scene(self, name: str) -> Document | None:
         """`SceneDocument` of one camera; None where no camera has this name."""
 
+    def rules(self, camera: str | None) -> list[str]:
+        """The names of the zones and lines of a configured camera, or of all (None)."""
+
+    async def scene_events(
+        self, wanted: EventFilter, *, before: str | None = None, after: str | None = None, limit: int
+    ) -> list[Document]:
+        """`SceneEventDocument` of the newest events first, also of cameras, zones and lines that are gone.
+
+        Only those before or after the events with these ids.
+
+        Raises:
+            UnknownEventError: there is no event with such an id.
+            SceneStorageError: the log cannot be read now.
+            BusyError: too many requests read it.
+        """
+
+    async def scene_counts(
+        self, camera: str, begin: datetime, end: datetime, by: Literal["hour", "day"], *, limit: int
+    ) -> list[CountRow]:
+        """How often each total of a camera grew by hour or UTC day, from that of `begin` to before `end`.
+
+        At most `limit` of these.
+
+        Raises:
+            SceneStorageError, BusyError: as `scene_events`.
+        """
+
     def has_camera(self, name: str) -> bool:
         """Whether a camera has this name; much cheaper than its document."""
 
@@ -69,12 +99,18 @@ class Backend(Protocol):
             BusyError: too many requests wait.
         """
 
-    def subscribe(self, camera: str | None) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Every frame object from now on as JSON, of one camera or of all (None), in order.
+    def subscribe(
+        self, camera: str | None, *, with_events: bool = False
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Every frame object from now on, of one camera or of all (None), in order; also their scene events.
 
-        The viewer's buffer is bounded: a slow viewer loses its own oldest frames. The stream ends when the
-        camera is removed or the module stops. Entering raises `BusyError` when there are too many viewers.
+        Each is the fields of a server-sent event. The viewer's buffer is bounded: a slow viewer loses its own
+        oldest ones. The stream ends when the camera is removed or the module stops. Entering raises
+        `BusyError` when there are too many viewers.
         """
+
+    def subscribe_events(self, wanted: EventFilter) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The scene events from now on; as `subscribe`, without frame objects."""
 
     async def detect(self, picture: Picture) -> FrameResult:
         """Analyse one picture.

@@ -18,6 +18,7 @@ from visionedge.engine.device.devices import EffectiveDevice, ReasonCode, Reques
 from visionedge.engine.interface import RecoveryStage
 from visionedge.iothub.client import HubState
 from visionedge.outbound.messages import EventKind
+from visionedge.scene.events import EventType, LineTotal
 
 _SUFFIX = "Document"
 
@@ -592,6 +593,67 @@ class SceneDocument(JsonDocument):
     lines: dict[str, LineTotalsDocument] = Field(description="By name.")
 
 
+class SceneEventDocument(JsonDocument):
+    """What a zone or line has found; keys that make no sense for a type are absent."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["zone"]}, {"required": ["line"]}]})
+
+    id: str = Field(description="Stable over retries and restarts.")
+    camera: str = Field(description="Its name.")
+    type: EventType = Field(description="docs/scene.md explains the types.")
+    zone: str = _absent("The name of the zone.")
+    line: str = _absent("The name of the line.")
+    direction: LineTotal = _absent("Of a crossing, seen from `start` to `end`.")
+    label: str = _absent("Of the track.")
+    track_id: Count = _absent("As in frame objects.")
+    count: Count = _absent("Tracks inside the zone.")
+    dwell_seconds: float = _absent("How long the track was inside.")
+    at: Moment = Field(description="When the picture was taken in which the rule decided.")
+    sequence: Count = Field(description="Of this picture.")
+    epoch: Count = Field(description="Of this picture.")
+    model: str = Field(description="The model's name.")
+    device: str = Field(description="The device that computed the picture.")
+    confidence: Share = _absent("Of the track in this picture.")
+    box: BoxDocument = _absent("Of the track in this picture.")
+    evidence: dict[str, Any] = Field(description="Enough to count again; docs/scene.md explains it.")
+
+
+class SceneEventsDocument(JsonDocument):
+    """Events of the log."""
+
+    events: list[SceneEventDocument] = Field(description="The newest first.")
+
+
+class CrossingsDocument(JsonDocument):
+    """Crossings of a line by direction."""
+
+    left_to_right: Count = Field(alias="left-to-right")
+    right_to_left: Count = Field(alias="right-to-left")
+
+
+class SceneCountDocument(JsonDocument):
+    """What a zone or line counted of a label in an hour or a day."""
+
+    start: Moment = Field(description="When the hour or UTC day begins.")
+    zone: str = _absent("The name of the zone.")
+    line: str = _absent("The name of the line.")
+    label: str = Field(description="What was counted.")
+    entered: Count = _absent("Of a zone.")
+    left: Count = _absent("Of a zone.")
+    lost: Count = _absent("Of a zone.")
+    crossed: CrossingsDocument = _absent("Of a line, by direction.")
+
+
+class SceneCountsDocument(JsonDocument):
+    """The counts of a camera."""
+
+    camera: str = Field(description="Its name.")
+    by: Literal["hour", "day"] = Field(description="Days are those of UTC.")
+    from_: Moment = Field(alias="from", description="The begin of the hour or UTC day.")
+    to: Moment = Field(description="The end; hours that begin later do not count.")
+    counts: list[SceneCountDocument] = Field(description="By time; what counted nothing is absent.")
+
+
 class _MessageDocument(_ClosedDocument):
     device: str = Field(description="The device id in IoT Hub; outside IoT Edge the name of the host.")
     module: str = Field(description="The module id in IoT Hub; outside IoT Edge 'vision'.")
@@ -683,6 +745,8 @@ DOCUMENTS: tuple[type[JsonDocument], ...] = (
     CamerasDocument,
     FrameDocument,
     SceneDocument,
+    SceneEventsDocument,
+    SceneCountsDocument,
     BatchDocument,
     EventDocument,
     EngineEventDocument,

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from importlib.resources import files
 
@@ -35,9 +35,10 @@ from visionedge.web.responses import (
     query_integer,
     query_seconds,
     query_text,
-    truncate,
+    unknown_camera_error,
 )
-from visionedge.web.streams import StopSignal, send_events, send_mjpeg
+from visionedge.web.scene_log import answer_counts, answer_events, read_event_filter, read_missed_events
+from visionedge.web.streams import StopSignal, resume_events, send_events, send_mjpeg
 
 WAIT_LIMIT_S = 60.0
 """The longest `?timeout=` of a frame."""
@@ -65,7 +66,7 @@ class ApiHandlers:
         self.stop_signal = StopSignal()
         self._access = access
         self._streams = _stream_limit(PICTURE_STREAMS_AT_ONCE, "too many viewers of live streams")
-        self._events = _stream_limit(EVENT_STREAMS_AT_ONCE, "too many viewers of frames")
+        self._events = _stream_limit(EVENT_STREAMS_AT_ONCE, "too many viewers of frames and events")
         self._waits = _stream_limit(WAITS_AT_ONCE, "too many requests wait for a frame")
         self._doctor_limit = ConcurrencyLimit(EXAMINATIONS_AT_ONCE, "too many requests wait for a report")
         self._jpeg_cache = JpegCache(self.shared.executor)
@@ -147,19 +148,39 @@ class ApiHandlers:
         """``/api/v1/cameras/{name}``."""
         camera = self.backend.camera(request.match_info["name"])
         if camera is None:
-            raise _unknown_camera_error(request.match_info["name"])
+            raise unknown_camera_error(request.match_info["name"])
         return json_response(redact_document(camera))
 
     async def scene(self, request: web.Request) -> web.Response:
         """``/api/v1/cameras/{name}/scene``."""
         scene = self.backend.scene(request.match_info["name"])
         if scene is None:
-            raise _unknown_camera_error(request.match_info["name"])
+            raise unknown_camera_error(request.match_info["name"])
         return json_response(scene)
+
+    async def scene_events(self, request: web.Request) -> web.Response:
+        """``/api/v1/events``."""
+        return await answer_events(request, self.backend, self.shared.executor)
+
+    async def scene_counts(self, request: web.Request) -> web.Response:
+        """``/api/v1/cameras/{name}/counts``."""
+        self._require_camera(request.match_info["name"])
+        return await answer_counts(request, self.backend, self.shared.executor)
+
+    async def scene_event_stream(self, request: web.Request) -> web.StreamResponse:
+        """``/api/v1/events/stream``: server-sent events, after those that `Last-Event-ID` misses."""
+        wanted = await read_event_filter(request, self.backend)
+        valid = self._access.stream_stop_signal
+        with self._events.acquire(get_client_key(request)):
+            async with self.backend.subscribe_events(wanted) as live:
+                # After the subscription has begun, so that no event comes between the two.
+                missed, comment = await read_missed_events(request, self.backend, wanted)
+                async with aclosing(resume_events(missed, live)) as events:
+                    return await send_events(request, events, valid, comment)
 
     def _require_camera(self, name: str) -> None:
         if not self.backend.has_camera(name):
-            raise _unknown_camera_error(name)
+            raise unknown_camera_error(name)
 
     async def frame(self, request: web.Request) -> web.Response:
         """``/api/v1/cameras/{name}/frame``; with `after` or `timeout` it waits."""
@@ -236,9 +257,11 @@ class ApiHandlers:
         if camera is not None:
             self._require_camera(camera)
         valid = self._access.stream_stop_signal
+        with_events = query_bool(request, "events")
+        comment = "frame objects and scene events follow" if with_events else "frame objects follow"
         with self._events.acquire(get_client_key(request)):
-            async with self.backend.subscribe(camera) as frames:
-                return await send_events(request, frames, valid)
+            async with self.backend.subscribe(camera, with_events=with_events) as frames:
+                return await send_events(request, frames, valid, comment)
 
     async def detect(self, request: web.Request) -> web.Response:
         """``POST /api/v1/detect``: a picture in, its frame object out."""
@@ -305,10 +328,6 @@ def _health_response(document: HealthDocument | ReadinessDocument, reasons: list
     document.reasons = [redact(reason) for reason in reasons]
     document.error = ErrorDetailsDocument(code=document.status, message="; ".join(document.reasons))
     return json_response(document.dump(), status=503, headers={"Retry-After": "2"})
-
-
-def _unknown_camera_error(name: str) -> RequestError:
-    return RequestError(404, f"there is no camera '{truncate(name)}'", code="unknown_camera")
 
 
 def _no_frame_yet_error(name: str) -> RequestError:

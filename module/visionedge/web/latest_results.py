@@ -1,4 +1,6 @@
-"""The newest result of each camera, waits for a newer one, and bounded streams of results for viewers.
+"""The newest result of each camera, waits for a newer one, and bounded streams for viewers.
+
+A stream brings frame objects, scene events, or both, as the fields of server-sent events.
 
 Everything here is for the event loop; threads hand results over through the `LoopQueue` of the service.
 """
@@ -6,15 +8,20 @@ Everything here is for the event loop; threads hand results over through the `Lo
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 from visionedge.errors import BusyError
 from visionedge.frames.types import FrameResult, build_frame_document
 from visionedge.outbound.messages import encode_json
+from visionedge.scene.events import EventFilter, SceneEvent
 
 _RATE_WINDOW_NS = 5_000_000_000
+
+_EVENTS_FOR_EACH_FRAME = 4
+"""A stream of events holds so many times more of them, because one picture can bring many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +35,7 @@ class CameraTraffic:
 
 @dataclass(frozen=True, slots=True)
 class ViewerStatistics:
-    """The counters at one moment. `lost` are the frame objects that slow viewers missed, since the start."""
+    """The counters at one moment. `lost`: what slow viewers missed of their streams, since the start."""
 
     cameras: dict[str, CameraTraffic]
     viewers: int
@@ -66,16 +73,29 @@ class _Entry:
 
 
 class Subscription:
-    """One viewer's stream of frame objects as JSON: ``async with latest_results.subscribe(…) as frames``.
+    """One viewer's stream of server-sent events: ``async with latest_results.subscribe(…) as frames``.
 
-    The JSON waits here, the same bytes for all viewers, not the results: those would keep their pictures in
-    memory for as long as the slowest viewer takes. When `limit` frame objects wait, the oldest is dropped;
-    `lost` counts them.
+    The text waits here, the same bytes for all viewers, not the results: those would keep their pictures in
+    memory for as long as the slowest viewer takes. When `limit` texts wait, the oldest is dropped; `lost`
+    counts them.
+
+    Attributes:
+        camera: the only camera of the stream; None: all.
+        frames: whether it brings frame objects.
+        events: the scene events that it brings; None: none.
     """
 
-    def __init__(self, latest_results: "LatestResults", camera: str | None, limit: int) -> None:
+    def __init__(
+        self,
+        latest_results: "LatestResults",
+        camera: str | None,
+        limit: int,
+        *,
+        frames: bool = True,
+        events: EventFilter | None = None,
+    ) -> None:
         self._latest_results = latest_results
-        self.camera = camera
+        self.camera, self.frames, self.events = camera, frames, events
         self.lost = 0
         self._limit = limit
         self._waiting: deque[bytes] = deque()
@@ -105,27 +125,37 @@ class Subscription:
             await self._wake.wait()
         return self._waiting.popleft()
 
-    def offer(self, frame: bytes) -> bool:
-        """Queue a frame object; False when the oldest one was dropped for it."""
+    def offer(self, fields: bytes) -> bool:
+        """Queue a server-sent event; False when the oldest one was dropped for it."""
         kept = len(self._waiting) < self._limit
         if not kept:
             self._waiting.popleft()
             self.lost += 1
-        self._waiting.append(frame)
+        self._waiting.append(fields)
         self._wake.set()
         return kept
 
     def end(self) -> None:
-        """End the stream after the frame objects that wait."""
+        """End the stream after what waits."""
         self._ended = True
         self._wake.set()
+
+
+def encode_frame_fields(result: FrameResult) -> bytes:
+    """A frame object as the fields of a server-sent event."""
+    return b"data: " + encode_json(build_frame_document(result))
+
+
+def encode_event_fields(document: Mapping[str, Any]) -> bytes:
+    """The document of a scene event as the fields of a server-sent event."""
+    return b"id: " + str(document["id"]).encode() + b"\ndata: " + encode_json(document)
 
 
 class LatestResults:
     """The newest result of every camera, and the viewers and requests that wait for new ones. Loop only.
 
     At most `max_viewers` subscriptions, and as many waits in `wait_for_newer`; further ones raise
-    `BusyError`. Each subscription holds at most `buffer` frame objects.
+    `BusyError`. Each subscription holds at most `buffer` frame objects and events.
     """
 
     def __init__(
@@ -153,11 +183,20 @@ class LatestResults:
         if entry is None:
             entry = self._entries[camera] = _Entry(result)
         entry.update(result, self._clock())
-        viewers = [viewer for viewer in self._viewers if viewer.camera in (None, camera)]
+        viewers = [viewer for viewer in self._viewers if viewer.frames and viewer.camera in (None, camera)]
         if viewers:
-            frame = encode_json(build_frame_document(result))  # once for all viewers
-            self._lost += sum(not viewer.offer(frame) for viewer in viewers)
+            fields = encode_frame_fields(result)  # once for all viewers
+            self._lost += sum(not viewer.offer(fields) for viewer in viewers)
         self._wake(camera)
+
+    def publish_events(self, events: Sequence[SceneEvent]) -> None:
+        """Pass scene events to all that wait for them, as `scene` events where frame objects come, too."""
+        for event in events:
+            viewers = [each for each in self._viewers if each.events and each.events.matches(event)]
+            if viewers:
+                fields = encode_event_fields(event.document())
+                named = b"event: scene\n" + fields
+                self._lost += sum(not each.offer(named if each.frames else fields) for each in viewers)
 
     def latest(self, camera: str) -> FrameResult | None:
         """The newest result of a camera; None before its first."""
@@ -219,12 +258,18 @@ class LatestResults:
         for wait in self._waits.pop(camera, ()):
             wait.cancel()
 
-    def subscribe(self, camera: str | None) -> Subscription:
-        """A stream of every frame object from now on, of one camera or of all (None).
+    def subscribe(self, camera: str | None, *, with_events: bool = False) -> Subscription:
+        """A stream of every frame object from now on, of one camera or of all (None); also of its events.
 
         Entering may raise `BusyError`.
         """
-        return Subscription(self, camera, self._buffer)
+        events = EventFilter(camera) if with_events else None
+        return Subscription(self, camera, self._buffer, events=events)
+
+    def subscribe_events(self, wanted: EventFilter) -> Subscription:
+        """A stream of the scene events from now on, without frame objects. Entering may raise `BusyError`."""
+        limit = _EVENTS_FOR_EACH_FRAME * self._buffer
+        return Subscription(self, wanted.camera, limit, frames=False, events=wanted)
 
     def _enter(self, viewer: Subscription) -> None:
         if len(self._viewers) >= self._max_viewers:

@@ -12,7 +12,9 @@ from pydantic_core import core_schema
 from visionedge import __version__
 from visionedge.config.documents import Document
 from visionedge.config.schema import CAMERA_NAME_PATTERN
+from visionedge.scene.events import EVENT_TYPES
 from visionedge.web.documents import DOCUMENTS, schema_name
+from visionedge.web.scene_log import DEFAULT_EVENTS, MAX_EVENTS
 
 _INTEGER = {"type": "integer"}
 _NUMBER = {"type": "number"}
@@ -71,7 +73,7 @@ def build_schemas() -> Document:
 
 
 def _paths() -> Document:
-    return {**_module_paths(), **_camera_paths(), **_frame_paths(), **_protocol_paths()}
+    return {**_module_paths(), **_camera_paths(), **_frame_paths(), **_scene_paths(), **_protocol_paths()}
 
 
 def _module_paths() -> Document:
@@ -144,17 +146,64 @@ def _camera_paths() -> Document:
             "parameters": [name],
             "get": _get("scene", "Tracks, and totals of zones and lines.", _ok("Scene"), unknown),
         },
+        f"{camera}/counts": {"parameters": [name], "get": _counts(unknown)},
         f"{camera}/frame": {"parameters": [name], "get": frame},
         f"{camera}/snapshot.jpg": {"parameters": [name], "get": snapshot},
         f"{camera}/stream.mjpg": {"parameters": [name], "get": stream},
     }
 
 
+def _counts(unknown: Document) -> Document:
+    counts = _get("counts", "What zones and lines counted by hour or day.", _ok("SceneCounts"), unknown)
+    counts["responses"]["200"]["content"]["text/csv"] = {"schema": {"type": "string"}}
+    moment = {"type": "string", "anyOf": [{"format": "date"}, {"format": "date-time"}]}
+    counts["parameters"] = [
+        _parameter("query", "from", moment, "The begin; by default 24 h, or 31 days, before `to`."),
+        _parameter("query", "to", moment, "The end; by default now. A date is the begin of its UTC day."),
+        _parameter("query", "by", {"enum": ["hour", "day"]}, "hour by default; days are those of UTC."),
+        _parameter("query", "format", {"enum": ["json", "csv"]}, "Instead of the header Accept."),
+    ]
+    return _with_log_errors(counts)
+
+
+def _with_log_errors(operation: Document) -> Document:
+    operation["responses"] |= {
+        "400": _error("A parameter or its value is not known."),
+        "503": _error("scene.db cannot be read, or there are too many requests."),
+    }
+    return operation
+
+
+def _scene_paths() -> Document:
+    text = {"type": "string"}
+    filters = [
+        _parameter("query", "camera", text, "Only events of this camera."),
+        _parameter("query", "type", {"enum": list(EVENT_TYPES)}, "Only events of this type."),
+        _parameter("query", "rule", text, "Only events of zones and lines with this name."),
+        _parameter("query", "label", text, "Only events of tracks with this label."),
+    ]
+    events = _with_log_errors(_get("events", "Scene events, the newest first.", _ok("SceneEvents")))
+    limit = {"type": "integer", "minimum": 1, "maximum": MAX_EVENTS}
+    events["parameters"] = [
+        *filters,
+        _parameter("query", "before", text, "Only events before the one with this id."),
+        _parameter("query", "limit", limit, f"At most so many; {DEFAULT_EVENTS} by default."),
+    ]
+    live = _content("text/event-stream", text, "One scene event per `data:` line, its id in `id:`.")
+    stream = _with_log_errors(_get("eventStream", "Scene events when they happen.", {"200": live}))
+    stream["parameters"] = [
+        *filters,
+        _parameter("header", "Last-Event-ID", text, "First the events of the log after this one."),
+    ]
+    return {"/api/v1/events": {"get": events}, "/api/v1/events/stream": {"get": stream}}
+
+
 def _frame_paths() -> Document:
     events = _content("text/event-stream", {"type": "string"}, "One frame object per `data:` line.")
     frames = _get("frames", "Every frame object when it is computed, as server-sent events.", {"200": events})
     frames["parameters"] = [
-        _parameter("query", "camera", {"type": "string"}, "Only frame objects of this camera.")
+        _parameter("query", "camera", {"type": "string"}, "Only frame objects of this camera."),
+        _parameter("query", "events", _FLAG, "1: also scene events, as events with the name `scene`."),
     ]
     frames["responses"] |= {"404": _error("No camera has this name."), "503": _error("Too many viewers.")}
     binary = {"schema": {"type": "string", "format": "binary"}}

@@ -114,6 +114,11 @@ def _from_http_exception(error: web.HTTPException, request: web.BaseRequest) -> 
     return RequestError(error.status, message, headers=headers)
 
 
+def unknown_camera_error(name: str) -> RequestError:
+    """No camera has the name that is part of the path, or that a stream of frames is limited to."""
+    return RequestError(404, f"there is no camera '{truncate(name)}'", code="unknown_camera")
+
+
 def query_text(request: web.Request, name: str) -> str | None:
     """A query value as text; None where it is absent.
 

@@ -177,11 +177,14 @@ def build_routes(api: ApiHandlers) -> list[web.RouteDef]:
         web.get("/api/v1/cameras", api.cameras),
         web.get(camera, api.camera),
         web.get(f"{camera}/scene", api.scene),
+        web.get(f"{camera}/counts", api.scene_counts),
         web.get(f"{camera}/frame", api.frame),
         web.get(f"{camera}/snapshot.jpg", api.snapshot),
         # Without HEAD: it would open a stream and send nothing.
         web.get(f"{camera}/stream.mjpg", api.stream, allow_head=False),
         web.get("/api/v1/frames", api.frames, allow_head=False),
+        web.get("/api/v1/events", api.scene_events),
+        web.get("/api/v1/events/stream", api.scene_event_stream, allow_head=False),
         web.post("/api/v1/detect", api.detect),
         *inference_routes(InferenceProtocol(api.backend, api.shared)),
     ]

@@ -1,7 +1,7 @@
 """Answers that do not end: server-sent events and MJPEG. A slow viewer loses only its own frames."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
@@ -68,17 +68,30 @@ async def iterate_with_heartbeat(
 
 
 async def send_events(
-    request: web.Request, frames: AsyncIterator[bytes], stop_signal: StopSignal
+    request: web.Request, events: AsyncIterator[bytes], stop_signal: StopSignal, comment: str
 ) -> web.StreamResponse:
-    """Server-sent events: one frame object each, as the default event that `onmessage` receives."""
+    """Server-sent events, each given as its fields; first a comment about what follows."""
     response = await _start_response(request, "text/event-stream; charset=utf-8")
     with _ignore_disconnect(request):
-        await _write(response, b"retry: 2000\n: frame objects follow\n\n")
-        async with aclosing(iterate_with_heartbeat(frames, stop_signal, HEARTBEAT_S)) as followed:
-            async for frame in followed:
-                data = b": still here" if frame is None else b"data: " + frame
-                await _write(response, data + b"\n\n")
+        await _write(response, f"retry: 2000\n: {comment}\n\n".encode())
+        async with aclosing(iterate_with_heartbeat(events, stop_signal, HEARTBEAT_S)) as followed:
+            async for fields in followed:
+                await _write(response, (b": still here" if fields is None else fields) + b"\n\n")
     return response
+
+
+async def resume_events(missed: Sequence[bytes], live: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """The events that a client has missed, then the live ones; none of them twice."""
+    for fields in missed:
+        yield fields
+    seen = {_event_id(fields) for fields in missed}
+    async for fields in live:
+        if not seen or _event_id(fields) not in seen:
+            yield fields
+
+
+def _event_id(fields: bytes) -> bytes:
+    return fields.partition(b"\n")[0]
 
 
 async def send_mjpeg(
