@@ -27,6 +27,7 @@ from visionedge.cli.arguments import (
 )
 from visionedge.config.load import parse_config
 from visionedge.config.schema import CameraConfig
+from visionedge.errors import ConfigError
 from visionedge.frames.types import FrameResult
 from visionedge.ops.bench.machine import OTHER_PROCESSES_KEY, OtherProcessesLoad, describe_other_load
 from visionedge.runtime.process_limits import configure_malloc
@@ -99,6 +100,12 @@ def _add_pipeline(benchmarks: Subparsers) -> None:
     )
     add_number(pipeline, "--cameras", positive_integer, 4, "the number of cameras")
     pipeline.add_argument(
+        "--events",
+        action="store_true",
+        help="measure the time from capture to the scene event in an HTTP client at 0.8 of the capacity: of"
+        " a module with as many cameras of at most --fps (default: 10) as that needs, with lines or --scene",
+    )
+    pipeline.add_argument(
         "--source",
         default="demo:",
         metavar="URI",
@@ -125,6 +132,7 @@ def _add_pipeline(benchmarks: Subparsers) -> None:
         action="store_true",
         help="also run a plain OpenCV + onnxruntime loop in each round",
     )
+    _add_scene_file(pipeline, "also run with zones and lines in each round:", default=None)
     pipeline.add_argument(
         "--precision",
         choices=("auto", "fp32", "fp16", "int8"),
@@ -154,20 +162,20 @@ def _add_scene(benchmarks: Subparsers) -> None:
         scene, "--boxes-per-frame", positive_integer, 10, "the most boxes of a frame, by their confidence"
     )
     add_number(scene, "--fps", positive_number, 10.0, "frames per second of the recorded clip", metavar="FPS")
-    _add_scene_file(scene, default="default")
+    _add_scene_file(scene, "the zones and lines:", default="default")
     _add_rounds(scene, seconds=1.0, rounds=5)
     _add_reports(scene)
     add_model_and_device(scene, from_environment=False)
 
 
-def _add_scene_file(parser: argparse.ArgumentParser, *, default: str | None) -> None:
+def _add_scene_file(parser: argparse.ArgumentParser, purpose: str, *, default: str | None) -> None:
     """Add the option `--scene`; see `read_scene`."""
     parser.add_argument(
         "--scene",
         default=default,
         metavar="FILE",
-        help="a configuration file, whose first camera with tracking counts; or default: two zones and a"
-        f" line (default: {default or 'none'})",
+        help=f"{purpose} those of the first camera with tracking in a configuration file; or default: two"
+        f" zones and a line (default: {default or 'none'})",
     )
 
 
@@ -287,28 +295,35 @@ def _bench_engine(arguments: argparse.Namespace) -> int:
 
 def _bench_pipeline(arguments: argparse.Namespace) -> int:
     from visionedge.ops.bench import pipeline as bench
+    from visionedge.ops.bench.events import bench_events
+    from visionedge.ops.bench.events import format_report as format_events
     from visionedge.ops.bench.pipeline_run import PipelineLoad
+    from visionedge.ops.bench.scene import read_scene
 
     configure_malloc()  # as the module does, so that the memory figures are comparable
     # The plain loop computes in fp32, and only the same precision compares the two programs.
     precision = arguments.precision or ("fp32" if arguments.baseline else "auto")
     inference = {"device": arguments.device, "precision": precision}
+    load = PipelineLoad(
+        model=_model_path(arguments),
+        source=arguments.source,
+        cameras=arguments.cameras,
+        fps=arguments.fps,
+        slo_ms=arguments.slo_ms,
+        seconds=arguments.seconds,
+        rounds=arguments.rounds,
+        baseline=arguments.baseline,
+        scene=None if arguments.scene is None else read_scene(arguments.scene, os.environ),
+        inference=parse_config({"inference": inference}).inference,
+        data=data_folder(os.environ),
+    )
     others = OtherProcessesLoad()
-    report = bench.bench_pipeline(
-        PipelineLoad(
-            model=_model_path(arguments),
-            source=arguments.source,
-            cameras=arguments.cameras,
-            fps=arguments.fps,
-            slo_ms=arguments.slo_ms,
-            seconds=arguments.seconds,
-            rounds=arguments.rounds,
-            baseline=arguments.baseline,
-            inference=parse_config({"inference": inference}).inference,
-            data=data_folder(os.environ),
-        ),
-        _print_progress,
-    ) | {OTHER_PROCESSES_KEY: others.share()}
+    if arguments.events:
+        if arguments.baseline:
+            raise ConfigError(["--events: the plain loop of --baseline has no events"])
+        report = bench_events(load, _print_progress) | {OTHER_PROCESSES_KEY: others.share()}
+        return _write_outputs(arguments, report, format_events(report))
+    report = bench.bench_pipeline(load, _print_progress) | {OTHER_PROCESSES_KEY: others.share()}
     return _write_outputs(arguments, report, bench.format_report(report))
 
 

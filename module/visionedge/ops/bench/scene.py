@@ -296,7 +296,8 @@ def _run_parts(load: SceneLoad, boxes: RecordedBoxes) -> SceneTimes:
     times = SceneTimes({"tracker": [], "rules": []})
 
     def step(result: FrameResult) -> None:
-        frame, candidates = result.frame, result.candidates or result.detections
+        frame = result.frame
+        candidates = result.detections if result.candidates is None else result.candidates
         picture = ScenePicture(
             sequence=frame.sequence,
             epoch=frame.epoch,
