@@ -133,6 +133,8 @@ def test_a_wrong_argument_names_the_help_of_its_command(
         ("detect",),
         ("detect", "x.jpg", "--confidence", "2"),
         ("bench", "pipeline", "--cameras", "0"),
+        ("bench", "scene", "--boxes-per-frame", "0"),
+        ("bench", "scene", "--fps", "0"),
     ],
 )
 def test_wrong_arguments_give_a_one_line_error_and_exit_2(

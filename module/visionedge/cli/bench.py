@@ -1,9 +1,13 @@
-"""`visionedge bench`: benchmarks of the engine, the pipeline and the HTTP endpoints, and their comparison."""
+"""`visionedge bench`: benchmarks of the engine, the pipeline, scenes and HTTP, and their comparison."""
 
 import argparse
+import asyncio
+import contextlib
 import json
 import os
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +27,13 @@ from visionedge.cli.arguments import (
     positive_number,
 )
 from visionedge.config.load import parse_config
+from visionedge.config.schema import CameraConfig
+from visionedge.errors import ConfigError
+from visionedge.frames.types import FrameResult
 from visionedge.ops.bench.machine import OTHER_PROCESSES_KEY, OtherProcessesLoad, describe_other_load
 from visionedge.runtime.process_limits import configure_malloc
+
+_STOP_S = 5.0
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -32,7 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
     benchmarks = add_group(
         subparsers,
         "bench",
-        "benchmarks of the engine, the pipeline and HTTP",
+        "benchmarks of the engine, the pipeline, scenes and HTTP",
         "  visionedge bench engine\n"
         "  visionedge bench pipeline --cameras 4 --source yard.mp4 --baseline\n"
         "  visionedge bench pipeline --fps 5 --cameras 16 --json report.json",
@@ -41,6 +50,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     _add_engine(benchmarks)
     _add_pipeline(benchmarks)
+    _add_scene(benchmarks)
     _add_http(benchmarks)
     _add_remote(benchmarks)
     _add_compare(benchmarks)
@@ -91,6 +101,12 @@ def _add_pipeline(benchmarks: Subparsers) -> None:
     )
     add_number(pipeline, "--cameras", positive_integer, 4, "the number of cameras")
     pipeline.add_argument(
+        "--events",
+        action="store_true",
+        help="measure the time from capture to the scene event in an HTTP client at 0.8 of the capacity: of"
+        " a module with as many cameras of at most --fps (default: 10) as that needs, with lines or --scene",
+    )
+    pipeline.add_argument(
         "--source",
         default="demo:",
         metavar="URI",
@@ -117,6 +133,7 @@ def _add_pipeline(benchmarks: Subparsers) -> None:
         action="store_true",
         help="also run a plain OpenCV + onnxruntime loop in each round",
     )
+    _add_scene_file(pipeline, "also run with zones and lines in each round:", default=None)
     pipeline.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -124,6 +141,43 @@ def _add_pipeline(benchmarks: Subparsers) -> None:
     )
     _add_reports(pipeline)
     add_model_and_device(pipeline, from_environment=False)
+
+
+def _add_scene(benchmarks: Subparsers) -> None:
+    scene = add_command(
+        benchmarks,
+        "scene",
+        _bench_scene,
+        "tracker, zones and lines on recorded boxes: processor time for each frame",
+        "  visionedge bench scene --json -\n"
+        "  visionedge bench scene --boxes boxes.jsonl --scene vision.yaml --boxes-per-frame 30",
+        codes=(0, 1, 2, 3),
+    )
+    scene.add_argument(
+        "--boxes",
+        metavar="FILE",
+        help="frame objects of `visionedge detect CLIP --json --confidence 0.1`, or synthetic"
+        " (default: those of the bundled clip)",
+    )
+    add_number(
+        scene, "--boxes-per-frame", positive_integer, 10, "the most boxes of a frame, by their confidence"
+    )
+    add_number(scene, "--fps", positive_number, 10.0, "frames per second of the recorded clip", metavar="FPS")
+    _add_scene_file(scene, "the zones and lines:", default="default")
+    _add_rounds(scene, seconds=1.0, rounds=5)
+    _add_reports(scene)
+    add_model_and_device(scene, from_environment=False)
+
+
+def _add_scene_file(parser: argparse.ArgumentParser, purpose: str, *, default: str | None) -> None:
+    """Add the option `--scene`; see `read_scene`."""
+    parser.add_argument(
+        "--scene",
+        default=default,
+        metavar="FILE",
+        help=f"{purpose} those of the first camera with tracking in a configuration file; or default: two"
+        f" zones and a line (default: {default or 'none'})",
+    )
 
 
 def _add_http(benchmarks: Subparsers) -> None:
@@ -242,29 +296,76 @@ def _bench_engine(arguments: argparse.Namespace) -> int:
 
 def _bench_pipeline(arguments: argparse.Namespace) -> int:
     from visionedge.ops.bench import pipeline as bench
+    from visionedge.ops.bench.events import bench_events
+    from visionedge.ops.bench.events import format_report as format_events
     from visionedge.ops.bench.pipeline_run import PipelineLoad
+    from visionedge.ops.bench.scene import read_scene
 
     configure_malloc()  # as the module does, so that the memory figures are comparable
     # The plain loop computes in fp32, and only the same precision compares the two programs.
     precision = arguments.precision or ("fp32" if arguments.baseline else "auto")
     inference = {"device": arguments.device, "precision": precision}
+    load = PipelineLoad(
+        model=_model_path(arguments),
+        source=arguments.source,
+        cameras=arguments.cameras,
+        fps=arguments.fps,
+        slo_ms=arguments.slo_ms,
+        seconds=arguments.seconds,
+        rounds=arguments.rounds,
+        baseline=arguments.baseline,
+        scene=None if arguments.scene is None else read_scene(arguments.scene, os.environ),
+        inference=parse_config({"inference": inference}).inference,
+        data=data_folder(os.environ),
+    )
     others = OtherProcessesLoad()
-    report = bench.bench_pipeline(
-        PipelineLoad(
-            model=_model_path(arguments),
-            source=arguments.source,
-            cameras=arguments.cameras,
-            fps=arguments.fps,
-            slo_ms=arguments.slo_ms,
-            seconds=arguments.seconds,
-            rounds=arguments.rounds,
-            baseline=arguments.baseline,
-            inference=parse_config({"inference": inference}).inference,
-            data=data_folder(os.environ),
-        ),
-        _print_progress,
-    ) | {OTHER_PROCESSES_KEY: others.share()}
+    if arguments.events:
+        if arguments.baseline:
+            raise ConfigError(["--events: the plain loop of --baseline has no events"])
+        report = bench_events(load, _print_progress) | {OTHER_PROCESSES_KEY: others.share()}
+        return _write_outputs(arguments, report, format_events(report))
+    report = bench.bench_pipeline(load, _print_progress) | {OTHER_PROCESSES_KEY: others.share()}
     return _write_outputs(arguments, report, bench.format_report(report))
+
+
+def _bench_scene(arguments: argparse.Namespace) -> int:
+    from visionedge.ops.bench import scene as bench
+
+    others = OtherProcessesLoad()
+    load = bench.SceneLoad(
+        model=_model_path(arguments),
+        camera=bench.read_scene(arguments.scene, os.environ),
+        boxes=arguments.boxes,
+        boxes_per_frame=arguments.boxes_per_frame,
+        fps=arguments.fps,
+        seconds=arguments.seconds,
+        rounds=arguments.rounds,
+        inference=parse_config({"inference": {"device": arguments.device}}).inference,
+        data=data_folder(os.environ),
+    )
+    report = bench.bench_scene(load, _print_progress, _open_scene_host)
+    report[OTHER_PROCESSES_KEY] = others.share()
+    return _write_outputs(arguments, report, bench.format_report(report))
+
+
+@contextlib.contextmanager
+def _open_scene_host(camera: CameraConfig) -> Iterator[Callable[[FrameResult], object]]:
+    """The scenes of a module with this camera, whose `scene.db` is in a temporary folder; see `OpenHost`."""
+    from visionedge.app.scene_host import SceneHost
+    from visionedge.app.state import AppState
+    from visionedge.ops.bench.scene import CAMERA
+    from visionedge.runtime.threads import ThreadGroup
+
+    config = parse_config({}).model_copy(update={"cameras": {CAMERA: camera}})
+    with tempfile.TemporaryDirectory() as folder:
+        state = AppState.of(config, Path(folder), {}, lambda: None)
+        threads = ThreadGroup(lambda _name, _error: None)
+        host = SceneHost(state.snapshot, Path(folder), threads, deliver=lambda _documents: None)
+        asyncio.run(host.configure(config.cameras))
+        try:
+            yield host.update
+        finally:
+            host.close(_STOP_S)
 
 
 def _bench_http(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """The data that flows from a camera to the cloud, with shapes and units, and its JSON documents. No I/O."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -129,7 +129,9 @@ class FrameResult:
 
     `candidates`: for the tracker of the camera, `detections` and weaker ones; None: it has none. `track_ids`
     is parallel to the detections, None for those without a confirmed track; None: the camera has no tracking.
-    `track_labels`: the labels of those tracks, parallel too. `precision` is that of the engine.
+    `track_labels`: the labels of those tracks, parallel too.
+    `confirmed_tracks`: the confirmed tracks by id, hidden ones too, each with its smoothed box (left, top,
+    right, bottom, 0-1 of the picture) or None while it is hidden. `precision` is that of the engine.
     """
 
     frame: Frame
@@ -141,6 +143,7 @@ class FrameResult:
     candidates: Detections | None = None
     track_ids: tuple[int | None, ...] | None = None
     track_labels: tuple[str | None, ...] | None = None
+    confirmed_tracks: Mapping[int, tuple[float, float, float, float] | None] | None = None
     precision: str | None = None
 
     def label_detections(self) -> list[str]:

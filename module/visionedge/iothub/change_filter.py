@@ -4,8 +4,12 @@ debounced.
 Weak boxes of a detector appear and disappear from frame to frame. So an object counts as present, gone, or of
 another class only when that has lasted for `change_s`. All durations are measured with the capture times of
 frames, so the rules are the same for a camera with 30 frames a second and one with a picture every 5 s.
+
+The frames of a camera with tracking are compared by its confirmed tracks: nothing is matched, and boxes
+without a track do not count.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -103,28 +107,88 @@ class _SceneObject:
         """Whether an edge of its box has moved by more than the threshold since it was sent."""
         if self.sent_box is None or not self.present:
             return False
-        return any(abs(now - sent) > threshold for now, sent in zip(self.box, self.sent_box, strict=True))
+        return _has_moved(self.box, self.sent_box, threshold)
 
 
-class _CameraScene:
+class _FollowedCamera(ABC):
     """The objects of one camera, and how the last frame that was sent showed them."""
 
     def __init__(self) -> None:
-        self.objects: list[_SceneObject] = []
         self.now_ns = 0
+        self._passed_ns = 0
+        self._hold_ns = 0
         self._epoch: int | None = None
         self._changed = False
         self._sent_ns: int | None = None
 
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of objects that are followed."""
+
     def advance(self, result: FrameResult, hold_ns: int) -> None:
-        """Match the next frame of the camera."""
-        now_ns, boxes, labels = result.frame.captured_ns, _boxes(result), result.label_detections()
-        passed_ns = max(0, now_ns - self.now_ns)
+        """Follow the objects to the next frame of the camera."""
+        now_ns = result.frame.captured_ns
+        self._passed_ns, self._hold_ns = max(0, now_ns - self.now_ns), hold_ns
+        self.now_ns = now_ns
         if result.frame.epoch != self._epoch:
-            passed_ns = 0
-            for each in self.objects:
-                each.restart()
-        self.now_ns, self._epoch = now_ns, result.frame.epoch
+            self._epoch, self._passed_ns = result.frame.epoch, 0
+            self._restart()
+        self._follow(result)
+
+    def worth_sending(self, move_threshold: float, heartbeat_ns: int) -> bool:
+        """Whether the last frame should be sent."""
+        if self._sent_ns is None or self._changed:
+            return True
+        waited_ns = self.now_ns - self._sent_ns
+        if waited_ns >= heartbeat_ns:
+            return True
+        if waited_ns < self._hold_ns:
+            return False
+        return self._moved(move_threshold) or self._corrects()
+
+    def sent(self) -> None:
+        """The last frame is sent."""
+        self._sent_ns, self._changed = self.now_ns, False
+        self._keep_sent()
+
+    @abstractmethod
+    def _restart(self) -> None:
+        """Start all durations again: the camera was disconnected, so the time in between does not count."""
+
+    @abstractmethod
+    def _follow(self, result: FrameResult) -> None:
+        """Follow the objects to a frame; sets `_changed`."""
+
+    @abstractmethod
+    def _moved(self, threshold: float) -> bool:
+        """Whether an object has moved by more than the threshold since the last frame that was sent."""
+
+    @abstractmethod
+    def _corrects(self) -> bool:
+        """Whether this frame shows exactly the present objects, and the last frame that was sent did not."""
+
+    @abstractmethod
+    def _keep_sent(self) -> None:
+        """Keep what the frame shows that is sent."""
+
+
+class _MatchedCamera(_FollowedCamera):
+    """A camera without tracking: its boxes are matched from frame to frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.objects: list[_SceneObject] = []
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def _restart(self) -> None:
+        for each in self.objects:
+            each.restart()
+
+    def _follow(self, result: FrameResult) -> None:
+        now_ns, passed_ns, hold_ns = self.now_ns, self._passed_ns, self._hold_ns
+        boxes, labels = _boxes(result), result.label_detections()
         matches = _matches(self.objects, boxes, labels, now_ns)
         for index, each in enumerate(self.objects):
             if (row := matches.get(index)) is None:
@@ -134,27 +198,19 @@ class _CameraScene:
         self.objects = [each for each in self.objects if each.needed]
         for row in range(len(boxes)):
             if row not in matches.values():
-                self._add(boxes[row], labels[row], hold_ns)
+                self._add(boxes[row], labels[row])
 
-    def _add(self, box: Box, label: str, hold_ns: int) -> None:
+    def _add(self, box: Box, label: str) -> None:
         # With `change_s` of 0 an object is present at once.
-        self.objects.append(_SceneObject(label, box, self.now_ns, hold_ns == 0, label))
-        self._changed |= hold_ns == 0
+        self.objects.append(_SceneObject(label, box, self.now_ns, self._hold_ns == 0, label))
+        self._changed |= self._hold_ns == 0
 
-    def worth_sending(self, move_threshold: float, heartbeat_ns: int, hold_ns: int) -> bool:
-        """Whether the last frame should be sent."""
-        if self._sent_ns is None or self._changed:
-            return True
-        waited_ns = self.now_ns - self._sent_ns
-        if waited_ns >= heartbeat_ns:
-            return True
-        if waited_ns < hold_ns:
-            return False
+    def _moved(self, threshold: float) -> bool:
         in_view = [each for each in self.objects if each.missed_since_ns is None]
-        return any(each.moved(move_threshold) for each in in_view) or self._corrects(hold_ns)
+        return any(each.moved(threshold) for each in in_view)
 
-    def _corrects(self, hold_ns: int) -> bool:
-        """Whether this frame shows exactly the present objects, and the last frame that was sent did not.
+    def _corrects(self) -> bool:
+        """See `_FollowedCamera._corrects`.
 
         A frame is sent as it was detected, so it can show an object that is not present, or miss a present
         one.
@@ -162,7 +218,7 @@ class _CameraScene:
         wrong = any(
             each.sent_label != each.label
             if each.present
-            else each.sent_label is not None and each.away(self.now_ns, hold_ns)
+            else each.sent_label is not None and each.away(self.now_ns, self._hold_ns)
             for each in self.objects
         )
         return wrong and all(
@@ -171,14 +227,94 @@ class _CameraScene:
             for each in self.objects
         )
 
-    def sent(self) -> None:
-        """The last frame is sent."""
-        self._sent_ns, self._changed = self.now_ns, False
+    def _keep_sent(self) -> None:
         for each in self.objects:
             in_view = each.missed_since_ns is None
             each.sent_label = each.seen_label if in_view else None
             each.sent_box = each.box if in_view else None
         self.objects = [each for each in self.objects if each.needed]
+
+
+@dataclass(slots=True)
+class _FollowedTrack:
+    """A confirmed track of a camera with tracking, until its end counts.
+
+    Attributes:
+        since_ns: when it was confirmed.
+        seen_ns: when a frame last showed it.
+        box: its mean box over about `change_s`: a large box jitters by more than `move_threshold`.
+        is_shown: whether the last frame shows it. Not while it is hidden, or as weak as an unreported box.
+        counts: whether it has lasted for `change_s`.
+        was_sent: whether a frame that was sent showed it.
+        sent_box: as in the newest of these frames; None if the last frame that was sent did not show it.
+    """
+
+    since_ns: int
+    seen_ns: int
+    box: Box | None = None
+    is_shown: bool = False
+    counts: bool = False
+    was_sent: bool = False
+    sent_box: Box | None = None
+
+    def show(self, box: Box | None, now_ns: int, hold_ns: int, *, is_shown: bool) -> bool:
+        """The track goes on. Returns whether it counts from now on, and the last frame sent lacks it."""
+        self.is_shown = is_shown
+        if box is None or not is_shown:
+            return False
+        if self.box is not None and hold_ns:
+            share = (now_ns - self.seen_ns) / (now_ns - self.seen_ns + hold_ns)
+            box = _move_towards(self.box, box, share)
+        self.box, self.seen_ns = box, now_ns
+        counted, self.counts = self.counts, self.counts or now_ns - self.since_ns >= hold_ns
+        return self.counts and not counted and self.sent_box is None
+
+
+class _TrackedCamera(_FollowedCamera):
+    """A camera with tracking: its tracker says which objects there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tracks: dict[int, _FollowedTrack] = {}
+        self._ended: dict[int, _FollowedTrack] = {}
+
+    def __len__(self) -> int:
+        return len(self._tracks) + len(self._ended)
+
+    def _restart(self) -> None:
+        for track in (*self._tracks.values(), *self._ended.values()):
+            track.since_ns = track.seen_ns = self.now_ns
+
+    def _follow(self, result: FrameResult) -> None:
+        now_ns, hold_ns, confirmed = self.now_ns, self._hold_ns, result.confirmed_tracks or {}
+        shown = frozenset(result.track_ids or ())
+        for track_id in [*self._tracks.keys() - confirmed.keys()]:
+            track = self._tracks.pop(track_id)
+            if track.was_sent:  # nobody was told of the others
+                self._ended[track_id] = track
+        for track_id, track in [*self._ended.items()]:
+            if now_ns - track.seen_ns >= hold_ns:
+                self._changed = True
+                del self._ended[track_id]
+        for track_id, box in confirmed.items():
+            track = self._tracks.setdefault(track_id, _FollowedTrack(now_ns, now_ns))
+            self._changed |= track.show(box, now_ns, hold_ns, is_shown=track_id in shown)
+
+    def _moved(self, threshold: float) -> bool:
+        return any(
+            track.counts and track.is_shown and _has_moved(track.box, track.sent_box, threshold)
+            for track in self._tracks.values()
+        )
+
+    def _corrects(self) -> bool:
+        """See `_FollowedCamera._corrects`; a frame that was sent may lack a track that was hidden in it."""
+        counting = [track for track in self._tracks.values() if track.counts]
+        return any(track.sent_box is None for track in counting) and all(each.is_shown for each in counting)
+
+    def _keep_sent(self) -> None:
+        for track in self._tracks.values():
+            track.was_sent |= track.is_shown
+            track.sent_box = track.box if track.is_shown else None
 
 
 class ChangeFilter:
@@ -190,20 +326,22 @@ class ChangeFilter:
     - if the last frame was sent `heartbeat_s` ago;
     - at most once in `change_s`: if an edge of a box has moved by more than `move_threshold` (a fraction of
       the picture) since the last frame sent, or if that frame did not show exactly the present objects.
+
+    The objects of a camera with tracking are its confirmed tracks; one disappears when the tracker ends it.
     """
 
     def __init__(
         self, *, move_threshold: float = 0.05, heartbeat_s: float = 60.0, change_s: float = 1.0
     ) -> None:
-        self._scenes: dict[str, _CameraScene] = {}
+        self._cameras: dict[str, _FollowedCamera] = {}
         self.apply(move_threshold=move_threshold, heartbeat_s=heartbeat_s, change_s=change_s)
 
     def __repr__(self) -> str:
-        return f"<ChangeFilter cameras={sorted(self._scenes)} objects={len(self)}>"
+        return f"<ChangeFilter cameras={sorted(self._cameras)} objects={len(self)}>"
 
     def __len__(self) -> int:
         """The number of objects that are followed, of all cameras."""
-        return sum(len(scene.objects) for scene in self._scenes.values())
+        return sum(map(len, self._cameras.values()))
 
     def apply(self, *, move_threshold: float, heartbeat_s: float, change_s: float) -> None:
         """Change the settings; the objects and the frames sent so far are kept."""
@@ -213,22 +351,36 @@ class ChangeFilter:
 
     def observe(self, result: FrameResult) -> bool:
         """Match a frame, each once and in the order of capture; returns whether it is worth sending."""
-        scene = self._scenes.get(result.frame.camera)
-        if scene is None:
+        kind = _MatchedCamera if result.confirmed_tracks is None else _TrackedCamera
+        camera = self._cameras.get(result.frame.camera)
+        if not isinstance(camera, kind):
             self._forget(result.frame.captured_ns)
-            scene = self._scenes[result.frame.camera] = _CameraScene()
-        scene.advance(result, self._hold_ns)
-        return scene.worth_sending(self._move_threshold, self._heartbeat_ns, self._hold_ns)
+            camera = self._cameras[result.frame.camera] = kind()
+        camera.advance(result, self._hold_ns)
+        return camera.worth_sending(self._move_threshold, self._heartbeat_ns)
 
     def sent(self, result: FrameResult) -> None:
         """The last observed frame of its camera is sent; later frames are compared with it."""
-        self._scenes[result.frame.camera].sent()
+        self._cameras[result.frame.camera].sent()
 
     def _forget(self, now_ns: int) -> None:
         """Forget cameras without a frame for an hour: they were removed from the configuration."""
-        for name, scene in list(self._scenes.items()):
-            if now_ns - scene.now_ns > _FORGET_NS:
-                del self._scenes[name]
+        for name, camera in list(self._cameras.items()):
+            if now_ns - camera.now_ns > _FORGET_NS:
+                del self._cameras[name]
+
+
+def _move_towards(box: Box, other: Box, share: float) -> Box:
+    """The box that lies this share of the way to the other one."""
+    left, top, right, bottom = (a + share * (b - a) for a, b in zip(box, other, strict=True))
+    return left, top, right, bottom
+
+
+def _has_moved(now: Box | None, sent: Box | None, threshold: float) -> bool:
+    """Whether an edge of a box has moved by more than the threshold; not if it was not sent."""
+    if now is None or sent is None:
+        return False
+    return any(abs(after - before) > threshold for after, before in zip(now, sent, strict=True))
 
 
 def _boxes(result: FrameResult) -> list[Box]:

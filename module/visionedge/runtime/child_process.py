@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Literal, overload
 
 from visionedge.errors import UnavailableError
@@ -58,6 +59,7 @@ def start_child(
     stdout: Pipe = ...,
     stderr: Pipe = ...,
     pass_fds: Sequence[int] = ...,
+    variables: Mapping[str, str] = ...,
     text: Literal[False] = ...,
 ) -> subprocess.Popen[bytes]: ...
 
@@ -70,6 +72,7 @@ def start_child(
     stdout: Pipe = ...,
     stderr: Pipe = ...,
     pass_fds: Sequence[int] = ...,
+    variables: Mapping[str, str] = ...,
     text: Literal[True],
 ) -> subprocess.Popen[str]: ...
 
@@ -81,6 +84,7 @@ def start_child(
     stdout: Pipe = subprocess.PIPE,
     stderr: Pipe = subprocess.DEVNULL,
     pass_fds: Sequence[int] = (),
+    variables: Mapping[str, str] = MappingProxyType({}),
     text: bool = False,
 ) -> subprocess.Popen[bytes] | subprocess.Popen[str]:
     """Start a module of ours by its name, or by its path a script that imports the standard library alone.
@@ -91,6 +95,7 @@ def start_child(
         target: the name of the module, or the path of the script.
         arguments: its command line.
         stdin: as for `subprocess.Popen`, like `stdout`, `stderr` and `pass_fds`.
+        variables: of the environment, in place of ours.
         text: the pipes carry text; bytes that are not UTF-8 are replaced.
 
     Raises:
@@ -102,7 +107,7 @@ def start_child(
         stdout=stdout,
         stderr=stderr,
         pass_fds=pass_fds,
-        env=build_child_environment(os.environ),
+        env=build_child_environment({**os.environ, **variables}),
         text=text,
         errors="replace" if text else None,
     )

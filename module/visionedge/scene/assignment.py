@@ -60,7 +60,20 @@ def assign(costs: Sequence[Mapping[int, float]], unmatched_cost: float) -> list[
     `costs[row]` maps the possible columns of a row (0, 1, …) to their costs. A row without a column costs
     `unmatched_cost`, so pairs that cost more are never made. Equal arguments give the same solution.
     """
+    wanted = [_find_cheapest(row, unmatched_cost) for row in costs]
+    taken = [column for column in wanted if column is not None]
+    if len(set(taken)) == len(taken):  # mostly so, and then nothing is cheaper
+        return wanted
     solver = _Solver(costs, unmatched_cost)
     for row in range(len(costs)):
         solver.add(row)
     return [column if column >= 0 else None for column in solver.columns]
+
+
+def _find_cheapest(row: Mapping[int, float], unmatched_cost: float) -> int | None:
+    """The column that the row alone would have."""
+    cheapest, cost = None, unmatched_cost
+    for column, its_cost in row.items():
+        if its_cost < cost:
+            cheapest, cost = column, its_cost
+    return cheapest

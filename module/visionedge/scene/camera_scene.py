@@ -72,6 +72,7 @@ class CameraScene:
             detections=_name_by_tracks(detections, labels, result.labels),
             track_ids=update.track_ids[: len(detections)],
             track_labels=labels,
+            confirmed_tracks={track.track_id: _find_corners(track) for track in update.tracks},
         )
         return reported, changes
 
@@ -105,3 +106,9 @@ def _name_by_tracks(
     for row, class_id in changed.items():
         class_ids[row] = class_id
     return replace(detections, class_ids=class_ids)
+
+
+def _find_corners(track: Track) -> tuple[float, float, float, float] | None:
+    """Left, top, right and bottom of a track's box; None while it is hidden."""
+    left, top, width, height = track.box
+    return None if track.detection is None else (left, top, left + width, top + height)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
+from typing import NamedTuple
 
 from visionedge.frames.types import Detections, label_of
 from visionedge.scene.assignment import assign
@@ -64,8 +65,7 @@ _CONFUSED = dict.fromkeys(("car", "truck", "bus"), "vehicle")
 """Labels that models confuse from picture to picture; tracks continue across them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Track:
+class Track(NamedTuple):
     """A confirmed track at one picture.
 
     `confidence` is the score of its newest detection. `box` is the smoothed box, or the predicted one while
@@ -184,6 +184,8 @@ class _State:
 
     def is_over(self, at_s: float) -> bool:
         """Whether it was not seen for too long, or has left the picture."""
+        if at_s - self.seen_s < _GONE_S:
+            return False
         unseen_s, limit_s = _between(self.seen_s, at_s), LOST_S
         if self.track_id is None:
             limit_s = min(LOST_S, max(_UNCONFIRMED_LOST_S, self.seen_s - self.first_s))
@@ -270,8 +272,11 @@ class Tracker:
         self, states: Sequence[_State], boxes: Sequence[_Box], now_s: float, least_overlap: float
     ) -> list[_State]:
         """Give each of the states its box, and return those without one."""
+        if not boxes:
+            return [*states]
         hidden: list[_State] = []
-        costs = [_costs(state, boxes, now_s, least_overlap) for state in states]
+        places = [_widen(box) for box in boxes]
+        costs = [_costs(state, places, now_s, least_overlap) for state in states]
         for state, column in zip(states, assign(costs, 1 - least_overlap), strict=True):
             if column is None:
                 hidden.append(state)
@@ -353,8 +358,19 @@ def _read(detections: Detections, labels: Sequence[str]) -> list[_Box]:
     return boxes
 
 
-def _costs(state: _State, boxes: Sequence[_Box], now_s: float, least_overlap: float) -> dict[int, float]:
-    """1 minus the overlap of each box that may be this object's now, by its position in `boxes`.
+def _widen(box: _Box) -> tuple[float, float, float, float, str]:
+    """The centre of a box, half of its widened width and height, and its group."""
+    share = 0.5 + _MARGIN
+    return box.x, box.y, box.width * share, box.height * share, box.group
+
+
+def _costs(
+    state: _State,
+    places: Sequence[tuple[float, float, float, float, str]],
+    now_s: float,
+    least_overlap: float,
+) -> dict[int, float]:
+    """1 minus the overlap of each box that may be this object's now, by its position in `places`.
 
     Both boxes are widened by `_MARGIN` and by the standard deviation of the predicted position, so that a
     fast or long hidden object is found further away.
@@ -364,19 +380,20 @@ def _costs(state: _State, boxes: Sequence[_Box], now_s: float, least_overlap: fl
     reach = size / 2 * min(_MOST_REACH, math.sqrt(state.predict_variance(now_s - state.seen_s)))
     share = 0.5 + _MARGIN
     half_width, half_height = state.width * share + reach, state.height * share + reach
-    area = 4 * half_width * half_height
+    across_limit, down_limit = half_width + reach, half_height + reach
     costs: dict[int, float] = {}
-    for position, box in enumerate(boxes):
-        box_half_width = box.width * share + reach
-        across = min(half_width + box_half_width - abs(x - box.x), 2 * half_width, 2 * box_half_width)
-        if across <= 0 or box.group != state.group:
+    for position, (box_x, box_y, own_half_width, own_half_height, group) in enumerate(places):
+        across = across_limit + own_half_width - abs(x - box_x)
+        if across <= 0:  # most boxes are elsewhere
             continue
-        box_half_height = box.height * share + reach
-        down = min(half_height + box_half_height - abs(y - box.y), 2 * half_height, 2 * box_half_height)
-        if down <= 0:
+        down = down_limit + own_half_height - abs(y - box_y)
+        if down <= 0 or group != state.group:
             continue
-        common = across * down
-        overlap = common / (area + 4 * box_half_width * box_half_height - common)
+        box_half_width, box_half_height = own_half_width + reach, own_half_height + reach
+        common = min(across, 2 * half_width, 2 * box_half_width) * min(
+            down, 2 * half_height, 2 * box_half_height
+        )
+        overlap = common / (4 * (half_width * half_height + box_half_width * box_half_height) - common)
         if overlap > least_overlap:
             costs[position] = 1 - overlap
     if len(costs) > _MOST_CANDIDATES:

@@ -1,5 +1,6 @@
 """`bench pipeline` with the engine in its own process."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,11 @@ from clips import make_clip
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
 from visionedge.model.model import load_model
-from visionedge.ops.bench.pipeline import bench_pipeline
+from visionedge.ops.bench.compare import collect_figures
+from visionedge.ops.bench.pipeline import bench_pipeline, format_report
 from visionedge.ops.bench.pipeline_run import PipelineLoad, cpu_s, open_engine_process
+from visionedge.ops.bench.report import render_page
+from visionedge.ops.bench.scene import read_scene
 
 pytestmark = pytest.mark.system
 
@@ -29,6 +33,23 @@ def test_no_frame_is_lost_at_full_speed(load: PipelineLoad) -> None:
     assert report["pipeline"]["dropped"] == {}
     assert report["pipeline"]["cpuMsPerFrame"] > 0
     assert [line.split(" ")[1] for line in progress if line.startswith("round")] == ["1/2:", "2/2:"]
+
+
+def test_a_scene_is_measured_beside_the_pipeline_without_it_in_each_round(load: PipelineLoad) -> None:
+    progress: list[str] = []
+    load = replace(load, seconds=0.5, scene=read_scene("default", {}))
+    report = bench_pipeline(load, progress.append)
+    assert (report["load"]["zones"], report["load"]["lines"]) == (2, 1)
+    assert set(report["scene"]) == set(report["pipeline"])
+    ratio = report["sceneRatio"]
+    assert set(ratio) == {"framesPerSecond", "cpuMsPerFrame", "framesPerSecondAll", "cpuMsPerFrameAll"}
+    assert len(ratio["framesPerSecondAll"]) == 2
+    rounds = [line.partition(": ")[2].rpartition(" ")[0] for line in progress if line.startswith("round 2")]
+    assert [line.rpartition(" ")[0] for line in rounds] == ["pipeline", "pipeline with the scene"]
+    text = format_report(report)
+    assert "ratio with to without" in text
+    assert "With the scene to without" in render_page(report | {"otherProcessesShare": None}, text)
+    assert collect_figures(report) == {}  # two rounds are too few
 
 
 def test_the_processor_time_of_the_engine_process_counts(load: PipelineLoad) -> None:

@@ -212,3 +212,4 @@ def test_cameras_of_a_bench_log_their_warnings_and_at_the_level_debug_everything
 def test_a_wrong_source_is_reported_before_anything_is_measured() -> None:
     assert main(["bench", "pipeline", "--source", "synthetic:9x", "--fps", "5"]) == 2
     assert main(["bench", "pipeline", "--source", "synthetic:64x64@5", "--baseline"]) == 2
+    assert main(["bench", "pipeline", "--scene", "missing.yaml"]) == 2

@@ -169,6 +169,10 @@ def collect_figures(report: BenchReport) -> dict[str, tuple[bool, list[float]]]:
         # Only the plan's pair: among many pairs, one would look worse by chance.
         if all(row[name] == report["choice"][name] for name in ("lanes", "batch")):
             found["frames/s of the plan"] = (True, row["framesPerSecondAll"])
+    if "loop" in report:
+        found["frames/s of the scene"] = (True, report["loop"]["framesPerSecondAll"])
+    if "events" in report:
+        found["scene event p95 ms"] = (False, [each["p95"] or 0.0 for each in report["events"]["rounds"]])
     for row in report.get("batches", ()):
         found[f"remote to local, batch {row['batch']}"] = (False, row["remoteToLocalAll"])
     return {

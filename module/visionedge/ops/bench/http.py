@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -178,10 +179,19 @@ def run_module(cameras: int, arguments: Sequence[str] = ()) -> Iterator[tuple[st
         VisionedgeError: the module does not start.
     """
     given = [word for n in range(cameras) for word in ("--camera", f"bench-{n}=demo:")]
-    words = ("run", "--http", "127.0.0.1:0", *given, *arguments)
+    with start_module((*given, *arguments)) as module:
+        yield module
+
+
+@contextmanager
+def start_module(
+    arguments: Sequence[str], variables: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[tuple[str, int]]:
+    """As `run_module`, with the cameras that the arguments name, and with variables of the environment."""
+    words = ("run", "--http", "127.0.0.1:0", *arguments)
     # A file, not a pipe: the benchmark does not read the output, and a full pipe would block the module.
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
-        module = start_child("visionedge", *words, stdout=log, stderr=log)
+        module = start_child("visionedge", *words, stdout=log, stderr=log, variables=variables)
         try:
             yield _wait_for_address(module, log.fileno()), module.pid
         finally:

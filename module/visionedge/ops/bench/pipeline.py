@@ -3,6 +3,7 @@
 `bench_pipeline` runs a load and returns the report as a JSON document; `format_report` makes text of it. With
 `baseline` the plain loop and the ceiling of the machine (see `baseline`) are measured in the same rounds, and
 all comparisons are medians of the rounds' ratios, because a machine's speed varies from second to second.
+The same holds for a run with tracker, zones and lines (`scene`).
 """
 
 import os
@@ -41,7 +42,7 @@ from visionedge.ops.bench.pipeline_run import (
 )
 from visionedge.runtime.measurement import median_ratio, run_in_rounds
 
-_TITLES = {"pipeline": "pipeline", "baseline": "plain loop"}
+_TITLES = {"pipeline": "pipeline", "scene": "pipeline with the scene", "baseline": "plain loop"}
 
 
 def bench_pipeline(load: PipelineLoad, progress: Callable[[str], None]) -> dict[str, Any]:
@@ -61,6 +62,8 @@ def bench_pipeline(load: PipelineLoad, progress: Callable[[str], None]) -> dict[
         sides: dict[str, Callable[[], Any]] = {
             "pipeline": lambda: run_pipeline(load, engine, frame_pool, selection)
         }
+        if load.scene is not None:
+            sides["scene"] = lambda: run_pipeline(load, engine, frame_pool, selection, with_scene=True)
         plain = None
         if load.baseline:
             device = info.device.effective
@@ -133,7 +136,7 @@ def _report(
     load: PipelineLoad, engine: Engine, results: Mapping[str, list[Any]], plain: PlainLoop | None
 ) -> dict[str, Any]:
     info, runs = engine.info(), results["pipeline"]
-    report = {
+    report: dict[str, Any] = {
         "schema": "visionedge/bench-pipeline/1",
         "machine": describe_machine(info.device),
         "load": {
@@ -151,6 +154,13 @@ def _report(
         "precision": info.precision.precision,
         "pipeline": _summarize_rounds(runs),
     }
+    if load.scene is not None:
+        report["load"] |= {"zones": len(load.scene.zones), "lines": len(load.scene.lines)}
+        report["scene"] = _summarize_rounds(results["scene"])
+        report["sceneRatio"] = _ratio(results["scene"], runs) | {
+            "framesPerSecondAll": _ratios(results["scene"], runs, lambda run: run.frames_per_second),
+            "cpuMsPerFrameAll": _ratios(results["scene"], runs, lambda run: run.cpu_ms_per_frame),
+        }
     if plain is not None:
         settings = {"threads": plain.threads, "decode": plain.decode}
         report["baseline"] = _summarize_rounds(results["baseline"]) | settings
@@ -158,6 +168,13 @@ def _report(
     if "ceiling" in results:
         report["ceiling"] = build_ceiling_document(results["ceiling"], runs)
     return report
+
+
+def _ratios(
+    ours: Sequence[PipelineRun], theirs: Sequence[PipelineRun], figure: Callable[[PipelineRun], float]
+) -> list[float]:
+    """The ratio of a figure in each round: their spread is the noise."""
+    return [round(figure(a) / figure(b), 4) for a, b in zip(ours, theirs, strict=True)]
 
 
 def _ratio(ours: Sequence[PipelineRun], theirs: Sequence[PipelineRun]) -> dict[str, float]:
@@ -206,6 +223,12 @@ def format_report(report: dict[str, Any]) -> str:
     )
     if load["fps"] is not None:
         lines.append(_format_latency_bound(report["pipeline"], load["fps"]))
+    if ratio := report.get("sceneRatio"):
+        speed, cost = (
+            f"{ratio[key]:.3f} x {words} ({min(ratio[f'{key}All']):.3f} to {max(ratio[f'{key}All']):.3f})"
+            for key, words in (("framesPerSecond", "frames/s"), ("cpuMsPerFrame", "CPU per frame"))
+        )
+        lines.append(f"  {'ratio with to without':<24} {speed}  {cost}")
     if ratio := report.get("ratio"):
         speed, cost = ratio["framesPerSecond"], ratio["cpuMsPerFrame"]
         title = "ratio to the plain loop"

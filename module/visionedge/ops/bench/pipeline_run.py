@@ -1,17 +1,18 @@
 """One measured run of `bench pipeline`: real cameras, batcher, engine and lanes, and what the run costs.
 
 `open_engine_process` opens the engine in its own process, as the module does. `run_pipeline` runs a load on
-it for some seconds and returns the figures.
+it for some seconds and returns the figures. With a scene the lanes also call tracker, zones and lines.
 """
 
 import logging
 import os
 import re
+import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,18 +24,21 @@ from visionedge.camera.camera import Camera, CameraDependencies, FrameSink
 from visionedge.camera.sources.base import DecodedPicture, FrameSource, SourceLimits, WholePicture
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import CameraUri
-from visionedge.config.schema import InferenceConfig
+from visionedge.config.schema import CameraConfig, InferenceConfig
 from visionedge.engine.batcher import Batcher
 from visionedge.engine.interface import Engine
 from visionedge.engine.lanes import LanePool
 from visionedge.engine.process.client import EngineClient
 from visionedge.engine.process.shared_memory import SharedFramePool, compute_block_count
 from visionedge.errors import ConfigError, SourceError, VisionedgeError
-from visionedge.frames.types import Frame, FrameResult, Picture
+from visionedge.frames.types import Frame, FrameResult, Picture, utc_now
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
 from visionedge.ops.bench.machine import TICK_S
 from visionedge.runtime.threads import ThreadGroup
+from visionedge.scene.camera_scene import CameraScene
+from visionedge.scene.totals import SCENE_FILE_NAME, EventLimits
+from visionedge.scene.writer import SceneWriter
 from visionedge.web.documents import JsonDocument
 
 _SYNTHETIC = re.compile(r"synthetic:(\d{2,5})x(\d{2,5})@(\d+(?:\.\d+)?)")
@@ -188,6 +192,7 @@ STAGES = ("late", "decode", "wait", "infer", "deliver")
 _QUANTILES = (50, 95, 99)
 _WARM_UP_S = 1.0
 _STOP_S = 5.0
+_EVENT_LIMITS = EventLimits(64_000_000, 31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +200,9 @@ class PipelineLoad:
     """What to run. Without `fps` each camera reads as fast as its frames are taken.
 
     With `fps` the pictures of files and synthetic cameras come at their own rate, and each camera hands on
-    `fps` of them per second. A frame whose result comes within `slo_ms` counts as goodput. `data` is the
-    folder of compiled graphs and measured plans; without it the engine uses the default plan of its device.
+    `fps` of them per second. A frame whose result comes within `slo_ms` counts as goodput. `scene`: the
+    zones and lines of each camera for a second run in each round. `data` is the folder of compiled graphs and
+    measured plans; without it the engine uses the default plan of its device.
     """
 
     model: Path
@@ -207,8 +213,14 @@ class PipelineLoad:
     seconds: float = 8.0
     rounds: int = 3
     baseline: bool = False
+    scene: CameraConfig | None = None
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     data: Path | None = None
+
+    @property
+    def camera_names(self) -> list[str]:
+        """The names of its cameras."""
+        return [f"bench-{number}" for number in range(self.cameras)]
 
 
 @contextmanager
@@ -228,16 +240,37 @@ def open_engine_process(load: PipelineLoad, model: Model) -> Iterator[tuple[Engi
 
 
 def run_pipeline(
-    load: PipelineLoad, engine: EngineClient, frame_pool: SharedFramePool, selection: Selection
+    load: PipelineLoad,
+    engine: EngineClient,
+    frame_pool: SharedFramePool,
+    selection: Selection,
+    *,
+    with_scene: bool = False,
 ) -> "PipelineRun":
-    """Run the load for its seconds, after 1 s of warm-up.
+    """Run the load for its seconds, after 1 s of warm-up; `with_scene`: with the zones and lines of the load.
 
     Raises:
         SourceError: no frame came through.
         VisionedgeError: a thread failed, or did not end.
     """
     rows: list[ResultRecord] = []
-    with _quiet_cameras(), _run_cameras(load, engine, frame_pool, selection, rows) as (batcher, failed):
+
+    def add(result: FrameResult) -> None:
+        rows.append(make_record(result, time.monotonic_ns()))
+
+    with ExitStack() as stack:
+        stack.enter_context(_quiet_cameras())
+        deliver = add
+        if with_scene and load.scene is not None:
+            cameras = dict.fromkeys(load.camera_names, load.scene)
+            selection = selection.for_cameras(engine.info().model, cameras)
+            follow = stack.enter_context(_open_scenes(cameras, load.inference.confidence))
+
+            def deliver(result: FrameResult) -> None:
+                follow(result)
+                add(result)
+
+        batcher, failed = stack.enter_context(_run_cameras(load, engine, frame_pool, selection, deliver))
         failed.wait(_WARM_UP_S)
         rows.clear()
         before, used_s, began_s = _dropped(batcher), cpu_s(engine), time.monotonic()
@@ -378,19 +411,16 @@ def _run_cameras(
     engine: EngineClient,
     frame_pool: SharedFramePool,
     selection: Selection,
-    rows: list[ResultRecord],
+    deliver: Callable[[FrameResult], None],
 ) -> Iterator[tuple[Batcher, threading.Event]]:
-    """Running cameras, batcher and lanes, and an event that is set when a thread fails; ends all of them.
-
-    The lanes append their results to `rows`.
-    """
+    """Running cameras, batcher and lanes, and an event that is set when a thread fails; ends all of them."""
     failed = threading.Event()
     thread_group = ThreadGroup(lambda _name, _error: failed.set())
     batcher = Batcher(engine.info().plan.max_batch, int(load.inference.max_age_seconds * 1e9))
     synthetic = SyntheticSpec.parse(load.source)
     pictures = make_synthetic_pictures(synthetic) if synthetic else []
 
-    def make_camera(number: int) -> Camera:
+    def make_camera(name: str) -> Camera:
         virtual = VirtualCamera(batcher, scheduled=load.fps is not None)
 
         def opener(uri: CameraUri, limits: SourceLimits) -> FrameSource:
@@ -399,7 +429,7 @@ def _run_cameras(
             return virtual.wrap_source(open_source(uri, replace(limits, loop=True)))
 
         return Camera(
-            f"bench-{number}",
+            name,
             "demo:" if synthetic else load.source,
             engine.info().model.input,
             virtual,
@@ -409,10 +439,8 @@ def _run_cameras(
             dependencies=CameraDependencies(opener=opener),
         )
 
-    cameras = [make_camera(number) for number in range(load.cameras)]
-    lane_pool = LanePool(
-        batcher, thread_group, lambda result: rows.append(make_record(result, time.monotonic_ns()))
-    )
+    cameras = [make_camera(name) for name in load.camera_names]
+    lane_pool = LanePool(batcher, thread_group, deliver)
     lane_pool.swap_engine(engine, selection)
     for camera in cameras:
         batcher.open(camera.name)
@@ -429,6 +457,25 @@ def _run_cameras(
     if failed.is_set() or left:
         names = ", ".join(left) or "a thread"
         raise VisionedgeError(f"the benchmark failed, see the log: {names} did not end normally")
+
+
+@contextmanager
+def _open_scenes(
+    cameras: Mapping[str, CameraConfig], confidence: float
+) -> Iterator[Callable[[FrameResult], None]]:
+    """The scenes of cameras, with the thread that writes them into a file: a call for each result."""
+    with tempfile.TemporaryDirectory() as folder:
+        writer = SceneWriter(Path(folder) / SCENE_FILE_NAME, _EVENT_LIMITS, lambda _documents: None)
+        thread = writer.start(ThreadGroup(lambda _name, _error: None))
+        scenes = {name: CameraScene(name, 1, {}) for name in cameras}
+        for name, scene in scenes.items():
+            writer.put(scene.configure(cameras[name], utc_now()))
+            scene.use_confidence(confidence)
+        try:
+            yield lambda result: writer.put(scenes[result.frame.camera].update(result)[1])
+        finally:
+            writer.close()
+            thread.join(_STOP_S)
 
 
 @contextmanager

@@ -32,6 +32,12 @@ _HEADINGS = {
     "ratio": "Pipeline to plain loop",
     "ceiling": "Ceiling: cores / (decoding + session.run), without a pipeline",
     "baselineAgreement": "Boxes that the plain loop finds too",
+    "scene": "Pipeline with tracker, zones and lines",
+    "sceneRatio": "With the scene to without",
+    "camera": "A camera's scene: tracker, zones and lines, masks",
+    "loop": "In the loop of the module: the same, with the changes for the disk",
+    "coreShare": "Share of a core",
+    "events": "Scene events, from the capture of their frame to the client",
     "http": "Responses; latency counts from when a request was due",
 }
 _WITHOUT_TABLE = ("schema", "machine")
@@ -150,8 +156,15 @@ def _plot_of(report: Report, kind: str) -> tuple[str, Mapping[str, Points]]:
     if kind == "http":
         names = {"no clients": "withoutClients", "clients": "withClients"}
         given = {name: report["pipeline"][key] for name, key in names.items()}
+    elif kind == "scene":
+        given = {"in the loop": report["loop"]["framesPerSecondAll"]}
     else:
-        names = {"pipeline": "pipeline", "plain loop": "baseline"}
+        names = {
+            "pipeline": "pipeline",
+            "with the scene": "scene",
+            "plain loop": "baseline",
+            "module": "module",
+        }
         given = {name: report[key]["framesPerSecondAll"] for name, key in names.items() if key in report}
     return "round", {name: list(enumerate(values, 1)) for name, values in given.items()}
 
