@@ -313,7 +313,7 @@ def test_a_model_at_an_address_is_not_downloaded(
     """Its file is given with --model."""
     monkeypatch.delenv("VISIONEDGE_MODEL")
     text = config.read_text()
-    config.write_text(f"{text}model: {{url: 'https://models.example/m.onnx', sha256: {'0' * 64}}}\n")
+    config.write_text(f"{text}model: {{url: 'https://models.example/m.onnx', sha256: {'a' * 64}}}\n")
     outcome = visionedge("scene", "walk.mp4", "--config", config)
     assert outcome.code == 2
     assert outcome.complaints[0].startswith("visionedge: model.url: scene downloads no model;")
