@@ -307,6 +307,19 @@ def test_wrong_keys_and_unknown_classes_are_named_with_their_paths(
     )
 
 
+def test_a_model_at_an_address_is_not_downloaded(
+    visionedge: CommandLine, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is given with --model."""
+    monkeypatch.delenv("VISIONEDGE_MODEL")
+    text = config.read_text()
+    config.write_text(f"{text}model: {{url: 'https://models.example/m.onnx', sha256: {'a' * 64}}}\n")
+    outcome = visionedge("scene", "walk.mp4", "--config", config)
+    assert outcome.code == 2
+    assert outcome.complaints[0].startswith("visionedge: model.url: scene downloads no model;")
+    assert visionedge("scene", "walk.mp4", "--config", config, "--model", "figures.onnx").code == 0
+
+
 def test_a_schedule_without_a_start_is_pointed_out(visionedge: CommandLine, tmp_path: Path) -> None:
     """The zone counts at the times of the schedule."""
     schedule = {"from": "08:00", "to": "18:00"}

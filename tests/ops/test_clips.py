@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clips import make_clip, make_picture
+from clips import make_clip, make_picture, numbered_picture
 from tiny_models import TinyDetector
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import CameraUri
@@ -25,6 +25,7 @@ from visionedge.model.model import Model, load_model
 from visionedge.model.postprocess import Selection
 from visionedge.ops.clips import AnnotatedOutput, ClipPicture, ClipReader, analyse, map_ahead, read_ahead
 from visionedge.ops.detect import DetectRequest, run_detect
+from visionedge.ops.video_file import VideoFile
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,19 @@ def test_videos_of_a_camera_follow_each_other_on_one_clock(tmp_path: Path, model
     assert [(frame.captured_utc - start).total_seconds() for frame in frames] == pytest.approx(at_s, abs=1e-3)
 
 
+def test_a_variable_rate_keeps_the_times_of_its_pictures(tmp_path: Path, model: Model) -> None:
+    """A camera that sends a picture when something moves."""
+    pytest.importorskip("av")
+    at_s = [0.0, 0.04, 0.54, 2.5, 2.54, 7.0]
+    with closing(VideoFile(tmp_path / "c.mp4")) as video:
+        for number, position_s in enumerate(at_s):
+            video.add(numbered_picture(number), position_s)
+    reader = ClipReader([str(tmp_path / "c.mp4")], camera="dock", start=datetime(2026, 11, 30, tzinfo=UTC))
+    with closing(open_with(model, 1, 1)) as engine:
+        captured_s = [picture.load().captured_ns / 1e9 for picture in reader.read(engine)]
+    assert captured_s == pytest.approx(at_s, abs=1e-3)
+
+
 def test_reading_ahead_is_bounded() -> None:
     """A reader that waits for its caller holds at most one picture more than was agreed."""
     made = 0
@@ -174,21 +188,27 @@ def test_who_stops_early_leaves_nothing_open() -> None:
 
 
 class _Interrupted(io.StringIO):
-    """A stream whose user presses Ctrl-C at the third line."""
+    """A stream that fails after three lines."""
+
+    def __init__(self, reason: BaseException) -> None:
+        super().__init__()
+        self._reason = reason
 
     def write(self, text: str) -> int:
         if len(self.getvalue().splitlines()) == 3:
-            raise KeyboardInterrupt
+            raise self._reason
         return super().write(text)
 
 
+@pytest.mark.parametrize("reason", [KeyboardInterrupt(), BrokenPipeError()])
 def test_an_interrupted_video_ends_all_threads_and_leaves_a_complete_file(
-    tmp_path: Path, model: Model
+    tmp_path: Path, model: Model, reason: BaseException
 ) -> None:
-    clip, out = make_clip(tmp_path / "c.mp4", pictures=60), _Interrupted()
+    """By Ctrl-C, or by a reader of the results that has ended."""
+    clip, out = make_clip(tmp_path / "c.mp4", pictures=60), _Interrupted(reason)
     inference = InferenceConfig(device="cpu", precision="fp32")
     request = DetectRequest((str(clip),), model.path, inference, as_json=True, annotate=tmp_path / "out")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(reason)):
         run_detect(request, out)
     assert [json.loads(line)["sequence"] for line in out.getvalue().splitlines()] == [1, 2, 3]
     drawn = tmp_path / "out" / "c.mp4"
