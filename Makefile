@@ -21,7 +21,7 @@ IMAGE ?= visionedge:$(VARIANT)
 BUILD_FLAGS ?=
 UV = uv==0.13.9
 
-.PHONY: help run demo-edge chaos soak test test-system test-gpu-libs coverage wheel check format bench docs figures \
+.PHONY: help run demo-edge chaos soak recount test test-system test-gpu-libs coverage wheel check format bench docs figures \
 	image image-test base-digest audit arm-wheels lock setup clean
 
 # Brings .venv up to date for `run` or `dev`; the second time it finds nothing to do.
@@ -88,6 +88,10 @@ chaos: ## stops, hangs, resets and kill -9 against the stand-in: SECONDS=600 SEE
 soak: ## RTSP servers that die, freeze and change, memory and threads watched: SECONDS=3600
 	$(prepare) dev
 	@PYTHONPATH=module:tests/doubles .venv/bin/python tests/doubles/soak.py --seconds $(or $(SECONDS),3600)
+
+recount: ## kill -9, another model, a lost device, a reconnect: every scene event is counted again: SECONDS=600
+	$(prepare) dev
+	@PYTHONPATH=module:tests/doubles .venv/bin/python tests/doubles/recount_run.py --seconds $(or $(SECONDS),600)
 
 check: ## format, lint and types
 	$(prepare) dev
