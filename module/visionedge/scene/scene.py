@@ -6,7 +6,7 @@ UTC time. Each change of a total is an event, so whoever has all events can comp
 
 import json
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
@@ -209,20 +209,18 @@ class _CountingZone:
             if kind.over == over and kind.wanted(self.rule.config)
         ]
 
-    def steps(self, track_id: int, before: Position | None, now: Position) -> Sequence[Decision]:
+    def steps(self, track_id: int, before: Position | None, now: Position) -> Iterator[Decision]:
         """What the rules decide about a track that was seen."""
-        decisions: list[Decision] = []
         for kind, states in self.on_path:
             state = states.get(track_id, kind.initial)
             states[track_id], decision = kind.step(self.rule, state, before, now)
             if decision is not None:
-                decisions.append(decision)
+                yield decision
         for kind, states in self.on_visit:
             state = states.get(track_id, kind.initial)
             states[track_id], decision = kind.step(self.rule, state, self.visits[track_id], now)
             if decision is not None:
-                decisions.append(decision)
-        return decisions
+                yield decision
 
     def forget(self, track_id: int) -> None:
         for states in self.states.values():
@@ -247,15 +245,13 @@ class _CountingLine:
             (kind, {}) for kind in KINDS.values() if kind.over == "line-path" and kind.wanted(rule.config)
         ]
 
-    def steps(self, track_id: int, before: Position | None, now: Position) -> Sequence[Decision]:
+    def steps(self, track_id: int, before: Position | None, now: Position) -> Iterator[Decision]:
         """What the rules decide about a track that was seen."""
-        decisions: list[Decision] = []
         for kind, states in self.on_path:
             state = states.get(track_id, kind.initial)
             states[track_id], decision = kind.step(self.rule, state, before, now)
             if decision is not None:
-                decisions.append(decision)
-        return decisions
+                yield decision
 
     def forget(self, track_id: int) -> None:
         for _, states in self.on_path:

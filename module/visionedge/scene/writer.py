@@ -35,9 +35,6 @@ RETRY_S = 10.0
 MAX_WAITING = 20_000
 """The most changes that wait in memory for the disk."""
 
-_GATHER_S = 0.25
-"""So long changes wait for others, which are stored in the same transaction."""
-
 _BATCH = 500
 
 Deliver = Callable[[Sequence[Mapping[str, Any]]], None]
@@ -176,17 +173,15 @@ class SceneWriter:
         wanted = wanted or EventFilter()
         with self._read() as store:
             waiting = self._list_waiting()
-            ids = [event.id for event in waiting]
-            is_after_all_stored = after in ids
-            if is_after_all_stored:
-                waiting, after = waiting[ids.index(str(after)) + 1 :], None
-            if before in ids:
-                waiting, before = [event for event in waiting if event.id in ids[: ids.index(before)]], None
-            elif before is not None:
-                waiting = []
+            places = {event.id: place for place, event in enumerate(waiting)}
+            if before is not None:
+                waiting = waiting[: places.get(before, 0)]
+            if after is not None:
+                waiting = waiting[places.get(after, -1) + 1 :]
             newest = [event.document() for event in reversed(waiting) if wanted.matches(event)][:limit]
-            if is_after_all_stored:
+            if after in places:
                 return newest
+            before = None if before in places else before
             left = limit - len(newest)
             return newest + store.events(**asdict(wanted), before=before, after=after, limit=left)
 
@@ -238,7 +233,6 @@ class SceneWriter:
         try:
             self._write_waiting()  # events that a kill has left
             while self._await_changes():
-                self._gather()
                 self._write_waiting()
         finally:
             self._write_waiting()
@@ -257,11 +251,6 @@ class SceneWriter:
                     break
                 self._changed.wait(left_s)
             return not self._closing
-
-    def _gather(self) -> None:
-        """Wait for more changes: a transaction costs as much processor time as tracking four frames."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closing, _GATHER_S)
 
     def _write_waiting(self) -> None:
         """Store what waits, and deliver its events."""
