@@ -76,9 +76,8 @@ _LIMITED_OUTPUTS = (DETECTIONS, SCENE)
 
 MAX_PENDING_BYTES = 4 * MAX_BYTES
 
-SCENE_WAIT_S = 0.35
-"""A scene event waits so long for others; with 0.25 s before it is stored, and with one tick of the service
-before and after it, that is 1 s."""
+SCENE_WAIT_S = 0.6
+"""A scene event waits so long for others; with one tick of the service before and after it, that is 1 s."""
 
 _FORECAST_INTERVAL_NS = 60_000_000_000
 _MAX_REPORTED = 1_024

@@ -235,20 +235,18 @@ class _CountingZone:
             if kind.over == over and kind.wanted(self.rule.config)
         ]
 
-    def steps(self, track_id: int, before: Position | None, now: Position) -> Sequence[Decision]:
+    def steps(self, track_id: int, before: Position | None, now: Position) -> Iterator[Decision]:
         """What the rules decide about a track that was seen."""
-        decisions: list[Decision] = []
         for kind, states in self.on_path:
             state = states.get(track_id, kind.initial)
             states[track_id], decision = kind.step(self.rule, state, before, now)
             if decision is not None:
-                decisions.append(decision)
+                yield decision
         for kind, states in self.on_visit:
             state = states.get(track_id, kind.initial)
             states[track_id], decision = kind.step(self.rule, state, self.visits[track_id], now)
             if decision is not None:
-                decisions.append(decision)
-        return decisions
+                yield decision
 
     def forget(self, track_id: int) -> None:
         for states in self.states.values():
@@ -273,15 +271,13 @@ class _CountingLine:
             (kind, {}) for kind in KINDS.values() if kind.over == "line-path" and kind.wanted(rule.config)
         ]
 
-    def steps(self, track_id: int, before: Position | None, now: Position) -> Sequence[Decision]:
+    def steps(self, track_id: int, before: Position | None, now: Position) -> Iterator[Decision]:
         """What the rules decide about a track that was seen."""
-        decisions: list[Decision] = []
         for kind, states in self.on_path:
             state = states.get(track_id, kind.initial)
             states[track_id], decision = kind.step(self.rule, state, before, now)
             if decision is not None:
-                decisions.append(decision)
-        return decisions
+                yield decision
 
     def forget(self, track_id: int) -> None:
         for _, states in self.on_path:

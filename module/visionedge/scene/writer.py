@@ -42,9 +42,6 @@ RETRY_S = 10.0
 MAX_WAITING = 20_000
 """The most changes that wait in memory for the disk."""
 
-GATHER_S = 0.25
-"""So long changes wait for others, which are stored in the same transaction."""
-
 MAX_UNACKNOWLEDGED = 2_000
 """The most events that are delivered and not acknowledged; the others wait in the file."""
 
@@ -280,7 +277,6 @@ class SceneWriter:
         try:
             self._write_waiting()  # events that a kill has left
             while self._await_changes():
-                self._gather()
                 self._write_waiting()
         finally:
             self._write_waiting()
@@ -299,11 +295,6 @@ class SceneWriter:
                     break
                 self._changed.wait(left_s)
             return not self._closing
-
-    def _gather(self) -> None:
-        """Wait for more changes: a transaction costs as much processor time as tracking four frames."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closing, GATHER_S)
 
     def _write_waiting(self) -> None:
         """Store what waits, and deliver its events."""
