@@ -76,7 +76,8 @@ _ABSORB = (
     """INSERT INTO main.hourly SELECT * FROM other.hourly WHERE true
        ON CONFLICT DO UPDATE SET count = count + excluded.count""",
     """INSERT OR IGNORE INTO main.event(id, camera, type, rule, label, at_s, bytes, waits, document, context)
-       SELECT id, camera, type, rule, label, at_s, bytes, waits, document, context FROM other.event ORDER BY key""",
+       SELECT id, camera, type, rule, label, at_s, bytes, waits, document, context FROM other.event
+       ORDER BY key""",
     """INSERT INTO main.track SELECT * FROM other.track WHERE true
        ON CONFLICT DO UPDATE SET last_id = max(last_id, excluded.last_id)""",
 )
