@@ -240,10 +240,12 @@ def test_zones_that_instances_multiply_are_bounded() -> None:
         ("${URL}", "${URL}", {"URL": "rtsp://192.0.2.5/"}),
     ],
 )
-def test_secrets_of_an_address_become_variables(url: str, uri: str, values: dict[str, str]) -> None:
+def test_secrets_of_an_address_become_variables_on_request(
+    url: str, uri: str, values: dict[str, str]
+) -> None:
     """With the values as they were written the address is the same."""
     graph = make_graph(VIDEO_URL=url, VIDEO_SOURCE_ID="dock")
-    imported = import_spatial_analysis({"graphs": {"a": graph}})
+    imported = import_spatial_analysis({"graphs": {"a": graph}}, hide_credentials=True)
     assert imported.document["cameras"]["dock"]["uri"] == uri
     assert imported.variables.keys() == values.keys()
     assert "hunter2" not in str(imported)
@@ -256,17 +258,17 @@ def test_the_variables_of_two_cameras_differ() -> None:
         name: make_graph(VIDEO_URL=f"rtsp://me:{name}pass@192.0.2.5/{name}", VIDEO_SOURCE_ID=name)
         for name in ("a-b", "a_b", "1", "visionedge-mqtt")
     }
-    imported = import_spatial_analysis({"graphs": graphs})
+    imported = import_spatial_analysis({"graphs": graphs}, hide_credentials=True)
     prefixes = ("A_B", "A_B_2", "CAMERA_1", "CAMERA_VISIONEDGE_MQTT")
     assert [*imported.variables] == [f"{prefix}_{end}" for prefix in prefixes for end in ("USER", "PASSWORD")]
     load(imported)
 
 
 @pytest.mark.parametrize("password", ["hunter2", "a$b", "x${1}y"])
-def test_credentials_stay_on_request(password: str) -> None:
+def test_credentials_of_an_address_stay(password: str) -> None:
     """What only looks like a variable is escaped; the camera gets it unescaped."""
     graph = make_graph(VIDEO_URL=f"rtsp://me:{password}@192.0.2.5/?channel=1", VIDEO_SOURCE_ID="dock")
-    imported = import_spatial_analysis({"graphs": {"a": graph}}, with_credentials=True)
+    imported = import_spatial_analysis({"graphs": {"a": graph}})
     escaped = password.replace("${", "%24{")
     assert imported.variables == {}
     assert load(imported).cameras["dock"].uri == f"rtsp://me:{escaped}@192.0.2.5/?channel=1"
@@ -508,7 +510,7 @@ def test_the_variables_to_set_are_named_on_stderr(
     source, target = tmp_path / "twin.json", tmp_path / "vision.yaml"
     graph = make_graph(VIDEO_URL="rtsp://oper:hunter2@192.0.2.5/", VIDEO_SOURCE_ID="dock")
     source.write_text(json.dumps({"graphs": {"a": graph}}))
-    outcome = visionedge("config", "import-spatial-analysis", source)
+    outcome = visionedge("config", "import-spatial-analysis", source, "--hide-credentials")
     assert [line.split(": ")[1] for line in outcome.complaints] == [
         "set the environment variable DOCK_USER",
         "set the environment variable DOCK_PASSWORD",
@@ -519,8 +521,11 @@ def test_the_variables_to_set_are_named_on_stderr(
     monkeypatch.setenv("DOCK_USER", "oper")
     monkeypatch.setenv("DOCK_PASSWORD", "hunter2")
     assert visionedge("config", "check", target).code == 0
-    kept = visionedge("config", "import-spatial-analysis", source, "--with-credentials")
+    kept = visionedge("config", "import-spatial-analysis", source)
     assert "uri: rtsp://oper:hunter2@192.0.2.5/" in kept.out
+    assert "hunter2" not in kept.err
+    target.write_text(kept.out)
+    assert visionedge("config", "check", target).code == 0
 
 
 def test_a_twin_is_read_from_stdin(visionedge: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

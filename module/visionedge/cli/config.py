@@ -68,9 +68,8 @@ def _add_import(commands: Subparsers) -> None:
         "  az iot hub module-twin show … | visionedge config import-spatial-analysis - > vision.yaml\n"
         "  visionedge config check vision.yaml",
         notes=(
-            "each thing without a counterpart is a line on stderr, with its path. User names, passwords\n"
-            "and queries of addresses become ${NAME}; stderr says which variables to set. The messages\n"
-            "are those of Spatial Analysis, too (telemetry.format); see docs/spatial-analysis.md"
+            "each thing without a counterpart is a line on stderr, with its path. The messages are\n"
+            "those of Spatial Analysis, too (telemetry.format); see docs/spatial-analysis.md"
         ),
     )
     parser.add_argument(
@@ -79,9 +78,10 @@ def _add_import(commands: Subparsers) -> None:
         help="JSON: a twin or a manifest with 'graphs', or a SPACEANALYTICS_CONFIG; '-' reads stdin",
     )
     parser.add_argument(
-        "--with-credentials",
+        "--hide-credentials",
         action="store_true",
-        help="print user names, passwords and queries of addresses, for a twin, which has no ${NAME}",
+        help="print ${NAME} for user names, passwords and queries of addresses; stderr says which variables"
+        " to set (not for a twin, which has no ${NAME})",
     )
     add_json(parser)
 
@@ -106,7 +106,7 @@ def _import(arguments: argparse.Namespace) -> int:
     try:
         imported = import_spatial_analysis(
             parse_json(_read_source(arguments.file), arguments.file),
-            with_credentials=arguments.with_credentials,
+            hide_credentials=arguments.hide_credentials,
         )
     except ConfigError as error:
         if not arguments.json:
@@ -120,6 +120,12 @@ def _import(arguments: argparse.Namespace) -> int:
         print(f"visionedge: {line}", file=sys.stderr)
     for name, what in imported.variables.items():
         print(f"visionedge: set the environment variable {name}: {what}", file=sys.stderr)
+    if imported.has_credentials:
+        print(
+            "visionedge: addresses of cameras have credentials: keep the output private, or"
+            " use --hide-credentials",
+            file=sys.stderr,
+        )
     document: Document = {
         "schema": IMPORT_SCHEMA,
         "file": arguments.file,

@@ -64,25 +64,27 @@ class ImportedConfig:
         document: a configuration.
         ignored: what has no counterpart, or another name; one line each, with the path in the source.
         variables: the environment variables in `document`, and what each holds.
+        has_credentials: addresses in `document` have user names, passwords or queries.
     """
 
     document: Document
     ignored: tuple[str, ...]
     variables: Mapping[str, str]
+    has_credentials: bool
 
 
-def import_spatial_analysis(document: object, *, with_credentials: bool = False) -> ImportedConfig:
+def import_spatial_analysis(source: object, *, hide_credentials: bool = False) -> ImportedConfig:
     """Translate a twin or manifest with `graphs`, or a bare SPACEANALYTICS_CONFIG.
 
     Args:
-        document: as it was parsed; a text is parsed as JSON once more.
-        with_credentials: keep user names, passwords and queries of addresses; else they become ``${NAME}``.
+        source: as it was parsed; a text is parsed as JSON once more.
+        hide_credentials: user names, passwords and queries of addresses become ``${NAME}``.
 
     Raises:
         ConfigError: with every problem, each starting with its path.
     """
-    importer = _Importer(with_credentials)
-    importer.read(document)
+    importer = _Importer(hide_credentials)
+    importer.read(source)
     if not importer.cameras and not importer.problems:
         importer.problems.append("graphs: no graph is left, so there is no camera to import")
     if importer.problems:
@@ -90,7 +92,9 @@ def import_spatial_analysis(document: object, *, with_credentials: bool = False)
     cameras = {camera.name: camera.document() for camera in importer.cameras.values()}
     telemetry = {"mode": "none", "format": "spatial-analysis"}
     ignored = tuple(redact(line) for line in importer.ignored)
-    return ImportedConfig({"cameras": cameras, "telemetry": telemetry}, ignored, importer.variables)
+    document = {"cameras": cameras, "telemetry": telemetry}
+    has_credentials = importer.has_credentials and not hide_credentials
+    return ImportedConfig(document, ignored, importer.variables, has_credentials)
 
 
 class _Parameters(NamedTuple):
@@ -131,12 +135,13 @@ class _ImportedCamera:
 class _Importer:
     """Collects cameras, problems, and what has no counterpart."""
 
-    def __init__(self, with_credentials: bool) -> None:
+    def __init__(self, hide_credentials: bool) -> None:
         self.cameras: dict[tuple[str, str], _ImportedCamera] = {}
         self.problems: list[str] = []
         self.ignored: dict[str, None] = {}
         self.variables: dict[str, str] = {}
-        self._with_credentials = with_credentials
+        self.has_credentials = False
+        self._hides_credentials = hide_credentials
         self._count = 0
         self._parsed: dict[tuple[str, str], Mapping[str, Any] | None] = {}
 
@@ -325,14 +330,15 @@ class _Importer:
         if camera is None:
             taken = {each.name for each in self.cameras.values()}
             name = _make_unique(_make_camera_name(source_id), taken)
-            uri = self._hide_credentials(url, name, path)
+            uri = self._make_uri(url, name, path)
             camera = self.cameras[url, source_id] = _ImportedCamera(name, uri, source_id, loop=False)
         return camera
 
-    def _hide_credentials(self, url: str, name: str, path: str) -> str:
-        """The address with ``${NAME}`` for what may be secret in it; those of a template stay."""
+    def _make_uri(self, url: str, name: str, path: str) -> str:
+        """The address, on request with ``${NAME}`` for what may be secret in it; those of a template stay."""
         scheme, separator, rest = url.partition("://")
-        if not separator or self._with_credentials:
+        self.has_credentials |= mask_address(url) != url
+        if not separator or not self._hides_credentials:
             uri = _escape_dollars(url)
         else:
             uri = f"{scheme}://{self._hide_parts(scheme, AddressParts.parse(rest), name, path)}"
