@@ -133,6 +133,25 @@ def test_over_a_restart_totals_stay_who_was_inside_is_lost_and_numbers_do_not_re
     assert ids == sorted(ids)
 
 
+def test_events_are_delivered_again_at_the_next_start_until_they_are_acknowledged(tmp_path: Path) -> None:
+    async def scenario(run: HostRun) -> None:
+        run.show(*WALK)
+
+    async def acknowledged(run: HostRun) -> None:
+        assert run.host.flush(5)
+        run.host.acknowledge([event["id"] for event in run.delivered])
+
+    async def nothing(run: HostRun) -> None:
+        assert run.host.flush(5)
+
+    delivered = []
+    for part in (scenario, acknowledged, nothing):
+        run = HostRun(tmp_path)
+        play(run, part)
+        delivered.append([event["type"] for event in run.delivered])
+    assert delivered == [["zone-entered", "zone-left", "line-crossed"]] * 2 + [[]]
+
+
 def test_without_the_file_of_the_last_run_numbers_of_tracks_do_not_repeat(tmp_path: Path) -> None:
     ids: list[Any] = []
 

@@ -44,6 +44,9 @@ class FailingDelivery:
         self.ticks += 1
         raise self.error
 
+    def take_acknowledged(self) -> list[str]:
+        return []
+
 
 @pytest.mark.parametrize(
     ("error", "traceback"),
@@ -130,6 +133,10 @@ class QuietDelivery:
 
     def tick(self) -> None:
         """Nothing is due."""
+
+    def take_acknowledged(self) -> list[str]:
+        """There are no scene events."""
+        return []
 
 
 def test_without_a_descriptor_for_the_list_of_threads_nothing_is_measured(tmp_path: Path) -> None:

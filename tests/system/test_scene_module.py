@@ -3,6 +3,7 @@
 import json
 import signal
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,11 @@ def received_ids(messages: list[ReceivedMessage]) -> set[str]:
     return {event["id"] for document in scene for event in document["events"]}
 
 
+def more_events_than(count: int) -> Callable[[list[ReceivedMessage]], bool]:
+    """A condition: the hub has more scene events."""
+    return lambda messages: len(received_ids(messages)) > count
+
+
 def test_over_two_kills_every_event_reaches_the_hub_and_the_messages_file_and_is_counted_again(
     edge_runtime: EdgeRuntime, tmp_path: Path
 ) -> None:
@@ -111,10 +117,10 @@ def test_over_two_kills_every_event_reaches_the_hub_and_the_messages_file_and_is
             if number == 2:
                 edge_runtime.hub_up()
             if number > 0:
-                edge_runtime.wait_for(lambda got, known=known: len(received_ids(got)) > known, 60)
+                edge_runtime.wait_for(more_events_than(known), 60)
             run_until_some_entered(module, entered + 2)
             if number == 0:
-                edge_runtime.wait_for(lambda got: len(received_ids(got)) > 2, 60)
+                edge_runtime.wait_for(more_events_than(2), 60)
             elif number == 1:
                 edge_runtime.hub_down()
                 run_until_some_entered(module, entered + 4)

@@ -43,7 +43,8 @@ MAX_WAITING = 20_000
 MAX_UNACKNOWLEDGED = 2_000
 """The most events that are delivered and not acknowledged; the others wait in the file."""
 
-_BATCH = 500
+_BATCH = 100
+"""So many events are delivered at a time; encoding them holds the loop for some 7 ms."""
 
 Deliver = Callable[[Sequence[Mapping[str, Any]]], None]
 """Takes documents of events that may leave the module, in their order; called by the thread `scene`."""
@@ -111,6 +112,7 @@ class SceneWriter:
 
     def start(self, thread_group: ThreadGroup) -> threading.Thread:
         """Start the thread; once."""
+        self._is_busy = True  # until it has delivered what a kill has left
         return thread_group.start("scene", self._run, vital=True, may_return=True)
 
     def load(self, camera: str) -> dict[str, KeptRule] | None:

@@ -134,6 +134,18 @@ def test_a_module_that_sends_only_events_needs_no_route_for_detections() -> None
     assert lint(manifest).findings == ()
 
 
+def test_a_module_without_zones_and_lines_needs_no_route_for_scene() -> None:
+    """As far as its twin tells; with one of them the absence is named."""
+    manifest = valid_manifest()
+    del value_at(manifest, HUB)["routes"]["visionScene"]
+    assert lint(manifest).findings == ()
+    cameras = value_at(manifest, VISION)["cameras"]
+    cameras[next(iter(cameras))]["lines"] = {"door": {"start": [0.5, 0.2], "end": [0.5, 0.8]}}
+    (finding,) = lint(manifest).findings
+    assert (finding.severity, finding.path) == ("warning", f"{IN_HUB}.routes")
+    assert "outputs/scene" in finding.remedy
+
+
 def test_create_options_may_be_split_into_consecutive_parts() -> None:
     """createOptions, createOptions01, …; a gap is an error, a piece above 512 characters a warning."""
     manifest = valid_manifest()
