@@ -4,13 +4,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from command_line import CommandLine
 from visionedge.config.documents import read_document
 from visionedge.config.load import parse_config, redact_config
 from visionedge.config.schema import CameraConfig
 from visionedge.errors import ConfigError
+from visionedge.iothub.desired_properties import (
+    DesiredDocument,
+    build_acknowledgement,
+    group_problems_by_section,
+)
 
 TRIANGLE = [[0, 0], [1, 0], [1, 1]]
+
+
+@pytest.fixture
+def visionedge(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """The command line in this process."""
+    return CommandLine(capsys)
 
 
 def camera(**keys: Any) -> CameraConfig:
@@ -226,3 +239,65 @@ def test_the_event_log_has_a_bound() -> None:
     assert parse_config({"events": {"keep": {"days": 7}}}).events.keep.days == 7
     with pytest.raises(ConfigError, match=r"events.keep.days: must be greater than 0"):
         parse_config({"events": {"keep": {"days": 0}}})
+
+
+WRONG = {
+    "zones: {q: {polygon: [[0, 0], [1, 1]]}}": "zones.q.polygon: has 2 points; a polygon needs 3 to 64",
+    "zones: {q: {polygon: [[0, 0], [1, 1], [1, 0], [0, 1]]}}": (
+        "zones.q.polygon: crosses or touches itself: the edge from point 1 to point 2 and the edge from"
+        " point 3 to point 4"
+    ),
+    "zones: {q: {polygon: [[0, 0], [1.5, 0], [1, 1]]}}": (
+        "zones.q.polygon.1.0: must be less than or equal to 1"
+    ),
+    "zones: {q: {polygon: [[0, 0], [.nan, 0], [1, 1]]}}": "zones.q.polygon.1.0: must be a finite number",
+    "lines: {d: {start: [0.5, 0.2], end: [0.5, 0.2]}}": (
+        "lines.d.end: is equal to 'start', so the line has no length"
+    ),
+    f"zones: {{q: {{polygon: {TRIANGLE}, schedule: {{from: '08:00', to: '08:00'}}}}}}": (
+        "zones.q.schedule.to: is equal to 'from', so the zone never counts; leave 'schedule' out to count"
+        " always"
+    ),
+    f"zones: {{q: {{polygon: {TRIANGLE}, schedule: {{from: '08:00', to: '09:00', timezone: Mars}}}}}}": (
+        "zones.q.schedule.timezone: is no known time zone; give a name such as Europe/Berlin"
+    ),
+    f"zones: {{q: {{polygon: {TRIANGLE}, classes: [persn]}}}}": (
+        "zones.q.classes: yolox-nano-416 has no class 'persn'; did you mean 'person'?"
+    ),
+    "lines: {d: {start: [0, 0], end: [1, 1], classes: [lorry]}}": (
+        "lines.d.classes: yolox-nano-416 has no class 'lorry'; it has person, bicycle, car, motorcycle,"
+        " airplane, bus, train, truck and 72 more"
+    ),
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_config_check_shows_a_problem_of_a_scene_in_one_line_with_its_path(
+    visionedge: CommandLine, tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "vision.yaml"
+    path.write_text(f"cameras:\n  dock:\n    uri: 'demo:'\n    {text}\n")
+    done = visionedge("config", "check", str(path))
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"visionedge: {path}:4: cameras.dock.{WRONG[text]}\n"
+
+
+@pytest.mark.parametrize("text", [text for text in WRONG if "no class" not in WRONG[text]])
+def test_the_twin_gets_a_problem_of_a_scene_with_its_path(text: str) -> None:
+    """Unknown classes are found when the section is applied to the model in use."""
+    keys = yaml.safe_load(f"{{{text}}}")
+    desired = DesiredDocument(3, {"cameras": {"dock": {"uri": "demo:", **keys}}})
+    with pytest.raises(ConfigError) as caught:
+        parse_config(desired.document)
+    problems = group_problems_by_section(desired, caught.value.problems)
+    answer = build_acknowledgement(desired, problems, {})
+    assert answer["cameras"]["status"] == "rejected"
+    assert answer["cameras"]["reasons"] == [f"cameras.dock.{WRONG[text]}"]
+
+
+def test_config_check_says_nothing_of_classes_where_the_model_is_elsewhere(
+    visionedge: CommandLine, tmp_path: Path
+) -> None:
+    path = tmp_path / "vision.yaml"
+    path.write_text("model: {path: elsewhere.onnx}\ncameras: {dock: {uri: 'demo:', classes: [lorry]}}\n")
+    assert visionedge("config", "check", str(path)).code == 0

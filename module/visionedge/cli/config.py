@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -17,10 +18,18 @@ from visionedge.cli.arguments import (
     add_line_numbers,
     print_report,
 )
-from visionedge.config.documents import MAX_BYTES, Document, parse_json, read_configuration, read_text
+from visionedge.config.documents import (
+    MAX_BYTES,
+    Document,
+    add_locations,
+    parse_json,
+    read_configuration,
+    read_text,
+)
 from visionedge.config.load import parse_config
+from visionedge.config.schema import Config, list_class_keys
 from visionedge.config.spatial_analysis import import_spatial_analysis
-from visionedge.errors import ConfigError
+from visionedge.errors import ConfigError, ModelError, UnavailableError
 from visionedge.runtime.redaction import redact
 
 SCHEMA = "visionedge/config-check/1"
@@ -44,7 +53,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "read a file as `run` would, and report every problem with its line",
         "  visionedge config check vision.yaml\n"
         "  DOCK_PASSWORD=test visionedge config check vision.yaml --json     sets ${DOCK_PASSWORD}",
-        notes="exit code 2 also means that the file has a problem",
+        notes="exit code 2 also means that the file has a problem; classes are checked if the model is here",
     )
     check.add_argument("file", metavar="FILE", help="a configuration, YAML or JSON")
     add_json(check)
@@ -89,8 +98,7 @@ def _add_import(commands: Subparsers) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     path = Path(arguments.file)
     try:
-        with add_line_numbers(path, os.environ):
-            checked = parse_config(read_configuration(path, os.environ))
+        checked = _read(path)
     except ConfigError as error:
         if not arguments.json:
             raise
@@ -100,6 +108,35 @@ def _check(arguments: argparse.Namespace) -> int:
     text = f"{path}: no problems found; cameras: {cameras}\n"
     print_report(arguments, _make_document(path, ()), text)
     return 0
+
+
+def _read(path: Path) -> Config:
+    """The configuration in a file.
+
+    Raises:
+        ConfigError: every problem, with its line.
+    """
+    with add_line_numbers(path, os.environ):
+        checked = parse_config(read_configuration(path, os.environ))
+    if unknown := _find_unknown_classes(checked):
+        raise ConfigError(add_locations(unknown, path))
+    return checked
+
+
+def _find_unknown_classes(config: Config) -> list[str]:
+    """The classes that the model does not have; none where its file is not on this machine."""
+    from visionedge.model.model import find_bundled_model, load_model
+    from visionedge.model.postprocess import find_unknown_classes
+
+    keys = {} if config.inference.classes is None else {"inference.classes": config.inference.classes}
+    for name, camera in config.cameras.items():
+        keys |= list_class_keys(name, camera)
+    if not keys or config.model.url is not None:
+        return []
+    with suppress(ModelError, UnavailableError):  # `run` reports a model that cannot be used
+        model = load_model(Path(config.model.path) if config.model.path else find_bundled_model())
+        return find_unknown_classes(model, keys)
+    return []
 
 
 def _import(arguments: argparse.Namespace) -> int:
