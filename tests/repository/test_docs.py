@@ -199,11 +199,11 @@ DECISIONS = sorted((DOCS / "decisions").glob("*.md"))
 
 
 def test_the_docs_stay_short_enough_to_be_read() -> None:
-    """At most 21,600 words, and 7,000 for operators of fleets; README.md and CONTRIBUTING.md are apart."""
+    """At most 21,700 words, and 7,000 for operators of fleets; README.md and CONTRIBUTING.md are apart."""
     fleet = {DOCS / name for name in ("eflow.md", "fleet.md", "monitoring.md", "operations.md")}
     words = {path: len(path.read_text().split()) for path in DOCS.rglob("*.md")}
     assert sum(count for path, count in words.items() if path in fleet) <= 7_000
-    assert sum(count for path, count in words.items() if path not in fleet) <= 21_600
+    assert sum(count for path, count in words.items() if path not in fleet) <= 21_700
 
 
 @pytest.mark.parametrize("path", DECISIONS, ids=lambda path: path.stem)
