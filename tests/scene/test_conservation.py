@@ -89,9 +89,9 @@ class SceneMachine(RuleBasedStateMachine):
         if self.is_disk_away:
             return
         changes, self.run.changes = self.run.changes, []
-        if any(start.is_blind for change in changes for start in change.starts):
-            # Those inside when the last run ended, of which a scene that began blind knows nothing.
-            wanted = {start.rule for change in changes for start in change.starts if start.is_blind}
+        if any(start.keeps_totals for change in changes for start in change.starts):
+            # Those inside when the last run ended, of which a scene without the file knows nothing.
+            wanted = {start.rule for change in changes for start in change.starts if start.keeps_totals}
             kept = self.store.load("dock")
             self.count(SceneChanges(tuple(e for name in wanted & kept.keys() for e in kept[name].visits)))
         found = self.store.write(changes, self.run.now, f"batch {self.batch}")
@@ -102,7 +102,7 @@ class SceneMachine(RuleBasedStateMachine):
             self.count(change, {start.rule for start in found})
 
     def count(self, change: SceneChanges, going_on: Collection[str] = ()) -> None:
-        """The totals by the events alone, since each zone or line began; some go on after a blind start."""
+        """The totals by the events alone, since each zone or line began; some go on without the file."""
         for event in change.events:
             self.stored.append(event)
             if (total := total_of(event)) is not None:
@@ -110,10 +110,10 @@ class SceneMachine(RuleBasedStateMachine):
             elif event.type != "zone-dwell":
                 types = self.conditions[(event.rule, event.condition[0] if event.condition else "")]
                 if event.rule in going_on and types[-1:] == [event.type]:
-                    continue  # a run that began blind does not know that the condition was in force
+                    continue  # a run without the file does not know that the condition was in force
                 types.append(event.type)
         for start in change.starts:
-            if start.is_blind and start.rule in going_on:
+            if start.keeps_totals and start.rule in going_on:
                 continue
             for key in [key for key in self.tally if key[0] == start.rule]:
                 del self.tally[key]
@@ -204,7 +204,9 @@ class SceneMachine(RuleBasedStateMachine):
     @rule()
     def write_twice(self) -> None:
         """As if the first try was on the disk, and its answer was an error."""
-        if self.is_disk_away or any(start.is_blind for change in self.run.changes for start in change.starts):
+        if self.is_disk_away or any(
+            start.keeps_totals for change in self.run.changes for start in change.starts
+        ):
             return
         self.store.write(self.run.changes, self.run.now, f"batch {self.batch}")
         self.write()
@@ -284,7 +286,7 @@ class SceneMachine(RuleBasedStateMachine):
         for name, kept in self.store.load("dock").items():
             for total, counts in kept.totals.items():
                 if name not in {**document["zones"], **document["lines"]}:
-                    continue  # not in the configuration of a run that began blind: the next start removes it
+                    continue  # not in the configuration of a run without the file: the next start removes it
                 shown = document["zones" if kept.shape == "zone" else "lines"][name][total]
                 assert {label: count for label, count in shown.items() if count} == counts
 

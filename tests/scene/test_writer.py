@@ -153,9 +153,9 @@ def count_with_a_disk_that_comes_later(path: Path, **keys: Any) -> WriterRun:
     assert run.run.scene.document()["lines"]["door"]["right-to-left"] == {"person": 1}
     run.repair_disk()
     run.walk(0.62, track_id=2)
-    for start in run.writer.take_blind_starts():
+    for start in run.writer.take_found_states():
         run.run.scene.adopt(start.rule, start.kept)
-    assert run.writer.take_blind_starts() == []
+    assert run.writer.take_found_states() == []
     return run
 
 
@@ -205,7 +205,7 @@ def test_a_condition_that_was_in_force_in_the_last_run_ends_though_the_disk_came
     run.walk(0.1)
     run.repair_disk()
     run.walk(0.1)
-    for start in run.writer.take_blind_starts():
+    for start in run.writer.take_found_states():
         run.run.scene.adopt(start.rule, start.kept)
     run.walk(0.1)
     assert last.types() + run.types() == ["zone-entered", "zone-occupied", "zone-lost", "zone-vacated"]

@@ -92,7 +92,7 @@ class SceneHost:
                 self._has_looked = True
                 self._scenes |= {scene.name: scene for scene in loaded}
             for name in [name for name in self._scenes if name not in tracked]:
-                self._put(self._scenes[name].scene.end_all())
+                self._put(self._scenes[name].end_all())
                 self._idle[name] = self._scenes.pop(name)
             for name, scene in {**self._scenes, **self._idle}.items():
                 # Zones and lines that are not counted now keep their totals.
@@ -220,7 +220,7 @@ class SceneHost:
     def _agree_with_file(self, writer: SceneWriter) -> None:
         """Add what a file that came late had, and store everything in one that replaced a damaged one."""
         scenes = {**self._scenes, **self._idle}
-        for start in writer.take_blind_starts():
+        for start in writer.take_found_states():
             if start.camera in scenes:
                 scenes[start.camera].scene.adopt(start.rule, start.kept)
         if writer.take_replaced():

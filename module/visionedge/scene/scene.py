@@ -82,7 +82,7 @@ class ConfirmedTrack(Protocol):
 class RuleStart:
     """A zone or line begins to count at 0, with this definition; `definition` None: it is removed.
 
-    `is_blind`: the file could not be read at the start, so totals of this definition that it has stay.
+    `keeps_totals`: the file could not be read before, so the totals that it has of this definition stay.
     """
 
     camera: str
@@ -90,7 +90,7 @@ class RuleStart:
     shape: RuleShape
     definition: str | None
     since: datetime
-    is_blind: bool = False
+    keeps_totals: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,9 +306,9 @@ class Scene:
     def __init__(self, camera: str, kept: Mapping[str, KeptRule] | None = _NOTHING) -> None:
         self.camera = camera
         self._kept = dict(kept or {})
-        self._is_blind = kept is None
+        self._lacks_kept = kept is None
         self._begun: set[str] = set()
-        self._blind: set[str] = set()
+        self._adoptable: set[str] = set()
         self._zones: dict[str, _CountingZone] = {}
         self._lines: dict[str, _CountingLine] = {}
         self._tracks: dict[int, _TrackState] = {}
@@ -373,7 +373,7 @@ class Scene:
 
     def _remove(self, name: str) -> list[SceneEvent]:
         events: list[SceneEvent] = []
-        self._blind.discard(name)
+        self._adoptable.discard(name)
         if (zone := self._zones.pop(name, None)) is not None and self._last is not None:
             self._close(zone, self._last, events)
         self._lines.pop(name, None)
@@ -406,17 +406,17 @@ class Scene:
         return []
 
     def _begin(self, name: str, shape: RuleShape, definition: str, now: datetime) -> RuleStart:
-        is_blind = self._is_blind and name not in self._begun
+        keeps_totals = self._lacks_kept and name not in self._begun
         self._begun.add(name)
-        if is_blind:
-            self._blind.add(name)
-        return RuleStart(self.camera, name, shape, definition, now, is_blind)
+        if keeps_totals:
+            self._adoptable.add(name)
+        return RuleStart(self.camera, name, shape, definition, now, keeps_totals)
 
     def adopt(self, name: str, kept: KeptRule) -> None:
-        """Add what the file had of a zone or line that began blind; who was inside is lost already."""
-        if name not in self._blind:
+        """Add what the file had of a zone or line that began without it; who was inside is lost already."""
+        if name not in self._adoptable:
             return  # it was changed meanwhile
-        self._blind.discard(name)
+        self._adoptable.discard(name)
         found = self._zones.get(name) or self._lines[name]
         found.since = kept.since
         _restore(found.totals, kept)

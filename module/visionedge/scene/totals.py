@@ -228,7 +228,8 @@ class SceneStore:
     def write(self, changes: Iterable[SceneChanges], now: datetime, batch_id: str) -> list[RuleState]:
         """Store changes in their order, and delete what is too old or too much: all or nothing.
 
-        After this the events may leave the module. Returns what was kept of zones that began blind.
+        After this the events may leave the module. Returns what the file had of zones and lines that
+        began before it could be read.
 
         Args:
             changes: of any cameras.
@@ -253,11 +254,11 @@ class SceneStore:
         return found
 
     def _apply(self, change: SceneChanges) -> Iterator[RuleState]:
-        """Make one change; what was kept of the zones and lines that began blind."""
+        """Make one change; see `write` for the result."""
         for event in change.events:
             self._add_event(event)
         for start in change.starts:
-            if start.is_blind and (kept := self._keep_rule(start)) is not None:
+            if start.keeps_totals and (kept := self._keep_rule(start)) is not None:
                 yield RuleState(start.camera, start.rule, kept)
             else:
                 self._start_rule(start)
@@ -340,7 +341,7 @@ class SceneStore:
         self._db.executemany("INSERT INTO condition VALUES (?, ?, ?)", [(*where, k) for k in kept.conditions])
         self._db.executemany(
             "INSERT INTO visit(camera, rule, track_id, document) VALUES (?, ?, ?, ?)",
-            [(*where, visit.track_id, json.dumps(visit.document())) for visit in kept.visits],
+            [(*where, visit.track_id, json.dumps(visit.stored_document())) for visit in kept.visits],
         )
 
     def _keep_rule(self, start: RuleStart) -> KeptRule | None:

@@ -109,7 +109,7 @@ class SceneWriter:
         self._lost: str | None = None
         self._newer: str | None = None
         self._has_given_up = False
-        self._blind_starts: list[RuleState] = []
+        self._found_states: list[RuleState] = []
         self._is_replaced = False
         self._retry_at_s = 0.0
         self._open()
@@ -138,10 +138,10 @@ class SceneWriter:
             found, self._is_replaced = self._is_replaced, False
             return found
 
-    def take_blind_starts(self) -> list[RuleState]:
-        """What the file had of zones and lines that began without it; each once."""
+    def take_found_states(self) -> list[RuleState]:
+        """What the file had of zones and lines that began before it could be read; each once."""
         with self._changed:
-            found, self._blind_starts = self._blind_starts, []
+            found, self._found_states = self._found_states, []
             return found
 
     def last_track_id(self, camera: str) -> int | None:
@@ -333,7 +333,7 @@ class SceneWriter:
             self._fail(error)
             return False
         with self._changed:
-            self._blind_starts += found
+            self._found_states += found
         return True
 
     def _hand_over(self) -> None:
