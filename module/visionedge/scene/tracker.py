@@ -272,7 +272,7 @@ class Tracker:
         self, states: Sequence[_State], boxes: Sequence[_Box], now_s: float, least_overlap: float
     ) -> list[_State]:
         """Give each of the states its box, and return those without one."""
-        if not boxes:
+        if not boxes or not states:
             return [*states]
         hidden: list[_State] = []
         places = [_widen(box) for box in boxes]
@@ -333,9 +333,11 @@ class Tracker:
                 continue
             if state.detection is not None:
                 track_ids[state.detection], track_labels[state.detection] = state.track_id, state.label
-            x, y = state.predict(now_s)
+            x, y, unseen_s = state.x, state.y, 0.0
+            if state.detection is None:
+                x, y = state.predict(now_s)
+                unseen_s = _between(state.seen_s, now_s)
             box = (x - state.width / 2, y - state.height / 2, state.width, state.height)
-            unseen_s = _between(state.seen_s, now_s)
             tracks.append(
                 Track(state.track_id, state.label, state.confidence, box, state.detection, unseen_s)
             )
