@@ -269,7 +269,7 @@ def test_a_tracked_camera_gets_weak_boxes_and_others_of_its_batch_do_not(engine:
     preloaded = PreloadedBatcher(engine, frame("dock"), frame("gate"))
     preloaded.pool.select(Selection(0.4, None, cameras={"dock": CameraSelection(0.4, None, is_tracked=True)}))
     preloaded.run()
-    assert engine.least_scores == [0.1]
+    assert engine.least_scores == [TRACKED_CONFIDENCE]
     found = {r.frame.camera: (len(r.detections), r.candidates) for r in preloaded.delivered}
     assert found["gate"] == (1, None)
     reported, candidates = found["dock"]
