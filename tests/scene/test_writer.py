@@ -389,7 +389,7 @@ def test_a_file_that_is_damaged_or_newer_at_the_start_is_named_in_the_log(
     path.write_bytes(b"x" * 10_000)
     WriterRun(path).kill()
     assert caplog.messages == [
-        "scene: scene.db cannot be used: file is not a database; it was set aside, and a new file begins with"
+        "scene: scene.db cannot be used: file is not a database; it was set aside, a new file begins with"
         " the totals of this run"
     ]
     database = open_database(path)

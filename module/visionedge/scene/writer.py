@@ -423,7 +423,7 @@ class SceneWriter:
 
     def _warn_set_aside(self, reason: str) -> None:
         log.warning(
-            "scene: %s cannot be used: %s; it was set aside, and a new file begins with the totals of this run",
+            "scene: %s cannot be used: %s; it was set aside, a new file begins with the totals of this run",
             self._path.name,
             reason,
         )
