@@ -19,7 +19,7 @@ from visionedge.scene.events import EventFilter
 from visionedge.scene.scene import Scene
 from visionedge.scene.totals import CountRow
 from visionedge.scene.writer import SceneWriter
-from visionedge.web.backend import Backend, ModelMetadata
+from visionedge.web.backend import Backend, ModelMetadata, ViewerStream
 from visionedge.web.latest_results import LatestResults
 from visionedge.web.server import HttpServer
 
@@ -202,10 +202,10 @@ class FakeBackend:
 
     def subscribe(
         self, camera: str | None, *, with_events: bool = False
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    ) -> AbstractAsyncContextManager[ViewerStream]:
         return self.latest_results.subscribe(camera, with_events=with_events)
 
-    def subscribe_events(self, wanted: EventFilter) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    def subscribe_events(self, wanted: EventFilter) -> AbstractAsyncContextManager[ViewerStream]:
         return self.latest_results.subscribe_events(wanted)
 
     def rules(self, camera: str | None) -> list[str]:

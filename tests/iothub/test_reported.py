@@ -256,6 +256,16 @@ def test_counts_of_zones_and_lines_are_reported_at_most_once_a_minute(tmp_path: 
     assert counts.read(state.snapshot()).keys() == {"yard"}
 
 
+def test_zones_whose_names_differ_only_in_what_the_twin_does_not_take_keep_keys_of_their_own(
+    tmp_path: Path,
+) -> None:
+    state = AppState.of(parse_config({}), tmp_path, {}, lambda: None)
+    state.set_scenes(lambda: SceneStatistics({"dock": scene(**{"a.b": 1, "a b": 2, "a_b": 3, "a_b_2": 4})}))
+    zones = ReportedCounts().read(state.snapshot())["dock"]["zones"]
+    inside = {key: zone["inside"] for key, zone in zones.items()}
+    assert inside == {"a_b": 3, "a_b_2": 4, "a_b_3": 2, "a_b_4": 1}
+
+
 @pytest.mark.parametrize(("cameras", "zones"), [(1, 1), (3, 500), (200, 3), (300, 1)])
 def test_states_and_counts_together_fit_into_their_part_of_the_twin(
     tmp_path: Path, cameras: int, zones: int

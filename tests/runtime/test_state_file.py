@@ -10,7 +10,7 @@ from visionedge.camera import registry
 from visionedge.camera.registry import SequencePosition, SequenceStore
 from visionedge.iothub import desired_properties
 from visionedge.iothub.desired_properties import DesiredDocument, LastGoodFile
-from visionedge.runtime.files import DamagedStateFileError
+from visionedge.runtime.files import DamagedStateFileError, set_aside
 from visionedge.runtime.state_file import StateFile
 
 
@@ -91,6 +91,36 @@ def test_a_damaged_file_beside_is_set_aside_alone(tmp_path: Path) -> None:
     file = StateFile(path, "visionedge/thing/2")
     assert file.read(parse) == ["of 3"]
     assert names(path) == {"a.json", "a.2.json.aside"}
+
+
+@pytest.mark.parametrize("place", ["a.json.aside", "a.json.aside.1", "a.json.aside.2"])
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_folder_with_the_name_of_a_set_aside_file_does_not_stop_the_next(
+    tmp_path: Path, place: str, holds: bool
+) -> None:
+    path, folder = tmp_path / "a.json", tmp_path / place
+    folder.mkdir()
+    if holds:
+        (folder / "other").touch()
+    for text in "1234":
+        path.write_text(text)
+        set_aside(path)
+    kept = [each.read_text() for each in sorted(tmp_path.iterdir()) if each.is_file()]
+    assert kept == (["4", "3"] if holds else ["4", "3", "2"])
+    assert folder.is_dir() == holds
+
+
+def test_a_folder_is_set_aside_under_the_only_free_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for name in ("a.json.aside", "a.json.aside.2", "a.json"):
+        (tmp_path / name / "other").mkdir(parents=True)
+    (tmp_path / "a.json.aside.1").touch()
+    set_aside(path)
+    assert not path.exists()
+    assert (tmp_path / "a.json.aside.1" / "other").is_dir()
+    path.touch()
+    with pytest.raises(OSError, match="not empty"):
+        set_aside(path)
 
 
 # --- the files of the module --------------------------------------------------------------------------------

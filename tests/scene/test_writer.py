@@ -125,6 +125,34 @@ def test_a_broken_disk_delays_no_event_and_totals_are_stored_later(written: Writ
     assert written.stored_totals() == TWO
 
 
+def test_a_file_that_opens_on_a_full_disk_is_not_said_to_be_used_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Full(WriterRun):
+        is_full = False
+
+        def connect(self, path: Path) -> sqlite3.Connection:
+            database = super().connect(path)
+            database.execute(f"PRAGMA query_only={self.is_full}")
+            return database
+
+    run = Full(tmp_path / "scene.db")
+    run.walk(0.4, 0.6)
+    run.is_full = True
+    run.database.execute("PRAGMA query_only=ON")
+    with caplog.at_level("INFO"):
+        for track_id in (2, 3, 4):
+            run.walk(0.4, 0.6, track_id=track_id)
+            assert run.writer.status().mode == "memory"
+            run.repair_disk()
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        run.is_full = False
+        run.writer._write_waiting()
+    assert (run.writer.status().mode, run.writer.status().waiting) == ("disk", 0)
+    assert "written to the disk again" in caplog.messages[-1]
+    run.kill()
+
+
 def test_a_disk_that_is_broken_at_the_start_is_tried_again(tmp_path: Path) -> None:
     class Broken(WriterRun):
         def connect(self, path: Path) -> sqlite3.Connection:
@@ -332,10 +360,13 @@ def test_after_too_many_changes_the_file_stays_as_it_was_and_events_go_on(
     }
 
 
-def test_a_file_that_is_damaged_while_the_module_runs_is_set_aside(written: WriterRun) -> None:
+def test_a_file_that_is_damaged_while_the_module_runs_is_set_aside(
+    written: WriterRun, caplog: pytest.LogCaptureFixture
+) -> None:
     written.walk(0.4, 0.6)
     written.database.execute("DROP TABLE total")
     written.walk(0.4, 0.6, track_id=2)
+    assert "scene.db cannot be used: no such table: total; it was set aside" in caplog.text
     assert written.types() == ["zone-entered", "line-crossed"] * 2
     written.walk(0.9, track_id=2)
     assert written.writer.status().mode == "disk"
@@ -349,6 +380,25 @@ def test_a_file_that_is_damaged_while_the_module_runs_is_set_aside(written: Writ
     assert kept is not None
     assert [event.track_id for event in kept["queue"].visits] == [1, 2]
     assert written.stored_totals() == TWO
+
+
+def test_a_file_that_is_damaged_or_newer_at_the_start_is_named_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "scene.db"
+    path.write_bytes(b"x" * 10_000)
+    WriterRun(path).kill()
+    assert caplog.messages == [
+        "scene: scene.db cannot be used: file is not a database; it was set aside, a new file begins with"
+        " the totals of this run"
+    ]
+    database = open_database(path)
+    database.execute("DROP TABLE visit")
+    database.execute("PRAGMA user_version=7")
+    database.close()
+    run = WriterRun(path)
+    run.kill()
+    assert caplog.messages[1:] == [f"scene: {run.writer.status().newer}"]
 
 
 def test_the_thread_writes_the_rest_and_ends(tmp_path: Path) -> None:

@@ -170,6 +170,44 @@ def test_a_slow_reader_of_events_loses_only_its_own_oldest(module: LoggedModule)
     asyncio.run(scenario())
 
 
+def test_a_stream_says_where_a_reader_has_lost_events(module: LoggedModule) -> None:
+    """Also one that reads at once: a picture can bring more events than the stream holds."""
+    (event,) = module.happen(0.4)
+
+    async def scenario(client: Client) -> None:
+        async with client.get("/api/v1/events/stream") as answer:
+            await until(lambda: module.backend.latest_results.statistics().viewers == 1)
+            await answer.content.readuntil(b"\n\n")
+            for count in (300, 3, 257):
+                burst = [replace(event, id=f"{count}-{number}") for number in range(count)]
+                module.backend.latest_results.publish_events(burst)
+                lost = max(0, count - 256)
+                if lost:
+                    text = (await answer.content.readuntil(b"\n\n")).decode()
+                    assert text == f": {lost} were lost here, as the reader was too slow\n\n"
+                seen = [(await read_event(answer))[0] for _ in burst[lost:]]
+                assert seen == [each.id for each in burst[lost:]]
+                await answer.content.readuntil(b"\n")
+
+    run_scenario(module.backend, scenario)
+
+
+def test_a_stream_that_goes_on_after_too_many_events_says_so(
+    module: LoggedModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visionedge.web.scene_log.MAX_EVENTS", 2)
+    first, *others = [event for track in range(4) for event in module.happen(0.4, track_id=track)]
+
+    async def scenario(client: Client) -> None:
+        for last, comment in ((first, "the newest 2 missed"), (others[-2], ": scene events follow")):
+            headers = {"Last-Event-ID": last.id}
+            async with client.get("/api/v1/events/stream", headers=headers) as answer:
+                assert comment in (await answer.content.readuntil(b"\n\n")).decode()
+                assert (await read_event(answer))[0] == others[-1 if last is not first else -2].id
+
+    run_scenario(module.backend, scenario)
+
+
 def test_frames_and_events_come_in_one_stream_on_request(module: LoggedModule) -> None:
     """A browser has six connections to a host: its page needs only one for both."""
 

@@ -15,7 +15,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -331,13 +331,22 @@ class ReportedCounts:
 def _build_counts(scene: Mapping[str, Any]) -> Document:
     summary = summarize_scene(scene).dump()
     for rules in ("zones", "lines"):
-        summary[rules] = {_twin_key(name): counts for name, counts in summary[rules].items()}
+        keys = _make_twin_keys(summary[rules])
+        summary[rules] = {keys[name]: counts for name, counts in summary[rules].items()}
     return {key: value for key, value in summary.items() if value != {}}
 
 
-def _twin_key(name: str) -> str:
-    """IoT Hub takes no '.', '$' or blank in a key."""
-    return re.sub(r"[.$ ]", "_", name)
+def _make_twin_keys(names: Iterable[str]) -> dict[str, str]:
+    """A key for each name: IoT Hub takes no '.', '$' or blank in one. Two names get two keys."""
+    taken: dict[str, str] = {}
+    # A name that needs no change keeps it, whatever else is configured.
+    for name in sorted(names, key=lambda each: (bool(re.search(r"[.$ ]", each)), each)):
+        key = base = re.sub(r"[.$ ]", "_", name)
+        number = 2
+        while key in taken:
+            key, number = f"{base}_{number}", number + 1
+        taken[key] = name
+    return {name: key for key, name in taken.items()}
 
 
 def fit_counts(counts: Mapping[str, Document], limit_bytes: int) -> Document:

@@ -254,6 +254,8 @@ def parse_count(value: object, max_value: int = MAX_SAFE_INTEGER) -> int:
 def set_aside(path: Path, companions: tuple[str, ...] = (), name: str | None = None) -> None:
     """Rename a damaged file to `NAME.aside`, and older ones to `NAME.aside.1` …
 
+    A folder with such a name that is not empty holds files of others: it stays, and another name is used.
+
     Args:
         path: the file.
         companions: suffixes of files that belong to it (`NAME` + suffix) and are renamed with it.
@@ -262,18 +264,19 @@ def set_aside(path: Path, companions: tuple[str, ...] = (), name: str | None = N
     Raises:
         OSError: it cannot be renamed.
     """
+    stem = f"{name or path.name}.aside"
     for suffix in (*companions, ""):
         old = path.with_name(path.name + suffix)
         if not os.path.lexists(old):
             continue
-        stem = f"{name or path.name}.aside"
         names = [f"{stem}{suffix}", *(f"{stem}.{n}{suffix}" for n in range(1, MAX_SET_ASIDE_FILES))]
-        targets = [path.with_name(target) for target in names]
+        targets = [target for each in names if _is_free_for_file(target := path.with_name(each))]
+        if not targets:
+            raise OSError(errno.ENOTEMPTY, f"folders that are not empty have the names {stem} …")
         for younger, older in reversed(list(itertools.pairwise(targets))):
             if os.path.lexists(younger):
-                _remove_empty_folder(older)
                 younger.replace(older)
-        _remove_empty_folder(targets[0])
+        targets[0].unlink(missing_ok=True)  # there if it is the only name; a folder could not replace it
         old.replace(targets[0])
 
 
@@ -295,10 +298,12 @@ def set_aside_damaged(path: Path) -> None:
         set_aside(path, name="damaged")
 
 
-def _remove_empty_folder(path: Path) -> None:
-    """Make way for a file: a folder that was set aside before cannot be replaced by a file.
-
-    A folder that is not empty holds files of others and stays.
-    """
-    if path.is_dir() and not path.is_symlink():
+def _is_free_for_file(path: Path) -> bool:
+    """Whether a file can get this name; an empty folder is removed, because a file cannot replace it."""
+    if not path.is_dir() or path.is_symlink():
+        return True
+    try:
         path.rmdir()
+    except OSError:
+        return False
+    return True

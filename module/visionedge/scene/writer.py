@@ -321,6 +321,9 @@ class SceneWriter:
                 with self._changed:
                     self._batches.popleft()
             self._hand_over()
+            if self._store is not None:
+                # Not when it was opened: a full disk lets a file be opened.
+                self._set_reason(None)
             if self._store is None and sum(len(changes) for _, changes in self._batches) > MAX_WAITING:
                 self._give_up()
 
@@ -386,12 +389,17 @@ class SceneWriter:
 
     def _open(self) -> None:
         opened = open_scene_store(self._path, self._limits, self._connect)
+        if opened.lost is not None and opened.store is not None:
+            self._warn_set_aside(opened.lost)
+        if opened.newer is not None and opened.newer != self._newer:
+            log.warning("scene: %s", opened.newer)
         with self._changed:
             self._store, self._last_key = opened.store, 0
             self._lost, self._newer = opened.lost or self._lost, opened.newer
             self._is_replaced |= opened.store is not None and opened.lost is not None
             self._retry_at_s = self._clock() + RETRY_S
-        self._set_reason(opened.reason)
+        if opened.reason is not None:
+            self._set_reason(opened.reason)
 
     def _fail(self, error: sqlite3.Error) -> None:
         """Close the file: it is opened again later, a new one if this one is damaged."""
@@ -408,9 +416,17 @@ class SceneWriter:
         if is_corrupt(error):
             with contextlib.suppress(OSError):
                 set_aside_store(store.path)
+                self._warn_set_aside(reason)
                 self._lost, self._retry_at_s = reason, self._clock()
                 self._is_replaced = True
         self._set_reason(reason)
+
+    def _warn_set_aside(self, reason: str) -> None:
+        log.warning(
+            "scene: %s cannot be used: %s; it was set aside, a new file begins with the totals of this run",
+            self._path.name,
+            reason,
+        )
 
     def _set_reason(self, reason: str | None) -> None:
         if reason != self._reason and reason is not None:

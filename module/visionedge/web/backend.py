@@ -1,6 +1,6 @@
 """What the HTTP handlers ask of the running module: `Backend`. They know nothing else of it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +30,15 @@ class ModelMetadata:
     rows: int
     max_batch: int
     labels: tuple[str, ...]
+
+
+class ViewerStream(AsyncIterable[bytes], Protocol):
+    """The fields of server-sent events for one viewer; `lost`: how many it has missed so far."""
+
+    @property
+    def lost(self) -> int: ...
+    def __anext__(self) -> Awaitable[bytes]: ...
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
 
 
 class Backend(Protocol):
@@ -101,7 +110,7 @@ class Backend(Protocol):
 
     def subscribe(
         self, camera: str | None, *, with_events: bool = False
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    ) -> AbstractAsyncContextManager[ViewerStream]:
         """Every frame object from now on, of one camera or of all (None), in order; also their scene events.
 
         Each is the fields of a server-sent event. The viewer's buffer is bounded: a slow viewer loses its own
@@ -109,7 +118,7 @@ class Backend(Protocol):
         `BusyError` when there are too many viewers.
         """
 
-    def subscribe_events(self, wanted: EventFilter) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    def subscribe_events(self, wanted: EventFilter) -> AbstractAsyncContextManager[ViewerStream]:
         """The scene events from now on; as `subscribe`, without frame objects."""
 
     async def detect(self, picture: Picture) -> FrameResult:

@@ -122,7 +122,10 @@ async def read_missed_events(
         return [], "the log does not have the event of Last-Event-ID; new scene events follow"
     except SceneStorageError:
         return [], "the log cannot be read now; new scene events follow"
-    return [encode_event_fields(event) for event in reversed(missed)], "scene events follow"
+    comment = "scene events follow"
+    if len(missed) == MAX_EVENTS:
+        comment = f"the newest {MAX_EVENTS} missed scene events follow; /api/v1/events has the others"
+    return [encode_event_fields(event) for event in reversed(missed)], comment
 
 
 # --- counts -------------------------------------------------------------------------------------------------

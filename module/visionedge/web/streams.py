@@ -68,14 +68,27 @@ async def iterate_with_heartbeat(
 
 
 async def send_events(
-    request: web.Request, events: AsyncIterator[bytes], stop_signal: StopSignal, comment: str
+    request: web.Request,
+    events: AsyncIterator[bytes],
+    stop_signal: StopSignal,
+    comment: str,
+    count_lost: Callable[[], int],
 ) -> web.StreamResponse:
-    """Server-sent events, each given as its fields; first a comment about what follows."""
+    """Server-sent events, each given as its fields; first a comment about what follows.
+
+    When `count_lost` has grown, a comment says by how much: a gap is not visible otherwise.
+    """
+    lost = 0
     response = await _start_response(request, "text/event-stream; charset=utf-8")
     with _ignore_disconnect(request):
         await _write(response, f"retry: 2000\n: {comment}\n\n".encode())
         async with aclosing(iterate_with_heartbeat(events, stop_signal, HEARTBEAT_S)) as followed:
             async for fields in followed:
+                if (more := count_lost() - lost) > 0:
+                    lost += more
+                    await _write(
+                        response, f": {more} were lost here, as the reader was too slow\n\n".encode()
+                    )
                 await _write(response, (b": still here" if fields is None else fields) + b"\n\n")
     return response
 
