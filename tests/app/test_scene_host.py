@@ -545,7 +545,8 @@ def test_a_file_that_cannot_be_used_is_an_event_and_in_status(tmp_path: Path) ->
         tick()
         storage = build_status(replace(run.state.snapshot(), delivery=None))["scenes"]["storage"]
         assert (storage["mode"], storage["reason"]) == ("memory", "disk I/O error")
-        run.host._writer._open()
+        run.host._writer._retry_at_s = 0.0
+        run.host._writer._write_waiting()
         tick()
         state = replace(run.state.snapshot(), delivery=None)
         assert build_status(state)["scenes"]["storage"]["mode"] == "disk"

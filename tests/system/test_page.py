@@ -598,7 +598,7 @@ def test_a_page_without_zones_and_lines_has_no_list_of_events() -> None:
 
 
 def test_zones_and_lines_are_drawn_with_their_counts_and_follow_the_events() -> None:
-    """An event makes the page fetch the counts; arrows show which direction is counted."""
+    """An event makes the page fetch the counts, time does, too; arrows show which direction is counted."""
 
     async def scenario() -> None:
         module = FakePageBackend([camera("dock", zones={"queue": SQUARE}, lines={"door": DOOR})])
@@ -625,6 +625,9 @@ def test_zones_and_lines_are_drawn_with_their_counts_and_follow_the_events() -> 
             module.scene["zones"]["queue"]["inside"] = {}
             module.live_events.append(event(1, "zone-left"))
             await tab.until(labels, ["queue 0", "door ← 3 → 2"])
+            door["left-to-right"] = {}  # the line was edited, which is no event
+            await tab.evaluate("tiles.get('dock').scene.countedAt -= COUNTS_STALE_MS")
+            await tab.until(labels, ["queue 0", "door ← 0 → 2"])
 
     asyncio.run(scenario())
 

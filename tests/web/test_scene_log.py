@@ -160,11 +160,11 @@ def test_a_slow_reader_of_events_loses_only_its_own_oldest(module: LoggedModule)
             results.subscribe_events(EventFilter()) as slow,
             results.subscribe_events(EventFilter("dock")) as quick,
         ):
-            for number in range(10):
+            for number in range(22):
                 results.publish_events([replace(event, id=str(number))])
                 assert (await anext(quick)).startswith(f"id: {number}\n".encode())
-            kept = [(await anext(slow)).partition(b"\n")[0] for _ in range(4)]
-            assert kept == [b"id: 6", b"id: 7", b"id: 8", b"id: 9"]
+            kept = [(await anext(slow)).partition(b"\n")[0] for _ in range(16)]
+            assert kept == [f"id: {number}".encode() for number in range(6, 22)]
             assert (slow.lost, quick.lost, results.statistics().lost) == (6, 0, 6)
 
     asyncio.run(scenario())
@@ -178,10 +178,10 @@ def test_a_stream_says_where_a_reader_has_lost_events(module: LoggedModule) -> N
         async with client.get("/api/v1/events/stream") as answer:
             await until(lambda: module.backend.latest_results.statistics().viewers == 1)
             await answer.content.readuntil(b"\n\n")
-            for count in (300, 3, 257):
+            for count in (1100, 3, 1025):
                 burst = [replace(event, id=f"{count}-{number}") for number in range(count)]
                 module.backend.latest_results.publish_events(burst)
-                lost = max(0, count - 256)
+                lost = max(0, count - 1024)
                 if lost:
                     text = (await answer.content.readuntil(b"\n\n")).decode()
                     assert text == f": {lost} were lost here, as the reader was too slow\n\n"

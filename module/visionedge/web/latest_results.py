@@ -20,8 +20,9 @@ from visionedge.scene.events import EventFilter, SceneEvent
 
 _RATE_WINDOW_NS = 5_000_000_000
 
-_EVENTS_FOR_EACH_FRAME = 4
-"""A stream of events holds so many times more of them, because one picture can bring many."""
+_EVENTS_FOR_EACH_FRAME = 16
+"""A stream of events holds so many times more of them, because one picture can bring hundreds: a reader that
+is not slow must not lose any when many objects are confirmed at once in many zones."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 const TAIL_MS = 2000;
 const EVENTS_SHOWN = 50;
 const COUNTS_MS = 300; // an event brings more events: their counts are fetched once for all
+const COUNTS_STALE_MS = 10000; // without events, too: a rule that was edited begins at 0, and a slow page loses events
 const ARROWS = "→↘↓↙←↖↑↗"; // clockwise from the right, as y points downwards
 
 /* The arrow of who crosses a line, with the picture's own width and height. */
@@ -23,26 +24,31 @@ class SceneOverlay {
     this.counts = null; // the answer of /scene
     this.key = "";
     this.timer = 0;
+    this.countedAt = 0;
   }
 
   get hasRules() {
     return this.key !== "";
   }
 
-  /* Use the geometry of a camera's object. */
+  /* Use the geometry of a camera's object; called every 2 s. */
   configure({ zones = {}, lines = {} }) {
     const hasAny = Object.keys(zones).length + Object.keys(lines).length > 0;
     const key = hasAny ? JSON.stringify([zones, lines]) : "";
-    if (key === this.key) return;
+    if (key === this.key) {
+      if (performance.now() - this.countedAt > COUNTS_STALE_MS) this.refresh();
+      return;
+    }
     Object.assign(this, { key, zones, lines, counts: null });
     this.refresh();
   }
 
-  /* Fetch the counts soon. They change only by events. */
+  /* Fetch the counts soon. */
   refresh() {
     if (this.timer || !this.hasRules) return;
     this.timer = setTimeout(async () => {
       this.timer = 0;
+      this.countedAt = performance.now();
       const path = `api/v1/cameras/${encodeURIComponent(this.name)}/scene`;
       this.counts = await api.json(path).catch(() => this.counts);
     }, COUNTS_MS);
