@@ -5,9 +5,11 @@ demanded. Results go to stdout, everything else to stderr. An error is one line 
 """
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from visionedge.cli import bench, completion, config, detect, doctor, manifest, model, run, scene, token
 from visionedge.cli.arguments import LOG_LEVELS, Parser, describe_exit_codes
@@ -21,8 +23,13 @@ MAX_PROBLEM_LINES = 20
 """At most so many problems are printed, and the number of the others."""
 
 
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""Why an output cannot be written though it could be opened."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    _open_closed_streams()
     forbid_core_dumps(os.environ)
     words = sys.argv[1:] if arguments is None else arguments
     register_secrets([*find_secrets(list(words)), *find_secrets(_secret_variables(os.environ))])
@@ -34,17 +41,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs.configure_logging(level)
     try:
         code: int = parsed.run(parsed)
+        sys.stdout.flush()
     except ConfigError as error:
         return _fail(error.exit_code, error.problems)
     except VisionedgeError as error:
         return _fail(error.exit_code, [str(error)])
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader of stdout has closed it (`| head`): stop without a message.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except OSError as error:
+        return _stop_writing(error)
     return code
+
+
+def _open_closed_streams() -> None:
+    """Open the null device for streams that the caller has closed (`>&-`).
+
+    Otherwise the next file that is opened gets the number 1 or 2, and what libraries print is written to it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            mode = "r" if number == 0 else "w"
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - open until the end
+            setattr(sys, name, stream)
+
+
+def _stop_writing(error: OSError) -> int:
+    """The exit code if stdout cannot be written; any other error is raised again."""
+    if not isinstance(error, BrokenPipeError) and error.errno not in _NO_SPACE:
+        raise error
+    # What stdout still holds would fail again at the end of Python.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # the reader has closed it (`| head`): stop without a message
+        return 1
+    return _fail(1, [f"{error.filename or 'an output'} cannot be written: {error.strerror}"])
 
 
 def _secret_variables(environ: Mapping[str, str]) -> dict[str, str]:

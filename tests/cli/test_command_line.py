@@ -7,6 +7,8 @@ import os
 import re
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -681,3 +683,19 @@ def test_files_written_by_run_are_readable_only_by_their_owner(tmp_path: Path) -
         )
     }
     assert [*modes.values()] == [0o600, 0o644, 0o700, 0o600, 0o644]
+
+
+def test_closed_streams_change_nothing_else(tmp_path: Path) -> None:
+    """A file that is opened later must not get the number of stdout or stderr, and what is printed."""
+    picture, out = make_picture(tmp_path / "a.png"), tmp_path / "out"
+    command = f'"{sys.executable}" -m visionedge detect "{picture}" --annotate "{out}" <&- >&- 2>&-'
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
+    assert cv2.imread(str(out / "a.png")) is not None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_stdout_that_is_full_is_one_line() -> None:
+    command = f'"{sys.executable}" -m visionedge config schema > /dev/full'
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "visionedge: an output cannot be written: No space left on device\n"

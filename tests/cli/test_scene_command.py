@@ -210,6 +210,13 @@ def read_video(path: Path) -> list[Picture]:
     return found
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(visionedge: CommandLine, config: Path) -> None:
+    outcome = visionedge("scene", "walk.mp4", "--config", config, "--tracks", "/dev/full")
+    assert outcome.code == 1
+    assert outcome.complaints == ["visionedge: /dev/full: cannot be written: No space left on device"]
+
+
 def test_without_a_configuration_there_are_only_tracks(visionedge: CommandLine, tmp_path: Path) -> None:
     outcome = visionedge("scene", "walk.mp4", "--tracks", tmp_path / "t.txt", "--summary", "--json")
     assert outcome.code == 0

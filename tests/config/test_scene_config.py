@@ -132,6 +132,10 @@ def test_a_line_without_length_is_refused() -> None:
             "timezone: is no known time zone; give a name such as Europe/Berlin",
         ),
         (
+            {"from": "24:00", "to": "00:00"},
+            'from: must be before "24:00"; the day ends there, so write "00:00" of the next day',
+        ),
+        (
             {"from": "08:00", "to": "18:00", "days": ["monday"]},
             "days.0: must be 'mon', 'tue', 'wed', 'thu', 'fri', 'sat' or 'sun'",
         ),

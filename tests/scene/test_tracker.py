@@ -181,6 +181,18 @@ def test_a_person_that_stands_for_a_minute_is_one_track(rate: float) -> None:
 
 
 @every_rate
+def test_a_person_that_stands_and_scores_little_more_than_confidence_keeps_the_number(rate: float) -> None:
+    """Somebody walks in, stands for a minute, and walks on."""
+    numbers = random.Random(4)  # noqa: S311 - no secret
+
+    def scene(at_s: float) -> list[Seen]:
+        seen = walk(min(at_s, 4) if at_s < 64 else at_s - 60)
+        return jitter([replace(seen, score=0.35 if 6 <= at_s < 62 else 0.8)], numbers, 0.03)
+
+    assert ids_of(follow(scene, 67, rate)) == [1]
+
+
+@every_rate
 def test_a_car_as_fast_as_its_length_in_half_a_second_is_one_track(rate: float) -> None:
     def scene(at_s: float) -> Iterable[Seen]:
         return [Seen(0.1 + 0.4 * at_s, 0.5, 0.2, 0.12, "car")]

@@ -227,6 +227,13 @@ class ScheduleConfig(_Section):
         "UTC", "A name of the time zone database, such as Europe/Berlin."
     )
 
+    @field_validator("from_", mode="after")
+    @classmethod
+    def _is_in_the_day(cls, from_: str) -> str:
+        if from_ == "24:00":
+            raise ValueError('must be before "24:00"; the day ends there, so write "00:00" of the next day')
+        return from_
+
     @field_validator("to", mode="after")
     @classmethod
     def _opens_at_all(cls, to: str, before: ValidationInfo) -> str:

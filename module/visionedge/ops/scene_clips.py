@@ -8,8 +8,8 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -122,12 +122,29 @@ def _check_outputs(request: SceneRequest, inputs: Iterable[str]) -> None:
         raise ConfigError([f"--tracks {request.tracks}: is the file of --annotate; choose another name"])
 
 
-def _create(path: Path) -> TextIO:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise VisionedgeError(f"{path}: cannot be written: {error.strerror}") from None
+class _TracksFile:
+    """A text file; every method raises VisionedgeError if it cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._reporting():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("w", encoding="utf-8")
+
+    def write(self, text: str) -> None:
+        with self._reporting():
+            self._file.write(text)
+
+    def close(self) -> None:
+        with self._reporting():
+            self._file.close()
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise VisionedgeError(f"{self._path}: cannot be written: {error.strerror}") from None
 
 
 class _Output:
@@ -139,7 +156,7 @@ class _Output:
         """`stack` closes the outputs."""
         self._scene, self._out, self._as_json = scene, out, request.as_json
         self._progress = stack.enter_context(closing(VideoProgress(sys.stderr, owns_terminal=True)))
-        self._tracks = stack.enter_context(_create(request.tracks)) if request.tracks else None
+        self._tracks = stack.enter_context(closing(_TracksFile(request.tracks))) if request.tracks else None
         self._drawing: _Drawing | None = None
         if (path := request.annotate) is not None:
             annotated = stack.enter_context(AnnotatedOutput(path.parent, inputs))
@@ -159,7 +176,7 @@ class _Output:
         self._track_ids.update(track.track_id for track in seen)
         self._write_events(changes, picture)
         if self._tracks is not None:
-            self._tracks.writelines(_format_track(track, result.frame) for track in seen)
+            self._tracks.write("".join(_format_track(track, result.frame) for track in seen))
         if self._drawing is not None:
             self._drawing.add(picture, result.frame, seen, changes, self._scene.scene.document())
 

@@ -35,9 +35,10 @@ _MOVED, _ABOVE = 1.25, 0.1
 does not move, but its box jitters."""
 _BIRTH_S, _BIRTH_SHARE, _BIRTH_TIMES = 0.25, 0.7, 8
 """A track begins when it was seen for so long, in this share of the pictures, or this often with gaps."""
-_SURE_SHARE, _KEEP_SHARE, _SCORE_MEMORY_S = 0.75, 0.6, 2.0
+_SURE_SHARE, _KEEP_SHARE, _SCORE_MEMORY_S = 0.75, 0.45, 2.0
 """A confirmed track ends when its mean score over 2 s falls below `_KEEP_SHARE` of the birth score, or of its
-own at birth if that was lower: its object left, and its boxes are those of something that resembles it."""
+own at birth if that was lower: its object left, and its boxes are those of something that resembles it. For
+0.65 that is 0.29: somebody who stands and scores 0.35 keeps the track."""
 _UNCONFIRMED_LOST_S = 0.5
 """An unconfirmed track may be hidden for so long, and for as long as it was seen before, up to `LOST_S`."""
 _ACCELERATION = 1.0
