@@ -211,13 +211,14 @@ def test_a_zone_can_count_only_what_its_camera_reports() -> None:
         "zones.queue.classes: 'car' is not among the 'classes' of the camera"
     ]
     assert camera(zones=zones).zones["queue"].classes == ("person", "car")
-    document = {"cameras": {"dock": {"uri": "demo:", "zones": zones}}, "inference": {"classes": ["person"]}}
+    dock: dict[str, Any] = {"uri": "demo:", "zones": zones}
+    document = {"cameras": {"dock": dock}, "inference": {"classes": ["person"]}}
     with pytest.raises(ConfigError) as caught:
         parse_config(document)
     assert caught.value.problems == (
         "cameras.dock.zones.queue.classes: 'car' is not among 'inference.classes'",
     )
-    document["cameras"]["dock"]["classes"] = ["car", "person"]
+    dock["classes"] = ["car", "person"]
     parse_config(document)
 
 
