@@ -278,6 +278,7 @@ def test_a_clip_that_cannot_be_read_is_reported_and_the_others_are_done(
         (("--camera", "dick"), 2, "--camera dick: there is no such camera; did you mean 'dock'? "),
         (("--camera", "x"), 2, "--camera x: there is no such camera; the configuration has dock"),
         (("--start", "yesterday"), 2, "--start yesterday: must be a time such as 2026-"),
+        (("--start", "9999-12-31T23:59:50"), 2, "--start 9999-12-31T23:59:50: must be a time such as"),
         (("--annotate", "out.avi"), 2, "--annotate out.avi: the name must end with .mp4"),
         (("--annotate", "walk.mp4"), 2, "--annotate walk.mp4: is one of the videos that are read"),
         (("--tracks", "walk.mp4"), 2, "--tracks walk.mp4: is one of the videos that are read"),

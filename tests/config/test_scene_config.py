@@ -211,6 +211,15 @@ def test_a_zone_can_count_only_what_its_camera_reports() -> None:
         "zones.queue.classes: 'car' is not among the 'classes' of the camera"
     ]
     assert camera(zones=zones).zones["queue"].classes == ("person", "car")
+    dock: dict[str, Any] = {"uri": "demo:", "zones": zones}
+    document = {"cameras": {"dock": dock}, "inference": {"classes": ["person"]}}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(document)
+    assert caught.value.problems == (
+        "cameras.dock.zones.queue.classes: 'car' is not among 'inference.classes'",
+    )
+    dock["classes"] = ["car", "person"]
+    parse_config(document)
 
 
 @pytest.mark.parametrize("name", ["a,b", "", " a", "a ", "a/b", "é", "x" * 65, "a\nb"])

@@ -87,6 +87,15 @@ def test_a_foot_that_jitters_on_the_line_and_then_goes_on_counts_once() -> None:
     assert run.types == ["right-to-left"]
 
 
+@pytest.mark.parametrize("fps", [2.5, 10, 30])
+def test_a_foot_that_drifts_slowly_over_the_line_counts_nothing(fps: float) -> None:
+    """The box of somebody who stands on the line: each side lasts longer than `minSeconds`."""
+    run = line_run(minSeconds=0.3)
+    drift = (0.5 + 0.003 * math.sin(number / fps) for number in range(round(60 * fps)))
+    run.walk(along(FAR, *drift, FAR), after_s=1 / fps)
+    assert run.types == []
+
+
 def test_people_who_walk_along_a_line_count_nothing() -> None:
     """Their feet are on it, and on either side of it by 1 % of the width."""
     run = line_run()

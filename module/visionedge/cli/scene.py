@@ -25,6 +25,9 @@ from visionedge.errors import ConfigError
 log = logging.getLogger(__name__)
 
 _DEFAULT_START = datetime(1970, 1, 1, tzinfo=UTC)
+_YEARS = range(1900, 9001)
+"""Of `--start`: a clip and a time zone need room on both sides."""
+
 _UNNAMED = "clip"
 """The camera of the tracks without a configuration."""
 
@@ -154,6 +157,8 @@ def _parse_start(text: str | None) -> datetime:
         return _DEFAULT_START
     try:
         start = datetime.fromisoformat(text)
-        return start.replace(tzinfo=start.tzinfo or UTC).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise ConfigError([f"--start {text}: must be a time such as 2026-11-30T08:00:00+01:00"]) from None
+        if start.year in _YEARS:
+            return start.replace(tzinfo=start.tzinfo or UTC).astimezone(UTC)
+    except ValueError:
+        pass
+    raise ConfigError([f"--start {text}: must be a time such as 2026-11-30T08:00:00+01:00"])

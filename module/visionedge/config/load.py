@@ -54,7 +54,7 @@ def parse_config(document: object) -> Config:
     whole = [
         *_model_problems(given.get("model")),
         *_inference_problems(given.get("inference")),
-        *_scene_problems(given.get("cameras")),
+        *_scene_problems(given),
     ][:MAX_PROBLEMS]
     try:
         config = Config.model_validate(given)
@@ -112,21 +112,23 @@ def _inference_problems(inference: object) -> list[str]:
     return [f"inference.remote: 'device: remote' needs {' and '.join(missing)}"] if missing else []
 
 
-def _scene_problems(cameras: object) -> list[str]:
-    """Problems of zones and lines that do not fit together, or not with their camera."""
+def _scene_problems(document: Mapping[str, Any]) -> list[str]:
+    """Problems of zones and lines that do not fit together, or not with what their camera reports."""
     problems = []
-    for camera, keys in _mapping(cameras).items():
+    for camera, keys in _mapping(document.get("cameras")).items():
         zones, lines = _mapping(_mapping(keys).get("zones")), _mapping(_mapping(keys).get("lines"))
         problems += [
             f"cameras.{camera}.lines.{name}: a zone of this camera has this name, too"
             for name in zones
             if name in lines
         ]
-        reported = _mapping(keys).get("classes")
+        reported, of = _mapping(keys).get("classes"), "the 'classes' of the camera"
+        if reported is None:
+            reported, of = _mapping(document.get("inference")).get("classes"), "'inference.classes'"
         if not isinstance(reported, list | tuple):
             continue
         problems += [
-            f"cameras.{camera}.{key}.{name}.classes: '{label}' is not among the 'classes' of the camera"
+            f"cameras.{camera}.{key}.{name}.classes: '{label}' is not among {of}"
             for key, rules in (("zones", zones), ("lines", lines))
             for name, rule in rules.items()
             for label in _texts(_mapping(rule).get("classes"))

@@ -22,17 +22,25 @@ from visionedge.frames.geometry import (
 FAR_WIDTHS = 0.02
 """A track that is so far behind a line, in widths of the picture, does not jitter on it."""
 
+NEAR_SIZES = 0.08
+"""A track that is nearer to a line, in sizes of its box, may stand on it: the anchor of a box that jitters
+drifts from one side to the other, and stays there for longer than `minSeconds`."""
+
 LEFT_TO_RIGHT = "left-to-right"
 RIGHT_TO_LEFT = "right-to-left"
 
 
 class Position(NamedTuple):
-    """Where the anchor of a track was in a picture: 0-1 of the picture, at a monotonic time."""
+    """Where the anchor of a track was in a picture: 0-1 of the picture, at a monotonic time.
+
+    `size`: the mean of width and height of its box, in widths of the picture.
+    """
 
     sequence: int
     at_s: float
     x: float
     y: float
+    size: float = 0.0
 
 
 class Moment(NamedTuple):
@@ -220,8 +228,11 @@ def crossing(
         passage = Passage(before, now, was_left) if passes and not is_return else None
     if passage is None:
         return None, None
-    is_far = distance_to_segment(line.start, line.end, now.x, now.y, line.aspect) >= FAR_WIDTHS
-    if now.at_s - passage.after.at_s < line.min_s and not is_far:
+    distance = distance_to_segment(line.start, line.end, now.x, now.y, line.aspect)
+    # Without `minSeconds` the first position behind the line counts.
+    has_stayed = now.at_s - passage.after.at_s >= line.min_s and distance >= NEAR_SIZES * now.size
+    has_stayed |= line.min_s == 0
+    if not has_stayed and distance < FAR_WIDTHS:
         return passage, None
     direction = LEFT_TO_RIGHT if passage.from_left else RIGHT_TO_LEFT
     return None, Decision("line-crossed", (passage.before, passage.after), direction=direction)

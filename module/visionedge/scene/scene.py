@@ -193,10 +193,11 @@ class _TrackState:
         left, top, width, height = track.box
         # Rounded before the rules see them, so that the evidence has the very numbers that were compared.
         x = round(min(1.0, max(0.0, left + width / 2)), _DECIMALS)
+        size = (width + height / picture.aspect) / 2
         for anchor in anchors:
             down = top + (height if anchor == "bottom-center" else height / 2)
             y = round(min(1.0, max(0.0, down)), _DECIMALS)
-            self.trails[anchor].add(Position(picture.sequence, picture.at_s, x, y))
+            self.trails[anchor].add(Position(picture.sequence, picture.at_s, x, y, size))
 
 
 _Kinds = list[tuple[RuleKind, dict[int, Any]]]
