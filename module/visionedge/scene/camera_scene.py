@@ -75,7 +75,7 @@ class CameraScene:
             detections=detections,
             track_ids=update.track_ids[:count],
             track_labels=track_labels[:count],
-            confirmed_tracks={track.track_id: _find_corners(track) for track in update.tracks},
+            confirmed_tracks=_find_corners(update.tracks),
         )
         return reported, changes
 
@@ -105,7 +105,11 @@ def _rename(
     return replace(detections, class_ids=class_ids)
 
 
-def _find_corners(track: Track) -> tuple[float, float, float, float] | None:
-    """Left, top, right and bottom of a track's box; None while it is hidden."""
-    left, top, width, height = track.box
-    return None if track.detection is None else (left, top, left + width, top + height)
+def _find_corners(tracks: Sequence[Track]) -> dict[int, tuple[float, float, float, float] | None]:
+    """Left, top, right and bottom of each track's box, by its id; None while it is hidden."""
+    corners: dict[int, tuple[float, float, float, float] | None] = {}
+    for track in tracks:
+        left, top, width, height = track.box
+        is_seen = track.detection is not None
+        corners[track.track_id] = (left, top, left + width, top + height) if is_seen else None
+    return corners

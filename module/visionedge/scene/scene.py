@@ -340,6 +340,7 @@ class Scene:
         self._by_label: dict[str, tuple[list[_CountingRule], tuple[str, ...]]] = {}
         self._last: ScenePicture | None = None
         self._minute: datetime | None = None
+        self._has_schedule = False
         self._aspect = 16 / 9
         self.keeps_context = False
         self._source_id = camera
@@ -380,6 +381,7 @@ class Scene:
         self._kept.clear()
         self._by_label.clear()
         self._minute = None
+        self._has_schedule = any(zone.schedule is not None for zone in self._zones.values())
         return SceneChanges(tuple(events), tuple(starts))
 
     def _lose_kept(self) -> list[SceneEvent]:
@@ -556,10 +558,11 @@ class Scene:
             self._aspect = picture.aspect
             for line in self._lines.values():
                 line.rule = replace(line.rule, aspect=picture.aspect)
-        minute = picture.captured_at.replace(second=0, microsecond=0)
-        if minute != self._minute:
-            self._minute = minute
-            self._follow_schedules(picture, events)
+        if self._minute is None or self._has_schedule:
+            minute = picture.captured_at.replace(second=0, microsecond=0)
+            if minute != self._minute:
+                self._minute = minute
+                self._follow_schedules(picture, events)
         last = self._last
         if last and picture.epoch != last.epoch and picture.at_s - last.at_s > _RECONNECT_S:
             self._begin_conditions_anew()
