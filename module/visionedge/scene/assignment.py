@@ -100,9 +100,7 @@ def _give_to_one(
     return chosen
 
 
-def _find_cheapest(
-    row: Mapping[int, float], unmatched_cost: float, without: int | None = None
-) -> int | None:
+def _find_cheapest(row: Mapping[int, float], unmatched_cost: float, without: int | None = None) -> int | None:
     """The column that the row alone would have, other than `without`."""
     cheapest, cost = None, unmatched_cost
     for column, its_cost in row.items():

@@ -94,9 +94,7 @@ class CameraScene:
         return self.scene.end_all()
 
 
-def _rename(
-    detections: Detections, names: Mapping[int, str | None], labels: Sequence[str]
-) -> Detections:
+def _rename(detections: Detections, names: Mapping[int, str | None], labels: Sequence[str]) -> Detections:
     """The detections with the classes of these names, by row, where this model has classes of these names."""
     class_ids = detections.class_ids.copy()
     for row, name in names.items():

@@ -298,9 +298,7 @@ class _CountingLine:
 _CountingRule = _CountingZone | _CountingLine
 
 
-def _step_path(
-    rule: _CountingRule, track_id: int, before: Position | None, now: Position
-) -> list[Decision]:
+def _step_path(rule: _CountingRule, track_id: int, before: Position | None, now: Position) -> list[Decision]:
     """What the rules over a path decide, and whether the track rests on its side now."""
     decisions, rests = list[Decision](), True
     for kind, states in rule.on_path:
