@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from visionedge.frames.types import Detections
+from visionedge.model.postprocess import TRACKED_CONFIDENCE
 from visionedge.scene.assignment import assign
 from visionedge.scene.tracker import PREDICTED_S, Tracker
 
@@ -94,10 +95,11 @@ def read_tracks(path: Path) -> Tracks:
 
 
 def track(clip: Clip, step: int, confidence: float) -> Tracks:
-    """Our tracks of every `step`-th picture; hidden ones count for `PREDICTED_S`."""
+    """Our tracks of every `step`-th picture, of the boxes that the module would take; see `PREDICTED_S`."""
     tracker, tracks = Tracker(confidence), Tracks()
     for index in range(0, len(clip.pictures), step):
-        update = tracker.update(_columns(clip, index), index / clip.fps, ("object",))
+        boxes = _columns(clip, index, min(confidence, TRACKED_CONFIDENCE))
+        update = tracker.update(boxes, index / clip.fps, ("object",))
         tracks[index + 1] = {
             one.track_id: _in_pixels(
                 dict(zip(("left", "top", "width", "height"), one.box, strict=True)), clip
@@ -108,8 +110,9 @@ def track(clip: Clip, step: int, confidence: float) -> Tracks:
     return tracks
 
 
-def _columns(clip: Clip, index: int) -> Detections:
-    rows = np.array(clip.pictures[index], np.float32).reshape(-1, 5)
+def _columns(clip: Clip, index: int, least_score: float) -> Detections:
+    boxes = [box for box in clip.pictures[index] if box[4] >= least_score]
+    rows = np.array(boxes, np.float32).reshape(-1, 5)
     scale = np.array([clip.width_px, clip.height_px] * 2, np.float32)
     corners = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], axis=1) / scale
     return Detections(corners.astype(np.float32), rows[:, 4], np.zeros(len(rows), np.int32))

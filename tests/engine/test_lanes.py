@@ -18,11 +18,11 @@ from visionedge.engine.lanes import BatchErrorLog, Lane, LanePool
 from visionedge.engine.plan import Plan
 from visionedge.frames.types import Frame, FrameResult, Placement
 from visionedge.model.model import Model, load_model
-from visionedge.model.postprocess import CameraSelection, Rows, Selection
+from visionedge.model.postprocess import TRACKED_CONFIDENCE, CameraSelection, Rows, Selection
 from visionedge.runtime.threads import ThreadGroup
 
 SURE = Selection(0.4, None)
-ONE_BOX: Rows = np.array([[0, 0, 32, 24, 0.9, 2], [0, 0, 1, 1, 0.1, 0]], np.float32)
+ONE_BOX: Rows = np.array([[0, 0, 32, 24, 0.9, 2], [0, 0, 1, 1, 0.25, 0]], np.float32)
 
 
 class SteppingClock:
@@ -269,7 +269,7 @@ def test_a_tracked_camera_gets_weak_boxes_and_others_of_its_batch_do_not(engine:
     preloaded = PreloadedBatcher(engine, frame("dock"), frame("gate"))
     preloaded.pool.select(Selection(0.4, None, cameras={"dock": CameraSelection(0.4, None, is_tracked=True)}))
     preloaded.run()
-    assert engine.least_scores == [0.1]
+    assert engine.least_scores == [TRACKED_CONFIDENCE]
     found = {r.frame.camera: (len(r.detections), r.candidates) for r in preloaded.delivered}
     assert found["gate"] == (1, None)
     reported, candidates = found["dock"]

@@ -156,7 +156,7 @@ def _add_scene(benchmarks: Subparsers) -> None:
     scene.add_argument(
         "--boxes",
         metavar="FILE",
-        help="frame objects of `visionedge detect CLIP --json --confidence 0.1`, or synthetic"
+        help="frame objects of `visionedge detect CLIP --json --confidence 0.2`, or synthetic"
         " (default: those of the bundled clip)",
     )
     add_number(

@@ -68,8 +68,9 @@ _MAX_LISTED_CLASSES = 8
 """How many classes of a model an error lists."""
 
 
-TRACKED_CONFIDENCE = 0.1
-"""Rows from this score on help a tracker to keep its tracks."""
+TRACKED_CONFIDENCE = 0.2
+"""Rows from this score on help a tracker to keep its tracks. With those from 0.1 on, MOTA is 0.800 instead of
+0.798, for up to three times as many boxes."""
 
 
 class DetectionFilter(Protocol):
