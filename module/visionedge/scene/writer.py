@@ -99,7 +99,9 @@ class SceneWriter:
         self._changed = threading.Condition()
         self._queue: list[SceneChanges] = []
         self._acknowledged: list[str] = []
-        self._closing = self._is_busy = self._is_hurried = False
+        self._closing = self._is_busy = False
+        # Ends the rest of the thread.
+        self._hurry = threading.Event()
         # Guards the store; held while the disk works.
         self._disk = threading.Lock()
         self._store: SceneStore | None = None
@@ -202,12 +204,8 @@ class SceneWriter:
     def flush(self, timeout_s: float) -> bool:
         """Wait until the thread has done what it can with all changes so far; False if it took longer."""
         with self._changed:
-            self._is_hurried = True
-            self._changed.notify_all()
-            try:
-                return self._changed.wait_for(lambda: not self._queue and not self._is_busy, timeout_s)
-            finally:
-                self._is_hurried = False
+            self._hurry.set()
+            return self._changed.wait_for(lambda: not self._queue and not self._is_busy, timeout_s)
 
     def events(
         self,
@@ -278,6 +276,7 @@ class SceneWriter:
         """Have the thread write the rest and end."""
         with self._changed:
             self._closing = True
+            self._hurry.set()
             self._changed.notify_all()
 
     # --- the thread ---------------------------------------------------------------------------------------
@@ -287,7 +286,8 @@ class SceneWriter:
             self._write_waiting()  # events that a kill has left
             while self._await_changes():
                 self._write_waiting()
-                self._rest()
+                self._hurry.wait(_REST_S)
+                self._hurry.clear()
         finally:
             self._write_waiting()
             with self._disk:
@@ -305,10 +305,6 @@ class SceneWriter:
                     break
                 self._changed.wait(left_s)
             return not self._closing
-
-    def _rest(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_hurried or self._closing, _REST_S)
 
     def _write_waiting(self) -> None:
         """Store what waits, and deliver its events."""
