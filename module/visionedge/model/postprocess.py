@@ -37,7 +37,8 @@ def _select_kept(rivals: NDArray[np.bool_]) -> list[int]:
     """
     rows = np.packbits(rivals, axis=1, bitorder="little")
     data, row_bytes = rows.tobytes(), rows.shape[1]
-    kept, left = list[int](), (1 << len(rivals)) - 1
+    kept: list[int] = []
+    left = (1 << len(rivals)) - 1
     while left:
         index = (left & -left).bit_length() - 1  # the lowest bit: the first row that is left
         kept.append(index)

@@ -1,6 +1,5 @@
 """The cheapest assignment of rows to columns where most pairs are impossible: tracks and detections."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 
@@ -87,8 +86,8 @@ def _give_to_one(
     one have at best their second choice.
     """
     chosen = [*wanted]
-    for column, count in Counter(wanted).items():
-        if column is None or count == 1:
+    for column in dict.fromkeys(wanted):
+        if column is None or wanted.count(column) == 1:
             continue
         rows = [number for number, its_column in enumerate(wanted) if its_column == column]
         losses: dict[int, float] = {}

@@ -300,7 +300,8 @@ _CountingRule = _CountingZone | _CountingLine
 
 def _step_path(rule: _CountingRule, track_id: int, before: Position | None, now: Position) -> list[Decision]:
     """What the rules over a path decide, and whether the track rests on its side now."""
-    decisions, rests = list[Decision](), True
+    decisions: list[Decision] = []
+    rests = True
     for kind, states in rule.on_path:
         state = states.get(track_id, kind.initial)
         states[track_id], decision = kind.step(rule.rule, state, before, now)

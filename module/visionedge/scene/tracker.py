@@ -116,7 +116,7 @@ class _State:
 
     `score` is a mean over the last two seconds, `evidence` the sum of the scores of each label, `pictures`
     the number of pictures since it was first seen at `first_x`, `first_y`. A confirmed track ends below
-    `least_score`. `predict` computes `elapsed_s`, the time since it was seen, and its predicted centre.
+    `least_score`.
     """
 
     group: str
@@ -143,32 +143,27 @@ class _State:
     detection: int | None = None
     detected_label: str = ""
     least_score: float = 0.0
-    elapsed_s: float = 0.0
-    predicted_x: float = 0.0
-    predicted_y: float = 0.0
-    predicted_variance: float = 0.0
 
-    def predict(self, at_s: float) -> None:
-        """Compute where it is in the next picture, and how sure that is."""
-        elapsed = self.elapsed_s = at_s - self.seen_s
-        self.predicted_x = self.x + self.speed_x * elapsed
-        self.predicted_y = self.y + self.speed_y * elapsed
+    def predict(self, at_s: float) -> tuple[float, float]:
+        """The centre at this time."""
+        elapsed = at_s - self.seen_s
+        return self.x + self.speed_x * elapsed, self.y + self.speed_y * elapsed
+
+    def predict_variance(self, elapsed: float) -> float:
+        """Of the position, so long after it was seen, in sizes squared."""
         noise = _ACCELERATION**2 * elapsed**3 / 3
-        self.predicted_variance = (
-            self.variance + elapsed * (2 * self.covariance + elapsed * self.speed_variance) + noise
-        )
-        self.detection = None
-        self.pictures += 1
+        return self.variance + elapsed * (2 * self.covariance + elapsed * self.speed_variance) + noise
 
     def correct(self, box: _Box, at_s: float) -> None:
         """Take the detection as this object's: the Kalman filter's update, the same for both axes."""
-        elapsed, variance = self.elapsed_s, self.predicted_variance
-        noise = _ACCELERATION**2 * elapsed
+        elapsed = at_s - self.seen_s
+        variance, noise = self.predict_variance(elapsed), _ACCELERATION**2 * elapsed
         covariance = self.covariance + elapsed * self.speed_variance + noise * elapsed / 2
         total = variance + _BOX_NOISE**2
         gain, speed_gain = variance / total, covariance / total
-        off_x, off_y = box.x - self.predicted_x, box.y - self.predicted_y
-        self.x, self.y = self.predicted_x + gain * off_x, self.predicted_y + gain * off_y
+        x, y = self.predict(at_s)
+        off_x, off_y = box.x - x, box.y - y
+        self.x, self.y = x + gain * off_x, y + gain * off_y
         self.speed_x += speed_gain * off_x
         self.speed_y += speed_gain * off_y
         self.variance, self.covariance = (1 - gain) * variance, (1 - gain) * covariance
@@ -178,12 +173,12 @@ class _State:
         self.height += share * (box.height - self.height)
         self.seen_s, self.confidence = at_s, box.score
         self.detection, self.detected_label = box.index, box.label
-        self._count(box)
+        self._count(box, elapsed)
 
-    def _count(self, box: _Box) -> None:
+    def _count(self, box: _Box, elapsed: float) -> None:
         """Count the detection as evidence for the object and, before it is confirmed, for its label."""
         self.times_seen += 1
-        share = max(1 / self.times_seen, self.elapsed_s / (self.elapsed_s + _SCORE_MEMORY_S))
+        share = max(1 / self.times_seen, elapsed / (elapsed + _SCORE_MEMORY_S))
         self.score += share * (box.score - self.score)
         if self.track_id is None:
             self.evidence[box.label] = self.evidence.get(box.label, 0.0) + box.score
@@ -202,7 +197,7 @@ class _State:
             return True
         if unseen_s <= _GONE_S:
             return False
-        place = (self.predicted_x, self.predicted_y, self.width, self.height)
+        place = (*self.predict(at_s), self.width, self.height)
         return _common_area(place, _PICTURE) < _GONE_INSIDE * self.width * self.height
 
 
@@ -265,9 +260,10 @@ class Tracker:
         kept: list[_State] = []
         ended: list[int] = []
         for state in self._states:
-            state.predict(now_s)
+            state.detection = None
+            state.pictures += 1
             faded = state.track_id is not None and state.score < state.least_score
-            if not faded and (state.elapsed_s < _GONE_S or not state.is_over(now_s)):
+            if not faded and (now_s - state.seen_s < _GONE_S or not state.is_over(now_s)):
                 kept.append(state)
             elif state.track_id is not None:
                 ended.append(state.track_id)
@@ -279,7 +275,9 @@ class Tracker:
     ) -> tuple[list[_Box], list[_Box], list[_Box]]:
         """The sure, the unsure and the weak detections, without those that have no area."""
         sure_score = max(self.confidence, _SURE_SHARE * self.birth_score)
-        sure, unsure, weak = list[_Box](), list[_Box](), list[_Box]()
+        sure: list[_Box] = []
+        unsure: list[_Box] = []
+        weak: list[_Box] = []
         if labels != self._labels:
             self._labels, self._names = labels, {}
         names = self._names
@@ -338,7 +336,8 @@ class Tracker:
             self.next_id += 1
 
     def _summary(self, ended: tuple[int, ...], detections: int, now_s: float) -> TrackUpdate:
-        tracks, renamed = list[Track](), list[int]()
+        tracks: list[Track] = []
+        renamed: list[int] = []
         track_ids: list[int | None] = [None] * detections
         track_labels: list[str | None] = [None] * detections
         for state in self._states:
@@ -346,7 +345,7 @@ class Tracker:
             if track_id is None:
                 continue
             if detection is None:
-                x, y, unseen_s = state.predicted_x, state.predicted_y, _between(state.seen_s, now_s)
+                (x, y), unseen_s = state.predict(now_s), _between(state.seen_s, now_s)
             else:
                 x, y, unseen_s = state.x, state.y, 0.0
                 track_ids[detection], track_labels[detection] = track_id, label
@@ -364,8 +363,9 @@ def _associate(
     """Give each of the states its box; return the states and the boxes that are left."""
     if not boxes or not states:
         return states, boxes
-    hidden, free = list[_State](), dict(enumerate(boxes))
-    costs = _find_costs(states, boxes, least_overlap)
+    hidden: list[_State] = []
+    free = dict(enumerate(boxes))
+    costs = _find_costs(states, boxes, now_s, least_overlap)
     for state, number in zip(states, assign(costs, 1 - least_overlap), strict=True):
         if number is None:
             hidden.append(state)
@@ -375,7 +375,7 @@ def _associate(
 
 
 def _find_costs(
-    states: Sequence[_State], boxes: Sequence[_Box], least_overlap: float
+    states: Sequence[_State], boxes: Sequence[_Box], now_s: float, least_overlap: float
 ) -> list[dict[int, float]]:
     """For each object, 1 minus the overlap of each box that may be its now, by the number of the box.
 
@@ -388,8 +388,9 @@ def _find_costs(
     centres, most_half_width = [place[0] for place in places], max(place[2] for place in places)
     found: list[dict[int, float]] = []
     for state in states:
-        x, width, height = state.predicted_x, state.width, state.height
-        reach = (width + height) / 4 * min(_MOST_REACH, math.sqrt(state.predicted_variance))
+        (x, y), width, height = state.predict(now_s), state.width, state.height
+        deviation = math.sqrt(state.predict_variance(now_s - state.seen_s))
+        reach = (width + height) / 4 * min(_MOST_REACH, deviation)
         half_width, half_height = width * share + reach, height * share + reach
         furthest = half_width + reach + most_half_width
         near = places[bisect_left(centres, x - furthest) : bisect_right(centres, x + furthest)]
@@ -398,7 +399,7 @@ def _find_costs(
             box = boxes[number]
             box_half_width, box_half_height = own_half_width + reach, box.height * share + reach
             across = half_width + box_half_width - abs(x - box_x)
-            down = half_height + box_half_height - abs(state.predicted_y - box.y)
+            down = half_height + box_half_height - abs(y - box.y)
             if across <= 0 or down <= 0 or box.group != state.group:
                 continue
             common = min(across, 2 * half_width, 2 * box_half_width) * min(
