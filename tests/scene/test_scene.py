@@ -4,9 +4,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scene_paths import DOOR, SQUARE, PathTrack, SceneRun, camera_config, track_at
 from visionedge.frames.types import Detections
+from visionedge.scene.rules import LineRule, Position, Visit, ZoneRule, crossing, presence
 from visionedge.scene.scene import apply_masks
 
 CONFIG = camera_config(zones={"queue": {"polygon": SQUARE}}, lines={"door": DOOR})
@@ -122,6 +125,33 @@ def test_ids_of_events_differ_by_camera_zone_type_and_track_and_not_by_run() -> 
     assert first == second
     assert len(set(first)) == len(first) == 5
     assert all(len(event_id) == 32 for event_id in first)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.1, 0.29, 0.31, 0.49, 0.51, 0.9]), st.floats(0.25, 0.85)), min_size=2
+    ),
+    st.sampled_from([0, 0.15, 0.5]),
+)
+def test_a_scene_decides_as_its_rules_do_on_every_picture(
+    places: list[tuple[float, float]], min_s: float
+) -> None:
+    """It passes over tracks that rest on one side of a zone or line."""
+    zones = {"queue": {"polygon": SQUARE, "minSeconds": min_s}}
+    config = camera_config(zones=zones, lines={"door": {**DOOR, "minSeconds": min_s}})
+    run = SceneRun(config)
+    run.walk(places)
+    zone = ZoneRule.of("queue", config.zones["queue"], None)
+    line = LineRule.of("door", config.lines["door"], None, 4 / 3)
+    visit, passage, before = Visit(), None, None
+    expected: list[str | None] = []
+    for number, (x, y) in enumerate(places):
+        now = Position(number, number * 0.1, x, round(y, 6))
+        visit, entry = presence(zone, visit, before, now)
+        passage, crossed = crossing(line, passage, before, now)
+        expected += [each.direction or each.type for each in (entry, crossed) if each]
+        before = now
+    assert run.types == expected
 
 
 @pytest.mark.parametrize("masks", [[], [((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0))]])

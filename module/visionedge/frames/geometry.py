@@ -37,6 +37,8 @@ class PolygonArea:
             return False
         inside = False
         for x1, y1, x2, y2 in self._edges:
+            if (y < y1 and y < y2) or (y > y1 and y > y2):
+                continue  # an edge above or below the point
             cross = (x2 - x1) * (y - y1) - (y2 - y1) * (x - x1)
             if -_TOLERANCE <= cross <= _TOLERANCE and _is_between((x1, y1), (x2, y2), (x, y)):
                 return True

@@ -33,14 +33,17 @@ def suppress_non_maxima(
 def _select_kept(rivals: NDArray[np.bool_]) -> list[int]:
     """The rows without a kept rival before them.
 
-    Each row is one integer with a bit per box, which is fast.
+    Each row is one integer with a bit per box, which is fast, and only the kept rows are looked at.
     """
     rows = np.packbits(rivals, axis=1, bitorder="little")
-    gone, kept = 0, []
-    for index, row in enumerate(rows):
-        if not gone >> index & 1:
-            kept.append(index)
-            gone |= int.from_bytes(row.tobytes(), "little")
+    data, row_bytes = rows.tobytes(), rows.shape[1]
+    kept: list[int] = []
+    left = (1 << len(rivals)) - 1
+    while left:
+        index = (left & -left).bit_length() - 1  # the lowest bit: the first row that is left
+        kept.append(index)
+        gone = int.from_bytes(data[index * row_bytes : (index + 1) * row_bytes], "little")
+        left &= ~(gone | 1 << index)
     return kept
 
 

@@ -61,19 +61,48 @@ def assign(costs: Sequence[Mapping[int, float]], unmatched_cost: float) -> list[
     `unmatched_cost`, so pairs that cost more are never made. Equal arguments give the same solution.
     """
     wanted = [_find_cheapest(row, unmatched_cost) for row in costs]
-    taken = [column for column in wanted if column is not None]
-    if len(set(taken)) == len(taken):  # mostly so, and then nothing is cheaper
+    if _are_different(wanted):  # mostly so, and then nothing is cheaper
         return wanted
+    chosen = _give_to_one(costs, wanted, unmatched_cost)
+    if _are_different(chosen):
+        return chosen
     solver = _Solver(costs, unmatched_cost)
     for row in range(len(costs)):
         solver.add(row)
     return [column if column >= 0 else None for column in solver.columns]
 
 
-def _find_cheapest(row: Mapping[int, float], unmatched_cost: float) -> int | None:
-    """The column that the row alone would have."""
+def _are_different(columns: Sequence[int | None]) -> bool:
+    taken = [column for column in columns if column is not None]
+    return len(set(taken)) == len(taken)
+
+
+def _give_to_one(
+    costs: Sequence[Mapping[int, float]], wanted: Sequence[int | None], unmatched_cost: float
+) -> list[int | None]:
+    """Of the rows that want the same column the one gets it that loses most without it.
+
+    The others get their second choice. If all columns differ then, nothing is cheaper: of these rows all but
+    one have at best their second choice.
+    """
+    chosen = [*wanted]
+    for column in dict.fromkeys(wanted):
+        if column is None or wanted.count(column) == 1:
+            continue
+        rows = [number for number, its_column in enumerate(wanted) if its_column == column]
+        losses: dict[int, float] = {}
+        for number in rows:
+            row = costs[number]
+            second = chosen[number] = _find_cheapest(row, unmatched_cost, without=column)
+            losses[number] = (unmatched_cost if second is None else row[second]) - row[column]
+        chosen[max(rows, key=losses.__getitem__)] = column
+    return chosen
+
+
+def _find_cheapest(row: Mapping[int, float], unmatched_cost: float, without: int | None = None) -> int | None:
+    """The column that the row alone would have, other than `without`."""
     cheapest, cost = None, unmatched_cost
     for column, its_cost in row.items():
-        if its_cost < cost:
+        if its_cost < cost and column != without:
             cheapest, cost = column, its_cost
     return cheapest

@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from visionedge.config.schema import CameraConfig
-from visionedge.frames.types import Detections, FrameResult, label_of
+from visionedge.frames.types import Detections, FrameResult
 from visionedge.scene.events import ScenePicture
 from visionedge.scene.scene import KeptRule, Scene, SceneChanges, apply_masks
 from visionedge.scene.tracker import BIRTH_SCORE, LOST_S, Track, Tracker
@@ -45,13 +45,13 @@ class CameraScene:
 
     def update(self, result: FrameResult) -> tuple[FrameResult, SceneChanges]:
         """Follow the objects into the next result: the result without what masks cover, with its tracks."""
-        detections = apply_masks(result.detections, self._config.masks)
-        candidates = detections
-        if result.candidates is not None:
-            candidates = apply_masks(result.candidates, self._config.masks)
+        detections, candidates = result.detections, result.candidates
+        if masks := self._config.masks:
+            detections = apply_masks(detections, masks)
+            candidates = None if candidates is None else apply_masks(candidates, masks)
         frame = result.frame
         at_s = self._last_s = frame.captured_ns / 1e9
-        update = self.tracker.update(candidates, at_s, result.labels)
+        update = self.tracker.update(detections if candidates is None else candidates, at_s, result.labels)
         self.tracks = update.tracks
         picture = ScenePicture(
             sequence=frame.sequence,
@@ -66,13 +66,16 @@ class CameraScene:
         )
         changes = self.scene.update(picture, update.tracks, update.ended)
         # The reported detections are the first candidates.
-        labels = update.track_labels[: len(detections)]
+        count, track_labels = len(detections), update.track_labels
+        if update.renamed:
+            renamed = {row: track_labels[row] for row in update.renamed if row < count}
+            detections = _rename(detections, renamed, result.labels)
         reported = replace(
             result,
-            detections=_name_by_tracks(detections, labels, result.labels),
-            track_ids=update.track_ids[: len(detections)],
-            track_labels=labels,
-            confirmed_tracks={track.track_id: _find_corners(track) for track in update.tracks},
+            detections=detections,
+            track_ids=update.track_ids[:count],
+            track_labels=track_labels[:count],
+            confirmed_tracks=_find_corners(update.tracks),
         )
         return reported, changes
 
@@ -91,24 +94,20 @@ class CameraScene:
         return self.scene.end_all()
 
 
-def _name_by_tracks(
-    detections: Detections, track_labels: Sequence[str | None], labels: Sequence[str]
-) -> Detections:
-    """The detections with the classes of their tracks, where this model has classes of these names."""
-    changed = {
-        row: labels.index(label)
-        for row, (label, class_id) in enumerate(zip(track_labels, detections.class_ids.tolist(), strict=True))
-        if label is not None and label != label_of(labels, class_id) and label in labels
-    }
-    if not changed:
-        return detections
+def _rename(detections: Detections, names: Mapping[int, str | None], labels: Sequence[str]) -> Detections:
+    """The detections with the classes of these names, by row, where this model has classes of these names."""
     class_ids = detections.class_ids.copy()
-    for row, class_id in changed.items():
-        class_ids[row] = class_id
+    for row, name in names.items():
+        if name in labels:
+            class_ids[row] = labels.index(name)
     return replace(detections, class_ids=class_ids)
 
 
-def _find_corners(track: Track) -> tuple[float, float, float, float] | None:
-    """Left, top, right and bottom of a track's box; None while it is hidden."""
-    left, top, width, height = track.box
-    return None if track.detection is None else (left, top, left + width, top + height)
+def _find_corners(tracks: Sequence[Track]) -> dict[int, tuple[float, float, float, float] | None]:
+    """Left, top, right and bottom of each track's box, by its id; None while it is hidden."""
+    corners: dict[int, tuple[float, float, float, float] | None] = {}
+    for track in tracks:
+        left, top, width, height = track.box
+        is_seen = track.detection is not None
+        corners[track.track_id] = (left, top, left + width, top + height) if is_seen else None
+    return corners

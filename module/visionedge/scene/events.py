@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from visionedge.frames.types import format_utc
 
@@ -40,8 +40,7 @@ _CONDITIONS: Mapping[str, tuple[str, bool]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ScenePicture:
+class ScenePicture(NamedTuple):
     """The picture in which rules decide.
 
     `at_s` is monotonic; `captured_at` is for schedules and documents; `aspect` is width divided by height.

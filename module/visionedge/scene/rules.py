@@ -93,6 +93,10 @@ class ZoneRule:
             config.min_seconds,
         )
 
+    def find_side(self, x: float, y: float) -> bool:
+        """Whether a point lies inside."""
+        return self.area.contains(x, y)
+
 
 @dataclass(frozen=True, slots=True)
 class LineRule:
@@ -120,6 +124,10 @@ class LineRule:
             config.min_seconds,
             aspect,
         )
+
+    def find_side(self, x: float, y: float) -> bool:
+        """Whether a point lies on the left of the line."""
+        return cross_product(self.start, self.end, x, y) < 0
 
 
 def _labels(own: tuple[str, ...] | None, of_camera: tuple[str, ...] | None) -> frozenset[str] | None:
@@ -149,7 +157,7 @@ def presence(
 
     Who is inside at first has entered.
     """
-    inside = zone.area.contains(now.x, now.y)
+    inside = zone.find_side(now.x, now.y)
     if visit.inside is None or before is None:
         if inside:
             return Visit(True, now), Decision("zone-entered", (now,))
@@ -221,7 +229,7 @@ def crossing(
     """
     if before is None:
         return None, None
-    was_left, is_left = _is_left(line, before), _is_left(line, now)
+    was_left, is_left = line.find_side(before.x, before.y), line.find_side(now.x, now.y)
     if was_left != is_left:
         is_return = passage is not None
         passes = meets_segment(line.start, line.end, (before.x, before.y), (now.x, now.y))
@@ -236,10 +244,6 @@ def crossing(
         return passage, None
     direction = LEFT_TO_RIGHT if passage.from_left else RIGHT_TO_LEFT
     return None, Decision("line-crossed", (passage.before, passage.after), direction=direction)
-
-
-def _is_left(line: LineRule, position: Position) -> bool:
-    return cross_product(line.start, line.end, position.x, position.y) < 0
 
 
 # --- counts of a zone ---------------------------------------------------------------------------------------
@@ -295,18 +299,22 @@ class RuleKind:
         step: the pure function.
         wanted: whether a zone or line has this rule.
         initial: the first state.
+        rests: whether a state, once `step` has returned it, stays as it is for as long as the track stays on
+            its side (inside or outside of a zone, left or right of a line). Such tracks, which are most, are
+            passed over.
     """
 
     over: Literal["zone-path", "visit", "line-path", "zone-count"]
     step: Callable[..., tuple[Any, Any]]
     wanted: Callable[[Any], bool] = lambda _config: True
     initial: Any = None
+    rests: Callable[[Any], bool] = lambda _state: False
 
 
 KINDS: Mapping[str, RuleKind] = {
-    "presence": RuleKind("zone-path", presence, initial=Visit()),
+    "presence": RuleKind("zone-path", presence, initial=Visit(), rests=lambda visit: visit.change is None),
     "dwell": RuleKind("visit", dwell, lambda zone: zone.dwell_seconds is not None),
-    "crossing": RuleKind("line-path", crossing),
+    "crossing": RuleKind("line-path", crossing, rests=lambda passage: passage is None),
     "occupancy": RuleKind("zone-count", occupancy, lambda zone: zone.occupancy is not None, Held()),
     "empty": RuleKind("zone-count", empty, lambda zone: zone.empty is not None, Held()),
 }

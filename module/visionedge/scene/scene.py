@@ -56,7 +56,8 @@ _KEPT_PATH_POINTS = 8
 _RECONNECT_S = 2.0
 """After a longer time without a connection nobody knows whether a zone was empty."""
 
-_DECIMALS = 6
+_UNITS = 1e6
+"""Positions have six decimals."""
 
 
 class ConfirmedTrack(Protocol):
@@ -108,6 +109,9 @@ class SceneChanges:
 
     def __bool__(self) -> bool:
         return bool(self.events or self.starts or self.visits or self.states)
+
+
+NO_CHANGES = SceneChanges()
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +196,11 @@ class _TrackState:
         self.confidence, self.box = track.confidence, track.box
         left, top, width, height = track.box
         # Rounded before the rules see them, so that the evidence has the very numbers that were compared.
-        x = round(min(1.0, max(0.0, left + width / 2)), _DECIMALS)
+        x = round(min(1.0, max(0.0, left + width / 2)) * _UNITS) / _UNITS
         size = (width + height / picture.aspect) / 2
         for anchor in anchors:
             down = top + (height if anchor == "bottom-center" else height / 2)
-            y = round(min(1.0, max(0.0, down)), _DECIMALS)
+            y = round(min(1.0, max(0.0, down)) * _UNITS) / _UNITS
             self.trails[anchor].add(Position(picture.sequence, picture.at_s, x, y, size))
 
 
@@ -204,12 +208,16 @@ _Kinds = list[tuple[RuleKind, dict[int, Any]]]
 
 
 class _CountingZone:
-    """A zone with its totals, and the states of its rules by track."""
+    """A zone with its totals, and the states of its rules by track.
+
+    `sides`: of the tracks with which nothing happens as long as they stay there (`RuleKind.rests`).
+    """
 
     def __init__(self, rule: ZoneRule, definition: str, since: datetime, conditions: Iterable[str]) -> None:
         self.definition, self.since = definition, since
         self.totals: dict[str, Counter[str]] = {total: Counter() for total in TOTALS_OF_ZONES}
         self.inside: dict[int, str] = {}
+        self.sides: dict[int, bool] = {}
         self.is_open = True
         self.has_first_count = False
         self.states: dict[str, dict[int, Any]] = {name: {} for name in KINDS}
@@ -220,6 +228,7 @@ class _CountingZone:
     def use(self, rule: ZoneRule) -> None:
         """Go on with other durations or another schedule."""
         self.rule = rule
+        self.sides.clear()
         self.schedule = None if rule.config.schedule is None else Schedule(rule.config.schedule)
         self.on_path: _Kinds = self._kinds("zone-path")
         self.on_visit: _Kinds = self._kinds("visit")
@@ -236,20 +245,20 @@ class _CountingZone:
             if kind.over == over and kind.wanted(self.rule.config)
         ]
 
-    def steps(self, track_id: int, before: Position | None, now: Position) -> Iterator[Decision]:
+    def step(self, track_id: int, before: Position | None, now: Position) -> list[Decision]:
         """What the rules decide about a track that was seen."""
-        for kind, states in self.on_path:
-            state = states.get(track_id, kind.initial)
-            states[track_id], decision = kind.step(self.rule, state, before, now)
-            if decision is not None:
-                yield decision
+        decisions = _step_path(self, track_id, before, now)
         for kind, states in self.on_visit:
             state = states.get(track_id, kind.initial)
             states[track_id], decision = kind.step(self.rule, state, self.visits[track_id], now)
             if decision is not None:
-                yield decision
+                decisions.append(decision)
+            if not kind.rests(states[track_id]):
+                self.sides.pop(track_id, None)
+        return decisions
 
     def forget(self, track_id: int) -> None:
+        self.sides.pop(track_id, None)
         for states in self.states.values():
             states.pop(track_id, None)
 
@@ -262,25 +271,23 @@ class _CountingZone:
 
 
 class _CountingLine:
-    """A line with its totals, and the states of its rules by track."""
+    """A line with its totals, and the states of its rules by track; `sides` as those of a zone."""
 
     def __init__(self, rule: LineRule, definition: str, since: datetime) -> None:
         self.rule, self.definition, self.since = rule, definition, since
         self.is_open = True
+        self.sides: dict[int, bool] = {}
         self.totals: dict[str, Counter[str]] = {total: Counter() for total in TOTALS_OF_LINES}
         self.on_path: _Kinds = [
             (kind, {}) for kind in KINDS.values() if kind.over == "line-path" and kind.wanted(rule.config)
         ]
 
-    def steps(self, track_id: int, before: Position | None, now: Position) -> Iterator[Decision]:
+    def step(self, track_id: int, before: Position | None, now: Position) -> list[Decision]:
         """What the rules decide about a track that was seen."""
-        for kind, states in self.on_path:
-            state = states.get(track_id, kind.initial)
-            states[track_id], decision = kind.step(self.rule, state, before, now)
-            if decision is not None:
-                yield decision
+        return _step_path(self, track_id, before, now)
 
     def forget(self, track_id: int) -> None:
+        self.sides.pop(track_id, None)
         for _, states in self.on_path:
             states.pop(track_id, None)
 
@@ -290,6 +297,23 @@ class _CountingLine:
 
 
 _CountingRule = _CountingZone | _CountingLine
+
+
+def _step_path(rule: _CountingRule, track_id: int, before: Position | None, now: Position) -> list[Decision]:
+    """What the rules over a path decide, and whether the track rests on its side now."""
+    decisions: list[Decision] = []
+    rests = True
+    for kind, states in rule.on_path:
+        state = states.get(track_id, kind.initial)
+        states[track_id], decision = kind.step(rule.rule, state, before, now)
+        rests &= kind.rests(states[track_id])
+        if decision is not None:
+            decisions.append(decision)
+    if rests:
+        rule.sides[track_id] = rule.rule.find_side(now.x, now.y)
+    else:
+        rule.sides.pop(track_id, None)
+    return decisions
 
 
 class Scene:
@@ -316,6 +340,7 @@ class Scene:
         self._by_label: dict[str, tuple[list[_CountingRule], tuple[str, ...]]] = {}
         self._last: ScenePicture | None = None
         self._minute: datetime | None = None
+        self._has_schedule = False
         self._aspect = 16 / 9
         self.keeps_context = False
         self._source_id = camera
@@ -356,6 +381,7 @@ class Scene:
         self._kept.clear()
         self._by_label.clear()
         self._minute = None
+        self._has_schedule = any(zone.schedule is not None for zone in self._zones.values())
         return SceneChanges(tuple(events), tuple(starts))
 
     def _lose_kept(self) -> list[SceneEvent]:
@@ -444,7 +470,7 @@ class Scene:
             self._end(track_id, picture, picture.at_s, events)
         self._count_inside(picture, events)
         self._last = picture
-        return self._changes(events)
+        return self._changes(events) if events else NO_CHANGES
 
     def end_all(self) -> SceneChanges:
         """All tracks have ended without a picture: the camera is offline for long, or is removed.
@@ -532,10 +558,11 @@ class Scene:
             self._aspect = picture.aspect
             for line in self._lines.values():
                 line.rule = replace(line.rule, aspect=picture.aspect)
-        minute = picture.captured_at.replace(second=0, microsecond=0)
-        if minute != self._minute:
-            self._minute = minute
-            self._follow_schedules(picture, events)
+        if self._minute is None or self._has_schedule:
+            minute = picture.captured_at.replace(second=0, microsecond=0)
+            if minute != self._minute:
+                self._minute = minute
+                self._follow_schedules(picture, events)
         last = self._last
         if last and picture.epoch != last.epoch and picture.at_s - last.at_s > _RECONNECT_S:
             self._begin_conditions_anew()
@@ -577,7 +604,10 @@ class Scene:
         state.move(track, picture, anchors)
         for rule in rules:
             trail = state.trails[rule.rule.anchor]
-            for decision in rule.steps(state.track_id, trail.before, trail.now):
+            now = trail.now
+            if rule.sides.get(state.track_id) is rule.rule.find_side(now.x, now.y):
+                continue
+            for decision in rule.step(state.track_id, trail.before, now):
                 self._record(rule, self._track_event(rule, state, decision, picture), events)
 
     def _end(
@@ -610,6 +640,7 @@ class Scene:
         """Who is inside is lost; the zone counts nothing until it opens."""
         for track_id in [*zone.inside]:
             self._end_visit(zone, self._tracks[track_id], picture, None, events)
+        zone.sides.clear()
         for states in zone.states.values():
             states.clear()
         for name, kind in zone.on_count:

@@ -140,6 +140,7 @@ class SceneStore:
     ) -> None:
         self.path, self.limits = path, limits or EventLimits()
         self.dropped = 0
+        self._evicted_at: datetime | None = None
         self._db = (connect or open_database)(path)
         try:
             self._prepare()
@@ -240,18 +241,27 @@ class SceneStore:
         before = self._bytes, self.dropped
         try:
             with self._transaction():
-                if self._db.execute("SELECT 1 FROM batch WHERE id = ?", (batch_id,)).fetchone():
+                if not self._begin_batch(batch_id):
                     return []
-                self._db.execute("DELETE FROM batch WHERE id NOT LIKE 'absorbed %'")
-                self._db.execute("INSERT INTO batch(id) VALUES (?)", (batch_id,))
                 found = [state for change in changes for state in self._apply(change)]
                 # Memory goes on with the conditions as they are after what it has decided meanwhile.
                 found = [replace(each, kept=self._with_conditions(each)) for each in found]
                 self._evict(now)
         except BaseException:
             self._bytes, self.dropped = before
+            self._evicted_at = None
             raise
         return found
+
+    def _begin_batch(self, batch_id: str) -> bool:
+        """Note the batch as the last one; False: it was stored already."""
+        statement = "UPDATE batch SET id = ?1 WHERE id != ?1 AND id NOT LIKE 'absorbed %'"
+        if self._db.execute(statement, (batch_id,)).rowcount:
+            return True
+        if self._db.execute("SELECT 1 FROM batch WHERE id = ?", (batch_id,)).fetchone():
+            return False
+        self._db.execute("INSERT INTO batch(id) VALUES (?)", (batch_id,))
+        return True
 
     def _apply(self, change: SceneChanges) -> Iterator[RuleState]:
         """Make one change; see `write` for the result."""
@@ -363,6 +373,11 @@ class SceneStore:
             )
 
     def _evict(self, now: datetime) -> None:
+        """Delete what is too old or too much: once in a minute, or when it is too much."""
+        minute = now.replace(second=0, microsecond=0)
+        if minute == self._evicted_at and self._bytes <= self.limits.limit_bytes:
+            return
+        self._evicted_at = minute
         oldest_s = int((now - timedelta(days=self.limits.days)).timestamp())
         self._delete(
             self._db.execute("SELECT key, bytes, waits FROM event WHERE at_s < ?", (oldest_s,)).fetchall()

@@ -8,6 +8,7 @@ leave no trace.
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
@@ -82,17 +83,18 @@ class Track(NamedTuple):
     unseen_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class TrackUpdate:
+class TrackUpdate(NamedTuple):
     """The tracks after a picture: `tracks` all confirmed ones, hidden ones too; `ended` the ids that ended.
 
-    `track_ids` and `track_labels` are parallel to the detections; None: no confirmed track.
+    `track_ids` and `track_labels` are parallel to the detections; None: no confirmed track. `renamed`: the
+    detections whose own label is not that of their track.
     """
 
     tracks: tuple[Track, ...]
     ended: tuple[int, ...]
     track_ids: tuple[int | None, ...]
     track_labels: tuple[str | None, ...]
+    renamed: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -140,6 +142,7 @@ class _State:
     label: str = ""
     track_id: int | None = None
     detection: int | None = None
+    detected_label: str = ""
     least_score: float = 0.0
 
     def predict(self, at_s: float) -> tuple[float, float]:
@@ -160,17 +163,20 @@ class _State:
         total = variance + _BOX_NOISE**2
         gain, speed_gain = variance / total, covariance / total
         x, y = self.predict(at_s)
-        self.x, self.y = x + gain * (box.x - x), y + gain * (box.y - y)
-        self.speed_x += speed_gain * (box.x - x)
-        self.speed_y += speed_gain * (box.y - y)
+        off_x, off_y = box.x - x, box.y - y
+        self.x, self.y = x + gain * off_x, y + gain * off_y
+        self.speed_x += speed_gain * off_x
+        self.speed_y += speed_gain * off_y
         self.variance, self.covariance = (1 - gain) * variance, (1 - gain) * covariance
         self.speed_variance += noise - speed_gain * covariance
         share = elapsed / (elapsed + _SIZE_MEMORY_S)
         self.width += share * (box.width - self.width)
         self.height += share * (box.height - self.height)
-        self.seen_s, self.confidence, self.detection = at_s, box.score, box.index
+        self.seen_s, self.confidence = at_s, box.score
+        self.detection, self.detected_label = box.index, box.label
+        self._count(box, elapsed)
 
-    def count(self, box: _Box, elapsed: float) -> None:
+    def _count(self, box: _Box, elapsed: float) -> None:
         """Count the detection as evidence for the object and, before it is confirmed, for its label."""
         self.times_seen += 1
         share = max(1 / self.times_seen, elapsed / (elapsed + _SCORE_MEMORY_S))
@@ -185,8 +191,6 @@ class _State:
 
     def is_over(self, at_s: float) -> bool:
         """Whether it was not seen for too long, or has left the picture."""
-        if at_s - self.seen_s < _GONE_S:
-            return False
         unseen_s, limit_s = _between(self.seen_s, at_s), LOST_S
         if self.track_id is None:
             limit_s = min(LOST_S, max(_UNCONFIRMED_LOST_S, self.seen_s - self.first_s))
@@ -194,9 +198,8 @@ class _State:
             return True
         if unseen_s <= _GONE_S:
             return False
-        x, y = self.predict(at_s)
-        inside = _common_area((x, y, self.width, self.height), _PICTURE)
-        return inside < _GONE_INSIDE * self.width * self.height
+        place = (*self.predict(at_s), self.width, self.height)
+        return _common_area(place, _PICTURE) < _GONE_INSIDE * self.width * self.height
 
 
 class Tracker:
@@ -214,6 +217,9 @@ class Tracker:
         self._states: list[_State] = []
         self._clock_s = -math.inf
         self._turned_back_s = 0.0
+        # The label and the group of each class id of the last model.
+        self._labels: Sequence[str] = ()
+        self._names: dict[int, tuple[str, str]] = {}
 
     def __repr__(self) -> str:
         confirmed = sum(state.track_id is not None for state in self._states)
@@ -230,16 +236,12 @@ class Tracker:
         """
         now_s = self._advance(at_s)
         ended = self._end(now_s)
-        boxes = _read(detections, labels)
-        sure_score = max(self.confidence, _SURE_SHARE * self.birth_score)
-        sure = [box for box in boxes if box.score >= sure_score]
-        hidden = self._associate(self._states, sure, now_s, _LEAST_OVERLAP)
-        unsure = [box for box in boxes if self.confidence <= box.score < sure_score]
-        hidden = self._associate(hidden, unsure, now_s, _LEAST_UNSURE_OVERLAP)
+        sure, unsure, weak = self._read(detections, labels)
+        hidden, free = _associate(self._states, sure, now_s, _LEAST_OVERLAP)
+        hidden, free_unsure = _associate(hidden, unsure, now_s, _LEAST_UNSURE_OVERLAP)
         confirmed = [state for state in hidden if state.track_id is not None]
-        weak = [box for box in boxes if box.score < self.confidence]
-        self._associate(confirmed, weak, now_s, _LEAST_WEAK_OVERLAP)
-        self._begin([*sure, *unsure], now_s)
+        _associate(confirmed, weak, now_s, _LEAST_WEAK_OVERLAP)
+        self._begin([*free, *free_unsure], now_s)
         self._confirm(now_s)
         return self._summary(ended, len(detections), now_s)
 
@@ -262,42 +264,51 @@ class Tracker:
             state.detection = None
             state.pictures += 1
             faded = state.track_id is not None and state.score < state.least_score
-            if not faded and not state.is_over(now_s):
+            if not faded and (now_s - state.seen_s < _GONE_S or not state.is_over(now_s)):
                 kept.append(state)
             elif state.track_id is not None:
                 ended.append(state.track_id)
         self._states = kept
         return tuple(ended)
 
-    def _associate(
-        self, states: Sequence[_State], boxes: Sequence[_Box], now_s: float, least_overlap: float
-    ) -> list[_State]:
-        """Give each of the states its box, and return those without one."""
-        if not boxes or not states:
-            return [*states]
-        hidden: list[_State] = []
-        places = [_widen(box) for box in boxes]
-        costs = [_costs(state, places, now_s, least_overlap) for state in states]
-        for state, column in zip(states, assign(costs, 1 - least_overlap), strict=True):
-            if column is None:
-                hidden.append(state)
-                continue
-            elapsed = now_s - state.seen_s
-            state.correct(boxes[column], now_s)
-            state.count(boxes[column], elapsed)
-        return hidden
+    def _read(
+        self, detections: Detections, labels: Sequence[str]
+    ) -> tuple[list[_Box], list[_Box], list[_Box]]:
+        """The sure, the unsure and the weak detections, without those that have no area."""
+        sure_score = max(self.confidence, _SURE_SHARE * self.birth_score)
+        sure: list[_Box] = []
+        unsure: list[_Box] = []
+        weak: list[_Box] = []
+        if labels != self._labels:
+            self._labels, self._names = labels, {}
+        names = self._names
+        corners, class_ids = detections.boxes.tolist(), detections.class_ids.tolist()
+        for index, score in enumerate(detections.scores.tolist()):
+            left, top, right, bottom = corners[index]
+            width, height = right - left, bottom - top
+            if width > 0 and height > 0:
+                class_id = class_ids[index]
+                if class_id not in names:
+                    label = label_of(labels, class_id)
+                    names[class_id] = label, _CONFUSED.get(label, label)
+                label, group = names[class_id]
+                x, y = (left + right) / 2, (top + bottom) / 2
+                boxes = sure if score >= sure_score else unsure if score >= self.confidence else weak
+                boxes.append(_Box(index, label, group, x, y, width, height, score))
+        return sure, unsure, weak
 
-    def _begin(self, strong: Iterable[_Box], now_s: float) -> None:
-        """Begin an unconfirmed track at each box that neither has a track nor lies inside one."""
+    def _begin(self, free: Sequence[_Box], now_s: float) -> None:
+        """Begin an unconfirmed track at each of the boxes without a track that does not lie inside one."""
+        if not free:
+            return
         seen = [state for state in self._states if state.detection is not None]
-        taken = {state.detection for state in seen}
-        for box in strong:
-            if box.index in taken or any(_is_same_object(box, state) for state in seen):
+        for box in free:
+            if _lies_in_one(box, seen):
                 continue
             size, first = (box.width, box.height), (box.x, box.y)
             state = _State(box.group, *first, *size, box.score, box.score, now_s, now_s, *first)
             state.evidence[box.label] = box.score
-            state.detection = box.index
+            state.detection, state.detected_label = box.index, box.label
             self._states.append(state)
         unconfirmed = [state for state in self._states if state.track_id is None]
         if len(unconfirmed) > _MOST_UNCONFIRMED:
@@ -317,8 +328,8 @@ class Tracker:
                 _BIRTH_TIMES, _BIRTH_SHARE * state.pictures
             ):
                 continue
-            others = (s for s in self._states if s.track_id is not None and s.detection is not None)
-            if any(_is_same_object(state, other) for other in others):
+            confirmed = [s for s in self._states if s.track_id is not None and s.detection is not None]
+            if _lies_in_one(state, confirmed):
                 continue
             state.label = max(state.evidence, key=lambda label: state.evidence[label])
             state.least_score = _KEEP_SHARE * min(state.score, self.birth_score)
@@ -327,81 +338,81 @@ class Tracker:
 
     def _summary(self, ended: tuple[int, ...], detections: int, now_s: float) -> TrackUpdate:
         tracks: list[Track] = []
+        renamed: list[int] = []
         track_ids: list[int | None] = [None] * detections
         track_labels: list[str | None] = [None] * detections
         for state in self._states:
-            if state.track_id is None:
+            track_id, label, detection = state.track_id, state.label, state.detection
+            if track_id is None:
                 continue
-            if state.detection is not None:
-                track_ids[state.detection], track_labels[state.detection] = state.track_id, state.label
-            x, y, unseen_s = state.x, state.y, 0.0
-            if state.detection is None:
-                x, y = state.predict(now_s)
-                unseen_s = _between(state.seen_s, now_s)
-            box = (x - state.width / 2, y - state.height / 2, state.width, state.height)
-            tracks.append(
-                Track(state.track_id, state.label, state.confidence, box, state.detection, unseen_s)
-            )
-        return TrackUpdate(tuple(tracks), ended, tuple(track_ids), tuple(track_labels))
+            if detection is None:
+                (x, y), unseen_s = state.predict(now_s), _between(state.seen_s, now_s)
+            else:
+                x, y, unseen_s = state.x, state.y, 0.0
+                track_ids[detection], track_labels[detection] = track_id, label
+                if label != state.detected_label:
+                    renamed.append(detection)
+            width, height = state.width, state.height
+            box = (x - width / 2, y - height / 2, width, height)
+            tracks.append(Track(track_id, label, state.confidence, box, detection, unseen_s))
+        return TrackUpdate(tuple(tracks), ended, tuple(track_ids), tuple(track_labels), tuple(renamed))
 
 
-def _read(detections: Detections, labels: Sequence[str]) -> list[_Box]:
-    """The detections with an area, by centre."""
-    boxes: list[_Box] = []
-    rows = zip(
-        detections.boxes.tolist(), detections.scores.tolist(), detections.class_ids.tolist(), strict=True
-    )
-    for index, ((left, top, right, bottom), score, class_id) in enumerate(rows):
-        width, height = right - left, bottom - top
-        if width > 0 and height > 0:
-            label = label_of(labels, class_id)
-            group = _CONFUSED.get(label, label)
-            x, y = (left + right) / 2, (top + bottom) / 2
-            boxes.append(_Box(index, label, group, x, y, width, height, score))
-    return boxes
+def _associate(
+    states: Sequence[_State], boxes: Sequence[_Box], now_s: float, least_overlap: float
+) -> tuple[Sequence[_State], Sequence[_Box]]:
+    """Give each of the states its box; return the states and the boxes that are left."""
+    if not boxes or not states:
+        return states, boxes
+    hidden: list[_State] = []
+    free = dict(enumerate(boxes))
+    costs = _find_costs(states, boxes, now_s, least_overlap)
+    for state, number in zip(states, assign(costs, 1 - least_overlap), strict=True):
+        if number is None:
+            hidden.append(state)
+        else:
+            state.correct(free.pop(number), now_s)
+    return hidden, [*free.values()]
 
 
-def _widen(box: _Box) -> tuple[float, float, float, float, str]:
-    """The centre of a box, half of its widened width and height, and its group."""
-    share = 0.5 + _MARGIN
-    return box.x, box.y, box.width * share, box.height * share, box.group
-
-
-def _costs(
-    state: _State,
-    places: Sequence[tuple[float, float, float, float, str]],
-    now_s: float,
-    least_overlap: float,
-) -> dict[int, float]:
-    """1 minus the overlap of each box that may be this object's now, by its position in `places`.
+def _find_costs(
+    states: Sequence[_State], boxes: Sequence[_Box], now_s: float, least_overlap: float
+) -> list[dict[int, float]]:
+    """For each object, 1 minus the overlap of each box that may be its now, by the number of the box.
 
     Both boxes are widened by `_MARGIN` and by the standard deviation of the predicted position, so that a
-    fast or long hidden object is found further away.
+    fast or long hidden object is found further away. This is one function, and looks only at the boxes that
+    are near in x, because most of the tracker's time is spent here.
     """
-    x, y = state.predict(now_s)
-    size = (state.width + state.height) / 2
-    reach = size / 2 * min(_MOST_REACH, math.sqrt(state.predict_variance(now_s - state.seen_s)))
     share = 0.5 + _MARGIN
-    half_width, half_height = state.width * share + reach, state.height * share + reach
-    across_limit, down_limit = half_width + reach, half_height + reach
-    costs: dict[int, float] = {}
-    for position, (box_x, box_y, own_half_width, own_half_height, group) in enumerate(places):
-        across = across_limit + own_half_width - abs(x - box_x)
-        if across <= 0:  # most boxes are elsewhere
-            continue
-        down = down_limit + own_half_height - abs(y - box_y)
-        if down <= 0 or group != state.group:
-            continue
-        box_half_width, box_half_height = own_half_width + reach, own_half_height + reach
-        common = min(across, 2 * half_width, 2 * box_half_width) * min(
-            down, 2 * half_height, 2 * box_half_height
-        )
-        overlap = common / (4 * (half_width * half_height + box_half_width * box_half_height) - common)
-        if overlap > least_overlap:
-            costs[position] = 1 - overlap
-    if len(costs) > _MOST_CANDIDATES:
-        costs = dict(nsmallest(_MOST_CANDIDATES, costs.items(), key=lambda item: item[1]))
-    return costs
+    places = sorted((box.x, number, box.width * share) for number, box in enumerate(boxes))
+    centres, most_half_width = [place[0] for place in places], max(place[2] for place in places)
+    found: list[dict[int, float]] = []
+    for state in states:
+        (x, y), width, height = state.predict(now_s), state.width, state.height
+        deviation = math.sqrt(state.predict_variance(now_s - state.seen_s))
+        reach = (width + height) / 4 * min(_MOST_REACH, deviation)
+        half_width, half_height = width * share + reach, height * share + reach
+        furthest = half_width + reach + most_half_width
+        near = places[bisect_left(centres, x - furthest) : bisect_right(centres, x + furthest)]
+        costs: dict[int, float] = {}
+        for box_x, number, own_half_width in near:
+            box = boxes[number]
+            box_half_width, box_half_height = own_half_width + reach, box.height * share + reach
+            across = half_width + box_half_width - abs(x - box_x)
+            down = half_height + box_half_height - abs(y - box.y)
+            if across <= 0 or down <= 0 or box.group != state.group:
+                continue
+            common = min(across, 2 * half_width, 2 * box_half_width) * min(
+                down, 2 * half_height, 2 * box_half_height
+            )
+            overlap = common / (4 * (half_width * half_height + box_half_width * box_half_height) - common)
+            if overlap > least_overlap:
+                costs[number] = 1 - overlap
+        if len(costs) > _MOST_CANDIDATES:
+            costs = dict(nsmallest(_MOST_CANDIDATES, costs.items(), key=lambda item: item[1]))
+        found.append(costs)
+    return found
 
 
 def _between(start_s: float, end_s: float) -> float:
@@ -417,11 +428,13 @@ def _common_area(one: _Place, other: _Place) -> float:
     return max(0.0, across) * max(0.0, down)
 
 
-def _is_same_object(box: "_Box | _State", state: _State) -> bool:
-    """Whether one of the two boxes lies inside the other, so that they are two boxes of one object."""
-    if box.group != state.group:
-        return False
-    common = _common_area(
-        (box.x, box.y, box.width, box.height), (state.x, state.y, state.width, state.height)
-    )
-    return common > _COVERED * min(box.width * box.height, state.width * state.height)
+def _lies_in_one(box: _Box | _State, states: Iterable[_State]) -> bool:
+    """Whether the box lies inside one of the tracked boxes, or that one in it: two boxes of one object."""
+    x, y, width, height = box.x, box.y, box.width, box.height
+    for state in states:
+        if abs(x - state.x) >= (width + state.width) / 2 or box.group != state.group:
+            continue  # most are elsewhere
+        common = _common_area((x, y, width, height), (state.x, state.y, state.width, state.height))
+        if common > _COVERED * min(width * height, state.width * state.height):
+            return True
+    return False
