@@ -77,8 +77,8 @@ _LIMITED_OUTPUTS = (DETECTIONS, SCENE)
 MAX_PENDING_BYTES = 4 * MAX_BYTES
 
 SCENE_WAIT_S = 0.55
-"""A scene event waits so long for others; with 0.05 s on its way to the disk, and one tick of the service before
-and after, that is 1 s."""
+"""A scene event waits so long for others; with 0.05 s on its way to the disk, and one tick of the service
+before and after, that is 1 s."""
 
 _FORECAST_INTERVAL_NS = 60_000_000_000
 _MAX_REPORTED = 1_024
