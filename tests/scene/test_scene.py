@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from scene_paths import DOOR, SQUARE, PathTrack, SceneRun, camera_config, track_at
 from visionedge.frames.types import Detections
+from visionedge.scene.camera_scene import apply_masks
 from visionedge.scene.rules import LineRule, Position, Visit, ZoneRule, crossing, presence
-from visionedge.scene.scene import apply_masks
 
 CONFIG = camera_config(zones={"queue": {"polygon": SQUARE}}, lines={"door": DOOR})
 

@@ -18,9 +18,9 @@ from visionedge.app.state import SceneStatistics, SnapshotReader
 from visionedge.config.schema import CameraConfig, EventsConfig
 from visionedge.frames.types import FrameResult, utc_now
 from visionedge.runtime.threads import ThreadGroup
-from visionedge.scene.camera_scene import CameraScene
+from visionedge.scene.camera_scene import CameraScene, apply_masks
 from visionedge.scene.events import EventFilter
-from visionedge.scene.scene import Scene, SceneChanges, apply_masks
+from visionedge.scene.scene import Scene, SceneChanges
 from visionedge.scene.totals import SCENE_FILE_NAME, CountRow, EventLimits, UnknownEventError
 from visionedge.scene.writer import Deliver, SceneStorageStatus, SceneWriter
 

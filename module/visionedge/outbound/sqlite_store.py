@@ -251,7 +251,7 @@ class MessageStore:
         if not 0 <= version <= MAX_FORMAT:
             raise CorruptDatabaseError("its version is not valid")
         if version < FORMAT.version:
-            with self._transaction():
+            with in_transaction(self._db):
                 for statement in FORMAT.statements(version):
                     self._db.execute(statement)
                 if version == 0:
@@ -315,7 +315,7 @@ class MessageStore:
 
     def write(self, transaction: Transaction) -> list[int]:
         """Make all changes or none; returns the keys of the appended messages."""
-        with self._transaction():
+        with in_transaction(self._db):
             keys = self._append(transaction)
             self._write_spent(transaction)
             count, size = self._delete_settled(
@@ -385,10 +385,10 @@ class MessageStore:
         """
         self._db.execute("ATTACH DATABASE ? AS other", (str(path),))
         try:
-            with self._transaction():
+            with in_transaction(self._db):
                 for statement in _ABSORB:
                     self._db.execute(statement, {"born_s": int(self.running_s)})
-            with self._transaction():
+            with in_transaction(self._db):
                 self._db.execute("DELETE FROM other.message")
                 self._db.execute("DELETE FROM other.loss")
         finally:
@@ -402,7 +402,7 @@ class MessageStore:
         """
         for output, last in last_numbers.items():
             self.last_numbers[output] = max(last, self.last_numbers.get(output, 0))
-        with self._transaction():
+        with in_transaction(self._db):
             self._raise_numbers(last_numbers)
 
     def _raise_numbers(self, last_numbers: Mapping[str, int]) -> None:
@@ -415,17 +415,6 @@ class MessageStore:
     def close(self) -> None:
         """Close the file; the write-ahead log is written into it."""
         self._db.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
 
     def _append(self, transaction: Transaction) -> list[int]:
         keys = []
@@ -570,6 +559,19 @@ def open_database(path: Path) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+@contextmanager
+def in_transaction(database: sqlite3.Connection) -> Iterator[None]:
+    """All statements of the block, or none of them."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        raise
 
 
 def recover_last_numbers(path: Path, connect: DatabaseOpener | None = None) -> dict[str, int]:

@@ -5,9 +5,10 @@ from dataclasses import replace
 from datetime import datetime
 
 from visionedge.config.schema import CameraConfig
+from visionedge.frames.geometry import Point, PolygonArea
 from visionedge.frames.types import Detections, FrameResult
 from visionedge.scene.events import ScenePicture
-from visionedge.scene.scene import KeptRule, Scene, SceneChanges, apply_masks
+from visionedge.scene.scene import KeptRule, Scene, SceneChanges
 from visionedge.scene.tracker import BIRTH_SCORE, LOST_S, Track, Tracker
 
 _OFFLINE_S = 2 * LOST_S
@@ -111,3 +112,18 @@ def _find_corners(tracks: Sequence[Track]) -> dict[int, tuple[float, float, floa
         is_seen = track.detection is not None
         corners[track.track_id] = (left, top, left + width, top + height) if is_seen else None
     return corners
+
+
+def apply_masks(detections: Detections, masks: Sequence[Sequence[Point]]) -> Detections:
+    """The detections whose bottom centre lies in no mask; for the tracker, which must not see the others."""
+    if not masks or not len(detections):
+        return detections
+    areas = [PolygonArea(mask) for mask in masks]
+    keep = [
+        number
+        for number, (left, _, right, bottom) in enumerate(detections.boxes.tolist())
+        if not any(area.contains((left + right) / 2, bottom) for area in areas)
+    ]
+    if len(keep) == len(detections):
+        return detections
+    return Detections(detections.boxes[keep], detections.scores[keep], detections.class_ids[keep])

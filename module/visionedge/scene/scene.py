@@ -13,8 +13,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from visionedge.config.schema import CameraConfig, LineConfig, ZoneConfig
-from visionedge.frames.geometry import Point, PolygonArea
-from visionedge.frames.types import Detections, format_utc
+from visionedge.frames.types import format_utc
 from visionedge.scene.events import (
     TOTALS_OF_LINES,
     TOTALS_OF_ZONES,
@@ -792,18 +791,3 @@ def _define(rule: ZoneConfig | LineConfig, config: CameraConfig) -> str:
     geometry = [rule.polygon] if isinstance(rule, ZoneConfig) else [rule.start, rule.end]
     kind = "zone" if isinstance(rule, ZoneConfig) else "line"
     return json.dumps([kind, geometry, None if classes is None else sorted(set(classes)), rule.anchor])
-
-
-def apply_masks(detections: Detections, masks: Sequence[Sequence[Point]]) -> Detections:
-    """The detections whose bottom centre lies in no mask; for the tracker, which must not see the others."""
-    if not masks or not len(detections):
-        return detections
-    areas = [PolygonArea(mask) for mask in masks]
-    keep = [
-        number
-        for number, (left, _, right, bottom) in enumerate(detections.boxes.tolist())
-        if not any(area.contains((left + right) / 2, bottom) for area in areas)
-    ]
-    if len(keep) == len(detections):
-        return detections
-    return Detections(detections.boxes[keep], detections.scores[keep], detections.class_ids[keep])

@@ -9,7 +9,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +21,7 @@ from visionedge.outbound.sqlite_store import (
     CorruptDatabaseError,
     DatabaseOpener,
     StoreFormat,
+    in_transaction,
     is_corrupt,
     open_database,
 )
@@ -170,7 +171,7 @@ class SceneStore:
             if not is_usable:
                 raise NewerSceneFileError(version)
             return
-        with self._transaction():
+        with in_transaction(self._db):
             for statement in SCENE_FORMAT.statements(version):
                 self._db.execute(statement)
         if not SCENE_FORMAT.matches(self._db):
@@ -240,7 +241,7 @@ class SceneStore:
         """
         before = self._bytes, self.dropped
         try:
-            with self._transaction():
+            with in_transaction(self._db):
                 if not self._begin_batch(batch_id):
                     return []
                 found = [state for change in changes for state in self._apply(change)]
@@ -406,7 +407,7 @@ class SceneStore:
         """
         self._db.execute("ATTACH DATABASE ? AS other", (str(path),))
         try:
-            with self._transaction():
+            with in_transaction(self._db):
                 if (found := self._db.execute("SELECT id FROM other.batch").fetchone()) is None:
                     return  # nothing was ever written to it
                 marker = f"absorbed {found[0]}"
@@ -474,7 +475,7 @@ class SceneStore:
 
     def acknowledge(self, event_ids: Iterable[str]) -> None:
         """The spool or another durable queue has these events: they do not wait any more."""
-        with self._transaction():
+        with in_transaction(self._db):
             self._db.executemany(
                 "UPDATE event SET waits = 0 WHERE id = ?", [(event_id,) for event_id in event_ids]
             )
@@ -538,17 +539,6 @@ class SceneStore:
     def close(self) -> None:
         """Close the file; the write-ahead log is written into it."""
         self._db.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
 
 
 @dataclass(frozen=True, slots=True)
