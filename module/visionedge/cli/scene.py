@@ -44,7 +44,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "  visionedge scene *.mp4 --config vision.yaml --json --summary | jq .type\n"
         "  visionedge scene dock.mp4 --tracks tracks.txt               without a configuration: tracks only",
         codes=(0, 1, 2, 3),
-        notes="Every picture is analysed, whatever fps and gate say. The clock is that of the video. Several"
+        notes="Every picture is analysed: fps and gate do not count. The clock is that of the video. Several"
         " videos\nfollow each other on it, and all tracks end between them; who is inside is lost then.",
     )
     parser.add_argument("paths", nargs="+", metavar="CLIP", help="a video, or a folder of videos")

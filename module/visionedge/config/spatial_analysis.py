@@ -586,7 +586,7 @@ def _is_coordinate(value: object) -> bool:
 
 
 def _escape_dollars(text: str, escaped: str = "%24") -> str:
-    """Without what only looks like the begin of a ``${NAME}``, which a configuration refuses."""
+    """The text without a ``${`` that begins no ``${NAME}``, which a configuration refuses."""
     return re.sub(rf"\$(?=\{{)(?!{_VARIABLE.pattern[2:]})", escaped, text)
 
 

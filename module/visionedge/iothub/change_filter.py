@@ -290,7 +290,7 @@ class _TrackedCamera(_FollowedCamera):
         shown = frozenset(result.track_ids or ())
         for track_id in [*self._tracks.keys() - confirmed.keys()]:
             track = self._tracks.pop(track_id)
-            if track.was_sent:  # nobody was told of the others
+            if track.was_sent:  # the end of a track that was never sent is no change
                 self._ended[track_id] = track
         for track_id, track in [*self._ended.items()]:
             if now_ns - track.seen_ns >= hold_ns:

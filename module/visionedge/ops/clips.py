@@ -232,7 +232,7 @@ class ClipReader:
 
 
 class _Stamp(NamedTuple):
-    """What the frame of a camera has, and that of a file has not."""
+    """The fields of a camera's frame that the frame of a file lacks."""
 
     camera: str
     sequence: int
