@@ -526,6 +526,18 @@ class EventCollector:
         self.seen.append((kind, code, details))
 
 
+@pytest.mark.parametrize("camera", [{"uri": "demo:"}, CAMERA])
+def test_a_data_folder_that_cannot_be_reached_stops_nothing(tmp_path: Path, camera: Any) -> None:
+    """Its name is too long, an error that root meets, too, as other users do without permission."""
+    run = HostRun(tmp_path / ("n" * 300), camera=camera)
+
+    async def scenario(run: HostRun) -> None:
+        run.show(0.2, *WALK)
+        assert run.totals().get("entered", 0) == (1 if camera is CAMERA else 0)
+
+    play(run, scenario)
+
+
 def test_a_file_that_cannot_be_used_is_an_event_and_in_status(tmp_path: Path) -> None:
     """Once each: set aside at the start, in memory, on the disk again."""
     (tmp_path / "scene.db").write_bytes(b"this is no database " * 500)

@@ -284,6 +284,7 @@ def test_a_clip_that_cannot_be_read_is_reported_and_the_others_are_done(
         (("--tracks", "walk.mp4"), 2, "--tracks walk.mp4: is one of the videos that are read"),
         (("--tracks", "o.mp4", "--annotate", "o.mp4"), 2, "--tracks o.mp4: is the file of --annotate"),
         (("--tracks", "state"), 1, "state: cannot be written: it is a folder"),
+        (("--tracks", "n" * 300), 1, f"{'n' * 300}: cannot be written: File name too long"),
         (("--tracks", "figures.onnx/t.txt"), 1, "figures.onnx/t.txt: cannot be written: "),
         (("--annotate", "figures.onnx/o.mp4"), 1, "figures.onnx cannot be created: "),
         (("--precision", "int8"), 2, "figures.onnx: "),

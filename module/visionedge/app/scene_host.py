@@ -4,6 +4,7 @@ Everything here is for the loop, but `flush` and `close`. The thread `scene` wri
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections import Counter
@@ -106,7 +107,8 @@ class SceneHost:
         """The scenes of new cameras, at the start also of those that are gone. Blocks."""
         writer = self._writer
         if writer is None:
-            if not new and not self._path.exists():
+            # Not Path.exists, which raises an error for a folder that this user may not read.
+            if not new and not os.path.lexists(self._path):
                 return []
             writer = SceneWriter(self._path, _event_limits(events), self._deliver, now=self._now)
             self._thread = writer.start(self._thread_group)

@@ -112,12 +112,17 @@ def _check_outputs(request: SceneRequest, inputs: Iterable[str]) -> None:
     given = {"--annotate": request.annotate, "--tracks": request.tracks}
     outputs = {option: path for option, path in given.items() if path is not None}
     for option, path in outputs.items():
-        if any(path.exists() and path.samefile(source) for source in inputs):
-            raise ConfigError([f"{option} {path}: is one of the videos that are read; choose another name"])
-        if path.is_dir():
-            raise VisionedgeError(f"{path}: cannot be written: it is a folder")
-        if path.parent.is_dir() and not os.access(path.parent, os.W_OK):
-            raise VisionedgeError(f"{path}: cannot be written: no permission in its folder")
+        try:
+            if any(path.exists() and path.samefile(source) for source in inputs):
+                raise ConfigError(
+                    [f"{option} {path}: is one of the videos that are read; choose another name"]
+                )
+            if path.is_dir():
+                raise VisionedgeError(f"{path}: cannot be written: it is a folder")
+            if path.parent.is_dir() and not os.access(path.parent, os.W_OK):
+                raise VisionedgeError(f"{path}: cannot be written: no permission in its folder")
+        except OSError as error:  # such as a folder whose files this user may not see
+            raise VisionedgeError(f"{path}: cannot be written: {error.strerror}") from None
     if len({path.absolute() for path in outputs.values()}) < len(outputs):
         raise ConfigError([f"--tracks {request.tracks}: is the file of --annotate; choose another name"])
 
