@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from visionedge.app.state import SceneStatistics, SnapshotReader
 from visionedge.config.schema import CameraConfig, EventsConfig
+from visionedge.frames.geometry import PolygonArea
 from visionedge.frames.types import FrameResult, utc_now
 from visionedge.runtime.threads import ThreadGroup
 from visionedge.scene.camera_scene import CameraScene, apply_masks
@@ -64,7 +65,7 @@ class SceneHost:
         self._scenes: dict[str, CameraScene] = {}
         # Not followed: their cameras are without tracking now, or removed.
         self._idle: dict[str, CameraScene] = {}
-        self._masked: dict[str, CameraConfig] = {}
+        self._masks: dict[str, list[PolygonArea]] = {}
         self._writer: SceneWriter | None = None
         self._thread: threading.Thread | None = None
         self._has_looked = False
@@ -99,8 +100,10 @@ class SceneHost:
                 # Zones and lines that are not counted now keep their totals.
                 self._put(scene.configure(cameras.get(name, _NO_RULES), self._now()))
                 scene.use_confidence(self._snapshot().config.inference.confidence)
-            self._masked = {
-                name: camera for name, camera in cameras.items() if camera.masks and not camera.is_tracked
+            self._masks = {
+                name: [PolygonArea(mask) for mask in camera.masks]
+                for name, camera in cameras.items()
+                if camera.masks and not camera.is_tracked
             }
 
     def _load(self, new: Sequence[str], tracked: frozenset[str], events: EventsConfig) -> list[CameraScene]:
@@ -159,10 +162,10 @@ class SceneHost:
         name = result.frame.camera
         scene = self._scenes.get(name)
         if scene is None:
-            camera = self._masked.get(name)
-            if camera is None:
+            masks = self._masks.get(name)
+            if masks is None:
                 return result
-            return replace(result, detections=apply_masks(result.detections, camera.masks))
+            return replace(result, detections=apply_masks(result.detections, masks))
         config = self._snapshot().config
         scene.use_confidence(config.inference.confidence)
         scene.scene.keeps_context = config.telemetry.format == "spatial-analysis"

@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from visionedge.config.schema import CameraConfig
-from visionedge.frames.geometry import Point, PolygonArea
+from visionedge.frames.geometry import PolygonArea
 from visionedge.frames.types import Detections, FrameResult
 from visionedge.scene.events import ScenePicture
 from visionedge.scene.scene import KeptRule, Scene, SceneChanges
@@ -27,6 +27,7 @@ class CameraScene:
         self.scene = Scene(name, kept)
         self.tracks: tuple[Track, ...] = ()
         self._config = CameraConfig(uri="demo:")
+        self._masks: list[PolygonArea] = []
         self._last_s: float | None = None
 
     def __repr__(self) -> str:
@@ -35,6 +36,7 @@ class CameraScene:
     def configure(self, config: CameraConfig, now: datetime) -> SceneChanges:
         """Use another configuration of the camera; `now` is the UTC time."""
         self._config = config
+        self._masks = [PolygonArea(mask) for mask in config.masks]
         return self.scene.configure(config, now)
 
     def use_confidence(self, confidence: float) -> None:
@@ -47,9 +49,9 @@ class CameraScene:
     def update(self, result: FrameResult) -> tuple[FrameResult, SceneChanges]:
         """Follow the objects into the next result: the result without what masks cover, with its tracks."""
         detections, candidates = result.detections, result.candidates
-        if masks := self._config.masks:
-            detections = apply_masks(detections, masks)
-            candidates = None if candidates is None else apply_masks(candidates, masks)
+        if self._masks:
+            detections = apply_masks(detections, self._masks)
+            candidates = None if candidates is None else apply_masks(candidates, self._masks)
         frame = result.frame
         at_s = self._last_s = frame.captured_ns / 1e9
         update = self.tracker.update(detections if candidates is None else candidates, at_s, result.labels)
@@ -114,15 +116,14 @@ def _find_corners(tracks: Sequence[Track]) -> dict[int, tuple[float, float, floa
     return corners
 
 
-def apply_masks(detections: Detections, masks: Sequence[Sequence[Point]]) -> Detections:
+def apply_masks(detections: Detections, masks: Sequence[PolygonArea]) -> Detections:
     """The detections whose bottom centre lies in no mask; for the tracker, which must not see the others."""
     if not masks or not len(detections):
         return detections
-    areas = [PolygonArea(mask) for mask in masks]
     keep = [
         number
         for number, (left, _, right, bottom) in enumerate(detections.boxes.tolist())
-        if not any(area.contains((left + right) / 2, bottom) for area in areas)
+        if not any(mask.contains((left + right) / 2, bottom) for mask in masks)
     ]
     if len(keep) == len(detections):
         return detections
