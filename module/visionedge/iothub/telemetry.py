@@ -216,7 +216,7 @@ class Telemetry:
             self._gather(result)
 
     def offer_scene(self, documents: Sequence[Mapping[str, Any]]) -> None:
-        """Take scene events, in every mode; whoever offers them bounds how many wait here."""
+        """Take scene events, in every mode. The caller bounds how many wait here."""
         for document in documents:
             try:
                 encoded = self._encode_scene(document)

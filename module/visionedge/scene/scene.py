@@ -1,7 +1,7 @@
 """The scene of one camera: tracks in, events and totals out. Used by one thread at a time; no I/O.
 
 Time is an argument: durations are computed from the monotonic `at_s`, only schedules and documents use the
-UTC time. Each change of a total is an event, so whoever has all events can compute the totals.
+UTC time. Each change of a total is an event, so the totals can be computed from all events.
 """
 
 import json
@@ -53,7 +53,7 @@ _KEPT_PATH_POINTS = 8
 """The same in the event of a visit that is stored each second in case that the module is killed."""
 
 _RECONNECT_S = 2.0
-"""After a longer time without a connection nobody knows whether a zone was empty."""
+"""After a longer time without a connection it is not known whether a zone was empty."""
 
 _UNITS = 1e6
 """Positions have six decimals."""
@@ -567,7 +567,7 @@ class Scene:
             self._begin_conditions_anew()
 
     def _begin_conditions_anew(self) -> None:
-        """Nobody knows what was inside meanwhile, so a condition must hold for its time again."""
+        """What was inside meanwhile is not known, so a condition must hold for its time again."""
         for zone in self._zones.values():
             zone.held = {name: held._replace(since=None) for name, held in zone.held.items()}
 

@@ -111,8 +111,8 @@ def is_first_count(document: Mapping[str, Any]) -> bool:
 def build_insights(document: Mapping[str, Any]) -> Document | None:
     """The message of a scene event's document; None: the event has no counterpart, or is not sent.
 
-    An event that happened before `telemetry.format` was set has no context and is not sent: nobody who reads
-    these messages knows of the entry before an exit.
+    An event that happened before `telemetry.format` was set has no context and is not sent: a reader
+    of these messages would get an exit without its entry.
     """
     context = document.get("context")
     if context is None or document.get("label", _PERSON) != _PERSON:

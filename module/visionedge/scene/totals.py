@@ -556,7 +556,7 @@ class OpenedSceneStore:
 
 
 def set_aside_store(path: Path) -> None:
-    """Rename a damaged file that nobody has open.
+    """Rename a damaged file that is not open.
 
     Raises:
         OSError: it cannot be renamed.
