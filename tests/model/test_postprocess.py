@@ -65,6 +65,34 @@ def test_only_confident_rows_of_selected_classes_count() -> None:
     assert len(to_detections(found, WHOLE, 0.4, 0.5, frozenset())) == 0
 
 
+_row = st.tuples(
+    *(st.integers(-20, 120) | st.just(float("nan")),) * 4,
+    st.integers(0, 10) | st.sampled_from([float("nan"), float("inf"), 7.0]),
+    st.integers(0, 2),
+)
+
+
+@given(
+    st.lists(_row, max_size=40),
+    st.sampled_from([0.0, 0.3, 0.7]),
+    st.sampled_from([None, 0.0, 1 / 3, 0.5]),
+    st.sampled_from([None, frozenset({0, 2})]),
+)
+def test_few_rows_give_the_detections_that_many_rows_give(
+    table: list[tuple[float, ...]], confidence: float, iou: float | None, class_ids: frozenset[int] | None
+) -> None:
+    """There are two ways to compute them; rows that are never used make many of few."""
+    found = rows(*table)
+    found[:, 4] /= 10
+    many = np.concatenate([found, np.full((100, 6), -1, np.float32)])
+    placement = Placement(0, 25, 100, 50)
+    few = to_detections(found, placement, confidence, iou, class_ids)
+    same = to_detections(many, placement, confidence, iou, class_ids)
+    np.testing.assert_array_equal(few.boxes, same.boxes)
+    np.testing.assert_array_equal(few.scores, same.scores)
+    np.testing.assert_array_equal(few.class_ids, same.class_ids)
+
+
 def test_without_suppression_overlapping_boxes_all_stay() -> None:
     twice = rows((10, 10, 20, 20, 0.5, 0), (10, 10, 20, 20, 0.9, 0))
     assert len(detect(twice)) == 1

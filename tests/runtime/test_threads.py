@@ -51,6 +51,19 @@ def test_the_loop_queue_wakes_its_reader_once_and_drops_the_oldest() -> None:
     assert (box.drain(), len(wakes)) == ([9], 2)
 
 
+def test_a_reader_that_stays_awake_needs_no_further_wake_until_it_finds_nothing() -> None:
+    wakes: list[int] = []
+    box: LoopQueue[int] = LoopQueue(lambda: wakes.append(1))
+    box.put(1)
+    assert box.drain(stay_awake=True) == [1]
+    box.put(2)
+    assert len(wakes) == 1
+    assert box.drain(stay_awake=True) == [2]
+    assert box.drain(stay_awake=True) == []
+    box.put(3)
+    assert (len(wakes), box.drain()) == (2, [3])
+
+
 def test_closing_an_executor_does_not_wait_for_a_hanging_job() -> None:
     """It is named, so that the process can be ended without it; jobs that have not begun are dropped."""
     release, begun = threading.Event(), threading.Event()

@@ -101,6 +101,19 @@ def test_a_slow_viewer_loses_only_its_own_oldest_frames() -> None:
     asyncio.run(scenario())
 
 
+def test_a_viewer_can_take_all_that_waits_at_once() -> None:
+    async def scenario() -> None:
+        latest_results = LatestResults()
+        async with latest_results.subscribe(None) as viewer:
+            for sequence in range(1, 4):
+                latest_results.publish(result("dock", sequence))
+            assert sequence_of(await anext(viewer)) == 1
+            assert [sequence_of(item) for item in viewer.take_waiting()] == [2, 3]
+            assert viewer.take_waiting() == []
+
+    asyncio.run(scenario())
+
+
 def test_a_slow_viewer_holds_no_pictures_in_memory() -> None:
     """A 4K picture has 25 MB; its frame object has a few KB."""
 

@@ -47,7 +47,13 @@ from visionedge.runtime.health_check import keep_address
 from visionedge.runtime.logs import configure_logging
 from visionedge.runtime.process_limits import configure_malloc, raise_descriptor_limit
 from visionedge.runtime.redaction import redact
-from visionedge.runtime.threads import ThreadGroup, TimedJoinExecutor, non_daemon_threads, run_on_thread
+from visionedge.runtime.threads import (
+    GROUP_S,
+    ThreadGroup,
+    TimedJoinExecutor,
+    non_daemon_threads,
+    run_on_thread,
+)
 from visionedge.runtime.watchdog import EXIT_HUNG, LoopWatchdog
 from visionedge.web.access_control import own_names
 from visionedge.web.server import HttpServer
@@ -230,6 +236,7 @@ class Service:
             return
         self.state.set_delivery(delivery)
         delivery.start()
+        self._drain_until_empty()
         hub_bridge.start()
         self._report_state_files(delivery, config_sources)
         try:
@@ -472,24 +479,30 @@ class Service:
             ticking.cancel()
 
     def _wake(self) -> None:
-        """Called from any thread, once each time the queue turns non-empty."""
-        self._call_soon(self.drain_queue)
+        """Called from any thread when results wait and nobody will look for them."""
+        self._call_soon(self._drain_until_empty)
 
     def _call_soon(self, call: Callable[[], None]) -> None:
         # A thread that outlived the stop may still call when the loop is closed.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call)
 
-    def drain_queue(self) -> None:
-        """Pass on what the threads have put into the queue, once there is a delivery."""
+    def _drain_until_empty(self) -> None:
+        if self.drain_queue(stay_awake=True):
+            self._loop.call_later(GROUP_S, self._drain_until_empty)
+
+    def drain_queue(self, *, stay_awake: bool = False) -> bool:
+        """Pass on what the threads have put into the queue, once there is a delivery; whether it was any."""
         delivery = self.state.snapshot().delivery
         if delivery is None:
-            return
-        for item in self.state.loop_queue.drain():
+            return False
+        items = self.state.loop_queue.drain(stay_awake=stay_awake)
+        for item in items:
             try:
                 self._handle_item(item, delivery)
             except Exception as error:  # noqa: BLE001 - an item that fails must not stop those behind it
                 self.failures.record("delivering a result", error)
+        return bool(items)
 
     def _handle_item(self, item: FrameResult | CameraStatus | EngineEvent, delivery: Delivery) -> None:
         if isinstance(item, EngineEvent):

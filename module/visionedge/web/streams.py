@@ -72,11 +72,14 @@ async def send_events(
     events: AsyncIterator[bytes],
     stop_signal: StopSignal,
     comment: str,
+    *,
     count_lost: Callable[[], int],
+    take_waiting: Callable[[], Sequence[bytes]] = tuple,
 ) -> web.StreamResponse:
     """Server-sent events, each given as its fields; first a comment about what follows.
 
-    When `count_lost` has grown, a comment says by how much: a gap is not visible otherwise.
+    When `count_lost` has grown, a comment says by how much: a gap is not visible otherwise. `take_waiting`
+    gives the events after the one that came, to be sent with it: each write to a client has its price.
     """
     lost = 0
     response = await _start_response(request, "text/event-stream; charset=utf-8")
@@ -89,7 +92,8 @@ async def send_events(
                     await _write(
                         response, f": {more} were lost here, as the reader was too slow\n\n".encode()
                     )
-                await _write(response, (b": still here" if fields is None else fields) + b"\n\n")
+                waiting = (b": still here",) if fields is None else (fields, *take_waiting())
+                await _write(response, b"\n\n".join((*waiting, b"")))
     return response
 
 

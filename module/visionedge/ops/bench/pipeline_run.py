@@ -1,7 +1,7 @@
 """One measured run of `bench pipeline`: real cameras, batcher, engine and lanes, and what the run costs.
 
 `open_engine_process` opens the engine in its own process, as the module does. `run_pipeline` runs a load on
-it for some seconds and returns the figures. With a scene the lanes also call tracker, zones and lines.
+it for some seconds and returns the figures. With a scene, tracker, zones and lines also take the results.
 """
 
 import logging
@@ -35,7 +35,7 @@ from visionedge.frames.types import Frame, FrameResult, Picture, utc_now
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
 from visionedge.ops.bench.machine import TICK_S
-from visionedge.runtime.threads import ThreadGroup
+from visionedge.runtime.threads import GROUP_S, LoopQueue, ThreadGroup
 from visionedge.scene.camera_scene import CameraScene
 from visionedge.scene.totals import SCENE_FILE_NAME, EventLimits
 from visionedge.scene.writer import SceneWriter
@@ -260,15 +260,16 @@ def run_pipeline(
 
     with ExitStack() as stack:
         stack.enter_context(_quiet_cameras())
-        deliver = add
+        handle: Callable[[FrameResult], None] = _ignore
         if with_scene and load.scene is not None:
             cameras = dict.fromkeys(load.camera_names, load.scene)
             selection = selection.for_cameras(engine.info().model, cameras)
-            follow = stack.enter_context(_open_scenes(cameras, load.inference.confidence))
+            handle = stack.enter_context(_open_scenes(cameras, load.inference.confidence))
+        queue = stack.enter_context(_run_result_loop(handle))
 
-            def deliver(result: FrameResult) -> None:
-                follow(result)
-                add(result)
+        def deliver(result: FrameResult) -> None:
+            add(result)
+            queue.put(result)
 
         batcher, failed = stack.enter_context(_run_cameras(load, engine, frame_pool, selection, deliver))
         failed.wait(_WARM_UP_S)
@@ -457,6 +458,38 @@ def _run_cameras(
     if failed.is_set() or left:
         names = ", ".join(left) or "a thread"
         raise VisionedgeError(f"the benchmark failed, see the log: {names} did not end normally")
+
+
+def _ignore(_result: FrameResult) -> None:
+    """What a run without a scene does with a result."""
+
+
+@contextmanager
+def _run_result_loop(handle: Callable[[FrameResult], None]) -> Iterator[LoopQueue[FrameResult]]:
+    """A thread that handles results in groups, as the loop of the module does."""
+    awake, stopping = threading.Event(), threading.Event()
+    queue: LoopQueue[FrameResult] = LoopQueue(awake.set)
+
+    def run() -> None:
+        while not stopping.is_set():
+            awake.wait()
+            awake.clear()
+            while results := queue.drain(stay_awake=True):
+                for result in results:
+                    handle(result)
+                stopping.wait(GROUP_S)
+
+    errors: list[BaseException | None] = []
+    thread_group = ThreadGroup(lambda _name, error: errors.append(error))
+    thread_group.start("results", run, vital=True, may_return=True)
+    try:
+        yield queue
+    finally:
+        stopping.set()
+        awake.set()
+        left = thread_group.join(_STOP_S)
+    if left or errors:
+        raise VisionedgeError("the benchmark failed, see the log: its results could not be handled")
 
 
 @contextmanager
