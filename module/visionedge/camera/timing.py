@@ -244,6 +244,11 @@ class FrameAdmission:
         self._counts.admitted += due if self._moves else 0
         return due > 0
 
+    @property
+    def has_gate(self) -> bool:
+        """Whether `passes_gate` looks at pictures now."""
+        return self._gate is not None
+
     def passes_gate(self, picture: Picture, now_ns: int) -> bool:
         """Whether a picture that is due passes the motion gate; true without a gate."""
         if self._gate is not None:
