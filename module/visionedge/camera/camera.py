@@ -249,8 +249,8 @@ class ConnectionThread:
 class FrameSink(Protocol):
     """Takes the frames of cameras."""
 
-    def put(self, frame: Frame) -> None:
-        """Take a frame; never blocks."""
+    def put(self, frame: Frame) -> bool:
+        """Take a frame; never blocks. Return whether it replaced one that waited."""
 
     def count_gated(self, camera: str) -> None:
         """Count a picture that the motion gate held back; never blocks."""
@@ -527,7 +527,7 @@ class Camera:
         playback: PlaybackClock | None = None
         while not self._stop.is_set():
             if admission.set_throttle(self._throttle):
-                source.set_wanted_rate(admission.fps)
+                self._set_wanted_rate(connection)
             decoded = source.read()
             if thread.is_abandoned:
                 return
@@ -611,8 +611,14 @@ class Camera:
                 spec=resizer.spec,
             )
             self._progress.next_sequence += 1
-            self._sink.put(frame)
+            replaced = self._sink.put(frame)
+        if connection.admission.note_offered(replaced=replaced):
+            self._set_wanted_rate(connection)
         return True
+
+    def _set_wanted_rate(self, connection: _Connection) -> None:
+        source_fps = self._progress.rate.per_s(self._clock())
+        connection.source.set_wanted_rate(connection.admission.wanted_rate(source_fps))
 
     def _load(self, decoded: DecodedPicture, connection: _Connection, captured_ns: int) -> bool:
         """Decode the picture; return whether it is whole.
