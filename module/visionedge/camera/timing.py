@@ -24,6 +24,8 @@ _CLOCK_DRIFT = 0.0005
 _MAX_STEP_S = 10.0
 
 _SHARE_FRAMES = 64
+"""Frames that are counted before the share of replaced ones is looked at."""
+
 _HIGH_SHARE = 3 / 4
 _LOW_SHARE = 1 / 3
 """Below the share that is left of 3/4 when only half of the pictures come: 1/2."""
@@ -207,22 +209,21 @@ class ReplacedShare:
 
     def __init__(self) -> None:
         self.is_high = False
-        self._last: deque[bool] = deque(maxlen=_SHARE_FRAMES)
+        self._frames = self._replaced = 0
 
     def __repr__(self) -> str:
-        return f"<ReplacedShare {sum(self._last)}/{len(self._last)} high={self.is_high}>"
+        return f"<ReplacedShare {self._replaced}/{self._frames} high={self.is_high}>"
 
     def note(self, *, replaced: bool) -> bool:
         """Note whether a frame replaced the one before it; return whether `is_high` has changed."""
-        self._last.append(replaced)
-        if len(self._last) < _SHARE_FRAMES:
+        self._frames += 1
+        self._replaced += replaced
+        if self._frames < _SHARE_FRAMES:
             return False
-        is_high = sum(self._last) / _SHARE_FRAMES > (_LOW_SHARE if self.is_high else _HIGH_SHARE)
-        if is_high == self.is_high:
-            return False
-        self.is_high = is_high
-        self._last.clear()
-        return True
+        was_high, limit = self.is_high, _LOW_SHARE if self.is_high else _HIGH_SHARE
+        self.is_high = self._replaced / self._frames > limit
+        self._frames = self._replaced = 0
+        return self.is_high != was_high
 
 
 class FrameAdmission:
