@@ -60,7 +60,7 @@ def test_another_model_takes_over_and_no_frame_is_lost(
         assert all(before < after for before, after in pairwise(numbers))
         names = [each.model for each in theirs]
         assert names == sorted(names, reverse=True)  # small, and from some frame on large
-        assert {each.frame.image.shape[1] for each in theirs if each.model == "large"} == {96}
+        assert {each.frame.input_picture().shape[1] for each in theirs if each.model == "large"} == {96}
 
 
 def test_an_unavailable_model_leaves_the_old_one_running(tmp_path: Path, clip: Path, models: Path) -> None:

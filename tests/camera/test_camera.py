@@ -20,6 +20,7 @@ from camera_doubles import (
 )
 from clips import make_clip, make_picture, number_of, numbered_picture
 from visionedge.camera.camera import Camera, CameraDependencies
+from visionedge.camera.motion_gate import GateSettings
 from visionedge.camera.sources.base import DecodedPicture, SourceLimits, WholePicture
 from visionedge.config.addresses import CameraUri
 from visionedge.errors import DamagedPictureError, SourceError
@@ -81,7 +82,7 @@ def test_frames_carry_sequence_epoch_time_and_both_pictures() -> None:
     assert frame.captured_ns == 1_500_000_000
     assert (frame.width_px, frame.height_px) == (160, 120)
     np.testing.assert_array_equal(frame.full_picture(), numbered_picture(1))
-    np.testing.assert_array_equal(frame.image, fit_to_input(numbered_picture(1), SPEC)[0])
+    np.testing.assert_array_equal(frame.input_picture(), fit_to_input(numbered_picture(1), SPEC)[0])
     assert frame.placement == SPEC.place(160, 120)
     assert camera.status().state == "ended"
 
@@ -257,6 +258,54 @@ def test_with_a_lower_rate_only_due_pictures_are_converted() -> None:
     assert [f.sequence for f in harness.basket.frames] == list(range(1, 11))
     assert source.converted == 10
     assert camera.status().frames_read == 20
+
+
+class SlotCounter:
+    """Allocates an array for each picture that is resized, and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def allocate(self) -> Picture:
+        self.count += 1
+        return np.zeros((SPEC.height_px, SPEC.width_px, 3), np.uint8)
+
+
+def play_counted(*, gate: GateSettings | None = None) -> tuple[CameraHarness, SlotCounter, Camera]:
+    """Play 40 pictures, 10 per second, whose slots are counted."""
+    harness, slots = CameraHarness(ScriptedSource([n * 0.1 for n in range(40)])), SlotCounter()
+    camera = Camera(
+        "dock",
+        URI,
+        SPEC,
+        harness.basket,
+        clock=harness.clock,
+        gate=gate,
+        allocate=slots.allocate,
+        dependencies=CameraDependencies(opener=harness.opener, wait=harness.clock.wait),
+    )
+    camera.run()
+    return harness, slots, camera
+
+
+def test_a_picture_is_resized_when_its_frame_is_taken_or_once_a_second_to_look_at_it() -> None:
+    harness, slots, _camera = play_counted()
+    assert len(harness.basket.frames) == 40
+    assert slots.count == 4
+    frame = harness.basket.frames[5]
+    np.testing.assert_array_equal(frame.input_picture(), fit_to_input(numbered_picture(5), SPEC)[0])
+    assert frame.placement == fit_to_input(numbered_picture(5), SPEC)[1]
+    assert slots.count == 5
+
+
+def test_a_picture_that_was_looked_at_is_not_resized_again() -> None:
+    """The motion gate looks at all pictures; 40 of them are resized, gated ones too."""
+    harness, slots, _camera = play_counted(gate=GateSettings())
+    for frame in harness.basket.frames:
+        np.testing.assert_array_equal(
+            frame.input_picture(), fit_to_input(numbered_picture(frame.sequence - 1), SPEC)[0]
+        )
+    assert slots.count == 40 == len(harness.basket.frames) + harness.basket.gated
 
 
 def test_a_live_camera_is_thinned_by_the_clock() -> None:

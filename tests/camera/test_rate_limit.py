@@ -180,6 +180,56 @@ def test_the_source_gets_the_wanted_rate_only_when_it_changes() -> None:
     assert len(basket.frames) == pytest.approx(8, abs=1)
 
 
+def test_a_source_decodes_half_while_most_frames_are_replaced() -> None:
+    admission = FrameAdmission(None, None, AdmissionCounts())
+
+    def offer(count: int, *, one_taken_of: int) -> list[float | None]:
+        changed = [admission.note_offered(replaced=number % one_taken_of > 0) for number in range(count)]
+        return [admission.wanted_rate(25.0)] * sum(changed)
+
+    assert offer(300, one_taken_of=4) == []
+    (half,) = offer(300, one_taken_of=5)
+    assert half is not None
+    assert 25 / 3 < half < 25 / 2  # every second picture, with some tolerance, and not every third
+    assert offer(300, one_taken_of=2) == []
+    assert offer(300, one_taken_of=1) == [None]
+
+
+def test_the_lower_of_all_rates_is_wanted_while_most_frames_are_replaced() -> None:
+    admission = FrameAdmission(5.0, None, AdmissionCounts())
+    while not admission.note_offered(replaced=True):
+        pass
+    assert admission.wanted_rate(25.0) == 5.0
+    assert admission.wanted_rate(6.0) == pytest.approx(6 / 2.3)
+    assert admission.wanted_rate(0.0) == 5.0  # the rate is not known yet
+
+
+def test_pictures_that_are_not_decoded_while_others_are_replaced_count_as_demanded_only() -> None:
+    counts = AdmissionCounts()
+    admission = FrameAdmission(None, None, counts)
+    while not admission.note_offered(replaced=True):
+        pass
+    assert sum(admission.admits(number / 5, 2) for number in range(10)) == 10
+    assert (counts.demanded, counts.admitted) == (19, 10)
+
+
+def test_a_camera_tells_its_source_when_most_frames_are_replaced_and_when_not() -> None:
+    clock, basket = FakeClock(), FrameRecorder()
+    source = ScriptedSource([n / 25 for n in range(300)])
+    basket.answer = lambda frames: len(frames) < 150
+    camera = Camera(
+        "dock",
+        "demo:",
+        SPEC,
+        basket,
+        clock=clock,
+        dependencies=CameraDependencies(ScriptedOpener(source), clock.wait),
+    )
+    camera.run()
+    assert source.wanted == [pytest.approx(25 / 2.3, rel=0.02), None]
+    assert [frame.sequence for frame in basket.frames] == list(range(1, 301))
+
+
 # --- what is decoded ----------------------------------------------------------------------------------------
 
 

@@ -15,19 +15,21 @@ SPEC = InputSpec(64, 64)
 
 
 class FrameRecorder:
-    """A sink that records every frame; `taken` is the answer of `wait_taken`."""
+    """Records every frame; `taken` is the answer of `wait_taken`, `answer` gives that of `put`."""
 
     def __init__(self, taken: Callable[[str], bool] = lambda _camera: True) -> None:
+        self.answer: Callable[[list[Frame]], bool] = lambda _frames: False
         self.frames: list[Frame] = []
         self.asked = 0
         self.gated = 0
         self._taken = taken
         self._changed = threading.Condition()
 
-    def put(self, frame: Frame) -> None:
+    def put(self, frame: Frame) -> bool:
         with self._changed:
             self.frames.append(frame)
             self._changed.notify_all()
+        return self.answer(self.frames)
 
     def count_gated(self, camera: str) -> None:  # noqa: ARG002 - the protocol's
         with self._changed:

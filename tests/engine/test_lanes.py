@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from visionedge.engine.device.session import PictureBatch
 from visionedge.engine.interface import EngineInfo, Inference
 from visionedge.engine.lanes import BatchErrorLog, Lane, LanePool
 from visionedge.engine.plan import Plan
-from visionedge.frames.types import Frame, FrameResult, Placement
+from visionedge.frames.types import Frame, FrameResult, Picture, Placement
 from visionedge.model.model import Model, load_model
 from visionedge.model.postprocess import TRACKED_CONFIDENCE, CameraSelection, Rows, Selection
 from visionedge.runtime.threads import ThreadGroup
@@ -235,6 +236,38 @@ def test_pictures_of_different_sizes_fail_only_their_batch(engine: FakeEngine) -
     preloaded.run()
     failed = [one.dropped[DropReason.FAILED] for one in preloaded.batcher.statistics().cameras.values()]
     assert failed == [1, 1]
+
+
+def test_the_pictures_of_a_batch_are_resized_when_it_is_taken(engine: FakeEngine) -> None:
+    """By several threads; after the pool is closed, for a batch in progress, by the lane alone."""
+    cameras = [f"cam-{number}" for number in range(6)]
+
+    def resizable(camera: str) -> Frame:
+        picture = np.full((48, 64, 3), cameras.index(camera), np.uint8)
+        return replace(frame(camera), image=lambda: picture)
+
+    frames = [resizable(camera) for camera in cameras]
+    preloaded = PreloadedBatcher(engine, *frames)
+    preloaded.run()
+    assert engine.sizes == [6]
+    assert {result.frame.camera for result in preloaded.delivered} == set(cameras)
+    for _ in range(2):
+        assert [picture[0, 0, 0] for picture in preloaded.pool.resize(frames)] == list(range(6))
+        preloaded.pool.close()
+
+
+def test_a_picture_that_cannot_be_resized_fails_its_batch_only(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> Picture:
+        raise ValueError("no planes")
+
+    engine.plan = Plan(1, (1,), "one picture")
+    preloaded = PreloadedBatcher(engine, replace(frame("dock"), image=refuse), frame("gate"))
+    preloaded.run()
+    counts = preloaded.batcher.statistics().cameras
+    assert (counts["dock"].dropped[DropReason.FAILED], counts["gate"].analysed) == (1, 1)
+    assert "a picture cannot be resized: ValueError: no planes" in caplog.text
 
 
 def test_an_engine_that_gives_too_few_results_fails_the_batch(engine: FakeEngine) -> None:

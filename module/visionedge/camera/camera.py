@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Literal, Protocol
 
 from visionedge.camera.freeze_detection import FreezeDetector
@@ -248,8 +249,8 @@ class ConnectionThread:
 class FrameSink(Protocol):
     """Takes the frames of cameras."""
 
-    def put(self, frame: Frame) -> None:
-        """Take a frame; never blocks."""
+    def put(self, frame: Frame) -> bool:
+        """Take a frame; never blocks. Return whether it replaced one that waited."""
 
     def count_gated(self, camera: str) -> None:
         """Count a picture that the motion gate held back; never blocks."""
@@ -277,13 +278,9 @@ class InputResizer:
     spec: InputSpec
     allocate: AllocatePicture = _allocate_none
 
-    def fit_to_input(self, decoded: DecodedPicture) -> tuple[Picture, Placement]:
-        """Return the picture at the model's input size, and its place in that input.
-
-        Raises:
-            DamagedPictureError: it cannot be decoded.
-        """
-        return decoded.fit_to_input(self.spec, self.allocate())
+    def resize(self, decoded: DecodedPicture) -> Picture:
+        """Return the picture, which is loaded, at the model's input size."""
+        return decoded.fit_to_input(self.spec, self.allocate())[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +307,15 @@ class _Connection:
         self.has_picture = False
         self.damaged: DamagedPictureError | None = None
         self.damaged_since_ns: int | None = None
+
+    def looks_at(self, now_ns: int, *, key: bool) -> bool:
+        """Whether freeze detector or motion gate look at a picture of this time."""
+        return self.admission.has_gate or self.freeze_detector.is_due(now_ns, key=key)
+
+    def passes(self, content: Picture, now_ns: int, *, key: bool) -> bool:
+        """Let both look at a picture, and return whether the motion gate lets it pass."""
+        self.freeze_detector.inspect(content, now_ns, key=key)
+        return self.admission.passes_gate(content, now_ns)
 
     def damaged_for_ns(self, now_ns: int) -> int:
         """Return for how long every picture has been damaged; called for a damaged one."""
@@ -521,7 +527,7 @@ class Camera:
         playback: PlaybackClock | None = None
         while not self._stop.is_set():
             if admission.set_throttle(self._throttle):
-                source.set_wanted_rate(admission.fps)
+                self._set_wanted_rate(connection)
             decoded = source.read()
             if thread.is_abandoned:
                 return
@@ -556,23 +562,41 @@ class Camera:
     def _offer(
         self, decoded: DecodedPicture, connection: _Connection, captured_ns: int, captured_utc: datetime
     ) -> bool:
-        """Resize a picture and put the frame into the sink; False if it is damaged, gated or too late."""
-        resizer = self._resizer
-        resized = self._resize(decoded, connection, resizer, captured_ns)
-        if resized is None:
+        """Put a picture into the sink as a frame; False if it is damaged, gated or too late."""
+        if not self._load(decoded, connection, captured_ns):
             return False
-        image, placement = resized
-        content = _content_region(image, placement)
-        self._set_state(connection.freeze_detector.inspect(content, captured_ns, key=decoded.key))
-        if not connection.admission.passes_gate(content, captured_ns):
+        resizer, resized, is_held_back = self._resizer, None, False
+        if connection.looks_at(captured_ns, key=decoded.key):
+            picture = resizer.resize(decoded)
+            content = _content_region(picture, resizer.spec.place(decoded.width_px, decoded.height_px))
+            is_held_back = not connection.passes(content, captured_ns, key=decoded.key)
+            resized = resizer, picture
+        self._set_state(connection.freeze_detector.content)
+        if is_held_back:
             self._sink.count_gated(self.name)
             return False
+        return self._put(decoded, connection, resized, captured_ns, captured_utc)
+
+    def _put(
+        self,
+        decoded: DecodedPicture,
+        connection: _Connection,
+        resized: tuple[InputResizer, Picture] | None,
+        captured_ns: int,
+        captured_utc: datetime,
+    ) -> bool:
+        """Put a frame into the sink unless it is too late.
+
+        Its picture is resized when a lane takes it, because a newer frame may replace it before; `resized` is
+        the picture if it was resized already, and for which input.
+        """
         with self._handover_lock:
             if self._stop.is_set() or connection.thread.is_abandoned:
                 return False
-            if resizer is not self._resizer:  # the model changed meanwhile
-                resizer = self._resizer
-                image, placement = resizer.fit_to_input(decoded)
+            resizer = self._resizer
+            image: Picture | Callable[[], Picture] = partial(resizer.resize, decoded)
+            if resized is not None and resized[0] is resizer:  # else the model changed meanwhile
+                image = resized[1]
             frame = Frame(
                 camera=self.name,
                 sequence=self._progress.next_sequence,
@@ -582,18 +606,22 @@ class Camera:
                 width_px=decoded.width_px,
                 height_px=decoded.height_px,
                 image=image,
-                placement=placement,
+                placement=resizer.spec.place(decoded.width_px, decoded.height_px),
                 full_picture=decoded.picture,
                 spec=resizer.spec,
             )
             self._progress.next_sequence += 1
-            self._sink.put(frame)
+            replaced = self._sink.put(frame)
+        if connection.admission.note_offered(replaced=replaced):
+            self._set_wanted_rate(connection)
         return True
 
-    def _resize(
-        self, decoded: DecodedPicture, connection: _Connection, resizer: InputResizer, captured_ns: int
-    ) -> tuple[Picture, Placement] | None:
-        """Return the picture at the model's input size, None if it is damaged.
+    def _set_wanted_rate(self, connection: _Connection) -> None:
+        source_fps = self._progress.rate.per_s(self._clock())
+        connection.source.set_wanted_rate(connection.admission.wanted_rate(source_fps))
+
+    def _load(self, decoded: DecodedPicture, connection: _Connection, captured_ns: int) -> bool:
+        """Decode the picture; return whether it is whole.
 
         The first picture that can be decoded completes the connection.
 
@@ -601,17 +629,17 @@ class Camera:
             DamagedPictureError: all pictures of the last `picture_timeout_s` were damaged.
         """
         try:
-            resized = resizer.fit_to_input(decoded)
+            decoded.load()
         except DamagedPictureError as error:
             connection.damaged = error
             if connection.damaged_for_ns(captured_ns) > self._limits.picture_timeout_s * 1e9:
                 raise
-            return None
+            return False
         connection.damaged_since_ns = None
         if not connection.has_picture:
             self._mark_connected(connection.source)
             connection.has_picture = True
-        return resized
+        return True
 
     def _check_freeze(self, decoded: DecodedPicture, connection: _Connection, captured_ns: int) -> None:
         """Pass a key picture that does not become a frame to the freeze detector."""

@@ -79,10 +79,21 @@ class FreezeDetector:
         self._key_ns = now_ns
         return not self._all_are_keys and self._wants_key(now_ns)
 
+    @property
+    def content(self) -> ContentState:
+        """What the last picture that was inspected has shown."""
+        return self._content
+
+    def is_due(self, now_ns: int, *, key: bool) -> bool:
+        """Whether `inspect` would look at a picture of this time; `key`: it is a key picture."""
+        if key and self._wants_key(now_ns):
+            return True
+        return self._looked_ns is None or now_ns - self._looked_ns >= _INSPECT_INTERVAL_NS
+
     def inspect(self, picture: Picture, now_ns: int, *, key: bool) -> ContentState:
         """Inspect a picture (BGR, any size) and return the state; `key`: it is a key picture."""
-        for_keys = key and self._wants_key(now_ns)
-        if for_keys or self._looked_ns is None or now_ns - self._looked_ns >= _INSPECT_INTERVAL_NS:
+        if self.is_due(now_ns, key=key):
+            for_keys = key and self._wants_key(now_ns)
             self._looked_ns = now_ns
             digest = zlib.crc32(np.ascontiguousarray(picture).data)
             self._any.note(digest, now_ns)

@@ -23,6 +23,16 @@ _CLOCK_DRIFT = 0.0005
 
 _MAX_STEP_S = 10.0
 
+_SHARE_FRAMES = 64
+"""Frames that are counted before the share of replaced ones is looked at."""
+
+_HIGH_SHARE = 3 / 4
+_LOW_SHARE = 1 / 3
+"""Below the share that is left of 3/4 when only half of the pictures come: 1/2."""
+
+_SPARSE_INTERVALS = 2.3
+"""Two intervals of a source, whose rate is measured, and not three."""
+
 
 def plausible_fps(fps: float) -> float:
     """Return the rate that a file claims, or 25 if that is impossible."""
@@ -194,6 +204,28 @@ class AdmissionCounts:
     admitted: int = 0
 
 
+class ReplacedShare:
+    """Whether newer frames replace most frames of a camera before a lane takes them."""
+
+    def __init__(self) -> None:
+        self.is_high = False
+        self._frames = self._replaced = 0
+
+    def __repr__(self) -> str:
+        return f"<ReplacedShare {self._replaced}/{self._frames} high={self.is_high}>"
+
+    def note(self, *, replaced: bool) -> bool:
+        """Note whether a frame replaced the one before it; return whether `is_high` has changed."""
+        self._frames += 1
+        self._replaced += replaced
+        if self._frames < _SHARE_FRAMES:
+            return False
+        was_high, limit = self.is_high, _LOW_SHARE if self.is_high else _HIGH_SHARE
+        self.is_high = self._replaced / self._frames > limit
+        self._frames = self._replaced = 0
+        return self.is_high != was_high
+
+
 class FrameAdmission:
     """Decides which pictures of one connection become frames; belongs to the camera's thread.
 
@@ -213,6 +245,7 @@ class FrameAdmission:
         self._demanded, self._admitted = FrameSampler(fps), FrameSampler(fps)
         self._gate = None if gate is None else MotionGate(gate)
         self._moves = True
+        self._replaced = ReplacedShare()
 
     def __repr__(self) -> str:
         return f"<FrameAdmission fps={self.fps} {self._gate!r}>"
@@ -235,14 +268,36 @@ class FrameAdmission:
             self._moves = True
         return self.fps != old_fps
 
+    def note_offered(self, *, replaced: bool) -> bool:
+        """Note whether a frame replaced the one before it; return whether `wanted_rate` has changed."""
+        return self._replaced.note(replaced=replaced)
+
+    def wanted_rate(self, source_fps: float) -> float | None:
+        """Pictures per second that a source of this rate must decode; None: all.
+
+        While most frames are replaced, every second picture is enough: the newest picture is older by one
+        interval of the source at most.
+        """
+        if not self._replaced.is_high or source_fps <= 0:
+            return self.fps
+        half = source_fps / _SPARSE_INTERVALS
+        return half if self.fps is None else min(self.fps, half)
+
     def admits(self, at_s: float, source_frames: int) -> bool:
         """Whether the picture of this time is due; it represents `source_frames` pictures of the source."""
         demanded = self._demanded.count_due(at_s, source_frames)
         due = self._admitted.count_due(at_s, source_frames)
         # The gate's last verdict is assumed for pictures that it did not see.
         self._counts.demanded += demanded if self._moves or self._own_gate is None else 0
-        self._counts.admitted += due if self._moves else 0
+        # Pictures that were not decoded because they would be replaced are not admitted.
+        admitted = min(due, 1) if self._replaced.is_high else due
+        self._counts.admitted += admitted if self._moves else 0
         return due > 0
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether `passes_gate` looks at pictures now."""
+        return self._gate is not None
 
     def passes_gate(self, picture: Picture, now_ns: int) -> bool:
         """Whether a picture that is due passes the motion gate; true without a gate."""

@@ -138,8 +138,10 @@ class Batcher:
             if slot is not None and not slot.open and slot.in_flight is None:
                 del self._slots[camera]
 
-    def put(self, frame: Frame) -> None:
-        """Offer a frame; it replaces an older one that waits. A frame of a closed camera is discarded.
+    def put(self, frame: Frame) -> bool:
+        """Offer a frame; return whether it replaced an older one that waited.
+
+        A frame of a closed camera is discarded.
 
         Raises:
             KeyError: the camera was never opened.
@@ -149,12 +151,14 @@ class Batcher:
             slot.offered += 1
             if self._closed or not slot.open:
                 slot.dropped[DropReason.DISCARDED] += 1
-                return
-            if slot.frame is not None:
+                return False
+            replaced = slot.frame is not None
+            if replaced:
                 slot.dropped[DropReason.REPLACED] += 1
             slot.frame = frame
             if slot.in_flight is None:
                 self._work.notify()
+            return replaced
 
     def count_gated(self, camera: str) -> None:
         """Count a frame that the motion gate held back before it was prepared for the engine."""

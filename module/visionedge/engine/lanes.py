@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import Frame, FrameResult, InputSpec, Picture, Timing, utc_now
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
+from visionedge.runtime.process_limits import bounded_cores
 from visionedge.runtime.threads import ThreadGroup
 
 log = logging.getLogger(__name__)
@@ -107,7 +109,8 @@ class Lane:
         """Compute and deliver a batch; None: it must be computed again, as long as it is fresh."""
         try:
             with self._pool.use(batch.frames[0].spec) as running:
-                for result in _infer(batch.frames, running, self._clock, batch.taken_ns):
+                pictures = self._pool.resize(batch.frames)
+                for result in _infer(batch.frames, pictures, running, self._clock, batch.taken_ns):
                     self._deliver(result)
         except EngineUnavailableError as error:  # the supervisor has reported it
             again = error.fault in RETRIED_FAULTS or (retrying and error.fault is None)
@@ -136,18 +139,21 @@ def infer_frames(frames: list[Frame], engine: Engine, selection: Selection) -> l
         EngineError: the engine failed on them.
     """
     running = EngineWithSelection.of(engine, selection)
-    return list(_infer(frames, running, time.monotonic_ns))
+    pictures = [frame.input_picture() for frame in frames]
+    return list(_infer(frames, pictures, running, time.monotonic_ns))
 
 
 def _infer(
     frames: Sequence[Frame],
+    pictures: Sequence[Picture],
     running: EngineWithSelection,
     clock: Callable[[], int],
     taken_ns: int | None = None,
 ) -> Iterator[FrameResult]:
     """Compute frames as one batch, and give their results one after the other, each timed when it is made.
 
-    `taken_ns` is when the batch was taken; None: now.
+    `pictures` are those of the frames at the model's input size. `taken_ns` is when the batch was taken;
+    None: now.
 
     Raises:
         EngineError: the engine failed on them, or gave another number of results.
@@ -155,7 +161,7 @@ def _infer(
     engine, selection, model = running.engine, running.selection, running.model
     started_ns = clock()
     least_score = min(selection.of_camera(frame.camera).least_score for frame in frames)
-    inference = engine.infer([frame.image for frame in frames], least_score)
+    inference = engine.infer(pictures, least_score)
     precision = engine.info().precision.precision
     infer_ns = clock() - started_ns
     if len(inference.rows) != len(frames):
@@ -196,6 +202,8 @@ class LanePool:
         self._errors = BatchErrorLog()
         self._lanes = 0
         self._changed = threading.Condition()
+        # A batch of a GPU is resized by all cores; the threads start when they are needed.
+        self._resizers = ThreadPoolExecutor(bounded_cores(), thread_name_prefix="resize")
         # All below changes under the condition.
         self._current: EngineWithSelection | None = None
         self._previous: EngineWithSelection | None = None
@@ -261,6 +269,27 @@ class LanePool:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self._resizers.shutdown()
+
+    def resize(self, frames: Sequence[Frame]) -> list[Picture]:
+        """The pictures of frames at the model's input size.
+
+        Raises:
+            EngineError: one of them cannot be resized.
+        """
+        try:
+            with self._changed:
+                pending = {
+                    index: self._resizers.submit(frame.input_picture)
+                    for index, frame in enumerate(frames)
+                    if index > 0 and callable(frame.image) and not self._closed
+                }
+            return [
+                pending[index].result() if index in pending else frame.input_picture()
+                for index, frame in enumerate(frames)
+            ]
+        except Exception as error:  # whatever a picture raises must not end a lane
+            raise EngineError(f"a picture cannot be resized: {type(error).__name__}: {error}") from error
 
     def wait_until_needed(self, lane: int) -> EngineInfo | None:
         """Wait until the engine needs the lane of this number; its info, or None once the pool is closed."""

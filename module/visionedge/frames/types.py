@@ -68,9 +68,9 @@ class Frame:
 
     `sequence` never repeats for a camera, not even after a restart; `epoch` grows by one at each reconnect.
     `captured_ns` is monotonic, taken right after decoding; ages are computed from it. `image` is the picture
-    at the model's input size, resized as `spec` says; `full_picture()` converts and returns it at the
-    source's size. `spec` distinguishes the inputs of two models while one replaces the other; None fits every
-    model.
+    at the model's input size, resized as `spec` says, or a function that resizes it: a frame that a newer one
+    replaces is never resized. `full_picture()` converts and returns it at the source's size. `spec`
+    distinguishes the inputs of two models while one replaces the other; None fits every model.
     """
 
     camera: str
@@ -80,10 +80,14 @@ class Frame:
     captured_utc: datetime
     width_px: int
     height_px: int
-    image: Picture
+    image: Picture | Callable[[], Picture]
     placement: Placement
     full_picture: Callable[[], Picture]
     spec: InputSpec | None = None
+
+    def input_picture(self) -> Picture:
+        """Return the picture at the model's input size; any thread may call it."""
+        return self.image() if callable(self.image) else self.image
 
 
 @dataclass(frozen=True, slots=True)

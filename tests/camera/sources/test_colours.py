@@ -95,7 +95,6 @@ def test_two_channel_planes_of_a_gpu_are_converted_correctly(pix_fmt: str) -> No
 
     picture = scene(160, 90)
     planes = read_planes(frame_of(picture, pix_fmt, "bt709", "limited"))
-    assert planes is not None
     assert _error(convert_full_size(planes), picture) < 1
 
 
@@ -116,7 +115,6 @@ def test_ycgco_gives_the_original_colours(span: str) -> None:
         plane.update(rows.tobytes())
     frame.colorspace = 8
     planes = read_planes(frame)
-    assert planes is not None
     assert _error(convert_full_size(planes), picture) < 1
 
 
@@ -124,7 +122,6 @@ def test_ycgco_gives_the_original_colours(span: str) -> None:
 def test_an_unknown_matrix_is_derived_from_the_primaries(number: int) -> None:
     """As near as can be, and never an error; FFmpeg's converter refuses most of them."""
     from visionedge.camera.sources.pyav import PyavPicture
-    from visionedge.camera.sources.yuv import YuvConverter
 
     picture = scene(160, 90)
     # 0 and 3 are no matrices at all, and BT.601 to FFmpeg, too.
@@ -132,7 +129,7 @@ def test_an_unknown_matrix_is_derived_from_the_primaries(number: int) -> None:
     for matrix, primaries in kinds:
         frame = frame_of(picture, "yuv420p", matrix, "limited")
         frame.colorspace, frame.color_primaries = number, primaries
-        shown = PyavPicture(partial(_itself, frame), YuvConverter(), (160, 90), None, 1)
+        shown = PyavPicture(partial(_itself, frame), (160, 90), None, 1)
         assert _error(shown.picture(), picture) < 1
         assert _error(shown.fit_to_input(SPEC)[0], reference_letterbox(picture, SPEC)) < 1
 
@@ -140,12 +137,11 @@ def test_an_unknown_matrix_is_derived_from_the_primaries(number: int) -> None:
 @pytest.mark.parametrize("number", [8, 11, 12, 14])
 def test_packed_colours_with_an_unknown_matrix_are_converted(number: int) -> None:
     from visionedge.camera.sources.pyav import PyavPicture
-    from visionedge.camera.sources.yuv import YuvConverter
 
     picture = scene(160, 90)
     frame = frame_of(picture, "yuv422p", "bt601", "limited").reformat(format="yuyv422")
     frame.colorspace = number
-    shown = PyavPicture(lambda: frame, YuvConverter(), (160, 90), None, 1)
+    shown = PyavPicture(lambda: frame, (160, 90), None, 1)
     assert _error(shown.picture(), picture) < 2
 
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from clips import make_clip, number_of
-from visionedge.camera.sources.base import FrameSource, SourceLimits
+from visionedge.camera.sources.base import DecoderLibrary, FrameSource, SourceLimits
 from visionedge.camera.sources.open import open_source
 from visionedge.camera.sources.skip_policy import DecodeLevel, SkipPolicy, StreamClockCheck
 from visionedge.config.addresses import parse_camera_uri
@@ -245,6 +246,26 @@ def test_mjpeg_pictures_are_decoded_on_demand(tmp_path: Path) -> None:
     assert seen[5] is not None
     assert number_of(seen[5].fit_to_input(SPEC)[0][4:-4]) == 5
     source.close()
+
+
+@pytest.mark.parametrize(
+    ("library", "codec"), [("pyav", "libx264"), ("pyav", "mjpeg"), ("opencv", "libx264")]
+)
+def test_a_loaded_picture_stays_as_it_is_while_others_are_read(
+    tmp_path: Path, library: DecoderLibrary, codec: str
+) -> None:
+    """It is resized later, on another thread, when its decoder has decoded many more."""
+    path = make_clip(tmp_path / "c.avi", codec=codec)
+    source = open_source(parse_camera_uri(str(path)), SourceLimits(library=library))
+    held = []
+    while (decoded := source.read()) is not None:
+        decoded.load()
+        held.append(decoded)
+    source.close()
+    with ThreadPoolExecutor(2) as threads:
+        images = list(threads.map(lambda decoded: decoded.fit_to_input(SPEC)[0], held))
+    assert [number_of(image[4:-4]) for image in images] == list(range(20))
+    assert [number_of(decoded.picture()) for decoded in held] == list(range(20))
 
 
 @pytest.mark.parametrize("pattern", ["P", "Pbbb"])

@@ -50,8 +50,9 @@ class PipelineHarness:
         self.now_ns += round(seconds * 1e9)
         return False
 
-    def put(self, frame: Frame) -> None:
+    def put(self, frame: Frame) -> bool:
         self.put_frames.append(frame)
+        return False
 
     def count_gated(self, camera: str) -> None:
         raise AssertionError(camera)

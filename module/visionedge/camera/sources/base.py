@@ -92,12 +92,12 @@ class SourceLimits:
 
 
 class DecodedPicture(Protocol):
-    """A picture of a source, decoded at the latest when it is converted.
+    """A picture of a source, decoded at the latest when it is loaded.
 
-    Call `fit_to_input` or `picture` before the next `read`, or not at all, which saves the conversion and
-    with some sources the decoding. After one of these calls, any thread may call `picture` at any time.
+    Call `load` before the next `read`, or not at all, which with some sources saves the decoding. Afterwards
+    any thread may call `fit_to_input` and `picture` at any time; before it, they load the picture.
 
-    `width_px` and `height_px` are those of the upright picture, exact after `fit_to_input` or `picture`.
+    `width_px` and `height_px` are those of the upright picture, exact once it is loaded.
     `position_s` is the media time, always rising; None if the source is live. `source_frames` counts the
     pictures of the source that this one represents: itself, and those before it that were not decoded (at
     least 1). `key` is true for a picture that was coded without reference to others.
@@ -108,6 +108,14 @@ class DecodedPicture(Protocol):
     position_s: float | None
     source_frames: int
     key: bool
+
+    def load(self) -> None:
+        """Decode the picture into memory that no later picture overwrites.
+
+        Raises:
+            DamagedPictureError: it cannot be decoded.
+            SourceError: neither this picture nor any later one can be decoded.
+        """
 
     def picture(self) -> Picture:
         """Return the whole picture: BGR, uint8 (height, width, 3).
@@ -146,6 +154,10 @@ class WholePicture:
         self.key = key
         self._decode = decode
         self._picture: Picture | None = None
+
+    def load(self) -> None:
+        """See `DecodedPicture.load`."""
+        self.picture()
 
     def picture(self) -> Picture:
         """See `DecodedPicture.picture`."""

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -282,7 +283,6 @@ class PyavSource:
         self._packets = container.demux(stream)
         # Time base of the stream, because frames that are drained at the end have none.
         self._tick_s = float(stream.time_base or 0)
-        self._converter = YuvConverter()
         self._timeline = Timeline(float(stream.average_rate or 0))
         self._skip_policy = SkipPolicy(limits.pictures_per_s)
         self._stream_clock = StreamClockCheck()
@@ -453,7 +453,7 @@ class PyavSource:
             self._unseen_since_s, self._unseen_count = None, 0
         source_frames = self._count_source_frames()
         position_s = self._timeline.advance(raw_s) if self._paced else None
-        return PyavPicture(decode_frame, self._converter, size_px, position_s, source_frames, key=key)
+        return PyavPicture(decode_frame, size_px, position_s, source_frames, key=key)
 
     def _count_source_frames(self) -> int:
         """Return how many packets a picture represents; the sum over all pictures is the number of packets.
@@ -604,7 +604,6 @@ class PyavPicture:
     def __init__(
         self,
         decode_frame: Callable[[], VideoFrame],
-        converter: YuvConverter,
         size_px: tuple[int, int],
         position_s: float | None,
         source_frames: int,
@@ -616,41 +615,59 @@ class PyavPicture:
         self.source_frames = source_frames
         self.key = key
         self._decode_frame = decode_frame
-        self._converter: YuvConverter | None = converter
-        self._seen = False
+        self._loaded: VideoFrame | Picture | None = None
+
+    def load(self) -> None:
+        """See `DecodedPicture.load`; a decoder does not reuse the memory of a frame that is held."""
+        self._load()
 
     def fit_to_input(self, spec: InputSpec, out: Picture | None = None) -> tuple[Picture, Placement]:
         """See `DecodedPicture.fit_to_input`."""
-        planes = read_planes(self._load_frame())
-        converter, self._converter = self._converter or YuvConverter(), None
-        if planes is None:
-            return fit_to_input(self.picture(), spec, out)
+        loaded = self._load()
+        if not isinstance(loaded, VideoFrame):
+            return fit_to_input(loaded, spec, out)
+        planes, converter = read_planes(loaded), _thread_memory.converter
         return draw_to_input(
             planes.size_px, spec, out, lambda window: converter.convert(planes, window, spec.resample)
         )
 
     def picture(self) -> Picture:
         """See `DecodedPicture.picture`; converted at each call, because the frame takes half the memory."""
-        frame = self._load_frame()
-        planes = read_planes(frame)
-        return _convert_upright(frame) if planes is None else convert_full_size(planes)
+        loaded = self._load()
+        return convert_full_size(read_planes(loaded)) if isinstance(loaded, VideoFrame) else loaded
 
-    def _load_frame(self) -> VideoFrame:
-        frame = self._decode_frame()
-        if not self._seen:
+    def _load(self) -> VideoFrame | Picture:
+        """Return the frame; for a pixel format that is not luma and chroma the whole picture."""
+        if self._loaded is None:
+            frame = self._decode_frame()
             turned = _quarter_turns(frame) % 2 == 1
             self.width_px = frame.height if turned else frame.width
             self.height_px = frame.width if turned else frame.height
-            # Keep the frame, but not the packet that it came from.
-            self._decode_frame, self._seen = (lambda: frame), True
-        return frame
+            self._loaded = _convert_upright(frame) if _layout(frame.format.name) is None else frame
+            # The packet that the frame came from is not kept.
+            self._decode_frame = lambda: frame
+        return self._loaded
 
 
-def read_planes(frame: VideoFrame) -> YuvPlanes | None:
-    """Return the planes of a frame without a copy; None for a pixel format that is not luma and chroma."""
+class _ThreadMemory(threading.local):
+    """The converter of a thread: a camera's thread and lanes resize pictures of the same source."""
+
+    def __init__(self) -> None:
+        self.converter = YuvConverter()
+
+
+_thread_memory = _ThreadMemory()
+
+
+def read_planes(frame: VideoFrame) -> YuvPlanes:
+    """Return the planes of a frame without a copy.
+
+    Raises:
+        ValueError: the pixel format is not luma and chroma.
+    """
     layout = _layout(frame.format.name)
     if layout is None:
-        return None
+        raise ValueError(f"the pixel format {frame.format.name} is not luma and chroma")
     matrix = _MATRICES.get(frame.colorspace)
     if matrix is None:
         matrix = _MATRICES_OF_PRIMARIES.get(frame.color_primaries, "bt601")

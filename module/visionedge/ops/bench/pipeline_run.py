@@ -113,14 +113,14 @@ class VirtualCamera:
         self._stop.set()
         self._source.interrupt()
 
-    def put(self, frame: Frame) -> None:
+    def put(self, frame: Frame) -> bool:
         """See `FrameSink.put`: stamp the frame."""
         now_ns = self._clock()
         values = {each.name: getattr(frame, each.name) for each in fields(Frame)}
         if self._due_ns is not None:
             values["captured_ns"] = self._due_ns
         decode_ns = self._read_ns + now_ns - self._fill_from_ns
-        self._sink.put(StampedFrame(**values, decode_ns=decode_ns, put_ns=now_ns))
+        return self._sink.put(StampedFrame(**values, decode_ns=decode_ns, put_ns=now_ns))
 
 
 @dataclass(frozen=True, slots=True)
