@@ -353,6 +353,23 @@ def test_a_camera_without_a_frame_in_flight_goes_before_a_second_frame_of_anothe
     assert names(taken(made)) == ["hall", "dock", "gate"]
 
 
+def test_a_fast_camera_takes_no_frame_from_a_slow_one() -> None:
+    """Two lanes are always busy. The fast camera has a new frame at each step, the slow one at each fifth."""
+    made = batcher("fast", "slow")
+    lanes: list[Batch] = []
+    for step in range(100):
+        made.put(frame("fast", step + 1))
+        if step % 5 == 0:
+            made.put(frame("slow", step + 1))
+        if len(lanes) == 2:
+            batch = lanes.pop(0)
+            hand_on(made, made.done(batch, results(*batch.frames)))
+        lanes.append(taken(made, max_count=1))
+    seen = made.statistics().cameras
+    assert (seen["slow"].offered, seen["slow"].dropped[DropReason.REPLACED]) == (20, 0)
+    assert seen["fast"].analysed + seen["fast"].in_flight == 80
+
+
 def test_results_of_a_camera_are_delivered_by_one_lane_at_a_time() -> None:
     made = batcher("dock")
     batches = []
@@ -481,6 +498,32 @@ def test_a_lane_that_waits_for_frames_delivers_what_waited_too_long_for_another_
     clock.now_ns += MAX_AGE_NS
     lane.join(5)
     assert got == [2]
+
+
+def test_one_flat_out_camera_keeps_all_lanes_busy() -> None:
+    """No lane goes on before all of them have a frame."""
+    made = Batcher(1, 10**12)
+    made.open("dock")
+    all_busy = threading.Barrier(3)
+
+    def camera() -> None:
+        for sequence in range(1, 31):
+            made.put(frame("dock", sequence, time.monotonic_ns()))
+            assert made.wait_taken("dock", 5)
+
+    def wait_for_others(_one: Frame) -> bool:
+        all_busy.wait(5)
+        return False
+
+    seen: list[int] = []
+    lanes = [
+        started(lambda: run_lane(made, lambda one: seen.append(one.sequence), wait_for_others)) for _ in "abc"
+    ]
+    started(camera).join(20)
+    made.close()
+    for thread in lanes:
+        thread.join(5)
+    assert seen == list(range(1, 31))
 
 
 def test_waiting_for_a_frame_that_no_lane_takes_returns_false() -> None:
