@@ -10,18 +10,20 @@ from visionedge.iothub.identity import Identity
 
 IDENTITY = Identity("factory.azure-devices.net", "press-7", "vision", "edge-7")
 
-SCRAPED = {name: declared for name, declared in METRICS.items() if declared.kind != "histogram"}
+SCRAPED = {name: declared for name, declared in METRICS.items() if not declared.is_observed}
 
 
 def samples() -> Iterable[Sample]:
     for name, declared in SCRAPED.items():
-        yield name, tuple(f'{label} "x"\\' for label in declared.labels), 1.5
+        value = {1: 3, 3: 2} if declared.buckets else 1.5
+        yield name, tuple(f'{label} "x"\\' for label in declared.labels), value
 
 
 def test_the_collector_loses_no_line_and_finds_every_metric() -> None:
     text = Metrics(samples, identity_labels(IDENTITY)).render().decode()
     names = {name for name, _, _ in collect(text)}
-    assert {f"visionedge_{name}" for name in SCRAPED} <= names
+    ends = {name: "_count" if declared.buckets else "" for name, declared in SCRAPED.items()}
+    assert {f"visionedge_{name}{end}" for name, end in ends.items()} <= names
     assert len(list(collect(text))) == sum(not line.startswith("#") for line in text.splitlines())
 
 
@@ -47,6 +49,23 @@ def test_the_labels_of_a_histogram_stay() -> None:
     found = [s for s in collect(metrics.render().decode()) if s[0] == "visionedge_frame_infer_seconds_bucket"]
     assert {labels["device"] for _, labels, _ in found} == {"cpu"}
     assert found[-1][1] == {"device": "cpu", "le": "+Inf", "edge_device": "press-7"}
+
+
+def test_batch_sizes_are_a_histogram_with_cumulative_buckets_of_powers_of_two() -> None:
+    lines = Metrics(samples).render().decode().splitlines()
+    found = [line.removeprefix("visionedge_batch_size_") for line in lines if "_batch_size_" in line]
+    assert found == [
+        'bucket{le="1.0"} 3.0',
+        'bucket{le="2.0"} 3.0',
+        'bucket{le="4.0"} 5.0',
+        'bucket{le="8.0"} 5.0',
+        'bucket{le="16.0"} 5.0',
+        'bucket{le="32.0"} 5.0',
+        'bucket{le="64.0"} 5.0',
+        'bucket{le="+Inf"} 5.0',
+        "count 5.0",
+        "sum 9.0",
+    ]
 
 
 @pytest.mark.parametrize("line", ["x{a=b} 1", 'x 1 # {trace="1"} 2', "x +Inf", "x NaN", 'x{a="1" 2'])

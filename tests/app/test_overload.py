@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from visionedge.engine.batcher import Batch, Batcher, BatcherStatistics, DropReason, Outcome
-from visionedge.frames.types import Frame, Placement
+from visionedge.engine.batcher import Batch, Batcher, BatcherStatistics, DropReason
+from visionedge.frames.types import Detections, Frame, FrameResult, Placement, Timing
 
 CAMERAS = 64
 FPS = 5
@@ -18,6 +18,7 @@ MS = 1_000_000
 INTERVAL_NS = 1_000 * MS // FPS
 IMAGE = np.zeros((2, 2, 3), np.uint8)
 PLACEMENT = Placement(0.0, 0.0, 2.0, 2.0)
+NOTHING = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
 
 
 @dataclass
@@ -56,10 +57,12 @@ class OverloadSimulation:
     def _until(self, at_ns: int) -> None:
         while self.busy and self.busy[0][0] <= at_ns:
             self.now_ns, batch = self.busy.pop(0)
-            for each in batch.frames:
-                self.ages_ns[each.camera].append(self.now_ns - each.captured_ns)
-                self.delivered.append(each)
-            self.batcher.done(batch, Outcome.ANALYSED)
+            found = self.batcher.done(batch, [result(each) for each in batch.frames])
+            while found:
+                for each in found:
+                    self.ages_ns[each.frame.camera].append(self.now_ns - each.frame.captured_ns)
+                    self.delivered.append(each.frame)
+                found = self.batcher.confirm(found, len(found))
             self._take()
         self.now_ns = max(self.now_ns, at_ns)
 
@@ -82,6 +85,10 @@ def frame(camera: str, sequence: int, at_ns: int) -> Frame:
         placement=PLACEMENT,
         full_picture=lambda: IMAGE,
     )
+
+
+def result(one: Frame) -> FrameResult:
+    return FrameResult(one, NOTHING, Timing(0, 0, 0, 1), "cpu", "tiny", ())
 
 
 @pytest.fixture(scope="module", params=[(1, 8), (2, 1), (2, 8)], ids=lambda pair: f"{pair[0]}x{pair[1]}")

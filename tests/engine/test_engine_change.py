@@ -164,6 +164,25 @@ def test_the_previous_engine_is_closed_once_no_frame_needs_it(
     assert "previous=None" in repr(harness.lineup)
 
 
+def test_a_camera_with_frames_in_both_engines_gets_its_results_in_order(
+    harness: LanePoolHarness, small: Model, large: Model
+) -> None:
+    old, new = FakeEngine(small, lanes=2), FakeEngine(large, lanes=2)
+    old.hold = threading.Event()
+    harness.lineup.swap_engine(old, SURE)
+    harness.put("dock", 1, small.input)
+    assert old.began.wait(20)
+    harness.lineup.swap_engine(new, SURE)
+    harness.put("dock", 2, large.input)
+    assert new.began.wait(20)
+    harness.put("gate", 1, large.input)
+    harness.delivered.wait_for(1)
+    assert harness.delivered.seen == [("gate", 1, "large")]
+    old.hold.set()
+    harness.delivered.wait_for(3)
+    assert harness.delivered.seen[1:] == [("dock", 1, "small"), ("dock", 2, "large")]
+
+
 def test_late_frames_for_a_closed_model_fail_and_are_counted(
     harness: LanePoolHarness, small: Model, large: Model
 ) -> None:

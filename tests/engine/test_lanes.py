@@ -325,6 +325,92 @@ def test_an_unexpected_error_ends_the_lane_and_returns_the_batch(engine: FakeEng
     assert (dock.in_flight, dock.dropped[DropReason.FAILED]) == (0, 1)
 
 
+class OverlappingEngine(FakeEngine):
+    """Two lanes compute at the same time: the first picture is held until another one is computed."""
+
+    def __init__(self, model: Model, first: Callable[[], Rows]) -> None:
+        super().__init__(model)
+        self.plan = Plan(2, (1,), "two lanes")
+        self.began, self.others = threading.Event(), threading.Event()
+        self._first = first
+
+    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Inference:
+        if self.began.is_set():
+            return super().infer(pictures, min_score)
+        self.began.set()
+        assert self.others.wait(20)
+        return Inference(self._first(), "cpu")
+
+
+def run_two_lanes(engine: OverlappingEngine, *, deliver: Callable[[FrameResult], None]) -> Batcher:
+    """Two frames of a camera through two lanes, the later one first."""
+    batcher = Batcher(8, 10**9, SteppingClock(0))
+    batcher.open("dock")
+    pool = LanePool(batcher, NoThreads(lambda _name, _error: None), deliver)
+    pool.swap_engine(engine, SURE)
+    batcher.put(frame("dock", 1))
+    slow = threading.Thread(target=Lane(batcher, pool, deliver).run)
+    slow.start()
+    assert engine.began.wait(20)
+    batcher.put(frame("dock", 2))
+    second = batcher.take(0)
+    assert second is not None
+    Lane(batcher, pool, deliver)._finish(second)
+    assert batcher.statistics().cameras["dock"].in_flight == 2
+    engine.others.set()
+    batcher.close()
+    slow.join(20)
+    assert not slow.is_alive()
+    return batcher
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["computed", "computed-again"])
+def test_results_of_two_lanes_are_delivered_in_order(engine: FakeEngine, is_lost: bool) -> None:
+    """Also if a remote device loses the first batch, which is computed again."""
+
+    def first() -> Rows:
+        if is_lost:
+            raise lost(Fault.REPLICA_FAILED)
+        return np.stack([ONE_BOX])
+
+    delivered: list[FrameResult] = []
+    batcher = run_two_lanes(OverlappingEngine(engine.info().model, first), deliver=delivered.append)
+    assert [each.frame.sequence for each in delivered] == [1, 2]
+    assert batcher.statistics().cameras["dock"].analysed == 2
+
+
+def test_a_lane_that_fails_delivers_the_results_that_waited_for_it(engine: FakeEngine) -> None:
+    delivered: list[FrameResult] = []
+    batcher = run_two_lanes(OverlappingEngine(engine.info().model, lambda: fail(1)), deliver=delivered.append)
+    assert [each.frame.sequence for each in delivered] == [2]
+    dock = batcher.statistics().cameras["dock"]
+    assert (dock.analysed, dock.dropped[DropReason.FAILED], dock.in_flight) == (1, 1, 0)
+
+
+def test_a_delivery_that_raises_leaves_what_waits_behind_it_to_another_lane(engine: FakeEngine) -> None:
+    preloaded = PreloadedBatcher(engine, frame("dock", 1))
+    batcher = preloaded.batcher
+    first = batcher.take(0)
+    batcher.put(frame("dock", 2))
+    second = batcher.take(0)
+    assert first is not None
+    assert second is not None
+
+    def deliver(_result: FrameResult) -> None:
+        Lane(batcher, preloaded.pool, preloaded.deliver)._finish(second)  # while the first is delivered
+        raise LookupError("a bug")
+
+    with pytest.raises(LookupError):
+        Lane(batcher, preloaded.pool, deliver)._finish(first)
+    assert preloaded.delivered == []
+    released = batcher.take(0)
+    assert released is not None
+    Lane(batcher, preloaded.pool, preloaded.deliver)._hand_on(released.released)
+    assert [each.frame.sequence for each in preloaded.delivered] == [2]
+    dock = batcher.statistics().cameras["dock"]
+    assert (dock.analysed, dock.dropped[DropReason.FAILED], dock.in_flight) == (1, 1, 0)
+
+
 def test_errors_are_logged_once_a_second_with_their_number(caplog: pytest.LogCaptureFixture) -> None:
     clock = SteppingClock(250_000_000)
     errors = BatchErrorLog(clock)

@@ -27,6 +27,7 @@ from visionedge.model.download import DownloadRetryPolicy
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection, find_unknown_classes
 from visionedge.model.provider import MAX_CHANGE_TRIES, ModelProvider, ModelSource
+from visionedge.runtime.process_limits import usable_cores
 from visionedge.runtime.threads import OnThreadExit, ThreadGroup, run_on_thread
 
 log = logging.getLogger(__name__)
@@ -412,7 +413,7 @@ class EngineHost:
         if problems := _find_classes_of_cameras(model, cameras):
             raise ConfigError(problems)
         frame_pool = (
-            SharedFramePool(model.input, compute_block_count(len(config.cameras)))
+            SharedFramePool(model.input, compute_block_count(len(config.cameras), usable_cores()))
             if config.inference.process
             else None
         )

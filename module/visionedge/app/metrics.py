@@ -1,7 +1,7 @@
 """Every metric: declared once with its kind, labels and unit, and read when Prometheus scrapes ``/metrics``.
 
-Counters and gauges are not kept here: the module's parts count for themselves, and `collect_samples` reads
-their statistics. Only durations are observed as they happen, because no statistics hold their distribution.
+Metrics are not kept here: the module's parts count for themselves, and `collect_samples` reads their
+statistics. Only durations are observed as they happen, because no statistics hold their distribution.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
@@ -27,16 +27,28 @@ from visionedge.runtime.build_identity import read_build_identity
 from visionedge.scene.events import TOTALS_OF_LINES, TOTALS_OF_ZONES
 
 Labels = tuple[str, ...]
-Sample = tuple[str, Labels, float]
-"""The name of a metric without its prefix, the values of its labels, and its value."""
+Sample = tuple[str, Labels, float | Mapping[int, int]]
+"""The name of a metric without its prefix, the values of its labels, and its value.
+
+The value of a histogram that is scraped is the number of observations by what was observed.
+"""
 
 
 class MetricDeclaration(NamedTuple):
-    """A metric: its kind, the names of its labels, and the text of its HELP line."""
+    """A metric: its kind, the names of its labels, and the text of its HELP line.
+
+    `buckets`: the upper bounds of a histogram that is scraped; empty for all others.
+    """
 
     kind: str
     labels: Labels
     help: str
+    buckets: tuple[int, ...] = ()
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether each value is observed as it happens."""
+        return self.kind == "histogram" and not self.buckets
 
 
 def _gauge(text: str, *labels: str) -> MetricDeclaration:
@@ -50,6 +62,9 @@ def _counter(text: str, *labels: str) -> MetricDeclaration:
 def _histogram(text: str, *labels: str) -> MetricDeclaration:
     return MetricDeclaration("histogram", labels, text)
 
+
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+"""Up to the largest `inference.maxBatch`."""
 
 METRICS: Mapping[str, MetricDeclaration] = {
     "info": _gauge("Version and model.", "version", "model"),
@@ -71,6 +86,7 @@ METRICS: Mapping[str, MetricDeclaration] = {
     "remote_failures_total": _counter("Requests to a server that failed.", "replica"),
     "nodes_on_cpu": _gauge("Nodes on the CPU while the rest is on a GPU."),
     "pictures_copied_total": _counter("Frames copied to the engine because shared memory was full."),
+    "batch_size": MetricDeclaration("histogram", (), "Frames that were computed together.", _BATCH_SIZES),
     "unplanned_shape_total": _counter("Batches of a size that was not warmed up; must stay 0."),
     "frames_offered_total": _counter("Frames that reached the camera's slot.", "camera"),
     "frames_analysed_total": _counter("Frames that were computed.", "camera"),
@@ -119,7 +135,7 @@ METRICS: Mapping[str, MetricDeclaration] = {
     "frame_infer_seconds": _histogram("In the engine, per batch.", "device"),
     "frame_total_seconds": _histogram("From capture to result.", "camera"),
 }
-"""All metrics, by name without the prefix ``visionedge_``; histograms are observed, the others scraped."""
+"""All metrics, by name without the prefix ``visionedge_``; durations are observed, the others scraped."""
 
 _BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -135,16 +151,36 @@ class _ScrapeCollector(Collector):
         return []
 
     def collect(self) -> Iterable[Metric]:
-        families = {name: _make_family(name) for name, d in METRICS.items() if d.kind != "histogram"}
+        families = {name: _make_family(name) for name, d in METRICS.items() if not d.is_observed}
         for name, labels, value in self._snapshot():
-            families[name].add_metric(list(labels), value)
+            _add_sample(families[name], list(labels), value, METRICS[name].buckets)
         return [family for family in families.values() if family.samples]
 
 
-def _make_family(name: str) -> CounterMetricFamily | GaugeMetricFamily:
+_Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+
+
+def _make_family(name: str) -> _Family:
     declared = METRICS[name]
-    kind = CounterMetricFamily if declared.kind == "counter" else GaugeMetricFamily
-    return kind(f"visionedge_{name}", declared.help, labels=declared.labels)
+    kinds: Mapping[str, type[_Family]] = {
+        "counter": CounterMetricFamily,
+        "gauge": GaugeMetricFamily,
+        "histogram": HistogramMetricFamily,
+    }
+    return kinds[declared.kind](f"visionedge_{name}", declared.help, labels=declared.labels)
+
+
+def _add_sample(
+    family: _Family, labels: list[str], value: float | Mapping[int, int], bounds: tuple[int, ...]
+) -> None:
+    if isinstance(value, Mapping):
+        assert isinstance(family, HistogramMetricFamily)  # noqa: S101 - only these are counted by value
+        filled = [(f"{bound:.1f}", sum(n for size, n in value.items() if size <= bound)) for bound in bounds]
+        filled.append(("+Inf", sum(value.values())))
+        family.add_metric(labels, filled, sum(size * count for size, count in value.items()))
+    else:
+        assert not isinstance(family, HistogramMetricFamily)  # noqa: S101 - as above
+        family.add_metric(labels, value)
 
 
 def identity_labels(identity: Identity | None) -> Mapping[str, str]:
@@ -175,7 +211,7 @@ class Metrics(Collector):
                 f"visionedge_{name}", d.help, d.labels, registry=self._registry, buckets=_BUCKETS_S
             )
             for name, d in METRICS.items()
-            if d.kind == "histogram"
+            if d.is_observed
         }
 
     def observe(self, result: FrameResult) -> None:
@@ -254,7 +290,9 @@ def _recovery_samples(recovery: RecoveryStatistics) -> Iterator[Sample]:
 
 
 def _camera_samples(state: StateSnapshot) -> Iterator[Sample]:
-    for name, slot in state.batcher.statistics().cameras.items():
+    batcher = state.batcher.statistics()
+    yield "batch_size", (), batcher.batch_sizes
+    for name, slot in batcher.cameras.items():
         yield "frames_offered_total", (name,), slot.offered
         yield "frames_analysed_total", (name,), slot.analysed
         yield "frames_waiting", (name,), slot.waiting + slot.in_flight

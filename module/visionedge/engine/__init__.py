@@ -1,6 +1,7 @@
 """The engine: batches of frames in, detections out. In reading order:
 
 - `batcher`: the newest frame of each camera waits here; a batch forms while the lanes are busy.
+- `reorder_buffer`: the results of a camera in the order of its frames again.
 - `lanes`: threads that take a batch, infer and deliver; how one engine replaces another.
 - `interface`: an engine is `infer`, `info` and `close`.
 - `local_engine`: the engine in this process, on the best device. `precision_choice` picks the precision,

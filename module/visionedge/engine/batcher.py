@@ -1,8 +1,9 @@
 """The batcher: the newest frame of every camera waits here until a lane takes it.
 
-A batch forms by itself: while the lanes are busy, frames gather, and the next lane takes all of them. Camera
-threads call `put` and `wait_taken`, lanes `take` and `done`, the service the rest. There is one lock, held
-for assignments only; `put` never blocks.
+A batch forms by itself: while the lanes are busy, frames gather, and the next lane takes all of them. Idle
+lanes take further frames of a camera while others of it are computed; its results are handed on in order of
+sequence. Camera threads call `put` and `wait_taken`, lanes `take`, `done` and `confirm`, the service the
+rest. There is one lock, held for assignments only; `put` never blocks.
 
 At every moment, for every camera:
 
@@ -12,25 +13,20 @@ At every moment, for every camera:
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from visionedge.frames.types import Frame, InputSpec
-
-
-class Outcome(StrEnum):
-    """How a batch ended."""
-
-    ANALYSED = "analysed"
-    FAILED = "failed"
+from visionedge.engine.reorder_buffer import ReorderBuffer
+from visionedge.frames.types import Frame, FrameResult, InputSpec
 
 
 class DropReason(StrEnum):
     """Why a frame was not analysed.
 
-    replaced: a newer frame came before a lane took it; stale: too old when its turn came; gated: held back by
-    the motion gate; failed: the engine failed on its batch; discarded: its camera or the module was closed.
+    replaced: a newer frame came before a lane took it; stale: too old when its turn came, or computed too
+    late to keep the order; gated: held back by the motion gate; failed: the engine failed on its batch;
+    discarded: its camera or the module was closed.
     """
 
     REPLACED = "replaced"
@@ -42,10 +38,15 @@ class DropReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Frames of different cameras, taken together. The lane that took it must call `done`."""
+    """Frames of different cameras, taken together. The lane that took it must call `done`.
+
+    `released`: instead of frames, results that wait no longer for an earlier one. The lane must deliver them
+    and call `confirm`.
+    """
 
     frames: tuple[Frame, ...]
     taken_ns: int
+    released: tuple[FrameResult, ...] = ()
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -62,7 +63,10 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class CameraStatistics:
-    """The frames of a camera, counted; `waiting` and `in_flight` are 0 or 1."""
+    """The frames of a camera, counted; `waiting` is 0 or 1.
+
+    `in_flight`: frames that a lane took and that are not counted otherwise yet.
+    """
 
     offered: int
     analysed: int
@@ -85,18 +89,24 @@ class _Slot:
     """The slot turned empty. One condition per slot: a camera is not woken for the others."""
 
     frame: Frame | None = None
-    in_flight: Frame | None = None
+    in_flight: ReorderBuffer = field(default_factory=ReorderBuffer)
     open: bool = True
     offered: int = 0
     analysed: int = 0
     dropped: Counter[DropReason] = field(default_factory=Counter)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a lane may take the frame."""
+        return self.frame is not None and self.in_flight.has_room
+
 
 class Batcher:
-    """One slot per camera, at most one frame of a camera in flight, cameras in turns.
+    """One slot per camera. Cameras with the fewest frames in flight come first, in turns.
 
-    `max_batch` bounds a batch. A frame that is older than `max_age_ns` when its turn comes is dropped. A
-    batch never waits for more frames: they gather while the lanes are busy.
+    `max_batch` bounds a batch. A frame that is older than `max_age_ns` when its turn comes is dropped; a
+    result waits as long for earlier ones. A batch never waits for more frames: they gather while the lanes
+    are busy.
     """
 
     def __init__(self, max_batch: int, max_age_ns: int, clock: Callable[[], int] = time.monotonic_ns) -> None:
@@ -105,6 +115,7 @@ class Batcher:
         self._clock = clock
         # In the order of turns: a camera whose frame was taken moves to the end.
         self._slots: dict[str, _Slot] = {}
+        self._early: set[str] = set()  # cameras with results that wait for an earlier one
         self._batch_sizes: Counter[int] = Counter()
         self._closed = False
         self._lock = threading.Lock()
@@ -115,7 +126,7 @@ class Batcher:
         return (
             f"<Batcher {'closed' if self._closed else 'open'} cameras={sum(s.open for s in slots)}"
             f" waiting={sum(s.frame is not None for s in slots)}"
-            f" in_flight={sum(s.in_flight is not None for s in slots)}"
+            f" in_flight={sum(len(s.in_flight) for s in slots)}"
             f" batches={self._batch_sizes.total()}>"
         )
 
@@ -127,16 +138,17 @@ class Batcher:
             self._slots[camera].open = True
 
     def close_camera(self, camera: str) -> None:
-        """Accept no more frames of a camera; a waiting one is discarded, one in flight is finished."""
+        """Accept no more frames of a camera; a waiting one is discarded, those in flight are finished."""
         with self._work:
             self._close_slot(self._slots[camera])
 
     def forget(self, camera: str) -> None:
-        """Delete the counters of a closed camera, unless it has a frame in flight."""
+        """Delete the counters of a closed camera, unless it has frames in flight."""
         with self._work:
             slot = self._slots.get(camera)
-            if slot is not None and not slot.open and slot.in_flight is None:
+            if slot is not None and not slot.open and not len(slot.in_flight):
                 del self._slots[camera]
+                self._early.discard(camera)
 
     def put(self, frame: Frame) -> bool:
         """Offer a frame; return whether it replaced an older one that waited.
@@ -156,7 +168,7 @@ class Batcher:
             if replaced:
                 slot.dropped[DropReason.REPLACED] += 1
             slot.frame = frame
-            if slot.in_flight is None:
+            if slot.is_ready:
                 self._work.notify()
             return replaced
 
@@ -177,51 +189,82 @@ class Batcher:
             return slot.emptied.wait_for(lambda: slot.frame is None, timeout_s)
 
     def take(self, timeout_s: float | None = None, max_count: int | None = None) -> Batch | None:
-        """Wait for frames and take up to `max_count` of them; None when closed, or after `timeout_s`."""
+        """Wait for frames and take up to `max_count` of them; None when closed, or after `timeout_s`.
+
+        The batch has results instead of frames if some have waited too long for an earlier one.
+        """
         max_count = self._max_batch if max_count is None else min(max_count, self._max_batch)
         deadline_ns = None if timeout_s is None else time.monotonic_ns() + round(timeout_s * 1e9)
         with self._work:
             while not self._closed:
                 now_ns = self._clock()
+                if self._early and (released := self._release(tuple(self._early), now_ns)):
+                    return Batch((), now_ns, tuple(released))
                 if ready := self._ready_frames(now_ns):
                     return self._form_batch(ready[:max_count], now_ns)
                 left_s = None if deadline_ns is None else (deadline_ns - time.monotonic_ns()) / 1e9
                 if left_s is not None and left_s <= 0:
                     return None
-                self._work.wait(left_s)
+                self._work.wait(self._seconds_to_release(now_ns, left_s))
         return None
 
-    def done(self, batch: Batch, outcome: Outcome) -> None:
-        """Give a batch back after its results were delivered: frames of its cameras may be taken again."""
+    def done(self, batch: Batch, results: Sequence[FrameResult]) -> list[FrameResult]:
+        """Give a batch back with its results; its frames without a result have failed.
+
+        Returns the results whose turn it is, of this batch and of others. The lane must deliver them in this
+        order and call `confirm`.
+        """
+        found = {(result.frame.camera, result.frame.sequence): result for result in results}
         with self._work:
+            now_ns = self._clock()
             for frame in batch.frames:
                 slot = self._slots[frame.camera]
-                slot.in_flight = None
-                if outcome is Outcome.ANALYSED:
+                result = found.get((frame.camera, frame.sequence))
+                if result is None:
+                    slot.in_flight.remove(frame)
+                    slot.dropped[DropReason.FAILED] += 1
+                elif not slot.in_flight.complete(result, now_ns):
+                    slot.dropped[DropReason.STALE] += 1
+            return self._advance((frame.camera for frame in batch.frames), now_ns)
+
+    def confirm(self, results: Sequence[FrameResult], delivered: int) -> list[FrameResult]:
+        """Count the first `delivered` of the results as analysed, and the others as failed.
+
+        Returns the results whose turn it is now, as `done` does; none if some were not delivered.
+        """
+        with self._work:
+            for number, result in enumerate(results):
+                slot = self._slots[result.frame.camera]
+                slot.in_flight.confirm()
+                if number < delivered:
                     slot.analysed += 1
                 else:
                     slot.dropped[DropReason.FAILED] += 1
-                if slot.frame is not None:
-                    self._work.notify()
+            cameras = {result.frame.camera for result in results}
+            if delivered < len(results):  # the lane ends; another one takes what waits behind them
+                self._early |= cameras
+                self._work.notify()
+                return []
+            return self._advance(cameras, self._clock())
 
-    def drop_stale(self, batch: Batch) -> Batch | None:
-        """Drop the frames of a taken batch that are too old by now; the batch of the others, or None.
+    def drop_stale(self, batch: Batch) -> tuple[Batch | None, list[FrameResult]]:
+        """Drop the frames of a taken batch that are too old by now.
 
-        The batch that is returned is another object, and the lane must call `done` for it alone.
+        Returns the batch of the others, or None, and the results whose turn it is, as `done` does. The batch
+        is another object, and the lane must call `done` for it alone.
         """
         fresh: list[Frame] = []
         with self._work:
-            oldest_ns = self._clock() - self._max_age_ns
+            now_ns = self._clock()
             for frame in batch.frames:
-                if frame.captured_ns >= oldest_ns:
+                if now_ns - frame.captured_ns <= self._max_age_ns:
                     fresh.append(frame)
                     continue
                 slot = self._slots[frame.camera]
-                slot.in_flight = None
+                slot.in_flight.remove(frame)
                 slot.dropped[DropReason.STALE] += 1
-                if slot.frame is not None:
-                    self._work.notify()
-        return Batch(tuple(fresh), batch.taken_ns) if fresh else None
+            released = self._advance((frame.camera for frame in batch.frames), now_ns)
+        return (Batch(tuple(fresh), batch.taken_ns) if fresh else None), released
 
     def limit(self, max_batch: int, max_age_ns: int) -> None:
         """Set the limits of batches and ages."""
@@ -234,7 +277,7 @@ class Batcher:
             return any(
                 frame is not None and frame.spec == spec
                 for slot in self._slots.values()
-                for frame in (slot.frame, slot.in_flight)
+                for frame in (slot.frame, *slot.in_flight.frames())
             )
 
     def close(self) -> None:
@@ -253,7 +296,7 @@ class Batcher:
                     offered=slot.offered,
                     analysed=slot.analysed,
                     waiting=int(slot.frame is not None),
-                    in_flight=int(slot.in_flight is not None),
+                    in_flight=len(slot.in_flight),
                     dropped={reason: slot.dropped[reason] for reason in DropReason},
                 )
                 for camera, slot in self._slots.items()
@@ -266,7 +309,7 @@ class Batcher:
         """The frames that can be taken now, in the order of turns; frames that are too old are dropped."""
         ready = []
         for slot in self._slots.values():
-            if slot.frame is None or slot.in_flight is not None:
+            if slot.frame is None or not slot.is_ready:
                 continue
             if now_ns - slot.frame.captured_ns > self._max_age_ns:
                 slot.frame = None
@@ -274,19 +317,51 @@ class Batcher:
                 slot.emptied.notify_all()
             else:
                 ready.append(slot.frame)
-        return ready
+        # Stable: cameras with as many frames in flight stay in the order of turns.
+        return sorted(ready, key=lambda frame: len(self._slots[frame.camera].in_flight))
 
     def _form_batch(self, frames: list[Frame], now_ns: int) -> Batch:
         for frame in frames:
             slot = self._slots.pop(frame.camera)
-            slot.frame, slot.in_flight = None, frame
+            slot.frame = None
+            slot.in_flight.add(frame)
             slot.emptied.notify_all()
             self._slots[frame.camera] = slot
         self._batch_sizes[len(frames)] += 1
         # One `put` wakes one lane; wake another one for the frames that this lane did not take.
-        if any(slot.frame is not None and slot.in_flight is None for slot in self._slots.values()):
+        if any(slot.is_ready for slot in self._slots.values()):
             self._work.notify()
         return Batch(tuple(frames), now_ns)
+
+    def _advance(self, cameras: Iterable[str], now_ns: int) -> list[FrameResult]:
+        """Release results of cameras after a change, and wake a lane if there is a reason."""
+        cameras = tuple(dict.fromkeys(cameras))
+        released = self._release(cameras, now_ns)
+        # Lanes that wait must learn of a new time limit, and of a slot that can be emptied again.
+        if any(camera in self._early or self._slots[camera].is_ready for camera in cameras):
+            self._work.notify()
+        return released
+
+    def _release(self, cameras: Sequence[str], now_ns: int) -> list[FrameResult]:
+        """The results of cameras whose turn it is, or that have waited too long."""
+        released = []
+        for camera in cameras:
+            in_flight = self._slots[camera].in_flight
+            released += in_flight.release(now_ns, self._max_age_ns)
+            if in_flight.early:
+                self._early.add(camera)
+            else:
+                self._early.discard(camera)
+        return released
+
+    def _seconds_to_release(self, now_ns: int, left_s: float | None) -> float | None:
+        """How long a lane may wait: until a result has waited too long, but at most `left_s`."""
+        since_ns = [self._slots[camera].in_flight.waiting_since_ns for camera in self._early]
+        known_ns = [each for each in since_ns if each is not None]
+        if not known_ns:
+            return left_s
+        release_s = max(0.0, (min(known_ns) + self._max_age_ns - now_ns) / 1e9)
+        return release_s if left_s is None else min(release_s, left_s)
 
     def _close_slot(self, slot: _Slot) -> None:
         slot.open = False

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from visionedge.engine.batcher import Batch, Batcher, Outcome
+from visionedge.engine.batcher import Batch, Batcher
 from visionedge.engine.device.faults import RETRIED_FAULTS, EngineError, EngineUnavailableError
 from visionedge.engine.interface import Engine, EngineInfo
 from visionedge.frames.letterbox import fit_to_input
@@ -63,8 +63,8 @@ def count_lanes(info: EngineInfo) -> int:
 class Lane:
     """One lane: `run` is a thread's target and ends when the batcher or the pool is closed.
 
-    `deliver` is called for each result, in the order of a camera's frames; it must not block. All lanes of a
-    pool share `errors`.
+    `deliver` is called for each result, in the order of a camera's frames, by one lane at a time for a
+    camera; it must not block. All lanes of a pool share `errors`.
     """
 
     def __init__(
@@ -89,38 +89,49 @@ class Lane:
         while (engine := self._pool.wait_until_needed(self._number)) is not None:
             if (batch := self._batcher.take(max_count=engine.plan.max_batch)) is None:
                 return
+            self._hand_on(batch.released)
             for part in batch.split_by_input():  # more than one part only while a model is being replaced
                 self._finish(part)
 
     def _finish(self, batch: Batch) -> None:
-        """Compute a batch, again if a remote device lost it, and give it back."""
+        """Compute a batch, again if a remote device lost it, give it back, and deliver what can be."""
         left: Batch | None = batch
-        outcome: Outcome | None = None
+        results: list[FrameResult] | None = []
         try:
-            while left is not None and (outcome := self._process(left, retrying=left is not batch)) is None:
+            while left is not None and (results := self._compute(left, retrying=left is not batch)) is None:
                 if left is not batch:
                     self._pool.pause()  # no engine answers at all
-                left = self._batcher.drop_stale(left)
+                left, released = self._batcher.drop_stale(left)
+                self._hand_on(released)
         finally:
-            if left is not None:  # only now: the results of a camera stay in order
-                self._batcher.done(left, outcome or Outcome.FAILED)
+            if left is not None:
+                self._hand_on(self._batcher.done(left, results or ()))
 
-    def _process(self, batch: Batch, *, retrying: bool) -> Outcome | None:
-        """Compute and deliver a batch; None: it must be computed again, as long as it is fresh."""
+    def _compute(self, batch: Batch, *, retrying: bool) -> list[FrameResult] | None:
+        """The results of a batch, none if it failed; None: to be computed again, as long as it is fresh."""
         try:
             with self._pool.use(batch.frames[0].spec) as running:
                 pictures = self._pool.resize(batch.frames)
-                for result in _infer(batch.frames, pictures, running, self._clock, batch.taken_ns):
-                    self._deliver(result)
+                return list(_infer(batch.frames, pictures, running, self._clock, batch.taken_ns))
         except EngineUnavailableError as error:  # the supervisor has reported it
             again = error.fault in RETRIED_FAULTS or (retrying and error.fault is None)
-            return None if again and not self._pool.closed else Outcome.FAILED
+            return None if again and not self._pool.closed else []
         except EngineError as error:
             if error.fault in RETRIED_FAULTS and not self._pool.closed:
                 return None
             self._errors.add(error)
-            return Outcome.FAILED
-        return Outcome.ANALYSED
+            return []
+
+    def _hand_on(self, results: Sequence[FrameResult]) -> None:
+        """Deliver results, and those whose turn comes by that."""
+        while results:
+            delivered = 0
+            try:
+                for result in results:
+                    self._deliver(result)
+                    delivered += 1
+            finally:
+                results = self._batcher.confirm(results, delivered)
 
 
 def make_frame(picture: Picture, engine: Engine, sequence: int = 1) -> Frame:

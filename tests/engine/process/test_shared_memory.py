@@ -163,5 +163,6 @@ def test_threads_never_see_each_others_pictures() -> None:
 
 
 def test_the_pool_has_blocks_for_every_camera() -> None:
-    assert compute_block_count(0) >= 32
-    assert compute_block_count(50) >= 50 * 4
+    assert compute_block_count(0, 1) >= 32
+    assert compute_block_count(50, 2) >= 50 * 4
+    assert compute_block_count(1, 128) >= 2 * 128

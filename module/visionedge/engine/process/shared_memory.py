@@ -118,6 +118,10 @@ def compute_stride_bytes(spec: InputSpec) -> int:
     return -(-size_bytes // _ALIGNED_BYTES) * _ALIGNED_BYTES
 
 
-def compute_block_count(cameras: int) -> int:
-    """Enough blocks for the cameras: each has pictures that wait, are computed, or are held by viewers."""
-    return 8 * max(8, cameras)
+def compute_block_count(cameras: int, lanes: int) -> int:
+    """Enough blocks for the cameras and as many lanes as there may be.
+
+    Each camera has pictures that wait or are held by viewers, each lane one that is computed, and one whose
+    result waits for an earlier one.
+    """
+    return 8 * max(8, cameras) + 2 * lanes

@@ -35,6 +35,7 @@ from visionedge.frames.types import Frame, FrameResult, Picture, utc_now
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
 from visionedge.ops.bench.machine import TICK_S
+from visionedge.runtime.process_limits import usable_cores
 from visionedge.runtime.threads import GROUP_S, LoopQueue, ThreadGroup
 from visionedge.scene.camera_scene import CameraScene
 from visionedge.scene.totals import SCENE_FILE_NAME, EventLimits
@@ -230,7 +231,7 @@ def open_engine_process(load: PipelineLoad, model: Model) -> Iterator[tuple[Engi
     Raises:
         ModelError, DeviceError: the engine cannot be opened.
     """
-    frame_pool = SharedFramePool(model.input, compute_block_count(load.cameras))
+    frame_pool = SharedFramePool(model.input, compute_block_count(load.cameras, usable_cores()))
     with (
         closing(frame_pool),
         closing(EngineClient(model, load.inference, frame_pool, data=load.data)) as engine,
