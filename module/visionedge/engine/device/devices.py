@@ -244,7 +244,7 @@ def probe_device(
     driver_present: Callable[[], bool] | None = None,
 ) -> DeviceVerdict:
     """Whether a session on this device starts and computes, and if not, why. Takes one or two seconds."""
-    provider = PROVIDERS[device]
+    provider = PROVIDERS.get(device, device)
     output = run(provider, timeout_s)
     if output.exit_code is None:
         return DeviceVerdict(
