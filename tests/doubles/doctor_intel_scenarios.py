@@ -8,6 +8,8 @@ from doctor_scenarios import Scenario, native
 _UHD = "Intel(R) UHD Graphics 770 (iGPU)"
 _NODE = "/dev/dri/renderD128"
 # OpenVINO's text, shortened; the number is one of OpenCL.
+_NO_DEVICES = "[GPU] no supported devices found"
+_NO_DEVICES_CODE = "provider-refused"
 _OUT_OF_RESOURCES = "[GPU] clFlush, error code: -5 CL_OUT_OF_RESOURCES"
 
 
@@ -41,7 +43,7 @@ def _docker(m: HostBuilder) -> HostBuilder:
 
 def _refuse(m: HostBuilder, node: str, error: str) -> None:
     m.openvino_steps["devices"] = {"devices": {"CPU": "a CPU"}}
-    m.openvino_fails("[GPU] no supported devices found").refused = {node: error}
+    m.openvino_fails(_NO_DEVICES).refused = {node: error}
 
 
 def _package_is_broken(m: HostBuilder) -> None:
@@ -54,33 +56,21 @@ INTEL_GPU_PV = [
     _demand("intel-pv-good", pv, None, "ok"),
     _demand(
         "intel-pv-without-opencl",
-        lambda m: _pv_module(m).intel_dxg().openvino().openvino_fails("[GPU] no supported devices found"),
+        lambda m: _pv_module(m).intel_dxg().openvino().openvino_fails(_NO_DEVICES),
         "opencl",
-        "provider-refused",
+        _NO_DEVICES_CODE,
     ),
     _demand(
         "intel-pv-level-zero-only",
-        lambda m: (
-            _pv_module(m)
-            .intel_dxg()
-            .level_zero()
-            .openvino()
-            .openvino_fails("[GPU] no supported devices found")
-        ),
+        lambda m: _pv_module(m).intel_dxg().level_zero().openvino().openvino_fails(_NO_DEVICES),
         "opencl",
-        "provider-refused",
+        _NO_DEVICES_CODE,
     ),
     _demand(
         "intel-pv-without-intels-opencl",
-        lambda m: (
-            _pv_module(m)
-            .intel_dxg()
-            .opencl_loader_only("pocl")
-            .openvino()
-            .openvino_fails("[GPU] no supported devices found")
-        ),
+        lambda m: _pv_module(m).intel_dxg().opencl_loader_only("pocl").openvino().openvino_fails(_NO_DEVICES),
         "opencl",
-        "provider-refused",
+        _NO_DEVICES_CODE,
     ),
     _demand(
         "intel-pv-without-openvino", lambda m: _pv_module(m).intel_dxg().opencl(), "openvino", "no-gpu-build"
@@ -88,36 +78,29 @@ INTEL_GPU_PV = [
     _demand("intel-pv-bare-cpu-image", lambda m: _pv_module(m).intel_dxg(), "opencl", "no-gpu-build"),
     _demand(
         "intel-pv-libraries-not-mounted",
-        lambda m: (
-            _pv_module(m).dxg("-").opencl().openvino().openvino_fails("[GPU] no supported devices found")
-        ),
+        lambda m: _pv_module(m).dxg("-").opencl().openvino().openvino_fails(_NO_DEVICES),
         "opencl",
-        "provider-refused",
+        _NO_DEVICES_CODE,
     ),
     _demand(
         "intel-wsl-dxcore-gone",
         lambda m: (
-            m.wsl()
-            .cpu_wheel()
-            .intel_dxg("libd3d12.so")
-            .opencl()
-            .openvino()
-            .openvino_fails("[GPU] no supported devices found")
+            m.wsl().cpu_wheel().intel_dxg("libd3d12.so").opencl().openvino().openvino_fails(_NO_DEVICES)
         ),
         "opencl",
-        "provider-refused",
+        _NO_DEVICES_CODE,
     ),
     _demand(
         "intel-pv-dxg-not-permitted",
         lambda m: _refuse(pv(m), "/dev/dxg", "EACCES"),
         "permissions",
-        "provider-refused",
+        _NO_DEVICES_CODE,
     ),
     _demand(
         "intel-pv-dxg-forbidden",
         lambda m: _refuse(pv(m), "/dev/dxg", "EPERM"),
         "permissions",
-        "provider-refused",
+        _NO_DEVICES_CODE,
     ),
     _demand(
         "intel-pv-not-given",
@@ -129,9 +112,9 @@ INTEL_GPU_PV = [
     _demand("intel-demanded-in-eflow-without-gpu", _pv_module, "passthrough", "no-gpu-build"),
     _demand(
         "intel-pv-not-listed",
-        lambda m: pv(m).openvino().openvino_fails("[GPU] no supported devices found"),
+        lambda m: pv(m).openvino().openvino_fails(_NO_DEVICES),
         "openvino-devices",
-        "provider-refused",
+        _NO_DEVICES_CODE,
     ),
     _demand("intel-pv-auto", pv, None, "ok", device="auto"),
     _demand("intel-pv-not-wanted", pv, None, "asked-cpu", device="cpu"),
@@ -143,46 +126,37 @@ INTEL_LINUX = [
         "intel-linux-not-in-group",
         lambda m: _refuse(bare(m), _NODE, "EACCES"),
         "permissions",
-        "provider-refused",
+        _NO_DEVICES_CODE,
     ),
     _demand(
         "intel-docker-not-in-group",
         lambda m: _refuse(_docker(m).render_node(), _NODE, "EACCES"),
         "permissions",
-        "provider-refused",
+        _NO_DEVICES_CODE,
     ),
     _demand(
         "intel-docker-not-given",
-        lambda m: (
-            _docker(m).render_node(here=False).openvino().openvino_fails("[GPU] no supported devices found")
-        ),
+        lambda m: _docker(m).render_node(here=False).openvino().openvino_fails(_NO_DEVICES),
         "passthrough",
-        "provider-refused",
+        _NO_DEVICES_CODE,
     ),
     _demand(
         "intel-linux-without-kernel-driver",
-        lambda m: (
-            m.cpu_wheel().on_pci("0x8086").openvino().openvino_fails("[GPU] no supported devices found")
-        ),
+        lambda m: m.cpu_wheel().on_pci("0x8086").openvino().openvino_fails(_NO_DEVICES),
         "passthrough",
-        "provider-refused",
+        _NO_DEVICES_CODE,
     ),
     _demand(
         "intel-linux-without-icd",
-        lambda m: bare(m).opencl_loader_only().openvino().openvino_fails("[GPU] no supported devices found"),
+        lambda m: bare(m).opencl_loader_only().openvino().openvino_fails(_NO_DEVICES),
         "opencl",
-        "provider-refused",
+        _NO_DEVICES_CODE,
     ),
     _demand(
         "intel-linux-driver-does-not-load",
-        lambda m: (
-            bare(m)
-            .opencl(error=missing("libigdgmm.so.12"))
-            .openvino()
-            .openvino_fails("[GPU] no supported devices found")
-        ),
+        lambda m: bare(m).opencl(error=missing("libigdgmm.so.12")).openvino().openvino_fails(_NO_DEVICES),
         "opencl",
-        "provider-refused",
+        _NO_DEVICES_CODE,
     ),
     _demand(
         "intel-linux-driver-crashes",
@@ -199,9 +173,9 @@ INTEL_LINUX = [
     _demand("intel-linux-openvino-is-broken", _package_is_broken, "openvino", "library-missing"),
     _demand(
         "intel-linux-not-listed",
-        lambda m: bare(m).openvino().openvino_fails("[GPU] no supported devices found"),
+        lambda m: bare(m).openvino().openvino_fails(_NO_DEVICES),
         "openvino-devices",
-        "provider-refused",
+        _NO_DEVICES_CODE,
     ),
     _demand(
         "intel-linux-list-hangs",
@@ -244,9 +218,9 @@ INTEL_LINUX = [
     _demand("intel-linux-auto", bare, None, "ok", "auto"),
     _demand(
         "intel-linux-auto-without-icd",
-        lambda m: bare(m).opencl_loader_only().openvino().openvino_fails("[GPU] no supported devices found"),
+        lambda m: bare(m).opencl_loader_only().openvino().openvino_fails(_NO_DEVICES),
         "opencl",
-        "provider-refused",
+        _NO_DEVICES_CODE,
         "auto",
     ),
     _demand(
