@@ -118,9 +118,9 @@ figures: ## all figures of docs/performance.md, on a quiet machine: ARGS="--mode
 	$(prepare) dev
 	@VISIONEDGE_DATA='$(VISIONEDGE_DATA)' .venv/bin/python tools/figures.py $(ARGS)
 
-image: ## the container image: VARIANT=cpu|gpu, BASE_IMAGE=…, IMAGE=name:tag, BUILD_FLAGS="--network host", WITH_PYAV=0 for one without GPL
+image: ## the container image: VARIANT=cpu|gpu, BASE_IMAGE=…, IMAGE=name:tag, BUILD_FLAGS="--network host", WITH_PYAV=0 for one without GPL, WITH_OPENVINO=1 for Intel GPUs
 	@'$(PYTHON)' tools/build_image.py --variant '$(VARIANT)' --image '$(IMAGE)' --base-image='$(BASE_IMAGE)' \
-		--with-pyav='$(WITH_PYAV)' --flags='$(BUILD_FLAGS)'
+		--with-pyav='$(WITH_PYAV)' --with-openvino='$(WITH_OPENVINO)' --flags='$(BUILD_FLAGS)'
 
 image-test: ## the image in a hardened container: IMAGE=name:tag, needs a Docker engine; prints the memory it takes
 	$(prepare) dev
@@ -145,6 +145,7 @@ lock: ## make requirements/*.txt anew after a change of a pin (UPGRADE=--upgrade
 		-o requirements/$$out "$$@"; }; \
 	compile build.txt requirements/build.in; \
 	sed -n 's/^ *"\(av==[^"]*\)".*/\1/p' pyproject.toml | sort -u | compile run-av.txt -; \
+	sed -n 's/^ *"\(openvino==[^"]*\)".*/\1/p' pyproject.toml | compile run-openvino.txt --no-deps -; \
 	for extra in cpu gpu; do \
 		compile run-$$extra.txt pyproject.toml --extra $$extra -c requirements/build.txt; \
 		compile dev-$$extra.txt pyproject.toml --extra $$extra --extra eval --extra dev -c requirements/run-$$extra.txt -c requirements/build.txt; \

@@ -54,6 +54,7 @@ class Request:
     base_image: str = ""
     with_pyav: str = ""
     flags: str = ""
+    with_openvino: str = ""
 
 
 def build_command(request: Request, source: Source, base: BaseImage | None, licenses: str) -> list[str]:
@@ -62,6 +63,7 @@ def build_command(request: Request, source: Source, base: BaseImage | None, lice
     build_args = {
         "BASE_IMAGE": request.base_image or (base.reference if base else ""),
         "WITH_PYAV": request.with_pyav,
+        "WITH_OPENVINO": request.with_openvino,
         "VERSION": source.version,
         "REVISION": source.revision,
         "CREATED": source.created,
@@ -143,11 +145,21 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--image", required=True)
     parser.add_argument("--base-image", default="")
     parser.add_argument("--with-pyav", default="")
+    parser.add_argument(
+        "--with-openvino", default="", help="1: OpenVINO, for Intel GPUs and CPUs (variant cpu)"
+    )
     parser.add_argument("--flags", default="")
     arguments = parser.parse_args(argv)
+    if arguments.with_openvino == "1" and arguments.variant != "cpu":
+        parser.error("OpenVINO is part of the CPU image only: WITH_OPENVINO=1 needs VARIANT=cpu")
     docker = os.environ.get("DOCKER") or "docker"
     request = Request(
-        arguments.variant, arguments.image, arguments.base_image, arguments.with_pyav, arguments.flags
+        arguments.variant,
+        arguments.image,
+        arguments.base_image,
+        arguments.with_pyav,
+        arguments.flags,
+        arguments.with_openvino,
     )
     try:
         source, base = read_source(REPOSITORY, os.environ), read_base()

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs inside `docker build`: makes /layers/NAME of what was added to /opt/visionedge, reproducibly.
 #
+#   image_layer.sh intel     Debian's OpenCL driver for Intel GPUs, into the layer `locked`
 #   image_layer.sh locked    the environment with all locked packages
 #   image_layer.sh own       visionedge itself, and /layers/bundled with its model and clip
 set -eu
@@ -23,7 +24,40 @@ make_layer() {
   find "$layer" -exec touch --no-dereference -d @0 {} +
 }
 
+# The names of Debian's installed packages, sorted.
+list_packages() {
+  dpkg-query --show --showformat '${db:Status-Abbrev}${binary:Package}\n' | sed -n 's/^ii *//p' | sort
+}
+
+# Copies files of this image to the layer `locked`, each under its real folder (/lib is a link to usr/lib).
+copy_files() {
+  while read -r path; do
+    if [ -d "$path" ] && [ ! -L "$path" ]; then continue; fi
+    folder=/layers/locked$(realpath "$(dirname "$path")")
+    mkdir -p "$folder"
+    cp -a "$path" "$folder/"
+  done
+}
+
 case $1 in
+  intel)
+    if [ "$(dpkg --print-architecture)" != amd64 ]; then
+      echo "image_layer.sh: Intel's OpenCL driver exists for amd64 only: OpenVINO computes on the CPU"
+      exit 0
+    fi
+    list_packages > /tmp/packages-before
+    apt-get update
+    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends intel-opencl-icd
+    list_packages > /tmp/packages-after
+    # The licences stay; offline compiler, headers and other documentation are of no use here.
+    comm -13 /tmp/packages-before /tmp/packages-after | while read -r package; do
+      dpkg --listfiles "$package" | sed -e '\#/doc/.*/copyright$#b' -e '\#/share/\(doc\|lintian\)#d' \
+        -e '\#^/usr/include/#d' -e '/ocloc/d'
+      ls /var/lib/dpkg/info/"${package%%:*}".* /var/lib/dpkg/info/"$package".* 2> /dev/null || true
+    done | sort -u > /tmp/files
+    echo /var/lib/dpkg/status >> /tmp/files
+    copy_files < /tmp/files
+    ;;
   locked)
     # No package imports its tests, onnx its C++ sources, or cv2 the face models that lie beside it.
     find "$site" -type d -name tests -prune -exec rm -rf {} +

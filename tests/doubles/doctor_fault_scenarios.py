@@ -276,7 +276,7 @@ PARAVIRTUAL = [
     Scenario(
         "gpu-pv-intel",
         lambda m: m.eflow().module().dxg("libdxcore.so", store="iigd_dch.inf_amd64_1").cpu_wheel(),
-        "passthrough",
+        None,
         "no-gpu-build",
     ),
     Scenario(

@@ -16,6 +16,7 @@ NOW = datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)
 SITE = Path("/opt/visionedge/site-packages")
 DATA = Path("/data")
 _CAPI = SITE / "onnxruntime" / "capi"
+INTEL_OPENCL = "/usr/lib/x86_64-linux-gnu/intel-opencl/libigdrcl.so"
 _MIB, _GIB = 2**20, 2**30
 
 VERSIONS_12 = {
@@ -78,6 +79,16 @@ class HostBuilder:
     driver_end: tuple[str, str] = ("fine", "")
     session: ProbeOutput | None = None
     placement: dict[str, Any] | None = None
+    openvino_steps: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {
+            "level-zero": {"error": missing("libze_intel_gpu.so.1")},
+            "opencl": {"error": missing("libOpenCL.so.1"), "path": ""},
+            "loading": {},
+            "drivers": {"drivers": []},
+        }
+    )
+    openvino_end: tuple[str, str] = ("fine", "")
+    openvino_session: ProbeOutput | None = None
     network: dict[str, dict[str, Any]] = field(default_factory=dict)
     synchronised: bool = True
     free: DiskSpace | None = field(default_factory=lambda: DiskSpace(40 * _GIB, 30 * _GIB))
@@ -195,6 +206,63 @@ class HostBuilder:
         self.driver_end = (how, words)
         return self
 
+    # --- an Intel GPU, and OpenVINO -------------------------------------------------------------------------
+
+    def render_node(
+        self, vendor: str = "0x8086", name: str = "renderD128", *, here: bool = True
+    ) -> "HostBuilder":
+        """A GPU with a render node, which is in /dev unless it is not `here`."""
+        self.file(f"/sys/class/drm/{name}/device/vendor", f"{vendor}\n")
+        return self.file(f"/dev/dri/{name}") if here else self
+
+    def intel_dxg(self, *libraries: str) -> "HostBuilder":
+        """GPU-PV with the graphics driver of Intel on Windows."""
+        return self.dxg(*(libraries or ("libdxcore.so", "libd3d12.so")), store="iigd_dch.inf_amd64_1")
+
+    def opencl(self, *, level_zero: bool = False, error: str | None = None) -> "HostBuilder":
+        """The OpenCL loader and Intel's driver; `error`: why the loader of libraries refuses the driver."""
+        icd = {"icd": "/etc/OpenCL/vendors/intel.icd", "library": INTEL_OPENCL, "error": error}
+        self.openvino_steps["opencl"] = {
+            "error": None,
+            "path": "/usr/lib/x86_64-linux-gnu/libOpenCL.so.1.0.0",
+        }
+        self.openvino_steps["drivers"] = {"drivers": [icd]}
+        return self.level_zero() if level_zero else self
+
+    def level_zero(self) -> "HostBuilder":
+        """Intel's driver for Level Zero."""
+        self.openvino_steps["level-zero"] = {"error": None}
+        return self
+
+    def opencl_loader_only(self, *drivers: str) -> "HostBuilder":
+        """The OpenCL loader, with drivers of others."""
+        self.opencl()
+        found = [
+            {"icd": f"/etc/OpenCL/vendors/{n}.icd", "library": f"lib{n}.so.2", "error": None} for n in drivers
+        ]
+        self.openvino_steps["drivers"] = {"drivers": found}
+        return self
+
+    def openvino(self, **devices: str) -> "HostBuilder":
+        """The package openvino, which lists the CPU and these devices."""
+        self.packages["openvino"] = "2026.4.1"
+        self.openvino_steps |= {"starting": {}, "devices": {"devices": {"CPU": "a CPU", **devices}}}
+        return self
+
+    def openvino_ends(self, how: str, words: str, *, after: str = "starting") -> "HostBuilder":
+        """The child that probes OpenVINO hangs ("late") or dies after a step."""
+        steps = list(self.openvino_steps)
+        for step in steps[steps.index(after) + 1 :]:
+            del self.openvino_steps[step]
+        self.openvino_end = (how, words)
+        self.openvino_session = ProbeOutput(None if how == "late" else -11, "", "")
+        return self
+
+    def openvino_fails(self, words: str) -> "HostBuilder":
+        """A first inference on the GPU fails with an error."""
+        self.openvino_session = ProbeOutput(0, json.dumps({"providers": [], "error": words}), "")
+        return self
+
     # --- its onnxruntime ------------------------------------------------------------------------------------
 
     def cpu_wheel(self, version: str = "1.31.1") -> "HostBuilder":
@@ -263,6 +331,9 @@ class HostBuilder:
 
     def _session(self, provider: str, _limit_s: float) -> ProbeOutput:
         self.asked.append(f"session {provider}")
+        if provider not in PROVIDERS.values() or provider == PROVIDERS.get("openvino-gpu"):
+            working = ProbeOutput(0, json.dumps({"providers": [provider], "error": ""}), "")
+            return self.openvino_session or working
         assert self.session is not None, "the test defines no session result"
         if provider == PROVIDERS["tensorrt"]:
             return ProbeOutput(
@@ -275,6 +346,7 @@ class HostBuilder:
         answers: dict[str, Callable[[dict[str, Any]], ProbeResult]] = {
             "driver": self._driver,
             "libraries": self._libraries,
+            "openvino": self._openvino,
             "network": self._network,
             "clock": lambda _: ProbeResult({"kernel": {"synchronised": self.synchronised, "errorMs": 12.0}}),
             "placement": lambda _: ProbeResult({"placement": self.placement} if self.placement else {}),
@@ -285,6 +357,12 @@ class HostBuilder:
         errors = {node: self.refused.get(node) for node in arguments["nodes"]}
         how, words = self.driver_end
         return ProbeResult({"open": {"errors": errors}, **self.driver_steps}, how, words)  # type: ignore[arg-type]  # of the closed list
+
+    def _openvino(self, arguments: dict[str, Any]) -> ProbeResult:
+        errors = {node: self.refused.get(node) for node in arguments["nodes"]}
+        how, words = self.openvino_end
+        assert arguments["installed"] == ("openvino" in self.packages)
+        return ProbeResult({"open": {"errors": errors}, **self.openvino_steps}, how, words)  # type: ignore[arg-type]  # of the closed list
 
     def _libraries(self, arguments: dict[str, Any]) -> ProbeResult:
         steps: dict[str, dict[str, Any]] = {}

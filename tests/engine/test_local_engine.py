@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.device.devices import DeviceVerdict, EffectiveDevice, ReasonCode
+from visionedge.engine.device.devices import DeviceVerdict, EffectiveDevice, ReasonCode, Runtime
 from visionedge.engine.device.faults import EngineError
 from visionedge.engine.device.session import DeviceBackend, NodePlacement, PictureBatch
 from visionedge.engine.local_engine import LocalEngine, open_engine
@@ -51,6 +51,7 @@ class FakeSession:
     def __init__(self, answer: Callable[[int], np.ndarray]) -> None:
         self.answer = answer
         self.device: EffectiveDevice = "cpu"
+        self.runtime: Runtime = "onnxruntime"
         self.rows = 9
         self.node_placement = NodePlacement(1)
         self.notes: tuple[str, ...] = ()

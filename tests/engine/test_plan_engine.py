@@ -8,7 +8,7 @@ import pytest
 
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.device.devices import EffectiveDevice
+from visionedge.engine.device.devices import EffectiveDevice, Runtime
 from visionedge.engine.device.session import NodePlacement, PictureBatch
 from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.plan import Plan
@@ -83,6 +83,7 @@ class StubSession:
     """A session that cannot compute four at once, and records the batch sizes to keep."""
 
     device: EffectiveDevice = "cpu"
+    runtime: Runtime = "onnxruntime"
     rows = 9
     node_placement = NodePlacement(1)
     notes: tuple[str, ...] = ()

@@ -65,6 +65,21 @@ def test_an_image_without_pyav_does_not_name_the_licences_of_its_libraries() -> 
     assert all(term in whole.split(" AND ") for term in build_image._PYAV_LICENSES)
 
 
+def test_openvino_is_asked_for_by_a_build_argument() -> None:
+    command = build_command(Request("cpu", "x", with_openvino="1"), SOURCE, BASE, LICENSES)
+    assert options(command, "--build-arg")["WITH_OPENVINO"] == "1"
+    assert "WITH_OPENVINO" not in options(
+        build_command(Request("cpu", "x"), SOURCE, BASE, LICENSES), "--build-arg"
+    )
+
+
+def test_openvino_in_the_gpu_image_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        build_image.main(["--variant", "gpu", "--image", "x", "--with-openvino", "1"])
+    assert ended.value.code == 2
+    assert "needs VARIANT=cpu" in capsys.readouterr().err
+
+
 def test_build_flags_reach_docker_as_a_shell_would_split_them() -> None:
     request = Request("cpu", "x", flags="--network host --platform linux/arm64 --secret 'id=pip,src=/a b'")
     command = build_command(request, SOURCE, BASE, LICENSES)

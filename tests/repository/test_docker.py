@@ -73,8 +73,10 @@ def test_the_module_runs_as_an_unprivileged_user(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_image_installs_its_own_lock_with_hashes_and_copies_only_the_result(variant: str) -> None:
     text = " ".join(arguments for name, arguments in instructions(variant) if name == "RUN")
-    assert re.findall(r"run-\w+\.txt", text) == [f"run-{variant}.txt", "run-av.txt"]
-    assert text.count("--require-hashes") == 3
+    openvino = ["run-openvino.txt"] if variant == "cpu" else []
+    locks = [f"run-{variant}.txt", "run-av.txt", *openvino]
+    assert re.findall(r"run-\w+\.txt", text) == locks
+    assert text.count("--require-hashes") == 1 + len(locks)
     copied = [arguments for name, arguments in final_stage(variant) if name == "COPY"]
     assert [text.split()[-2:] for text in copied] == [
         [f"/layers/{name}/", "/"] for name in ("user", "data", "locked", "bundled", "own")
@@ -126,6 +128,25 @@ def test_pyav_and_its_gpl_libraries_are_in_an_image_unless_it_is_built_without(v
     condition, _, rest = text.partition('if [ "${WITH_PYAV}" = 1 ]; then')[2].partition("fi")
     assert "run-av.txt" in condition
     assert "run-av.txt" not in rest
+
+
+def test_openvino_and_the_driver_of_intel_are_in_the_cpu_image_only_if_it_is_built_with_them() -> None:
+    """The driver goes into the layer of the locked packages: the default image has no further layer."""
+    assert ("ARG", "WITH_OPENVINO=0") in instructions("cpu")
+    text = " ".join(arguments for name, arguments in instructions("cpu") if name == "RUN")
+    conditional = re.findall(r'if \[ "\$\{WITH_OPENVINO\}" = 1 \]; then(.+?)fi', text)
+    assert ["run-openvino.txt" in conditional[0], "image_layer.sh intel" in conditional[1]] == [True, True]
+    rest = text.replace(conditional[0], "").replace(conditional[1], "")
+    assert "openvino.txt" not in rest
+    assert "intel" not in rest
+    assert "openvino" not in (REPOSITORY / "Dockerfile.gpu").read_text().lower()
+
+
+def test_openvino_is_locked_without_the_package_that_reports_to_its_publisher() -> None:
+    """openvino works without openvino-telemetry; all its other packages are those of the CPU image."""
+    lines = (REPOSITORY / "requirements/run-openvino.txt").read_text().splitlines()
+    locked = [Requirement(line.rstrip("\\ ")).name for line in lines if re.match(r"\w", line)]
+    assert locked == ["openvino"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

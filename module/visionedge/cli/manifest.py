@@ -74,6 +74,8 @@ def _add_generate(commands: Subparsers) -> None:
         "      --digest sha256:0f3a…    exactly this image, whatever the tag becomes\n"
         "  visionedge manifest generate --image registry.example.com/visionedge:1.0-cpu \\\n"
         "      --env HTTPS_PROXY --env TZ=Europe/Berlin --dns 192.0.2.53 --memory 1g --cpus 1.5 --pids 256\n"
+        "  visionedge manifest generate --image registry.example.com/visionedge:1.0-cpu \\\n"
+        "      --device openvino-gpu    an Intel GPU in EFLOW; on Linux also --gpu dri --render-group 992\n"
         "  visionedge manifest generate --layered --image registry.example.com/visionedge:1.0-cpu\n"
         "  visionedge manifest generate --template --gpu gpu-pv \\\n"
         "      --registry 'visionedge=$CONTAINER_REGISTRY_ADDRESS'   as deployment.template.json is",
@@ -109,10 +111,22 @@ def _add_module_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--gpu",
-        choices=("none", "dda", "gpu-pv", "gpu-pv-by-hand"),
-        default="none",
+        choices=("none", "dda", "gpu-pv", "gpu-pv-by-hand", "dri"),
         help="how the host passes a GPU through: dda and gpu-pv by its NVIDIA runtime (a gpu-pv manifest "
-        "also fits dda); gpu-pv-by-hand: /dev/dxg and /usr/lib/wsl, no runtime (default: %(default)s)",
+        "also fits dda); gpu-pv-by-hand: /dev/dxg and /usr/lib/wsl, no runtime; dri: /dev/dri, for an "
+        "Intel GPU on Linux (default: none; with --device openvino-gpu: gpu-pv-by-hand)",
+    )
+    group.add_argument(
+        "--device",
+        choices=("auto", "cuda", "openvino-gpu", "cpu"),
+        default="",
+        help="inference.device of the module (default: that of --config, else auto, without a GPU cpu)",
+    )
+    group.add_argument(
+        "--render-group",
+        metavar="GID",
+        default="",
+        help="for --gpu dri: the number of the group that owns /dev/dri/renderD*, as `stat -c %%g` prints it",
     )
     group.add_argument(
         "--registry",
@@ -253,9 +267,10 @@ def _build_request(arguments: argparse.Namespace) -> "ManifestRequest":
     Raises:
         ConfigError: some arguments are wrong, or cannot be combined.
     """
-    from visionedge.ops.manifest.generate import ManifestRequest, check_binds
+    from visionedge.ops.manifest.generate import Gpu, ManifestRequest, check_binds
 
-    problems = check_binds(arguments.bind, arguments.gpu)
+    gpu: Gpu = arguments.gpu or ("gpu-pv-by-hand" if arguments.device == "openvino-gpu" else "none")
+    problems = [*check_binds(arguments.bind, gpu), *_check_gpu(gpu, arguments.device, arguments.render_group)]
     if not arguments.image and not arguments.template:
         problems.append("--image: name the module's image, such as registry.example.com/visionedge:1.0-gpu")
     if arguments.registry and arguments.layered:
@@ -276,7 +291,9 @@ def _build_request(arguments: argparse.Namespace) -> "ManifestRequest":
     address = None if arguments.no_http else parse_http_address(arguments.http, "--http")
     return ManifestRequest(
         image=f"{arguments.image}@{arguments.digest}" if arguments.digest else arguments.image,
-        gpu=arguments.gpu,
+        gpu=gpu,
+        device=arguments.device or ("openvino-gpu" if gpu == "dri" else ""),
+        render_group=arguments.render_group,
         document=document,
         cameras=parse_cameras(arguments.camera, configured if isinstance(configured, dict) else ()),
         registries=_parse_registries(arguments.registry),
@@ -292,6 +309,23 @@ def _build_request(arguments: argparse.Namespace) -> "ManifestRequest":
         labels=_parse_labels(arguments.label),
         form="template" if arguments.template else "layered" if arguments.layered else "deployment",
     )
+
+
+def _check_gpu(gpu: str, device: str, group: str) -> list[str]:
+    """The problems of the options that belong to a GPU."""
+    problems = []
+    if device == "openvino-gpu" and gpu not in ("gpu-pv-by-hand", "dri"):
+        problems.append(f"--gpu {gpu}: openvino-gpu needs gpu-pv-by-hand (EFLOW, WSL) or dri (Linux)")
+    if gpu == "dri" and device not in ("", "openvino-gpu"):
+        problems.append(f"--gpu dri: is for --device openvino-gpu, not for {device}")
+    if gpu == "dri" and not re.fullmatch(r"[0-9]{1,10}", group):
+        problems.append(
+            "--render-group: name the number of the group that owns /dev/dri/renderD* on the host:"
+            " stat -c %g /dev/dri/renderD128"
+        )
+    elif group and gpu != "dri":
+        problems.append("--render-group: belongs to --gpu dri")
+    return problems
 
 
 def _parse_registries(pairs: Sequence[str]) -> dict[str, str]:

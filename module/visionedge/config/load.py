@@ -103,7 +103,12 @@ def _model_problems(model: object) -> list[str]:
 
 def _inference_problems(inference: object) -> list[str]:
     """Problems of keys of `inference` that do not fit together."""
-    if not isinstance(inference, Mapping) or inference.get("device") != "remote":
+    if not isinstance(inference, Mapping):
+        return []
+    device, runtime = inference.get("device", "auto"), inference.get("runtime", "auto")
+    if runtime in ("onnxruntime", "openvino") and device not in ("auto", "cpu"):
+        return [f"inference.runtime: '{runtime}' needs inference.device: auto or cpu, not '{device}'"]
+    if device != "remote":
         return []
     remote = inference.get("remote", {})
     if not isinstance(remote, Mapping):

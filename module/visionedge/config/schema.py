@@ -489,8 +489,13 @@ class RemoteConfig(_Section):
 class InferenceConfig(_Section):
     """How frames are analysed, and what counts as a detection."""
 
-    device: Literal["auto", "cuda", "tensorrt", "cpu", "remote"] = _key(
-        "auto", "auto = CUDA if it works, else the CPU; remote = the servers of 'remote'."
+    device: Literal["auto", "cuda", "tensorrt", "openvino-gpu", "cpu", "remote"] = _key(
+        "auto",
+        "auto = CUDA if it works, else the CPU; openvino-gpu = an Intel GPU; remote = the servers of"
+        " 'remote'.",
+    )
+    runtime: Literal["auto", "onnxruntime", "openvino"] = _key(
+        "auto", "The library that computes on the CPU; with 'device' auto or cpu only."
     )
     remote: RemoteConfig | None = _key(None, "The servers of 'device: remote'.")
     fallback: Annotated[
@@ -507,7 +512,7 @@ class InferenceConfig(_Section):
     confidence: float = _key(0.3, "The lowest score of a detection that is reported.", ge=0, le=1)
     iou: float = _key(0.5, "Boxes of one class with a higher overlap count as one object.", ge=0, le=1)
     max_batch: WholeNumber = _key(8, "The largest batch.", ge=1, le=64)
-    precision: Literal["auto", "fp32", "fp16", "int8"] = _key(
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = _key(
         "auto", "auto = the fastest one on this machine that stays within its tolerance."
     )
     latency_budget_ms: float | None = _key(

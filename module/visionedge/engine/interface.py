@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Union
 
-from visionedge.engine.device.devices import DeviceState, DeviceVerdict, EffectiveDevice, RequestedDevice
+from visionedge.engine.device.devices import (
+    DeviceState,
+    DeviceVerdict,
+    EffectiveDevice,
+    RequestedDevice,
+    RequestedRuntime,
+    Runtime,
+)
 from visionedge.engine.device.remote import RemoteSettings, ReplicaStatus
 from visionedge.engine.device.session import NodePlacement, PictureBatch
 from visionedge.engine.device_parity import DeviceCheck
@@ -36,9 +43,10 @@ class EngineSettings:
     parity: ParityPolicy
     iou: float
     max_batch: int
-    precision: Literal["auto", "fp32", "fp16", "int8"]
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"]
     latency_budget_ms: float | None
     remote: RemoteSettings | None = None
+    runtime: RequestedRuntime = "auto"
 
     @staticmethod
     def of(inference: Union["InferenceConfig", "EngineSettings"]) -> "EngineSettings":
@@ -56,6 +64,7 @@ class EngineSettings:
             RemoteSettings.of(inference.remote)
             if inference.device == "remote" and inference.remote is not None
             else None,
+            inference.runtime,
         )
 
 
@@ -121,8 +130,8 @@ class EngineInfo:
 
     `max_rows` is K, the largest number of rows for a picture. `notes` are options that the device or the
     graph refused, with the reason. `unplanned_shapes` counts runs with a batch size that was not warmed up;
-    it must stay 0. `process` and `recovery` are None for an engine in this process. `replicas` are the
-    servers of a remote device, with their counts since the start.
+    it must stay 0. `runtime` is the library that computes. `process` and `recovery` are None for an engine in
+    this process. `replicas` are the servers of a remote device, with their counts since the start.
     """
 
     model: Model
@@ -134,6 +143,7 @@ class EngineInfo:
     notes: tuple[str, ...]
     max_rows: int
     unplanned_shapes: int = 0
+    runtime: Runtime = "onnxruntime"
     process: ProcessStatus | None = None
     recovery: RecoveryStatistics | None = None
     replicas: tuple[ReplicaStatus, ...] = ()

@@ -23,6 +23,7 @@ from visionedge.engine.device.devices import (
     DeviceVerdict,
     EffectiveDevice,
     ReasonCode,
+    Runtime,
     classify_device_loss,
     classify_provider_error,
     device_preference,
@@ -118,6 +119,7 @@ class LocalEngine:
             DeviceCheck(),
             session.notes,
             session.rows,
+            runtime=session.runtime,
         )
         self._update(plan=self._warm_up(plan))
 
@@ -328,6 +330,12 @@ def _make_device_error(device: EffectiveDevice, verdict: DeviceVerdict) -> Devic
     )
 
 
+def _explain_missing_runtime(device: EffectiveDevice) -> str:
+    if device == "openvino-gpu":
+        return "the package openvino is not installed"
+    return f"this onnxruntime was built without {PROVIDERS[device]}"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _EngineOpener:
     """Opens one graph on one device after the other; `original` is the model as it was given."""
@@ -378,9 +386,7 @@ class _EngineOpener:
     def verdict_on(self, device: EffectiveDevice) -> DeviceVerdict:
         """Whether a session on a device other than the CPU should be tried."""
         if not self.backend.has_provider(device):
-            return DeviceVerdict(
-                ReasonCode.NO_GPU_BUILD, f"this onnxruntime was built without {PROVIDERS[device]}"
-            )
+            return DeviceVerdict(ReasonCode.NO_GPU_BUILD, _explain_missing_runtime(device))
         return self.backend.probe_device(device)
 
     def attempt(self, device: EffectiveDevice, verdict: DeviceVerdict) -> LocalEngine | DeviceVerdict:
@@ -442,8 +448,21 @@ class _EngineOpener:
         except Exception as error:
             raise ModelError(f"{self.model.path}: cannot be run: {describe_error(error)}") from error
 
-    def _open(self, graph: bytes, device: EffectiveDevice) -> DeviceSession:
-        return self.backend.open(graph, device, max_batch=self.settings.max_batch, data=self.data)
+    def _open(
+        self,
+        graph: bytes,
+        device: EffectiveDevice,
+        runtime: Runtime = "onnxruntime",
+        precision: str = "fp32",
+    ) -> DeviceSession:
+        return self.backend.open(
+            graph,
+            device,
+            max_batch=self.settings.max_batch,
+            data=self.data,
+            runtime="openvino" if device == "openvino-gpu" else runtime,
+            precision=precision,
+        )
 
     def _engine(self, session: DeviceSession, device: EffectiveDevice, verdict: DeviceVerdict) -> LocalEngine:
         state = DeviceState(self.settings.device, device, verdict.code, verdict.reason, utc_now())
@@ -468,6 +487,9 @@ class _EngineOpener:
         fp32, wanted = PrecisionCandidate(self.model, self.graph, session), self.settings.precision
         if wanted == "fp32":
             return fp32, choose_fp32("fp32 was requested")
+        if wanted == "bf16":
+            session.close()
+            raise ModelError(f"{self.model.path}: cannot be computed in bf16: onnxruntime has none")
         if wanted != "auto":
             variant = require_variant(self.original, wanted, self.data)
             session.close()

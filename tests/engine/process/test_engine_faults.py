@@ -9,7 +9,7 @@ import pytest
 
 from fault_script import GONE, NO_MEMORY, REFUSED, STICKY
 from tiny_models import TinyDetector, pictures
-from visionedge.engine.device.devices import DeviceState, EffectiveDevice, ReasonCode
+from visionedge.engine.device.devices import DeviceState, EffectiveDevice, ReasonCode, Runtime
 from visionedge.engine.device.faults import EngineError, Fault
 from visionedge.engine.device.session import NodePlacement, PictureBatch
 from visionedge.engine.local_engine import LocalEngine
@@ -37,6 +37,7 @@ class ScriptedSession:
     """A session that calls `act` for each run once it is set; before that it works."""
 
     device: EffectiveDevice = "cpu"
+    runtime: Runtime = "onnxruntime"
     rows = 9
     node_placement = NodePlacement(1)
     notes: tuple[str, ...] = ()

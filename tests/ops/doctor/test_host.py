@@ -69,7 +69,7 @@ def test_the_kernel_reports_whether_its_clock_is_synchronised() -> None:
 
 
 def test_the_probe_answers_every_question_with_the_standard_library_alone() -> None:
-    assert set(probe_child.PROBES) == {"driver", "libraries", "network", "clock"}
+    assert set(probe_child.PROBES) == {"driver", "libraries", "openvino", "network", "clock"}
     source = Path(probe_child.__file__).read_text()
     imports = [line.split()[1] for line in source.splitlines() if line.startswith(("import", "from"))]
     assert {name.partition(".")[0] for name in imports} <= sys.stdlib_module_names

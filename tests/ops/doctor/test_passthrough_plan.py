@@ -83,7 +83,9 @@ def test_an_intel_gpu_is_supported_without_cuda() -> None:
     plan = make_eflow_plan("22631", "pro", "Intel(R) Iris(R) Xe Graphics")
     assert plan.supported
     assert not plan.cuda
-    assert "computes on the CPU" in plan.to_text()
+    assert "OpenVINO computes" in plan.to_text()
+    assert "make image WITH_OPENVINO=1" in plan.to_text()
+    assert "/dev/dxg" in plan.to_text()
     assert "DeviceRequests" not in plan.to_text()
 
 
@@ -218,7 +220,7 @@ def test_an_rtx_50_needs_a_newer_driver_than_other_gpus() -> None:
 
 def test_intels_integrated_gpus_need_intels_driver_and_its_cards_are_not_supported() -> None:
     text = make_eflow_plan("19045", "pro", "Intel(R) UHD Graphics 770").to_text()
-    assert "Intel's graphics driver with WSL GPU support" in text
+    assert "Intel's graphics driver 30.0.100.9955 or newer" in text
     assert "wsl --install" in text
     assert make_eflow_plan("22631", "pro", "Intel(R) Arc(TM) 140V GPU (16GB)").supported
     assert not make_eflow_plan("22631", "pro", "Intel(R) Arc(TM) A770 Graphics").supported

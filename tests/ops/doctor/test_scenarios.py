@@ -13,6 +13,7 @@ import pytest
 
 from doctor_fault_scenarios import BROKEN, PARAVIRTUAL
 from doctor_hosts import DATA, linux
+from doctor_intel_scenarios import INTEL_GPU_PV, INTEL_LINUX
 from doctor_scenarios import NO_GPU, NOT_PASSED_THROUGH, SYSTEM_CHECK_SCENARIOS, WORKING, Scenario
 from repository_paths import REPOSITORY
 from visionedge.config.load import parse_config
@@ -20,12 +21,17 @@ from visionedge.engine.device.devices import REMEDIES, ReasonCode
 from visionedge.ops.doctor.checks import CheckState
 from visionedge.ops.doctor.facts import DoctorRequest
 from visionedge.ops.doctor.gpu_checks import GPU_CHECKS
+from visionedge.ops.doctor.intel_checks import INTEL_CHECKS
 from visionedge.ops.doctor.report import DoctorReport, examine
 from visionedge.ops.doctor.system_checks import SYSTEM_CHECKS
 from visionedge.runtime.build_identity import read_build_identity
 from visionedge.web.documents import DoctorDocument
 
-SCENARIOS = [*NO_GPU, *NOT_PASSED_THROUGH, *BROKEN, *PARAVIRTUAL, *WORKING, *SYSTEM_CHECK_SCENARIOS]
+SCENARIOS = [
+    *(*NO_GPU, *NOT_PASSED_THROUGH, *BROKEN, *PARAVIRTUAL, *WORKING, *SYSTEM_CHECK_SCENARIOS),
+    *(*INTEL_GPU_PV, *INTEL_LINUX),
+]
+CHAINS = {check.name: check for check in (*GPU_CHECKS, *INTEL_CHECKS)}
 GOLDEN = Path(__file__).parents[2] / "golden" / "doctor"
 
 
@@ -43,7 +49,7 @@ def test_the_first_broken_link_and_the_reason_are_correct(scenario: Scenario, tm
     assert (first.name if first else None, str(report.code)) == (scenario.broken, scenario.code)
 
 
-@pytest.mark.parametrize("name", ["cpu-laptop", "intel-laptop", "gpu-extra-no-driver"])
+@pytest.mark.parametrize("name", ["cpu-laptop", "amd-laptop", "gpu-extra-no-driver"])
 def test_without_a_gpu_nothing_is_reported_as_broken(name: str, tmp_path: Path) -> None:
     """No GPU was demanded; the chain is still shown."""
     (scenario,) = (each for each in SCENARIOS if each.name == name)
@@ -53,6 +59,48 @@ def test_without_a_gpu_nothing_is_reported_as_broken(name: str, tmp_path: Path) 
     assert "broken" not in to_text
     assert to_text.endswith("no NVIDIA GPU here: the CPU computes\n")
     assert len(report.chain) == len(GPU_CHECKS)
+
+
+UNUSED = ["intel-laptop", "intel-linux-unused-without-openvino", "gpu-pv-intel"]
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_an_intel_gpu_without_openvino_is_no_fault_unless_it_is_requested(name: str, tmp_path: Path) -> None:
+    """The report still says what is missing for it."""
+    (scenario,) = (each for each in SCENARIOS if each.name == name)
+    report = examine_scenario(scenario, tmp_path / "root")
+    text = report.to_text()
+    assert "✗" not in text
+    assert text.endswith("no OpenVINO for the Intel GPU: the CPU computes\n")
+    assert [finding.name for finding in report.chain] == [check.name for check in INTEL_CHECKS]
+    assert any(finding.remedies for finding in report.chain)
+
+
+def test_where_openvino_is_missing_for_an_intel_gpu_the_remedy_names_how_to_get_it(tmp_path: Path) -> None:
+    """The extra on a machine, the build argument in a container; whether the GPU is demanded or only seen."""
+    names = {"intel-linux-without-openvino", "intel-linux-unused-without-openvino", "intel-laptop"}
+    for number, scenario in enumerate(each for each in SCENARIOS if each.name in names):
+        assert "pip install '.[cpu,openvino]'" in examine_scenario(scenario, tmp_path / str(number)).to_text()
+    for number, scenario in enumerate(each for each in SCENARIOS if each.name.startswith("intel-pv-without")):
+        assert "make image WITH_OPENVINO=1" in examine_scenario(scenario, tmp_path / f"pv{number}").to_text()
+
+
+def test_beside_an_nvidia_gpu_the_chain_is_that_of_nvidia_unless_openvino_is_requested(
+    tmp_path: Path,
+) -> None:
+    (scenario,) = (each for each in SCENARIOS if each.name == "nvidia-beside-intel")
+    report = examine_scenario(scenario, tmp_path / "auto")
+    assert [finding.name for finding in report.chain] == [check.name for check in GPU_CHECKS]
+    assert "intel-gpu" in [finding.name for finding in report.system_checks]
+    (scenario,) = (each for each in SCENARIOS if each.name == "nvidia-beside-intel-used")
+    report = examine_scenario(scenario, tmp_path / "used")
+    assert [finding.name for finding in report.chain] == [check.name for check in INTEL_CHECKS]
+
+
+def test_without_an_intel_gpu_openvino_is_not_probed(tmp_path: Path) -> None:
+    machine = linux(tmp_path).cpu_wheel().openvino()
+    examine(DoctorRequest("auto", parse_config({}), DATA), machine.host())
+    assert "openvino" not in machine.asked
 
 
 @pytest.mark.parametrize(("quota", "state"), [(None, None), (4.0, None), (1.5, "info"), (0.5, "warning")])
@@ -144,11 +192,13 @@ def test_a_broken_link_has_a_remedy_and_later_links_are_not_judged(
     scenario: Scenario, tmp_path: Path
 ) -> None:
     report = examine_scenario(scenario, tmp_path / "root")
-    assert [finding.name for finding in report.chain] == [link.name for link in GPU_CHECKS]
-    independent = {link.name for link in GPU_CHECKS if link.independent}
+    names = [finding.name for finding in report.chain]
+    (chain,) = (each for each in (GPU_CHECKS, INTEL_CHECKS) if [link.name for link in each] == names)
+    independent = {link.name for link in chain if link.independent}
     first = report.first_broken
     if first is None:
-        assert report.gpu_is_absent or not [f for f in report.chain if f.state is CheckState.SKIPPED]
+        is_unused = report.gpu_is_absent or report.intel_is_unused
+        assert is_unused or not [f for f in report.chain if f.state is CheckState.SKIPPED]
         return
     assert first.remedies
     behind = report.chain[report.chain.index(first) + 1 :]
@@ -159,7 +209,7 @@ def test_a_broken_link_has_a_remedy_and_later_links_are_not_judged(
 def test_every_link_breaks_in_some_scenario() -> None:
     """Except informational links, and the last one, which cannot break if the one before works."""
     telling = {"container", "iot-edge", "kernel", "placement"}
-    assert {s.broken for s in SCENARIOS} - {None} == {link.name for link in GPU_CHECKS} - telling
+    assert {s.broken for s in SCENARIOS} - {None} == set(CHAINS) - telling
 
 
 def test_every_passthrough_has_a_broken_and_a_working_scenario(tmp_path: Path) -> None:
@@ -196,7 +246,7 @@ def test_every_device_problem_has_a_reason_code_of_the_engine() -> None:
 
 def test_every_link_and_every_system_check_is_documented() -> None:
     text = (REPOSITORY / "docs" / "gpu.md").read_text()
-    assert not [link.name for link in GPU_CHECKS if f"| `{link.name}` |" not in text]
+    assert not [name for name in CHAINS if f"| `{name}` |" not in text]
     assert not [
         name for name in ("camera", *(thing.name for thing in SYSTEM_CHECKS)) if f"`{name}`" not in text
     ]

@@ -118,6 +118,63 @@ def test_a_generated_manifest_has_no_findings(
         assert len(report.modules) == 1
 
 
+OPENVINO = {
+    "GPU-PV": ("--device", "openvino-gpu"),
+    "Linux": ("--gpu", "dri", "--render-group", "992"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("host", OPENVINO)
+def test_a_manifest_for_an_intel_gpu_has_no_findings(
+    visionedge: CommandLine, form: tuple[str, ...], host: str
+) -> None:
+    """It belongs to the CPU image, and requests nothing from an NVIDIA runtime."""
+    image = () if form == ("--template",) else ("--image", f"{IMAGE}-cpu")
+    outcome = visionedge("manifest", "generate", *form, *image, *OPENVINO[host])
+    assert (outcome.code, outcome.err) == (0, "")
+    report = lint_manifest(outcome.out.encode(), "deployment.json")
+    assert report.findings == ()
+    assert "DeviceRequests" not in outcome.out
+    assert '"device": "openvino-gpu"' in outcome.out
+    assert "amd64.gpu" not in outcome.out
+
+
+def test_an_intel_gpu_on_linux_gets_its_render_nodes_and_their_group(visionedge: CommandLine) -> None:
+    """The group of a video device comes on top."""
+    command = ("manifest", "generate", "--image", IMAGE, *OPENVINO["Linux"])
+    host = options(visionedge(*command, "--camera", "usb=v4l2:///dev/video0").out)["HostConfig"]
+    assert [device["PathOnHost"] for device in host["Devices"]] == ["/dev/dri", "/dev/video0"]
+    assert host["GroupAdd"] == ["992", "video"]
+
+
+def test_an_intel_gpu_by_gpu_pv_gets_the_device_and_the_libraries_of_windows(visionedge: CommandLine) -> None:
+    host = options(visionedge("manifest", "generate", "--image", IMAGE, *OPENVINO["GPU-PV"]).out)[
+        "HostConfig"
+    ]
+    assert [device["PathOnHost"] for device in host["Devices"]] == ["/dev/dxg"]
+    assert "/usr/lib/wsl:/usr/lib/wsl:ro" in host["Binds"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--device", "openvino-gpu", "--gpu", "dda"), "--gpu dda: openvino-gpu needs gpu-pv-by-hand"),
+        (("--device", "openvino-gpu", "--gpu", "none"), "--gpu none: openvino-gpu needs gpu-pv-by-hand"),
+        (("--gpu", "dri"), "stat -c %g /dev/dri/renderD128"),
+        (("--gpu", "dri", "--render-group", "render"), "--render-group: name the number"),
+        (("--gpu", "dri", "--render-group", "992", "--device", "cuda"), "not for cuda"),
+        (("--render-group", "992"), "belongs to --gpu dri"),
+    ],
+)
+def test_options_of_a_gpu_that_do_not_fit_together_are_refused(
+    visionedge: CommandLine, arguments: tuple[str, ...], complaint: str
+) -> None:
+    outcome = visionedge("manifest", "generate", "--image", IMAGE, *arguments)
+    assert outcome.code == 2
+    assert complaint in outcome.complaints[0]
+
+
 def test_a_layer_sets_its_sections_and_leaves_the_others_to_the_device(
     visionedge: CommandLine, tmp_path: Path
 ) -> None:

@@ -21,6 +21,8 @@ from visionedge.ops.manifest.gpu_options import classify_image
 
 __all__ = ["fresh_known_secrets"]
 
+GPU_REQUESTS = [{"Count": -1, "Capabilities": [["gpu"]]}]
+
 
 @pytest.mark.parametrize("gpu", ["dda", "gpu-pv", "gpu-pv-by-hand"])
 def test_gpu_options_must_fit_the_image(gpu: str) -> None:
@@ -76,6 +78,42 @@ def test_incomplete_gpu_options_are_reported(gpu: str, path: str, value: Any, pl
     report = lint(change(valid_manifest(gpu), (*HOST, path), value))
     found = [f for f in report.findings if f.path == f"{IN_OPTIONS}.HostConfig.{place}"]
     assert any(word in finding.line() for finding in found), [f.line() for f in report.findings]
+
+
+def openvino_manifest() -> Any:
+    """A module for an Intel GPU on Linux."""
+    manifest = valid_manifest("dri", device="openvino-gpu", render_group="992")
+    return change(manifest, (*MODULE, "settings", "image"), "registry.example.com/visionedge:1.0-cpu")
+
+
+def test_a_render_node_is_a_gpu_of_intel_or_amd_and_needs_no_nvidia_runtime() -> None:
+    report = lint(openvino_manifest())
+    assert report.findings == ()
+    assert report.modules["vision"].startswith("a GPU of Intel or AMD by its render node")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem", "remedy"),
+    [
+        ((*HOST, "Devices"), [], "passes no Intel GPU", "/dev/dxg"),
+        ((*HOST, "GroupAdd"), [], "gives the module no group", "stat -c %g"),
+        ((*HOST, "DeviceRequests"), GPU_REQUESTS, "requests a GPU from the NVIDIA runtime", "remove"),
+        ((*MODULE, "settings", "image"), "visionedge:1.0-gpu", "has no OpenVINO", "WITH_OPENVINO=1"),
+    ],
+)
+def test_what_an_intel_gpu_lacks_is_reported(
+    path: tuple[str, ...], value: Any, problem: str, remedy: str
+) -> None:
+    findings = lint(change(openvino_manifest(), path, value)).findings
+    (found,) = (finding for finding in findings if problem in finding.problem)
+    assert remedy in found.remedy
+    assert found.severity == "warning"
+
+
+def test_root_needs_no_group_for_a_render_node() -> None:
+    manifest = change(openvino_manifest(), (*HOST, "GroupAdd"), [])
+    manifest = change(manifest, (*MODULE, "settings", "createOptions", "User"), "0:0")
+    assert not [finding for finding in lint(manifest).findings if "no group" in finding.problem]
 
 
 def test_a_missing_library_path_for_gpu_pv_is_reported() -> None:

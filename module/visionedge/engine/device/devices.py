@@ -20,8 +20,13 @@ from typing import Literal
 from visionedge.engine.device.faults import Fault, find_cuda_failure, is_out_of_memory
 from visionedge.runtime.child_process import start_child
 
-RequestedDevice = Literal["auto", "cuda", "tensorrt", "cpu", "remote"]
-EffectiveDevice = Literal["cuda", "tensorrt", "cpu", "remote"]
+RequestedDevice = Literal["auto", "cuda", "tensorrt", "openvino-gpu", "cpu", "remote"]
+EffectiveDevice = Literal["cuda", "tensorrt", "openvino-gpu", "cpu", "remote"]
+
+Runtime = Literal["onnxruntime", "openvino"]
+"""The library that computes a graph. Only the CPU is served by both."""
+
+RequestedRuntime = Literal["auto", "onnxruntime", "openvino"]
 
 PROVIDERS: Mapping[str, str] = {
     "tensorrt": "TensorrtExecutionProvider",
@@ -135,8 +140,8 @@ def device_preference(requested: RequestedDevice) -> tuple[EffectiveDevice, ...]
     """The devices to try, best first. TensorRT builds its engines for minutes, so only if it is requested."""
     if requested == "tensorrt":
         return ("tensorrt", "cuda", "cpu")
-    if requested == "remote":
-        return ("remote", "cpu")
+    if requested in ("remote", "openvino-gpu"):
+        return (requested, "cpu")
     return ("cpu",) if requested == "cpu" else ("cuda", "cpu")
 
 
@@ -239,7 +244,7 @@ def probe_device(
     driver_present: Callable[[], bool] | None = None,
 ) -> DeviceVerdict:
     """Whether a session on this device starts and computes, and if not, why. Takes one or two seconds."""
-    provider = PROVIDERS[device]
+    provider = PROVIDERS.get(device, device)
     output = run(provider, timeout_s)
     if output.exit_code is None:
         return DeviceVerdict(

@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 
 from visionedge.config.addresses import format_url, remote_host_and_port
-from visionedge.engine.device.devices import USABLE, DeviceVerdict, EffectiveDevice, ReasonCode
+from visionedge.engine.device.devices import USABLE, DeviceVerdict, EffectiveDevice, ReasonCode, Runtime
 from visionedge.engine.device.faults import EngineError, Fault
 from visionedge.engine.device.remote_client import (
     EventLoopThread,
@@ -285,6 +285,8 @@ class RemoteSession:
     """
 
     device: EffectiveDevice = "remote"
+    runtime: Runtime = "onnxruntime"
+    """Not known: the servers decide."""
 
     def __init__(self, remote: RemoteSettings, expected: ExpectedModel) -> None:
         """Connect to all replicas.
@@ -560,12 +562,22 @@ def add_remote(backend: DeviceBackend, remote: RemoteSettings, sha256: str) -> D
     def probe_device(device: EffectiveDevice) -> DeviceVerdict:
         return probe_remote(remote) if device == "remote" else backend.probe_device(device)
 
-    def open_on(graph: bytes, device: EffectiveDevice, *, max_batch: int, data: Path | None) -> DeviceSession:
+    def open_on(
+        graph: bytes,
+        device: EffectiveDevice,
+        *,
+        max_batch: int,
+        data: Path | None,
+        runtime: Runtime = "onnxruntime",
+        precision: str = "fp32",
+    ) -> DeviceSession:
         if device == "remote":
             return open_remote_session(remote, graph, sha256)
-        return backend.open(graph, device, max_batch=max_batch, data=data)
+        return backend.open(
+            graph, device, max_batch=max_batch, data=data, runtime=runtime, precision=precision
+        )
 
-    return DeviceBackend(has_provider, probe_device, open_on)
+    return replace(backend, has_provider=has_provider, probe_device=probe_device, open=open_on)
 
 
 def probe_remote(remote: RemoteSettings) -> DeviceVerdict:

@@ -21,6 +21,7 @@ from visionedge.engine.device.devices import (
     PROVIDERS,
     DeviceVerdict,
     EffectiveDevice,
+    Runtime,
     device_preference,
     get_effective_device,
     probe_device,
@@ -72,6 +73,8 @@ class Session:
 
     `device` is the one that computes. `rows` is K. `notes` are options that it refused, with the reason.
     """
+
+    runtime: Runtime = "onnxruntime"
 
     def __init__(
         self, raw: Any, device: EffectiveDevice, *, cuda_graphs: bool = False, notes: Sequence[str] = ()
@@ -333,12 +336,24 @@ def check_provider_options(provider: str, options: Mapping[str, str]) -> tuple[s
 
 
 def open_session(
-    graph: bytes, device: EffectiveDevice, *, max_batch: int, data: Path | None = None
-) -> Session:
+    graph: bytes,
+    device: EffectiveDevice,
+    *,
+    max_batch: int,
+    data: Path | None = None,
+    runtime: Runtime = "onnxruntime",
+    precision: str = "fp32",
+) -> "DeviceSession":
     """Open a compiled graph on a device, with the best of our options that it takes.
 
-    The session may come up on a lesser device: look at its `device`. Raises what onnxruntime raises.
+    `precision` is what the runtime computes in where the graph leaves it open; see
+    `DeviceBackend.find_precisions`. The session may come up on a lesser device: look at its `device`. Raises
+    what the runtime raises.
     """
+    if runtime != "onnxruntime" or device == "openvino-gpu":
+        raise EngineError("OpenVINO is not part of this version")
+    if precision != "fp32":
+        raise EngineError(f"onnxruntime computes a graph as it is, not in {precision}")
     onnxruntime = import_onnxruntime()
     if device != "cpu":
         load_cuda_libraries(onnxruntime)
@@ -393,6 +408,10 @@ class DeviceSession(Protocol):
         """The device that computes."""
 
     @property
+    def runtime(self) -> Runtime:
+        """The library that computes."""
+
+    @property
     def rows(self) -> int:
         """K: the number of rows for a picture."""
 
@@ -418,23 +437,48 @@ class SessionOpener(Protocol):
     """The signature of `open_session`."""
 
     def __call__(
-        self, graph: bytes, device: EffectiveDevice, *, max_batch: int, data: Path | None
+        self,
+        graph: bytes,
+        device: EffectiveDevice,
+        *,
+        max_batch: int,
+        data: Path | None,
+        runtime: Runtime = "onnxruntime",
+        precision: str = "fp32",
     ) -> DeviceSession:
-        """Open a compiled graph on a device; raises what onnxruntime raises."""
+        """Open a compiled graph on a device; raises what the runtime raises."""
+
+
+def find_runtimes(device: EffectiveDevice) -> tuple[Runtime, ...]:
+    """The installed runtimes that serve a device, the default one first."""
+    return () if device == "openvino-gpu" else ("onnxruntime",)
+
+
+def find_precisions(device: EffectiveDevice, runtime: Runtime) -> tuple[str, ...]:
+    """What a runtime can compute a graph in on a device, where the graph leaves it open; fp32 first."""
+    del device, runtime
+    return ("fp32",)
 
 
 def has_provider(device: EffectiveDevice) -> bool:
-    """Whether this onnxruntime was built for a device. True does not mean that the device can be used."""
+    """Whether a runtime for a device is installed. True does not mean that the device can be used."""
+    if device == "openvino-gpu":
+        return bool(find_runtimes(device))
     return PROVIDERS[device] in import_onnxruntime().get_available_providers()
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceBackend:
-    """Whether a device is built in, whether it is usable, and how a session is opened on it."""
+    """Whether a device is built in, whether it is usable, and how a session is opened on it.
+
+    `find_runtimes` gives the installed runtimes of a device, `find_precisions` the precisions of a runtime.
+    """
 
     has_provider: Callable[[EffectiveDevice], bool] = has_provider
     probe_device: Callable[[EffectiveDevice], DeviceVerdict] = probe_device
     open: SessionOpener = open_session
+    find_runtimes: Callable[[EffectiveDevice], tuple[Runtime, ...]] = find_runtimes
+    find_precisions: Callable[[EffectiveDevice, Runtime], tuple[str, ...]] = find_precisions
 
 
 ORT_BACKEND = DeviceBackend()

@@ -29,6 +29,7 @@ from visionedge.engine.device.devices import (
     DeviceVerdict,
     EffectiveDevice,
     ReasonCode,
+    Runtime,
     classify_provider_error,
 )
 from visionedge.engine.device.faults import FATAL_FAULTS, classify_fault
@@ -109,7 +110,7 @@ class ScriptedLimits(_Part):
 class FaultScript(_Part):
     """The whole file."""
 
-    device: Literal["cuda", "tensorrt"] = "cuda"
+    device: Literal["cuda", "tensorrt", "openvino-gpu"] = "cuda"
     timing: ScriptedTiming = ScriptedTiming()
     limits: ScriptedLimits = ScriptedLimits()
     faults: tuple[ScriptedFault, ...] = Field(default=(), strict=False)
@@ -134,9 +135,19 @@ def make_device_backend(script: FaultScript) -> DeviceBackend:
     """A backend with the script's device."""
     probing = _FaultPoint(script, "probe")
 
-    def opened(graph: bytes, device: EffectiveDevice, *, max_batch: int, data: Path | None) -> DeviceSession:
+    def opened(
+        graph: bytes,
+        device: EffectiveDevice,
+        *,
+        max_batch: int,
+        data: Path | None,
+        runtime: Runtime = "onnxruntime",
+        precision: str = "fp32",
+    ) -> DeviceSession:
         if device != script.device:
-            return open_session(graph, device, max_batch=max_batch, data=data)
+            return open_session(
+                graph, device, max_batch=max_batch, data=data, runtime=runtime, precision=precision
+            )
         for fault in _FaultPoint(script, "open").due(1):
             _trigger(fault)
         return FaultySession(open_session(graph, "cpu", max_batch=max_batch, data=data), script)
@@ -211,6 +222,7 @@ class FaultySession:
         self._fault_point = _FaultPoint(script, "run")
         self._failed_with: str | None = None
         self.device: EffectiveDevice = script.device
+        self.runtime: Runtime = "openvino" if script.device == "openvino-gpu" else "onnxruntime"
 
     @property
     def rows(self) -> int:

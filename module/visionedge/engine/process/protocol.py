@@ -112,6 +112,7 @@ def encode_info(info: EngineInfo) -> bytes:
         "nodes": asdict(info.node_placement),
         "notes": info.notes,
         "rows": info.max_rows,
+        "runtime": info.runtime,
         "parity": [parity_result.document() for parity_result in info.device_check.parity_results],
         "speedCheck": info.device_check.speed_check and asdict(info.device_check.speed_check),
         "replicas": [asdict(replica) for replica in info.replicas],
@@ -196,6 +197,7 @@ def decode_start_reply(payload: bytes, model: Model) -> EngineInfo:
         ),
         tuple(document["notes"]),
         document["rows"],
+        runtime=document["runtime"],
         replicas=_parse_replicas(document["replicas"]),
     )
 

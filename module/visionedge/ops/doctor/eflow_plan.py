@@ -10,7 +10,14 @@ from pydantic import Field
 
 from visionedge.errors import ConfigError
 from visionedge.ops.doctor.checks import Remedies, remedy
-from visionedge.ops.doctor.remedies import DISABLE_REQUIRE_ENV, GPU_NAME_COMMAND, MIN_CORES, MIN_MEMORY_MIB
+from visionedge.ops.doctor.remedies import (
+    DISABLE_REQUIRE_ENV,
+    GPU_NAME_COMMAND,
+    MIN_CORES,
+    MIN_INTEL_WINDOWS_DRIVER,
+    MIN_MEMORY_MIB,
+    OPENVINO_IMAGE,
+)
 from visionedge.ops.doctor.remedies import eflow_vm_command as in_vm
 from visionedge.ops.doctor.wheel import MIN_WINDOWS_DRIVER
 from visionedge.ops.eflow import (
@@ -24,7 +31,7 @@ from visionedge.ops.eflow import (
     read_gpu_name,
     read_windows,
 )
-from visionedge.ops.manifest.gpu_options import GPU_OPTIONS, to_compact_json
+from visionedge.ops.manifest.gpu_options import BY_HAND_OPTIONS, GPU_OPTIONS, to_compact_json
 from visionedge.ops.support_dates import EFLOW_ARM64_VERSION, EFLOW_VERSION, TABLE_DATE, find_support
 from visionedge.web.documents import JsonDocument
 
@@ -120,7 +127,7 @@ def _plan(windows: WindowsVersion, gpu: str, family: GpuFamily) -> EflowPlan:
 
 def _explain(family: GpuFamily, passthrough: PassthroughType) -> str:
     if family == "intel":
-        return "GPU-PV is supported, but an Intel GPU is not a CUDA device: visionedge computes on the CPU"
+        return "GPU-PV is supported; an Intel GPU is not a CUDA device: OpenVINO computes (not seen on a GPU)"
     if passthrough == "DirectDeviceAssignment":
         return "DDA: the VM owns the GPU and uses its own Linux driver; Windows cannot use the GPU"
     return "GPU-PV: Windows and the VM share the GPU and the NVIDIA driver of Windows"
@@ -166,7 +173,7 @@ def _prepare_gpu(windows: WindowsVersion, family: GpuFamily) -> Remedies:
             "on Windows, install NVIDIA's device mitigation driver for T4 and A2 (recommended, for security)"
         )
     if family == "intel":
-        steps += remedy("on Windows, install Intel's graphics driver with WSL GPU support")
+        steps += remedy(f"on Windows, install Intel's graphics driver {MIN_INTEL_WINDOWS_DRIVER} or newer")
     elif family == "blackwell":
         steps += remedy(
             f"on Windows, install NVIDIA's driver {_BLACKWELL_DRIVER} or newer, the first branch for RTX 50;"
@@ -250,7 +257,9 @@ def _set_dns(windows: WindowsVersion) -> Remedies:
 
 def _module_options(family: GpuFamily, passthrough: PassthroughType) -> Remedies:
     if family == "intel":
-        return ()
+        image = remedy("build the CPU image with OpenVINO and Intel's OpenCL driver", OPENVINO_IMAGE)
+        instruction = "the module's createOptions (manifest generate --device openvino-gpu)"
+        return image + remedy(instruction, to_compact_json(BY_HAND_OPTIONS))
     steps = remedy("the module's createOptions", to_compact_json(GPU_OPTIONS))
     if passthrough == "ParaVirtualization":
         steps += remedy("and its env, for images that set NVIDIA_REQUIRE_CUDA", DISABLE_REQUIRE_ENV)

@@ -43,6 +43,8 @@ _DRIVER_LIMIT_S = 10.0
 _LIBRARIES_LIMIT_S = 20.0
 _SESSION_LIMIT_S = 30.0
 _PLACEMENT_LIMIT_S = 60.0
+# Intel's driver compiles nothing for a list of devices, but openvino is imported for it.
+_OPENVINO_LIMIT_S = 30.0
 _NETWORK_LIMIT_S = 3.0
 _CLOCK_LIMIT_S = 3.0
 _PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
@@ -84,6 +86,7 @@ class ProbeResults:
     network: ProbeResult
     clock: ProbeResult
     placement: ProbeResult
+    openvino: ProbeResult
     effective: EffectiveDevice
     verdict: DeviceVerdict
 
@@ -94,7 +97,8 @@ class HostFacts:
 
     `cameras`: the state of each camera: "" (readable), "disabled", "network" (see the network probe), or an
     error. `socket`: the error of the workload socket, else "". `last_start`: the time of the last good start
-    and what changed since, None if none is known. `servers` are those of a remote device.
+    and what changed since, None if none is known. `servers` are those of a remote device. `openvino` is the
+    version of the installed package, else "".
     """
 
     request: DoctorRequest
@@ -114,6 +118,7 @@ class HostFacts:
     cpu_quota: float | None = None
     last_start: tuple[str, str] | None = None
     servers: tuple[ServerExamination, ...] = ()
+    openvino: str = ""
 
     @property
     def gpu_works(self) -> bool:
@@ -123,7 +128,18 @@ class HostFacts:
     @property
     def gpu_required(self) -> bool:
         """Whether a GPU was demanded."""
-        return self.request.device in ("cuda", "tensorrt")
+        return self.request.device in ("cuda", "tensorrt", "openvino-gpu")
+
+    @property
+    def concerns_intel(self) -> bool:
+        """Whether the chain is that of an Intel GPU: it is requested, or the only GPU here."""
+        return _concerns_intel(self.request, self.environment)
+
+    @property
+    def intel_is_unused(self) -> bool:
+        """Whether an Intel GPU is the only one and is not wanted: `auto` wants it if OpenVINO is there."""
+        is_asked = self.request.device == "openvino-gpu" or (self.request.device == "auto" and self.openvino)
+        return self.concerns_intel and not is_asked
 
     @property
     def gpu_is_absent(self) -> bool:
@@ -132,14 +148,16 @@ class HostFacts:
         False in a VM on Windows and in a container that cannot read the PCI bus: the host may have a GPU.
         """
         environment = self.environment
-        is_missing = environment.host_gpu == "none" and environment.passthrough in ("none", "intel")
+        is_missing = environment.host_gpu == "none" and environment.passthrough == "none"
+        is_missing = is_missing or (self.intel_is_unused and environment.passthrough == "intel")
         is_visible = environment.kernel == "linux" and (environment.pci_visible or not environment.container)
         return is_missing and is_visible and not self.gpu_required
 
     @property
     def fulfilled(self) -> bool:
-        """Whether the requested device, which is a GPU, works."""
-        return self.gpu_works and self.request.device in ("auto", self.probed.effective)
+        """Whether the requested device, which is a GPU, works: that of the chain."""
+        is_other = self.probed.effective == "openvino-gpu" and not self.concerns_intel
+        return self.gpu_works and not is_other and self.request.device in ("auto", self.probed.effective)
 
 
 def gather_facts(request: DoctorRequest, host: Host) -> HostFacts:
@@ -166,7 +184,14 @@ def gather_facts(request: DoctorRequest, host: Host) -> HostFacts:
         newest_file_s=_newest_file_s(host),
         cpu_quota=host.cpu_quota,
         last_start=_compare_last_start(request, host),
+        openvino=host.packages.get("openvino", ""),
     )
+
+
+def _concerns_intel(request: DoctorRequest, environment: HostEnvironment) -> bool:
+    if request.device in ("cuda", "tensorrt", "openvino-gpu"):
+        return request.device == "openvino-gpu"
+    return environment.passthrough == "intel"
 
 
 def _compare_last_start(request: DoctorRequest, host: Host) -> tuple[str, str] | None:
@@ -188,7 +213,8 @@ def _run_probes(
     environment, wheel = examined
     nodes = {"nodes": [*environment.nodes, *([DXG] if host.exists(DXG) else [])]}
     wanted = {"folders": [str(folder) for folder in wheel.folders], "names": list(wheel.needed)}
-    with ThreadPoolExecutor(4, thread_name_prefix="doctor") as pool:
+    with ThreadPoolExecutor(5, thread_name_prefix="doctor") as pool:
+        openvino = pool.submit(_probe_openvino, request, host, environment)
         driver = pool.submit(host.probe, "driver", nodes, _DRIVER_LIMIT_S)
         libraries = pool.submit(host.probe, "libraries", wanted, _LIBRARIES_LIMIT_S)
         network = pool.submit(_probe_network, host, addresses)
@@ -196,25 +222,53 @@ def _run_probes(
         if request.device == "remote":
             effective, verdict = _find_usable_server(request, servers)
         else:
-            effective, verdict = _find_effective_device(request, host, wheel, driver.result)
+            effective, verdict = _find_effective_device(request, host, examined, driver.result)
         placement = _placement(request, host, effective)
         probed = (driver.result(), libraries.result(), network.result(), clock.result())
-    return ProbeResults(*probed, placement, effective, verdict)
+    return ProbeResults(*probed, placement, openvino.result(), effective, verdict)
+
+
+def _probe_openvino(request: DoctorRequest, host: Host, environment: HostEnvironment) -> ProbeResult:
+    """Intel's OpenCL driver and OpenVINO's list of devices; skipped if they are of no interest here."""
+    if not _concerns_intel(request, environment):
+        return ProbeResult({})
+    nodes = environment.intel_nodes or ((DXG,) if environment.dxg else ())
+    installed = "openvino" in host.packages
+    return host.probe("openvino", {"nodes": list(nodes), "installed": installed}, _OPENVINO_LIMIT_S)
 
 
 def _find_effective_device(
-    request: DoctorRequest, host: Host, wheel: OnnxruntimeWheel, driver: Callable[[], ProbeResult]
+    request: DoctorRequest,
+    host: Host,
+    examined: tuple[HostEnvironment, OnnxruntimeWheel],
+    driver: Callable[[], ProbeResult],
 ) -> tuple[EffectiveDevice, DeviceVerdict]:
     """The device that really computes: that of the running engine, else of a test session."""
+    environment, wheel = examined
     if request.running is not None and request.running.device.effective != "cpu":
         device = request.running.device
         return device.effective, DeviceVerdict(device.code, device.reason)
     if request.device == "cpu":
         return "cpu", DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was requested")
+    if request.device == "openvino-gpu":
+        return _try_openvino(host)
+    effective, verdict = _try_cuda(request, host, wheel, driver)
+    has_node = environment.intel_nodes or environment.dxg
+    if effective != "cpu" or request.device != "auto" or not has_node or "openvino" not in host.packages:
+        return effective, verdict
+    effective, found = _try_openvino(host)
+    return effective, found if effective != "cpu" or _concerns_intel(request, environment) else verdict
+
+
+def _try_cuda(
+    request: DoctorRequest, host: Host, wheel: OnnxruntimeWheel, driver: Callable[[], ProbeResult]
+) -> tuple[EffectiveDevice, DeviceVerdict]:
     if not wheel.cuda:
         return "cpu", DeviceVerdict(ReasonCode.NO_GPU_BUILD, f"{wheel.name} was built without CUDA")
     first: DeviceVerdict | None = None
-    for candidate in device_preference(request.device)[:-1]:
+    for candidate in device_preference(request.device):
+        if candidate not in ("cuda", "tensorrt"):
+            continue
         found = probe_device(
             candidate,
             host.session,
@@ -225,6 +279,13 @@ def _find_effective_device(
             return candidate, first or found
         first = first or found
     return "cpu", first or DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was requested")
+
+
+def _try_openvino(host: Host) -> tuple[EffectiveDevice, DeviceVerdict]:
+    if "openvino" not in host.packages:
+        return "cpu", DeviceVerdict(ReasonCode.NO_GPU_BUILD, "the package openvino is not installed")
+    found = probe_device("openvino-gpu", host.session, _SESSION_LIMIT_S)
+    return ("openvino-gpu" if found.code is ReasonCode.OK else "cpu"), found
 
 
 def _examine_servers(request: DoctorRequest, host: Host) -> tuple[ServerExamination, ...]:
@@ -259,8 +320,8 @@ def _find_usable_server(
 
 
 def _placement(request: DoctorRequest, host: Host, effective: EffectiveDevice) -> ProbeResult:
-    """The devices of the model's nodes, probed only if a GPU works."""
-    if effective in ("cpu", "remote"):
+    """The devices of the model's nodes, probed only if a GPU works, and not with OpenVINO, which has one."""
+    if effective in ("cpu", "remote", "openvino-gpu"):
         return ProbeResult({})
     if request.running is not None and request.running.device.effective == effective:
         node_placement = request.running.node_placement

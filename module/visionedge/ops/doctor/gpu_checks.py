@@ -1,4 +1,4 @@
-"""The chain of checks from this process to a session on the GPU; each depends on the ones before it.
+"""The chain of checks from this process to a session on an NVIDIA GPU; each depends on the ones before it.
 
 A check evaluates the facts and reads nothing itself. docs/gpu.md explains each.
 """
@@ -29,7 +29,7 @@ _CUDA_ERRORS = {
 }
 
 
-def run_gpu_checks(facts: HostFacts) -> tuple[CheckResult, ...]:
+def run_gpu_checks(facts: HostFacts, checks: tuple[Check, ...]) -> tuple[CheckResult, ...]:
     """Run the checks in order; after the first broken one only independent checks.
 
     Without a GPU, and without a demand for one, nothing is broken: a missing link is only reported. If a
@@ -37,27 +37,31 @@ def run_gpu_checks(facts: HostFacts) -> tuple[CheckResult, ...]:
     """
     results: list[CheckResult] = []
     is_broken = False
-    for check in GPU_CHECKS:
+    for check in checks:
         result = check.run(facts) if check.independent or not is_broken else None
         if result is None:
             results.append(CheckResult(CheckState.SKIPPED, "not checked", (), check.name, check.title))
             continue
         if result.state is CheckState.BROKEN:
+            shown = {one.instruction for each in results for one in each.remedies}
             result, is_broken = (
-                _weigh(result, facts, is_first=not is_broken),
+                _weigh(result, facts, shown, is_first=not is_broken),
                 is_broken or not facts.fulfilled,
             )
         results.append(result)
     return tuple(results)
 
 
-def _weigh(result: CheckResult, facts: HostFacts, *, is_first: bool) -> CheckResult:
-    """A failed check as it counts on this machine."""
+def _weigh(result: CheckResult, facts: HostFacts, shown: set[str], *, is_first: bool) -> CheckResult:
+    """A failed check as it counts on this machine; `shown`: the instructions of earlier checks."""
     if facts.fulfilled:
         return replace(
             result, state=CheckState.WARNING, found=f"{result.found}; but a session works", remedies=()
         )
-    if facts.gpu_is_absent or facts.request.device == "remote":
+    if facts.intel_is_unused and facts.request.device == "auto":  # what the Intel GPU needs is of interest
+        remedies_left = tuple(one for one in result.remedies if one.instruction not in shown)
+        return replace(result, state=CheckState.INFO, remedies=remedies_left)
+    if facts.gpu_is_absent or facts.intel_is_unused or facts.request.device == "remote":
         return replace(result, state=CheckState.INFO, remedies=())
     return result if is_first else replace(result, remedies=())  # one remedy at a time
 
@@ -360,10 +364,15 @@ def _placement(facts: HostFacts) -> CheckResult:
     return ok(f"all {nodes} nodes of the model on {probed['device']}" if nodes else f"on {probed['device']}")
 
 
-GPU_CHECKS = (
+COMMON_CHECKS = (
     Check("container", "container", _container, independent=True),
     Check("iot-edge", "IoT Edge", _iot_edge, independent=True),
     Check("kernel", "kernel", _kernel, independent=True),
+)
+"""The checks with which the chain to any GPU begins."""
+
+GPU_CHECKS = (
+    *COMMON_CHECKS,
     Check("passthrough", "GPU", _passthrough),
     Check("permissions", "permissions", _permissions),
     Check("libcuda", "libcuda", _libcuda, independent=True),
@@ -378,4 +387,4 @@ GPU_CHECKS = (
     Check("session", "first session", _session),
     Check("placement", "node placement", _placement),
 )
-"""All checks of the chain, in order."""
+"""All checks of the chain to an NVIDIA GPU, in order."""

@@ -134,8 +134,9 @@ def this_host(environ: Mapping[str, str]) -> Host:
 
 def run_probe_child(probe_name: str, arguments: Document, limit_s: float) -> ProbeResult:
     """Run a probe in a child process. `probe_child.py` uses the standard library only, so it starts fast."""
-    module = "visionedge.engine.placement"
-    target = module if probe_name == "placement" else Path(__file__).with_name("probe_child.py")
+    # As a module, the child finds the same installed packages as this process.
+    modules = {"placement": "visionedge.engine.placement", "openvino": "visionedge.ops.doctor.probe_child"}
+    target = modules.get(probe_name) or Path(__file__).with_name("probe_child.py")
     child = start_child(target, probe_name, json.dumps(arguments), stderr=subprocess.PIPE, text=True)
     try:
         output, error_text = child.communicate(timeout=limit_s)
@@ -213,12 +214,16 @@ HostGpu = Literal["driver", "dxg", "pci", "none"]
 WSL_LIBRARIES = "/usr/lib/wsl/lib"
 WSL_DRIVERS = "/usr/lib/wsl/drivers"
 DXG = "/dev/dxg"
+DRI = "/dev/dri"
 
 _IN_CONTAINER = re.compile(r"docker|containerd|kubepods|libpod|moby")
 _AZURE_LINUX = re.compile(r"\.(cm|azl)\d|mariner|azure linux", re.IGNORECASE)
 _NODE = re.compile(r"nvidia(\d+|ctl|-uvm)")
+_RENDER_NODE = re.compile(r"renderD\d+")
 _VERSION = re.compile(r"\b(\d{3}(?:\.\d+){1,2})\b")
 _NVIDIA, _INTEL = "0x10de", "0x8086"
+# Folders of Intel's graphics driver in the driver store of Windows: iigd_dch.inf_amd64_… and older ones.
+_INTEL_STORES = ("iig", "igfx", "igd")
 _DISPLAY_CLASS = "0x03"
 
 
@@ -227,8 +232,10 @@ class HostEnvironment:
     """The environment of this process.
 
     `passthrough`: DDA (the VM owns the whole GPU), GPU-PV (shared with Windows), native (no Hyper-V VM),
-    intel (not a CUDA device), or none. `host_gpu`: what the host has but this process may not see: an NVIDIA
-    driver, a GPU-PV device, or an NVIDIA card without a driver. `pci_visible`: the PCI bus can be read.
+    intel (for OpenVINO, no CUDA device), or none. `host_gpu`: what the host has but this process may not see:
+    an NVIDIA driver, a GPU-PV device, or an NVIDIA card without a driver. `pci_visible`: the PCI bus can be
+    read. `render_vendors`: the vendor ids of the GPUs of the host by the names of their render nodes
+    (renderD128); `render_nodes`: those that this process sees in /dev/dri. `dxg`: /dev/dxg exists here.
     """
 
     container: bool
@@ -242,6 +249,30 @@ class HostEnvironment:
     kernel_driver: str
     wsl_libraries: tuple[str, ...]
     wsl_stores: Mapping[str, tuple[str, ...]]
+    render_vendors: Mapping[str, str]
+    render_nodes: tuple[str, ...]
+    intel_on_pci: bool
+    dxg: bool
+
+    @property
+    def intel_names(self) -> tuple[str, ...]:
+        """The render nodes of Intel GPUs on this host, without a folder."""
+        return tuple(name for name, vendor in self.render_vendors.items() if vendor == _INTEL)
+
+    @property
+    def intel_nodes(self) -> tuple[str, ...]:
+        """The render nodes of Intel GPUs that are visible here."""
+        return tuple(f"{DRI}/{name}" for name in self.intel_names if name in self.render_nodes)
+
+    @property
+    def intel_stores(self) -> tuple[str, ...]:
+        """Intel's graphics drivers of Windows, under GPU-PV."""
+        return tuple(name for name in self.wsl_stores if _is_intel_store(name))
+
+    @property
+    def sees_intel(self) -> bool:
+        """Whether this machine has an Intel GPU, usable or not."""
+        return bool(self.intel_names or self.intel_on_pci or (self.dxg and self.intel_stores))
 
     @property
     def hyper_v(self) -> bool:
@@ -263,7 +294,9 @@ def detect_environment(host: Host) -> HostEnvironment:
     host_gpu = _detect_host_gpu(host, vendors)
     stores = {name: host.names(f"{WSL_DRIVERS}/{name}") for name in host.names(WSL_DRIVERS)}
     libraries = host.names(WSL_LIBRARIES)
-    passthrough: Passthrough = "intel" if host_gpu == "none" and _INTEL in vendors else "none"
+    render_vendors = _render_vendors(host)
+    has_intel = _INTEL in {*vendors, *render_vendors.values()}
+    passthrough: Passthrough = "intel" if host_gpu == "none" and has_intel else "none"
     if nodes:
         passthrough = "native" if kernel == "linux" else "dda"
     elif host.exists(DXG):
@@ -280,6 +313,10 @@ def detect_environment(host: Host) -> HostEnvironment:
         kernel_driver=_kernel_driver(host),
         wsl_libraries=libraries,
         wsl_stores=stores,
+        render_vendors=render_vendors,
+        render_nodes=tuple(name for name in host.names(DRI) if _RENDER_NODE.fullmatch(name)),
+        intel_on_pci=_INTEL in vendors,
+        dxg=host.exists(DXG),
     )
 
 
@@ -328,6 +365,13 @@ def _display_vendors(host: Host) -> frozenset[str]:
     )
 
 
+def _render_vendors(host: Host) -> dict[str, str]:
+    """The vendor ids of GPUs by the names of their render nodes; a container sees those of its host."""
+    folder = "/sys/class/drm"
+    names = [name for name in host.names(folder) if _RENDER_NODE.fullmatch(name)]
+    return {name: host.text(f"{folder}/{name}/device/vendor").strip() for name in names}
+
+
 def _detect_host_gpu(host: Host, vendors: frozenset[str]) -> HostGpu:
     if _kernel_driver(host) or re.search(r"^\s*195 nvidia", host.text("/proc/devices"), re.MULTILINE):
         return "driver"
@@ -339,4 +383,8 @@ def _detect_host_gpu(host: Host, vendors: frozenset[str]) -> HostGpu:
 def _is_intel_only(libraries: tuple[str, ...], stores: Mapping[str, tuple[str, ...]]) -> bool:
     nvidia = any(name.startswith("libcuda.so") for name in libraries)
     nvidia = nvidia or any(name.lower().startswith("nv") for name in stores)
-    return not nvidia and any(name.lower().startswith(("iig", "igfx", "igd")) for name in stores)
+    return not nvidia and any(map(_is_intel_store, stores))
+
+
+def _is_intel_store(name: str) -> bool:
+    return name.lower().startswith(_INTEL_STORES)

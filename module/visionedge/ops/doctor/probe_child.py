@@ -1,12 +1,13 @@
-"""Probes that may hang or crash, run as a child process: driver, CUDA libraries, network, clock.
+"""Probes that may hang or crash, run as a child process: drivers, CUDA libraries, OpenVINO, network, clock.
 
 ``python -I probe_child.py PROBE ARGUMENTS`` prints a JSON line after each step, so that a crash loses only
-the later steps. Only the standard library is used.
+the later steps. Only the standard library is used, except by the last steps of `probe_openvino`.
 """
 
 import ctypes
 import errno
 import http.client
+import importlib
 import json
 import os
 import socket
@@ -162,6 +163,56 @@ def _property(library: Any, which: int) -> int:
     return value.value
 
 
+_OPENCL_VENDORS = Path("/etc/OpenCL/vendors")
+
+
+def probe_openvino(arguments: dict[str, Any]) -> None:
+    """Open the device nodes, load OpenCL and its drivers, ask OpenVINO for its devices.
+
+    The GPU plugin of the openvino wheel (2026.4.1, its ELF header) links libOpenCL.so.1 and does not use
+    Level Zero. Without this library, or a driver behind it, OpenVINO lists the CPU only and gives no reason.
+    """
+    report_step("open", errors={node: _open_error(node) for node in arguments["nodes"]})
+    report_step("level-zero", error=_load_error("libze_intel_gpu.so.1"))
+    error = _load_error("libOpenCL.so.1")
+    report_step("opencl", error=error, path="" if error else _loaded_path("libOpenCL.so"))
+    report_step("loading")
+    report_step("drivers", drivers=[_opencl_driver(path) for path in sorted(_OPENCL_VENDORS.glob("*.icd"))])
+    if not arguments["installed"]:
+        return
+    report_step("starting")
+    # At its import openvino reports itself to its publisher, unless this package is missing.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # what an import then calls missing
+    try:
+        openvino = importlib.import_module("openvino")
+    except Exception as caught:  # noqa: BLE001 - a broken package may raise anything: its text is the result
+        report_step("package", error=str(caught) or type(caught).__name__)
+        return
+    core = openvino.Core()
+    names = dict.fromkeys(core.available_devices, "")
+    for name in names:
+        with suppress(Exception):  # a device without a name is still listed
+            names[name] = str(core.get_property(name, "FULL_DEVICE_NAME"))
+    report_step("devices", devices=names)
+
+
+def _load_error(library: str) -> str | None:
+    try:
+        ctypes.CDLL(library)
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _opencl_driver(icd: Path) -> dict[str, str | None]:
+    """The library that a file of the OpenCL loader names, and the error if it cannot be loaded."""
+    try:
+        library = icd.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError as error:
+        return {"icd": str(icd), "library": "", "error": error.strerror}
+    return {"icd": str(icd), "library": library, "error": _load_error(library)}
+
+
 def probe_network(arguments: dict[str, Any]) -> None:
     """Resolve names, connect to ports and read a server's clock, in parallel; the parent limits the time."""
     work = [
@@ -241,6 +292,7 @@ def probe_clock(_arguments: dict[str, Any]) -> None:
 PROBES = {
     "driver": probe_driver,
     "libraries": probe_libraries,
+    "openvino": probe_openvino,
     "network": probe_network,
     "clock": probe_clock,
 }

@@ -7,8 +7,14 @@ deployment manifest, or here.
 from visionedge.engine.device.devices import ReasonCode
 from visionedge.ops.doctor.checks import Remedies, remedy
 from visionedge.ops.doctor.facts import HostFacts
+from visionedge.ops.doctor.host import DXG
 from visionedge.ops.doctor.wheel import MIN_DRIVER, MIN_WINDOWS_DRIVER, format_capability
-from visionedge.ops.manifest.gpu_options import BY_HAND_OPTIONS, GPU_OPTIONS, to_compact_json
+from visionedge.ops.manifest.gpu_options import (
+    BY_HAND_OPTIONS,
+    GPU_OPTIONS,
+    make_dri_options,
+    to_compact_json,
+)
 
 CUDA_ERROR_NOT_FOUND = 500
 """cuInit: under GPU-PV the NVIDIA runtime is too old for the Windows driver."""
@@ -24,6 +30,10 @@ _DOCKER_NO_REQUIRE = "docker run --gpus all -e NVIDIA_DISABLE_REQUIRE=1 …"
 _DOCKER_BY_HAND = (
     "docker run --device /dev/dxg -v /usr/lib/wsl:/usr/lib/wsl:ro -e LD_LIBRARY_PATH=/usr/lib/wsl/lib …"
 )
+_DOCKER_DRI = "docker run --device /dev/dri --group-add $(stat -c %g /dev/dri/renderD128) …"
+OPENVINO_IMAGE = "make image WITH_OPENVINO=1"
+MIN_INTEL_WINDOWS_DRIVER = "30.0.100.9955"
+"""The first with GPU-PV for Linux: WSL.md of intel/compute-runtime, read 2026-11-30."""
 _MIB = 2**20
 INSTALL_CUDA_12 = "pip install 'onnxruntime-gpu[cuda,cudnn]==1.26.0'"
 PARTIAL_IDENTITY = remedy("let IoT Edge start this container, or unset its variables to run without IoT Edge")
@@ -132,8 +142,9 @@ def assign_gpu_to_vm(facts: HostFacts) -> Remedies:
 
 def intel_gpu(facts: HostFacts) -> Remedies:
     """An Intel GPU, which CUDA cannot use."""
-    without = "set device to auto or cpu" if facts.gpu_required else "the CPU computes, and nothing is wrong"
-    first = remedy(f"CUDA needs an NVIDIA GPU; without one, {without}")
+    first = remedy(
+        "CUDA needs an NVIDIA GPU; without one, set device to auto or cpu, or to openvino-gpu for this GPU"
+    )
     if facts.environment.kernel != "eflow":
         return first
     return (
@@ -195,6 +206,107 @@ def old_container_toolkit(facts: HostFacts) -> Remedies:
     return (
         *remedy(f"update {newer}: the NVIDIA runtime does not mount this library of newer Windows drivers"),
         *remedy("or pass the GPU-PV device and its libraries explicitly", _manual_gpu_pv(facts)),
+    )
+
+
+# --- an Intel GPU, by OpenVINO ------------------------------------------------------------------------------
+
+
+def intel_not_exposed(facts: HostFacts) -> Remedies:
+    """The host has an Intel GPU, or GPU-PV, but this container lacks it or its libraries."""
+    environment = facts.environment
+    if not environment.hyper_v:
+        dri = to_compact_json(make_dri_options("992"))
+        instruction = (
+            "pass its render node to the container, with the group of the node (stat -c %g /dev/dri/render*)"
+        )
+        return remedy(instruction, dri if environment.module else _DOCKER_DRI)
+    if environment.container:
+        return remedy("pass the GPU-PV device and its libraries to the container", _manual_gpu_pv(facts))
+    instruction = (
+        f"on Windows, install Intel's graphics driver {MIN_INTEL_WINDOWS_DRIVER} or newer, then restart"
+    )
+    if environment.kernel == "eflow":
+        return remedy(instruction, *RESTART_VM_COMMANDS)
+    return remedy(instruction, "wsl --update", "wsl --shutdown")
+
+
+def no_intel_gpu(facts: HostFacts) -> Remedies:
+    """There is no sign of an Intel GPU."""
+    other = "or set device to auto or cpu"
+    if facts.environment.kernel == "eflow":
+        line = set_eflow_vm_command("ParaVirtualization", facts.cores, facts.memory.total_bytes)
+        return (
+            *remedy("on Windows 10 or 11, look up the name of the GPU", GPU_NAME_COMMAND),
+            *remedy(f"and assign it to the VM; omitted options are reset; {other}", line),
+        )
+    if facts.environment.container and not facts.environment.pci_visible:
+        return remedy(
+            f"if the host has an Intel GPU, pass it to this container, {other}"
+        ) + intel_not_exposed(facts)
+    return remedy(f"use a machine with an Intel GPU, {other}")
+
+
+def missing_render_node(facts: HostFacts) -> Remedies:
+    """The kernel has no driver for the Intel GPU."""
+    where = "on the host" if facts.environment.container else "here"
+    return remedy(f"load Intel's kernel driver {where} (i915, or xe for newer GPUs)", "sudo modprobe i915")
+
+
+def denied_intel_node(facts: HostFacts, node: str, error: str) -> Remedies:
+    """This user may not open the device of an Intel GPU."""
+    environment = facts.environment
+    if environment.container and error == "EPERM":
+        return intel_not_exposed(facts)
+    if node == DXG:
+        instruction = "let every user open it (until the VM restarts)"
+        command = f"sudo chmod 0666 {DXG}"
+        return remedy(instruction, eflow_vm_command(command) if environment.kernel == "eflow" else command)
+    if not environment.container:
+        instruction = (
+            f"add this user to the group of {node} (ls -l {node}; render or video), then log in again"
+        )
+        return remedy(instruction, 'sudo usermod -aG render "$USER"')
+    group = '{"HostConfig":{"GroupAdd":["992"]}}' if environment.module else "docker run --group-add 992 …"
+    return remedy(
+        "add the group of the node to this container (replace 992 by what `stat -c %g` prints on the host)",
+        group,
+    )
+
+
+def missing_openvino(facts: HostFacts) -> Remedies:
+    """The package openvino is not installed, or broken."""
+    if facts.environment.container:
+        return remedy("use the CPU image with OpenVINO and Intel's OpenCL driver", OPENVINO_IMAGE)
+    return remedy("install the extra openvino beside the extra cpu", "pip install '.[cpu,openvino]'")
+
+
+def missing_opencl(facts: HostFacts) -> Remedies:
+    """The OpenCL loader or Intel's OpenCL driver is missing; under GPU-PV it also belongs into Linux."""
+    if facts.environment.container:
+        return missing_openvino(facts)
+    driver = remedy("install Intel's OpenCL driver", "sudo apt-get install intel-opencl-icd")
+    return driver if facts.openvino else driver + missing_openvino(facts)
+
+
+def gpu_not_listed(facts: HostFacts) -> Remedies:
+    """OpenVINO lists no GPU, although Intel's OpenCL driver can be loaded."""
+    newer = "the OpenCL driver may be older than the GPU (docs/gpu.md): install a newer intel-opencl-icd"
+    if facts.environment.container:
+        newer += ", for example with BASE_IMAGE of a newer Debian"
+    if facts.environment.dxg and not facts.environment.intel_nodes:
+        return remedy(f"{newer}, or update Intel's graphics driver on Windows")
+    return remedy(newer)
+
+
+def openvino_failed(facts: HostFacts, code: str) -> Remedies:
+    """All earlier checks passed, but OpenVINO does not compute on the GPU."""
+    if code in (ReasonCode.PROBE_TIMEOUT, ReasonCode.PROBE_CRASHED):
+        return hanging_driver(facts)
+    instruction = "if that does not help, send the file that this command writes to your support"
+    return (
+        *restart_system(facts, "OpenVINO fails on the GPU"),
+        *remedy(instruction, "visionedge doctor --bundle doctor.zip"),
     )
 
 

@@ -15,8 +15,9 @@ from visionedge.engine.device.devices import EffectiveDevice, ReasonCode, Reques
 from visionedge.frames.types import format_utc
 from visionedge.ops.doctor.checks import CheckResult, CheckState
 from visionedge.ops.doctor.facts import DoctorRequest, gather_facts
-from visionedge.ops.doctor.gpu_checks import run_gpu_checks
+from visionedge.ops.doctor.gpu_checks import GPU_CHECKS, run_gpu_checks
 from visionedge.ops.doctor.host import Document, Host, HostEnvironment
+from visionedge.ops.doctor.intel_checks import INTEL_CHECKS
 from visionedge.ops.doctor.system_checks import run_system_checks
 from visionedge.runtime.build_identity import read_build_identity
 from visionedge.runtime.redaction import redact, redact_document
@@ -52,6 +53,7 @@ class DoctorReport:
     chain: tuple[CheckResult, ...]
     system_checks: tuple[CheckResult, ...]
     gpu_is_absent: bool = False
+    intel_is_unused: bool = False
 
     @property
     def first_broken(self) -> CheckResult | None:
@@ -114,6 +116,8 @@ class DoctorReport:
         if self.requested == "remote":
             broken = _wrap("", f"the CPU computes instead of a server: {self.reason} ({self.code})")
             return ["a server computes: pictures leave this device"] if self.fulfilled else broken
+        if first is None and self.intel_is_unused:
+            return ["no NVIDIA GPU here, and no OpenVINO for the Intel GPU: the CPU computes"]
         if first is None and self.gpu_is_absent:
             return ["no NVIDIA GPU here: the CPU computes"]
         if first is None:
@@ -143,9 +147,10 @@ def examine(request: DoctorRequest, host: Host) -> DoctorReport:
         effective=facts.probed.effective,
         code=facts.probed.verdict.code,
         reason=facts.probed.verdict.reason,
-        chain=run_gpu_checks(facts),
+        chain=run_gpu_checks(facts, INTEL_CHECKS if facts.concerns_intel else GPU_CHECKS),
         system_checks=run_system_checks(facts),
         gpu_is_absent=facts.gpu_is_absent,
+        intel_is_unused=facts.intel_is_unused and request.device == "auto",
     )
 
 

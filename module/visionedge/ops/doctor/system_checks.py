@@ -53,6 +53,13 @@ def _packages(facts: HostFacts) -> CheckResult:
     return ok(f"{wheel.name}, no other onnxruntime")
 
 
+def _intel_gpu(facts: HostFacts) -> CheckResult | None:
+    """An Intel GPU while the chain to an NVIDIA GPU is shown."""
+    if facts.concerns_intel or not facts.environment.sees_intel:
+        return None
+    return info("there is one; inference.device: openvino-gpu uses it by OpenVINO")
+
+
 def _last_start(facts: HostFacts) -> CheckResult | None:
     if facts.last_start is None:
         return None
@@ -276,6 +283,7 @@ def _camera(facts: HostFacts, name: str, state: str) -> CheckResult:
 SYSTEM_CHECKS = (
     Check("last-start", "last good start", _last_start),
     Check("packages", "packages", _packages),
+    Check("intel-gpu", "Intel GPU", _intel_gpu),
     Check("cpu-quota", "CPU quota", _cpu_quota),
     Check("memory", "memory", _memory),
     Check("disk", "disk", _disk),

@@ -21,7 +21,13 @@ from visionedge.ops.manifest.document import (
     fill_placeholders,
     has_placeholder,
 )
-from visionedge.ops.manifest.gpu_options import BY_HAND_OPTIONS, GPU_OPTIONS, WSL_FOLDER, to_compact_json
+from visionedge.ops.manifest.gpu_options import (
+    BY_HAND_OPTIONS,
+    GPU_OPTIONS,
+    WSL_FOLDER,
+    make_dri_options,
+    to_compact_json,
+)
 from visionedge.ops.manifest.lint import lint_manifest
 from visionedge.ops.manifest.module_settings import (
     BUILT_IMAGE_PREFIX,
@@ -35,7 +41,7 @@ from visionedge.ops.support_dates import IOT_EDGE_TAG
 from visionedge.runtime.memory_requirement import CPU_MEMORY_MIB, GPU_MEMORY_MIB
 from visionedge.runtime.redaction import find_secrets, redact, register_secrets
 
-Gpu = Literal["none", "dda", "gpu-pv", "gpu-pv-by-hand"]
+Gpu = Literal["none", "dda", "gpu-pv", "gpu-pv-by-hand", "dri"]
 
 TOKEN_VARIABLE = "VISIONEDGE_HTTP_TOKEN"  # noqa: S105 - the name of a variable
 TEMPLATE_SCHEMA = "4.0.0"
@@ -56,6 +62,8 @@ class ManifestRequest:
     Args:
         image: the module's image; empty in a template means the image that its tools build.
         gpu: how the host passes a GPU to the module.
+        device: `inference.device` of the module; empty: as the configuration says.
+        render_group: the number of the group that owns the render nodes of the host, for `dri`.
         document: the configuration; None: that of the shipped templates.
         cameras: merged into those of the configuration; they replace those of the shipped templates.
         registries: addresses by name. User and password come from the environment.
@@ -75,6 +83,8 @@ class ManifestRequest:
 
     image: str = ""
     gpu: Gpu = "none"
+    device: str = ""
+    render_group: str = ""
     document: Document | None = None
     cameras: Document = field(default_factory=dict)
     registries: Mapping[str, str] = field(default_factory=dict)
@@ -131,6 +141,8 @@ def _desired_properties(request: ManifestRequest, environ: Mapping[str, str]) ->
     if request.cameras and request.document is None:
         base = {**base, "cameras": {}}
     desired = merge(base, {"cameras": request.cameras} if request.cameras else {})
+    if request.device:
+        desired = merge(desired, {"inference": {"device": request.device}})
     checked = _checked(desired, published=request.published is not None)
     desired, notes = _publish_http(request, desired, environ)
     cameras_with_secrets = [name for name, camera in checked.cameras.items() if _has_secret(camera.uri)]
@@ -292,7 +304,7 @@ def _routes(module: str) -> Document:
 
 
 def _module(request: ManifestRequest, desired: Document) -> Document:
-    kind = "cpu" if request.gpu == "none" else "gpu"
+    kind = "cpu" if request.gpu in ("none", "dri") or request.device == "openvino-gpu" else "gpu"
     image = request.image or f"{BUILT_IMAGE_PREFIX}.amd64.{kind}}}"
     # Without it, GPU-PV refuses images that set NVIDIA_REQUIRE_CUDA.
     variables = {**({"NVIDIA_DISABLE_REQUIRE": "1"} if request.gpu == "gpu-pv" else {}), **request.env}
@@ -310,14 +322,12 @@ def _module(request: ManifestRequest, desired: Document) -> Document:
 
 def _options(request: ManifestRequest, desired: Document) -> Document:
     """Minimal rights: a read-only file system, no capabilities, a volume for the state."""
-    access_options: Mapping[str, Any] = {"none": {}, "gpu-pv-by-hand": BY_HAND_OPTIONS}.get(
-        request.gpu, GPU_OPTIONS
-    )
+    access_options = _gpu_options(request)
     host: Document = dict(access_options.get("HostConfig", {}))
     host["Binds"] = [*host.get("Binds", []), f"{_volume(request.module)}:{DATA_FOLDER}", *request.binds]
     if nodes := _video_nodes(desired.get("cameras") or {}):
         host["Devices"] = [*host.get("Devices", []), *map(_device, nodes)]
-        host["GroupAdd"] = ["video"]
+        host["GroupAdd"] = [*host.get("GroupAdd", []), "video"]
     ports: Document = {}
     if request.published is not None:
         address, port = request.published
@@ -340,6 +350,18 @@ def _options(request: ManifestRequest, desired: Document) -> Document:
         **ports,
         "HostConfig": host,
     }
+
+
+def _gpu_options(request: ManifestRequest) -> Mapping[str, Any]:
+    match request.gpu:
+        case "none":
+            return {}
+        case "gpu-pv-by-hand":
+            return BY_HAND_OPTIONS
+        case "dri":
+            return make_dri_options(request.render_group)
+        case _:
+            return GPU_OPTIONS
 
 
 def _limits(request: ManifestRequest) -> Document:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from visionedge.ops.manifest.agent import EdgeModule
 from visionedge.ops.manifest.document import JsonNode, LintFindings, has_placeholder
@@ -20,7 +21,16 @@ BY_HAND_OPTIONS = {
         "Binds": [f"{WSL_FOLDER}:{WSL_FOLDER}:ro"],
     },
 }
-"""For GPU-PV without an NVIDIA runtime."""
+"""For GPU-PV without an NVIDIA runtime: NVIDIA's GPUs, and Intel's, for which there is no runtime."""
+
+DRI = "/dev/dri"
+
+
+def make_dri_options(group: str) -> dict[str, Any]:
+    """createOptions for an Intel GPU on Linux; `group` is the number of the group of its render node."""
+    node = {"PathOnHost": DRI, "PathInContainer": DRI, "CgroupPermissions": "rwm"}
+    return {"HostConfig": {"Devices": [node], "GroupAdd": [group]}}
+
 
 _NVIDIA_NODES = "/dev/nvidia"
 _KIND = re.compile(r"(?<![a-z])(?:cpu|gpu|cuda)(?![a-z])")
@@ -90,11 +100,17 @@ def describe_gpu_access(module: EdgeModule) -> str:
     nodes = [device.source for device in read_devices(module)]
     if DXG in nodes:
         return "a GPU by hand (without the NVIDIA runtime), for GPU-PV only"
+    if any(map(_is_dri, nodes)):
+        return "a GPU of Intel or AMD by its render node, for Linux without Hyper-V"
     return (
         "device nodes of a GPU"
         if any(device_node.startswith(_NVIDIA_NODES) for device_node in nodes)
         else "no GPU"
     )
+
+
+def _is_dri(node: str) -> bool:
+    return node == DRI or node.startswith(f"{DRI}/")
 
 
 def passes_gpu(module: EdgeModule) -> bool:
@@ -128,7 +144,40 @@ def check_gpu_options(module: EdgeModule, device: str | None, findings: LintFind
         findings.warning(gpu_pv, what, "keep either the request, or /dev/dxg and /usr/lib/wsl")
     if gpu_request is not None:
         _check_nvidia_variables(read_module_environment(module), findings)
-    _check_image_and_device(module, gpu_request or gpu_pv or device_only, device, findings)
+    if device == "openvino-gpu":
+        _check_openvino(module, nodes.get(DXG), gpu_request, findings)
+    else:
+        _check_image_and_device(module, gpu_request or gpu_pv or device_only, device, findings)
+
+
+def _check_openvino(
+    module: EdgeModule, dxg: JsonNode | None, gpu_request: JsonNode | None, findings: LintFindings
+) -> None:
+    """What OpenVINO needs for an Intel GPU: a device node, the group of a render node, the CPU image."""
+    dri = next((device.node for device in read_devices(module) if _is_dri(device.source)), None)
+    if dri is None and dxg is None:
+        what = "passes no Intel GPU, but inference.device is openvino-gpu"
+        options = to_compact_json(BY_HAND_OPTIONS)
+        how = f"{options} (GPU-PV), or {to_compact_json(make_dri_options('992'))} (Linux)"
+        findings.warning(create_options_node(module), what, _ADD_TO_OPTIONS.format(how))
+    if dri is not None and not _may_open_render_node(module):
+        what = "gives the module no group, so that its user cannot open the render node"
+        remedy = (
+            'add "GroupAdd": ["992"] to HostConfig, with the number that `stat -c %g /dev/dri/render*` prints'
+        )
+        findings.warning(dri, what, remedy)
+    if gpu_request is not None:
+        what = "requests a GPU from the NVIDIA runtime, but inference.device is openvino-gpu"
+        findings.warning(gpu_request, what, "remove this request")
+    if classify_image(module.image) == "gpu":
+        what = "is the image for NVIDIA GPUs, which has no OpenVINO"
+        findings.warning(module.image_node(), what, "use the CPU image, built with WITH_OPENVINO=1")
+
+
+def _may_open_render_node(module: EdgeModule) -> bool:
+    user = module.option("User")
+    is_root = user is not None and user.text.partition(":")[0] in ("root", "0")
+    return is_root or bool(list(module.option_items("HostConfig", "GroupAdd")))
 
 
 def _check_nvidia_variables(variables: Mapping[str, JsonNode], findings: LintFindings) -> None:
