@@ -2,8 +2,10 @@
 
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -285,6 +287,23 @@ def test_a_newer_frame_replaces_a_waiting_one() -> None:
         made.put(frame("dock", sequence))
     assert [f.sequence for f in taken(made).frames] == [3]
     assert made.statistics().cameras["dock"].dropped[DropReason.REPLACED] == 2
+
+
+def test_a_replaced_frame_is_freed_without_the_lock() -> None:
+    """Freeing a decoded picture lets other threads run, which would wait for the lock."""
+    made = batcher("dock")
+    seen: list[CameraStatistics] = []
+
+    def put(sequence: int) -> bool:
+        kept = frame("dock", sequence)
+        picture = replace(kept, image=PICTURE.copy())
+        weakref.finalize(picture.input_picture(), lambda: seen.append(made.statistics().cameras["dock"]))
+        return made.put(picture)
+
+    assert [put(1), put(2), put(3)] == [False, True, True]
+    assert [one.offered for one in seen] == [2, 3]
+    assert taken(made).frames[0].sequence == 3
+    assert put(4) is False
 
 
 def test_a_frame_that_is_too_old_is_dropped_at_its_turn() -> None:

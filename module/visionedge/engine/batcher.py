@@ -164,13 +164,13 @@ class Batcher:
             if self._closed or not slot.open:
                 slot.dropped[DropReason.DISCARDED] += 1
                 return False
-            replaced = slot.frame is not None
-            if replaced:
+            # Held until the lock is released: freeing a picture lets other threads run.
+            replaced, slot.frame = slot.frame, frame
+            if replaced is not None:
                 slot.dropped[DropReason.REPLACED] += 1
-            slot.frame = frame
             if slot.is_ready:
                 self._work.notify()
-            return replaced
+        return replaced is not None
 
     def count_gated(self, camera: str) -> None:
         """Count a frame that the motion gate held back before it was prepared for the engine."""
