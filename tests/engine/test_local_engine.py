@@ -255,10 +255,10 @@ def test_a_missing_precision_is_refused_with_the_command_that_makes_it(model: Mo
 def test_without_variants_the_precision_is_that_of_the_model_with_the_reason(
     model: Model, tmp_path: Path
 ) -> None:
-    auto = open_engine(model, CPU, data=tmp_path / "data", cores=1).info().precision
+    auto = open_engine(model, CPU, data=tmp_path / "data", cores=1).info().choice
     assert auto.precision == "fp32"
     assert auto.reason == ("the model file is used as it is: no variant of it in another precision was found")
-    asked = open_engine(model, InferenceConfig(device="cpu", precision="fp32")).info().precision
+    asked = open_engine(model, InferenceConfig(device="cpu", precision="fp32")).info().choice
     assert (asked.precision, asked.reason) == ("fp32", "fp32 was requested")
 
 

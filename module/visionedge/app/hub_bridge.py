@@ -395,7 +395,7 @@ def _build_engine_properties(state: StateSnapshot) -> Document:
     return {
         "requested": device.requested,
         "effective": device.effective,
-        "precision": info.precision.precision,
+        "precision": info.choice.precision,
         "reasonCode": device.code,
         "since": format_utc(device.since_utc),
     }

@@ -230,7 +230,7 @@ def collect_samples(state: StateSnapshot) -> Iterator[Sample]:
 def _engine_samples(info: EngineInfo) -> Iterator[Sample]:
     device = info.device
     yield "engine_device", (device.requested, device.effective, device.code), 1
-    yield "engine_info", (info.model.name, device.effective, info.precision.precision), 1
+    yield "engine_info", (info.model.name, device.effective, info.choice.precision), 1
     yield "engine_degraded", (), float(device.degraded)
     yield "unplanned_shape_total", (), info.unplanned_shapes
     yield "nodes_on_cpu", (), len(info.node_placement.on_cpu)

@@ -17,7 +17,12 @@ from visionedge.engine.device.devices import (
     probe_device,
     run_probe,
 )
-from visionedge.engine.device.session import KNOWN_OPTIONS, check_provider_options, list_provider_configs
+from visionedge.engine.device.session import (
+    KNOWN_OPTIONS,
+    check_provider_options,
+    find_options,
+    list_provider_configs,
+)
 
 # What onnxruntime-gpu 1.26.0 really wrote, on machines without a GPU and with a scripted driver.
 NO_CUBLAS = (
@@ -169,7 +174,11 @@ def test_tensorrt_is_tried_only_if_requested() -> None:
 def test_every_passed_option_is_known_and_a_string() -> None:
     """A misspelt option raises only where CUDA really loads, so it is caught here."""
     for choice in (
-        *list_provider_configs("cuda", b"", max_batch=8, data=None),
+        *(
+            config
+            for options in find_options("cuda", "onnxruntime")
+            for config in list_provider_configs("cuda", b"", max_batch=8, data=None, options=options)
+        ),
         *list_provider_configs("cpu", b"", max_batch=8, data=None),
     ):
         for device, options in choice.options.items():

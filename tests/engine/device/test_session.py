@@ -15,11 +15,15 @@ from visionedge.engine.device.devices import PROVIDERS
 from visionedge.engine.device.faults import EngineError
 from visionedge.engine.device.session import (
     CUDA_GRAPH_OPTIONS,
+    CUDA_GRAPHS,
     CUDA_MINIMAL_OPTIONS,
     CUDA_OPTIONS,
+    EXHAUSTIVE_SEARCH,
     KNOWN_OPTIONS,
+    PLAIN,
     NodePlacement,
     Session,
+    find_options,
     list_provider_configs,
     make_tensorrt_options,
     open_session,
@@ -243,12 +247,24 @@ def test_a_graph_replay_with_other_rows_is_refused(graph: bytes) -> None:
         Session(WrongSession(raw_session(graph)), "cpu")
 
 
-def test_cuda_is_tried_with_graphs_first_and_plain_last() -> None:
+def test_cuda_is_tried_with_plain_options_and_then_with_fewer() -> None:
     tried = list_provider_configs("cuda", b"", max_batch=8, data=None)
-    wanted = [(True, CUDA_GRAPH_OPTIONS), (False, CUDA_OPTIONS), (False, CUDA_MINIMAL_OPTIONS)]
-    assert [(choice.cuda_graphs, choice.options["cuda"]) for choice in tried] == wanted
+    assert [choice.options["cuda"] for choice in tried] == [CUDA_OPTIONS, CUDA_MINIMAL_OPTIONS]
+    assert not any(choice.cuda_graphs for choice in tried)
     assert CUDA_OPTIONS["arena_extend_strategy"] == "kSameAsRequested"
+    assert CUDA_OPTIONS["cudnn_conv_algo_search"] == "HEURISTIC"
     assert "enable_cuda_graph" not in CUDA_OPTIONS
+
+
+def test_options_that_nobody_measured_are_opened_only_by_their_name() -> None:
+    """Each has one way: without what it names, the measurement would be that of other options."""
+    assert find_options("cuda", "onnxruntime") == (PLAIN, EXHAUSTIVE_SEARCH, CUDA_GRAPHS)
+    for device in ("cpu", "tensorrt"):
+        assert find_options(device, "onnxruntime") == (PLAIN,)
+    (graphs,) = list_provider_configs("cuda", b"", max_batch=8, data=None, options=CUDA_GRAPHS)
+    assert (graphs.cuda_graphs, graphs.options["cuda"]) == (True, CUDA_GRAPH_OPTIONS)
+    (search,) = list_provider_configs("cuda", b"", max_batch=8, data=None, options=EXHAUSTIVE_SEARCH)
+    assert search.options["cuda"]["cudnn_conv_algo_search"] == "EXHAUSTIVE"
 
 
 def test_tensorrt_gets_one_profile_for_all_batches_and_caches_its_engines(

@@ -36,6 +36,7 @@ from visionedge.engine.device.remote_client import (
     open_client,
 )
 from visionedge.engine.device.session import (
+    PLAIN,
     DeviceBackend,
     DeviceSession,
     NodePlacement,
@@ -570,11 +571,18 @@ def add_remote(backend: DeviceBackend, remote: RemoteSettings, sha256: str) -> D
         data: Path | None,
         runtime: Runtime = "onnxruntime",
         precision: str = "fp32",
+        options: str = PLAIN,
     ) -> DeviceSession:
         if device == "remote":
             return open_remote_session(remote, graph, sha256)
         return backend.open(
-            graph, device, max_batch=max_batch, data=data, runtime=runtime, precision=precision
+            graph,
+            device,
+            max_batch=max_batch,
+            data=data,
+            runtime=runtime,
+            precision=precision,
+            options=options,
         )
 
     return replace(backend, has_provider=has_provider, probe_device=probe_device, open=open_on)

@@ -247,13 +247,13 @@ KNOWN_OPTIONS: Mapping[str, frozenset[str]] = {
 """Every option that we pass, by provider. onnxruntime reports a misspelt one only where CUDA really loads."""
 
 # The memory arena grows by what is requested, not by doubling, because other processes share the GPU.
-# Shapes are fixed, so the exhaustive search for convolution algorithms runs once a batch size, at warm-up.
+# The heuristic search for convolution algorithms takes no time; an exhaustive one runs once a batch size.
 # TF32 is the default of onnxruntime from Ampere on; it is set here so that a new default changes nothing.
 # One stream for all threads, as lanes only wait for each other. NHWC is off: it was not measured.
 CUDA_OPTIONS: Mapping[str, str] = {
     "device_id": "0",
     "arena_extend_strategy": "kSameAsRequested",
-    "cudnn_conv_algo_search": "EXHAUSTIVE",
+    "cudnn_conv_algo_search": "HEURISTIC",
     "cudnn_conv_use_max_workspace": "1",
     "do_copy_in_default_stream": "1",
     "use_tf32": "1",
@@ -261,6 +261,7 @@ CUDA_OPTIONS: Mapping[str, str] = {
     "use_ep_level_unified_stream": "1",
 }
 CUDA_GRAPH_OPTIONS: Mapping[str, str] = {**CUDA_OPTIONS, "enable_cuda_graph": "1"}
+CUDA_SEARCH_OPTIONS: Mapping[str, str] = {**CUDA_OPTIONS, "cudnn_conv_algo_search": "EXHAUSTIVE"}
 CUDA_MINIMAL_OPTIONS: Mapping[str, str] = {
     name: CUDA_OPTIONS[name] for name in ("device_id", "arena_extend_strategy", "cudnn_conv_algo_search")
 }
@@ -276,13 +277,33 @@ class ProviderConfig:
     cuda_graphs: bool = False
 
 
+PLAIN = "plain"
+"""The options that every device of a kind takes: the first ones that are tried."""
+
+CUDA_GRAPHS, EXHAUSTIVE_SEARCH = "CUDA graphs", "exhaustive search"
+"""Options of CUDA that are used only where they were measured right and faster than the plain ones."""
+
+
+def find_options(device: EffectiveDevice, runtime: Runtime) -> tuple[str, ...]:
+    """The names of the options that may be faster on a device, `PLAIN` first."""
+    if device == "cuda" and runtime == "onnxruntime":
+        return (PLAIN, EXHAUSTIVE_SEARCH, CUDA_GRAPHS)
+    return (PLAIN,)
+
+
 def list_provider_configs(
-    device: EffectiveDevice, graph: bytes, *, max_batch: int, data: Path | None
+    device: EffectiveDevice, graph: bytes, *, max_batch: int, data: Path | None, options: str = PLAIN
 ) -> tuple[ProviderConfig, ...]:
-    """The ways to open a session on a device, best first; the last one has the fewest options."""
+    """The ways to open a session with named options, best first; the last one has the fewest options.
+
+    Options that are not plain have one way only: what is measured must be what was named.
+    """
+    if device == "cuda" and options == CUDA_GRAPHS:
+        return (ProviderConfig(options, {"cuda": CUDA_GRAPH_OPTIONS}, cuda_graphs=True),)
+    if device == "cuda" and options == EXHAUSTIVE_SEARCH:
+        return (ProviderConfig(options, {"cuda": CUDA_SEARCH_OPTIONS}),)
     if device == "cuda":
         return (
-            ProviderConfig("CUDA graphs", {"cuda": CUDA_GRAPH_OPTIONS}, cuda_graphs=True),
             ProviderConfig("CUDA with all our options", {"cuda": CUDA_OPTIONS}),
             ProviderConfig("CUDA", {"cuda": CUDA_MINIMAL_OPTIONS}),
         )
@@ -343,12 +364,13 @@ def open_session(
     data: Path | None = None,
     runtime: Runtime = "onnxruntime",
     precision: str = "fp32",
+    options: str = PLAIN,
 ) -> "DeviceSession":
     """Open a compiled graph on a device, with the best of our options that it takes.
 
     `precision` is what the runtime computes in where the graph leaves it open; see
-    `DeviceBackend.find_precisions`. The session may come up on a lesser device: look at its `device`. Raises
-    what the runtime raises.
+    `DeviceBackend.find_precisions`; `options` is one of its `find_options`. The session may come up on a
+    lesser device: look at its `device`. Raises what the runtime raises.
     """
     if runtime != "onnxruntime" or device == "openvino-gpu":
         raise EngineError("OpenVINO is not part of this version")
@@ -358,7 +380,7 @@ def open_session(
     if device != "cpu":
         load_cuda_libraries(onnxruntime)
     notes: list[str] = []
-    *preferred, last = list_provider_configs(device, graph, max_batch=max_batch, data=data)
+    *preferred, last = list_provider_configs(device, graph, max_batch=max_batch, data=data, options=options)
     for choice in preferred:
         try:
             return _open_with(onnxruntime, graph, device, choice, notes)
@@ -445,6 +467,7 @@ class SessionOpener(Protocol):
         data: Path | None,
         runtime: Runtime = "onnxruntime",
         precision: str = "fp32",
+        options: str = PLAIN,
     ) -> DeviceSession:
         """Open a compiled graph on a device; raises what the runtime raises."""
 
@@ -471,7 +494,8 @@ def has_provider(device: EffectiveDevice) -> bool:
 class DeviceBackend:
     """Whether a device is built in, whether it is usable, and how a session is opened on it.
 
-    `find_runtimes` gives the installed runtimes of a device, `find_precisions` the precisions of a runtime.
+    `find_runtimes` gives the installed runtimes of a device, `find_precisions` the precisions of a runtime,
+    `find_options` the names of the options that may be faster than the plain ones.
     """
 
     has_provider: Callable[[EffectiveDevice], bool] = has_provider
@@ -479,6 +503,7 @@ class DeviceBackend:
     open: SessionOpener = open_session
     find_runtimes: Callable[[EffectiveDevice], tuple[Runtime, ...]] = find_runtimes
     find_precisions: Callable[[EffectiveDevice, Runtime], tuple[str, ...]] = find_precisions
+    find_options: Callable[[EffectiveDevice, Runtime], tuple[str, ...]] = find_options
 
 
 ORT_BACKEND = DeviceBackend()

@@ -77,6 +77,7 @@ def _open_engine(start_request: protocol.StartRequest) -> LocalEngine:
         start_request.settings,
         data=start_request.data,
         plans=start_request.plans,
+        choices=start_request.choices,
         measuring=start_request.measuring,
         only=start_request.only,
         backend=_select_backend(start_request.inject),

@@ -23,12 +23,13 @@ from visionedge.engine.autotune import (
     ThroughputSample,
     autotune_plan,
     compute_relative_speeds,
+    make_noise_pictures,
     run_interleaved,
 )
+from visionedge.engine.candidates import list_eligible_variants
 from visionedge.engine.device.devices import PROVIDERS
-from visionedge.engine.local_engine import LocalEngine, make_noise_pictures, open_engine
+from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.plan import AutotuneResult, OperatingPoint, Plan, list_batch_sizes
-from visionedge.engine.precision_choice import list_eligible_variants
 from visionedge.frames.types import Picture
 from visionedge.model.compiler.build import load_or_compile_with_batch
 from visionedge.model.compiler.compile import MAX_ROWS

@@ -70,7 +70,7 @@ def bench_pipeline(load: PipelineLoad, progress: Callable[[str], None]) -> dict[
             plain = stack.enter_context(closing(_best_plain(load, model, device, selection, progress)))
             sides["baseline"] = partial(_plain_run, plain, load.seconds, load.slo_ms)
             # The ceiling is that of the original network in fp32 on a CPU.
-            if device == "cpu" and info.precision.precision == "fp32":
+            if device == "cpu" and info.choice.precision == "fp32":
                 measure = partial(Ceiling(model, load.source).measure, max(0.5, load.seconds / 4))
                 sides["ceiling"] = lambda: (measure(1), measure(info.plan.lanes))
 
@@ -151,7 +151,7 @@ def _report(
         "model": info.model.name,
         "device": info.device.describe(),
         "plan": {"lanes": info.plan.lanes, "buckets": list(info.plan.buckets)},
-        "precision": info.precision.precision,
+        "precision": info.choice.precision,
         "pipeline": _summarize_rounds(runs),
     }
     if load.scene is not None:
