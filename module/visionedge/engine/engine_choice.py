@@ -39,7 +39,7 @@ PLAN_TIME_S = 5.0
 """The part of it that is kept for the plan: lanes and batch size."""
 
 _FINAL_TIME_S = 2.5
-_OPEN_LIMIT_S = _CHECK_LIMIT_S = 4.0
+_OPEN_LIMIT_S, _CHECK_LIMIT_S = 6.0, 4.0
 _RUN_LIMIT_S = 2.0
 _RUN_LIMIT_FACTOR = 10
 """A candidate that needs longer for one step is given up: it hangs, or it is of no use. A run may take so
