@@ -40,6 +40,9 @@ PLAN_TIME_S = 5.0
 
 _FINAL_TIME_S = 2.5
 _OPEN_LIMIT_S, _CHECK_LIMIT_S = 6.0, 4.0
+_CHECK_TIME_S = 1.0
+"""Kept for the parity checks while the candidates run alone."""
+
 _RUN_LIMIT_S = 2.0
 _RUN_LIMIT_FACTOR = 10
 """A candidate that needs longer for one step is given up: it hangs, or it is of no use. A run may take so
@@ -389,7 +392,7 @@ class _Contest:
         point = OperatingPoint(1, self._point.batch)
         for number in range(_ROUNDS_ALONE):
             running = [candidate for candidate, entry in self.entries.items() if not entry.lost]
-            if len(running) < 2 or self._left_s() <= 0:
+            if len(running) < 2 or self._left_s() <= (_CHECK_TIME_S if number else 0):
                 break
             for candidate in reversed(running) if number % 2 else running:
                 sample = self._measure(candidate, point, "alone", self._left_s())
