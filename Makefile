@@ -145,6 +145,7 @@ lock: ## make requirements/*.txt anew after a change of a pin (UPGRADE=--upgrade
 		-o requirements/$$out "$$@"; }; \
 	compile build.txt requirements/build.in; \
 	sed -n 's/^ *"\(av==[^"]*\)".*/\1/p' pyproject.toml | sort -u | compile run-av.txt -; \
+	sed -n 's/^ *"\(openvino==[^"]*\)".*/\1/p' pyproject.toml | compile run-openvino.txt --no-deps -; \
 	for extra in cpu gpu; do \
 		compile run-$$extra.txt pyproject.toml --extra $$extra -c requirements/build.txt; \
 		compile dev-$$extra.txt pyproject.toml --extra $$extra --extra eval --extra dev -c requirements/run-$$extra.txt -c requirements/build.txt; \

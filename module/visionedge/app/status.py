@@ -124,6 +124,7 @@ def build_engine_event(info: EngineInfo) -> Document:
     """`EngineEventDocument`: the details of an event about the engine. The tables stay in status."""
     return EngineEventDocument(
         **_device_keys(info.device) | {"reason": shorten(info.device.reason)},
+        runtime=info.runtime,
         precision=info.choice.precision,
         recovery_stage=info.recovery.recovery_state.stage if info.recovery else None,
     ).dump()

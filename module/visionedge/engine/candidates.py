@@ -27,9 +27,10 @@ from visionedge.engine.candidate_parity import (
     make_sample_pictures,
     measure_output_distance,
 )
+from visionedge.engine.device.backend import DEVICE_BACKEND, DeviceBackend
 from visionedge.engine.device.devices import EffectiveDevice, Runtime
 from visionedge.engine.device.faults import EngineError, describe_error
-from visionedge.engine.device.session import ORT_BACKEND, PLAIN, DeviceBackend, DeviceSession, PictureBatch
+from visionedge.engine.device.session import PLAIN, DeviceSession, PictureBatch
 from visionedge.engine.engine_choice import (
     CandidateAgreement,
     ChoiceCache,
@@ -41,7 +42,7 @@ from visionedge.engine.engine_choice import (
 )
 from visionedge.engine.interface import EngineSettings
 from visionedge.engine.plan import OperatingPoint, make_default_plan
-from visionedge.errors import ModelError
+from visionedge.errors import UnavailableError
 from visionedge.frames.types import Detections
 from visionedge.model.compiler.build import load_or_compile_with_batch
 from visionedge.model.model import Model
@@ -107,7 +108,7 @@ def list_eligible_variants(original: Model, *, device: str, data: Path | None) -
     ]
 
 
-def has_candidates(original: Model, *, data: Path | None, backend: DeviceBackend = ORT_BACKEND) -> bool:
+def has_candidates(original: Model, *, data: Path | None, backend: DeviceBackend = DEVICE_BACKEND) -> bool:
     """Whether anything else than onnxruntime in fp32 may be faster on the CPU."""
     runtimes = backend.find_runtimes("cpu")
     return len(runtimes) > 1 or bool(list_eligible_variants(original, device="cpu", data=data))
@@ -124,51 +125,60 @@ def _exclusion_reason(variant: Variant, device: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class CandidateSource:
-    """What candidates are made of, and for which device; `original` is the model as it was loaded."""
+    """What candidates are made of, and for which device; `original` is the model as it was loaded.
+
+    `runtime` is that of the session that is open already: a demanded one, or the first of the device.
+    """
 
     original: Model
     model: Model
     graph: bytes
     device: EffectiveDevice
+    runtime: Runtime
     backend: DeviceBackend
     settings: EngineSettings
     data: Path | None
 
     @property
     def plain(self) -> CandidateGraph:
-        """The candidate that runs wherever the device works; on the CPU and on CUDA plain onnxruntime."""
-        runtime: Runtime = "openvino" if self.device == "openvino-gpu" else "onnxruntime"
-        return CandidateGraph(EngineCandidate(runtime, "fp32"), self.model, self.graph, Tolerance())
+        """The candidate whose session is open: it computes the model's own graph in fp32."""
+        candidate = EngineCandidate(self.runtime, "fp32")
+        return CandidateGraph(candidate, self.model, self.graph, Tolerance())
 
     def list_graphs(self) -> tuple[list[CandidateGraph], list[str]]:
         """The candidates that the settings allow, in order of preference, and why there are no more.
 
         Raises:
-            ModelError: a demanded precision is not there.
+            ModelError: a demanded variant is not there.
+            UnavailableError: a demanded precision is not to be had here.
         """
         wanted, found, excluded = self.settings.precision, list[CandidateGraph](), list[str]()
-        runtimes = self._runtimes(excluded)
+        runtimes = self._runtimes()
         for runtime in runtimes:
             found += self._unchanged(runtime)
         variants = self._variants(excluded)
-        found += [self._variant(runtime, variant) for variant in variants for runtime in runtimes[:2]]
+        found += [self._variant(runtime, variant) for variant in variants for runtime in runtimes]
         found = [graph for graph in found if wanted in ("auto", graph.candidate.precision)]
         if not found:
-            raise ModelError(
-                f"{self.model.path}: cannot be computed in {wanted} on {self.device}: no installed runtime"
-                " does it here; use inference.precision: auto"
+            raise UnavailableError(
+                f"inference.precision: {wanted} cannot be used: {self._explain_no_precision()}"
             )
         return found, excluded
 
-    def _runtimes(self, excluded: list[str]) -> tuple[Runtime, ...]:
-        installed, wanted = self.backend.find_runtimes(self.device), self.settings.runtime
-        if wanted == "auto" or self.device != "cpu":
-            return installed
-        if wanted not in installed:
-            excluded.append(f"{wanted} was requested and is not installed")
-            log.warning("%s was requested and is not installed; using %s", wanted, installed[0])
-            return installed[:1]
-        return (wanted,)
+    def _runtimes(self) -> tuple[Runtime, ...]:
+        """The runtimes to compare: one, where it was demanded, or where the demanded one is not used."""
+        if self.settings.runtime == "auto" and self.device == "cpu":
+            return self.backend.find_runtimes(self.device)
+        return (self.runtime,)
+
+    def _explain_no_precision(self) -> str:
+        if self.device != "cpu":
+            return f"device {self.device} has none"
+        if self.settings.runtime == "onnxruntime":
+            return "onnxruntime has none on a CPU; inference.runtime: openvino may have it"
+        if "openvino" not in self.backend.find_runtimes("cpu"):
+            return "only OpenVINO has it on a CPU, and the package openvino is not installed"
+        return "this CPU has no instructions for it"
 
     def _unchanged(self, runtime: Runtime) -> list[CandidateGraph]:
         """The graph of the model as it is, in the precisions and with the options of a runtime."""
@@ -372,7 +382,8 @@ class EngineSelector:
         """The selected engine, and why.
 
         Raises:
-            ModelError: a demanded precision is not there.
+            ModelError: a demanded variant is not there.
+            UnavailableError: a demanded precision is not to be had here.
         """
         opened, choice = self._select()
         if opened.session is not self.plain:
@@ -386,7 +397,8 @@ class EngineSelector:
 
     def _select(self) -> tuple[OpenCandidate, EngineChoice]:
         settings, data = self.source.settings, self.source.data
-        demanded = [word for word in (settings.runtime, settings.precision) if word != "auto"]
+        demanded: list[str] = [settings.runtime] if settings.runtime == self.source.runtime else []
+        demanded += [settings.precision] if settings.precision != "auto" else []
         cache = None if data is None else ChoiceCache(data)
         is_kept = self.known is not None or (cache is not None and not cache.is_empty())
         if not demanded and not is_kept and (data is None or not self.measuring):
@@ -399,36 +411,16 @@ class EngineSelector:
         reason = self.source.explain_single(excluded)
         if demanded:
             reason = "; ".join([f"{' and '.join(demanded)} was requested", *excluded])
-        return self._open_demanded(graphs, reason)
+        return self._open_first(graphs, reason)
 
-    def _open_demanded(
+    def _open_first(
         self, graphs: Sequence[CandidateGraph], reason: str
     ) -> tuple[OpenCandidate, EngineChoice]:
-        """The first candidate, without a comparison of speed; the plain one where it is of no use."""
+        """The first candidate, without a comparison."""
         first = graphs[0]
         if first.candidate == self.source.plain.candidate:
             return self.use_plain(reason)
-        if first.is_variant and first.candidate.runtime == "onnxruntime":
-            return OpenCandidate(first, self.open_session(first)), EngineChoice(first.candidate, reason)
-        trials, refusal = self._trials(graphs), None
-        try:
-            trials.open(first.candidate)
-            if self.source.settings.parity != "off":
-                agreement = trials.check(first.candidate)
-                refusal = agreement.refusal and f"its results differ: {agreement.refusal}"
-        except Exception as error:  # noqa: BLE001 - the errors of runtimes have no common base
-            refusal = describe_error(error)
-        if refusal is not None:
-            log.warning("%s was requested and is not right here: %s", first.candidate, refusal)
-        if refusal is None or (
-            self.source.settings.parity == "warn" and refusal.startswith("its results differ")
-        ):
-            trials.close(but=first.candidate)
-            return OpenCandidate(first, trials.sessions[first.candidate]), EngineChoice(
-                first.candidate, reason
-            )
-        trials.close()
-        return self.use_plain(f"{first.candidate} was requested and is not used: {refusal}")
+        return OpenCandidate(first, self.open_session(first)), EngineChoice(first.candidate, reason)
 
     def _choose(
         self, graphs: Sequence[CandidateGraph], cache: ChoiceCache
@@ -446,7 +438,7 @@ class EngineSelector:
         if (kept := cache.load(key)) is not None and (opened := self._open_chosen(graphs, kept)) is not None:
             return opened, kept
         if kept is not None or not self.measuring:
-            return self._open_demanded(graphs, "nothing was measured")
+            return self._open_first(graphs, "nothing was measured")
         trials = self._trials(graphs)
         first = graphs[0].candidate
         if first not in trials.sessions:

@@ -275,11 +275,9 @@ class EngineDocument(JsonDocument):
     reason: str = Field(description="Why this device, for people.")
     since: Moment = _absent("When the effective device was taken.")
     plan: PlanDocument = _absent("Lanes and batch sizes, the reason in one line, and the measurements.")
-    precision: PrecisionDocument = _absent("The precision, the reason, and the measurements.")
     runtime: Runtime = _absent("The library that computes.")
-    candidates: list[EngineCandidateDocument] = _absent(
-        "The engines that were measured for the choice; empty: none."
-    )
+    precision: PrecisionDocument = _absent("The precision, the reason, and the measurements.")
+    candidates: list[EngineCandidateDocument] = _absent("The engines that were measured; empty: none.")
     nodes_on_cpu: list[str] = _absent("Nodes of the graph that run on the CPU beside a GPU.")
     notes: list[str] = _absent("Options that the device or the model refused, and why.")
     unplanned_shapes: Count = _absent("Batches of a size that was not warmed up; stays 0.")
@@ -299,6 +297,7 @@ class EngineEventDocument(JsonDocument):
     reason_code: ReasonCode
     since: Moment
     reason: str = Field(max_length=500)
+    runtime: Runtime
     precision: str
     recovery_stage: RecoveryStage | None
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from visionedge.engine.autotune import BatchRunner
 from visionedge.engine.candidates import CandidateGraph, CandidateSource
+from visionedge.engine.device.backend import DEVICE_BACKEND
 from visionedge.engine.device.devices import EffectiveDevice
-from visionedge.engine.device.session import ORT_BACKEND, PLAIN
+from visionedge.engine.device.session import PLAIN
 from visionedge.engine.interface import EngineInfo, EngineSettings
 from visionedge.frames.types import Picture
 from visionedge.model.compiler.build import load_or_compile_with_batch
@@ -21,7 +22,8 @@ def list_bare_graphs(
         loaded,
         *load_or_compile_with_batch(loaded, data),
         info.device.effective,
-        ORT_BACKEND,
+        "openvino" if info.device.effective == "openvino-gpu" else "onnxruntime",
+        DEVICE_BACKEND,
         settings,
         data,
     )
@@ -50,7 +52,7 @@ def open_onnxruntime_runner(graph: bytes, device: str, pictures: Picture) -> Bat
 
 def _open_session(graph: CandidateGraph, device: EffectiveDevice, pictures: Picture) -> BatchRunner:
     """The session of the engine: a bare one has no options of a device."""
-    session = ORT_BACKEND.open(
+    session = DEVICE_BACKEND.open(
         graph.graph,
         device,
         max_batch=len(pictures),

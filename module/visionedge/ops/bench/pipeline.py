@@ -171,6 +171,7 @@ def _report(
         "device": info.device.describe(),
         "plan": {"lanes": info.plan.lanes, "buckets": list(info.plan.buckets)},
         "engine": str(info.choice.candidate),
+        "runtime": info.runtime,
         "precision": info.choice.precision,
         "pipeline": _summarize_rounds(runs),
     }
