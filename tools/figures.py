@@ -109,8 +109,9 @@ def _least_bare_by_cpu(report: Report) -> float | None:
 
 
 def _int8_to_fp32(report: Report) -> float | None:
-    found = [row for row in report.get("precisions", ()) if row["precision"] == "int8"]
-    return float(found[0]["timesAsFast"]) if found else None
+    found = [row for row in report.get("candidates", ()) if row["precision"] == "int8"]
+    speedups = [float(row["timesAsFast"]) for row in found if "timesAsFast" in row]
+    return max(speedups, default=None)
 
 
 def _in_integers(report: Report) -> float | None:

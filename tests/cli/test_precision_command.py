@@ -120,7 +120,7 @@ def rows_of(model: Path, data: Path, precision: str) -> NDArray[np.float32]:
     config = InferenceConfig.model_validate({"device": "cpu", "precision": precision})
     engine = open_engine(load_model(model), config, data=data, measuring=False)
     try:
-        assert engine.info().precision.precision == precision
+        assert engine.info().choice.precision == precision
         return engine.infer(np.stack([scene(number) for number in range(50, 54)])).rows
     finally:
         engine.close()

@@ -17,8 +17,8 @@ from visionedge.camera.registry import SequenceStore
 from visionedge.config.documents import read_configuration
 from visionedge.config.load import parse_config
 from visionedge.config.schema import Config
+from visionedge.engine.engine_choice import CHOICES_FOLDER
 from visionedge.engine.plan import PlanCache, PlanKey
-from visionedge.engine.precision_choice import PRECISION_FOLDER
 from visionedge.errors import ConfigError
 from visionedge.iothub.desired_properties import (
     DESIRED_FILE_NAME,
@@ -177,4 +177,4 @@ def test_a_measured_plan_of_version_0_1_is_used(data: Path) -> None:
 def test_downloaded_models_and_variants_are_found_at_their_old_paths(data: Path) -> None:
     sha256 = "0123456789ABCDEF" * 4
     assert make_model_path(data, sha256) == data / "models" / f"{sha256.lower()}.onnx"
-    assert (PRECISION_FOLDER, VARIANTS_FOLDER) == ("precision", "variants")
+    assert (CHOICES_FOLDER, VARIANTS_FOLDER) == ("engines", "variants")

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 from visionedge.engine.device.devices import DeviceState, ReasonCode
 from visionedge.engine.device.session import NodePlacement
 from visionedge.engine.device_parity import DeviceCheck
+from visionedge.engine.engine_choice import EngineCandidate, EngineChoice
 from visionedge.engine.interface import EngineInfo
 from visionedge.engine.plan import Plan
-from visionedge.engine.precision_choice import choose_fp32
 from visionedge.model.model import Model
 
 ON_CPU = DeviceState("cpu", "cpu", ReasonCode.CPU_REQUESTED, "", datetime(2026, 11, 22, tzinfo=UTC))
@@ -17,5 +17,12 @@ def make_engine_info(model: Model, plan: Plan | None = None, device: DeviceState
     """An engine on the CPU with one lane, unless something else is given."""
     plan = plan or Plan(1, (8,), "test")
     return EngineInfo(
-        model, device, choose_fp32("test"), plan, NodePlacement(1), DeviceCheck(), notes=(), max_rows=9
+        model,
+        device,
+        EngineChoice(EngineCandidate("onnxruntime", "fp32"), "test"),
+        plan,
+        NodePlacement(1),
+        DeviceCheck(),
+        notes=(),
+        max_rows=9,
     )

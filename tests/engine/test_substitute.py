@@ -13,7 +13,7 @@ from fault_script import FaultScript
 from slow_models import save_slow, store_fast_variant
 from tiny_models import TinyDetector
 from visionedge.engine.batcher import DropReason
-from visionedge.engine.precision_choice import PRECISION_FOLDER as CHOICES
+from visionedge.engine.engine_choice import CHOICES_FOLDER as CHOICES
 from visionedge.model.quantization.variants import VARIANTS_FOLDER
 
 pytestmark = pytest.mark.system
@@ -106,7 +106,7 @@ def test_a_substitute_computes_until_it_is_ended_or_the_model_changes(
         assert now.requested_engine is engine
         info = now.engine_info()
         assert info is not None
-        assert info.precision.precision == engine_host.substitute_precision == "int8"
+        assert info.choice.precision == engine_host.substitute_precision == "int8"
         assert not await engine_host.can_try_faster_variant()
         start["inference"]["confidence"] = 0.99
         assert (await module.apply({"inference": start["inference"]})).is_complete

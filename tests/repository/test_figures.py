@@ -18,7 +18,7 @@ ENGINE: dict[str, Any] = {
         {"engineToBare": 0.95, "engineToBareByCpu": 0.98},
     ],
     "onePicture": {"compiledToOriginal": 1.01, "compiledToPlain": 0.91},
-    "precisions": [{"precision": "fp16", "timesAsFast": 0.1}, {"precision": "int8", "timesAsFast": 1.8}],
+    "candidates": [{"precision": "fp32", "timesAsFast": 1.0}, {"precision": "int8", "timesAsFast": 1.8}],
 }
 PIPELINE: dict[str, Any] = {
     "load": {"fps": None},
@@ -48,7 +48,7 @@ def test_every_figure_is_compared_with_its_limit() -> None:
 def test_figures_missing_from_a_report_are_omitted() -> None:
     """No plain decoder for a head, and no int8 where the plan chose none."""
     assert "compiled/original, time" not in seen({"engine, model": ENGINE | {"onePicture": {}}})
-    assert "int8 to fp32 (1.7 meant for VNNI)" not in seen({"engine, model": ENGINE | {"precisions": []}})
+    assert "int8 to fp32 (1.7 meant for VNNI)" not in seen({"engine, model": ENGINE | {"candidates": []}})
     in_integers = "the same with int8 chosen, the loop in fp32"
     assert in_integers not in seen({"pipeline, bundled": PIPELINE})
     chosen = PIPELINE | {"precision": "int8", "ratio": {"framesPerSecond": 2.5}}

@@ -173,6 +173,8 @@ async def served(module: FakePageBackend, below: str = "") -> AsyncIterator[tupl
         await runner.cleanup()
 
 
+DASH = "\u2013"
+
 BADGES = """[...document.querySelectorAll('.tile')].map(
     (tile) => ['h2', '.badge'].map((part) => tile.querySelector(part).textContent))"""
 
@@ -336,6 +338,43 @@ def test_the_page_says_that_pictures_leave_this_device() -> None:
             tab = await chromium.open(url)
             await tab.until(texts(".banner strong, .banner span"), ["Computing on a server", sentence])
             await tab.until("document.getElementById('device').textContent", "remote server→remote server")
+
+    asyncio.run(scenario())
+
+
+def test_the_engine_dialog_lists_what_every_engine_gave_and_why_it_is_not_used() -> None:
+    """With a dash for what was not measured."""
+
+    async def scenario() -> None:
+        module = FakePageBackend([camera("dock")])
+        used = {"runtime": "openvino", "precision": "bf16", "options": "plain", "ms": 9.04, "note": ""}
+        used |= {"framesPerSecond": 203.0, "timesAsFast": 1.714}
+        lost = {"runtime": "onnxruntime", "precision": "fp32", "options": "CUDA graphs", "ms": None}
+        lost |= {"framesPerSecond": None, "timesAsFast": None, "note": "its results differ"}
+        module.status["engine"] = ENGINE | {
+            "runtime": "openvino",
+            "precision": {"precision": "bf16", "reason": "bf16 was the fastest"},
+            "plan": {"lanes": 2, "buckets": [1], "reason": "two lanes were the fastest"},
+            "candidates": [used, lost],
+        }
+        async with browser() as chromium, served(module) as (url, _):
+            tab = await chromium.open(url)
+            await tab.until(BADGES, [["dock", "live"]])
+            await tab.evaluate("document.getElementById('engine-open').click()")
+            await tab.until(
+                texts(".candidates tbody tr > *"),
+                [
+                    *("openvino bf16", "9.0", "203.0", "1.71", "in use"),
+                    *("onnxruntime fp32 with CUDA graphs", DASH, DASH, DASH, "its results differ"),
+                ],
+            )
+            assert (await tab.evaluate(texts("#engine .verdict"))) == [
+                "CPU, openvino bf16, 2 lanes, batches of 1"
+            ]
+            del module.status["engine"]["precision"]
+            await tab.evaluate("document.getElementById('engine-close').click()")
+            await tab.evaluate("document.getElementById('engine-open').click()")
+            await tab.until(texts("#engine-body p"), ["x"])
 
     asyncio.run(scenario())
 

@@ -16,10 +16,11 @@ from typing import Literal
 from visionedge.app.state import AppState
 from visionedge.camera.camera import InputResizer
 from visionedge.config.schema import CameraConfig, Config, InferenceConfig, list_class_keys
+from visionedge.engine.candidates import has_candidates
+from visionedge.engine.engine_choice import EngineCandidate
 from visionedge.engine.interface import Engine
 from visionedge.engine.lanes import LanePool
 from visionedge.engine.local_engine import open_engine
-from visionedge.engine.precision_choice import list_eligible_variants
 from visionedge.engine.process.client import EngineClient
 from visionedge.engine.process.shared_memory import SharedFramePool, compute_block_count
 from visionedge.errors import ConfigError, ModelError, VisionedgeError
@@ -39,9 +40,11 @@ _FIRST_ENGINE_TIMEOUT_S = 10.0
 
 _KEYS_NEEDING_NEW_ENGINE = (
     "device",
+    "runtime",
     "parity",
     "max_batch",
     "precision",
+    "runtime",
     "latency_budget_ms",
     "process",
     "remote",
@@ -53,8 +56,8 @@ _KEYS_NEEDING_NEW_ENGINE = (
 class EngineInstance:
     """A model, its engine once that is open, and what was made for the two.
 
-    `thread_group` is for the engine alone. `has_candidate_variants`: some variants may be faster on the
-    CPU; None: not looked up yet.
+    `thread_group` is for the engine alone. `has_faster_candidates`: some may be faster on the CPU; None: not
+    looked up yet.
     """
 
     source: ModelSource
@@ -65,7 +68,7 @@ class EngineInstance:
     thread_group: ThreadGroup
     engine: Engine | None = None
     engine_process: EngineClient | None = None
-    has_candidate_variants: bool | None = None
+    has_faster_candidates: bool | None = None
 
     @property
     def resizer(self) -> InputResizer:
@@ -252,14 +255,14 @@ class EngineHost:
         if instance is None or instance.engine is None or self._substitute is not None:
             return False
         info = instance.engine.info()
-        if info.precision.precision != "fp32" or info.precision.ms or info.device.effective != "cpu":
+        if info.choice.precision != "fp32" or info.choice.results or info.device.effective != "cpu":
             return False
         if instance.inference.precision != "auto":
             return False
-        if instance.has_candidate_variants is None:
-            look = functools.partial(list_eligible_variants, instance.model, device="cpu", data=self._data)
-            instance.has_candidate_variants = bool(await asyncio.to_thread(look))
-        return instance.has_candidate_variants
+        if instance.has_faster_candidates is None:
+            look = functools.partial(has_candidates, instance.model, data=self._data)
+            instance.has_faster_candidates = await asyncio.to_thread(look)
+        return instance.has_faster_candidates
 
     async def start_substitute(self) -> str | None:
         """Open the fastest precision on the CPU and send frames to it; None if no other one is faster.
@@ -273,15 +276,15 @@ class EngineHost:
             previous = self._current
             if previous is None or previous.engine is None or self._substitute is not None:
                 return self.substitute_precision
-            previous.has_candidate_variants = False  # one try for each engine
+            previous.has_faster_candidates = False  # one try for each engine
             inference = self._config.inference.model_copy(update={"device": "cpu"})
             config = self._config.model_copy(update={"inference": inference})
             instance = await self._open_candidate(previous.source, config)
             engine, requested = instance.engine, previous.engine
-            if engine is None or _find_precision(engine) == _find_precision(requested):
+            if engine is None or _find_candidate(engine) == _find_candidate(requested):
                 await asyncio.to_thread(instance.close)
                 return None
-            previous.has_candidate_variants = True
+            previous.has_faster_candidates = True
             self._substitute = instance
             self._switch_to(instance, engine, in_place_of=requested)
             await asyncio.to_thread(self.lanes.drain_previous, _DRAIN_TIMEOUT_S)
@@ -483,7 +486,11 @@ class EngineHost:
 
 
 def _find_precision(engine: Engine) -> str:
-    return engine.info().precision.precision
+    return engine.info().choice.precision
+
+
+def _find_candidate(engine: Engine) -> EngineCandidate:
+    return engine.info().choice.candidate
 
 
 def _make_selection(

@@ -34,6 +34,7 @@ from visionedge.web.documents import (
     CameraDocument,
     CameraLoadDocument,
     CapacityDocument,
+    EngineCandidateDocument,
     EngineDocument,
     EngineEventDocument,
     EngineProcessDocument,
@@ -123,7 +124,8 @@ def build_engine_event(info: EngineInfo) -> Document:
     """`EngineEventDocument`: the details of an event about the engine. The tables stay in status."""
     return EngineEventDocument(
         **_device_keys(info.device) | {"reason": shorten(info.device.reason)},
-        precision=info.precision.precision,
+        runtime=info.runtime,
+        precision=info.choice.precision,
         recovery_stage=info.recovery.recovery_state.stage if info.recovery else None,
     ).dump()
 
@@ -175,7 +177,11 @@ def _engine(info: EngineInfo) -> EngineDocument:
     return EngineDocument(
         **_device_keys(info.device),
         plan=_plan(info.plan),
-        precision=PrecisionDocument.model_validate(info.precision.document()),
+        precision=PrecisionDocument.model_validate(info.choice.precision_document()),
+        runtime=info.runtime,
+        candidates=[
+            EngineCandidateDocument.model_validate(figures.document()) for figures in info.choice.results
+        ],
         nodes_on_cpu=list(info.node_placement.on_cpu),
         notes=list(info.notes),
         unplanned_shapes=info.unplanned_shapes,

@@ -16,6 +16,7 @@ from statistics import median
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from visionedge.engine.plan import (
     AutotuneResult,
@@ -25,6 +26,7 @@ from visionedge.engine.plan import (
     list_batch_sizes,
     make_default_plan,
 )
+from visionedge.frames.types import InputSpec
 from visionedge.runtime.process_limits import bounded_cores
 
 TIME_BUDGET_S = 3.0
@@ -157,6 +159,12 @@ def _summarize_lanes(point: OperatingPoint, lanes: Sequence[Sequence[_BatchTimin
     )
 
 
+def make_noise_pictures(spec: InputSpec, count: int) -> NDArray[np.uint8]:
+    """Random pictures (count, H, W, 3), the same each time; for warming up and measuring."""
+    size = (count, spec.height_px, spec.width_px, 3)
+    return np.random.default_rng(0).integers(0, 256, size, np.uint8)
+
+
 # --- the search ---------------------------------------------------------------------------------------------
 
 TrialRunner = Callable[[OperatingPoint, float], ThroughputSample]
@@ -171,17 +179,22 @@ def autotune_plan(
     fixed_batch: int | None,
     cores: int,
     latency_budget_ms: float | None = None,
+    spend_s: float = TIME_BUDGET_S,
+    on_trial: Callable[[], None] = lambda: None,
 ) -> AutotuneResult:
     """Find the best plan for an engine that is warmed up; `run` computes a batch of the given size.
+
+    It takes `spend_s`, and at most `FINAL_TIME_BUDGET_S` more. `on_trial` is called before each trial.
 
     Raises what `run` raises if not even the smallest batch can be computed.
     """
     request = AutotuneRequest(device, max_batch, fixed_batch, cores, latency_budget_ms)
 
     def trial(point: OperatingPoint, limit_s: float) -> ThroughputSample:
+        on_trial()
         return run_trial(run, point, limit_s)
 
-    return search_plan(trial, request)
+    return search_plan(trial, request, spend_s=spend_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ from visionedge.engine.device.devices import (
 from visionedge.engine.device.remote import RemoteSettings, ReplicaStatus
 from visionedge.engine.device.session import NodePlacement, PictureBatch
 from visionedge.engine.device_parity import DeviceCheck
+from visionedge.engine.engine_choice import EngineChoice
 from visionedge.engine.plan import Plan
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Rows
-from visionedge.runtime.measurement import PrecisionChoice
 
 if TYPE_CHECKING:
     from visionedge.config.schema import InferenceConfig
@@ -136,7 +136,7 @@ class EngineInfo:
 
     model: Model
     device: DeviceState
-    precision: PrecisionChoice
+    choice: EngineChoice
     plan: Plan
     node_placement: NodePlacement
     device_check: DeviceCheck

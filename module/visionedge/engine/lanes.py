@@ -173,7 +173,7 @@ def _infer(
     started_ns = clock()
     least_score = min(selection.of_camera(frame.camera).least_score for frame in frames)
     inference = engine.infer(pictures, least_score)
-    precision = engine.info().precision.precision
+    precision = engine.info().choice.precision
     infer_ns = clock() - started_ns
     if len(inference.rows) != len(frames):
         raise EngineError(f"the engine gave {len(inference.rows)} results for {len(frames)} pictures")

@@ -13,10 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visionedge.engine.autotune import autotune_plan
+from visionedge.engine.autotune import (
+    FINAL_TIME_BUDGET_S,
+    autotune_plan,
+    make_noise_pictures,
+)
+from visionedge.engine.autotune import TIME_BUDGET_S as PLAN_TIME_BUDGET_S
+from visionedge.engine.candidate_parity import make_sample_pictures
+from visionedge.engine.candidates import CandidateGraph, CandidateSource, EngineSelector, OpenCandidate
+from visionedge.engine.device.backend import DEVICE_BACKEND, DeviceBackend
 from visionedge.engine.device.devices import (
     PROVIDERS,
-    REMEDIES,
     USABLE,
     DeviceAssignment,
     DeviceState,
@@ -25,9 +32,9 @@ from visionedge.engine.device.devices import (
     ReasonCode,
     Runtime,
     classify_device_loss,
-    classify_provider_error,
+    classify_start_error,
     device_preference,
-    has_nvidia_driver,
+    find_remedy,
 )
 from visionedge.engine.device.faults import (
     FATAL_FAULTS,
@@ -44,13 +51,9 @@ from visionedge.engine.device.remote import (
     add_remote,
     describe_destination,
 )
-from visionedge.engine.device.session import (
-    ORT_BACKEND,
-    DeviceBackend,
-    DeviceSession,
-    PictureBatch,
-)
+from visionedge.engine.device.session import DeviceSession, PictureBatch
 from visionedge.engine.device_parity import DeviceCheck, check_against_cpu
+from visionedge.engine.engine_choice import TIME_BUDGET_S, EngineCandidate, EngineChoice, Progress
 from visionedge.engine.interface import EngineInfo, EngineSettings, Inference
 from visionedge.engine.plan import (
     OperatingPoint,
@@ -60,25 +63,11 @@ from visionedge.engine.plan import (
     list_batch_sizes,
     make_default_plan,
 )
-from visionedge.engine.precision_choice import (
-    PrecisionCandidate,
-    PrecisionTrials,
-    VariantAgreement,
-    check_agreement,
-    choose_fp32,
-    make_sample_pictures,
-    measure_output_distance,
-    pick_precision,
-)
-from visionedge.errors import DeviceError, ModelError
-from visionedge.frames.types import Detections, InputSpec, utc_now
+from visionedge.errors import DeviceError, ModelError, UnavailableError
+from visionedge.frames.types import InputSpec, utc_now
 from visionedge.model.compiler.build import load_or_compile_with_batch
 from visionedge.model.model import Model
-from visionedge.model.parity import MATCH_CONFIDENCE, Tolerance
-from visionedge.model.postprocess import Rows, Selection
-from visionedge.model.quantization.search import CalibrationSample
-from visionedge.model.quantization.variants import require_variant
-from visionedge.runtime.measurement import PrecisionChoice
+from visionedge.model.postprocess import Rows
 from visionedge.runtime.process_limits import usable_cores
 
 log = logging.getLogger(__name__)
@@ -102,7 +91,7 @@ class LocalEngine:
         session: DeviceSession,
         device: DeviceState,
         plan: Plan,
-        precision: PrecisionChoice | None = None,
+        choice: EngineChoice | None = None,
     ) -> None:
         self.checks_finite = device.effective != "cpu"
         self._input = model.input
@@ -113,7 +102,7 @@ class LocalEngine:
         self._info = EngineInfo(
             model,
             device,
-            precision or choose_fp32("as the model is"),
+            choice or EngineChoice(EngineCandidate(session.runtime, "fp32"), "as the model is"),
             plan,
             session.node_placement,
             DeviceCheck(),
@@ -183,6 +172,10 @@ class LocalEngine:
     def set_device_check(self, device_check: DeviceCheck, doubts: Iterable[str]) -> None:
         """Show how the device compares with the CPU, and add the doubts to the notes."""
         self._update(device_check=device_check, notes=(*self._info.notes, *doubts))
+
+    def add_note(self, note: str) -> None:
+        """Show an option that was refused, with the reason."""
+        self._update(notes=(*self._info.notes, note))
 
     def _update(self, **changes: Any) -> None:
         self._info = dataclasses.replace(self._info, **changes)
@@ -254,12 +247,6 @@ class LocalEngine:
         return plan
 
 
-def make_noise_pictures(spec: InputSpec, count: int) -> PictureBatch:
-    """Random pictures, the same each time; for warming up and measuring."""
-    size = (count, spec.height_px, spec.width_px, 3)
-    return np.random.default_rng(0).integers(0, 256, size, np.uint8)
-
-
 def check_pictures(pictures: PictureBatch, spec: InputSpec, name: str) -> None:
     """Check the shape and type of pictures.
 
@@ -287,18 +274,20 @@ def open_engine(
     *,
     data: Path | None = None,
     plans: Mapping[str, Plan] | None = None,
+    choices: Mapping[str, EngineChoice] | None = None,
     measuring: bool = True,
     cores: int | None = None,
     only: DeviceAssignment | None = None,
-    backend: DeviceBackend = ORT_BACKEND,
+    backend: DeviceBackend = DEVICE_BACKEND,
     level: int = logging.INFO,
 ) -> LocalEngine:
     """Compile a model and open it on the best device that works, warmed up. Takes seconds.
 
-    `data` is the folder for compiled graphs and measured plans; with None nothing is cached, and the default
-    plan is used. `plans` are used as they are, by device. Without `measuring`, which takes seconds, a cached
-    plan or the default one is used. `only` is the one device to open, whatever the configuration says.
-    `level` is that of the log line "engine ready", unless the device is degraded.
+    `data` is the folder for compiled graphs, measured engines and plans; with None nothing is cached or
+    measured. `plans` and `choices` are used as they are, by device. Without `measuring`, which takes up to
+    15 s, a cached engine and plan are used, else onnxruntime and the default plan. `only` is the one device
+    to open, whatever the configuration says. `level` is that of the log line "engine ready", unless the
+    device is degraded.
 
     Raises:
         DeviceError: a device was demanded without fallback to the CPU, or by `only`, and is not usable.
@@ -316,6 +305,7 @@ def open_engine(
         cores,
         data,
         plans or {},
+        choices or {},
         measuring,
         backend,
     )
@@ -325,9 +315,14 @@ def open_engine(
 def _make_device_error(device: EffectiveDevice, verdict: DeviceVerdict) -> DeviceError:
     return DeviceError(
         f"device {device} was demanded with fallback to the CPU off and is not usable: {verdict.reason}"
-        f" ({verdict.code}); {REMEDIES[verdict.code]}",
+        f" ({verdict.code}); {find_remedy(device, verdict.code)}",
         verdict.code,
     )
+
+
+def _is_fine(verdict: DeviceVerdict) -> bool:
+    """Whether a verdict on the CPU reports no lost device."""
+    return verdict.code in (ReasonCode.OK, ReasonCode.CPU_REQUESTED, ReasonCode.NO_GPU_BUILD)
 
 
 def _explain_missing_runtime(device: EffectiveDevice) -> str:
@@ -347,6 +342,7 @@ class _EngineOpener:
     cores: int
     data: Path | None
     plans: Mapping[str, Plan]
+    choices: Mapping[str, EngineChoice]
     measuring: bool
     backend: DeviceBackend
 
@@ -357,10 +353,12 @@ class _EngineOpener:
             DeviceError: a device was demanded without fallback to the CPU, and is not usable.
         """
         first: DeviceVerdict | None = None
+        absent = {ReasonCode.NO_GPU_BUILD} if self.settings.device == "auto" else set()
         for device in device_preference(self.settings.device)[:-1]:
             verdict = self.verdict_on(device)
             if verdict.code is ReasonCode.OK:
-                opened = self.attempt(device, first or USABLE)
+                # With `auto` a GPU that no wheel serves is not missed where another one computes.
+                opened = self.attempt(device, first if first and first.code not in absent else USABLE)
                 if isinstance(opened, LocalEngine):
                     return opened
                 verdict = opened
@@ -406,14 +404,12 @@ class _EngineOpener:
         except EngineError as error:
             if error.fault in (Fault.INVALID_OUTPUT, Fault.OUT_OF_MEMORY):
                 return classify_device_loss(error.fault, str(error))
-            return classify_provider_error(str(error), driver_present=has_nvidia_driver())
-        except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no common base but this
-            return classify_provider_error(
-                describe_error(error, limit=4000), driver_present=has_nvidia_driver()
-            )
+            return classify_start_error(device, str(error))
+        except Exception as error:  # noqa: BLE001 - the runtimes' exceptions have no common base but this
+            return classify_start_error(device, describe_error(error, limit=4000))
 
     def _check_device(self, engine: LocalEngine) -> LocalEngine | DeviceVerdict:
-        """The engine, or why it is refused: its results differ from those of the CPU."""
+        """The engine, or why it is refused: its results differ from those of onnxruntime on the CPU."""
         policy, info = self.settings.parity, engine.info()
         if policy == "off":
             return engine
@@ -425,122 +421,173 @@ class _EngineOpener:
             )
         finally:
             cpu.close()
+        if info.device.effective == "cpu":  # a second runtime: how fast it is says nothing about a device
+            check = dataclasses.replace(check, speed_check=None)
         (seen,), speed_check = check.parity_results, check.speed_check
         doubts = [seen.refusal, None if speed_check is None else speed_check.doubt(info.device.effective)]
         engine.set_device_check(check, [doubt for doubt in doubts if doubt is not None])
         if seen.refusal is not None and policy == "refuse":
             engine.close()
+            if info.device.effective == "cpu":
+                words = f"OpenVINO's results differ from onnxruntime's: {seen.refusal}"
+                return DeviceVerdict(ReasonCode.RUNTIME_REFUSED, words)
             return DeviceVerdict(
                 ReasonCode.PARITY_REFUSED, f"its results differ from the CPU: {seen.refusal}"
             )
         return engine
 
     def on_cpu(self, verdict: DeviceVerdict) -> LocalEngine:
-        """The engine on the CPU.
+        """The engine on the CPU, in the requested runtime if it works.
 
         Raises:
+            DeviceError: a runtime was demanded without fallback, and is not usable.
             ModelError: the CPU cannot run the model.
+            UnavailableError: bf16 was demanded, and is not to be had here.
         """
+        refused: DeviceVerdict | None = None
+        if self._wants_openvino() and verdict.code is not ReasonCode.RUNTIME_REFUSED:
+            opened = self._on_cpu_in_openvino(verdict)
+            if isinstance(opened, LocalEngine):
+                return opened
+            if self.settings.fallback != "degrade":
+                raise DeviceError(
+                    "runtime openvino was demanded with fallback to onnxruntime off and is not usable:"
+                    f" {opened.reason} ({opened.code}); {find_remedy('cpu', opened.code)}",
+                    opened.code,
+                )
+            refused = opened
+        engine = self._on_cpu_in_onnxruntime(refused if refused and _is_fine(verdict) else verdict)
+        if refused is not None:
+            engine.add_note(f"OpenVINO is not used: {refused.reason} ({refused.code})")
+        return engine
+
+    def _wants_openvino(self) -> bool:
+        """Whether the CPU is to compute with OpenVINO: it is requested, or the only one that has bf16."""
+        if self.settings.runtime == "auto" and self.settings.precision == "bf16":
+            return "bf16" in self.backend.find_precisions("cpu", "openvino")
+        return self.settings.runtime == "openvino"
+
+    def _on_cpu_in_openvino(self, verdict: DeviceVerdict) -> LocalEngine | DeviceVerdict:
+        """The engine in OpenVINO, or the reason why it is not used."""
+        if "openvino" not in self.backend.find_runtimes("cpu"):
+            return DeviceVerdict(ReasonCode.RUNTIME_MISSING, _explain_missing_runtime("openvino-gpu"))
+        try:
+            session = self._open(self.graph, "cpu", "openvino")
+            return self._check_device(self._engine(session, "cpu", verdict))
+        except (ModelError, UnavailableError):
+            raise
+        except Exception as error:  # noqa: BLE001 - OpenVINO's exceptions have no common base but this
+            return DeviceVerdict(ReasonCode.RUNTIME_REFUSED, f"OpenVINO refused: {describe_error(error)}")
+
+    def _on_cpu_in_onnxruntime(self, verdict: DeviceVerdict) -> LocalEngine:
         try:
             return self._engine(self._open(self.graph, "cpu"), "cpu", verdict)
-        except ModelError:
+        except (ModelError, UnavailableError):
             raise
         except Exception as error:
             raise ModelError(f"{self.model.path}: cannot be run: {describe_error(error)}") from error
 
-    def _open(
-        self,
-        graph: bytes,
-        device: EffectiveDevice,
-        runtime: Runtime = "onnxruntime",
-        precision: str = "fp32",
-    ) -> DeviceSession:
+    def _open(self, graph: bytes, device: EffectiveDevice, runtime: Runtime = "onnxruntime") -> DeviceSession:
+        """Open a graph in fp32, with the plain options of a device."""
         return self.backend.open(
             graph,
             device,
             max_batch=self.settings.max_batch,
             data=self.data,
             runtime="openvino" if device == "openvino-gpu" else runtime,
-            precision=precision,
+        )
+
+    def _open_candidate(self, graph: CandidateGraph, device: EffectiveDevice) -> DeviceSession:
+        return self.backend.open(
+            graph.graph,
+            device,
+            max_batch=self.settings.max_batch,
+            data=self.data,
+            runtime=graph.candidate.runtime,
+            precision=graph.computed_precision,
+            options=graph.candidate.options,
         )
 
     def _engine(self, session: DeviceSession, device: EffectiveDevice, verdict: DeviceVerdict) -> LocalEngine:
         state = DeviceState(self.settings.device, device, verdict.code, verdict.reason, utc_now())
         if isinstance(session, RemoteSession):
-            why = choose_fp32("the servers decide; inference.precision is that of the CPU")
+            why = EngineChoice(
+                EngineCandidate("onnxruntime", "fp32"),
+                "the servers decide; inference.precision is that of the CPU",
+            )
             return LocalEngine(self.model, session, state, session.make_plan(self.settings.max_batch), why)
-        chosen, why = self._pick_precision(session, device)
+        progress = Progress(TIME_BUDGET_S)
+        selector = self._selector(session, device, progress)
+        opened, choice = selector.select()
+        try:
+            return self._with_plan(opened, choice, state, progress)
+        except Exception as error:
+            if opened.session is session:
+                raise
+            opened.session.close()
+            log.warning("%s cannot be used: %s", choice.candidate, describe_error(error))
+            reason = f"{choice.candidate} is not used: {describe_error(error)}"
+            plain = self._open(self.graph, device, session.runtime)
+            selector = self._selector(plain, device, progress)
+            return self._with_plan(*selector.use_plain(reason), state, progress)
+
+    def _selector(
+        self, session: DeviceSession, device: EffectiveDevice, progress: Progress
+    ) -> EngineSelector:
+        is_reference = device == "cpu" and session.runtime == "onnxruntime"
+        return EngineSelector(
+            CandidateSource(
+                self.original,
+                self.model,
+                self.graph,
+                device,
+                session.runtime,
+                self.backend,
+                self.settings,
+                self.data,
+            ),
+            session,
+            lambda graph: self._open_candidate(graph, device),
+            lambda: session if is_reference else self._open(self.graph, "cpu"),
+            self.cores,
+            self.measuring,
+            self.choices.get(device),
+            progress,
+        )
+
+    def _with_plan(
+        self, opened: OpenCandidate, choice: EngineChoice, state: DeviceState, progress: Progress
+    ) -> LocalEngine:
+        """The engine with the given plan, a measured one, or the default."""
 
         def engine(plan: Plan) -> LocalEngine:
-            return LocalEngine(self.model, chosen.session, state, plan, why)
+            return LocalEngine(self.model, opened.session, state, plan, choice)
 
-        if (given := self.plans.get(device)) is not None:
+        if (given := self.plans.get(state.effective)) is not None:
             return engine(given)
-        fixed = chosen.model.interpretation.input.batch
-        rule = make_default_plan(device, self.settings.max_batch, fixed, self.cores)
-        return engine(rule) if self.data is None else self._autotune(engine, chosen, rule, self.data)
-
-    def _pick_precision(
-        self, session: DeviceSession, device: EffectiveDevice
-    ) -> tuple[PrecisionCandidate[DeviceSession], PrecisionChoice]:
-        """The model in the requested precision, or in the fastest one here, and why."""
-        fp32, wanted = PrecisionCandidate(self.model, self.graph, session), self.settings.precision
-        if wanted == "fp32":
-            return fp32, choose_fp32("fp32 was requested")
-        if wanted == "bf16":
-            session.close()
-            raise ModelError(f"{self.model.path}: cannot be computed in bf16: onnxruntime has none")
-        if wanted != "auto":
-            variant = require_variant(self.original, wanted, self.data)
-            session.close()
-            model, graph = load_or_compile_with_batch(variant.of(self.original), self.data)
-            return PrecisionCandidate(model, graph, self._open(graph, device)), PrecisionChoice(
-                wanted, "it was requested", {}
-            )
+        fixed = opened.graph.model.interpretation.input.batch
+        rule = make_default_plan(state.effective, self.settings.max_batch, fixed, self.cores)
         if self.data is None:
-            return fp32, choose_fp32("nothing was measured")
-        trials = PrecisionTrials(lambda graph: self._open(graph, device), self._run_of, self._judge)
-        return pick_precision(
-            fp32, self.original, device=device, data=self.data, trials=trials, measuring=self.measuring
-        )
-
-    def _run_of(self, candidate: PrecisionCandidate[DeviceSession]) -> Callable[[], object]:
-        size = candidate.model.interpretation.input.batch or 1
-        pictures = make_noise_pictures(self.model.input, size)
-        return lambda: candidate.session.run(pictures, size)
-
-    def _judge(
-        self,
-        fp32: PrecisionCandidate[DeviceSession],
-        variant: PrecisionCandidate[DeviceSession],
-        tolerance: Tolerance,
-    ) -> VariantAgreement:
-        """Whether the detections of a variant agree with those of fp32, on this device."""
-        samples = make_sample_pictures(self.model.input)
-        before = [self._detect(fp32, sample) for sample in samples]
-        after = [self._detect(variant, sample) for sample in samples]
-        return check_agreement(
-            before, after, tolerance, lambda: measure_output_distance(fp32.model, variant.model, samples)
-        )
-
-    def _detect(self, candidate: PrecisionCandidate[DeviceSession], sample: CalibrationSample) -> Detections:
-        size = candidate.model.interpretation.input.batch or 1
-        rows = candidate.session.run(sample.image[None], size)[0]
-        selection = Selection.of(candidate.model, MATCH_CONFIDENCE, self.settings.iou)
-        return selection.apply(rows, sample.placement)
+            return engine(rule)
+        return self._autotune(engine, opened, rule, PlanCache(self.data / "plans"), progress)
 
     def _autotune(
         self,
         open_with: Callable[[Plan], LocalEngine],
-        chosen: PrecisionCandidate[DeviceSession],
+        opened: OpenCandidate,
         rule: Plan,
-        data: Path,
+        plans: PlanCache,
+        progress: Progress,
     ) -> LocalEngine:
         """The engine with the plan that was measured on this machine, now or earlier."""
-        budget_ms, fixed = self.settings.latency_budget_ms, chosen.model.interpretation.input.batch
-        device, max_count, plans = chosen.session.device, self.settings.max_batch, PlanCache(data / "plans")
+        budget_ms, fixed = self.settings.latency_budget_ms, opened.graph.model.interpretation.input.batch
+        device, max_count = opened.session.device, self.settings.max_batch
         key = PlanKey.of(
-            chosen.graph, device=device, cores=self.cores, max_batch=max_count, latency_budget_ms=budget_ms
+            opened.graph.graph,
+            device=opened.graph.describe_device(device),
+            cores=self.cores,
+            max_batch=max_count,
+            latency_budget_ms=budget_ms,
         )
         if (kept := plans.load(key)) is not None:
             return open_with(Plan.of(kept))
@@ -551,6 +598,7 @@ class _EngineOpener:
         warm = engine.info().plan
         pictures = make_noise_pictures(self.model.input, warm.max_batch)
         log.info("measuring this machine for the fastest number of lanes and batch size: about 5 s, once")
+        left_s = progress.left_s - FINAL_TIME_BUDGET_S
         measured = autotune_plan(
             lambda batch: engine.infer(pictures[:batch]),
             device=device,
@@ -558,11 +606,16 @@ class _EngineOpener:
             fixed_batch=fixed,
             cores=self.cores,
             latency_budget_ms=budget_ms,
+            spend_s=min(PLAN_TIME_BUDGET_S, max(0.0, left_s)),
+            on_trial=lambda: progress.tick("lanes and batch size"),
         )
         measured = dataclasses.replace(measured, reason=measured.reason + warm.reason)
         plans.store(key, measured)
         engine.set_plan(Plan.of(measured))
         return engine
+
+
+_RUNTIME_REASONS = (ReasonCode.RUNTIME_MISSING, ReasonCode.RUNTIME_REFUSED)
 
 
 def format_ready_line(info: EngineInfo) -> str:
@@ -572,7 +625,9 @@ def format_ready_line(info: EngineInfo) -> str:
     """
     device, plan = info.device, info.plan
     point = OperatingPoint(plan.lanes, plan.max_batch)
-    parts = [f"engine ready: {info.model.name} on {device.effective} ({info.precision.precision}), {point}"]
+    runtime = "OpenVINO, " if info.runtime == "openvino" else ""
+    precision = f"{runtime}{info.choice.precision}"
+    parts = [f"engine ready: {info.model.name} on {device.effective} ({precision}), {point}"]
     table = plan.measured.table if plan.measured else ()
     parts += [
         f"{line.batch_ms:.1f} ms" for line in table if line.point == point and line.batch_ms is not None
@@ -585,7 +640,8 @@ def _format_gpu_reason(device: DeviceState) -> str:
         return ""
     if device.code is ReasonCode.NO_GPU_BUILD and not device.degraded:
         return "; no GPU: onnxruntime without CUDA"
-    return f"; {device.requested} was requested: {device.reason} ({device.code})"
+    requested = "openvino" if device.code in _RUNTIME_REASONS else device.requested
+    return f"; {requested} was requested: {device.reason} ({device.code})"
 
 
 def _log_opened(engine: LocalEngine, level: int) -> LocalEngine:
@@ -594,8 +650,8 @@ def _log_opened(engine: LocalEngine, level: int) -> LocalEngine:
     log.log(logging.WARNING if info.device.degraded else level, "%s", format_ready_line(info))
     if device == "remote":
         log.info("%s", describe_destination(info.replicas))
-    precision = f"{info.precision.precision}: {info.precision.reason}"
-    details = (info.model.name, info.device.describe(), precision, info.plan.reason)
+    choice = f"{info.choice.candidate}: {info.choice.reason}"
+    details = (info.model.name, info.device.describe(), choice, info.plan.reason)
     log.debug("engine: %s; %s; %s; %s", *details)
     for parity_result in info.device_check.parity_results:
         log.info("parity of %s with the CPU: %s", device, parity_result.message)

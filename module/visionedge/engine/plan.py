@@ -217,14 +217,19 @@ _MAX_CACHED_PLANS = 32
 """The oldest files beyond this number are deleted."""
 
 _CPUINFO_FLAG_KEYS = ("flags", "Features")  # on x86 and Arm
-_INT8_CPU_FLAGS = ("avx2", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+_CPU_FLAGS = (
+    *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("avx_vnni", "avx_vnni_int8", "amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
+    *("asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2"),  # Arm
+)
 
 
 @dataclass(frozen=True, slots=True)
 class PlanKey:
     """Everything that a plan depends on: the compiled graph (one per model and precision), and the machine.
 
-    `versions` are those of visionedge and onnxruntime, `hardware` is the name of the CPU.
+    `device` also names runtime, precision and options, where they are not those of plain onnxruntime.
+    `versions` are those of visionedge and its runtimes, `hardware` is the name of the CPU.
     """
 
     graph_sha256: str
@@ -245,15 +250,11 @@ class PlanKey:
         latency_budget_ms: float | None,
     ) -> "PlanKey":
         """The key of a compiled graph on this machine, with the installed versions."""
-        found = []
-        for package in ("onnxruntime", "onnxruntime-gpu"):
-            with contextlib.suppress(metadata.PackageNotFoundError):
-                found.append(f"{package} {metadata.version(package)}")
         return PlanKey(
             hashlib.sha256(graph).hexdigest(),
             device,
             read_cpu_name(),
-            (f"visionedge {__version__}", *found),
+            read_versions(),
             cores,
             max_batch,
             latency_budget_ms,
@@ -347,8 +348,8 @@ def read_cpu_name() -> str:
     return next(names, platform.machine())
 
 
-def read_int8_cpu_flags() -> tuple[str, ...]:
-    """The CPU feature flags that select onnxruntime's int8 kernels.
+def read_cpu_flags() -> tuple[str, ...]:
+    """The CPU feature flags that select kernels of the runtimes, and the precisions that are fast.
 
     A key needs them beside the name of the CPU, because virtual CPUs share model names.
     """
@@ -356,7 +357,16 @@ def read_int8_cpu_flags() -> tuple[str, ...]:
     flags = next(
         (line.partition(":")[2].split() for line in lines if line.startswith(_CPUINFO_FLAG_KEYS)), []
     )
-    return tuple(name for name in _INT8_CPU_FLAGS if name in flags)
+    return tuple(name for name in _CPU_FLAGS if name in flags)
+
+
+def read_versions() -> tuple[str, ...]:
+    """The versions of visionedge and of the installed runtimes."""
+    found = [f"visionedge {__version__}"]
+    for package in ("onnxruntime", "onnxruntime-gpu", "openvino"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{package} {metadata.version(package)}")
+    return tuple(found)
 
 
 def _read_cpuinfo() -> list[str]:

@@ -1,18 +1,12 @@
-"""Measures which of several computations is the fastest here: they run in turns, under the same load.
-
-`interleaved_medians` measures, `choose_fastest` turns the figures into a `PrecisionChoice`.
-"""
+"""Measures which of several computations is the fastest here: they run in turns, under the same load."""
 
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-
-MIN_SPEEDUP = 1.1
-"""A variant is used only if it is faster than fp32 by this factor: a busy machine varies by less."""
 
 _WARM_UP_ROUNDS = 2
 _MIN_ROUNDS = 5
@@ -61,58 +55,6 @@ def interleaved_medians(
         )
         for name, times in times_ns.items()
     }
-
-
-@dataclass(frozen=True, slots=True)
-class PrecisionChoice:
-    """The precision in use, the reason in one line, and the measured time per batch in ms by precision."""
-
-    precision: str
-    reason: str
-    ms: Mapping[str, float]
-
-    def document(self) -> dict[str, Any]:
-        """The JSON object of status and of the cache."""
-        return {
-            "precision": self.precision,
-            "reason": self.reason,
-            "milliseconds": {name: round(value, 3) for name, value in self.ms.items()},
-        }
-
-    @staticmethod
-    def from_document(document: Mapping[str, Any]) -> "PrecisionChoice":
-        """The reverse of `document`.
-
-        Raises:
-            KeyError, TypeError, ValueError, AttributeError: the document has another form.
-        """
-        milliseconds = {str(name): float(value) for name, value in document["milliseconds"].items()}
-        return PrecisionChoice(str(document["precision"]), str(document["reason"]), milliseconds)
-
-
-def choose_fastest(
-    candidates: Mapping[str, Callable[[], object]],
-    *,
-    budget_s: float = 2.0,
-    clock: Callable[[], int] = time.monotonic_ns,
-) -> PrecisionChoice:
-    """Choose the fastest candidate if it beats the first one (fp32) by `MIN_SPEEDUP`, else the first one.
-
-    A call of a candidate computes one batch on the calling thread; see `interleaved_medians`.
-    """
-    measured = interleaved_medians(candidates, budget_s=budget_s, clock=clock)
-    first, *others = measured
-    ms = {name: speed.ms for name, speed in measured.items()}
-    best = max(others, key=lambda name: measured[name].speedup, default=first)
-    figures = ", ".join(f"{name} {value:.1f} ms" for name, value in ms.items())
-    factor = measured[best].speedup
-    if best == first:
-        return PrecisionChoice(first, "there is no other", ms)
-    if factor < MIN_SPEEDUP:
-        return PrecisionChoice(
-            first, f"{best} was measured {factor:.2f} times as fast here: no gain ({figures})", ms
-        )
-    return PrecisionChoice(best, f"measured {factor:.2f} times as fast as {first} here ({figures})", ms)
 
 
 # Rounds of a benchmark, and the median of their ratios.

@@ -368,7 +368,7 @@ class DashboardPage:
     def __init__(self) -> None:
         folder = files("visionedge.web") / "page"
         style = (folder / "style.css").read_text(encoding="utf-8")
-        scripts = ("stream.js", "scene.js", "tiles.js", "page.js", "doctor.js")
+        scripts = ("stream.js", "scene.js", "tiles.js", "page.js", "doctor.js", "engine.js")
         script = "".join((folder / name).read_text(encoding="utf-8") for name in scripts)
         html = (folder / "index.html").read_text(encoding="utf-8")
         self._body = html.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script).encode()

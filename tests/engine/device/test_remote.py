@@ -18,6 +18,7 @@ from scripted_inference import Fault, GrpcInferenceServer, HttpInferenceServer, 
 from tiny_models import TinyDetector
 from visionedge.config.load import parse_config
 from visionedge.config.schema import InferenceConfig
+from visionedge.engine.autotune import make_noise_pictures
 from visionedge.engine.device import faults
 from visionedge.engine.device.devices import ReasonCode
 from visionedge.engine.device.faults import EngineError
@@ -32,7 +33,7 @@ from visionedge.engine.device.remote import (
 from visionedge.engine.device.remote import RemoteSettings as Settings
 from visionedge.engine.device.remote_client import ServedModel
 from visionedge.engine.interface import EngineSettings
-from visionedge.engine.local_engine import LocalEngine, make_noise_pictures, open_engine
+from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.errors import DeviceError
 from visionedge.model.model import Model, load_model
 

@@ -9,7 +9,8 @@ import pytest
 import tiny_yolos
 from tiny_models import TinyDetector
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.local_engine import make_noise_pictures, open_engine
+from visionedge.engine.autotune import make_noise_pictures
+from visionedge.engine.local_engine import open_engine
 from visionedge.model.model import Model, find_bundled_model, load_model
 from visionedge.ops.bench.baseline import PlainNetwork, can_decode
 

@@ -43,7 +43,7 @@ def test_every_requested_pair_is_in_the_table(report: dict[str, Any]) -> None:
         assert len(row["framesPerSecondAll"]) == 3
 
 
-def test_bare_session_run_is_measured_with_the_same_threads_and_batches(
+def test_the_bare_runtime_is_measured_with_the_same_threads_and_batches(
     report: dict[str, Any],
 ) -> None:
     batch = report["choice"]["batch"]
@@ -79,7 +79,13 @@ def test_the_report_is_a_document_and_a_text(report: dict[str, Any]) -> None:
     lines = text.splitlines()
     (chosen,) = [line for line in lines if line.startswith(">")]
     assert chosen.endswith("the plan")
-    for word in ("frames/s", "bare session.run", "plan/best: ", "compiled/original: ", "compiled/plain: "):
+    for word in (
+        "frames/s",
+        "bare onnxruntime fp32",
+        "plan/best: ",
+        "compiled/original: ",
+        "compiled/plain: ",
+    ):
         assert word in text
 
 
@@ -91,19 +97,23 @@ def test_a_model_that_fixes_its_batch_is_run_with_that_one(tmp_path: Path) -> No
     assert "no plain decoder" in format_report(found)
 
 
-def test_a_usable_variant_is_timed_alternately_with_fp32(tmp_path: Path) -> None:
+def test_every_engine_is_timed_alternately_and_the_best_is_the_ceiling(tmp_path: Path) -> None:
     """A variant beside the model, as `model compile` writes it."""
     path = save_with_variant(tmp_path / "tiny.onnx")
     found, _ = measured(path, lanes=(1,), batches=(1,), rounds=1, data=tmp_path / "data")
-    (int8,) = found["precisions"]
-    assert (int8["precision"], int8["batch"]) == ("int8", 1)
-    assert int8["fp32Ms"] / int8["ms"] == pytest.approx(int8["timesAsFast"], rel=0.1)  # both are rounded
-    assert "times as fast as fp32" in format_report(found)
+    fp32, int8 = [row for row in found["candidates"] if row["runtime"] == "onnxruntime"]
+    assert (fp32["precision"], int8["precision"]) == ("fp32", "int8")
+    in_use = [f"{row['runtime']} {row['precision']}" for row in found["candidates"] if not row["note"]]
+    assert in_use == [found["engine"]]
+    text = format_report(found)
+    assert f"bare {found['engine']}; engine/bare " in text
+    assert "engines, bare and in turns:" in text
+    assert text.count("; not used: ") == len(found["candidates"]) - 1
 
 
-def test_a_model_without_variants_reports_none(report: dict[str, Any]) -> None:
-    assert report["precisions"] == []
-    assert "as fp32" not in format_report(report)
+def test_a_model_with_one_engine_lists_no_candidates(report: dict[str, Any]) -> None:
+    assert report["candidates"] == []
+    assert "in turns:" not in format_report(report)
 
 
 def test_progress_is_reported_per_round(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from visionedge.ops.bench.baseline import (
     CeilingMeasurement,
     PlainLoop,
     build_ceiling_document,
+    make_network_runner,
     measure_baseline_agreement,
 )
 from visionedge.ops.bench.pipeline_run import ResultRecord, RunCost, summarize_run
@@ -42,7 +43,7 @@ def test_the_ceiling_is_the_rate_of_all_cores_at_the_cost_of_the_bare_parts() ->
 
 def test_the_ceiling_is_measured_on_as_many_threads_as_wanted(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.mp4", pictures=5)  # fewer than are decoded: it is played again
-    ceiling = Ceiling(load_model(TinyDetector().save(tmp_path / "tiny.onnx")), str(clip))
+    ceiling = Ceiling(make_network_runner(load_model(TinyDetector().save(tmp_path / "tiny.onnx"))), str(clip))
     found = ceiling.measure(0.05, 2)
     assert found.threads == 2
     assert min(found.decode_ms, found.run_ms, found.frames_per_s) > 0

@@ -64,15 +64,19 @@ def engine_report() -> dict[str, Any]:
             "compiledToPlain": 0.775,
             "compiledToPlainByCpu": 0.77,
         },
-        "precisions": [
+        "candidates": [
             {
-                "precision": "int8",
-                "batch": 1,
-                "ms": 7.31,
-                "fp32Ms": 11.72,
+                "runtime": "openvino",
+                "precision": "bf16",
+                "options": "plain",
+                "note": "",
+                "framesPerSecond": 260.0,
+                "batchMs": 7.5,
+                "cpuMs": 7.4,
                 "timesAsFast": 1.604,
                 "timesAsFastByCpu": 1.61,
-            }
+            },
+            {"runtime": "openvino", "precision": "int8", "options": "plain", "note": "its results differ"},
         ],
         "unplannedShapes": 0,
     }
@@ -221,7 +225,7 @@ def text_of(report: dict[str, Any]) -> str:
 
 def test_the_page_of_the_engine_has_its_figures() -> None:
     text = text_of(engine_report())
-    for words in ("163", "0.982", "1.044", "CPU ms", "lanes: 2", "session.run, 2"):
+    for words in ("163", "0.982", "1.044", "CPU ms", "lanes: 2", "bare, 2"):
         assert words in text
 
 
@@ -232,16 +236,17 @@ def test_the_rows_of_the_plan_are_highlighted() -> None:
 
 
 def test_a_part_without_figures_has_no_table() -> None:
-    less: dict[str, Any] = {"onePicture": {}, "precisions": [], "bare": []}
+    less: dict[str, Any] = {"onePicture": {}, "candidates": [], "bare": []}
     text = text_of(engine_report() | less)
-    for heading in ("One picture", "Other precisions", "Bare session.run"):
+    for heading in ("One picture", "Engines, bare", "The bare runtime"):
         assert heading not in text
 
 
-def test_the_page_of_an_engine_shows_the_other_precisions() -> None:
+def test_the_page_of_an_engine_shows_the_other_engines() -> None:
     text = text_of(engine_report())
-    assert "Other precisions" in text
-    assert "int8 1 7.310 11.720 1.604 1.610" in text
+    assert "Engines, bare and in turns" in text
+    assert re.search(r"openvino bf16 plain .*260.* 1\.604 1\.610", text)
+    assert "openvino int8 plain its results differ" in text
 
 
 def test_the_page_of_the_pipeline_has_both_sides() -> None:

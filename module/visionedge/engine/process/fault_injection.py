@@ -25,21 +25,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from visionedge.config.documents import read_document
+from visionedge.engine.device.backend import DeviceBackend, open_session
 from visionedge.engine.device.devices import (
     DeviceVerdict,
     EffectiveDevice,
     ReasonCode,
     Runtime,
-    classify_provider_error,
+    classify_start_error,
 )
 from visionedge.engine.device.faults import FATAL_FAULTS, classify_fault
-from visionedge.engine.device.session import (
-    DeviceBackend,
-    DeviceSession,
-    NodePlacement,
-    PictureBatch,
-    open_session,
-)
+from visionedge.engine.device.session import PLAIN, DeviceSession, NodePlacement, PictureBatch
 from visionedge.engine.process.recovery_policy import RecoveryTiming
 from visionedge.engine.process.supervisor import SupervisionTuning
 from visionedge.engine.process.worker import WorkerLimits
@@ -113,6 +108,8 @@ class FaultScript(_Part):
     device: Literal["cuda", "tensorrt", "openvino-gpu"] = "cuda"
     timing: ScriptedTiming = ScriptedTiming()
     limits: ScriptedLimits = ScriptedLimits()
+    options: tuple[str, ...] = Field(default=(PLAIN,), strict=False)
+    """The options of the device that are measured; all compute the same here."""
     faults: tuple[ScriptedFault, ...] = Field(default=(), strict=False)
 
 
@@ -143,6 +140,7 @@ def make_device_backend(script: FaultScript) -> DeviceBackend:
         data: Path | None,
         runtime: Runtime = "onnxruntime",
         precision: str = "fp32",
+        options: str = PLAIN,
     ) -> DeviceSession:
         if device != script.device:
             return open_session(
@@ -150,7 +148,7 @@ def make_device_backend(script: FaultScript) -> DeviceBackend:
             )
         for fault in _FaultPoint(script, "open").due(1):
             _trigger(fault)
-        return FaultySession(open_session(graph, "cpu", max_batch=max_batch, data=data), script)
+        return FaultySession(open_session(graph, "cpu", max_batch=max_batch, data=data), script, options)
 
     def probed(device: EffectiveDevice) -> DeviceVerdict:
         if device != script.device:
@@ -160,11 +158,14 @@ def make_device_backend(script: FaultScript) -> DeviceBackend:
             if fault.hang:
                 return DeviceVerdict(ReasonCode.PROBE_TIMEOUT, "a first session did not start in time")
             if fault.raises is not None:
-                return classify_provider_error(fault.raises, driver_present=True)
+                return classify_start_error(device, fault.raises, lambda: True)
         return DeviceVerdict(ReasonCode.OK, "usable")
 
     return DeviceBackend(
-        has_provider=lambda device: device == script.device, probe_device=probed, open=opened
+        has_provider=lambda device: device == script.device,
+        probe_device=probed,
+        open=opened,
+        find_options=lambda device, _runtime: script.options if device == script.device else (PLAIN,),
     )
 
 
@@ -217,11 +218,12 @@ class _FaultPoint:
 class FaultySession:
     """A `DeviceSession` on the CPU that pretends to be on the script's device."""
 
-    def __init__(self, inner: DeviceSession, script: FaultScript) -> None:
+    def __init__(self, inner: DeviceSession, script: FaultScript, options: str = PLAIN) -> None:
         self._inner = inner
         self._fault_point = _FaultPoint(script, "run")
         self._failed_with: str | None = None
         self.device: EffectiveDevice = script.device
+        self._simulated = f"{self.device}{'' if options == PLAIN else f' with {options}'} is simulated"
         self.runtime: Runtime = "openvino" if script.device == "openvino-gpu" else "onnxruntime"
 
     @property
@@ -237,7 +239,7 @@ class FaultySession:
     @property
     def notes(self) -> tuple[str, ...]:
         """With a note that the device is simulated."""
-        return (*self._inner.notes, f"{self.device} is simulated, with faults by script")
+        return (*self._inner.notes, f"{self._simulated}, with faults by script")
 
     def run(self, pictures: PictureBatch, size: int) -> Rows:
         """Compute on the CPU, unless a fault is due. A fatal fault makes all later runs fail, as on a GPU."""

@@ -28,13 +28,13 @@ from visionedge.engine.device.faults import EngineError, Fault
 from visionedge.engine.device.remote import ReplicaStatus
 from visionedge.engine.device.session import NodePlacement
 from visionedge.engine.device_parity import DeviceCheck, ParityResult, SpeedCheck
+from visionedge.engine.engine_choice import EngineChoice
 from visionedge.engine.interface import EngineInfo, EngineSettings
 from visionedge.engine.plan import AutotuneResult, Plan
 from visionedge.errors import DeviceError, ModelError, UnavailableError, VisionedgeError
 from visionedge.frames.types import Picture
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Rows
-from visionedge.runtime.measurement import PrecisionChoice
 
 _LENGTH = struct.Struct("<I")
 _REQUEST = struct.Struct("<IId")
@@ -51,9 +51,9 @@ _MAX_REQUEST_BYTES = 64 << 10
 class StartRequest:
     """The engine that a worker opens. Sent with pickle, to our own process only; replies never are.
 
-    `plans` are used without measuring, by device: a worker that takes over uses the plan of the one before.
-    `only` is the one device to open. `checks_finite=False`: do not treat NaN or infinity in the output as a
-    fault (the model yields it by itself). `inject` is a script of faults, for tests.
+    `plans` and `choices` are used without measuring, by device: a worker that takes over uses those of the
+    one before. `only` is the one device to open. `checks_finite=False`: do not treat NaN or infinity in the
+    output as a fault (the model yields it by itself). `inject` is a script of faults, for tests.
     """
 
     model: Model
@@ -61,6 +61,7 @@ class StartRequest:
     data: Path | None
     log_level: int
     plans: Mapping[str, Plan] = field(default_factory=dict)
+    choices: Mapping[str, EngineChoice] = field(default_factory=dict)
     only: DeviceAssignment | None = None
     measuring: bool = True
     checks_finite: bool = True
@@ -108,7 +109,7 @@ def encode_info(info: EngineInfo) -> bytes:
     document = {
         "device": asdict(info.device) | {"since_utc": info.device.since_utc.isoformat()},
         "plan": _plan_document(info.plan),
-        "precision": info.precision.document(),
+        "choice": info.choice.document(),
         "nodes": asdict(info.node_placement),
         "notes": info.notes,
         "rows": info.max_rows,
@@ -188,7 +189,7 @@ def decode_start_reply(payload: bytes, model: Model) -> EngineInfo:
     return EngineInfo(
         model,
         DeviceState(**device | typed),
-        PrecisionChoice.from_document(document["precision"]),
+        EngineChoice.from_document(document["choice"]),
         _parse_plan(document["plan"]),
         NodePlacement(nodes["on_device"], tuple(nodes["on_cpu"])),
         DeviceCheck(

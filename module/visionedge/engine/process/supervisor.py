@@ -33,6 +33,7 @@ from visionedge.engine.device_parity import (
     compare_candidate,
     is_model_fault,
 )
+from visionedge.engine.engine_choice import record_crash
 from visionedge.engine.interface import (
     EngineEvent,
     EngineInfo,
@@ -437,7 +438,8 @@ class Supervisor:
             worker.kill(NOT_NEEDED)
             return None
         self._activate(worker, info)
-        return EngineReady(info.device.effective, DeviceVerdict(info.device.code, info.device.reason))
+        verdict = DeviceVerdict(info.device.code, info.device.reason)
+        return EngineReady(info.device.effective, verdict, info.runtime)
 
     def _on_start_failed(self, worker: Worker, error: Exception) -> RecoveryEvent | None:
         if worker is self._candidate:
@@ -447,7 +449,10 @@ class Supervisor:
     def _on_main_failed(self, error: Exception) -> RecoveryEvent:
         self._main, self._error = None, error
         died = isinstance(error, WorkerStartError)
-        killed = isinstance(error, WorkerStartError) and error.killed
+        # A crash while a candidate was measured says nothing about model and device.
+        killed = isinstance(error, WorkerStartError) and (
+            error.killed or (error.crashed and record_crash(self._start_request.data))
+        )
         return EngineStartFailed(str(error), died=died, killed=killed, code=_find_reason_code(error))
 
     def _on_candidate_failed(self, error: Exception) -> RecoveryEvent:
@@ -619,8 +624,11 @@ class Supervisor:
         """Lanes compute with this worker from now on."""
         self._consecutive_refusals = 0
         device = info.device.effective
+        before = self._start_request
         self._start_request = replace(
-            self._start_request, plans={**self._start_request.plans, device: info.plan}
+            before,
+            plans={**before.plans, device: info.plan},
+            choices={**before.choices, device: info.choice},
         )
         self._active.set_serving(worker, info)
         if device != "cpu" and self._start_request.settings.fallback == "degrade":

@@ -4,9 +4,9 @@
 suppress, one camera after the other, all in numpy with the original network. A model whose head it cannot
 decode runs as its compiled graph, which makes the loop faster than a user's own.
 
-`Ceiling` measures what decoding one picture and running the network once cost by themselves: no pipeline
-gives more than cores / (decoding + running) frames per second. Both are measured on one thread, and on as
-many threads at once as there are lanes, because cores that share memory and caches are slower together.
+`Ceiling` measures what decoding one picture and one bare inference cost by themselves: no pipeline gives
+more than cores / (decoding + running) frames per second. Both are measured on one thread, and on as many
+threads at once as there are lanes, because cores that share memory and caches are slower together.
 """
 
 import statistics
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from visionedge.camera.sources.open import DEMO_CLIP, open_source
 from visionedge.config.addresses import parse_camera_uri
+from visionedge.engine.autotune import make_noise_pictures
 from visionedge.engine.interface import Engine
 from visionedge.errors import SourceError
 from visionedge.frames.letterbox import fit_to_input
@@ -339,15 +340,19 @@ class CeilingMeasurement:
         return usable_cores() * 1000 / self.frame_ms
 
 
-class Ceiling:
-    """Decodes `source`, a video file, and runs the original network of `model`: nothing else."""
+def make_network_runner(model: Model) -> Callable[[], object]:
+    """A function that runs the original network of a model on one picture, in onnxruntime on the CPU."""
+    network = open_network(model, threads=1, device="cpu")
+    tensor = network.tensor(make_noise_pictures(model.input, 1)[0])
+    return lambda: network.run(tensor)
 
-    def __init__(self, model: Model, source: str) -> None:
+
+class Ceiling:
+    """Decodes `source`, a video file, and calls `run`, a bare inference: nothing else."""
+
+    def __init__(self, run: Callable[[], object], source: str) -> None:
         self._clip = resolve_clip(source)
-        network = open_network(model, threads=1, device="cpu")
-        size = (model.input.height_px, model.input.width_px, 3)
-        tensor = network.tensor(np.random.default_rng(0).integers(0, 256, size, np.uint8))
-        self._run: Callable[[], object] = lambda: network.run(tensor)
+        self._run = run
 
     def measure(self, seconds: float, threads: int) -> CeilingMeasurement:
         """Run `threads` threads for `seconds`, each with its own decoder."""

@@ -1,8 +1,8 @@
-"""`visionedge bench engine`: every pair of lanes and batch, beside bare `session.run` and the plain network.
+"""`visionedge bench engine`: every pair of lanes and batch, beside the bare runtime and the plain network.
 
 `bench_engine` returns the report as a JSON document; `format_report` makes text of it. All trials run round
 by round in one process, and comparisons are medians of the rounds' ratios, because a machine's speed varies
-from second to second. Runs that differ by a few percent only, such as the engine and bare `session.run`, are
+from second to second. Runs that differ by a few percent only, such as the engine and its bare runtime, are
 interleaved batch by batch.
 """
 
@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
-
-import numpy as np
+from typing import Any, get_args
 
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.autotune import (
@@ -23,25 +21,27 @@ from visionedge.engine.autotune import (
     ThroughputSample,
     autotune_plan,
     compute_relative_speeds,
+    make_noise_pictures,
     run_interleaved,
 )
-from visionedge.engine.device.devices import PROVIDERS
-from visionedge.engine.local_engine import LocalEngine, make_noise_pictures, open_engine
+from visionedge.engine.device.devices import EffectiveDevice
+from visionedge.engine.engine_choice import EngineCandidate, EngineChoice
+from visionedge.engine.interface import EngineSettings
+from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.plan import AutotuneResult, OperatingPoint, Plan, list_batch_sizes
-from visionedge.engine.precision_choice import list_eligible_variants
 from visionedge.frames.types import Picture
 from visionedge.model.compiler.build import load_or_compile_with_batch
 from visionedge.model.compiler.compile import MAX_ROWS
 from visionedge.model.model import Model, load_model
-from visionedge.model.quantization.variants import PRECISIONS
-from visionedge.ops.bench.baseline import PlainNetwork, can_decode, open_plain_session
+from visionedge.ops.bench.bare import list_bare_graphs, open_bare_runner, open_onnxruntime_runner
+from visionedge.ops.bench.baseline import PlainNetwork, can_decode
 from visionedge.ops.bench.machine import describe_machine
 from visionedge.runtime.measurement import median_ratio, run_in_rounds
 from visionedge.runtime.process_limits import usable_cores
 
 RunKey = tuple[str, OperatingPoint]
 """The kind of run, and lanes and batch. Kinds: ``engine``; ``beside`` (the engine) interleaved with ``bare``;
-``compiled``, ``original``, ``plain``, interleaved; ``fp32`` and the model's other precisions, interleaved."""
+``compiled``, ``original``, ``plain``, interleaved; and the candidates by their names, interleaved."""
 
 RunsByKey = Mapping[RunKey, BatchRunner]
 """Runs that are interleaved batch by batch; all have the same lanes and batch."""
@@ -54,9 +54,10 @@ _NO_LIMIT = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What to run in fp32, each trial for `seconds`. `lanes` and `batches` default to those of the plan.
+    """What to run, each trial for `seconds`. `lanes` and `batches` default to those of the plan.
 
-    `data` is the folder of compiled graphs. A plan kept there is not used: the plan is always measured.
+    `data` is the data folder of the module. The engine that was chosen on this machine is used, and chosen
+    now if none was. A plan kept there is not used: the plan is always measured.
     """
 
     model: Path
@@ -76,19 +77,17 @@ def bench_engine(load: EngineLoad, progress: Callable[[str], None]) -> dict[str,
     """
     loaded = load_model(load.model)
     model, graph = load_or_compile_with_batch(loaded, load.data)
-    # The engine and the bare session must run the same graph, so the engine must not choose a variant.
-    inference = load.inference.model_copy(update={"precision": "fp32"})
     fixed = model.interpretation.input.batch
     max_count = max(load.batches or (load.inference.max_batch,))
     sizes = (fixed,) if fixed else tuple(sorted({*list_batch_sizes(max_count), *(load.batches or ())}))
     plan = Plan(1, sizes, "every batch size, to be measured")
-    with closing(
-        open_engine(loaded, inference, data=load.data, plans=dict.fromkeys(PROVIDERS, plan))
-    ) as engine:
-        progress(f"{model.name}: {engine.info().device.describe()}")
-        pictures = np.asarray(make_noise_pictures(model.input, engine.info().plan.max_batch), np.uint8)
-        device = engine.info().device.effective
-        wanted = AutotuneRequest(device, engine.info().plan.max_batch, fixed, usable_cores())
+    plans = dict.fromkeys(get_args(EffectiveDevice), plan)
+    with closing(open_engine(loaded, load.inference, data=load.data, plans=plans)) as engine:
+        info = engine.info()
+        device = info.device.effective
+        progress(f"{model.name}: {info.device.describe()}; {info.choice.candidate}: {info.choice.reason}")
+        pictures = make_noise_pictures(model.input, info.plan.max_batch)
+        wanted = AutotuneRequest(device, info.plan.max_batch, fixed, usable_cores())
         measured = autotune_plan(
             lambda batch: engine.infer(pictures[:batch]),
             device=device,
@@ -98,11 +97,12 @@ def bench_engine(load: EngineLoad, progress: Callable[[str], None]) -> dict[str,
             latency_budget_ms=load.inference.latency_budget_ms,
         )
         progress(f"plan: {measured.reason}")
-        pairs = _pairs(load, engine.info().plan.buckets, wanted, measured.choice)
-        runs = _collect_runs(engine, graph, pictures, pairs, measured.choice)
+        pairs = _pairs(load, info.plan.buckets, wanted, measured.choice)
+        graphs = list_bare_graphs(loaded, EngineSettings.of(load.inference), info, load.data)
+        runners = {each.candidate: open_bare_runner(each, device, pictures) for each in graphs}
+        runs = _collect_runs(engine, runners[info.choice.candidate], pictures, pairs, measured.choice)
         runs += _one_picture_runs(model, graph, pictures[:1], device)
-        graphs = {"fp32": graph, **_other_graphs(loaded, device, load.data)}
-        runs += _precision_runs(graphs, pictures, OperatingPoint(1, fixed or 1), device)
+        runs += _candidate_runs(runners, measured.choice)
         samples = _sweep(runs, load, progress)
         return _report(load, engine, measured, samples)
 
@@ -121,13 +121,12 @@ def _pairs(
 
 def _collect_runs(
     engine: LocalEngine,
-    graph: bytes,
+    bare: BatchRunner,
     pictures: Picture,
     pairs: Iterable[OperatingPoint],
     choice: OperatingPoint,
 ) -> list[RunsByKey]:
-    """The engine on every pair, and beside bare `session.run` where the batch is that of the choice."""
-    bare = _bare(graph, pictures, engine.info().device.effective)
+    """The engine on every pair, and beside its bare runtime where the batch is that of the choice."""
 
     def run_engine(batch: int) -> object:
         return engine.infer(pictures[:batch])
@@ -138,12 +137,6 @@ def _collect_runs(
         if point.batch == choice.batch:
             runs.append({("beside", point): run_engine, ("bare", point): bare})
     return runs
-
-
-def _bare(graph: bytes, pictures: Picture, device: str) -> BatchRunner:
-    session = open_plain_session(graph, 1, device)
-    name = session.get_inputs()[0].name
-    return lambda batch: session.run(None, {name: pictures[:batch]})
 
 
 def _one_picture_runs(model: Model, graph: bytes, pictures: Picture, device: str) -> list[RunsByKey]:
@@ -157,26 +150,18 @@ def _one_picture_runs(model: Model, graph: bytes, pictures: Picture, device: str
         return network.rows(network.run(network.tensor(pictures[0])), MAX_ROWS)
 
     one: dict[RunKey, BatchRunner] = {
-        ("compiled", _ONE): _bare(graph, pictures, device),
+        ("compiled", _ONE): open_onnxruntime_runner(graph, device, pictures),
         ("original", _ONE): lambda _: network.run(tensor),
         ("plain", _ONE): plain,
     }
     return [one]
 
 
-def _other_graphs(loaded: Model, device: str, data: Path | None) -> dict[str, bytes]:
-    """The compiled graphs of the variants that may be used on the device, by precision."""
-    found = list_eligible_variants(loaded, device=device, data=data)
-    return {variant.precision: load_or_compile_with_batch(variant.of(loaded), data)[1] for variant in found}
-
-
-def _precision_runs(
-    graphs: Mapping[str, bytes], pictures: Picture, point: OperatingPoint, device: str
-) -> list[RunsByKey]:
-    """The compiled graphs of all precisions, if there are several."""
-    if len(graphs) == 1:
+def _candidate_runs(runners: Mapping[EngineCandidate, BatchRunner], point: OperatingPoint) -> list[RunsByKey]:
+    """All candidates on the lanes and the batch of the plan, if there are several."""
+    if len(runners) == 1:
         return []
-    return [{(name, point): _bare(graph, pictures, device) for name, graph in graphs.items()}]
+    return [{(str(candidate), point): run for candidate, run in runners.items()}]
 
 
 def _sweep(runs: Sequence[RunsByKey], load: EngineLoad, progress: Callable[[str], None]) -> SamplesByKey:
@@ -202,14 +187,15 @@ def _sweep(runs: Sequence[RunsByKey], load: EngineLoad, progress: Callable[[str]
 def _report(
     load: EngineLoad, engine: LocalEngine, measured: AutotuneResult, samples: SamplesByKey
 ) -> dict[str, Any]:
-    model, choice = engine.info().model, measured.choice
+    info, choice = engine.info(), measured.choice
+    model = info.model
     speeds = compute_relative_speeds(
         {point: given for (kind, point), given in samples.items() if kind == "engine"}
     )
     pairs, best = list(speeds), max(speeds, key=lambda point: speeds[point])
     return {
         "schema": "visionedge/bench-engine/1",
-        "machine": describe_machine(engine.info().device),
+        "machine": describe_machine(info.device),
         "load": {"seconds": load.seconds, "rounds": load.rounds},
         "model": {
             "name": model.name,
@@ -218,7 +204,9 @@ def _report(
             "height": model.input.height_px,
             "fixedBatch": model.interpretation.input.batch,
         },
-        "device": engine.info().device.describe(),
+        "device": info.device.describe(),
+        "engine": str(info.choice.candidate),
+        "reason": info.choice.reason,
         "plan": measured.document(),
         "table": [_line(point, samples["engine", point]) for point in pairs],
         "choice": {
@@ -237,7 +225,7 @@ def _report(
             if kind == "bare"
         ],
         "onePicture": _one_picture(samples),
-        "precisions": _precisions(samples),
+        "candidates": _candidates(info.choice, samples),
         "unplannedShapes": engine.info().unplanned_shapes,
     }
 
@@ -267,21 +255,22 @@ def _one_picture(samples: SamplesByKey) -> dict[str, Any]:
     return found
 
 
-def _precisions(samples: SamplesByKey) -> list[dict[str, Any]]:
-    """The duration of a batch on one thread in each precision beside fp32, and the speed-up."""
-    fp32 = next((given for (kind, _), given in samples.items() if kind == "fp32"), ())
-    return [
-        {
-            "precision": kind,
-            "batch": point.batch,
-            "ms": round(_median(given, "batch_ms"), 3),
-            "fp32Ms": round(_median(fp32, "batch_ms"), 3),
-            "timesAsFast": _ratio(fp32, given, "batch_ms"),
-            "timesAsFastByCpu": _ratio(fp32, given, "cpu_ms"),
-        }
-        for (kind, point), given in samples.items()
-        if kind in PRECISIONS
-    ]
+def _candidates(choice: EngineChoice, samples: SamplesByKey) -> list[dict[str, Any]]:
+    """Every candidate of the choice: its bare speed, in turns with the others, and why it is not used."""
+    by_name = {name: (point, given) for (name, point), given in samples.items()}
+    first = by_name.get(str(choice.results[0].candidate)) if choice.results else None
+    rows = []
+    for each in choice.results:
+        row = {name: each.document()[name] for name in ("runtime", "precision", "options", "note")}
+        found = by_name.get(str(each.candidate))
+        if found is not None and first is not None:
+            line = _line(*found)
+            row |= {name: line[name] for name in ("framesPerSecond", "batchMs", "cpuMs")} | {
+                "timesAsFast": _ratio(found[1], first[1], "frames_per_s"),
+                "timesAsFastByCpu": _ratio(first[1], found[1], "cpu_ms"),
+            }
+        rows.append(row)
+    return rows
 
 
 def _median(given: Iterable[ThroughputSample], figure: str) -> float:
@@ -310,7 +299,7 @@ def format_report(report: Mapping[str, Any]) -> str:
         chosen = (row["lanes"], row["batch"]) == choice
         lines.append(f"{'>' if chosen else ' '} {_row(row)}{'   the plan' if chosen else ''}")
     bare = [
-        f"  {_row(row)}   bare session.run; engine/bare {_both(row, 'engineToBare')}"
+        f"  {_row(row)}   bare {report['engine']}; engine/bare {_both(row, 'engineToBare')}"
         for row in report["bare"]
     ]
     best = report["best"]
@@ -321,7 +310,7 @@ def format_report(report: Mapping[str, Any]) -> str:
         f"plan: {report['plan']['reason']}",
         f"plan/best: {report['choice']['shareOfBest']:.3f} of {OperatingPoint(best['lanes'], best['batch'])}",
         *_format_one_picture(report["onePicture"]),
-        *map(_format_precision, report["precisions"]),
+        *_format_candidates(report["candidates"]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -337,11 +326,18 @@ def _both(figures: Mapping[str, Any], name: str) -> str:
     return f"{figures[name]:.3f} (by processor time {figures[f'{name}ByCpu']:.3f})"
 
 
-def _format_precision(found: Mapping[str, Any]) -> str:
-    return (
-        f"{found['precision']}: {found['ms']:.2f} ms on one thread, {_both(found, 'timesAsFast')} times as"
-        f" fast as fp32 with {found['fp32Ms']:.2f} ms"
-    )
+def _format_candidates(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    lines = ["", "engines, bare and in turns:"]
+    for row in rows:
+        options = "" if row["options"] == "plain" else f" with {row['options']}"
+        figures = "not measured"
+        if "timesAsFast" in row:
+            figures = f"{row['framesPerSecond']:.1f} frames/s, {_both(row, 'timesAsFast')} times as fast"
+        note = f"; not used: {row['note']}" if row["note"] else "; in use"
+        lines.append(f"  {row['runtime']} {row['precision']}{options}: {figures}{note}")
+    return lines
 
 
 _ONE_PICTURE_TITLES = {

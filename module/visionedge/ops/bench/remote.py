@@ -15,8 +15,13 @@ from typing import Any
 import numpy as np
 
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.autotune import BatchRunner, ThroughputSample, run_interleaved
-from visionedge.engine.local_engine import LocalEngine, make_noise_pictures, open_engine
+from visionedge.engine.autotune import (
+    BatchRunner,
+    ThroughputSample,
+    make_noise_pictures,
+    run_interleaved,
+)
+from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.plan import OperatingPoint, list_batch_sizes
 from visionedge.model.model import load_model
 from visionedge.ops.bench.machine import describe_machine

@@ -24,13 +24,13 @@ Points = Sequence[tuple[float, float]]
 _HEADINGS = {
     "load": "What was run",
     "table": "Speed by lanes and batch",
-    "bare": "Bare session.run, without the engine",
+    "bare": "The bare runtime, without the engine",
     "choice": "The plan and the best pair",
     "onePicture": "One picture on one thread",
-    "precisions": "Other precisions, compared to fp32",
+    "candidates": "Engines, bare and in turns",
     "baseline": "Plain loop",
     "ratio": "Pipeline to plain loop",
-    "ceiling": "Ceiling: cores / (decoding + session.run), without a pipeline",
+    "ceiling": "Ceiling: cores / (decoding + the bare runtime), without a pipeline",
     "baselineAgreement": "Boxes that the plain loop finds too",
     "scene": "Pipeline with tracker, zones and lines",
     "sceneRatio": "With the scene to without",
@@ -148,7 +148,7 @@ def _plot_of(report: Report, kind: str) -> tuple[str, Mapping[str, Points]]:
     """The name of the x axis, and the lines by name: frames/s by batch and lanes, or by round."""
     if kind == "engine":
         lines: dict[str, list[tuple[float, float]]] = {}
-        for key, name in (("table", "lanes: {}"), ("bare", "session.run, {}")):
+        for key, name in (("table", "lanes: {}"), ("bare", "bare, {}")):
             for row in report[key]:
                 points = lines.setdefault(name.format(row["lanes"]), [])
                 points.append((row["batch"], row["framesPerSecond"]))

@@ -18,8 +18,8 @@ from visionedge import __version__
 from visionedge.camera.sources.images import PICTURE_SUFFIXES, natural_sort_key, read_picture
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import CameraUri
+from visionedge.engine.candidate_parity import make_sample_pictures
 from visionedge.engine.plan import read_cpu_name
-from visionedge.engine.precision_choice import make_sample_pictures
 from visionedge.errors import ConfigError, SourceError, VisionedgeError
 from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import Detections, Picture, format_utc, utc_now
