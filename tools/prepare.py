@@ -10,6 +10,9 @@ belongs to the other extra is removed first. The extra is `gpu` where a usable N
 `run` installs PyAV too, the decoder of the images, so that cameras are read alike whatever was installed
 before; VISIONEDGE_WITH_AV=0 (or WITH_PYAV=0, as the images call it) leaves it out, and takes it out where it
 is. `dev` always has it: it makes the clips of the tests.
+
+OpenVINO, the second runtime, is part of `dev`; VISIONEDGE_WITH_OPENVINO=1 installs it for `run` too. Its
+dependency openvino-telemetry is left out.
 """
 
 import fcntl
@@ -31,6 +34,7 @@ VENV = ROOT / os.environ.get("VISIONEDGE_VENV", ".venv")
 RECORD = VENV / "visionedge-setup.json"
 LOCKS = ROOT / "requirements"
 AV_LOCK = LOCKS / "run-av.txt"
+OPENVINO_LOCK = LOCKS / "run-openvino.txt"
 EXTRAS = ("cpu", "gpu")
 KINDS = ("run", "dev")  # dev holds all of run
 LARGE_MB = 10.0  # downloads from this size on get a line of their own
@@ -44,7 +48,11 @@ def prepare(kind: str) -> None:
     """Bring `.venv` up to date for `kind`; quick when it is already."""
     extra, reason = chosen_extra()
     with_av = kind == "dev" or av_is_wanted()
-    wanted = {one: digest(one, extra, with_av=with_av) for one in KINDS[: KINDS.index(kind) + 1]}
+    with_openvino = kind == "dev" or openvino_is_wanted()
+    wanted = {
+        one: digest(one, extra, with_av=with_av, with_openvino=with_openvino)
+        for one in KINDS[: KINDS.index(kind) + 1]
+    }
     if recorded().get(kind) == wanted[kind] and working():
         return
     say(f"setting up .venv for '{kind}' with the extra '{extra}' ({reason})")
@@ -59,6 +67,8 @@ def prepare(kind: str) -> None:
     install(f"{kind}-{extra}.txt", "--no-build-isolation", "--requirement", LOCKS / f"{kind}-{extra}.txt")
     if with_av:
         install("PyAV, the decoder", "--no-deps", "--requirement", AV_LOCK)
+    if with_openvino:
+        install("OpenVINO, the second runtime", "--no-deps", "--requirement", OPENVINO_LOCK)
     install("visionedge itself", "--no-build-isolation", "--no-deps", "--editable", ROOT)
     RECORD.write_text(json.dumps({"root": str(ROOT), "extra": extra, **wanted}, indent=1) + "\n")
     say("set-up done")
@@ -83,10 +93,26 @@ def av_is_wanted() -> bool:
     return named == "1"
 
 
-def digest(kind: str, extra: str, *, with_av: bool = True) -> str:
+def openvino_is_wanted() -> bool:
+    """Whether `run` has the second runtime; one that is there already stays."""
+    named = os.environ.get("VISIONEDGE_WITH_OPENVINO") or os.environ.get("WITH_OPENVINO") or "0"
+    if named not in ("0", "1"):
+        raise SetupError(
+            f"VISIONEDGE_WITH_OPENVINO is '{named}': make it 1 (with OpenVINO) or 0, or leave it out"
+        )
+    return named == "1"
+
+
+def digest(kind: str, extra: str, *, with_av: bool = True, with_openvino: bool = False) -> str:
     """A name for what an up-to-date `.venv` holds: it changes when a lock or pyproject.toml does."""
-    text = hashlib.sha256(f"{ROOT} {kind} {extra} {with_av}".encode())
-    for file in (LOCKS / "build.txt", AV_LOCK, LOCKS / f"{kind}-{extra}.txt", ROOT / "pyproject.toml"):
+    text = hashlib.sha256(f"{ROOT} {kind} {extra} {with_av} {with_openvino}".encode())
+    for file in (
+        LOCKS / "build.txt",
+        AV_LOCK,
+        OPENVINO_LOCK,
+        LOCKS / f"{kind}-{extra}.txt",
+        ROOT / "pyproject.toml",
+    ):
         text.update(file.read_bytes())
     return text.hexdigest()
 

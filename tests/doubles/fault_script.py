@@ -10,6 +10,14 @@ GONE = "CUDA failure 100: no CUDA-capable device is detected ; GPU=0 ; hostname=
 NO_MEMORY = "CUDA failure 2: out of memory ; GPU=0 ; hostname=vm ; expr=cudaMalloc((void**)&p, size)"
 REFUSED = "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : no kernel for this node"
 
+OPENVINO_TEXTS = {
+    STICKY: "Exception from src/a.cpp:224:\n[GPU] clFlush, error code: -5 CL_OUT_OF_RESOURCES",
+    GONE: "[GPU] Can't get FULL_DEVICE_NAME property as no supported devices found",
+    NO_MEMORY: "[GPU] clCreateBuffer, error code: -4 CL_MEM_OBJECT_ALLOCATION_FAILURE",
+    REFUSED: "Check 'a' failed at src/b.cpp:61:\nShapes are not consistent",
+}
+"""The same errors, as OpenVINO on an Intel GPU reports them."""
+
 FAULTS: dict[str, dict[str, Any]] = {
     "sticky": {"raise": STICKY},
     "gone": {"raise": GONE},
@@ -28,9 +36,17 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 
 class FaultScript:
-    """`begin` activates faults of `FAULTS`, `end` deactivates them."""
+    """`begin` activates faults of `FAULTS`, `end` deactivates them; their texts are those of the device."""
 
-    def __init__(self, folder: Path, *, run_s: float = 30.0, first_s: float = 0.3, **timing: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        device: str = "cuda",
+        run_s: float = 30.0,
+        first_s: float = 0.3,
+        **timing: float,
+    ) -> None:
         self._folder = folder
         self.path = folder / "faults.yaml"
         waits = {"firstSeconds": first_s, "maxWaitSeconds": 1.0, "windowSeconds": 0.1, "healthySeconds": 0.1}
@@ -38,7 +54,11 @@ class FaultScript:
             {**fault, "when": {**fault.get("when", {}), "file": str(folder / name)}}
             for name, fault in FAULTS.items()
         ]
+        for fault in faults:
+            if device == "openvino-gpu" and "raise" in fault:
+                fault["raise"] = OPENVINO_TEXTS[fault["raise"]]
         document = {
+            "device": device,
             "timing": {**waits, **timing},
             "limits": {"runSeconds": run_s},
             "faults": faults,

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.engine.device.session import DeviceSession, open_session
+from visionedge.engine.device.session import Session, open_ort_session
 from visionedge.model.compiler.build import load_or_compile_with_batch
 from visionedge.model.model import load_model
 
@@ -45,7 +45,7 @@ class InferenceModel:
         self.batches: Counter[int] = Counter()
         self.tokens: list[str | None] = []
         self.asked = threading.Event()
-        self._session: DeviceSession = open_session(graph, "cpu", max_batch=1)
+        self._session: Session = open_ort_session(graph, "cpu", max_batch=1)
         spec = model.input
         self.metadata: dict[str, Any] = {
             "name": name,

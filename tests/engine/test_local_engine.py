@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,13 +14,21 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.device.devices import DeviceVerdict, EffectiveDevice, ReasonCode, Runtime
+from visionedge.engine.device.backend import DeviceBackend, open_session
+from visionedge.engine.device.devices import (
+    DeviceAssignment,
+    DeviceVerdict,
+    EffectiveDevice,
+    ReasonCode,
+    Runtime,
+)
 from visionedge.engine.device.faults import EngineError
-from visionedge.engine.device.session import DeviceBackend, NodePlacement, PictureBatch
+from visionedge.engine.device.session import DeviceSession, NodePlacement, PictureBatch
 from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.plan import Plan
-from visionedge.errors import DeviceError, ModelError
+from visionedge.errors import DeviceError, ModelError, UnavailableError
 from visionedge.model.model import Model, load_model
+from visionedge.runtime.ov import installed_openvino
 
 CPU = InferenceConfig(device="cpu")
 
@@ -420,6 +429,163 @@ def test_a_slow_step_is_logged_before_it_begins_and_only_if_it_runs(
     caplog.clear()
     open_engine(model, single, data=tmp_path / "data", cores=1)
     assert [r.getMessage().split()[0] for r in caplog.records if r.levelname == "INFO"] == ["engine"]
+
+
+# --- a second runtime on the CPU ----------------------------------------------------------------------------
+
+IN_OPENVINO = InferenceConfig.model_validate({"device": "cpu", "runtime": "openvino"})
+needs_openvino = pytest.mark.skipif(not installed_openvino(), reason="the package openvino is not here")
+
+
+def make_backend(
+    *, installed: bool = True, refuses: str | None = None, shift_px: float = 0.0, bf16: bool = True
+) -> DeviceBackend:
+    """OpenVINO by script: onnxruntime computes, with moved boxes, unless the graph is refused."""
+
+    def open_scripted(
+        graph: bytes, device: EffectiveDevice, *, runtime: Runtime = "onnxruntime", **options: Any
+    ) -> DeviceSession:
+        if runtime == "openvino" and refuses is not None:
+            raise RuntimeError(refuses)
+        del options
+        session = open_session(graph, device, max_batch=1)
+        return MovedSession(session, shift_px) if runtime == "openvino" else session
+
+    def find_precisions(device: EffectiveDevice, runtime: Runtime) -> tuple[str, ...]:
+        return (
+            ("fp32", "bf16") if (device, runtime) == ("cpu", "openvino") and bf16 and installed else ("fp32",)
+        )
+
+    return DeviceBackend(
+        open=open_scripted,
+        find_runtimes=lambda _device: ("onnxruntime", "openvino") if installed else ("onnxruntime",),
+        find_precisions=find_precisions,
+    )
+
+
+class MovedSession:
+    """A session in OpenVINO whose boxes are moved."""
+
+    runtime: Runtime = "openvino"
+
+    def __init__(self, inner: DeviceSession, shift_px: float) -> None:
+        self._inner = inner
+        self._shift_px = shift_px
+        self.device, self.rows = inner.device, inner.rows
+        self.node_placement, self.notes = inner.node_placement, inner.notes
+
+    def run(self, pictures: PictureBatch, size: int) -> np.ndarray:
+        rows = self._inner.run(pictures, size).copy()
+        rows[..., :4] += self._shift_px
+        return rows
+
+    def keep_only(self, sizes: Collection[int]) -> None:
+        self._inner.keep_only(sizes)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+@needs_openvino
+def test_the_cpu_computes_with_openvino_if_it_is_requested(
+    model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    engine, images = opened(model, IN_OPENVINO), pictures(3)
+    info = engine.info()
+    assert (info.runtime, info.device.effective, info.device.code) == (
+        "openvino",
+        "cpu",
+        ReasonCode.CPU_REQUESTED,
+    )
+    assert [result.refusal for result in info.device_check.parity_results] == [None]
+    assert info.device_check.speed_check is None
+    np.testing.assert_allclose(
+        engine.infer(images).rows[..., 4], opened(model).infer(images).rows[..., 4], atol=1e-5
+    )
+    assert "on cpu (OpenVINO, fp32)" in caplog.text
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("backend", "code", "words"),
+    [
+        (
+            make_backend(installed=False),
+            ReasonCode.RUNTIME_MISSING,
+            "the package openvino is not installed",
+        ),
+        (
+            make_backend(refuses="Exception from src/a.cpp:1:\nShapes are not consistent"),
+            ReasonCode.RUNTIME_REFUSED,
+            "OpenVINO refused: Shapes are not consistent",
+        ),
+        (
+            make_backend(shift_px=9.0),
+            ReasonCode.RUNTIME_REFUSED,
+            "OpenVINO's results differ from onnxruntime's: on 6 pictures only 0%",
+        ),
+    ],
+    ids=["missing", "refused", "wrong"],
+)
+def test_without_openvino_onnxruntime_goes_on_and_says_why(
+    model: Model, caplog: pytest.LogCaptureFixture, backend: DeviceBackend, code: ReasonCode, words: str
+) -> None:
+    """Or the module ends, if the configuration forbids the fallback."""
+    engine = open_engine(model, IN_OPENVINO, backend=backend)
+    info = engine.info()
+    assert (info.runtime, info.device.code, info.device.degraded) == ("onnxruntime", code, True)
+    assert info.device.reason.startswith(words)
+    assert info.notes[-1] == f"OpenVINO is not used: {info.device.reason} ({code})"
+    (line,) = (r for r in caplog.records if r.getMessage().startswith("engine ready: "))
+    assert line.levelno == logging.WARNING
+    assert f"; openvino was requested: {words}" in line.getMessage()
+    assert engine.infer(pictures(2)).rows.shape == (2, info.max_rows, 6)
+    for fallback in ("hold", "exit"):
+        strict = IN_OPENVINO.model_copy(update={"fallback": fallback})
+        with pytest.raises(DeviceError, match="runtime openvino was demanded") as caught:
+            open_engine(model, strict, backend=backend)
+        assert (caught.value.code, caught.value.exit_code) == (code, 3)
+
+
+def test_openvino_is_not_opened_again_after_its_process_died(model: Model) -> None:
+    lost = DeviceVerdict(ReasonCode.RUNTIME_REFUSED, "OpenVINO failed: signal 11")
+    engine = open_engine(model, IN_OPENVINO, backend=make_backend(), only=DeviceAssignment("cpu", lost))
+    info = engine.info()
+    assert (info.runtime, info.device.code, info.device.reason) == ("onnxruntime", lost.code, lost.reason)
+
+
+def test_bf16_is_computed_by_openvino_alone(model: Model) -> None:
+    config = InferenceConfig.model_validate({"device": "cpu", "precision": "bf16"})
+    info = open_engine(model, config, backend=make_backend()).info()
+    assert (info.runtime, info.precision.precision) == ("openvino", "bf16")
+
+
+@pytest.mark.parametrize(
+    ("backend", "runtime", "words"),
+    [
+        (make_backend(installed=False), "auto", "only OpenVINO has it on a CPU, and the package openvino"),
+        (make_backend(bf16=False), "auto", "this CPU has no instructions for it"),
+        (make_backend(bf16=False), "openvino", "this CPU has no instructions for it"),
+        (make_backend(), "onnxruntime", "onnxruntime has none on a CPU"),
+    ],
+)
+def test_bf16_is_refused_in_words_where_there_is_none(
+    model: Model, backend: DeviceBackend, runtime: str, words: str
+) -> None:
+    config = InferenceConfig.model_validate({"device": "cpu", "precision": "bf16", "runtime": runtime})
+    with pytest.raises(UnavailableError, match=f"inference.precision: bf16 cannot be used: {words}"):
+        open_engine(model, config, backend=backend)
+
+
+def test_an_intel_gpu_without_its_package_falls_back_with_that_reason(model: Model) -> None:
+    config = InferenceConfig.model_validate({"device": "openvino-gpu"})
+    backend = DeviceBackend(has_provider=lambda _device: False)
+    info = open_engine(model, config, backend=backend).info()
+    assert (info.device.effective, info.device.code) == ("cpu", ReasonCode.NO_GPU_BUILD)
+    assert info.device.reason == "the package openvino is not installed"
+    with pytest.raises(DeviceError, match="install the extra 'openvino'"):
+        open_engine(model, config.model_copy(update={"fallback": "exit"}), backend=backend)
 
 
 @pytest.mark.gpu

@@ -38,6 +38,7 @@ _FIRST_ENGINE_TIMEOUT_S = 10.0
 
 _KEYS_NEEDING_NEW_ENGINE = (
     "device",
+    "runtime",
     "parity",
     "max_batch",
     "precision",

@@ -59,7 +59,7 @@ METRICS: Mapping[str, MetricDeclaration] = {
     "uptime_seconds": _gauge("Since the start of the module."),
     "ready": _gauge("1 when a warmed-up engine answers."),
     "engine_device": _gauge("Where frames are computed.", "requested", "effective", "code"),
-    "engine_info": _gauge("Model, device and precision.", "model", "device", "precision"),
+    "engine_info": _gauge("Model, device, runtime and precision.", "model", "device", "runtime", "precision"),
     "engine_degraded": _gauge("1 when the effective device is not the requested one."),
     "engine_restarts_total": _counter("Restarts of the engine process."),
     "engine_faults_total": _counter("Failed batches and processes, by fault.", "fault"),
@@ -230,7 +230,7 @@ def collect_samples(state: StateSnapshot) -> Iterator[Sample]:
 def _engine_samples(info: EngineInfo) -> Iterator[Sample]:
     device = info.device
     yield "engine_device", (device.requested, device.effective, device.code), 1
-    yield "engine_info", (info.model.name, device.effective, info.precision.precision), 1
+    yield "engine_info", (info.model.name, device.effective, info.runtime, info.precision.precision), 1
     yield "engine_degraded", (), float(device.degraded)
     yield "unplanned_shape_total", (), info.unplanned_shapes
     yield "nodes_on_cpu", (), len(info.node_placement.on_cpu)

@@ -123,6 +123,7 @@ def build_engine_event(info: EngineInfo) -> Document:
     """`EngineEventDocument`: the details of an event about the engine. The tables stay in status."""
     return EngineEventDocument(
         **_device_keys(info.device) | {"reason": shorten(info.device.reason)},
+        runtime=info.runtime,
         precision=info.precision.precision,
         recovery_stage=info.recovery.recovery_state.stage if info.recovery else None,
     ).dump()
@@ -175,6 +176,7 @@ def _engine(info: EngineInfo) -> EngineDocument:
     return EngineDocument(
         **_device_keys(info.device),
         plan=_plan(info.plan),
+        runtime=info.runtime,
         precision=PrecisionDocument.model_validate(info.precision.document()),
         nodes_on_cpu=list(info.node_placement.on_cpu),
         notes=list(info.notes),

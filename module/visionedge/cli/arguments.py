@@ -35,8 +35,9 @@ _EXIT_CODES = {
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 # Not tensorrt, which no image brings; `inference.device` and VISIONEDGE_DEVICE take it.
-DEVICES = ("auto", "cuda", "cpu", "remote")
-PRECISIONS = ("auto", "fp32", "fp16", "int8")
+DEVICES = ("auto", "cuda", "openvino-gpu", "cpu", "remote")
+RUNTIMES = ("auto", "onnxruntime", "openvino")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 
 class Parser(argparse.ArgumentParser):
@@ -137,9 +138,26 @@ def add_model_and_device(parser: argparse.ArgumentParser, *, from_environment: b
     parser.add_argument(
         "--device",
         choices=DEVICES,
-        help="where the model computes; auto: CUDA where it works, else the CPU; remote: the servers of"
+        help="where the model computes; auto: a GPU where one works, else the CPU; remote: the servers of"
         f" inference.remote in the configuration (default: {device}auto)",
     )
+
+
+def add_runtime(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--runtime` of commands that take the runtime of the CPU."""
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        help="what computes on the CPU, inference.runtime; openvino needs the extra of this name (default:"
+        " that of the configuration, else auto)",
+    )
+
+
+def choose_engine(arguments: argparse.Namespace) -> Document:
+    """The section `inference` with the values of `--device`, `--runtime` and `--precision` that are given."""
+    names = ("device", "runtime", "precision")
+    given = {name: getattr(arguments, name, None) for name in names}
+    return {name: value for name, value in given.items() if value}
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
@@ -180,8 +198,8 @@ def build_document(arguments: argparse.Namespace, environ: Mapping[str, str]) ->
         overrides["cameras"] = parse_cameras(cameras, configured if isinstance(configured, dict) else ())
     if arguments.model:
         overrides["model"] = {"path": arguments.model, "url": None, "sha256": None}
-    if arguments.device:
-        overrides["inference"] = {"device": arguments.device}
+    if inference := choose_engine(arguments):
+        overrides["inference"] = inference
     if arguments.http:
         overrides["http"] = parse_http_address(arguments.http, "--http")
     if arguments.log_level:

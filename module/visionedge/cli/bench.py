@@ -19,7 +19,9 @@ from visionedge.cli.arguments import (
     add_line_numbers,
     add_model_and_device,
     add_number,
+    add_runtime,
     build_document,
+    choose_engine,
     configuration_file,
     data_folder,
     fraction,
@@ -87,6 +89,7 @@ def _add_engine(benchmarks: Subparsers) -> None:
     _add_rounds(engine, seconds=0.4, rounds=5)
     _add_reports(engine)
     add_model_and_device(engine, from_environment=False)
+    add_runtime(engine)
 
 
 def _add_pipeline(benchmarks: Subparsers) -> None:
@@ -141,6 +144,7 @@ def _add_pipeline(benchmarks: Subparsers) -> None:
     )
     _add_reports(pipeline)
     add_model_and_device(pipeline, from_environment=False)
+    add_runtime(pipeline)
 
 
 def _add_scene(benchmarks: Subparsers) -> None:
@@ -277,7 +281,7 @@ def _parse_counts(text: str) -> tuple[int, ...]:
 def _bench_engine(arguments: argparse.Namespace) -> int:
     from visionedge.ops.bench import engine as bench
 
-    inference = {"latencyBudgetMs": arguments.budget, "device": arguments.device}
+    inference = {"latencyBudgetMs": arguments.budget, **choose_engine(arguments)}
     others = OtherProcessesLoad()
     report = bench.bench_engine(
         bench.EngineLoad(
@@ -304,7 +308,7 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
     configure_malloc()  # as the module does, so that the memory figures are comparable
     # The plain loop computes in fp32, and only the same precision compares the two programs.
     precision = arguments.precision or ("fp32" if arguments.baseline else "auto")
-    inference = {"device": arguments.device, "precision": precision}
+    inference = {**choose_engine(arguments), "precision": precision}
     load = PipelineLoad(
         model=_model_path(arguments),
         source=arguments.source,

@@ -9,11 +9,12 @@ from visionedge.cli.arguments import (
     add_command,
     add_model_and_device,
     add_precision,
+    add_runtime,
+    choose_engine,
     data_folder,
     fraction,
     positive_integer,
 )
-from visionedge.config.documents import Document
 from visionedge.config.load import merge, parse_config, read_environment
 
 
@@ -50,6 +51,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="analyse every Nth frame of a video; frames keep their numbers and times (default: 1)",
     )
     add_model_and_device(parser)
+    add_runtime(parser)
     add_precision(parser)
     parser.add_argument(
         "--confidence",
@@ -74,11 +76,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def _detect(arguments: argparse.Namespace) -> int:
     from visionedge.ops.detect import DetectRequest, run_detect
 
-    inference: Document = {}
-    if arguments.device:
-        inference["device"] = arguments.device
-    if arguments.precision:
-        inference["precision"] = arguments.precision
+    inference = choose_engine(arguments)
     if arguments.confidence is not None:
         inference["confidence"] = arguments.confidence
     if arguments.iou is not None:

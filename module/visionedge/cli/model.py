@@ -11,6 +11,8 @@ from visionedge.cli.arguments import (
     add_command,
     add_group,
     add_json,
+    add_runtime,
+    choose_engine,
     data_folder,
     fraction,
     positive_integer,
@@ -219,24 +221,22 @@ def _add_eval(commands: Subparsers) -> None:
     parser.add_argument(
         "--device",
         choices=DEVICES,
-        help="where the model computes; auto: CUDA where it works, else the CPU"
+        help="where the model computes; auto: a GPU where one works, else the CPU"
         " (default: VISIONEDGE_DEVICE, else auto)",
     )
+    add_runtime(parser)
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "int8"),
+        choices=("fp32", "bf16", "fp16", "int8"),
         default="fp32",
-        help="the variant of the model to evaluate (default: %(default)s)",
+        help="the precision to evaluate; int8 and fp16: the variant of the model (default: %(default)s)",
     )
 
 
 def _eval(arguments: argparse.Namespace) -> int:
     from visionedge.ops.models.evaluate import EvaluationRequest, evaluate, format_report
 
-    inference = {"precision": arguments.precision}
-    if arguments.device:
-        inference["device"] = arguments.device
-    document = merge(read_environment(os.environ), {"inference": inference})
+    document = merge(read_environment(os.environ), {"inference": choose_engine(arguments)})
     report = evaluate(
         EvaluationRequest(
             model=Path(arguments.path),

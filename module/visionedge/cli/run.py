@@ -12,6 +12,7 @@ from visionedge.cli.arguments import (
     add_command,
     add_line_numbers,
     add_model_and_device,
+    add_runtime,
     build_document,
     configuration_file,
     data_folder,
@@ -32,7 +33,7 @@ _VARIABLES = """\
   VISIONEDGE_DATA        the folder of compiled models, unsent messages and the last good configuration
                          (default: visionedge in XDG_DATA_HOME, else ~/.local/share/visionedge)
   VISIONEDGE_MODEL       the model, an ONNX file; --model wins
-  VISIONEDGE_DEVICE      auto, cuda, tensorrt, cpu or remote; --device wins
+  VISIONEDGE_DEVICE      auto, cuda, tensorrt, openvino-gpu, cpu or remote; --device wins
   VISIONEDGE_HTTP        HOST:PORT to listen on; --http wins
   VISIONEDGE_HTTP_TOKEN  the token that HTTP clients must send
   VISIONEDGE_REMOTE_TOKEN  the token for the servers of inference.remote
@@ -41,7 +42,7 @@ _VARIABLES = """\
   NAME                   any variable that the configuration file names as ${NAME}"""
 
 _FAULT_INJECTION_MODULE = "visionedge.engine.process.fault_injection"
-_CONFIGURING = ("config", "camera", "model", "device", "http", "log_level")
+_CONFIGURING = ("config", "camera", "model", "device", "runtime", "http", "log_level")
 """Arguments that change the configuration."""
 
 _STATE_FILES = ("spool", "sequences", "desired")
@@ -73,6 +74,7 @@ def add_parser(subparsers: Subparsers) -> None:
         f"{URI_FORMS.replace('%', '%%')}; N means /dev/videoN",
     )
     add_model_and_device(parser)
+    add_runtime(parser)
     parser.add_argument("--http", metavar="[HOST:]PORT", help="where to listen (default: 127.0.0.1:8080)")
     parser.add_argument(
         "--messages", metavar="FILE", help="also append every outgoing message to this JSON Lines file"

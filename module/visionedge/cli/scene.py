@@ -13,6 +13,8 @@ from visionedge.cli.arguments import (
     add_line_numbers,
     add_model_and_device,
     add_precision,
+    add_runtime,
+    choose_engine,
     configuration_file,
     data_folder,
     fraction,
@@ -75,6 +77,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--tracks", metavar="FILE", help="also write the tracks of each frame as MOTChallenge's text"
     )
     add_model_and_device(parser)
+    add_runtime(parser)
     add_precision(parser)
     parser.add_argument(
         "--confidence",
@@ -116,12 +119,7 @@ def _scene(arguments: argparse.Namespace) -> int:
 def _read_config(arguments: argparse.Namespace) -> Config:
     path = configuration_file(arguments, os.environ)
     document = read_configuration(path, os.environ) if path else {}
-    inference: Document = {}
-    if arguments.device:
-        inference["device"] = arguments.device
-    if arguments.precision:
-        inference["precision"] = arguments.precision
-    overrides: Document = {"inference": inference}
+    overrides: Document = {"inference": choose_engine(arguments)}
     if arguments.model:
         overrides["model"] = {"path": arguments.model, "url": None, "sha256": None}
     document = merge(merge(document, read_environment(os.environ)), overrides)

@@ -106,8 +106,11 @@ def _inference_problems(inference: object) -> list[str]:
     if not isinstance(inference, Mapping):
         return []
     device, runtime = inference.get("device", "auto"), inference.get("runtime", "auto")
-    if runtime in ("onnxruntime", "openvino") and device not in ("auto", "cpu"):
-        return [f"inference.runtime: '{runtime}' needs inference.device: auto or cpu, not '{device}'"]
+    if device not in ("auto", "cpu"):
+        if runtime in ("onnxruntime", "openvino"):
+            return [f"inference.runtime: '{runtime}' needs inference.device: auto or cpu, not '{device}'"]
+        if inference.get("precision") == "bf16":
+            return [f"inference.precision: 'bf16' needs inference.device: auto or cpu, not '{device}'"]
     if device != "remote":
         return []
     remote = inference.get("remote", {})

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from visionedge.engine.autotune import autotune_plan
+from visionedge.engine.device.backend import DEVICE_BACKEND, DeviceBackend
 from visionedge.engine.device.devices import (
     PROVIDERS,
-    REMEDIES,
     USABLE,
     DeviceAssignment,
     DeviceState,
@@ -25,9 +25,9 @@ from visionedge.engine.device.devices import (
     ReasonCode,
     Runtime,
     classify_device_loss,
-    classify_provider_error,
+    classify_start_error,
     device_preference,
-    has_nvidia_driver,
+    find_remedy,
 )
 from visionedge.engine.device.faults import (
     FATAL_FAULTS,
@@ -44,12 +44,7 @@ from visionedge.engine.device.remote import (
     add_remote,
     describe_destination,
 )
-from visionedge.engine.device.session import (
-    ORT_BACKEND,
-    DeviceBackend,
-    DeviceSession,
-    PictureBatch,
-)
+from visionedge.engine.device.session import DeviceSession, PictureBatch
 from visionedge.engine.device_parity import DeviceCheck, check_against_cpu
 from visionedge.engine.interface import EngineInfo, EngineSettings, Inference
 from visionedge.engine.plan import (
@@ -70,7 +65,7 @@ from visionedge.engine.precision_choice import (
     measure_output_distance,
     pick_precision,
 )
-from visionedge.errors import DeviceError, ModelError
+from visionedge.errors import DeviceError, ModelError, UnavailableError
 from visionedge.frames.types import Detections, InputSpec, utc_now
 from visionedge.model.compiler.build import load_or_compile_with_batch
 from visionedge.model.model import Model
@@ -184,6 +179,10 @@ class LocalEngine:
         """Show how the device compares with the CPU, and add the doubts to the notes."""
         self._update(device_check=device_check, notes=(*self._info.notes, *doubts))
 
+    def add_note(self, note: str) -> None:
+        """Show an option that was refused, with the reason."""
+        self._update(notes=(*self._info.notes, note))
+
     def _update(self, **changes: Any) -> None:
         self._info = dataclasses.replace(self._info, **changes)
 
@@ -290,7 +289,7 @@ def open_engine(
     measuring: bool = True,
     cores: int | None = None,
     only: DeviceAssignment | None = None,
-    backend: DeviceBackend = ORT_BACKEND,
+    backend: DeviceBackend = DEVICE_BACKEND,
     level: int = logging.INFO,
 ) -> LocalEngine:
     """Compile a model and open it on the best device that works, warmed up. Takes seconds.
@@ -325,9 +324,14 @@ def open_engine(
 def _make_device_error(device: EffectiveDevice, verdict: DeviceVerdict) -> DeviceError:
     return DeviceError(
         f"device {device} was demanded with fallback to the CPU off and is not usable: {verdict.reason}"
-        f" ({verdict.code}); {REMEDIES[verdict.code]}",
+        f" ({verdict.code}); {find_remedy(device, verdict.code)}",
         verdict.code,
     )
+
+
+def _is_fine(verdict: DeviceVerdict) -> bool:
+    """Whether a verdict on the CPU reports no lost device."""
+    return verdict.code in (ReasonCode.OK, ReasonCode.CPU_REQUESTED, ReasonCode.NO_GPU_BUILD)
 
 
 def _explain_missing_runtime(device: EffectiveDevice) -> str:
@@ -357,10 +361,12 @@ class _EngineOpener:
             DeviceError: a device was demanded without fallback to the CPU, and is not usable.
         """
         first: DeviceVerdict | None = None
+        absent = {ReasonCode.NO_GPU_BUILD} if self.settings.device == "auto" else set()
         for device in device_preference(self.settings.device)[:-1]:
             verdict = self.verdict_on(device)
             if verdict.code is ReasonCode.OK:
-                opened = self.attempt(device, first or USABLE)
+                # With `auto` a GPU that no wheel serves is not missed where another one computes.
+                opened = self.attempt(device, first if first and first.code not in absent else USABLE)
                 if isinstance(opened, LocalEngine):
                     return opened
                 verdict = opened
@@ -406,14 +412,12 @@ class _EngineOpener:
         except EngineError as error:
             if error.fault in (Fault.INVALID_OUTPUT, Fault.OUT_OF_MEMORY):
                 return classify_device_loss(error.fault, str(error))
-            return classify_provider_error(str(error), driver_present=has_nvidia_driver())
-        except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no common base but this
-            return classify_provider_error(
-                describe_error(error, limit=4000), driver_present=has_nvidia_driver()
-            )
+            return classify_start_error(device, str(error))
+        except Exception as error:  # noqa: BLE001 - the runtimes' exceptions have no common base but this
+            return classify_start_error(device, describe_error(error, limit=4000))
 
     def _check_device(self, engine: LocalEngine) -> LocalEngine | DeviceVerdict:
-        """The engine, or why it is refused: its results differ from those of the CPU."""
+        """The engine, or why it is refused: its results differ from those of onnxruntime on the CPU."""
         policy, info = self.settings.parity, engine.info()
         if policy == "off":
             return engine
@@ -425,25 +429,68 @@ class _EngineOpener:
             )
         finally:
             cpu.close()
+        if info.device.effective == "cpu":  # a second runtime: how fast it is says nothing about a device
+            check = dataclasses.replace(check, speed_check=None)
         (seen,), speed_check = check.parity_results, check.speed_check
         doubts = [seen.refusal, None if speed_check is None else speed_check.doubt(info.device.effective)]
         engine.set_device_check(check, [doubt for doubt in doubts if doubt is not None])
         if seen.refusal is not None and policy == "refuse":
             engine.close()
+            if info.device.effective == "cpu":
+                words = f"OpenVINO's results differ from onnxruntime's: {seen.refusal}"
+                return DeviceVerdict(ReasonCode.RUNTIME_REFUSED, words)
             return DeviceVerdict(
                 ReasonCode.PARITY_REFUSED, f"its results differ from the CPU: {seen.refusal}"
             )
         return engine
 
     def on_cpu(self, verdict: DeviceVerdict) -> LocalEngine:
-        """The engine on the CPU.
+        """The engine on the CPU, in the requested runtime if it works.
 
         Raises:
+            DeviceError: a runtime was demanded without fallback, and is not usable.
             ModelError: the CPU cannot run the model.
+            UnavailableError: bf16 was demanded, and is not to be had here.
         """
+        refused: DeviceVerdict | None = None
+        if self._wants_openvino() and verdict.code is not ReasonCode.RUNTIME_REFUSED:
+            opened = self._on_cpu_in_openvino(verdict)
+            if isinstance(opened, LocalEngine):
+                return opened
+            if self.settings.fallback != "degrade":
+                raise DeviceError(
+                    "runtime openvino was demanded with fallback to onnxruntime off and is not usable:"
+                    f" {opened.reason} ({opened.code}); {find_remedy('cpu', opened.code)}",
+                    opened.code,
+                )
+            refused = opened
+        engine = self._on_cpu_in_onnxruntime(refused if refused and _is_fine(verdict) else verdict)
+        if refused is not None:
+            engine.add_note(f"OpenVINO is not used: {refused.reason} ({refused.code})")
+        return engine
+
+    def _wants_openvino(self) -> bool:
+        """Whether the CPU is to compute with OpenVINO: it is requested, or the only one that has bf16."""
+        if self.settings.runtime == "auto" and self.settings.precision == "bf16":
+            return "bf16" in self.backend.find_precisions("cpu", "openvino")
+        return self.settings.runtime == "openvino"
+
+    def _on_cpu_in_openvino(self, verdict: DeviceVerdict) -> LocalEngine | DeviceVerdict:
+        """The engine in OpenVINO, or the reason why it is not used."""
+        if "openvino" not in self.backend.find_runtimes("cpu"):
+            return DeviceVerdict(ReasonCode.RUNTIME_MISSING, _explain_missing_runtime("openvino-gpu"))
+        try:
+            session = self._open(self.graph, "cpu", "openvino")
+            return self._check_device(self._engine(session, "cpu", verdict))
+        except (ModelError, UnavailableError):
+            raise
+        except Exception as error:  # noqa: BLE001 - OpenVINO's exceptions have no common base but this
+            return DeviceVerdict(ReasonCode.RUNTIME_REFUSED, f"OpenVINO refused: {describe_error(error)}")
+
+    def _on_cpu_in_onnxruntime(self, verdict: DeviceVerdict) -> LocalEngine:
         try:
             return self._engine(self._open(self.graph, "cpu"), "cpu", verdict)
-        except ModelError:
+        except (ModelError, UnavailableError):
             raise
         except Exception as error:
             raise ModelError(f"{self.model.path}: cannot be run: {describe_error(error)}") from error
@@ -478,7 +525,8 @@ class _EngineOpener:
             return engine(given)
         fixed = chosen.model.interpretation.input.batch
         rule = make_default_plan(device, self.settings.max_batch, fixed, self.cores)
-        return engine(rule) if self.data is None else self._autotune(engine, chosen, rule, self.data)
+        key = device if session.runtime == "onnxruntime" else f"{device} {session.runtime} {why.precision}"
+        return engine(rule) if self.data is None else self._autotune(engine, chosen, rule, self.data, key)
 
     def _pick_precision(
         self, session: DeviceSession, device: EffectiveDevice
@@ -487,22 +535,37 @@ class _EngineOpener:
         fp32, wanted = PrecisionCandidate(self.model, self.graph, session), self.settings.precision
         if wanted == "fp32":
             return fp32, choose_fp32("fp32 was requested")
+        if wanted in self.backend.find_precisions(device, session.runtime):
+            session.close()
+            computed = self._open(self.graph, device, session.runtime, wanted)
+            return dataclasses.replace(fp32, session=computed), PrecisionChoice(
+                wanted, "it was requested", {}
+            )
         if wanted == "bf16":
             session.close()
-            raise ModelError(f"{self.model.path}: cannot be computed in bf16: onnxruntime has none")
+            raise UnavailableError(f"inference.precision: bf16 cannot be used: {self._explain_no_bf16()}")
         if wanted != "auto":
             variant = require_variant(self.original, wanted, self.data)
             session.close()
             model, graph = load_or_compile_with_batch(variant.of(self.original), self.data)
-            return PrecisionCandidate(model, graph, self._open(graph, device)), PrecisionChoice(
-                wanted, "it was requested", {}
-            )
+            opened = self._open(graph, device, session.runtime)
+            return PrecisionCandidate(model, graph, opened), PrecisionChoice(wanted, "it was requested", {})
         if self.data is None:
             return fp32, choose_fp32("nothing was measured")
-        trials = PrecisionTrials(lambda graph: self._open(graph, device), self._run_of, self._judge)
+        runtime = session.runtime
+        trials = PrecisionTrials(lambda graph: self._open(graph, device, runtime), self._run_of, self._judge)
         return pick_precision(
             fp32, self.original, device=device, data=self.data, trials=trials, measuring=self.measuring
         )
+
+    def _explain_no_bf16(self) -> str:
+        if self.settings.device not in ("auto", "cpu"):
+            return f"device {self.settings.device} has none"
+        if self.settings.runtime == "onnxruntime":
+            return "onnxruntime has none on a CPU; inference.runtime: openvino may have it"
+        if "openvino" not in self.backend.find_runtimes("cpu"):
+            return "only OpenVINO has it on a CPU, and the package openvino is not installed"
+        return "this CPU has no instructions for it"
 
     def _run_of(self, candidate: PrecisionCandidate[DeviceSession]) -> Callable[[], object]:
         size = candidate.model.interpretation.input.batch or 1
@@ -535,12 +598,17 @@ class _EngineOpener:
         chosen: PrecisionCandidate[DeviceSession],
         rule: Plan,
         data: Path,
+        computed_by: str,
     ) -> LocalEngine:
         """The engine with the plan that was measured on this machine, now or earlier."""
         budget_ms, fixed = self.settings.latency_budget_ms, chosen.model.interpretation.input.batch
         device, max_count, plans = chosen.session.device, self.settings.max_batch, PlanCache(data / "plans")
         key = PlanKey.of(
-            chosen.graph, device=device, cores=self.cores, max_batch=max_count, latency_budget_ms=budget_ms
+            chosen.graph,
+            device=computed_by,
+            cores=self.cores,
+            max_batch=max_count,
+            latency_budget_ms=budget_ms,
         )
         if (kept := plans.load(key)) is not None:
             return open_with(Plan.of(kept))
@@ -565,6 +633,9 @@ class _EngineOpener:
         return engine
 
 
+_RUNTIME_REASONS = (ReasonCode.RUNTIME_MISSING, ReasonCode.RUNTIME_REFUSED)
+
+
 def format_ready_line(info: EngineInfo) -> str:
     """The model, its device and its plan in one short line.
 
@@ -572,7 +643,9 @@ def format_ready_line(info: EngineInfo) -> str:
     """
     device, plan = info.device, info.plan
     point = OperatingPoint(plan.lanes, plan.max_batch)
-    parts = [f"engine ready: {info.model.name} on {device.effective} ({info.precision.precision}), {point}"]
+    runtime = "OpenVINO, " if info.runtime == "openvino" else ""
+    precision = f"{runtime}{info.precision.precision}"
+    parts = [f"engine ready: {info.model.name} on {device.effective} ({precision}), {point}"]
     table = plan.measured.table if plan.measured else ()
     parts += [
         f"{line.batch_ms:.1f} ms" for line in table if line.point == point and line.batch_ms is not None
@@ -585,7 +658,8 @@ def _format_gpu_reason(device: DeviceState) -> str:
         return ""
     if device.code is ReasonCode.NO_GPU_BUILD and not device.degraded:
         return "; no GPU: onnxruntime without CUDA"
-    return f"; {device.requested} was requested: {device.reason} ({device.code})"
+    requested = "openvino" if device.code in _RUNTIME_REASONS else device.requested
+    return f"; {requested} was requested: {device.reason} ({device.code})"
 
 
 def _log_opened(engine: LocalEngine, level: int) -> LocalEngine:

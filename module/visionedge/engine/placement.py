@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from visionedge.engine.device.backend import open_session
 from visionedge.engine.device.faults import describe_error
-from visionedge.engine.device.session import DeviceSession, open_session
+from visionedge.engine.device.session import DeviceSession
 from visionedge.engine.device_parity import SpeedCheck, measure_median_ms
 from visionedge.engine.local_engine import make_noise_pictures
 from visionedge.model.compiler.build import load_or_compile

@@ -224,7 +224,7 @@ _INT8_CPU_FLAGS = ("avx2", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8", "a
 class PlanKey:
     """Everything that a plan depends on: the compiled graph (one per model and precision), and the machine.
 
-    `versions` are those of visionedge and onnxruntime, `hardware` is the name of the CPU.
+    `versions` are those of visionedge and the runtimes, `hardware` is the name of the CPU.
     """
 
     graph_sha256: str
@@ -246,7 +246,7 @@ class PlanKey:
     ) -> "PlanKey":
         """The key of a compiled graph on this machine, with the installed versions."""
         found = []
-        for package in ("onnxruntime", "onnxruntime-gpu"):
+        for package in ("onnxruntime", "onnxruntime-gpu", "openvino"):
             with contextlib.suppress(metadata.PackageNotFoundError):
                 found.append(f"{package} {metadata.version(package)}")
         return PlanKey(

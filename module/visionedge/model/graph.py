@@ -365,6 +365,18 @@ class NodeBuilder:
         return values, indices
 
     def gather_rows(self, tensor: str, rows: str, count: int, width: int) -> str:
-        """The rows of float32 [N, R, width] at int64 indices [N, count]: float32 [N, count, width]."""
-        wide = self.add("Expand", self.reshape(rows, 0, count, 1), self.int64s(1, count, width))
-        return self.add("GatherElements", tensor, wide, axis=1)
+        """The rows of float32 [N, R, width] at int64 indices [N, count]: float32 [N, count, width].
+
+        They are gathered from [N, R * width]. OpenVINO 2026.4 removes a Slice of columns in front of a
+        GatherElements along axis 1 of [N, R, width], and then refuses the graph because of its shapes.
+        """
+        if width == 1:
+            return self.reshape(
+                self.add("GatherElements", self.reshape(tensor, 0, -1), rows, axis=1), 0, count, 1
+            )
+        first = self.add("Mul", self.reshape(rows, 0, count, 1), self.int64s(width))
+        places = self.add("Add", first, self.int64s(*range(width)))
+        flat = self.add(
+            "GatherElements", self.reshape(tensor, 0, -1), self.reshape(places, 0, count * width), axis=1
+        )
+        return self.reshape(flat, 0, count, width)

@@ -14,7 +14,7 @@ from pydantic.alias_generators import to_camel
 from visionedge.camera.camera import CameraState
 from visionedge.config.documents import Document
 from visionedge.config.schema import CAMERA_NAME_PATTERN
-from visionedge.engine.device.devices import EffectiveDevice, ReasonCode, RequestedDevice
+from visionedge.engine.device.devices import EffectiveDevice, ReasonCode, RequestedDevice, Runtime
 from visionedge.engine.interface import RecoveryStage
 from visionedge.iothub.client import HubState
 from visionedge.outbound.messages import EventKind
@@ -166,7 +166,7 @@ class PlanDocument(JsonDocument):
 class PrecisionDocument(JsonDocument):
     """The precision that the engine computes in."""
 
-    precision: str = Field(description="fp32, fp16 or int8.")
+    precision: str = Field(description="fp32, bf16, fp16 or int8.")
     reason: str
     milliseconds: dict[str, float] = Field(description="Milliseconds for one picture, by precision.")
 
@@ -262,6 +262,7 @@ class EngineDocument(JsonDocument):
     reason: str = Field(description="Why this device, for people.")
     since: Moment = _absent("When the effective device was taken.")
     plan: PlanDocument = _absent("Lanes and batch sizes, the reason in one line, and the measurements.")
+    runtime: Runtime = _absent("The library that computes.")
     precision: PrecisionDocument = _absent("The precision, the reason, and the measurements.")
     nodes_on_cpu: list[str] = _absent("Nodes of the graph that run on the CPU beside a GPU.")
     notes: list[str] = _absent("Options that the device or the model refused, and why.")
@@ -282,6 +283,7 @@ class EngineEventDocument(JsonDocument):
     reason_code: ReasonCode
     since: Moment
     reason: str = Field(max_length=500)
+    runtime: Runtime
     precision: str
     recovery_stage: RecoveryStage | None
 

@@ -2,9 +2,11 @@
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
+from visionedge.engine.device import devices
 from visionedge.engine.device.devices import (
     PROVIDERS,
     REMEDIES,
@@ -13,11 +15,14 @@ from visionedge.engine.device.devices import (
     ReasonCode,
     classify_provider_error,
     device_preference,
+    find_remedy,
     get_effective_device,
+    may_have_intel_gpu,
     probe_device,
     run_probe,
 )
 from visionedge.engine.device.session import KNOWN_OPTIONS, check_provider_options, list_provider_configs
+from visionedge.runtime.ov import installed_openvino
 
 # What onnxruntime-gpu 1.26.0 really wrote, on machines without a GPU and with a scripted driver.
 NO_CUBLAS = (
@@ -112,6 +117,81 @@ def test_the_output_of_a_probe_is_read(output: ProbeOutput, code: ReasonCode) ->
     assert verdict.code is code
 
 
+NO_INTEL_GPU = (
+    "Exception from src/inference/src/cpp/core.cpp:117:\n"
+    "Exception from src/inference/src/dev/plugin.cpp:112:\n"
+    "Check '!m_device_map.empty()' failed at src/plugins/intel_gpu/src/plugin/plugin.cpp:559:\n"
+    "[GPU] Can't get PERFORMANCE_HINT property as no supported devices found or an error happened.\n\n\n"
+)
+"""As OpenVINO 2026.4 raises it on a machine without a GPU."""
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "words"),
+    [
+        (scripted(0, providers=["openvino-gpu"], error=""), ReasonCode.OK, "usable"),
+        (
+            scripted(0, providers=[], error=NO_INTEL_GPU),
+            ReasonCode.NO_DEVICE,
+            "OpenVINO lists no GPU: [GPU] Can't get PERFORMANCE_HINT property as no supported devices found"
+            " or an error happened.",
+        ),
+        (
+            scripted(0, providers=[], error="libOpenCL.so.1: cannot open shared object file"),
+            ReasonCode.LIBRARY_MISSING,
+            "libOpenCL.so.1 is missing",
+        ),
+        (
+            scripted(0, providers=[], error="[GPU] clCreateContext, error code: -6 CL_OUT_OF_HOST_MEMORY"),
+            ReasonCode.OUT_OF_MEMORY,
+            "[GPU] clCreateContext, error code: -6 CL_OUT_OF_HOST_MEMORY",
+        ),
+        (
+            scripted(
+                0, providers=[], error="Exception from src/a.cpp:1:\n[GPU] ProgramBuilder build failed!"
+            ),
+            ReasonCode.PROVIDER_REFUSED,
+            "OpenVINO refused: [GPU] ProgramBuilder build failed!",
+        ),
+        (scripted(None), ReasonCode.PROBE_TIMEOUT, "a first session did not start within 60 s"),
+        (scripted(-11), ReasonCode.PROBE_CRASHED, "a first session died of signal 11"),
+        (
+            scripted(1, "ImportError: libze.so.1: cannot open shared object file"),
+            ReasonCode.LIBRARY_MISSING,
+            "libze.so.1 is missing",
+        ),
+    ],
+)
+def test_a_probe_of_an_intel_gpu_has_its_own_reasons(
+    output: ProbeOutput, code: ReasonCode, words: str
+) -> None:
+    """None of them names CUDA."""
+    verdict = probe_device("openvino-gpu", run=lambda _provider, _timeout: output)
+    assert (verdict.code, verdict.reason) == (code, words)
+
+
+@pytest.mark.skipif(not installed_openvino(), reason="the package openvino is not here")
+def test_a_real_probe_of_an_intel_gpu_gives_a_verdict() -> None:
+    assert probe_device("openvino-gpu").code in (ReasonCode.OK, ReasonCode.NO_DEVICE)
+
+
+def test_an_intel_gpu_is_tried_only_where_there_may_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "installed_openvino", lambda: "openvino 1")
+    assert not may_have_intel_gpu(tmp_path)
+    (tmp_path / "dri").mkdir()
+    (tmp_path / "dri" / "renderD128").touch()
+    assert may_have_intel_gpu(tmp_path)
+    (tmp_path / "dri" / "renderD128").rename(tmp_path / "dxg")
+    assert may_have_intel_gpu(tmp_path)
+    monkeypatch.setattr(devices, "installed_openvino", lambda: "")
+    assert not may_have_intel_gpu(tmp_path)
+    assert device_preference("auto", lambda: True) == ("cuda", "openvino-gpu", "cpu")
+    assert device_preference("cuda", lambda: True) == ("cuda", "cpu")
+    assert device_preference("openvino-gpu", lambda: False) == ("openvino-gpu", "cpu")
+
+
 def test_a_real_probe_of_the_cpu_succeeds() -> None:
     output = run_probe(PROVIDERS["cpu"], 60)
     assert output.exit_code == 0
@@ -144,6 +224,9 @@ def test_one_line_has_requested_effective_and_reason() -> None:
         ("cuda", ReasonCode.NO_GPU_BUILD, True),
         ("auto", ReasonCode.DRIVER_MISSING, True),
         ("cuda", ReasonCode.NO_DEVICE, True),
+        ("openvino-gpu", ReasonCode.NO_GPU_BUILD, True),
+        ("cpu", ReasonCode.RUNTIME_MISSING, True),
+        ("cpu", ReasonCode.RUNTIME_REFUSED, True),
     ],
 )
 def test_a_lesser_device_than_requested_is_degraded(requested: str, code: ReasonCode, degraded: bool) -> None:
@@ -158,7 +241,7 @@ def test_the_effective_device_is_the_first_provider_of_a_session() -> None:
 
 
 def test_tensorrt_is_tried_only_if_requested() -> None:
-    assert [device_preference(r) for r in ("auto", "cuda", "cpu")] == [
+    assert [device_preference(r, lambda: False) for r in ("auto", "cuda", "cpu")] == [
         ("cuda", "cpu"),
         ("cuda", "cpu"),
         ("cpu",),
@@ -181,3 +264,6 @@ def test_every_passed_option_is_known_and_a_string() -> None:
 
 def test_every_reason_that_can_stop_a_demanded_device_has_a_remedy() -> None:
     assert set(REMEDIES) >= set(ReasonCode) - {ReasonCode.OK, ReasonCode.CPU_REQUESTED}
+    for code in REMEDIES:
+        words = find_remedy("openvino-gpu", code)
+        assert code in (ReasonCode.DRIVER_MISSING, ReasonCode.DRIVER_TOO_OLD) or "NVIDIA" not in words

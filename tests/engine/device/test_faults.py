@@ -51,6 +51,34 @@ FAILURES = [
     ("CUBLAS", 7, "CUBLAS_STATUS_INVALID_VALUE", Fault.REFUSED),
     ("CUFFT", 5, "CUFFT_INTERNAL_ERROR", Fault.STICKY),
 ]
+OPENVINO = [  # texts in OpenVINO's plugins (2026.4); those of a GPU were not seen on one
+    (f"Exception from src/inference/src/cpp/infer_request.cpp:224:\n{text}\n", fault)
+    for text, fault in (
+        (
+            "[GPU] CL_OUT_OF_RESOURCES exception.\n\tDue to a driver bug, any later call may hang.",
+            Fault.STICKY,
+        ),
+        (
+            "[GPU] clWaitForEvents, error code: -14 CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST",
+            Fault.STICKY,
+        ),
+        ("[GPU] clFlush, error code: -36 CL_INVALID_COMMAND_QUEUE", Fault.STICKY),
+        ("[GPU] clFlush, error code: -5", Fault.STICKY),
+        ("[GPU] clCreateBuffer, error code: -4 CL_MEM_OBJECT_ALLOCATION_FAILURE", Fault.OUT_OF_MEMORY),
+        ("[GPU] clCreateBuffer, error code: -6 CL_OUT_OF_HOST_MEMORY", Fault.OUT_OF_MEMORY),
+        (
+            "Check '!exceed_allocatable_mem_size' failed at src/plugins/intel_gpu/src/runtime/a.cpp:1:"
+            "\n[GPU] Exceeded: requested 9 bytes, but max alloc size supported by device is 4 bytes",
+            Fault.OUT_OF_MEMORY,
+        ),
+        ("[GPU] clEnqueue, error code: -2 CL_DEVICE_NOT_AVAILABLE", Fault.GONE),
+        ("[GPU] Can't get FULL_DEVICE_NAME property as no supported devices found", Fault.GONE),
+        ('Device with "GPU" name is not registered in the OpenVINO Runtime', Fault.GONE),
+        ("[GPU] clBuildProgram, error code: -11 CL_BUILD_PROGRAM_FAILURE", Fault.REFUSED),
+        ("[GPU] clSetKernelArg, error code: -51 CL_INVALID_ARG_SIZE", Fault.REFUSED),
+        ("Shapes [?,3549,85] and [?,500,4] are not consistent", Fault.REFUSED),
+    )
+]
 OTHERS = [
     ("[ONNXRuntimeError] : 1 : FAIL : TensorRT EP execution context enqueue failed.", Fault.STICKY),
     (
@@ -68,6 +96,7 @@ OTHERS = [
     ("BFCArena: Available memory of 128 is smaller than requested bytes of 4096", Fault.OUT_OF_MEMORY),
     ("TensorRT: Requested amount of GPU memory (1073741824 bytes): out of memory", Fault.OUT_OF_MEMORY),
     ("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input", Fault.REFUSED),
+    *OPENVINO,
     (
         "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Reshape node",
         Fault.REFUSED,

@@ -22,7 +22,7 @@ from visionedge.engine.device.session import (
     Session,
     list_provider_configs,
     make_tensorrt_options,
-    open_session,
+    open_ort_session,
 )
 from visionedge.model.compiler.compile import compile_model
 from visionedge.model.model import load_model
@@ -40,7 +40,7 @@ def raw_session(graph: bytes) -> Any:
 
 
 def test_bound_runs_equal_plain_runs_bit_for_bit(graph: bytes) -> None:
-    session, images = open_session(graph, "cpu", max_batch=4), pictures(4)
+    session, images = open_ort_session(graph, "cpu", max_batch=4), pictures(4)
     (plain,) = raw_session(graph).run(None, {"visionedge.pictures": images})
     for size in (4, 1, 2, 4):
         np.testing.assert_array_equal(session.run(images[:size], size), plain[:size])
@@ -48,7 +48,7 @@ def test_bound_runs_equal_plain_runs_bit_for_bit(graph: bytes) -> None:
 
 def test_rows_are_not_overwritten_by_the_next_run(graph: bytes) -> None:
     """On the CPU a bound output is the caller's own memory, unless it is copied."""
-    session, images = open_session(graph, "cpu", max_batch=1), pictures(2)
+    session, images = open_ort_session(graph, "cpu", max_batch=1), pictures(2)
     first = session.run(images[:1], 1)
     kept = first.copy()
     second = session.run(images[1:], 1)
@@ -58,14 +58,14 @@ def test_rows_are_not_overwritten_by_the_next_run(graph: bytes) -> None:
 
 def test_padding_changes_nothing(graph: bytes) -> None:
     """With any content of an earlier batch in the buffer."""
-    session, images = open_session(graph, "cpu", max_batch=4), pictures(4)
+    session, images = open_ort_session(graph, "cpu", max_batch=4), pictures(4)
     alone = session.run(images[:1], 1)
     session.run(images, 4)
     np.testing.assert_array_equal(session.run(images[:1], 4), alone)
 
 
 def test_threads_have_their_own_buffers(graph: bytes) -> None:
-    session, images = open_session(graph, "cpu", max_batch=1), pictures(6)
+    session, images = open_ort_session(graph, "cpu", max_batch=1), pictures(6)
     expected = [session.run(images[i : i + 1], 1) for i in range(6)]
     wrong: list[int] = []
 
@@ -82,7 +82,7 @@ def test_threads_have_their_own_buffers(graph: bytes) -> None:
 
 
 def test_picture_views_are_read_in_their_logical_order(graph: bytes) -> None:
-    session, images = open_session(graph, "cpu", max_batch=2), pictures(2)
+    session, images = open_ort_session(graph, "cpu", max_batch=2), pictures(2)
     flipped = [picture[::-1, ::-1] for picture in images]
     assert not flipped[0].flags.c_contiguous
     expected = session.run(np.ascontiguousarray(images[:, ::-1, ::-1]), 2)
@@ -91,7 +91,7 @@ def test_picture_views_are_read_in_their_logical_order(graph: bytes) -> None:
 
 def test_pictures_in_any_memory_are_only_read(graph: bytes) -> None:
     """Contiguous, one by one, and with space after each; the pictures of the engine's child are read-only."""
-    session, images = open_session(graph, "cpu", max_batch=2), pictures(2)
+    session, images = open_ort_session(graph, "cpu", max_batch=2), pictures(2)
     expected = session.run(images, 2)
     images.flags.writeable = False
     before = images.copy()
@@ -103,7 +103,7 @@ def test_pictures_in_any_memory_are_only_read(graph: bytes) -> None:
 
 
 def test_a_closed_session_raises_an_error(graph: bytes) -> None:
-    session = open_session(graph, "cpu", max_batch=1)
+    session = open_ort_session(graph, "cpu", max_batch=1)
     session.close()
     assert "closed" in repr(session)
     with pytest.raises(EngineError, match="closed"):
@@ -114,7 +114,7 @@ def test_a_closed_session_raises_an_error(graph: bytes) -> None:
 def test_an_output_of_another_shape_is_refused_at_once(shape: tuple[Any, ...]) -> None:
     """Before any picture of a camera comes near it."""
     with pytest.raises(EngineError, match="for a batch of 1"):
-        open_session(answering(shape), "cpu", max_batch=1)
+        open_ort_session(answering(shape), "cpu", max_batch=1)
 
 
 def answering(shape: tuple[Any, ...]) -> bytes:
@@ -166,7 +166,7 @@ class StubNode:
 
 
 def test_on_the_cpu_every_node_is_placed_as_requested(graph: bytes) -> None:
-    node_placement = open_session(graph, "cpu", max_batch=1).node_placement
+    node_placement = open_ort_session(graph, "cpu", max_batch=1).node_placement
     assert node_placement.on_cpu == ()
     assert node_placement.on_device > 10, "onnxruntime recorded them"
 
@@ -195,7 +195,7 @@ def test_options_that_a_session_refuses_are_dropped_with_its_error(
     monkeypatch.setattr(
         "visionedge.engine.device.session.list_provider_configs", lambda *_a, **_k: (refused, plain)
     )
-    session = open_session(graph, "cpu", max_batch=1)
+    session = open_ort_session(graph, "cpu", max_batch=1)
     assert session.notes == ("odd options refused: CPUExecutionProvider has no option no_such_option",)
     assert session.run(pictures(1), 1).shape[0] == 1
 
@@ -208,7 +208,7 @@ def test_if_the_last_options_are_refused_their_error_is_raised(
         "visionedge.engine.device.session.list_provider_configs", lambda *_a, **_k: (refused,)
     )
     with pytest.raises(ValueError, match="no_such_option"):
-        open_session(graph, "cpu", max_batch=1)
+        open_ort_session(graph, "cpu", max_batch=1)
 
 
 def test_captured_runs_use_one_thread(graph: bytes) -> None:

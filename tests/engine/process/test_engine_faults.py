@@ -126,6 +126,34 @@ def test_an_error_of_a_session_is_classified_and_shortened(
     assert (caught.value.fault, str(caught.value)) == (fault, f"tiny failed on cuda: {words}")
 
 
+@pytest.mark.parametrize(
+    ("text", "fault", "words"),
+    [
+        (
+            "Exception from src/inference/src/cpp/infer_request.cpp:224:\n[GPU] clFlush, error code: -5"
+            " CL_OUT_OF_RESOURCES\n",
+            Fault.STICKY,
+            "[GPU] clFlush, error code: -5 CL_OUT_OF_RESOURCES",
+        ),
+        ("[GPU] clFinish, error code: -2 CL_DEVICE_NOT_AVAILABLE", Fault.GONE, None),
+        (
+            "Check 'a == b' failed at src/core/b.cpp:61:\nShapes are not consistent",
+            Fault.REFUSED,
+            "Shapes are not consistent",
+        ),
+    ],
+)
+def test_an_error_of_openvino_is_classified_and_shortened(
+    model: Model, text: str, fault: Fault, words: str | None
+) -> None:
+    session = ScriptedSession()
+    engine = engine_on(model, session, "openvino-gpu")
+    session.act = raising(text)
+    with pytest.raises(EngineError) as caught:
+        engine.infer(pictures(2))
+    assert (caught.value.fault, str(caught.value)) == (fault, f"tiny failed on openvino-gpu: {words or text}")
+
+
 def test_nan_rows_are_a_fault_of_a_device_and_never_of_the_cpu(model: Model) -> None:
     """On the CPU they are the model's, and left out where detections are made of rows."""
     session = ScriptedSession()

@@ -144,26 +144,38 @@ class LoadThreads:
 
 
 LOSSES = {
-    "sticky": ("cuda-error", "sticky", "CUDA failure 700: an illegal memory access was encountered"),
-    "refused": ("device-failed", "refused", "NOT_IMPLEMENTED"),
-    "nan": ("wrong-rows", "garbage", "output contains NaN or infinity"),
+    "cuda": {
+        "sticky": ("cuda-error", "sticky", "CUDA failure 700: an illegal memory access was encountered"),
+        "refused": ("device-failed", "refused", "NOT_IMPLEMENTED"),
+        "nan": ("wrong-rows", "garbage", "output contains NaN or infinity"),
+    },
+    "openvino-gpu": {
+        "sticky": ("device-failed", "sticky", "[GPU] clFlush, error code: -5 CL_OUT_OF_RESOURCES"),
+        "gone": ("device-failed", "device-gone", "no supported devices found"),
+    },
 }
 
 
+@pytest.mark.parametrize("device", LOSSES)
 def test_after_a_fault_the_cpu_takes_over_until_the_device_returns(
     model: Model,
     frame_pool: SharedFramePool,
     expected: np.ndarray,
     tmp_path: Path,
+    *,
     caplog: pytest.LogCaptureFixture,
+    device: str,
 ) -> None:
     """One engine, fault after fault, two lanes all the time: no row is wrong, none lost at the return."""
     caplog.set_level(logging.INFO)
-    faults = FaultScript(tmp_path)
-    with EngineHarness(model, frame_pool, faults) as opened, LoadThreads(opened.engine, expected) as lanes:
+    faults, losses = FaultScript(tmp_path, device=device), LOSSES[device]
+    with (
+        EngineHarness(model, frame_pool, faults, device=device) as opened,
+        LoadThreads(opened.engine, expected) as lanes,
+    ):
         lanes.more()
-        assert opened.state == ("cuda", "ok")
-        for number, (name, (code, fault, words)) in enumerate(LOSSES.items(), 1):
+        assert opened.state == (device, "ok")
+        for number, (name, (code, fault, words)) in enumerate(losses.items(), 1):
             if number == 2:
                 assert opened.spare is not None
                 os.kill(opened.spare, signal.SIGKILL)  # which costs time, no more
@@ -179,7 +191,7 @@ def test_after_a_fault_the_cpu_takes_over_until_the_device_returns(
             faults.end(name, "absent")
             opened.next_event("device-back")
             lanes.more()
-            assert opened.state == ("cuda", "ok")
+            assert opened.state == (device, "ok")
             assert lanes.failed == failed, "no batch is lost on the way back"
             recovery = opened.recovery
             assert recovery.faults[fault] >= 1
@@ -190,7 +202,7 @@ def test_after_a_fault_the_cpu_takes_over_until_the_device_returns(
     assert lanes.wrong == 0
     assert opened.news.empty()
     logged = [r.getMessage() for r in caplog.records if "is lost:" in r.getMessage()]
-    assert len(logged) == len(LOSSES)
+    assert len(logged) == len(losses)
     assert "hostname" not in caplog.text
 
 

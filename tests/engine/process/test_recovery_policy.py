@@ -1,6 +1,7 @@
 """The recovery policy, without any process: the steps it gives; and that it is never stuck."""
 
 import itertools
+from typing import cast
 
 import pytest
 
@@ -213,6 +214,36 @@ def test_on_the_cpu_a_dead_process_restarts_at_once_and_then_with_growing_waits(
     assert len(recovery_policy.handle(EngineExited(Fault.DIED, "died"), 100)) == 2, (
         "it lived long: at once again"
     )
+
+
+def test_where_openvino_dies_twice_in_a_short_time_onnxruntime_computes() -> None:
+    """A second time after long is another accident, and `hold` and `exit` forbid the exchange."""
+    reason = DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was requested")
+    for fallback, expected in (("degrade", "onnxruntime takes over"), ("exit", "restarting in 1 s")):
+        policy = RecoveryPolicy("cpu", cast("FallbackPolicy", fallback), PLAIN, runtime="openvino")
+        policy.handle(Start(), 0)
+        policy.handle(EngineReady("cpu", reason, "openvino"), 0)
+        lost, again = policy.handle(EngineExited(Fault.DIED, "signal 11"), 5)
+        assert lost == PublishEvent("engine-lost", "signal 11; restarting")
+        assert again == StartEngine("cpu", reason)
+        policy.handle(EngineReady("cpu", reason, "openvino"), 6)
+        lost, *then = policy.handle(EngineExited(Fault.DIED, "signal 11"), 8)
+        assert lost == PublishEvent("engine-lost", f"signal 11; {expected}")
+        left = DeviceVerdict(ReasonCode.RUNTIME_REFUSED, "OpenVINO failed: signal 11")
+        assert then == ([StartEngine("cpu", left)] if fallback == "degrade" else [])
+
+
+def test_where_openvino_dies_while_it_opens_onnxruntime_computes() -> None:
+    policy = RecoveryPolicy("cpu", "degrade", PLAIN, runtime="openvino")
+    policy.handle(Start(), 0)
+    left = DeviceVerdict(ReasonCode.RUNTIME_REFUSED, "OpenVINO failed: signal 11")
+    assert policy.handle(EngineStartFailed("signal 11", died=True), 1) == [StartEngine("cpu", left)]
+    assert policy.handle(EngineStartFailed("signal 11", died=True), 2) == [GiveUp(None)]
+    policy = RecoveryPolicy("auto", "degrade", PLAIN, runtime="openvino")
+    policy.handle(Start(), 0)
+    (first,) = policy.handle(EngineStartFailed("signal 11", died=True), 1)
+    assert first == StartEngine("cpu", DeviceVerdict(ReasonCode.ENGINE_DIED, "signal 11"))
+    assert policy.handle(EngineStartFailed("signal 11", died=True), 2) == [StartEngine("cpu", left)]
 
 
 def test_a_pending_cpu_restart_is_cancelled_if_the_device_returns_first() -> None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tiny_models import TinyDetector
-from visionedge.engine.device.session import open_session
+from visionedge.engine.device.backend import open_session
 from visionedge.engine.device_parity import SpeedCheck
 from visionedge.engine.placement import measure_speed_check
 from visionedge.model.compiler.build import load_or_compile

@@ -15,10 +15,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Literal
 
-from visionedge.engine.device.faults import Fault, find_cuda_failure, is_out_of_memory
+from visionedge.engine.device.faults import Fault, find_cuda_failure, is_out_of_memory, shorten_error_text
 from visionedge.runtime.child_process import start_child
+from visionedge.runtime.ov import installed_openvino
 
 RequestedDevice = Literal["auto", "cuda", "tensorrt", "openvino-gpu", "cpu", "remote"]
 EffectiveDevice = Literal["cuda", "tensorrt", "openvino-gpu", "cpu", "remote"]
@@ -60,6 +62,8 @@ class ReasonCode(StrEnum):
     ENGINE_DIED = "engine-died"
     INVALID_OUTPUT = "wrong-rows"
     PARITY_REFUSED = "parity-refused"
+    RUNTIME_MISSING = "runtime-missing"
+    RUNTIME_REFUSED = "runtime-refused"
     REMOTE_UNREACHABLE = "remote-unreachable"
     REMOTE_REFUSED = "remote-refused"
     REMOTE_MODEL = "remote-model"
@@ -87,10 +91,26 @@ REMEDIES: Mapping[ReasonCode, str] = {
     ReasonCode.ENGINE_DIED: "retried automatically; see `visionedge doctor` if it dies again",
     ReasonCode.INVALID_OUTPUT: "retried automatically; check the GPU hardware if it happens again",
     ReasonCode.PARITY_REFUSED: "check the GPU hardware; or use it nevertheless: inference.parity: warn",
+    ReasonCode.RUNTIME_MISSING: "install the extra 'openvino', or use inference.runtime: auto",
+    ReasonCode.RUNTIME_REFUSED: "use inference.runtime: auto; onnxruntime computes this model",
     ReasonCode.REMOTE_UNREACHABLE: "check inference.remote.url, the server and the network between",
     ReasonCode.REMOTE_REFUSED: "check VISIONEDGE_REMOTE_TOKEN, the certificate, and the server's log",
     ReasonCode.REMOTE_MODEL: "serve the file that `visionedge model compile` writes of this model",
 }
+
+_GIVE_INTEL_GPU = "give the container the GPU (Devices: /dev/dri)"
+_INTEL_REMEDIES: Mapping[ReasonCode, str] = {
+    ReasonCode.NO_GPU_BUILD: "install the extra 'openvino'",
+    ReasonCode.LIBRARY_MISSING: "install Intel's OpenCL driver (Debian: intel-opencl-icd)",
+    ReasonCode.NO_DEVICE: f"{_GIVE_INTEL_GPU} and Intel's OpenCL driver (Debian: intel-opencl-icd)",
+    ReasonCode.DEVICE_UNSUPPORTED: "use the CPU",
+}
+
+
+def find_remedy(device: str, code: ReasonCode) -> str:
+    """What to do about a reason on a device."""
+    intel = _INTEL_REMEDIES.get(code) if device == "openvino-gpu" else None
+    return intel or REMEDIES[code]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +156,23 @@ class DeviceAssignment:
     verdict: DeviceVerdict
 
 
-def device_preference(requested: RequestedDevice) -> tuple[EffectiveDevice, ...]:
+def may_have_intel_gpu(devices: Path = Path("/dev")) -> bool:
+    """Whether OpenVINO is installed, and a GPU that it may list: a DRM render node, or the one of GPU-PV."""
+    if not installed_openvino():
+        return False
+    return (devices / "dxg").exists() or any(devices.glob("dri/renderD*"))
+
+
+def device_preference(
+    requested: RequestedDevice, intel_gpu: Callable[[], bool] = may_have_intel_gpu
+) -> tuple[EffectiveDevice, ...]:
     """The devices to try, best first. TensorRT builds its engines for minutes, so only if it is requested."""
     if requested == "tensorrt":
         return ("tensorrt", "cuda", "cpu")
     if requested in ("remote", "openvino-gpu"):
         return (requested, "cpu")
+    if requested == "auto" and intel_gpu():
+        return ("cuda", "openvino-gpu", "cpu")
     return ("cpu",) if requested == "cpu" else ("cuda", "cpu")
 
 
@@ -184,6 +215,18 @@ def classify_provider_error(text: str, *, driver_present: bool) -> DeviceVerdict
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     message = lines[-1][:200] if lines else "it gave no reason"
     return DeviceVerdict(ReasonCode.PROVIDER_REFUSED, f"the provider refused: {message}")
+
+
+def classify_openvino_error(text: str) -> DeviceVerdict:
+    """The reason in the error of an Intel GPU that did not start; not seen on one, see openvino_session."""
+    if found := _LIBRARY.search(text):
+        return DeviceVerdict(ReasonCode.LIBRARY_MISSING, f"{found['library']} is missing")
+    message = shorten_error_text(text) or "it gave no reason"
+    if "no supported devices found" in text or "is not registered" in text:
+        return DeviceVerdict(ReasonCode.NO_DEVICE, f"OpenVINO lists no GPU: {message}")
+    if is_out_of_memory(text):
+        return DeviceVerdict(ReasonCode.OUT_OF_MEMORY, message)
+    return DeviceVerdict(ReasonCode.PROVIDER_REFUSED, f"OpenVINO refused: {message}")
 
 
 _FAULT_REASONS: Mapping[Fault, ReasonCode] = {
@@ -256,11 +299,20 @@ def probe_device(
         document = json.loads(output.stdout.strip().splitlines()[-1])
         providers, error = list(document["providers"]), str(document["error"])
     except (ValueError, IndexError, KeyError, TypeError):
-        return classify_provider_error(output.stderr, driver_present=True)
+        return classify_start_error(device, output.stderr, lambda: True)
     if provider in providers and not error:
         return USABLE
-    present = (driver_present or has_nvidia_driver)()
-    return classify_provider_error(f"{output.stderr}\n{error}", driver_present=present)
+    text = error if device == "openvino-gpu" else f"{output.stderr}\n{error}"
+    return classify_start_error(device, text, driver_present or has_nvidia_driver)
+
+
+def classify_start_error(
+    device: EffectiveDevice, text: str, driver_present: Callable[[], bool] | None = None
+) -> DeviceVerdict:
+    """The reason in the error of a device that did not start."""
+    if device == "openvino-gpu":
+        return classify_openvino_error(text)
+    return classify_provider_error(text, driver_present=(driver_present or has_nvidia_driver)())
 
 
 def has_nvidia_driver() -> bool:

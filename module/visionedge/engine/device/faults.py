@@ -1,8 +1,7 @@
 """Errors while frames are computed, classified by what has to be done about them.
 
-onnxruntime has no types for this: everything that a device or its libraries report is the text of an
-exception, so the text is parsed here. `devices.classify_provider_error` does the same for the start of a
-device.
+onnxruntime and OpenVINO have no types for this: everything that a device or its libraries report is the text
+of an exception, so the text is parsed here. `devices` does the same for the start of a device.
 """
 
 import re
@@ -80,9 +79,10 @@ _FAILURE = re.compile(
     r"\b(?P<library>CUDA|CUDNN_FE|CUDNN|CUBLAS|CUFFT|CURAND|CUSPARSE) failure (?P<number>\d+): "
     r"(?P<message>[^;\n]*)"
 )
-# Texts of onnxruntime's memory arena, of CUDA, cuBLAS, cuDNN and TensorRT, and of C++.
+# Texts of onnxruntime's memory arena, of CUDA, cuBLAS, cuDNN, TensorRT, OpenCL, OpenVINO, and of C++.
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|Failed to allocate memory|smaller than requested bytes|_ALLOC(?:ATION)?_FAILED"
+    r"out of memory|Failed to allocate memory|smaller than requested bytes|_ALLOC(?:ATION)?_FAIL(?:ED|URE)"
+    r"|CL_OUT_OF_HOST_MEMORY|max alloc size|exceed_(?:allocatable|available)_mem_size"
     r"|bad_?alloc|MemoryError|Unable to allocate",
     re.IGNORECASE,
 )
@@ -90,6 +90,16 @@ _OUT_OF_MEMORY = re.compile(
 _DEVICE_ERROR = re.compile(
     r"(?:CUDA|CUDNN|CUBLAS) error executing|\bEP_FAIL\b|TensorRT|Cuda Runtime"
     r"|CUDNN_(?:STATUS|BACKEND)|cudaError",
+)
+# OpenVINO on an Intel GPU reports the names of OpenCL's errors.
+_OPENCL_ERROR = re.compile(r"\bCL_[A-Z_]{4,}\b|\[GPU\] .*error code: -\d+")
+_OPENCL_GONE = re.compile(
+    r"CL_DEVICE_NOT_(?:AVAILABLE|FOUND)|DEVICE_LOST|no supported devices found|is not registered in the Open"
+)
+# An argument or a kernel that this device does not support. CL_OUT_OF_RESOURCES is not among them: OpenVINO
+# says that later calls may hang after it.
+_OPENCL_REFUSED = re.compile(
+    r"CL_INVALID_(?:ARG|BUFFER_SIZE|GLOBAL|IMAGE|VALUE|WORK)|CL_(?:BUILD|COMPILE|LINK)_PROGRAM_FAILURE"
 )
 _OUT_OF_MEMORY_NUMBER = 2
 _GONE_NUMBERS = frozenset({3, 4, 35, 46, 100, 101, 802, 803, 804})
@@ -123,6 +133,10 @@ def classify_fault(text: str, *, on_gpu: bool) -> Fault:
     failure = find_cuda_failure(text)
     if failure is not None:
         return _classify_cuda_failure(failure)
+    if _OPENCL_GONE.search(text):
+        return Fault.GONE
+    if _OPENCL_ERROR.search(text):
+        return Fault.REFUSED if _OPENCL_REFUSED.search(text) else Fault.STICKY
     return Fault.STICKY if _DEVICE_ERROR.search(text) else Fault.REFUSED
 
 
@@ -136,7 +150,7 @@ def _classify_cuda_failure(failure: CudaFailure) -> Fault:
 
 
 def describe_error(error: BaseException, limit: int = 300) -> str:
-    """The text of an exception of onnxruntime in one line, without its error codes."""
+    """The text of an exception of a runtime in one line, without its error codes and places in sources."""
     return _join_lines(str(error) or type(error).__name__, limit)
 
 
@@ -146,5 +160,9 @@ def shorten_error_text(text: str) -> str:
     return _join_lines(text) if failure is None else str(failure)
 
 
+# OpenVINO: "Exception from src/….cpp:117:" and "Check '…' failed at src/….hpp:56:", each on its own line.
+_SOURCE_LINE = re.compile(r"^\s*(?:(?:Exception from|Check '.*' failed at) \S+:\d+:?\s*$)", re.MULTILINE)
+
+
 def _join_lines(text: str, limit: int = 300) -> str:
-    return " ".join(text.split()).rsplit("[ONNXRuntimeError] : ", 1)[-1][:limit]
+    return " ".join(_SOURCE_LINE.sub("", text).split()).rsplit("[ONNXRuntimeError] : ", 1)[-1][:limit]

@@ -1,7 +1,7 @@
 """A child process that tries one provider (``python -m …engine.device.probe CUDAExecutionProvider``).
 
 It prints one JSON line, ``{"providers": […], "error": "…"}``. The parent also reads what onnxruntime and CUDA
-write to stderr. This process may hang or crash; this is a result too.
+write to stderr. This process may hang or crash; this is a result too. ``openvino-gpu`` is OpenVINO's GPU.
 """
 
 import json
@@ -12,24 +12,36 @@ import onnx
 from onnx import TensorProto, helper
 
 from visionedge.runtime.ort import import_onnxruntime, load_cuda_libraries
+from visionedge.runtime.ov import import_openvino
 
 _WARNINGS = 2
 
 
 def main(provider: str) -> None:
     """Start a session of one node on the provider, run it, and print the result."""
-    onnxruntime = import_onnxruntime(_WARNINGS)
-    load_cuda_libraries(onnxruntime)
     providers: list[str] = []
     error = ""
     try:
-        session = onnxruntime.InferenceSession(_make_tiny_model(), providers=[provider], enable_fallback=0)
-        session.disable_fallback()
-        providers = session.get_providers()
-        session.run(None, {"x": np.ones(8, np.float32)})
+        providers = _try_openvino_gpu() if provider == "openvino-gpu" else _try_provider(provider)
     except Exception as caught:  # noqa: BLE001 - any exception is a valid result: its text is printed
         error = str(caught) or type(caught).__name__
     sys.stdout.write(json.dumps({"providers": providers, "error": error}) + "\n")
+
+
+def _try_provider(provider: str) -> list[str]:
+    onnxruntime = import_onnxruntime(_WARNINGS)
+    load_cuda_libraries(onnxruntime)
+    session = onnxruntime.InferenceSession(_make_tiny_model(), providers=[provider], enable_fallback=0)
+    session.disable_fallback()
+    session.run(None, {"x": np.ones(8, np.float32)})
+    return list(session.get_providers())
+
+
+def _try_openvino_gpu() -> list[str]:
+    core = import_openvino().Core()
+    compiled = core.compile_model(core.read_model(_make_tiny_model()), "GPU")
+    compiled.create_infer_request().infer({"x": np.ones(8, np.float32)})
+    return ["openvino-gpu"]
 
 
 def _make_tiny_model() -> bytes:

@@ -24,6 +24,7 @@ import onnx
 from numpy.typing import NDArray
 
 from visionedge.config.addresses import format_url, remote_host_and_port
+from visionedge.engine.device.backend import DeviceBackend
 from visionedge.engine.device.devices import USABLE, DeviceVerdict, EffectiveDevice, ReasonCode, Runtime
 from visionedge.engine.device.faults import EngineError, Fault
 from visionedge.engine.device.remote_client import (
@@ -36,11 +37,10 @@ from visionedge.engine.device.remote_client import (
     open_client,
 )
 from visionedge.engine.device.session import (
-    DeviceBackend,
     DeviceSession,
     NodePlacement,
     PictureBatch,
-    open_session,
+    open_ort_session,
 )
 from visionedge.engine.plan import Plan, list_batch_sizes
 from visionedge.model.postprocess import Rows
@@ -547,7 +547,7 @@ def open_remote_session(remote: RemoteSettings, graph: bytes, sha256: str) -> Re
     _, height_px, width_px, _ = (
         dim.dim_value for dim in onnx.ModelProto.FromString(graph).graph.input[0].type.tensor_type.shape.dim
     )
-    cpu = open_session(graph, "cpu", max_batch=1)  # K does not stand in every graph
+    cpu = open_ort_session(graph, "cpu", max_batch=1)  # K does not stand in every graph
     rows = cpu.rows
     cpu.close()
     return RemoteSession(remote, ExpectedModel(height_px, width_px, rows, sha256))

@@ -19,12 +19,10 @@ from numpy.typing import NDArray
 
 from visionedge.engine.device.devices import (
     PROVIDERS,
-    DeviceVerdict,
     EffectiveDevice,
     Runtime,
     device_preference,
     get_effective_device,
-    probe_device,
 )
 from visionedge.engine.device.faults import EngineError, describe_error
 from visionedge.frames.types import Picture
@@ -38,6 +36,23 @@ _SCORE_TOLERANCE = 0.01
 
 PictureBatch = Sequence[Picture] | NDArray[np.uint8]
 """Pictures at a model's input size, uint8 (H, W, 3) each: a sequence, or one array (n, H, W, 3)."""
+
+
+class BatchBuffer:
+    """Memory for a batch uint8 (N, H, W, 3) that is not contiguous already."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._host = np.zeros(shape, np.uint8)
+
+    def gather(self, pictures: PictureBatch) -> NDArray[np.uint8]:
+        """The batch as one contiguous array: as given, or gathered, and valid until the next call."""
+        if len(pictures) == len(self._host):
+            whole = pictures if isinstance(pictures, np.ndarray) else pictures[0][None]
+            if len(whole) == len(self._host) and whole.flags.c_contiguous:
+                return whole
+        for place, picture in zip(self._host, pictures, strict=False):
+            place[:] = picture
+        return self._host  # rows beyond the batch hold stale data; callers ignore them
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +208,7 @@ class _BindingSet:
         self._wrap_array: Callable[..., Any] = onnxruntime.OrtValue.ortvalue_from_numpy
         self._raw = raw
         self._input = names[0]
-        self._host = np.zeros(pictures, np.uint8)
+        self._buffer = BatchBuffer(pictures)
         self._pictures = tensor(list(pictures), np.uint8, memory, 0) if memory != "cpu" else None
         self._rows = tensor(list(rows), np.float32, memory, 0)
         self._binding = raw.io_binding()
@@ -206,7 +221,7 @@ class _BindingSet:
 
     def compute(self, pictures: PictureBatch) -> Rows:
         """The rows of the pictures and of the padding."""
-        whole = self._to_contiguous(pictures)
+        whole = self._buffer.gather(pictures)
         if self._pictures is None:
             self._binding.bind_ortvalue_input(self._input, self._wrap_array(whole))
         else:
@@ -216,16 +231,6 @@ class _BindingSet:
             self._rows.numpy().copy()
         )  # a copy: on the CPU `numpy` is a view that the next run overwrites
         return rows
-
-    def _to_contiguous(self, pictures: PictureBatch) -> NDArray[np.uint8]:
-        """The batch as one contiguous array: as given, or gathered."""
-        if len(pictures) == len(self._host):
-            whole = pictures if isinstance(pictures, np.ndarray) else pictures[0][None]
-            if len(whole) == len(self._host) and whole.flags.c_contiguous:
-                return whole
-        for place, picture in zip(self._host, pictures, strict=False):
-            place[:] = picture
-        return self._host  # rows beyond the batch hold stale data; callers ignore them
 
 
 # --- opening a session: the options of each provider --------------------------------------------------------
@@ -335,25 +340,17 @@ def check_provider_options(provider: str, options: Mapping[str, str]) -> tuple[s
     return provider, dict(options)
 
 
-def open_session(
+def open_ort_session(
     graph: bytes,
     device: EffectiveDevice,
     *,
     max_batch: int,
     data: Path | None = None,
-    runtime: Runtime = "onnxruntime",
-    precision: str = "fp32",
-) -> "DeviceSession":
+) -> Session:
     """Open a compiled graph on a device, with the best of our options that it takes.
 
-    `precision` is what the runtime computes in where the graph leaves it open; see
-    `DeviceBackend.find_precisions`. The session may come up on a lesser device: look at its `device`. Raises
-    what the runtime raises.
+    The session may come up on a lesser device: look at its `device`. Raises what onnxruntime raises.
     """
-    if runtime != "onnxruntime" or device == "openvino-gpu":
-        raise EngineError("OpenVINO is not part of this version")
-    if precision != "fp32":
-        raise EngineError(f"onnxruntime computes a graph as it is, not in {precision}")
     onnxruntime = import_onnxruntime()
     if device != "cpu":
         load_cuda_libraries(onnxruntime)
@@ -397,11 +394,11 @@ def _read_node_placement(raw: Any, device: EffectiveDevice) -> NodePlacement:
     return NodePlacement(len(node_placement) - len(on_cpu_nodes), on_cpu_nodes)
 
 
-# --- the point where tests inject a device ------------------------------------------------------------------
+# --- what an engine uses of a session, whatever its runtime -------------------------------------------------
 
 
 class DeviceSession(Protocol):
-    """A `Session`, as far as an engine uses it."""
+    """A graph uint8 (N, H, W, 3) → float32 (N, K, 6), opened. Any number of threads may call `run`."""
 
     @property
     def device(self) -> EffectiveDevice:
@@ -434,7 +431,7 @@ class DeviceSession(Protocol):
 
 
 class SessionOpener(Protocol):
-    """The signature of `open_session`."""
+    """The signature of `backend.open_session`."""
 
     def __call__(
         self,
@@ -447,38 +444,3 @@ class SessionOpener(Protocol):
         precision: str = "fp32",
     ) -> DeviceSession:
         """Open a compiled graph on a device; raises what the runtime raises."""
-
-
-def find_runtimes(device: EffectiveDevice) -> tuple[Runtime, ...]:
-    """The installed runtimes that serve a device, the default one first."""
-    return () if device == "openvino-gpu" else ("onnxruntime",)
-
-
-def find_precisions(device: EffectiveDevice, runtime: Runtime) -> tuple[str, ...]:
-    """What a runtime can compute a graph in on a device, where the graph leaves it open; fp32 first."""
-    del device, runtime
-    return ("fp32",)
-
-
-def has_provider(device: EffectiveDevice) -> bool:
-    """Whether a runtime for a device is installed. True does not mean that the device can be used."""
-    if device == "openvino-gpu":
-        return bool(find_runtimes(device))
-    return PROVIDERS[device] in import_onnxruntime().get_available_providers()
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceBackend:
-    """Whether a device is built in, whether it is usable, and how a session is opened on it.
-
-    `find_runtimes` gives the installed runtimes of a device, `find_precisions` the precisions of a runtime.
-    """
-
-    has_provider: Callable[[EffectiveDevice], bool] = has_provider
-    probe_device: Callable[[EffectiveDevice], DeviceVerdict] = probe_device
-    open: SessionOpener = open_session
-    find_runtimes: Callable[[EffectiveDevice], tuple[Runtime, ...]] = find_runtimes
-    find_precisions: Callable[[EffectiveDevice, Runtime], tuple[str, ...]] = find_precisions
-
-
-ORT_BACKEND = DeviceBackend()

@@ -71,7 +71,11 @@ class EngineClient:
             self._thread_group,
             limits=self._limits,
             recovery_policy=RecoveryPolicy(
-                inference.device, inference.fallback, tuning.timing, wait_for_device=wait_for_device
+                inference.device,
+                inference.fallback,
+                tuning.timing,
+                wait_for_device=wait_for_device,
+                runtime=settings.runtime,
             ),
             active=self._active,
             on_change=on_change,

@@ -25,21 +25,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from visionedge.config.documents import read_document
+from visionedge.engine.device.backend import DeviceBackend, open_session
 from visionedge.engine.device.devices import (
     DeviceVerdict,
     EffectiveDevice,
     ReasonCode,
     Runtime,
-    classify_provider_error,
+    classify_start_error,
 )
 from visionedge.engine.device.faults import FATAL_FAULTS, classify_fault
-from visionedge.engine.device.session import (
-    DeviceBackend,
-    DeviceSession,
-    NodePlacement,
-    PictureBatch,
-    open_session,
-)
+from visionedge.engine.device.session import DeviceSession, NodePlacement, PictureBatch
 from visionedge.engine.process.recovery_policy import RecoveryTiming
 from visionedge.engine.process.supervisor import SupervisionTuning
 from visionedge.engine.process.worker import WorkerLimits
@@ -160,7 +155,7 @@ def make_device_backend(script: FaultScript) -> DeviceBackend:
             if fault.hang:
                 return DeviceVerdict(ReasonCode.PROBE_TIMEOUT, "a first session did not start in time")
             if fault.raises is not None:
-                return classify_provider_error(fault.raises, driver_present=True)
+                return classify_start_error(device, fault.raises, lambda: True)
         return DeviceVerdict(ReasonCode.OK, "usable")
 
     return DeviceBackend(

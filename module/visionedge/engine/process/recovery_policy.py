@@ -18,6 +18,8 @@ from visionedge.engine.device.devices import (
     EffectiveDevice,
     ReasonCode,
     RequestedDevice,
+    RequestedRuntime,
+    Runtime,
     classify_device_loss,
     device_preference,
 )
@@ -73,6 +75,7 @@ class EngineReady:
 
     device: EffectiveDevice
     verdict: DeviceVerdict
+    runtime: Runtime = "onnxruntime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,11 +226,19 @@ Step = (
 Steps = list[Step]
 
 
+_PERMANENT_REASONS = frozenset(
+    {ReasonCode.OK, ReasonCode.CPU_REQUESTED, ReasonCode.NO_GPU_BUILD}
+    | {ReasonCode.RUNTIME_MISSING, ReasonCode.RUNTIME_REFUSED}
+)
+"""For these the CPU computes, and no device is waited for."""
+
+
 class RecoveryPolicy:
     """A state machine: `handle` takes an event and gives the steps to carry out. For one thread.
 
     `serving` is the device that computes now, None while none does. `random_fraction` gives numbers from 0 to
-    1. Without `wait_for_device` a first engine for which `hold` would wait is given up.
+    1. Without `wait_for_device` a first engine for which `hold` would wait is given up. `runtime` is the
+    requested one: if OpenVINO's process dies while it opens, or twice in a short time, onnxruntime computes.
     """
 
     def __init__(
@@ -238,6 +249,7 @@ class RecoveryPolicy:
         random_fraction: Callable[[], float] = random.random,
         *,
         wait_for_device: bool = True,
+        runtime: RequestedRuntime = "auto",
     ) -> None:
         self.serving: EffectiveDevice | None = None
         self._requested = requested
@@ -249,6 +261,8 @@ class RecoveryPolicy:
         )
         self._restart_waits = RetryPolicy(1.0, self._timing.max_restart_wait_s)
         self._waits = wait_for_device
+        self._requested_runtime = runtime
+        self._runtime: Runtime = "onnxruntime"
         self._gave_up = False
         # The engine that serves: what is being opened, what would be opened again, and when.
         self._opening: StartEngine | None = None
@@ -294,10 +308,14 @@ class RecoveryPolicy:
                 steps = self._on_time_passed(now_s)
             case FallbackChanged(fallback):
                 steps = self._on_fallback_changed(fallback)
-            case EngineReady(device, verdict):
+            case EngineReady(device, verdict, runtime):
+                self._runtime = runtime
                 steps = self._on_ready(device, verdict, now_s)
             case EngineStartFailed():
-                steps = self._on_start_failed(event, now_s)
+                if event.died and not event.killed and self._was_openvino(self._opening):
+                    steps = self._leave_openvino(event.message)
+                else:
+                    steps = self._on_start_failed(event, now_s)
             case EngineFailed(fault, message):
                 steps = self._on_failed(fault, message, now_s)
             case EngineExited(fault, message):
@@ -354,7 +372,7 @@ class RecoveryPolicy:
         again, self._opened_once = self._opened_once, True
         if device == "cpu":
             self._last_start = StartEngine("cpu", verdict)
-            absent = verdict.code not in (ReasonCode.OK, ReasonCode.CPU_REQUESTED, ReasonCode.NO_GPU_BUILD)
+            absent = verdict.code not in _PERMANENT_REASONS
             if absent and self._requested != "cpu" and self._stage == "settled":
                 self._start_recovery(verdict, now_s)
         return [PublishEvent("engine-back", "")] if again else []
@@ -395,10 +413,28 @@ class RecoveryPolicy:
         self.serving = None
         if now_s - self._opened_s >= self._timing.stable_s:
             self._restarts = 0
+        if self._restarts and self._runtime == "openvino" and self._fallback == "degrade":
+            return [
+                PublishEvent("engine-lost", f"{message}; onnxruntime takes over"),
+                *self._leave_openvino(message),
+            ]
         wait_s = self._take_restart_wait_s()
         self._restart_at_s = now_s + wait_s
         restarting = f"restarting in {wait_s:g} s" if wait_s else "restarting"
         return [PublishEvent("engine-lost", f"{message}; {restarting}"), *self._on_time_passed(now_s)]
+
+    def _was_openvino(self, tried: StartEngine | None) -> bool:
+        """Whether this start was one of OpenVINO on the CPU, in whose place onnxruntime may compute."""
+        if tried is None or self._requested_runtime != "openvino" or self._fallback != "degrade":
+            return False
+        if tried.verdict is not None and tried.verdict.code is ReasonCode.RUNTIME_REFUSED:
+            return False
+        return tried.device == "cpu" or (tried.device is None and self._requested == "cpu")
+
+    def _leave_openvino(self, message: str) -> Steps:
+        """Start the CPU with onnxruntime: with this reason code the engine does not open OpenVINO."""
+        verdict = DeviceVerdict(ReasonCode.RUNTIME_REFUSED, f"OpenVINO failed: {message}")
+        return self._start_engine(StartEngine("cpu", verdict))
 
     def _start_engine(self, step: StartEngine) -> Steps:
         self._opening = self._last_start = step

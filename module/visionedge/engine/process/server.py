@@ -16,8 +16,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from visionedge.engine.device.backend import DEVICE_BACKEND, DeviceBackend
 from visionedge.engine.device.faults import EngineError
-from visionedge.engine.device.session import ORT_BACKEND, DeviceBackend
 from visionedge.engine.interface import Engine
 from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.process import protocol
@@ -85,7 +85,7 @@ def _open_engine(start_request: protocol.StartRequest) -> LocalEngine:
 
 def _select_backend(script: Path | None) -> DeviceBackend:
     if script is None:
-        return ORT_BACKEND
+        return DEVICE_BACKEND
     from visionedge.engine.process import fault_injection  # not in the images
 
     return fault_injection.make_device_backend(fault_injection.read_fault_script(script))

@@ -437,7 +437,8 @@ class Supervisor:
             worker.kill(NOT_NEEDED)
             return None
         self._activate(worker, info)
-        return EngineReady(info.device.effective, DeviceVerdict(info.device.code, info.device.reason))
+        verdict = DeviceVerdict(info.device.code, info.device.reason)
+        return EngineReady(info.device.effective, verdict, info.runtime)
 
     def _on_start_failed(self, worker: Worker, error: Exception) -> RecoveryEvent | None:
         if worker is self._candidate:

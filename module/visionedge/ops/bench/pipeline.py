@@ -151,6 +151,7 @@ def _report(
         "model": info.model.name,
         "device": info.device.describe(),
         "plan": {"lanes": info.plan.lanes, "buckets": list(info.plan.buckets)},
+        "runtime": info.runtime,
         "precision": info.precision.precision,
         "pipeline": _summarize_rounds(runs),
     }
