@@ -9,7 +9,7 @@ _UHD = "Intel(R) UHD Graphics 770 (iGPU)"
 _NODE = "/dev/dri/renderD128"
 # OpenVINO's text, shortened; the number is one of OpenCL.
 _NO_DEVICES = "[GPU] no supported devices found"
-_NO_DEVICES_CODE = "provider-refused"
+_NO_DEVICES_CODE = "no-device"
 _OUT_OF_RESOURCES = "[GPU] clFlush, error code: -5 CL_OUT_OF_RESOURCES"
 
 

@@ -142,13 +142,6 @@ def test_openvino_and_the_driver_of_intel_are_in_the_cpu_image_only_if_it_is_bui
     assert "openvino" not in (REPOSITORY / "Dockerfile.gpu").read_text().lower()
 
 
-def test_openvino_is_locked_without_the_package_that_reports_to_its_publisher() -> None:
-    """openvino works without openvino-telemetry; all its other packages are those of the CPU image."""
-    lines = (REPOSITORY / "requirements/run-openvino.txt").read_text().splitlines()
-    locked = [Requirement(line.rstrip("\\ ")).name for line in lines if re.match(r"\w", line)]
-    assert locked == ["openvino"]
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_telemetry_is_off_and_state_and_address_are_set(variant: str) -> None:
     found = environment(variant)

@@ -128,6 +128,12 @@ def test_both_decoders_carry_an_ffmpeg_without_the_heap_write_of_8_0() -> None:
     assert av.library_versions["libavcodec"] >= (62, 28, 102)
 
 
+def test_the_lock_of_openvino_contains_only_its_pin() -> None:
+    """Without openvino-telemetry; all its other packages are those of the CPU image."""
+    (wanted,) = project()["project"]["optional-dependencies"]["openvino"]
+    assert pins("run-openvino") == dict([requirement(wanted)])
+
+
 @pytest.mark.parametrize("extra", ["cpu", "gpu"])
 def test_the_development_lock_contains_the_whole_run_lock(extra: str) -> None:
     assert pins(f"run-{extra}").items() <= pins(f"dev-{extra}").items()

@@ -7,7 +7,6 @@ the later steps. Only the standard library is used, except by the last steps of 
 import ctypes
 import errno
 import http.client
-import importlib
 import json
 import os
 import socket
@@ -181,12 +180,13 @@ def probe_openvino(arguments: dict[str, Any]) -> None:
     if not arguments["installed"]:
         return
     report_step("starting")
-    # At its import openvino reports itself to its publisher, unless this package is missing.
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # what an import then calls missing
+    from visionedge.runtime.ov import import_openvino
+
     try:
-        openvino = importlib.import_module("openvino")
+        openvino = import_openvino()
     except Exception as caught:  # noqa: BLE001 - a broken package may raise anything: its text is the result
-        report_step("package", error=str(caught) or type(caught).__name__)
+        reason = caught.__context__ or caught  # without the remedy, which the parent has for this machine
+        report_step("package", error=str(reason) or type(reason).__name__)
         return
     core = openvino.Core()
     names = dict.fromkeys(core.available_devices, "")

@@ -19,7 +19,7 @@ COMMAND = "run"
 
 COMMAND_OPTIONS = (
     *("-h", "--help", "--camera", "--config", "--device", "--duration"),
-    *("--http", "--log-level", "--messages", "--model"),
+    *("--http", "--log-level", "--messages", "--model", "--runtime"),
 )
 """The options of that command."""
 
