@@ -345,6 +345,7 @@ def test_a_first_session_is_described(request_on_cpu: StepRequest) -> None:
     assert outcome.figures["unplannedShapes"] == 0
 
 
+@pytest.mark.system
 def test_parity_is_measured_and_a_precision_that_cannot_be_made_is_named(request_on_cpu: StepRequest) -> None:
     outcome = check_parity(request_on_cpu)
     assert outcome.problems == []
@@ -377,6 +378,7 @@ def test_every_option_of_a_set_is_known() -> None:
         assert ("enable_cuda_graph" in option_set.options) is option_set.cuda_graphs
 
 
+@pytest.mark.system
 def test_a_full_memory_narrows_the_plan(request_on_cpu: StepRequest, tmp_path: Path) -> None:
     """In a process of its own, whose address space is limited."""
     out = tmp_path / "memory.json"
