@@ -294,7 +294,7 @@ def check_kill(request: StepRequest) -> Outcome:
         before, free_running = _engine(url), None if memory is None else memory.free_bytes()
         killed = int(before["process"]["pid"])
         os.kill(killed, signal.SIGKILL)
-        seen = _Recovery(killed, request.device)
+        seen = Recovery(killed, request.device)
         _wait(lambda: seen.look(url, memory, free_before, free_running) or None, _DEVICE_S)
     _judge_recovery(outcome, seen)
     if free_before is not None and free_running is not None:
@@ -302,7 +302,7 @@ def check_kill(request: StepRequest) -> Outcome:
     return outcome
 
 
-class _Recovery:
+class Recovery:
     """When frames, the device and its memory came back, in seconds since now; None: not yet."""
 
     def __init__(self, killed_pid: int, device: str) -> None:
@@ -339,7 +339,7 @@ class _Recovery:
         return self.frames_s is not None and self.device_s is not None
 
 
-def _judge_recovery(outcome: Outcome, seen: _Recovery) -> None:
+def _judge_recovery(outcome: Outcome, seen: Recovery) -> None:
     outcome.figures |= {
         "framesSeconds": seen.frames_s,
         "deviceSeconds": seen.device_s,

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 import gpu_check
 import gpu_check_steps
+from fault_script import NO_MEMORY
 from gpu_check import (
     NOT_A_GPU_RESULT,
     Check,
@@ -31,8 +34,10 @@ from gpu_check import (
 from gpu_check_steps import (
     AddressSpace,
     GpuMemory,
+    Recovery,
     StepRequest,
     check_kill,
+    check_memory,
     check_options,
     check_parity,
     check_session,
@@ -42,6 +47,8 @@ from tiny_models import TinyDetector
 from visionedge.__main__ import build_parser
 from visionedge.engine.device.devices import PROVIDERS
 from visionedge.engine.device.session import KNOWN_OPTIONS
+from visionedge.engine.local_engine import open_engine
+from visionedge.engine.process.fault_injection import make_device_backend, read_fault_script
 from visionedge.errors import VisionedgeError
 
 BROKEN: dict[str, Any] = {
@@ -410,6 +417,99 @@ def test_frames_come_back_after_the_engine_is_killed(request_on_cpu: StepRequest
     assert outcome.problems == []
     assert outcome.figures["framesSeconds"] is not None
     assert outcome.figures["deviceSeconds"] is not None
+
+
+# --- a GPU, simulated ---------------------------------------------------------------------------------------
+
+
+class SimulatedCard:
+    """A full card as faults of a simulated device: nothing starts on it, or batches of four do not fit."""
+
+    def __init__(self, folder: Path) -> None:
+        self._little, self._full = folder / "little", folder / "full"
+        when = {"file": str(self._little), "minBatch": 4}
+        faults = [
+            {"when": when, "raise": NO_MEMORY},
+            {"at": "probe", "when": {"file": str(self._full)}, "raise": NO_MEMORY},
+        ]
+        self.script = folder / "faults.json"
+        self.script.write_text(json.dumps({"device": "cuda", "faults": faults}))
+        self.free = 8 << 30
+
+    def free_bytes(self) -> int:
+        self.free -= 100 << 20  # each engine that opens takes some
+        return self.free
+
+    def fill(self, leave_bytes: int) -> int:
+        self._little.touch()
+        if not leave_bytes:
+            self._full.touch()
+        return self.free
+
+    def release(self) -> None:
+        self._little.unlink()
+        self._full.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimulatedCard:
+    """Engines of the steps run on a simulated CUDA device with this card."""
+    found = SimulatedCard(tmp_path)
+    backend = make_device_backend(read_fault_script(found.script))
+    monkeypatch.setattr(gpu_check_steps, "open_engine", partial(open_engine, backend=backend))
+    monkeypatch.setattr(gpu_check_steps, "open_gpu_memory", lambda: found)
+    return found
+
+
+@pytest.mark.usefixtures("card")
+def test_a_full_card_narrows_the_plan_and_is_the_reason_for_the_cpu(request_on_cpu: StepRequest) -> None:
+    outcome = check_memory(replace(request_on_cpu, device="cuda"))
+    assert outcome.problems == []
+    assert outcome.figures["bucketsAfter"] == [1, 2]
+    assert outcome.figures["keptBuckets"] == [1, 2]
+    assert "out-of-memory" in outcome.figures["fullCard"]
+
+
+def test_a_card_that_cannot_be_filled_is_a_problem(
+    request_on_cpu: StepRequest, card: SimulatedCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some drivers use the memory of the machine when the card is full: then nothing was tested."""
+    monkeypatch.setattr(card, "fill", lambda _leave: 0)
+    monkeypatch.setattr(card, "release", lambda: None)
+    problems = check_memory(replace(request_on_cpu, device="cuda")).problems
+    assert [line.split(":")[0] for line in problems] == [
+        "running",
+        "opening on a full card",
+        "opening with little memory",
+    ]
+
+
+def status(pid: int | None, effective: str, code: str, analysed: int) -> dict[str, Any]:
+    engine = {"process": {"pid": pid}, "effective": effective, "reasonCode": code}
+    return {"engine": engine, "cameras": [{"framesAnalysed": analysed}]}
+
+
+def test_the_way_back_of_a_killed_engine_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of the CPU come first, then the device; the frames of the dead process do not count."""
+    seen = [
+        status(7, "cuda", "ok", 90),
+        status(None, "cuda", "engine-died", 95),
+        status(8, "cpu", "engine-died", 95),
+        status(8, "cpu", "engine-died", 97),
+        status(9, "cuda", "ok", 99),
+    ]
+    statuses = iter(seen)
+    monkeypatch.setattr(gpu_check_steps, "fetch_status", lambda _url, _token: next(statuses))
+    memory = GpuMemory(FakeDriver(total=6000 * MIB, used=0))
+    recovery = Recovery(7, "cuda")
+    states = []
+    for _ in seen:
+        done = recovery.look("http://127.0.0.1:1", memory, 6000 * MIB, 5000 * MIB)
+        states.append((done, recovery.frames_s is not None, recovery.device_s is not None))
+    assert states == [(False, False, False)] * 3 + [(False, True, False), (True, True, True)]
+    assert recovery.memory_s is not None
+    timeline = [(each["effective"], each["reasonCode"]) for each in recovery.timeline]
+    assert timeline == [("cuda", "ok"), ("cuda", "engine-died"), ("cpu", "engine-died"), ("cuda", "ok")]
 
 
 # --- the memory of a card -----------------------------------------------------------------------------------
