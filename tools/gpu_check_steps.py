@@ -292,6 +292,7 @@ def check_kill(request: StepRequest) -> Outcome:
             )
             return outcome
         before, free_running = _engine(url), None if memory is None else memory.free_bytes()
+        outcome.figures["engineBefore"] = before  # the plan, and whatever else was chosen by measurement
         killed = int(before["process"]["pid"])
         os.kill(killed, signal.SIGKILL)
         seen = Recovery(killed, request.device)
@@ -613,7 +614,7 @@ class _MemoryCheck:
     def _open(self, buckets: tuple[int, ...]) -> LocalEngine:
         plan = Plan(1, buckets, "these sizes, for a check")
         plans, inference = dict.fromkeys(PROVIDERS, plan), self.request.inference(maxBatch=_LARGE_BATCH)
-        return open_engine(self.model, inference, data=self.request.data, plans=plans)
+        return open_engine(self.model, inference, plans=plans)
 
 
 STEPS: Mapping[str, Callable[[StepRequest], Outcome]] = {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -334,6 +335,24 @@ def test_one_step_can_run_alone(
     assert main(["--only", "one", "--out", str(tmp_path / "out")]) == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["one.json", "report.md", "summary.json"]
     assert "Everything holds." in capsys.readouterr().out
+
+
+def test_an_interrupted_check_has_a_report_of_what_was_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_done: Finished, _device: str) -> Verdict:
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError
+
+    steps = [script("one", printing(MEASURED)), script("two", "pass", judge=interrupt)]
+    monkeypatch.setattr(gpu_check, "list_steps", lambda _options: steps)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["--out", str(tmp_path / "out")]) == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [step["name"] for step in json.loads((tmp_path / "out/summary.json").read_text())["steps"]] == [
+        "one"
+    ]
+    assert "interrupted" in capsys.readouterr().err
 
 
 # --- the measurements, on the CPU ---------------------------------------------------------------------------
