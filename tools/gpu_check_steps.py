@@ -109,7 +109,8 @@ def check_session(request: StepRequest) -> Outcome:
 def _time_opening(model: Model, request: StepRequest) -> tuple[float, EngineInfo]:
     """The seconds until an engine is open, and its state after some pictures."""
     began_s = time.monotonic()
-    with closing(open_engine(model, request.inference(parity="warn"))) as engine:
+    inference = request.inference(parity="warn")
+    with closing(open_engine(model, inference, data=request.data, measuring=False)) as engine:
         took_s = round(time.monotonic() - began_s, 2)
         engine.infer(np.stack(_sample_images(model)))
         return took_s, engine.info()
@@ -295,7 +296,7 @@ def check_kill(request: StepRequest) -> Outcome:
         outcome.figures["engineBefore"] = before  # the plan, and whatever else was chosen by measurement
         killed = int(before["process"]["pid"])
         os.kill(killed, signal.SIGKILL)
-        seen = Recovery(killed, request.device)
+        seen = Recovery(killed, request.device, _count_change_overs(before))
         _wait(lambda: seen.look(url, memory, free_before, free_running) or None, _DEVICE_S)
     _judge_recovery(outcome, seen)
     if free_before is not None and free_running is not None:
@@ -306,8 +307,9 @@ def check_kill(request: StepRequest) -> Outcome:
 class Recovery:
     """When frames, the device and its memory came back, in seconds since now; None: not yet."""
 
-    def __init__(self, killed_pid: int, device: str) -> None:
+    def __init__(self, killed_pid: int, device: str, change_overs: int) -> None:
         self._killed_pid, self._device, self._began_s = killed_pid, device, time.monotonic()
+        self._change_overs = change_overs
         self._analysed: int | None = None
         self.frames_s: float | None = None
         self.device_s: float | None = None
@@ -335,9 +337,16 @@ class Recovery:
             self._analysed = analysed
         if self.frames_s is None and analysed > self._analysed:
             self.frames_s = since_s
-        if self.device_s is None and engine["effective"] == self._device:
+        # The state of the dead process is shown for a moment, so a GPU is back with its change-over.
+        returned = self._device == "cpu" or _count_change_overs(engine) > self._change_overs
+        if self.device_s is None and returned and engine["effective"] == self._device:
             self.device_s = since_s
         return self.frames_s is not None and self.device_s is not None
+
+
+def _count_change_overs(engine: Mapping[str, Any]) -> int:
+    """How often a device was put back to use, in the status of an engine."""
+    return int((engine["recovery"] or {}).get("changeOvers", 0))
 
 
 def _judge_recovery(outcome: Outcome, seen: Recovery) -> None:
@@ -614,7 +623,7 @@ class _MemoryCheck:
     def _open(self, buckets: tuple[int, ...]) -> LocalEngine:
         plan = Plan(1, buckets, "these sizes, for a check")
         plans, inference = dict.fromkeys(PROVIDERS, plan), self.request.inference(maxBatch=_LARGE_BATCH)
-        return open_engine(self.model, inference, plans=plans)
+        return open_engine(self.model, inference, data=self.request.data, plans=plans, measuring=False)
 
 
 STEPS: Mapping[str, Callable[[StepRequest], Outcome]] = {

@@ -17,6 +17,7 @@ import importlib
 import importlib.util
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -354,7 +355,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="of a run (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="of compiled graphs and measured plans")
     parser.add_argument("--json", metavar="FILE", help="write the report to this file")
     given = parser.parse_args(arguments)
     if min(given.cameras, given.rounds, given.seconds) <= 0:
@@ -362,16 +362,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     others = OtherProcessesLoad()
     try:
         inference = {"device": "cpu", "precision": given.precision}
-        load = PipelineLoad(
-            model=given.model or find_bundled_model(),
-            source=given.source,
-            cameras=given.cameras,
-            seconds=given.seconds,
-            rounds=given.rounds,
-            inference=parse_config({"inference": inference}).inference,
-            data=given.data,
-        )
-        report = compare(load, lambda line: print(line, file=sys.stderr))
+        with tempfile.TemporaryDirectory() as folder:  # as a first start: everything is measured
+            load = PipelineLoad(
+                model=given.model or find_bundled_model(),
+                source=given.source,
+                cameras=given.cameras,
+                seconds=given.seconds,
+                rounds=given.rounds,
+                inference=parse_config({"inference": inference}).inference,
+                data=Path(folder),
+            )
+            report = compare(load, lambda line: print(line, file=sys.stderr))
     except VisionedgeError as error:
         print(f"peers: {error}", file=sys.stderr)
         return error.exit_code

@@ -503,24 +503,25 @@ def test_a_card_that_cannot_be_filled_is_a_problem(
     ]
 
 
-def status(pid: int | None, effective: str, code: str, analysed: int) -> dict[str, Any]:
-    engine = {"process": {"pid": pid}, "effective": effective, "reasonCode": code}
+def status(pid: int | None, effective: str, code: str, analysed: int, returns: int = 0) -> dict[str, Any]:
+    recovery = {"changeOvers": returns}
+    engine = {"process": {"pid": pid}, "effective": effective, "reasonCode": code, "recovery": recovery}
     return {"engine": engine, "cameras": [{"framesAnalysed": analysed}]}
 
 
 def test_the_way_back_of_a_killed_engine_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frames of the CPU come first, then the device; the frames of the dead process do not count."""
+    """Frames of the CPU come first, then the device; frames and state of the dead process do not count."""
     seen = [
         status(7, "cuda", "ok", 90),
-        status(None, "cuda", "engine-died", 95),
-        status(8, "cpu", "engine-died", 95),
+        status(None, "cuda", "ok", 95),
+        status(8, "cuda", "ok", 95),
         status(8, "cpu", "engine-died", 97),
-        status(9, "cuda", "ok", 99),
+        status(9, "cuda", "ok", 99, returns=1),
     ]
     statuses = iter(seen)
     monkeypatch.setattr(gpu_check_steps, "fetch_status", lambda _url, _token: next(statuses))
     memory = GpuMemory(FakeDriver(total=6000 * MIB, used=0))
-    recovery = Recovery(7, "cuda")
+    recovery = Recovery(7, "cuda", 0)
     states = []
     for _ in seen:
         done = recovery.look("http://127.0.0.1:1", memory, 6000 * MIB, 5000 * MIB)
@@ -528,7 +529,7 @@ def test_the_way_back_of_a_killed_engine_is_followed(monkeypatch: pytest.MonkeyP
     assert states == [(False, False, False)] * 3 + [(False, True, False), (True, True, True)]
     assert recovery.memory_s is not None
     timeline = [(each["effective"], each["reasonCode"]) for each in recovery.timeline]
-    assert timeline == [("cuda", "ok"), ("cuda", "engine-died"), ("cpu", "engine-died"), ("cuda", "ok")]
+    assert timeline == [("cuda", "ok"), ("cpu", "engine-died"), ("cuda", "ok")]
 
 
 # --- the memory of a card -----------------------------------------------------------------------------------
