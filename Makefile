@@ -21,8 +21,8 @@ IMAGE ?= visionedge:$(VARIANT)
 BUILD_FLAGS ?=
 UV = uv==0.13.9
 
-.PHONY: help run demo-edge chaos soak recount test test-system test-gpu-libs coverage wheel check format bench docs figures \
-	image image-test base-digest audit arm-wheels lock setup clean
+.PHONY: help run demo-edge chaos soak recount test test-system test-gpu-libs gpu-check coverage wheel check format bench docs \
+	figures image image-test base-digest audit arm-wheels lock setup clean
 
 # Brings .venv up to date for `run` or `dev`; the second time it finds nothing to do.
 define prepare
@@ -80,6 +80,10 @@ test-gpu-libs: ## the real CUDA libraries (2.7 GB) against a scripted driver; ne
 	$(prepare) dev
 	@folder=$$(mktemp -d) || exit 1; trap 'rm -rf "$$folder"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
 	TMPDIR="$$folder" build/gpu-libs/bin/python -m pytest -m cuda-libs $(ARGS)
+
+gpu-check: ## on an NVIDIA GPU, ten minutes: whether all of it works there; a report to send in build/gpu-check
+	$(prepare) dev
+	.venv/bin/python tools/gpu_check.py --out build/gpu-check $(ARGS)
 
 chaos: ## stops, hangs, resets and kill -9 against the stand-in: SECONDS=600 SEED=1
 	$(prepare) dev

@@ -11,8 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from gpu_check_steps import list_option_sets
 from stub_driver import Script, script, stub_folder
-from visionedge.engine.device.session import CUDA_GRAPH_OPTIONS, CUDA_MINIMAL_OPTIONS, CUDA_OPTIONS
+from visionedge.engine.device.devices import PROVIDERS
+from visionedge.engine.device.session import (
+    CUDA_GRAPH_OPTIONS,
+    CUDA_MINIMAL_OPTIONS,
+    CUDA_OPTIONS,
+    KNOWN_OPTIONS,
+)
 
 __all__ = ["script", "stub_folder"]
 
@@ -63,6 +70,24 @@ def test_the_provider_accepts_all_options_and_fails_only_without_a_device(
 ) -> None:
     script(init=100)
     assert "CUDA failure 100" in words_on(options)
+
+
+@pytest.mark.parametrize("name", list_option_sets("cuda"))
+def test_the_provider_accepts_the_option_sets_of_the_gpu_check(script: Script, name: str) -> None:
+    script(init=100)
+    assert "CUDA failure 100" in words_on(dict(list_option_sets("cuda")[name].options))
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_every_known_option_is_a_name_in_the_library_of_its_provider(device: str) -> None:
+    """TensorRT's provider cannot be loaded without TensorRT, so its library is only read."""
+    spec = importlib.util.find_spec("onnxruntime")
+    assert spec is not None
+    assert spec.origin is not None
+    library = (Path(spec.origin).parent / f"capi/libonnxruntime_providers_{device}.so").read_bytes()
+    assert {
+        name for name in KNOWN_OPTIONS[PROVIDERS[device]] if name.encode() + b"\0" not in library
+    } == set()
 
 
 @pytest.mark.parametrize(
