@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.config.schema import InferenceConfig
+from visionedge.engine.candidate_parity import make_sample_pictures
 from visionedge.engine.device.devices import PROVIDERS, ReasonCode, get_effective_device
 from visionedge.engine.device.faults import EngineError, describe_error
 from visionedge.engine.device.session import CUDA_OPTIONS, Session, check_provider_options
@@ -34,7 +35,6 @@ from visionedge.engine.device_parity import compare_rows
 from visionedge.engine.interface import EngineInfo
 from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.plan import Plan
-from visionedge.engine.precision_choice import make_sample_pictures
 from visionedge.errors import VisionedgeError
 from visionedge.model.compiler.build import load_or_compile_with_batch
 from visionedge.model.model import Model, find_bundled_model, load_model

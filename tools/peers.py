@@ -235,7 +235,7 @@ def compare(load: PipelineLoad, progress: Callable[[str], None]) -> dict[str, An
         open_engine_process(load, model) as (engine, frame_pool),
     ):
         info = engine.info()
-        progress(f"{info.device.describe()}; {info.precision.precision}; {info.plan.reason}")
+        progress(f"{info.device.describe()}; {info.choice.precision}; {info.plan.reason}")
 
         def run_ours() -> PeerRun:
             run = run_pipeline(load, engine, frame_pool, selection)
@@ -246,7 +246,7 @@ def compare(load: PipelineLoad, progress: Callable[[str], None]) -> dict[str, An
         details: dict[str, dict[str, Any]] = {
             PIPELINE: {
                 "device": info.device.effective,
-                "precision": info.precision.precision,
+                "precision": info.choice.precision,
                 "lanes": info.plan.lanes,
                 "batch": info.plan.max_batch,
             },

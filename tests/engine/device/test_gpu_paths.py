@@ -13,7 +13,7 @@ from fault_script import FaultScript
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.device.devices import PROVIDERS
-from visionedge.engine.device.session import Session, open_session
+from visionedge.engine.device.session import CUDA_GRAPHS, Session, open_ort_session
 from visionedge.engine.local_engine import open_engine
 from visionedge.engine.process.fault_injection import make_device_backend, read_fault_script
 from visionedge.model.compiler.compile import compile_model
@@ -105,7 +105,7 @@ def test_a_gpu_reads_pictures_from_one_tensor_for_each_batch_size(
     graph: bytes, runtime: HostMemoryRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its address is part of a captured graph. Rows are those of the CPU, wherever the pictures lie."""
-    session, images = open_session(graph, "cuda", max_batch=4), pictures(4)
+    session, images = open_ort_session(graph, "cuda", max_batch=4, options=CUDA_GRAPHS), pictures(4)
     rows = [session.run(images[:size], size) for size in (1, 4, 1, 4)]
     flipped = [picture[::-1, ::-1] for picture in images]
     views, padded = session.run(flipped, 4), session.run(images[:3], 4)
@@ -114,7 +114,7 @@ def test_a_gpu_reads_pictures_from_one_tensor_for_each_batch_size(
     assert {device for _, device in runtime.allocated} == {"cuda"}
     assert [shape for shape, _ in kept if len(shape) == 4] == [(1, 48, 64, 3), (4, 48, 64, 3)]
     monkeypatch.undo()
-    cpu = open_session(graph, "cpu", max_batch=4)
+    cpu = open_ort_session(graph, "cpu", max_batch=4)
     for size, seen in zip((1, 4, 1, 4), rows, strict=True):
         np.testing.assert_array_equal(seen, cpu.run(images[:size], size))
     np.testing.assert_array_equal(views, cpu.run(np.ascontiguousarray(images[:, ::-1, ::-1]), 4))
@@ -143,7 +143,7 @@ def test_without_graphs_no_run_is_captured(raw: RecordingRaw) -> None:
 def test_tensorrt_gets_its_options_and_cuda_and_the_cpu_behind_it(
     graph: bytes, runtime: HostMemoryRuntime, tmp_path: Path
 ) -> None:
-    session, images = open_session(graph, "tensorrt", max_batch=4, data=tmp_path), pictures(2)
+    session, images = open_ort_session(graph, "tensorrt", max_batch=4, data=tmp_path), pictures(2)
     assert session.device == "tensorrt"
     assert session.run(images, 2).shape == (2, session.rows, 6)
     session.close()
@@ -162,7 +162,7 @@ def test_a_variant_in_float16_runs_on_a_device_and_is_compared_with_the_cpu(tmp_
     engine = open_engine(load_model(path), wanted, data=tmp_path / "data", measuring=False, backend=backend)
     info = engine.info()
     engine.close()
-    assert (info.device.effective, info.precision.precision) == ("cuda", "fp16")
+    assert (info.device.effective, info.choice.precision) == ("cuda", "fp16")
     (seen,) = info.device_check.parity_results
     assert seen.refusal is None
     assert seen.rows is not None
