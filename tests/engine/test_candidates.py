@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from visionedge.model.model import Model, load_model
 from visionedge.model.parity import Parity, Tolerance
 from visionedge.model.postprocess import Rows
 from visionedge.model.quantization.variants import make_tolerance_document, make_variant_path, save_variant
+from visionedge.runtime.ov import installed_openvino
 
 GOOD = Parity(pictures=8, boxes=100, matched=0.97, score_shift=0.01, max_score_shift=0.1)
 BAD = Parity(pictures=8, boxes=100, matched=0.5, score_shift=0.01, max_score_shift=0.1)
@@ -303,6 +305,20 @@ def test_the_options_of_a_gpu_are_candidates_that_plain_options_can_win_against(
     info = opened(model, data, wrong, parity="off").info()
     assert info.choice.candidate == ORT
     assert [candidate for candidate in wrong.left_open() if candidate != ORT] == []
+
+
+@pytest.mark.skipif(not installed_openvino(), reason="the package openvino is not here")
+def test_both_real_runtimes_are_measured_and_agree(model: Model, data: Path) -> None:
+    """Whichever is faster here."""
+    config = InferenceConfig.model_validate({"device": "cpu", "precision": "fp32", "maxBatch": 1})
+    with closing(open_engine(model, config, data=data, plans=ONE_LANE, cores=1)) as engine:
+        choice = engine.info().choice
+        assert [each.candidate for each in choice.results] == [ORT, OV]
+        assert choice.candidate.runtime == engine.info().runtime
+        assert all(each.ms is not None and not each.note.startswith("opening") for each in choice.results)
+        assert "differ:" not in figures(engine, OV).note
+    with closing(open_engine(model, config, data=data, plans=ONE_LANE, cores=1)) as engine:
+        assert engine.info().choice.reason == choice.reason
 
 
 # --- demanded -----------------------------------------------------------------------------------------------
