@@ -40,7 +40,7 @@ def _copy(source: Path, target: Path) -> None:
 class ModuleProcess:
     """``with ModuleProcess(data, "--camera", "dock=…") as module: …``; killed if a test leaves it running.
 
-    Without a ``--config`` it computes in fp32, as finding the fastest precision takes seconds more. Unless
+    Without a ``--config`` it computes in fp32, as finding the fastest engine takes seconds more. Unless
     `cold`, its data folder already has the compiled graphs and plans of earlier runs. `program`: what runs
     instead of today's module, with its first words (see `next_version`).
     """
@@ -58,7 +58,7 @@ class ModuleProcess:
             _copy(Path(_CACHE_FOLDER.name), data)
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("IOTEDGE_", "VISIONEDGE_"))}
         plain = data.with_suffix(".fp32.json")
-        document: dict[str, Any] = {"inference": {"precision": "fp32"}}
+        document: dict[str, Any] = {"inference": {"precision": "fp32", "runtime": "onnxruntime"}}
         inside = any(name.startswith("IOTEDGE_") for name in environ or {})
         if not inside and not {"--camera", "--config"} & set(arguments):
             document["cameras"] = {"demo": {"uri": "demo:"}}  # as `run` does by itself without a file

@@ -30,6 +30,7 @@ class SimulatedEngines:
     refusals: Mapping[EngineCandidate, str] = field(default_factory=dict)
     failures: Mapping[tuple[EngineCandidate, str], Exception] = field(default_factory=dict)
     slower: Callable[[float], float] = lambda _now_s: 1.0
+    cpu_share: float = 1.0
     now_s: float = 0.0
     steps: list[tuple[str, EngineCandidate]] = field(default_factory=list)
 
@@ -59,7 +60,7 @@ class SimulatedEngines:
         took_ms = self.batch_ms[candidate](point) * self.slower(self.now_s)
         fitting = 1 + min(MAX_BATCHES, max(1, round(limit_s * 1000 / took_ms)))
         self.now_s += (1 if took_ms >= limit_s * 1000 else fitting) * took_ms / 1000
-        return ThroughputSample(point.lanes * point.batch * 1000 / took_ms, took_ms, took_ms)
+        return ThroughputSample(point.lanes * point.batch * 1000 / took_ms, took_ms, self.cpu_share * took_ms)
 
     def count(self, step: str, candidate: EngineCandidate) -> int:
         """How often a step was run."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from visionedge.model.model import Model, load_model
 from visionedge.model.parity import Parity, Tolerance
 from visionedge.model.postprocess import Rows
 from visionedge.model.quantization.variants import make_tolerance_document, make_variant_path, save_variant
+from visionedge.runtime.ov import installed_openvino
 
 GOOD = Parity(pictures=8, boxes=100, matched=0.97, score_shift=0.01, max_score_shift=0.1)
 BAD = Parity(pictures=8, boxes=100, matched=0.5, score_shift=0.01, max_score_shift=0.1)
@@ -132,7 +134,9 @@ def moved(rows: Rows) -> Rows:
 
 @pytest.fixture(autouse=True)
 def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The candidates differ so much that short trials suffice."""
+    """The candidates differ so much that short trials suffice, also on a busy machine."""
+    monkeypatch.setattr("visionedge.engine.engine_choice.MIN_CPU_SHARE", 0.0)
+    monkeypatch.setattr("visionedge.engine.engine_choice.MIN_CPU_SHARE_DEFAULT", 0.0)
     monkeypatch.setattr("visionedge.engine.engine_choice._TRIAL_S", 0.005)
 
 
@@ -168,7 +172,7 @@ def keep_variant(model: Model, parity: Parity = GOOD, seed: int = 1) -> None:
 def opened(
     model: Model, data: Path | None, runtimes: ScriptedRuntimes, *, measuring: bool = True, **inference: Any
 ) -> LocalEngine:
-    config = InferenceConfig.model_validate({"device": runtimes.device, **inference})
+    config = InferenceConfig.model_validate({"device": runtimes.device, "maxBatch": 1, **inference})
     return open_engine(
         model,
         config,
@@ -301,6 +305,20 @@ def test_the_options_of_a_gpu_are_candidates_that_plain_options_can_win_against(
     info = opened(model, data, wrong, parity="off").info()
     assert info.choice.candidate == ORT
     assert [candidate for candidate in wrong.left_open() if candidate != ORT] == []
+
+
+@pytest.mark.skipif(not installed_openvino(), reason="the package openvino is not here")
+def test_both_real_runtimes_are_measured_and_agree(model: Model, data: Path) -> None:
+    """Whichever is faster here."""
+    config = InferenceConfig.model_validate({"device": "cpu", "precision": "fp32", "maxBatch": 1})
+    with closing(open_engine(model, config, data=data, plans=ONE_LANE, cores=1)) as engine:
+        choice = engine.info().choice
+        assert [each.candidate for each in choice.results] == [ORT, OV]
+        assert choice.candidate.runtime == engine.info().runtime
+        assert all(each.ms is not None and not each.note.startswith("opening") for each in choice.results)
+        assert "differ:" not in figures(engine, OV).note
+    with closing(open_engine(model, config, data=data, plans=ONE_LANE, cores=1)) as engine:
+        assert engine.info().choice.reason == choice.reason
 
 
 # --- demanded -----------------------------------------------------------------------------------------------

@@ -134,6 +134,21 @@ def test_an_option_of_a_device_is_used_only_where_it_is_right_and_faster() -> No
     assert choose(wrong).candidate == ORT
 
 
+@pytest.mark.parametrize(("share", "settled"), [(0.9, True), (0.6, False)])
+def test_a_choice_from_a_busy_machine_is_used_and_not_kept(share: float, *, settled: bool) -> None:
+    """To stay with onnxruntime, less of the processor suffices."""
+    simulated = engines({ORT: 16.0, OV_BF16: 9.0})
+    simulated.cpu_share = share
+    choice = choose(simulated)
+    assert (choice.candidate, choice.settled) == (OV_BF16, settled)
+    assert ("other processes left only 60% of the processor" in choice.reason) is not settled
+    same = engines({ORT: 16.0, OV: 16.0})
+    same.cpu_share = share
+    assert choose(same).settled
+    same.cpu_share = 0.3
+    assert not choose(same).settled
+
+
 # --- candidates that are of no use --------------------------------------------------------------------------
 
 

@@ -56,10 +56,10 @@ _EQUAL_SHARE = 0.98
 """Points this near to the best count as equally fast; the one with the shortest batch is chosen."""
 
 _MIN_SURE_ROUNDS = 3
-_MIN_CPU_SHARE = 0.8
+MIN_CPU_SHARE = 0.8
 """The least share of the processor that lanes on a CPU get on an idle machine."""
 
-_MIN_CPU_SHARE_DEFAULT = 0.5
+MIN_CPU_SHARE_DEFAULT = 0.5
 """Below this share a measurement cannot be used, not even for the default point."""
 
 # --- trials: lanes that compute batches one after the other, timed ------------------------------------------
@@ -140,6 +140,14 @@ def run_interleaved(
     return {name: _summarize_lanes(point, [done[name] for done in lanes]) for name in runs}
 
 
+def make_cpu_clock(lanes: int, *, own: bool) -> Callable[[], int]:
+    """The processor time in ns of a lane, for a runtime that computes on its thread, or on `own` threads.
+
+    In the second case it is an equal share of the whole process's.
+    """
+    return (lambda: time.process_time_ns() // lanes) if own else time.thread_time_ns
+
+
 class _BatchTiming(NamedTuple):
     took_ns: int
     used_ns: int
@@ -181,10 +189,12 @@ def autotune_plan(
     latency_budget_ms: float | None = None,
     spend_s: float = TIME_BUDGET_S,
     on_trial: Callable[[], None] = lambda: None,
+    has_own_threads: bool = False,
 ) -> AutotuneResult:
     """Find the best plan for an engine that is warmed up; `run` computes a batch of the given size.
 
     It takes `spend_s`, and at most `FINAL_TIME_BUDGET_S` more. `on_trial` is called before each trial.
+    `has_own_threads`: the runtime computes on threads of its own, as OpenVINO does.
 
     Raises what `run` raises if not even the smallest batch can be computed.
     """
@@ -192,7 +202,7 @@ def autotune_plan(
 
     def trial(point: OperatingPoint, limit_s: float) -> ThroughputSample:
         on_trial()
-        return run_trial(run, point, limit_s)
+        return run_trial(run, point, limit_s, cpu_clock=make_cpu_clock(point.lanes, own=has_own_threads))
 
     return search_plan(trial, request, spend_s=spend_s)
 
@@ -502,7 +512,7 @@ class _Measurements:
         usual = request.default_point()
         point, why = choose_point(self.final_samples or self.samples, request.latency_budget_ms, usual)
         share = self._compute_cpu_share(point)
-        if share < _MIN_CPU_SHARE:
+        if share < MIN_CPU_SHARE:
             why = f"{why}; the lanes got only {share:.0%} of the processor"
         if self.out_of_time and len(self.samples) == 1 and usual.batch == point.batch and usual != point:
             point, why = usual, f"{why}; too slow to try more, so the default is used: {usual}"
@@ -527,7 +537,7 @@ class _Measurements:
         """
         if len(self.request.lanes()) * len(self.request.batches()) == 1:
             return True  # there is nothing to choose
-        return share >= (_MIN_CPU_SHARE_DEFAULT if point == self.request.default_point() else _MIN_CPU_SHARE)
+        return share >= (MIN_CPU_SHARE_DEFAULT if point == self.request.default_point() else MIN_CPU_SHARE)
 
     def _compute_cpu_share(self, point: OperatingPoint) -> float:
         """The share of the processor that the lanes could use and got; 1 on a GPU."""

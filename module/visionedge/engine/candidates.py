@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import onnx
 
-from visionedge.engine.autotune import ThroughputSample, make_noise_pictures, run_trial
+from visionedge.engine.autotune import ThroughputSample, make_cpu_clock, make_noise_pictures, run_trial
 from visionedge.engine.candidate_parity import (
     RUNTIME_TOLERANCES,
     check_agreement,
@@ -289,7 +289,10 @@ class SessionTrials:
     def measure(self, candidate: EngineCandidate, point: OperatingPoint, limit_s: float) -> ThroughputSample:
         """Compute batches of noise."""
         session = self.sessions[candidate]
-        return run_trial(lambda size: session.run(self._batch(size), size), point, limit_s)
+        cpu_clock = make_cpu_clock(point.lanes, own=session.runtime == "openvino")
+        return run_trial(
+            lambda size: session.run(self._batch(size), size), point, limit_s, cpu_clock=cpu_clock
+        )
 
     def check(self, candidate: EngineCandidate) -> CandidateAgreement:
         """Compare the detections on pictures of the bundled clip; the outputs if there are too few."""
@@ -452,12 +455,14 @@ class EngineSelector:
                 progress=self.progress,
                 crashes=crashes,
                 limited=self.source.device != "tensorrt",
+                computes_on_cpu=self.source.device == "cpu",
             )
         except Exception as error:  # noqa: BLE001 - the errors of runtimes have no common base
             log.warning("engines could not be compared (%s); using %s", describe_error(error), first)
             choice = EngineChoice(first, "another engine failed while it was measured")
         else:
-            cache.store(key, choice)
+            if choice.settled:
+                cache.store(key, choice)
         crashes.clear()
         trials.close(but=choice.candidate)
         chosen = next(graph for graph in graphs if graph.candidate == choice.candidate)

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Protocol, TypeVar
 
-from visionedge.engine.autotune import ThroughputSample
+from visionedge.engine.autotune import MIN_CPU_SHARE, MIN_CPU_SHARE_DEFAULT, ThroughputSample
 from visionedge.engine.device.devices import Runtime
 from visionedge.engine.device.faults import describe_error
 from visionedge.engine.device.session import PLAIN
@@ -125,11 +125,16 @@ class CandidateFigures:
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """The engine in use and the reason in one line. `results` is empty if nothing was measured."""
+    """The engine in use and the reason in one line. `results` is empty if nothing was measured.
+
+    `settled` False: other processes kept the machine busy. The choice is used now, and measured again at the
+    next start.
+    """
 
     candidate: EngineCandidate
     reason: str
     results: tuple[CandidateFigures, ...] = ()
+    settled: bool = True
 
     @property
     def precision(self) -> str:
@@ -364,6 +369,7 @@ class _Contest:
         progress: Progress,
         runner: StepRunner,
         crashes: CrashRecord,
+        computes_on_cpu: bool,
     ) -> None:
         self.entries = {candidate: _Entry(CandidateFigures(candidate)) for candidate in candidates}
         self._reference = candidates[0]
@@ -372,6 +378,7 @@ class _Contest:
         self._progress = progress
         self._runner = runner
         self._crashes = crashes
+        self._computes_on_cpu = computes_on_cpu
 
     # --- steps ----------------------------------------------------------------------------------------------
 
@@ -461,9 +468,25 @@ class _Contest:
         if chosen != self._reference:
             reference.lose(f"{chosen} is {self.entries[chosen].result.speedup:.2f} times as fast")
         results = tuple(entry.result for entry in self.entries.values())
-        return EngineChoice(chosen, self._explain(chosen), results)
+        share = self._compute_cpu_share()
+        settled = share >= (MIN_CPU_SHARE_DEFAULT if chosen == self._reference else MIN_CPU_SHARE)
+        busy = "" if settled else f"; other processes left only {share:.0%} of the processor"
+        return EngineChoice(chosen, self._explain(chosen) + busy, results, settled)
 
     # --- helpers --------------------------------------------------------------------------------------------
+
+    def _compute_cpu_share(self) -> float:
+        """The share of the processor that the reference could use and got; 1 on a GPU."""
+        if not self._computes_on_cpu:
+            return 1.0
+        entry = self.entries[self._reference]
+        runs = [(entry.alone, 1), (entry.final, self._point.lanes)]
+        shares = [
+            median(sample.cpu_ms * sample.frames_per_s for sample in samples) / 1000 / lanes
+            for samples, lanes in runs
+            if samples
+        ]
+        return min(shares, default=1.0)
 
     def _left_s(self) -> float:
         """The time before the finalists must be measured."""
@@ -549,6 +572,7 @@ def choose_engine(
     runner: StepRunner | None = None,
     crashes: CrashRecord | None = None,
     limited: bool = True,
+    computes_on_cpu: bool = True,
 ) -> EngineChoice:
     """Measure the candidates, the first of which is the reference, and choose.
 
@@ -573,6 +597,7 @@ def choose_engine(
         progress=progress,
         runner=runner or run,
         crashes=crashes or CrashRecord(None),
+        computes_on_cpu=computes_on_cpu,
     )
     contest.open(_OPEN_LIMIT_S if limited else None)
     contest.measure_alone()

@@ -608,6 +608,7 @@ class _EngineOpener:
             latency_budget_ms=budget_ms,
             spend_s=min(PLAN_TIME_BUDGET_S, max(0.0, left_s)),
             on_trial=lambda: progress.tick("lanes and batch size"),
+            has_own_threads=opened.session.runtime == "openvino",
         )
         measured = dataclasses.replace(measured, reason=measured.reason + warm.reason)
         plans.store(key, measured)

@@ -6,7 +6,7 @@ from second to second. Runs that differ by a few percent only, such as the engin
 interleaved batch by batch.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +21,7 @@ from visionedge.engine.autotune import (
     ThroughputSample,
     autotune_plan,
     compute_relative_speeds,
+    make_cpu_clock,
     make_noise_pictures,
     run_interleaved,
 )
@@ -95,6 +96,7 @@ def bench_engine(load: EngineLoad, progress: Callable[[str], None]) -> dict[str,
             fixed_batch=fixed,
             cores=wanted.cores,
             latency_budget_ms=load.inference.latency_budget_ms,
+            has_own_threads=info.runtime == "openvino",
         )
         progress(f"plan: {measured.reason}")
         pairs = _pairs(load, info.plan.buckets, wanted, measured.choice)
@@ -103,7 +105,10 @@ def bench_engine(load: EngineLoad, progress: Callable[[str], None]) -> dict[str,
         runs = _collect_runs(engine, runners[info.choice.candidate], pictures, pairs, measured.choice)
         runs += _one_picture_runs(model, graph, pictures[:1], device)
         runs += _candidate_runs(runners, measured.choice)
-        samples = _sweep(runs, load, progress)
+        own_threads = {str(candidate) for candidate in runners if candidate.runtime == "openvino"}
+        if info.runtime == "openvino":
+            own_threads |= {"engine", "beside", "bare"}
+        samples = _sweep(runs, load, own_threads, progress)
         return _report(load, engine, measured, samples)
 
 
@@ -164,12 +169,16 @@ def _candidate_runs(runners: Mapping[EngineCandidate, BatchRunner], point: Opera
     return [{(str(candidate), point): run for candidate, run in runners.items()}]
 
 
-def _sweep(runs: Sequence[RunsByKey], load: EngineLoad, progress: Callable[[str], None]) -> SamplesByKey:
-    """Every group of runs once a round."""
+def _sweep(
+    runs: Sequence[RunsByKey], load: EngineLoad, own_threads: Collection[str], progress: Callable[[str], None]
+) -> SamplesByKey:
+    """Every group of runs once a round; those kinds of runs compute on threads of their own."""
 
     def trial(group: RunsByKey) -> Mapping[RunKey, ThroughputSample]:
         point = next(iter(group))[1]
-        return run_interleaved(group, point, load.seconds, max_count=_NO_LIMIT)
+        own = any(kind in own_threads for kind, _ in group)
+        clock = make_cpu_clock(point.lanes, own=own)
+        return run_interleaved(group, point, load.seconds, max_count=_NO_LIMIT, cpu_clock=clock)
 
     def after_round(number: int, results: Mapping[int, Sequence[Mapping[RunKey, ThroughputSample]]]) -> None:
         last = [(key, sample) for given in results.values() for key, sample in given[-1].items()]
