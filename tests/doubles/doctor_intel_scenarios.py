@@ -7,9 +7,10 @@ from doctor_scenarios import Scenario, native
 
 _UHD = "Intel(R) UHD Graphics 770 (iGPU)"
 _NODE = "/dev/dri/renderD128"
-# OpenVINO's text, shortened; the number is one of OpenCL.
-_NO_DEVICES = "[GPU] no supported devices found"
+# The text of OpenVINO 2026.4.1 on a machine without a GPU, shortened.
+_NO_DEVICES = "[GPU] Can't get PERFORMANCE_HINT property as no supported devices found"
 _NO_DEVICES_CODE = "no-device"
+# A text of OpenVINO for an error of OpenCL, not seen on a GPU.
 _OUT_OF_RESOURCES = "[GPU] clFlush, error code: -5 CL_OUT_OF_RESOURCES"
 
 
