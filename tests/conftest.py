@@ -61,7 +61,14 @@ MAY_SKIP = ("gpu", "cuda-libs", "docker")
 """Markers of tests that need what a build machine rarely has."""
 
 
-MACHINE = ("has a GPU", "has a usable GPU", "is the GPU wheel", "has no IPv6", "no package index answers")
+MACHINE = (
+    "has a GPU",
+    "has a usable GPU",
+    "is the GPU wheel",
+    "has no IPv6",
+    "has no instructions for bf16",
+    "no package index answers",
+)
 """Reasons that no package can change."""
 
 

@@ -48,9 +48,9 @@ def prepare(kind: str) -> None:
     """Bring `.venv` up to date for `kind`; quick when it is already."""
     extra, reason = chosen_extra()
     with_av = kind == "dev" or av_is_wanted()
-    with_openvino = kind == "dev" or openvino_is_wanted()
+    openvino = openvino_is_wanted()
     wanted = {
-        one: digest(one, extra, with_av=with_av, with_openvino=with_openvino)
+        one: digest(one, extra, with_av=with_av, with_openvino=openvino)
         for one in KINDS[: KINDS.index(kind) + 1]
     }
     if recorded().get(kind) == wanted[kind] and working():
@@ -67,7 +67,7 @@ def prepare(kind: str) -> None:
     install(f"{kind}-{extra}.txt", "--no-build-isolation", "--requirement", LOCKS / f"{kind}-{extra}.txt")
     if with_av:
         install("PyAV, the decoder", "--no-deps", "--requirement", AV_LOCK)
-    if with_openvino:
+    if openvino or kind == "dev":
         install("OpenVINO, the second runtime", "--no-deps", "--requirement", OPENVINO_LOCK)
     install("visionedge itself", "--no-build-isolation", "--no-deps", "--editable", ROOT)
     RECORD.write_text(json.dumps({"root": str(ROOT), "extra": extra, **wanted}, indent=1) + "\n")

@@ -79,12 +79,13 @@ def test_packages_of_only_the_other_extra_are_its_onnxruntime_and_libraries() ->
 
 def test_a_changed_lock_extra_or_kind_requires_a_new_set_up() -> None:
     digests = {
-        prepare.digest(kind, extra, with_av=with_av)
+        prepare.digest(kind, extra, with_av=with_av, with_openvino=with_openvino)
         for kind in prepare.KINDS
         for extra in prepare.EXTRAS
         for with_av in (True, False)
+        for with_openvino in (True, False)
     }
-    assert len(digests) == 8
+    assert len(digests) == 16
 
 
 @dataclass
@@ -98,6 +99,9 @@ class FakeSetUp:
         self.steps.append(what)
         if "dev-" in what or prepare.AV_LOCK in arguments:
             self.installed.add("av")
+        if prepare.OPENVINO_LOCK in arguments:
+            assert "--no-deps" in arguments, "its telemetry stays away"
+            self.installed.add("openvino")
 
     def pip(self, arguments: list[str]) -> None:
         self.steps.append(" ".join(arguments))
@@ -117,6 +121,8 @@ def set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSetUp:
     monkeypatch.setenv("VISIONEDGE_EXTRA", "cpu")
     monkeypatch.delenv("VISIONEDGE_WITH_AV", raising=False)
     monkeypatch.delenv("WITH_PYAV", raising=False)
+    monkeypatch.delenv("VISIONEDGE_WITH_OPENVINO", raising=False)
+    monkeypatch.delenv("WITH_OPENVINO", raising=False)
     return noted
 
 
@@ -140,9 +146,29 @@ def test_pyav_can_be_excluded_and_is_then_removed(
     prepare.prepare("dev")
     monkeypatch.setenv(variable, "0")
     prepare.prepare("run")
-    assert set_up.installed == set()
+    assert set_up.installed == {"openvino"}
     prepare.prepare("dev")
-    assert set_up.installed == {"av"}
+    assert set_up.installed == {"av", "openvino"}
+
+
+def test_openvino_is_installed_for_the_tests_and_for_run_on_request(
+    set_up: FakeSetUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run` leaves one alone that is there, and installs nothing twice."""
+    prepare.prepare("run")
+    assert "openvino" not in set_up.installed
+    monkeypatch.setenv("VISIONEDGE_WITH_OPENVINO", "1")
+    prepare.prepare("run")
+    assert "openvino" in set_up.installed
+    monkeypatch.delenv("VISIONEDGE_WITH_OPENVINO")
+    prepare.prepare("dev")
+    set_up.steps.clear()
+    prepare.prepare("run")
+    assert set_up.steps == []
+    assert "openvino" in set_up.installed
+    monkeypatch.setenv("VISIONEDGE_WITH_OPENVINO", "yes")
+    with pytest.raises(prepare.SetupError, match="make it 1"):
+        prepare.prepare("run")
 
 
 def test_a_wrong_value_for_pyav_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

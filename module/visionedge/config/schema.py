@@ -491,11 +491,10 @@ class InferenceConfig(_Section):
 
     device: Literal["auto", "cuda", "tensorrt", "openvino-gpu", "cpu", "remote"] = _key(
         "auto",
-        "auto = CUDA if it works, else the CPU; openvino-gpu = an Intel GPU; remote = the servers of"
-        " 'remote'.",
+        "auto = a GPU that works, else the CPU; openvino-gpu = Intel's; remote = the servers of 'remote'.",
     )
     runtime: Literal["auto", "onnxruntime", "openvino"] = _key(
-        "auto", "The library that computes on the CPU; with 'device' auto or cpu only."
+        "auto", "What computes on the CPU; needs 'device' auto or cpu."
     )
     remote: RemoteConfig | None = _key(None, "The servers of 'device: remote'.")
     fallback: Annotated[

@@ -15,7 +15,6 @@ import raw_map_models as maps
 import tiny_yolos as yolos
 from tiny_models import TinyDetector, pictures
 from visionedge.engine.device.backend import find_precisions, list_cpu_precisions, open_session
-from visionedge.engine.device.faults import EngineError
 from visionedge.engine.device.session import DeviceSession
 from visionedge.model.compiler.compile import compile_model
 from visionedge.model.model import load_model
@@ -198,11 +197,3 @@ def test_the_expectation_of_a_convolution_becomes_a_sum_and_other_layers_stay() 
     rows = list(openvino.compile_model(model, "CPU")(bins).values())
     np.testing.assert_allclose(rows[0], (bins * weights).sum(axis=1, keepdims=True), rtol=1e-5)
     assert rows[1].shape == (1, 8, 4, 9)
-
-
-def test_a_closed_session_raises_an_error(graph: bytes) -> None:
-    session = OpenVinoSession(graph, "cpu")
-    session.close()
-    assert "closed" in repr(session)
-    with pytest.raises(EngineError, match="closed"):
-        session.run(pictures(1), 1)

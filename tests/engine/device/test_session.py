@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 
 from tiny_models import TinyDetector, pictures
 from visionedge.engine.device import session as providers
-from visionedge.engine.device.devices import PROVIDERS
+from visionedge.engine.device.backend import find_runtimes, open_session
+from visionedge.engine.device.devices import PROVIDERS, Runtime
 from visionedge.engine.device.faults import EngineError
 from visionedge.engine.device.session import (
     CUDA_GRAPH_OPTIONS,
@@ -21,6 +22,7 @@ from visionedge.engine.device.session import (
     EXHAUSTIVE_SEARCH,
     KNOWN_OPTIONS,
     PLAIN,
+    DeviceSession,
     NodePlacement,
     Session,
     find_options,
@@ -50,9 +52,22 @@ def test_bound_runs_equal_plain_runs_bit_for_bit(graph: bytes) -> None:
         np.testing.assert_array_equal(session.run(images[:size], size), plain[:size])
 
 
-def test_rows_are_not_overwritten_by_the_next_run(graph: bytes) -> None:
+@pytest.fixture(params=["onnxruntime", "openvino"])
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    """Every runtime behaves alike."""
+    name: Runtime = request.param
+    if name not in find_runtimes("cpu"):
+        pytest.skip(f"the package {name} is not here")
+    return name
+
+
+def opened(graph: bytes, runtime: Runtime) -> DeviceSession:
+    return open_session(graph, "cpu", max_batch=4, runtime=runtime)
+
+
+def test_rows_are_not_overwritten_by_the_next_run(graph: bytes, runtime: Runtime) -> None:
     """On the CPU a bound output is the caller's own memory, unless it is copied."""
-    session, images = open_ort_session(graph, "cpu", max_batch=1), pictures(2)
+    session, images = opened(graph, runtime), pictures(2)
     first = session.run(images[:1], 1)
     kept = first.copy()
     second = session.run(images[1:], 1)
@@ -60,16 +75,16 @@ def test_rows_are_not_overwritten_by_the_next_run(graph: bytes) -> None:
     np.testing.assert_array_equal(first, kept)
 
 
-def test_padding_changes_nothing(graph: bytes) -> None:
+def test_padding_changes_nothing(graph: bytes, runtime: Runtime) -> None:
     """With any content of an earlier batch in the buffer."""
-    session, images = open_ort_session(graph, "cpu", max_batch=4), pictures(4)
+    session, images = opened(graph, runtime), pictures(4)
     alone = session.run(images[:1], 1)
     session.run(images, 4)
     np.testing.assert_array_equal(session.run(images[:1], 4), alone)
 
 
-def test_threads_have_their_own_buffers(graph: bytes) -> None:
-    session, images = open_ort_session(graph, "cpu", max_batch=1), pictures(6)
+def test_threads_have_their_own_buffers(graph: bytes, runtime: Runtime) -> None:
+    session, images = opened(graph, runtime), pictures(6)
     expected = [session.run(images[i : i + 1], 1) for i in range(6)]
     wrong: list[int] = []
 
@@ -85,17 +100,17 @@ def test_threads_have_their_own_buffers(graph: bytes) -> None:
     assert wrong == []
 
 
-def test_picture_views_are_read_in_their_logical_order(graph: bytes) -> None:
-    session, images = open_ort_session(graph, "cpu", max_batch=2), pictures(2)
+def test_picture_views_are_read_in_their_logical_order(graph: bytes, runtime: Runtime) -> None:
+    session, images = opened(graph, runtime), pictures(2)
     flipped = [picture[::-1, ::-1] for picture in images]
     assert not flipped[0].flags.c_contiguous
     expected = session.run(np.ascontiguousarray(images[:, ::-1, ::-1]), 2)
     np.testing.assert_array_equal(session.run(flipped, 2), expected)
 
 
-def test_pictures_in_any_memory_are_only_read(graph: bytes) -> None:
+def test_pictures_in_any_memory_are_only_read(graph: bytes, runtime: Runtime) -> None:
     """Contiguous, one by one, and with space after each; the pictures of the engine's child are read-only."""
-    session, images = open_ort_session(graph, "cpu", max_batch=2), pictures(2)
+    session, images = opened(graph, runtime), pictures(2)
     expected = session.run(images, 2)
     images.flags.writeable = False
     before = images.copy()
@@ -106,8 +121,8 @@ def test_pictures_in_any_memory_are_only_read(graph: bytes) -> None:
     np.testing.assert_array_equal(images, before)
 
 
-def test_a_closed_session_raises_an_error(graph: bytes) -> None:
-    session = open_ort_session(graph, "cpu", max_batch=1)
+def test_a_closed_session_raises_an_error(graph: bytes, runtime: Runtime) -> None:
+    session = opened(graph, runtime)
     session.close()
     assert "closed" in repr(session)
     with pytest.raises(EngineError, match="closed"):
