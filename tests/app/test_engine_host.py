@@ -140,7 +140,7 @@ def test_classes_and_tracking_of_a_camera_change_while_the_engine_runs(
 def _held(clip: Path, models: Path) -> dict[str, Any]:
     """A device that is not there, waited for."""
     start = document(clip, models, process=True)
-    start["inference"] |= {"device": "cuda", "fallback": "hold"}
+    start["inference"] |= {"device": "cuda", "runtime": "auto", "fallback": "hold"}
     return start
 
 

@@ -126,7 +126,7 @@ def document(clip: Path, models: Path, *, process: bool) -> dict[str, Any]:
     return {
         "cameras": {name: {"uri": str(clip)} for name in ("dock", "gate", "yard")},
         "model": {"path": str(models / "small.onnx")},
-        "inference": {"device": "cpu", "process": process, "confidence": 0.1},
+        "inference": {"device": "cpu", "runtime": "onnxruntime", "process": process, "confidence": 0.1},
     }
 
 

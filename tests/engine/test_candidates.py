@@ -23,7 +23,7 @@ from visionedge.engine.device.session import (
     NodePlacement,
     PictureBatch,
 )
-from visionedge.engine.engine_choice import CHOICES_FOLDER, CandidateFigures, EngineCandidate
+from visionedge.engine.engine_choice import CHOICES_FOLDER, CandidateFigures, EngineCandidate, EngineChoice
 from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.plan import OperatingPoint, Plan
 from visionedge.errors import UnavailableError
@@ -406,7 +406,7 @@ def test_a_damaged_choice_is_measured_again(model: Model, data: Path) -> None:
 
 def test_a_variant_refused_by_its_report_is_excluded(model: Model, data: Path) -> None:
     keep_variant(model, BAD)
-    assert not has_candidates(model, data=data, backend=ScriptedRuntimes(runtimes=ONLY_ORT).backend())
+    assert list_eligible_variants(model, device="cpu", data=data) == []
     choice = opened(model, data, ScriptedRuntimes(runtimes=ONLY_ORT)).info().choice
     assert choice.candidate == ORT
     assert choice.reason.startswith(
@@ -421,14 +421,19 @@ def test_int8_is_used_only_on_cpus(model: Model, data: Path) -> None:
     assert choice.reason == "the model file is used as it is: its int8 variant is not used on cuda"
 
 
-def test_a_variant_that_was_made_for_this_model_makes_a_comparison_worthwhile(
-    model: Model, data: Path
-) -> None:
+def test_an_engine_that_was_not_measured_makes_a_comparison_worthwhile(model: Model, data: Path) -> None:
     ort = ScriptedRuntimes(runtimes=ONLY_ORT).backend()
-    assert not has_candidates(model, data=data, backend=ort)
-    assert has_candidates(model, data=data, backend=ScriptedRuntimes().backend())
+    unmeasured = EngineChoice(ORT, "nothing was measured")
+    measured = EngineChoice(ORT, "no gain", (CandidateFigures(ORT, 9.0), CandidateFigures(OV, 9.0)))
+    assert not has_candidates(model, unmeasured, "auto", data=data, backend=ort)
+    both = ScriptedRuntimes().backend()
+    assert has_candidates(model, unmeasured, "auto", data=data, backend=both)
+    assert not has_candidates(model, unmeasured, "onnxruntime", data=data, backend=both)
+    assert not has_candidates(model, measured, "auto", data=data, backend=both)
     keep_variant(model)
-    assert has_candidates(model, data=data, backend=ort)
+    assert has_candidates(model, measured, "auto", data=data, backend=ort)
+    with_int8 = EngineChoice(ORT, "no gain", (CandidateFigures(ORT, 9.0), CandidateFigures(ORT_INT8, 9.0)))
+    assert not has_candidates(model, with_int8, "auto", data=data, backend=ort)
 
 
 def test_the_reason_for_a_model_without_variants_says_so(model: Model, data: Path) -> None:

@@ -255,12 +255,13 @@ class EngineHost:
         if instance is None or instance.engine is None or self._substitute is not None:
             return False
         info = instance.engine.info()
-        if info.choice.precision != "fp32" or info.choice.results or info.device.effective != "cpu":
+        if info.choice.precision != "fp32" or info.device.effective != "cpu":
             return False
         if instance.inference.precision != "auto":
             return False
         if instance.has_faster_candidates is None:
-            look = functools.partial(has_candidates, instance.model, data=self._data)
+            runtime = instance.inference.runtime
+            look = functools.partial(has_candidates, instance.model, info.choice, runtime, data=self._data)
             instance.has_faster_candidates = await asyncio.to_thread(look)
         return instance.has_faster_candidates
 

@@ -28,7 +28,7 @@ from visionedge.engine.candidate_parity import (
     measure_output_distance,
 )
 from visionedge.engine.device.backend import DEVICE_BACKEND, DeviceBackend
-from visionedge.engine.device.devices import EffectiveDevice, Runtime
+from visionedge.engine.device.devices import EffectiveDevice, RequestedRuntime, Runtime
 from visionedge.engine.device.faults import EngineError, describe_error
 from visionedge.engine.device.session import PLAIN, DeviceSession, PictureBatch
 from visionedge.engine.engine_choice import (
@@ -108,10 +108,20 @@ def list_eligible_variants(original: Model, *, device: str, data: Path | None) -
     ]
 
 
-def has_candidates(original: Model, *, data: Path | None, backend: DeviceBackend = DEVICE_BACKEND) -> bool:
-    """Whether anything else than onnxruntime in fp32 may be faster on the CPU."""
-    runtimes = backend.find_runtimes("cpu")
-    return len(runtimes) > 1 or bool(list_eligible_variants(original, device="cpu", data=data))
+def has_candidates(
+    original: Model,
+    choice: EngineChoice,
+    runtime: RequestedRuntime,
+    *,
+    data: Path | None,
+    backend: DeviceBackend = DEVICE_BACKEND,
+) -> bool:
+    """Whether an engine that was not measured for a choice may be faster on the CPU."""
+    measured = {figures.candidate.precision for figures in choice.results}
+    variants = list_eligible_variants(original, device="cpu", data=data)
+    if any(variant.precision not in measured for variant in variants):
+        return True
+    return not measured and runtime == "auto" and len(backend.find_runtimes("cpu")) > 1
 
 
 def _exclusion_reason(variant: Variant, device: str) -> str | None:
