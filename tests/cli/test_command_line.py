@@ -563,7 +563,7 @@ def test_the_pipeline_bench_reports_both_sides(visionedge: CommandLine, tmp_path
 def test_the_int8_pipeline_is_compared_with_the_fp32_plain_loop(
     visionedge: CommandLine, tmp_path: Path
 ) -> None:
-    """For a model with an int8 variant; the ceiling exists only for fp32."""
+    """For a model with an int8 variant; the ceiling is that of the engine in use."""
     model = save_with_variant(tmp_path / "tiny.onnx")
     clip = make_clip(tmp_path / "clip.mp4", pictures=20)
     report = tmp_path / "report.json"
@@ -575,7 +575,8 @@ def test_the_int8_pipeline_is_compared_with_the_fp32_plain_loop(
     document = json.loads(report.read_text())
     assert (document["precision"], document["load"]["precision"]) == ("int8", "int8")
     assert document["ratio"]["framesPerSecond"] > 0
-    assert "ceiling" not in document
+    assert document["ceiling"]["engine"] == document["engine"]
+    assert document["engine"].endswith(" int8")
     assert " in int8, " in outcome.out
     assert "; the plain loop in fp32" in outcome.out
 
