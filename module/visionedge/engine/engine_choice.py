@@ -38,7 +38,7 @@ TIME_BUDGET_S = 15.0
 PLAN_TIME_S = 5.0
 """The part of it that is kept for the plan: lanes and batch size."""
 
-_FINAL_TIME_S = 2.5
+_TOGETHER_TIME_S = 2.5
 _OPEN_LIMIT_S, _CHECK_LIMIT_S = 6.0, 4.0
 _CHECK_TIME_S = 1.0
 """Kept for the parity checks while the candidates run alone."""
@@ -50,12 +50,12 @@ many times as long as a batch of the reference."""
 
 _TRIAL_S = 0.08
 _ROUNDS_ALONE = 4
-_FINAL_ROUNDS = 9
+_ROUNDS_TOGETHER = 9
 _OVERRUN_S = 1.0
 """A step that is measured may end so much later than planned; `PLAN_TIME_S` has room for it."""
 
-_MIN_FINAL_ROUNDS = 3
-_MAX_FINALISTS = 3
+_MIN_ROUNDS_TOGETHER = 3
+_MAX_TOGETHER = 3
 _MIN_SPEEDUP_ALONE = 0.9
 """Slower alone than this, relative to the reference, a candidate is not measured again."""
 
@@ -343,21 +343,21 @@ def record_crash(data: Path | None) -> bool:
 
 @dataclass(slots=True)
 class _Entry:
-    """A candidate in the measurement: its samples alone, and those of the final."""
+    """A candidate in the measurement: its samples alone, and together with the fastest others."""
 
     result: CandidateFigures
     alone: list[ThroughputSample] = field(default_factory=list)
-    final: list[ThroughputSample] = field(default_factory=list)
+    together: list[ThroughputSample] = field(default_factory=list)
 
-    def lose(self, note: str) -> None:
+    def exclude(self, note: str) -> None:
         self.result = replace(self.result, note=note)
 
     @property
-    def lost(self) -> bool:
+    def is_excluded(self) -> bool:
         return bool(self.result.note)
 
 
-class _Contest:
+class _Comparison:
     """The candidates in order of preference; the first one is the reference, whose errors are raised."""
 
     def __init__(
@@ -387,9 +387,9 @@ class _Contest:
         for candidate in list(self.entries)[1:]:
             entry = self.entries[candidate]
             if self._crashes.is_excluded(candidate):
-                entry.lose("ended the engine's process when it was tried")
+                entry.exclude("ended the engine's process when it was tried")
             elif limit_s is not None and self._left_s() <= 0:
-                entry.lose("there was no time to try it")
+                entry.exclude("there was no time to try it")
             else:
                 limit_s = None if limit_s is None else min(limit_s, self._left_s())
                 self._try(candidate, "opening", partial(self._trials.open, candidate), limit_s)
@@ -398,7 +398,7 @@ class _Contest:
         """Run all in turns on one lane; each keeps its figures and its speed relative to the reference."""
         point = OperatingPoint(1, self._point.batch)
         for number in range(_ROUNDS_ALONE):
-            running = [candidate for candidate, entry in self.entries.items() if not entry.lost]
+            running = [candidate for candidate, entry in self.entries.items() if not entry.is_excluded]
             if len(running) < 2 or self._left_s() <= (_CHECK_TIME_S if number else 0):
                 break
             for candidate in reversed(running) if number % 2 else running:
@@ -407,44 +407,44 @@ class _Contest:
                     self.entries[candidate].alone.append(sample)
         reference = self.entries[self._reference]
         for entry in self.entries.values():
-            if entry.alone and not entry.lost:
+            if entry.alone and not entry.is_excluded:
                 ms, speedup = median(s.batch_ms for s in entry.alone), _speedup(entry.alone, reference.alone)
                 entry.result = replace(entry.result, ms=ms, speedup=speedup)
                 if speedup < _MIN_SPEEDUP_ALONE:
-                    entry.lose(f"{speedup:.2f} times as fast as {self._reference} alone")
+                    entry.exclude(f"{speedup:.2f} times as fast as {self._reference} alone")
 
-    def select_finalists(self) -> None:
+    def select_fastest(self) -> None:
         """Keep the fastest that pass the parity check, and note why the others are not measured again."""
-        places = _MAX_FINALISTS - 1
-        rivals = [c for c, entry in self.entries.items() if c != self._reference and not entry.lost]
-        for candidate in [c for c in rivals if not self.entries[c].alone]:
-            self.entries[candidate].lose("there was no time to measure it")
-            rivals.remove(candidate)
-        for candidate in sorted(rivals, key=lambda c: -(self.entries[c].result.speedup or 0)):
+        places = _MAX_TOGETHER - 1
+        others = [c for c, entry in self.entries.items() if c != self._reference and not entry.is_excluded]
+        for candidate in [c for c in others if not self.entries[c].alone]:
+            self.entries[candidate].exclude("there was no time to measure it")
+            others.remove(candidate)
+        for candidate in sorted(others, key=lambda c: -(self.entries[c].result.speedup or 0)):
             entry = self.entries[candidate]
             if places == 0:
-                entry.lose(f"others are faster alone ({entry.result.speedup:.2f} times as fast)")
+                entry.exclude(f"others are faster alone ({entry.result.speedup:.2f} times as fast)")
             elif self._left_s() <= 0:
-                entry.lose("there was no time to check its results")
+                entry.exclude("there was no time to check its results")
             elif self._passes(candidate):
                 places -= 1
 
     def measure_together(self) -> None:
-        """Run the finalists in turns on all lanes, as the engine will."""
-        for number in range(_FINAL_ROUNDS):
-            running = [candidate for candidate, entry in self.entries.items() if not entry.lost]
+        """Run those that are left in turns on all lanes, as the engine will."""
+        for number in range(_ROUNDS_TOGETHER):
+            running = [candidate for candidate, entry in self.entries.items() if not entry.is_excluded]
             left_s = self._progress.left_s - PLAN_TIME_S
             if len(running) < 2 or left_s <= 0:
                 break
             for candidate in reversed(running) if number % 2 else running:
                 sample = self._measure(candidate, self._point, f"on {self._point}", left_s)
                 if sample is not None:
-                    self.entries[candidate].final.append(sample)
+                    self.entries[candidate].together.append(sample)
         reference = self.entries[self._reference]
         for entry in self.entries.values():
-            if entry.final and not entry.lost:
-                frames_per_s = median(sample.frames_per_s for sample in entry.final)
-                speedup = _speedup(entry.final, reference.final)
+            if entry.together and not entry.is_excluded:
+                frames_per_s = median(sample.frames_per_s for sample in entry.together)
+                speedup = _speedup(entry.together, reference.together)
                 entry.result = replace(entry.result, frames_per_s=frames_per_s, speedup=speedup)
 
     def decide(self) -> EngineChoice:
@@ -452,21 +452,21 @@ class _Contest:
         reference, faster = self.entries[self._reference], list[tuple[EngineCandidate, float]]()
         for candidate, entry in self.entries.items():
             speedup = entry.result.speedup
-            if candidate == self._reference or entry.lost or speedup is None:
+            if candidate == self._reference or entry.is_excluded or speedup is None:
                 continue
-            if len(entry.final) < _MIN_FINAL_ROUNDS:
-                entry.lose("there was no time to measure it again")
-            elif _is_clearly_faster(candidate, entry.final, reference.final):
+            if len(entry.together) < _MIN_ROUNDS_TOGETHER:
+                entry.exclude("there was no time to measure it again")
+            elif _is_clearly_faster(candidate, entry.together, reference.together):
                 faster.append((candidate, speedup))
             else:
-                entry.lose(f"{speedup:.2f} times as fast as {self._reference}: no clear gain")
+                entry.exclude(f"{speedup:.2f} times as fast as {self._reference}: no clear gain")
         best = max((speedup for _, speedup in faster), default=1.0)
         chosen = next((c for c, speedup in faster if speedup >= _EQUAL_SHARE * best), self._reference)
         for candidate, speedup in faster:
             if candidate != chosen:
-                self.entries[candidate].lose(f"{speedup:.2f} times as fast as {self._reference}")
+                self.entries[candidate].exclude(f"{speedup:.2f} times as fast as {self._reference}")
         if chosen != self._reference:
-            reference.lose(f"{chosen} is {self.entries[chosen].result.speedup:.2f} times as fast")
+            reference.exclude(f"{chosen} is {self.entries[chosen].result.speedup:.2f} times as fast")
         results = tuple(entry.result for entry in self.entries.values())
         share = self._compute_cpu_share()
         settled = share >= (MIN_CPU_SHARE_DEFAULT if chosen == self._reference else MIN_CPU_SHARE)
@@ -480,7 +480,7 @@ class _Contest:
         if not self._computes_on_cpu:
             return 1.0
         entry = self.entries[self._reference]
-        runs = [(entry.alone, 1), (entry.final, self._point.lanes)]
+        runs = [(entry.alone, 1), (entry.together, self._point.lanes)]
         shares = [
             median(sample.cpu_ms * sample.frames_per_s for sample in samples) / 1000 / lanes
             for samples, lanes in runs
@@ -489,8 +489,8 @@ class _Contest:
         return min(shares, default=1.0)
 
     def _left_s(self) -> float:
-        """The time before the finalists must be measured."""
-        return self._progress.left_s - PLAN_TIME_S - _FINAL_TIME_S
+        """The time before the fastest must be measured together."""
+        return self._progress.left_s - PLAN_TIME_S - _TOGETHER_TIME_S
 
     def _try(
         self, candidate: EngineCandidate, doing: str, step: Callable[[], T], limit_s: float | None
@@ -508,7 +508,7 @@ class _Contest:
                 raise
             message = str(error) if isinstance(error, TimeoutError) else describe_error(error)
             log.warning("%s cannot be used: %s (%s)", candidate, message, doing)
-            self.entries[candidate].lose(f"{doing}: {message}")
+            self.entries[candidate].exclude(f"{doing}: {message}")
             return None
         finally:
             self._crashes.end()
@@ -530,7 +530,7 @@ class _Contest:
         entry = self.entries[candidate]
         entry.result = replace(entry.result, agreement=agreement.message)
         if agreement.refusal is not None:
-            entry.lose(f"its results differ: {agreement.refusal}")
+            entry.exclude(f"its results differ: {agreement.refusal}")
         return agreement.refusal is None
 
     def _explain(self, chosen: EngineCandidate) -> str:
@@ -546,8 +546,8 @@ class _Contest:
                 f"{chosen} was measured {result.speedup:.2f} times as fast as {self._reference} here"
                 f" ({figures}); {result.agreement}"
             )
-        lost = "; ".join(f"{r.candidate}: {r.note}" for r in results if r.candidate != chosen)
-        return f"no other engine is clearly faster here ({figures or 'none was measured again'}); {lost}"
+        excluded = "; ".join(f"{r.candidate}: {r.note}" for r in results if r.candidate != chosen)
+        return f"no other engine is clearly faster here ({figures or 'none was measured again'}); {excluded}"
 
 
 def _speedup(ours: Sequence[ThroughputSample], theirs: Sequence[ThroughputSample]) -> float:
@@ -576,7 +576,7 @@ def choose_engine(
 ) -> EngineChoice:
     """Measure the candidates, the first of which is the reference, and choose.
 
-    `point` is what the finalists run on. Without `limited`, opening may take any time: a device that builds
+    `point` is what the fastest run on. Without `limited`, opening may take any time: a device that builds
     its engines needs minutes.
 
     Raises what the reference raises.
@@ -590,7 +590,7 @@ def choose_engine(
         len(candidates),
         progress.budget_s,
     )
-    contest = _Contest(
+    comparison = _Comparison(
         candidates,
         trials,
         point=point,
@@ -599,11 +599,11 @@ def choose_engine(
         crashes=crashes or CrashRecord(None),
         computes_on_cpu=computes_on_cpu,
     )
-    contest.open(_OPEN_LIMIT_S if limited else None)
-    contest.measure_alone()
-    contest.select_finalists()
-    contest.measure_together()
-    return contest.decide()
+    comparison.open(_OPEN_LIMIT_S if limited else None)
+    comparison.measure_alone()
+    comparison.select_fastest()
+    comparison.measure_together()
+    return comparison.decide()
 
 
 # --- the cache ----------------------------------------------------------------------------------------------
