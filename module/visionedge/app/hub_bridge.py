@@ -395,7 +395,6 @@ def _build_engine_properties(state: StateSnapshot) -> Document:
     return {
         "requested": device.requested,
         "effective": device.effective,
-        "runtime": info.runtime,
         "precision": info.choice.precision,
         "reasonCode": device.code,
         "since": format_utc(device.since_utc),

@@ -209,4 +209,4 @@ def test_a_module_sends_its_events_to_a_client(
     assert report["events"]["afterClockSteps"] == 0
     assert report["module"]["framesPerSecond"] > 0
     assert report["machine"]["effectiveDevice"] == "cpu"
-    assert {each.name for each in tmp_path.iterdir()} <= {"compiled", "plans", "variants"}
+    assert {each.name for each in tmp_path.iterdir()} <= {"compiled", "engines", "plans", "variants"}
