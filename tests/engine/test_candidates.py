@@ -211,6 +211,12 @@ def test_a_choice_is_kept_and_only_its_engine_is_opened_at_the_next_start(model:
     assert runtimes.left_open() == [first.candidate]
 
 
+def test_a_data_folder_that_cannot_be_reached_does_not_stop_the_engine(model: Model, data: Path) -> None:
+    """Its name is too long, an error that root meets, too, as other users do without permission."""
+    choice = opened(model, data / ("n" * 300), ScriptedRuntimes()).info().choice
+    assert [each.candidate for each in choice.results] == [ORT, OV, OV_BF16]
+
+
 def test_without_measuring_a_kept_choice_counts_else_onnxruntime(model: Model, data: Path) -> None:
     engine = opened(model, data, ScriptedRuntimes(), measuring=False)
     choice = engine.info().choice

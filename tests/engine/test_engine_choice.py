@@ -380,6 +380,17 @@ def test_a_choice_that_cannot_be_saved_is_logged(tmp_path: Path, caplog: pytest.
     assert "the next start measures again" in caplog.text
 
 
+def test_a_data_folder_that_cannot_be_reached_keeps_nothing_and_stops_nothing(tmp_path: Path) -> None:
+    """Its name is too long, an error that root meets, too, as other users do without permission."""
+    data = tmp_path / ("n" * 300)
+    cache = ChoiceCache(data)
+    assert cache.is_empty()
+    assert cache.load(KEY) is None
+    assert choose(engines({ORT: 16.0, OV_BF16: 9.0}), cache.crash_record(KEY)).candidate == OV_BF16
+    cache.store(KEY, CHOICE)
+    assert not record_crash(data)
+
+
 def test_only_the_newest_choices_are_kept(tmp_path: Path) -> None:
     cache = ChoiceCache(tmp_path)
     for cores in range(1, 40):

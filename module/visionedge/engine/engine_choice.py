@@ -332,7 +332,7 @@ _TRYING_SUFFIX = ".trying"
 
 def record_crash(data: Path | None) -> bool:
     """A process that opened an engine crashed: exclude the candidate that it tried; whether there was one."""
-    found = list((data / CHOICES_FOLDER).glob(f"*{_TRYING_SUFFIX}")) if data is not None else []
+    found = [] if data is None else _list_files(data / CHOICES_FOLDER, f"*{_TRYING_SUFFIX}")
     for path in found:
         record = CrashRecord(path)
         for name in record.crashes:
@@ -634,6 +634,14 @@ class ChoiceKey:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
 
 
+def _list_files(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder; none if it is absent or this user may not read it."""
+    try:
+        return list(folder.glob(pattern))
+    except OSError:
+        return []
+
+
 class ChoiceCache:
     """Choices in the data folder, one file each. Never raises OSError: without one, it is measured again."""
 
@@ -642,7 +650,7 @@ class ChoiceCache:
 
     def is_empty(self) -> bool:
         """Whether no choice is cached at all; a key needs the graphs of all candidates, which takes time."""
-        return not any(self.folder.glob("*.json"))
+        return not _list_files(self.folder, "*.json")
 
     def load(self, key: ChoiceKey) -> EngineChoice | None:
         """The choice that was measured for exactly this key, or None. A damaged file is set aside."""
