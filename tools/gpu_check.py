@@ -270,7 +270,7 @@ def run_step(step: Step, work: Path) -> tuple[Verdict, Finished, float]:
 
 def _run_limited(command: Sequence[str], limit_s: float, work: Path) -> tuple[int | None, str]:
     """The exit code, None if the limit was reached, and stdout with stderr."""
-    # A file, not a pipe: whoever is left behind in a driver may hold a pipe open for ever.
+    # A file, not a pipe: a process that hangs in a driver may hold a pipe open for ever.
     with (work / "output.txt").open("w+b") as output:
         process = subprocess.Popen(
             command,

@@ -149,7 +149,7 @@ def test_a_choice_from_a_busy_machine_is_used_and_not_kept(share: float, *, sett
     assert not choose(same).settled
 
 
-# --- candidates that are of no use --------------------------------------------------------------------------
+# --- candidates that cannot be used -------------------------------------------------------------------------
 
 
 def test_a_candidate_that_disagrees_is_not_used_at_any_speed_and_the_next_is_checked() -> None:

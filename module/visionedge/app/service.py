@@ -479,7 +479,7 @@ class Service:
             ticking.cancel()
 
     def _wake(self) -> None:
-        """Called from any thread when results wait and nobody will look for them."""
+        """Called from any thread when results wait and no drain is scheduled."""
         self._call_soon(self._drain_until_empty)
 
     def _call_soon(self, call: Callable[[], None]) -> None:

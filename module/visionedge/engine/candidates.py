@@ -286,7 +286,7 @@ class SessionTrials:
         """Open a session and compute one batch."""
         graph = self._graphs[candidate]
         session = self._open_session(graph)
-        if self._closed:  # it took too long, and nobody waits for it any more
+        if self._closed:  # it took too long, and the comparison is over
             session.close()
             return
         self.sessions[candidate] = session

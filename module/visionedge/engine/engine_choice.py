@@ -45,8 +45,8 @@ _CHECK_TIME_S = 1.0
 
 _RUN_LIMIT_S = 2.0
 _RUN_LIMIT_FACTOR = 10
-"""A candidate that needs longer for one step is given up: it hangs, or it is of no use. A run may take so
-many times as long as a batch of the reference."""
+"""A candidate that needs longer for one step is excluded: it hangs, or is too slow. A run may take so many
+times as long as a batch of the reference."""
 
 _TRIAL_S = 0.08
 _ROUNDS_ALONE = 4
