@@ -339,21 +339,24 @@ def load_cached(path: Path, parse: Callable[[Any], T], what: str) -> T | None:
         return None
 
 
+CPUINFO = Path("/proc/cpuinfo")
+
+
 def read_cpu_name() -> str:
     """The name of the CPU, as Linux gives it."""
-    lines = _read_cpuinfo()
+    lines = _read_cpuinfo(CPUINFO)
     if not lines:
         return platform.processor()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
 
 
-def read_cpu_flags() -> tuple[str, ...]:
+def read_cpu_flags(cpuinfo: Path = CPUINFO) -> tuple[str, ...]:
     """The CPU feature flags that select kernels of the runtimes, and the precisions that are fast.
 
     A key needs them beside the name of the CPU, because virtual CPUs share model names.
     """
-    lines = _read_cpuinfo()
+    lines = _read_cpuinfo(cpuinfo)
     flags = next(
         (line.partition(":")[2].split() for line in lines if line.startswith(_CPUINFO_FLAG_KEYS)), []
     )
@@ -369,8 +372,8 @@ def read_versions() -> tuple[str, ...]:
     return tuple(found)
 
 
-def _read_cpuinfo() -> list[str]:
+def _read_cpuinfo(cpuinfo: Path) -> list[str]:
     try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []

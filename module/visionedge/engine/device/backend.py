@@ -1,6 +1,5 @@
 """Which runtimes and devices are installed, and how a session is opened; tests inject a device here."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from visionedge.engine.device.session import (
     find_options,
     open_ort_session,
 )
+from visionedge.engine.plan import CPUINFO, read_cpu_flags
 from visionedge.errors import ModelError
 from visionedge.runtime.ort import import_onnxruntime
 from visionedge.runtime.ov import installed_openvino
@@ -47,16 +47,12 @@ def find_runtimes(device: EffectiveDevice) -> tuple[Runtime, ...]:
     return ("onnxruntime", "openvino") if device == "cpu" and installed_openvino() else ("onnxruntime",)
 
 
-_BF16_FLAG = re.compile(r"^(?:flags|Features)\s*:.*\s(?:avx512_bf16|amx_bf16|bf16)\b", re.MULTILINE)
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last one is Arm's
 
 
-def list_cpu_precisions(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+def list_cpu_precisions(cpuinfo: Path = CPUINFO) -> tuple[str, ...]:
     """fp32, and bf16 where the CPU has instructions for it; OpenVINO emulates bf16 on others, slower."""
-    try:
-        flags = cpuinfo.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        flags = ""
-    return ("fp32", "bf16") if _BF16_FLAG.search(flags) else ("fp32",)
+    return ("fp32", "bf16") if _BF16_FLAGS & set(read_cpu_flags(cpuinfo)) else ("fp32",)
 
 
 def find_precisions(device: EffectiveDevice, runtime: Runtime) -> tuple[str, ...]:
