@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -288,13 +288,15 @@ class LanePool:
         Raises:
             EngineError: one of them cannot be resized.
         """
+        pending: dict[int, Future[Picture]] = {}
         try:
-            with self._changed:
-                pending = {
-                    index: self._resizers.submit(frame.input_picture)
-                    for index, frame in enumerate(frames)
-                    if index > 0 and callable(frame.image) and not self._closed
-                }
+            if len(frames) > 1:  # else the lane itself resizes, and needs no lock
+                with self._changed:
+                    pending = {
+                        index: self._resizers.submit(frame.input_picture)
+                        for index, frame in enumerate(frames)
+                        if index > 0 and callable(frame.image) and not self._closed
+                    }
             return [
                 pending[index].result() if index in pending else frame.input_picture()
                 for index, frame in enumerate(frames)
