@@ -52,7 +52,8 @@ def parse_config(document: object) -> Config:
     given = _with_defaults(_without_nulls(without_extensions(document)))
     # Checked here, because pydantic checks a section as a whole only if each of its keys is right.
     whole = [
-        *_model_problems(given.get("model")),
+        *_model_problems("model", given.get("model")),
+        *_models_problems(given),
         *_inference_problems(given.get("inference")),
         *_scene_problems(given),
     ][:MAX_PROBLEMS]
@@ -89,16 +90,45 @@ def _with_defaults(document: Document) -> Document:
     return {**document, "cameras": merged}
 
 
-def _model_problems(model: object) -> list[str]:
-    """Problems of keys of `model` that do not fit together."""
+def _model_problems(path: str, model: object) -> list[str]:
+    """Problems of keys of a model that do not fit together."""
     if not isinstance(model, Mapping):
         return []
     problems = []
     if "path" in model and "url" in model:
-        problems.append("model: give 'path' or 'url', not both")
+        problems.append(f"{path}: give 'path' or 'url', not both")
     if ("url" in model) != ("sha256" in model):
-        problems.append("model: 'url' and 'sha256' go together")
+        problems.append(f"{path}: 'url' and 'sha256' go together")
     return problems
+
+
+def _models_problems(document: Mapping[str, Any]) -> list[str]:
+    """Problems of `models`, and of the cameras that use them."""
+    models = _mapping(document.get("models"))
+    problems = [
+        problem for name, model in models.items() for problem in _model_problems(f"models.{name}", model)
+    ]
+    if models and _mapping(document.get("inference")).get("device") == "remote":
+        problems.append("models: servers of 'device: remote' run one model; leave 'models' out")
+    for camera, given in _mapping(document.get("cameras")).items():
+        base, keys = f"cameras.{camera}", _mapping(given)
+        second = _mapping(keys.get("then"))
+        used = {f"{base}.model": keys.get("model"), f"{base}.then.model": second.get("model")}
+        problems += [
+            f"{path}: '{name}' is not one of 'models'{_suggestion(name, sorted(map(str, models)))}"
+            for path, name in used.items()
+            if isinstance(name, str) and name not in models
+        ]
+        if second and keys.get("tracking") in ("off", False):
+            problems.append(f"{base}.then: needs tracking; remove 'tracking: off'")
+        problems += [
+            f"{base}.{kind}.{rule}.attributes.{name}: no 'then' of this camera has the model '{name}'"
+            for kind in ("zones", "lines")
+            for rule, each in _mapping(keys.get(kind)).items()
+            for name in _mapping(_mapping(each).get("attributes"))
+            if name != second.get("model")
+        ]
+    return [redact(problem) for problem in problems]
 
 
 def _inference_problems(inference: object) -> list[str]:
@@ -169,10 +199,13 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Document:
 
 def find_local_only_problems(document: object) -> list[str]:
     """The problems of desired properties with keys that only the local file may have."""
-    model = document.get("model") if isinstance(document, Mapping) else None
-    if isinstance(model, Mapping) and model.get("allowInsecure") is not None:
-        return ["model.allowInsecure: can only be set in the local configuration file"]
-    return []
+    keys = _mapping(document)
+    models = {f"models.{name}": model for name, model in _mapping(keys.get("models")).items()}
+    return [
+        f"{path}.allowInsecure: can only be set in the local configuration file"
+        for path, model in {"model": keys.get("model"), **models}.items()
+        if _mapping(model).get("allowInsecure") is not None
+    ]
 
 
 def read_environment(environ: Mapping[str, str]) -> Document:
@@ -227,8 +260,9 @@ def redact_config(config: Config) -> Document:
     document = config.model_dump(by_alias=True, mode="json", exclude_none=True)
     for camera in document["cameras"].values():
         camera["uri"] = mask_address(camera["uri"])
-    if "url" in document["model"]:
-        document["model"]["url"] = mask_address(document["model"]["url"])
+    for model in (document["model"], *document["models"].values()):
+        if "url" in model:
+            model["url"] = mask_address(model["url"])
     for section in (document["http"], document["inference"].get("remote", {})):
         if "token" in section:
             section["token"] = "***"  # noqa: S105 - the mask, not a password

@@ -132,6 +132,7 @@ _MAX_POLYGON_POINTS = 64
 RULE_NAME_PATTERN = re.compile(r"[A-Za-z0-9_.-]([A-Za-z0-9_. -]{0,62}[A-Za-z0-9_.-])?")
 _CLOCK_TIME = re.compile(r"([01]?\d|2[0-4]):([0-5]\d)")
 _DAY_MINUTES = 24 * 60
+_MAX_EVERY = 100_000
 
 
 def _check_rule_name(name: str) -> str:
@@ -188,6 +189,38 @@ def _check_timezone(name: str) -> str:
     return name
 
 
+def _quoted_text(value: object) -> object:
+    """Refuse yes and no without quotes, which YAML reads as booleans: the label is not known any more."""
+    if isinstance(value, bool):
+        wrong = 'must be a text; quote it: "yes" or "no" (YAML reads them as booleans)'
+        raise ValueError(wrong)  # noqa: TRY004 - pydantic reports no TypeError
+    return value
+
+
+def _track_or_frames(value: object) -> object:
+    value = _integer_from_float(value)
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_EVERY
+    if value != "track" and not is_count:
+        raise ValueError(f"must be 'track' or a number of frames from 1 to {_MAX_EVERY}")
+    return value
+
+
+def _one_model(value: object) -> object:
+    if isinstance(value, list | tuple):
+        wrong = (
+            "is a list; a camera has one model: set up a second camera with the same uri for another model,"
+            " or look at the detections with a second one ('then')"
+        )
+        raise ValueError(wrong)  # noqa: TRY004 - pydantic reports no TypeError
+    return value
+
+
+def _check_model_name(name: str) -> str:
+    if not CAMERA_NAME_PATTERN.fullmatch(name):
+        raise ValueError("a model's name must be 1 to 64 characters of a-z, 0-9, '_' and '-'")
+    return name
+
+
 def _on_or_off(value: object) -> object:
     """Accept on and off without quotes, which YAML reads as booleans."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
@@ -210,6 +243,8 @@ _ClockTime = Annotated[
     Field(json_schema_extra={"pattern": f"^({_CLOCK_TIME.pattern})$"}),
 ]
 _RuleName = Annotated[str, AfterValidator(_check_rule_name)]
+_ModelName = Annotated[str, AfterValidator(_check_model_name)]
+_Attributes = dict[_ModelName, Annotated[str, BeforeValidator(_quoted_text, json_schema_input_type=str)]]
 _AnchorName = Literal["bottom-center", "center"]
 _Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 _ALL_DAYS: tuple[_Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -279,6 +314,11 @@ class ZoneConfig(_Section):
     classes: tuple[str, ...] | None = _key(
         None, "Only these labels count; absent = all of the camera.", min_length=1, strict=False
     )
+    attributes: _Attributes | None = _key(
+        None,
+        'Only objects with these attributes count, such as {helmet: "no"}; absent = all.',
+        min_length=1,
+    )
     anchor: _AnchorName = _key("bottom-center", "The point of the box that counts.")
     min_seconds: float = _key(0.5, "In or out for so long before it counts.", ge=0, le=3600)
     dwell_seconds: float | None = _key(
@@ -304,6 +344,11 @@ class LineConfig(_Section):
     classes: tuple[str, ...] | None = _key(
         None, "Only these labels count; absent = all of the camera.", min_length=1, strict=False
     )
+    attributes: _Attributes | None = _key(
+        None,
+        'Only objects with these attributes count, such as {helmet: "no"}; absent = all.',
+        min_length=1,
+    )
     anchor: _AnchorName = _key("bottom-center", "The point of the box that counts.")
     min_seconds: float = _key(
         0.3, "On the other side for so long before it counts, or 2 % of the width away.", ge=0, le=3600
@@ -315,6 +360,26 @@ class LineConfig(_Section):
         if end == before.data.get("start"):
             raise ValueError("is equal to 'start', so the line has no length")
         return end
+
+
+class SecondStageConfig(_Section):
+    """A second model that looks at the detections of a camera, each cut out of the picture."""
+
+    model: _ModelName = Field(description="One of 'models': a classifier, or a detector.")
+    classes: tuple[str, ...] | None = _key(
+        None, "Only objects with these labels are looked at; absent = all.", min_length=1, strict=False
+    )
+    margin: float = _key(0.1, "The box is widened by this part of its size on each side.", ge=0, le=1)
+    every: Annotated[
+        int | Literal["track"],
+        BeforeValidator(
+            _track_or_frames,
+            json_schema_input_type=Annotated[int, Field(ge=1, le=_MAX_EVERY)] | Literal["track"],
+        ),
+    ] = _key(
+        "track",
+        "track = until the object has an answer, which it keeps; a number = again after so many frames.",
+    )
 
 
 class CameraDefaults(_Section):
@@ -366,7 +431,11 @@ class CameraDefaults(_Section):
     tracking: Annotated[
         Literal["auto", "on", "off"],
         BeforeValidator(_on_or_off, json_schema_input_type=Literal["auto", "on", "off"] | bool),
-    ] = _key("auto", "Follow objects from picture to picture; auto = where zones or lines are.")
+    ] = _key("auto", "Follow objects from picture to picture; auto = where zones, lines or 'then' are.")
+    model: Annotated[_ModelName, BeforeValidator(_one_model, json_schema_input_type=str)] | None = _key(
+        None, "One of 'models'; absent = the section 'model'."
+    )
+    then: SecondStageConfig | None = _key(None, "A second model that looks at the detections; absent = none.")
 
 
 MAX_SOURCE_ID_CHARACTERS = 256
@@ -397,7 +466,8 @@ class CameraConfig(CameraDefaults):
     @property
     def is_tracked(self) -> bool:
         """Whether objects are followed from picture to picture."""
-        return self.tracking == "on" or (self.tracking == "auto" and bool(self.zones or self.lines))
+        is_needed = bool(self.zones or self.lines or self.then)
+        return self.tracking == "on" or (self.tracking == "auto" and is_needed)
 
 
 def list_class_keys(name: str, camera: CameraConfig) -> dict[str, tuple[str, ...]]:
@@ -405,13 +475,14 @@ def list_class_keys(name: str, camera: CameraConfig) -> dict[str, tuple[str, ...
     base = f"cameras.{name}"
     found = {
         f"{base}.classes": camera.classes,
+        f"{base}.then.classes": camera.then.classes if camera.then else None,
         **{f"{base}.zones.{zone}.classes": each.classes for zone, each in camera.zones.items()},
         **{f"{base}.lines.{line}.classes": each.classes for line, each in camera.lines.items()},
     }
     return {path: labels for path, labels in found.items() if labels is not None}
 
 
-SCENE_KEYS = ("classes", "confidence", "tracking", "masks", "zones", "lines", "source_id")
+SCENE_KEYS = ("classes", "confidence", "tracking", "masks", "zones", "lines", "source_id", "then")
 """The fields of a camera that say what is done with its detections; its source does not depend on them."""
 
 
@@ -434,6 +505,17 @@ class ModelConfig(_Section):
         if url is not None:
             check_model_url(url, insecure=bool(before.data.get("allow_insecure")))
         return url
+
+
+class NamedModelConfig(ModelConfig):
+    """A model for the cameras that name it."""
+
+    classes: tuple[str, ...] | None = _key(
+        None, "Only these labels are reported; absent = those of inference.classes.", strict=False
+    )
+    confidence: float | None = _key(
+        None, "The lowest score of a detection that is reported; absent = inference.confidence.", ge=0, le=1
+    )
 
 
 def _tuple_from_text(value: object) -> object:
@@ -676,6 +758,9 @@ class Config(_Section):
     )
     camera_defaults: CameraDefaults = Field(default_factory=CameraDefaults)
     model: ModelConfig = Field(default_factory=ModelConfig)
+    models: dict[_ModelName, NamedModelConfig] = Field(
+        default_factory=dict, description="More models by name, for cameras ('model') and crops ('then')."
+    )
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
     overload: OverloadConfig = Field(default_factory=OverloadConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
@@ -697,10 +782,12 @@ def json_schema() -> dict[str, Any]:
     for rules in ("zones", "lines"):
         named = schema["$defs"]["CameraConfig"]["properties"][rules]
         named["propertyNames"] = {"pattern": f"^({RULE_NAME_PATTERN.pattern})$"}
-    schema["$defs"]["ModelConfig"] |= {
-        "not": {"required": ["path", "url"]},
-        "dependentRequired": {"url": ["sha256"], "sha256": ["url"]},
-    }
+    schema["properties"]["models"]["propertyNames"] = {"pattern": f"^{CAMERA_NAME_PATTERN.pattern}$"}
+    for model in ("ModelConfig", "NamedModelConfig"):
+        schema["$defs"][model] |= {
+            "not": {"required": ["path", "url"]},
+            "dependentRequired": {"url": ["sha256"], "sha256": ["url"]},
+        }
     # Any value: these keys hold YAML anchors and are ignored.
     schema["patternProperties"] = {f"^{EXTENSION_PREFIX}": {}}
     return {"$schema": SCHEMA_DIALECT, **schema, "title": "visionedge configuration"}

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 Picture = NDArray[np.uint8]
 """A picture: uint8 (height, width, 3), colour order BGR, as in OpenCV."""
 
+DEFAULT_MODEL = ""
+"""Stands for the section `model` of the configuration, where others have their name in `models`."""
+
 FitMode = Literal["letterbox", "stretch"]
 Anchor = Literal["center", "top-left"]
 Resample = Literal["bilinear", "antialias"]
@@ -69,8 +72,9 @@ class Frame:
     `sequence` never repeats for a camera, not even after a restart; `epoch` grows by one at each reconnect.
     `captured_ns` is monotonic, taken right after decoding; ages are computed from it. `image` is the picture
     at the model's input size, resized as `spec` says, or a function that resizes it: a frame that a newer one
-    replaces is never resized. `full_picture()` converts and returns it at the source's size. `spec`
-    distinguishes the inputs of two models while one replaces the other; None fits every model.
+    replaces is never resized. `full_picture()` converts and returns it at the source's size. `model` is the
+    name in `models` of the model that is to compute it. `spec` distinguishes its inputs while another file
+    replaces it; None fits every one.
     """
 
     camera: str
@@ -84,6 +88,7 @@ class Frame:
     placement: Placement
     full_picture: Callable[[], Picture]
     spec: InputSpec | None = None
+    model: str = DEFAULT_MODEL
 
     def input_picture(self) -> Picture:
         """Return the picture at the model's input size; any thread may call it."""
@@ -133,7 +138,8 @@ class FrameResult:
 
     `candidates`: for the tracker of the camera, `detections` and weaker ones; None: it has none. `track_ids`
     is parallel to the detections, None for those without a confirmed track; None: the camera has no tracking.
-    `track_labels`: the labels of those tracks, parallel too.
+    `track_labels`: the labels of those tracks, parallel too. `attributes`: what second models say of those
+    tracks, their answers by the name of the model, parallel too; None: no second model looks at this camera.
     `confirmed_tracks`: the confirmed tracks by id, hidden ones too, each with its smoothed box (left, top,
     right, bottom, 0-1 of the picture) or None while it is hidden. `precision` is that of the engine.
     """
@@ -149,6 +155,7 @@ class FrameResult:
     track_labels: tuple[str | None, ...] | None = None
     confirmed_tracks: Mapping[int, tuple[float, float, float, float] | None] | None = None
     precision: str | None = None
+    attributes: tuple[Mapping[str, str], ...] | None = None
 
     def label_detections(self) -> list[str]:
         """The label of each detection: that of its track, else that of its class."""
@@ -209,8 +216,9 @@ def build_frame_document(result: FrameResult, *, source: str | None = None) -> d
     frame, timing, track_ids = result.frame, result.timing, result.track_ids
     detections = _build_detection_documents(result.detections, result.label_detections())
     if track_ids is not None:
-        for row, track_id in zip(detections, track_ids, strict=True):
-            row |= {"trackId": track_id, "attributes": {}}
+        answers = result.attributes or ({},) * len(track_ids)
+        for row, track_id, attributes in zip(detections, track_ids, answers, strict=True):
+            row |= {"trackId": track_id, "attributes": dict(attributes)}
     return {
         "schema": f"visionedge/frame/{1 if track_ids is None else 2}",
         **({"camera": frame.camera} if source is None else {"source": source}),
