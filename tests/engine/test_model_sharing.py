@@ -120,7 +120,7 @@ SIX = {"a1": "fast", "a2": "fast", "b1": "slow", "b2": "slow", "c1": "slower", "
 )
 def test_saturated_cameras_get_equal_engine_time(models: dict[str, tuple[float, int, int]]) -> None:
     machine = SharedMachine(models, SIX)
-    machine.play(60)
+    machine.play(20)
     assert fairness(list(machine.engine_s().values())) > 0.995
     assert machine.most_used <= 1.001, "only as many batches run as keep the machine busy"
 
@@ -128,7 +128,7 @@ def test_saturated_cameras_get_equal_engine_time(models: dict[str, tuple[float, 
 def test_more_cameras_of_one_model_get_more_of_the_machine() -> None:
     cameras = {"a1": "fast", **{f"b{number}": "slow" for number in range(5)}}
     machine = SharedMachine({"fast": (5, 2, 1), "slow": (20, 2, 1)}, cameras)
-    machine.play(30)
+    machine.play(10)
     assert fairness(list(machine.engine_s().values())) > 0.995
 
 
@@ -153,7 +153,7 @@ def test_a_model_that_hangs_does_not_stop_the_cameras_of_another_one() -> None:
 
 def test_a_camera_that_paused_has_no_long_lead() -> None:
     machine = SharedMachine({"fast": (5, 1, 1)}, {"dock": "fast"})
-    machine.play(60)
+    machine.play(20)
     machine.cameras["yard"] = "fast"
     machine.batcher.open("yard")
     machine.batcher.open("gate")
