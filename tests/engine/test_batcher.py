@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from visionedge.engine.batcher import Batch, Batcher, CameraStatistics, DropReason
-from visionedge.frames.types import Detections, Frame, FrameResult, Placement, Timing
+from visionedge.frames.types import DEFAULT_MODEL, Detections, Frame, FrameResult, Placement, Timing
 
 CAMERAS = ("dock", "gate", "hall", "yard")
 MAX_AGE_NS = 100
@@ -313,6 +313,19 @@ def test_a_frame_that_is_too_old_is_dropped_at_its_turn() -> None:
     clock.now_ns += MAX_AGE_NS + 1
     assert made.take(timeout_s=0) is None
     assert made.statistics().cameras["dock"].dropped[DropReason.STALE] == 1
+
+
+@pytest.mark.parametrize(("waiting", "size"), [(0, 3), (1, 2), (2, 1), (5, 1)])
+def test_a_lane_leaves_frames_to_the_lanes_that_wait(waiting: int, size: int) -> None:
+    """On a CPU two cores with a picture each are done sooner than one core with both."""
+    made = batcher("dock", "gate", "hall")
+    made.use_lanes(DEFAULT_MODEL, 6)
+    made._models[DEFAULT_MODEL].waiting = waiting
+    for camera in ("dock", "gate", "hall"):
+        made.put(frame(camera, 1))
+    batch = made.take(0, share=True)
+    assert batch is not None
+    assert len(batch) == size
 
 
 def test_the_camera_served_last_is_last_in_the_queue() -> None:

@@ -15,6 +15,7 @@ At every moment, for every camera:
     offered = analysed + failed + replaced + stale + gated + discarded + waiting + in_flight
 """
 
+import math
 import threading
 import time
 from collections import Counter
@@ -273,12 +274,18 @@ class Batcher:
             return slot.emptied.wait_for(lambda: slot.frame is None, timeout_s)
 
     def take(
-        self, timeout_s: float | None = None, max_count: int | None = None, model: str = DEFAULT_MODEL
+        self,
+        timeout_s: float | None = None,
+        max_count: int | None = None,
+        model: str = DEFAULT_MODEL,
+        *,
+        share: bool = False,
     ) -> Batch | None:
         """Wait for frames for a model and take up to `max_count` of them.
 
-        None when closed, when the model was removed, or after `timeout_s`. The batch has results instead of
-        frames if some have waited too long for an earlier one.
+        With `share` it leaves frames for the lanes that wait: a core that computes is better than a larger
+        batch. None when closed, when the model was removed, or after `timeout_s`. The batch has results
+        instead of frames if some have waited too long for an earlier one.
         """
         max_count = self._max_batch if max_count is None else min(max_count, self._max_batch)
         deadline_ns = None if timeout_s is None else time.monotonic_ns() + round(timeout_s * 1e9)
@@ -291,7 +298,7 @@ class Batcher:
                     return Batch((), now_ns, tuple(released))
                 self._drop_old_frames(model, now_ns)
                 if self._find_next(own=model) == model:
-                    return self._form_batch(model, max_count, now_ns)
+                    return self._form_batch(model, max_count, now_ns, share=share)
                 left_s = None if deadline_ns is None else (deadline_ns - time.monotonic_ns()) / 1e9
                 if left_s is not None and left_s <= 0:
                     return None
@@ -452,7 +459,7 @@ class Batcher:
         used = sum(batch.share for batch in self._running.values() if batch.until_ns > now_ns)
         return not used or used + 1 / lanes.needed < 1.001
 
-    def _form_batch(self, model: str, max_count: int, now_ns: int) -> Batch:
+    def _form_batch(self, model: str, max_count: int, now_ns: int, *, share: bool) -> Batch:
         """The ready frames for a model as a batch, those of the least virtual times."""
         lanes = self._models[model]
         # Stable: cameras with equal times stay in the order of turns.
@@ -463,7 +470,10 @@ class Batcher:
                 if slot.frame is not None and slot.frame.model == model and slot.is_ready
             ),
             key=lambda each: each[:2],
-        )[:max_count]
+        )
+        if share:
+            max_count = min(max_count, math.ceil(len(ready) / (1 + lanes.waiting)))
+        ready = ready[:max_count]
         self._virtual_ns = max(self._virtual_ns, ready[0][0])
         for _, _, frame in ready:
             slot = self._slots.pop(frame.camera)

@@ -477,7 +477,7 @@ class _Comparison:
     # --- helpers --------------------------------------------------------------------------------------------
 
     def _compute_cpu_share(self) -> float:
-        """The share of the processor that the reference could use and got; 1 on a GPU, 0 if it did not run."""
+        """The share of the processor that the reference could use and got; 1 on a GPU, 0 without a run."""
         if not self._computes_on_cpu:
             return 1.0
         entry = self.entries[self._reference]

@@ -115,7 +115,9 @@ class Lane:
         """Take, infer, deliver, until closed. A batch that fails is counted; the lane goes on."""
         model = self._engines.model
         while (engine := self._pool.wait_until_needed(self._engines, self._number)) is not None:
-            if (batch := self._batcher.take(max_count=engine.plan.max_batch, model=model)) is None:
+            on_cpu, max_count = engine.device.effective == "cpu", engine.plan.max_batch
+            batch = self._batcher.take(max_count=max_count, model=model, share=on_cpu)
+            if batch is None:
                 return
             self._hand_on(batch.released)
             for part in batch.split_by_input():  # more than one part only while a model is being replaced
