@@ -1,4 +1,4 @@
-/* The engine's dialog: which engine computes, and what the others that were measured gave. */
+/* The engine's dialog: which engine computes each model, and what the others that were measured gave. */
 
 const COLUMNS = ["Engine", "Alone, ms", "All lanes, frames/s", "Times as fast", ""];
 
@@ -40,10 +40,19 @@ function engineFacts(engine) {
   return nodes;
 }
 
+/* The engines of all models; one alone needs no heading. */
+function allEngines(status) {
+  const engines = { [(status.model && status.model.name) || "model"]: status.engine || {} };
+  for (const [name, model] of Object.entries(status.models || {})) engines[name] = model.engine;
+  const entries = Object.entries(engines);
+  if (entries.length === 1) return engineFacts(entries[0][1]);
+  return entries.flatMap(([name, engine]) => [make("h3", "", name), ...engineFacts(engine)]);
+}
+
 async function openEngine() {
   try {
     const status = await api.json("api/v1/status");
-    $("engine-body").replaceChildren(...engineFacts(status.engine || {}));
+    $("engine-body").replaceChildren(...allEngines(status));
   } catch (error) {
     if (error instanceof Unauthorized) return signOut("This token is not the right one.");
     $("engine-body").replaceChildren(make("p", "problem", "No status: " + error.message));

@@ -163,7 +163,8 @@ function head(status, cameras) {
   const to = make("span", "to", "→");
   to.setAttribute("aria-label", "in effect");
   $("device").replaceChildren(deviceName(engine.requested), to, deviceName(engine.effective));
-  setText($("model"), (status.model && status.model.name) || "–");
+  const names = [status.model && status.model.name, ...Object.keys(status.models || {})].filter(Boolean);
+  setText($("model"), names.join(", ") || "–");
   const capacity = status.capacity || {};
   // Both of the same window of time: else more could seem to be analysed than was asked for.
   const limited = ["quota", "decode", "engine", "others"].includes(capacity.bottleneck);
