@@ -160,7 +160,7 @@ def test_answers_are_in_the_frame_objects_of_the_results_after_them() -> None:
     while not questions:
         run.see(0.3, 0.7)
         questions += run.scene.questions
-    assert [question.corners[0] for question in questions] == [0.24, 0.64] or len(questions) == 2
+    assert [round(question.corners[0], 5) for question in questions] == [0.24, 0.64]
     run.scene.second_stage.take([CropAnswer(questions[0], "no")])
     assert shown(run.see(0.3, 0.7)) == [{"helmet": "no"}, {}]
     assert shown(run.see()) == []

@@ -25,6 +25,7 @@ from visionedge.app.hub_bridge import HubBridge
 from visionedge.app.metrics import Metrics, collect_samples, identity_labels
 from visionedge.app.overload_controller import OverloadController, OverloadEventCode
 from visionedge.app.scene_host import SceneHost
+from visionedge.app.second_stage import CameraAnswers
 from visionedge.app.state import AppState
 from visionedge.camera.camera import CameraStatus, InputResizer
 from visionedge.camera.registry import CameraRegistry, SequenceStore
@@ -504,9 +505,13 @@ class Service:
                 self.failures.record("delivering a result", error)
         return bool(items)
 
-    def _handle_item(self, item: FrameResult | CameraStatus | EngineEvent, delivery: Delivery) -> None:
+    def _handle_item(
+        self, item: FrameResult | CameraAnswers | CameraStatus | EngineEvent, delivery: Delivery
+    ) -> None:
         if isinstance(item, EngineEvent):
             self._handle_engine_event(item, delivery)
+        elif isinstance(item, CameraAnswers):
+            self._scene_host.take_answers(item)
         elif isinstance(item, CameraStatus):
             delivery.event("camera", item.state, status.describe_camera(item), {"camera": item.name})
         else:
