@@ -13,6 +13,7 @@ from tiny_models import TinyDetector
 from visionedge.config.load import parse_config
 from visionedge.config.schema import Config
 from visionedge.engine.batcher import DropReason
+from visionedge.frames.types import DEFAULT_MODEL
 
 pytestmark = pytest.mark.system
 
@@ -87,11 +88,11 @@ def test_detection_thresholds_change_without_another_engine(tmp_path: Path, clip
 
     async def scenario(module: EngineHostHarness) -> None:
         await module.until(lambda r: len(r) >= 3)
-        engine = module.state.snapshot().engine
+        engine = module.state.snapshot().models[DEFAULT_MODEL].engine
         assert (await module.apply({"inference": {**start["inference"], "confidence": 1.0}})).is_complete
         count = len(module.results)
         await module.until(lambda r: len(r) >= count + 9)
-        assert module.state.snapshot().engine is engine
+        assert module.state.snapshot().models[DEFAULT_MODEL].engine is engine
         assert {len(each.detections) for each in module.results[-3:]} == {0}
 
     module = run_scenario(scenario, start, tmp_path)
@@ -164,16 +165,17 @@ def test_a_section_that_waits_for_the_first_engine_is_not_in_force(
             for _ in range(2):
                 applied = await module.apply({"inference": {**start["inference"], "confidence": 0.9}})
                 assert applied.rejected == {}
-                assert applied.pending.keys() == {"model", "inference"}
+                assert applied.pending.keys() == {"model", "models", "inference"}
                 assert "not in use yet: the device is not there" in applied.pending["inference"]
         over = {**start["inference"], "confidence": 0.9, "fallback": "degrade"}
         assert (await module.apply({"inference": over})).is_complete
         now = module.state.snapshot()
-        assert now.engine is not None
-        assert now.engine.info().device.effective == "cpu"
+        info = now.engine_info()
+        assert info is not None
+        assert info.device.effective == "cpu"
         assert now.config.inference.fallback == "degrade"
-        assert now.selection is not None
-        assert now.selection.confidence == pytest.approx(0.9)
+        assert now.models[DEFAULT_MODEL].selection is not None
+        assert now.models[DEFAULT_MODEL].selection.confidence == pytest.approx(0.9)
 
     run_scenario(scenario, start, tmp_path, wait_for_start=False, inject=faults.path)
 
@@ -188,8 +190,8 @@ def test_a_new_device_replaces_a_pending_one(tmp_path: Path, clip: Path, models:
         await _until_held(module)
         applied = await module.apply({"inference": {**start["inference"], "maxBatch": 2}})
         assert applied.rejected.keys() == {"inference"}
-        assert applied.pending.keys() == {"model"}
-        assert module.state.snapshot().engine is None
+        assert applied.pending.keys() == {"model", "models"}
+        assert module.state.snapshot().models[DEFAULT_MODEL].engine is None
         assert (await module.apply({"inference": {**start["inference"], "device": "cpu"}})).is_complete
         await module.until(lambda r: all(len(results_of(r, name)) >= 2 for name in ("dock", "gate", "yard")))
         assert {each.device for each in module.results} == {"cpu"}
@@ -202,11 +204,11 @@ def test_the_fallback_policy_of_a_running_engine_changes_without_another_engine(
 ) -> None:
     async def scenario(module: EngineHostHarness) -> None:
         await module.until(lambda r: len(r) >= 3)
-        before = module.state.snapshot().engine
+        before = module.state.snapshot().models[DEFAULT_MODEL].engine
         for policy in ("hold", "exit", "degrade"):
             over = {**module.document["inference"], "fallback": policy}
             assert (await module.apply({"inference": over})).is_complete
             assert module.state.snapshot().config.inference.fallback == policy
-            assert module.state.snapshot().engine is before
+            assert module.state.snapshot().models[DEFAULT_MODEL].engine is before
 
     run_scenario(scenario, document(clip, models, process=True), tmp_path)

@@ -175,7 +175,7 @@ def read(*moments: tuple[BatcherStatistics, dict[str, AdmissionCounts]]) -> Load
     times_ns = iter(range(0, 1_000_000_000_000, 2_000_000_000))
     meter = LoadMeter(clock=lambda: next(times_ns))
     for frames, asked in moments:
-        meter.take_sample(frames, asked, child=os.getpid(), gpu=False)
+        meter.take_sample(frames, asked, children=[os.getpid()], gpu=False)
     assert meter.measurement is not None
     return meter.measurement
 
@@ -219,9 +219,9 @@ def test_a_busy_camera_thread_is_measured_by_its_cpu_clock() -> None:
     thread.start()
     try:
         assert busy.wait(5)
-        meter.take_sample(taken(0, 0), {"a": AdmissionCounts()}, child=None, gpu=False)
+        meter.take_sample(taken(0, 0), {"a": AdmissionCounts()}, children=(), gpu=False)
         stop.wait(0.3)
-        meter.take_sample(taken(10, 10), {"a": AdmissionCounts(10, 10)}, child=None, gpu=False)
+        meter.take_sample(taken(10, 10), {"a": AdmissionCounts(10, 10)}, children=(), gpu=False)
     finally:
         stop.set()
         thread.join()
@@ -233,6 +233,6 @@ def test_a_busy_camera_thread_is_measured_by_its_cpu_clock() -> None:
 def test_ended_processes_count_nothing(tmp_path: Path) -> None:
     meter = LoadMeter(proc=tmp_path)
     for _ in range(2):
-        meter.take_sample(taken(0, 0), {}, child=1, gpu=False)
+        meter.take_sample(taken(0, 0), {}, children=[1], gpu=False)
     assert meter.measurement is not None
     assert meter.measurement.used_cores == 0.0

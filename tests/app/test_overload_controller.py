@@ -13,7 +13,7 @@ from visionedge.app import status as report
 from visionedge.app.load_meter import CameraLoad, LoadMeasurement
 from visionedge.app.metrics import collect_samples
 from visionedge.app.overload_controller import OverloadController
-from visionedge.app.state import AppState
+from visionedge.app.state import AppState, ModelState
 from visionedge.camera.camera import Camera, InputResizer
 from visionedge.camera.motion_gate import GateSettings
 from visionedge.camera.registry import CameraRegistry
@@ -22,7 +22,9 @@ from visionedge.config.load import parse_config
 from visionedge.engine.device.devices import DeviceState, ReasonCode
 from visionedge.engine.interface import Engine, ProcessStatus
 from visionedge.errors import ModelError
-from visionedge.frames.types import utc_now
+from visionedge.frames.types import DEFAULT_MODEL, utc_now
+from visionedge.model.model import Model
+from visionedge.model.postprocess import Selection
 from visionedge.runtime.threads import ThreadGroup
 
 FAST = {"afterSeconds": 5, "backAfterSeconds": 10}
@@ -35,7 +37,7 @@ class StubCameraRegistry(CameraRegistry):
 
     def __init__(self) -> None:
         super().__init__(
-            InputResizer(SPEC),
+            [InputResizer(SPEC)],
             _NoSlots(),
             ThreadGroup(lambda _name, _error: None),
             first_sequence=lambda _name: 1,
@@ -163,13 +165,19 @@ def play(
             "overload": {**FAST, **overload},
         }
         state = AppState.of(parse_config(document), tmp_path, {}, lambda: None)
-        state.set_engine(cast("Engine", StubEngine()))
+        set_engine(state, StubEngine())
         harness = ControllerHarness(state, StubEngineHost(), [])
         await scenario(harness)
         await harness.controller.close()
         return harness
 
     return asyncio.run(events())
+
+
+def set_engine(state: AppState, engine: StubEngine) -> None:
+    """Compute with this engine; its model and selection are not looked at."""
+    model, selection = cast("Model", None), cast("Selection", None)
+    state.set_model(DEFAULT_MODEL, ModelState(model, selection, None, cast("Engine", engine)))
 
 
 def capacity_of(harness: ControllerHarness) -> dict[str, Any]:
@@ -180,7 +188,7 @@ def capacity_of(harness: ControllerHarness) -> dict[str, Any]:
 
 
 def device(harness: ControllerHarness, state: DeviceState) -> None:
-    harness.state.set_engine(cast("Engine", StubEngine(state)))
+    set_engine(harness.state, StubEngine(state))
 
 
 def test_a_lost_device_lowers_the_camera_rates_and_is_reported(tmp_path: Path) -> None:
@@ -259,9 +267,8 @@ def test_without_inference_no_level_starts_or_ends(tmp_path: Path) -> None:
     async def scenario(harness: ControllerHarness) -> None:
         await harness.read(6, carries=15)
         before = list(harness.events)
-        harness.state.set_engine(
-            cast("Engine", StubEngine(LOST, ProcessStatus(None, 0, "the engine is restarting")))
-        )
+        down = ProcessStatus(None, 0, "the engine is restarting")
+        set_engine(harness.state, StubEngine(LOST, down))
         await harness.read(20, carries=0)
         assert harness.events == before
 
@@ -392,7 +399,7 @@ def test_the_metrics_show_the_levels(tmp_path: Path) -> None:
         await harness.read(10, carries=20)
 
     harness = play(scenario, tmp_path)
-    harness.state.set_engine(None)
+    harness.state.remove_model(DEFAULT_MODEL)
     samples = {(name, labels): value for name, labels, value in collect_samples(harness.state.snapshot())}
     assert samples["overload_level", ("gate",)] == 1
     assert samples["overload_level", ("variant",)] == 0

@@ -20,6 +20,7 @@ OTHER: dict[str, Any] = {
     "cameras": {"yard": {"uri": "demo:"}},
     "cameraDefaults": {"fps": 3},
     "model": {"path": "other.onnx"},
+    "models": {"small": {"path": "small.onnx"}},
     "inference": {"confidence": 0.9},
     "overload": {"when": "always"},
     "telemetry": {"mode": "all"},

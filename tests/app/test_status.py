@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from fake_backend import result
 from visionedge.app.load_meter import CameraLoad, LoadMeasurement
 from visionedge.app.overload_policy import OverloadStatus, TakenLevel
-from visionedge.app.state import AppState, InboundStatistics, StateSnapshot
+from visionedge.app.state import AppState, InboundStatistics, ModelState, StateSnapshot
 from visionedge.app.status import build_camera, build_capacity, build_engine_event, build_status
 from visionedge.camera.camera import Camera, CameraStatus
 from visionedge.camera.motion_gate import GateSettings
@@ -30,11 +30,13 @@ from visionedge.engine.device_parity import DeviceCheck, ParityResult, SpeedChec
 from visionedge.engine.engine_choice import CandidateFigures, EngineCandidate, EngineChoice
 from visionedge.engine.interface import Engine, EngineInfo, ProcessStatus, RecoveryState, RecoveryStatistics
 from visionedge.engine.plan import AutotuneResult, LatencyFit, MeasuredPoint, OperatingPoint, Plan
+from visionedge.frames.types import DEFAULT_MODEL
 from visionedge.iothub.client import HubStatus
 from visionedge.iothub.delivery import Delivery, DeliveryStatus
 from visionedge.iothub.telemetry import TelemetryStatistics
 from visionedge.model.model import find_bundled_model, load_model
 from visionedge.model.parity import ApComparison, Parity
+from visionedge.model.postprocess import Selection
 from visionedge.outbound.messages_file import MessagesFileStatus
 from visionedge.outbound.metering import MeteredUsage
 from visionedge.outbound.spool import SpoolStatus
@@ -190,8 +192,10 @@ def delivered(*, inside_edge: bool) -> Delivery:
 def running_state(tmp_path: Path, engine: StatusEngine) -> StateSnapshot:
     """`dock` runs and was analysed, `yard` does not run."""
     state = empty_state(tmp_path)
-    state = replace(state, loaded_model=load_model(find_bundled_model()))
-    state = replace(state, engine=cast("Engine", engine))
+    model = load_model(find_bundled_model())
+    selection = Selection.of(model, 0.3, 0.5)
+    loaded = ModelState(model, selection, None, cast("Engine", engine))
+    state = replace(state, models={DEFAULT_MODEL: loaded})
     state = replace(state, latest_results=LatestResults(clock=lambda: 43_210_000))
     state.latest_results.publish(result("dock", 2))
     state.batcher.open("dock")

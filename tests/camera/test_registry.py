@@ -53,7 +53,7 @@ def running(
 ) -> Iterator[CameraRegistry]:
     thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name} died: {error}"))
     camera_registry = CameraRegistry(
-        InputResizer(SPEC),
+        [InputResizer(SPEC)],
         slots,
         thread_group,
         first_sequence=lambda _name: 100,

@@ -80,13 +80,18 @@ class EngineHostHarness:
         def ignore(_status: CameraStatus) -> None:
             """Ignore the states of cameras."""
 
-        resizer = self.engine_host.load() or await self.engine_host.fetch()
+        self.engine_host.load()
         registry = CameraRegistry(
-            resizer, state.batcher, self.thread_group, first_sequence=lambda _name: 1, on_change=ignore
+            self.engine_host.resizers(),
+            state.batcher,
+            self.thread_group,
+            first_sequence=lambda _name: 1,
+            on_change=ignore,
         )
         state.set_camera_registry(registry)
         registry.apply(state.snapshot().config.cameras)
-        await self.engine_host.open()
+        await self.engine_host.open_loaded()
+        await self.engine_host.open_missing()
 
 
 @asynccontextmanager

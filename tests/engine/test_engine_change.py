@@ -18,7 +18,7 @@ from visionedge.engine.device.session import PictureBatch
 from visionedge.engine.interface import EngineInfo, Inference, ProcessStatus
 from visionedge.engine.lanes import LanePool
 from visionedge.engine.plan import Plan
-from visionedge.frames.types import Frame, FrameResult, InputSpec, Placement
+from visionedge.frames.types import DEFAULT_MODEL, Frame, FrameResult, InputSpec, Placement
 from visionedge.model.model import Model, load_model
 from visionedge.model.postprocess import Rows, Selection
 from visionedge.runtime.threads import ThreadGroup
@@ -161,7 +161,7 @@ def test_the_previous_engine_is_closed_once_no_frame_needs_it(
         assert settling.is_alive()
         old.hold.set()
     assert harness.delivered.seen == [("dock", 1, "small")]
-    assert "previous=None" in repr(harness.lineup)
+    assert harness.lineup.find_engines(DEFAULT_MODEL).previous is None
 
 
 def test_a_camera_with_frames_in_both_engines_gets_its_results_in_order(

@@ -14,6 +14,7 @@ from slow_models import save_slow, store_fast_variant
 from tiny_models import TinyDetector
 from visionedge.engine.batcher import DropReason
 from visionedge.engine.engine_choice import CHOICES_FOLDER as CHOICES
+from visionedge.frames.types import DEFAULT_MODEL
 from visionedge.model.quantization.variants import VARIANTS_FOLDER
 
 pytestmark = pytest.mark.system
@@ -70,10 +71,10 @@ async def some_more(module: EngineHostHarness) -> None:
 def test_without_a_variant_there_is_no_substitute(data: Path, clip: Path, models: Path) -> None:
     async def scenario(module: EngineHostHarness) -> None:
         await some_more(module)
-        engine = module.state.snapshot().engine
+        engine = module.state.snapshot().models[DEFAULT_MODEL].engine
         assert not await module.engine_host.can_try_faster_variant()
         assert await module.engine_host.start_substitute() is None
-        assert module.state.snapshot().engine is engine
+        assert module.state.snapshot().models[DEFAULT_MODEL].engine is engine
         await some_more(module)
 
     run_scenario(scenario, document(clip, models, process=False), data)
@@ -98,12 +99,12 @@ def test_a_substitute_computes_until_it_is_ended_or_the_model_changes(
     async def scenario(module: EngineHostHarness) -> None:
         engine_host, state = module.engine_host, module.state
         await some_more(module)
-        engine = state.snapshot().engine
+        engine = state.snapshot().models[DEFAULT_MODEL].engine
         store(module, data)
         assert await engine_host.can_try_faster_variant()
         assert await engine_host.start_substitute() == "int8"
         now = state.snapshot()
-        assert now.requested_engine is engine
+        assert now.models[DEFAULT_MODEL].requested is engine
         info = now.engine_info()
         assert info is not None
         assert info.choice.precision == engine_host.substitute_precision == "int8"
@@ -114,10 +115,10 @@ def test_a_substitute_computes_until_it_is_ended_or_the_model_changes(
         await some_more(module)
 
         await engine_host.stop_substitute()
-        assert state.snapshot().engine is engine
-        assert state.snapshot().requested_engine is None
+        assert state.snapshot().models[DEFAULT_MODEL].engine is engine
+        assert state.snapshot().models[DEFAULT_MODEL].requested is None
         assert engine_host.substitute_precision is None
-        selection = state.snapshot().selection
+        selection = state.snapshot().models[DEFAULT_MODEL].selection
         assert selection is not None
         assert selection.confidence == 0.99
         await some_more(module)

@@ -19,7 +19,7 @@ from visionedge.app.metrics import Metrics
 from visionedge.app.overload_controller import OverloadController
 from visionedge.app.scene_host import SceneHost
 from visionedge.app.service import RunOptions, Service
-from visionedge.app.state import AppState
+from visionedge.app.state import AppState, ModelState
 from visionedge.app.status import build_status
 from visionedge.camera.registry import SequencePosition, SequenceStore
 from visionedge.config.load import parse_config
@@ -27,9 +27,11 @@ from visionedge.engine.batcher import BatcherStatistics
 from visionedge.engine.interface import Engine, EngineInfo
 from visionedge.engine.lanes import LanePool
 from visionedge.engine.plan import Plan
+from visionedge.frames.types import DEFAULT_MODEL
 from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.desired_properties import ConfigurationSources
 from visionedge.model.model import Model, find_bundled_model, load_model
+from visionedge.model.postprocess import Selection
 from visionedge.runtime.process_limits import descriptor_limit, raise_descriptor_limit
 from visionedge.runtime.threads import ThreadGroup
 
@@ -147,7 +149,7 @@ def test_without_a_descriptor_for_the_list_of_threads_nothing_is_measured(tmp_pa
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
         with pytest.raises(OSError, match="Too many open files"):
-            LoadMeter().take_sample(BatcherStatistics({}, {}), {}, child=None, gpu=False)
+            LoadMeter().take_sample(BatcherStatistics({}, {}), {}, children=(), gpu=False)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert meter.measurement is None
@@ -218,7 +220,10 @@ class OneAtATime:
 def test_clients_may_send_the_configured_batch_with_any_plan(tmp_path: Path) -> None:
     """A client that works beside a GPU must not break when the CPU takes over; the engine splits batches."""
     state = AppState.of(parse_config({"inference": {"maxBatch": 6}}), tmp_path, {}, lambda: None)
-    state.set_engine(cast("Engine", OneAtATime(load_model(find_bundled_model()))))
+    model = load_model(find_bundled_model())
+    selection = Selection.of(model, 0.3, 0.5)
+    engine = cast("Engine", OneAtATime(model))
+    state.set_model(DEFAULT_MODEL, ModelState(model, selection, None, engine))
     backend = HttpBackend(
         state.snapshot,
         LanePool(state.batcher, ThreadGroup(lambda *_: None), lambda _: None),

@@ -16,7 +16,6 @@ from visionedge.app.overload_controller import OverloadController
 from visionedge.app.scene_host import SceneHost
 from visionedge.app.state import AppState, StateSnapshot
 from visionedge.camera.registry import SequencePosition, SequenceStore
-from visionedge.engine.interface import Engine
 from visionedge.iothub.delivery import Delivery
 from visionedge.runtime.logs import LogLimiter
 from visionedge.runtime.threads import ThreadGroup, run_on_thread
@@ -154,11 +153,10 @@ class Housekeeping:
                 self._saving = asyncio.ensure_future(self._positions.save(self._thread_group))
             else:
                 self._positions.report_stall()
-        engine = now.engine
-        if engine is not None and self._ticks >= self._measure_tick:
+        if now.engine_infos() and self._ticks >= self._measure_tick:
             self._measure_tick = self._ticks + round(_measure_interval_s(now) / TICK_S)
             with self._failures.step("measuring the load"):
-                await run_on_thread(self._thread_group, "measuring", lambda: _measure(now, engine))
+                await run_on_thread(self._thread_group, "measuring", lambda: _measure(now))
                 await self._controller.step()
         if self._failures.consecutive == failures_before:
             self._failures.consecutive = 0
@@ -177,12 +175,12 @@ def _measure_interval_s(now: StateSnapshot) -> float:
     return min(longest_s, max(shortest_s, now.config.overload.after_seconds / 3))
 
 
-def _measure(now: StateSnapshot, engine: Engine) -> None:
-    info = engine.info()
-    child = info.process.pid if info.process else None
+def _measure(now: StateSnapshot) -> None:
+    infos = now.engine_infos().values()
+    children = [info.process.pid for info in infos if info.process is not None and info.process.pid]
     counts = {} if now.camera_registry is None else now.camera_registry.counts()
-    gpu = info.device.effective != "cpu"
-    now.meter.take_sample(now.batcher.statistics(), counts, child=child, gpu=gpu)
+    gpu = any(info.device.effective != "cpu" for info in infos)
+    now.meter.take_sample(now.batcher.statistics(), counts, children=children, gpu=gpu)
 
 
 def describe_unwritable_folder(folder: Path, error: OSError) -> str:

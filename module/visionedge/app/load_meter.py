@@ -8,7 +8,7 @@ are pure.
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -312,12 +312,12 @@ class LoadMeter:
         frames: BatcherStatistics,
         counts: Mapping[str, AdmissionCounts],
         *,
-        child: int | None,
+        children: Collection[int],
         gpu: bool,
     ) -> None:
         """Take a sample of the cameras in `counts`. Reads files of /proc, which is quick.
 
-        `child` is the process id of the engine, None if it has no process of its own.
+        `children` are the process ids of the engines, none if they have no processes of their own.
 
         Raises:
             OSError: the threads cannot be listed, for example without a free descriptor; no sample is taken.
@@ -326,7 +326,7 @@ class LoadMeter:
             at_ns=self._clock(),
             threads=self._threads(),
             process_s=self._cpu_s(self._proc / "self" / "stat"),
-            child_s=self._cpu_s(self._proc / str(child) / "stat") if child else 0.0,
+            child_s=sum(self._cpu_s(self._proc / str(child) / "stat") for child in children),
             machine_s=self._machine_s(),
             frames={
                 name: _count_frames(counts[name], camera)

@@ -6,7 +6,8 @@ statistics. Only durations are observed as they happen, because no statistics ho
 
 import contextlib
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
@@ -252,10 +253,11 @@ def collect_samples(state: StateSnapshot) -> Iterator[Sample]:
     yield "uptime_seconds", (), uptime_s(state)
     yield "ready", (), float(not state.readiness())
     yield "result_queue_dropped_total", (), state.loop_queue.dropped
-    if (info := state.engine_info()) is not None:
-        yield from _engine_samples(info)
-    if state.frame_pool is not None:
-        yield "pictures_copied_total", (), state.frame_pool.exhausted_count
+    if infos := tuple(state.engine_infos().values()):
+        yield from _engine_samples(infos)
+    pools = [model.frame_pool for model in state.models.values() if model.frame_pool is not None]
+    if pools:
+        yield "pictures_copied_total", (), sum(pool.exhausted_count for pool in pools)
     yield from _camera_samples(state)
     yield from _scene_samples(state)
     yield from _load_samples(state)
@@ -266,29 +268,40 @@ def collect_samples(state: StateSnapshot) -> Iterator[Sample]:
         yield from _inbound_samples(state.inbound_statistics())
 
 
-def _engine_samples(info: EngineInfo) -> Iterator[Sample]:
-    device = info.device
-    yield "engine_device", (device.requested, device.effective, device.code), 1
-    yield "engine_info", (info.model.name, device.effective, info.runtime, info.choice.precision), 1
-    yield "engine_degraded", (), float(device.degraded)
-    yield "unplanned_shape_total", (), info.unplanned_shapes
-    yield "nodes_on_cpu", (), len(info.node_placement.on_cpu)
-    for replica in info.replicas:
+def _engine_samples(infos: Sequence[EngineInfo]) -> Iterator[Sample]:
+    """The engines of all models together; `engine_info` has one series for each."""
+    for requested, effective, code in {
+        (info.device.requested, info.device.effective, info.device.code): None for info in infos
+    }:
+        yield "engine_device", (requested, effective, code), 1
+    for info in infos:
+        effective = info.device.effective
+        yield "engine_info", (info.model.name, effective, info.runtime, info.choice.precision), 1
+    yield "engine_degraded", (), float(any(info.device.degraded for info in infos))
+    yield "unplanned_shape_total", (), sum(info.unplanned_shapes for info in infos)
+    yield "nodes_on_cpu", (), sum(len(info.node_placement.on_cpu) for info in infos)
+    for replica in (replica for info in infos for replica in info.replicas):
         yield "remote_replica_up", (replica.url,), float(replica.state == "up")
         yield "remote_batches_total", (replica.url,), replica.batches
         yield "remote_failures_total", (replica.url,), replica.failures
-    if info.process is not None:
-        yield "engine_restarts_total", (), info.process.restarts
-    if info.recovery is not None:
-        yield from _recovery_samples(info.recovery)
+    if processes := [info.process for info in infos if info.process is not None]:
+        yield "engine_restarts_total", (), sum(process.restarts for process in processes)
+    if recoveries := [info.recovery for info in infos if info.recovery is not None]:
+        yield from _recovery_samples(recoveries)
 
 
-def _recovery_samples(recovery: RecoveryStatistics) -> Iterator[Sample]:
-    yield "engine_recovering", (), float(recovery.recovery_state.stage != "settled")
-    yield "engine_change_overs_total", (), recovery.device_recoveries
-    for fault, count in recovery.faults.items():
+def _recovery_samples(recoveries: Sequence[RecoveryStatistics]) -> Iterator[Sample]:
+    recovering = any(recovery.recovery_state.stage != "settled" for recovery in recoveries)
+    yield "engine_recovering", (), float(recovering)
+    yield "engine_change_overs_total", (), sum(recovery.device_recoveries for recovery in recoveries)
+    faults: Counter[str] = Counter()
+    probes: Counter[str] = Counter()
+    for recovery in recoveries:
+        faults.update(recovery.faults)
+        probes.update(recovery.probes)
+    for fault, count in faults.items():
         yield "engine_faults_total", (fault,), count
-    for code, count in recovery.probes.items():
+    for code, count in probes.items():
         yield "engine_probes_total", (code,), count
 
 
@@ -299,6 +312,7 @@ def _camera_samples(state: StateSnapshot) -> Iterator[Sample]:
         yield "frames_offered_total", (name,), slot.offered
         yield "frames_analysed_total", (name,), slot.analysed
         yield "frames_waiting", (name,), slot.waiting + slot.in_flight
+        yield "camera_engine_seconds_total", (name,), slot.engine_ns / 1e9
         for reason, count in slot.dropped.items():
             yield "frames_dropped_total", (name, reason), count
     for name, camera in state.running_cameras.items():

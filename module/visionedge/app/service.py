@@ -27,7 +27,7 @@ from visionedge.app.overload_controller import OverloadController, OverloadEvent
 from visionedge.app.scene_host import SceneHost
 from visionedge.app.second_stage import CameraAnswers
 from visionedge.app.state import AppState
-from visionedge.camera.camera import CameraStatus, InputResizer
+from visionedge.camera.camera import CameraStatus
 from visionedge.camera.registry import CameraRegistry, SequenceStore
 from visionedge.config.documents import Document
 from visionedge.config.load import parse_config
@@ -35,7 +35,7 @@ from visionedge.config.made_token import MadeToken
 from visionedge.config.schema import CameraConfig, Config, HttpConfig
 from visionedge.engine.interface import EngineEvent
 from visionedge.errors import UnavailableError, VisionedgeError
-from visionedge.frames.types import FrameResult
+from visionedge.frames.types import DEFAULT_MODEL, FrameResult
 from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.desired_properties import ConfigurationSources
 from visionedge.iothub.identity import Identity
@@ -219,10 +219,10 @@ class Service:
                 raise
 
     async def _start_and_run(self) -> None:
-        loaded = await self._unless_stopped(run_on_thread(self._thread_group, "loading", self._load_model))
+        loaded = await self._unless_stopped(run_on_thread(self._thread_group, "loading", self._load_models))
         if loaded is None:
             return
-        config_sources, resizer = loaded
+        config_sources, is_complete = loaded
         # The section of the local document, if the last good desired properties could not be used.
         await self._server.apply(await self._with_token(self.state.snapshot().config.http))
         hub_bridge = self._hub_bridge = self._make_hub_bridge(config_sources)
@@ -242,7 +242,7 @@ class Service:
         self._report_state_files(delivery, config_sources)
         try:
             await self._run_until_stopped(
-                delivery, asyncio.ensure_future(self._start_cameras_and_engine(delivery, resizer))
+                delivery, asyncio.ensure_future(self._start_cameras_and_engines(delivery, is_complete))
             )
         except VisionedgeError:
             # For the next start, as this one has failed with older ones.
@@ -261,10 +261,10 @@ class Service:
         working.cancel()
         return None
 
-    def _load_model(self) -> tuple[ConfigurationSources, InputResizer | None]:
-        """Load the model; with the local configuration alone if the last good desired properties fail.
+    def _load_models(self) -> tuple[ConfigurationSources, bool]:
+        """Load the models; with the local configuration alone if the last good desired properties fail.
 
-        The module has to start so that the twin can correct them. Blocks.
+        The module has to start so that the twin can correct them. False: some are downloaded later. Blocks.
         """
         config_sources = self.options.config_sources
         self._start_history.log_changes(this_host(self.options.environ), config_sources.start.config)
@@ -321,13 +321,12 @@ class Service:
                 delivery.event("storage", "state-newer", file.newer, {"file": name})
         self.state.set_newer_state(tuple(file.newer for file in files if file.newer is not None))
 
-    async def _start_cameras_and_engine(self, delivery: Delivery, resizer: InputResizer | None) -> None:
-        """Start cameras and engine as soon as the model is there; everything else runs meanwhile."""
-        if resizer is None:
+    async def _start_cameras_and_engines(self, delivery: Delivery, is_complete: bool) -> None:
+        """Start cameras and engines as soon as the models are there; everything else runs meanwhile."""
+        if not is_complete:
             self._limit_duration()
-            log.info("the model is downloaded first; %sreadyz shows the progress", self._server.url)
-            resizer = await self._engine_host.fetch()
-        registry = self._make_camera_registry(resizer)
+            log.info("a model is downloaded first; %sreadyz shows the progress", self._server.url)
+        registry = self._make_camera_registry()
         self.state.set_camera_registry(registry)
         cameras = self.state.snapshot().config.cameras
         await self._configure_scenes(cameras, delivery)
@@ -336,22 +335,25 @@ class Service:
             log.warning("%s", NO_CAMERA_WARNING)
         # A kill soon after the start, with a clock that was set back, must not repeat these numbers.
         await self._positions.save(self._thread_group)
-        engine = await self._engine_host.open()
+        await self._engine_host.open_loaded()
         registry.begin()
-        info = engine.info()
-        text = status.shorten(info.device.describe())
-        delivery.event("engine", info.device.code, text, status.build_engine_event(info))
+        await self._engine_host.open_missing()
+        infos = self.state.snapshot().engine_infos()
+        for name, info in infos.items():
+            text = status.shorten(info.device.describe())
+            text = f"model {name}: {text}" if name else text
+            delivery.event("engine", info.device.code, text, status.build_engine_event(info))
         if self._hub_bridge is not None:
             self._hub_bridge.desired.retry()  # sections that waited for the engine can be applied now
         log.info("ready: open %s to look", self._server.url)
         self._limit_duration()
         config = self.state.snapshot().config
-        keep = partial(self._start_history.keep, config, info.device)
+        keep = partial(self._start_history.keep, config, infos[DEFAULT_MODEL].device)
         await run_on_thread(self._thread_group, "remembering", keep)
 
-    def _make_camera_registry(self, resizer: InputResizer) -> CameraRegistry:
+    def _make_camera_registry(self) -> CameraRegistry:
         return CameraRegistry(
-            resizer,
+            self._engine_host.resizers(),
             self.state.batcher,
             self._thread_group,
             first_sequence=self._sequences.first,
@@ -376,12 +378,20 @@ class Service:
     def _register_sections(self) -> None:
         """Become the writer of the sections that need no engine."""
         register = self.state.register
-        self._camera_sections = register("cameras", "cameraDefaults", apply=self._apply_cameras)
+        self._camera_sections = register(
+            "cameras",
+            "cameraDefaults",
+            apply=self._apply_cameras,
+            pending=self._describe_waiting_cameras,
+        )
         self._overload_section = register("overload", apply=self._apply_overload)
         self._telemetry_section = register("telemetry", apply=self._apply_telemetry)
         self._http_section = register("http", apply=self._apply_http)
         self._events_section = register("events", apply=self._apply_events)
         self._log_section = register("log", apply=self._apply_log)
+
+    def _describe_waiting_cameras(self) -> str | None:
+        return self._engine_host.describe_waiting_cameras()
 
     async def _apply_cameras(self, config: Config) -> Mapping[str, str]:
         if problems := self._engine_host.find_unknown_classes(config):
@@ -528,7 +538,7 @@ class Service:
 
     def _handle_engine_event(self, event: EngineEvent, delivery: Delivery) -> None:
         self._engine_host.lanes.start_lanes()
-        info = self.state.snapshot().engine_info()
+        info = self.state.snapshot().engine_info(event.model)
         details = status.build_engine_event(info) if info else {}
         delivery.event("engine", event.code, status.shorten(event.message), details)
         if info is None:
@@ -640,7 +650,7 @@ class Service:
 
         Returns the names of the threads that still run.
         """
-        opened = self.state.snapshot().engine is not None
+        opened = bool(self.state.snapshot().engine_infos())
         still_running = self._thread_group.join(_JOIN_TIMEOUT_S) if opened else []
         self._engine_host.close()
         if still_running or not opened:

@@ -24,7 +24,7 @@ from visionedge.config.schema import SECTIONS, Config
 from visionedge.engine.batcher import Batcher
 from visionedge.engine.interface import Engine, EngineEvent, EngineInfo
 from visionedge.engine.process.shared_memory import SharedFramePool
-from visionedge.frames.types import FrameResult
+from visionedge.frames.types import DEFAULT_MODEL, FrameResult
 from visionedge.iothub.delivery import Delivery
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
@@ -70,6 +70,27 @@ class SceneStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelState:
+    """A model that is loaded, and what computes with it: `engine` is None while it opens.
+
+    `requested`: the engine of the configuration, while a substitute computes in its place; else None.
+    """
+
+    model: Model
+    selection: Selection
+    frame_pool: SharedFramePool | None
+    engine: Engine | None = None
+    requested: Engine | None = None
+
+    def engine_info(self) -> EngineInfo | None:
+        """The engine that computes, with what was requested; None before it is ready."""
+        if self.engine is None:
+            return None
+        info = self.engine.info()
+        return info if self.requested is None else info.as_substitute_for(self.requested.info())
+
+
+@dataclass(frozen=True, slots=True)
 class StateSnapshot:
     """The module at one moment: its configuration in force, and its parts, None while they are not built yet.
 
@@ -85,13 +106,9 @@ class StateSnapshot:
     latest_results: LatestResults
     meter: LoadMeter
     overload_status: OverloadStatus
-    loaded_model: Model | None = None
-    selection: Selection | None = None
-    frame_pool: SharedFramePool | None = None
+    models: Mapping[str, ModelState] = field(default_factory=dict)
+    """The models that are loaded, by their name in `models`; that of the section `model` is first."""
     camera_registry: CameraRegistry | None = None
-    engine: Engine | None = None
-    requested_engine: Engine | None = None
-    """The engine of the configuration, while a substitute computes in its place; else None."""
     delivery: Delivery | None = None
     waiting_reason: str | None = None
     read_fetch_progress: Callable[[], str | None] = lambda: None
@@ -118,12 +135,21 @@ class StateSnapshot:
         """Why there is no engine yet."""
         return self.fetch_progress or self.waiting_reason or _WARMING_UP
 
-    def engine_info(self) -> EngineInfo | None:
-        """The engine that computes, with what was requested; None before the first engine is ready."""
-        if self.engine is None:
-            return None
-        info = self.engine.info()
-        return info if self.requested_engine is None else info.as_substitute_for(self.requested_engine.info())
+    @property
+    def loaded_model(self) -> Model | None:
+        """The model of the section `model`; None before it is loaded."""
+        state = self.models.get(DEFAULT_MODEL)
+        return None if state is None else state.model
+
+    def engine_info(self, model: str = DEFAULT_MODEL) -> EngineInfo | None:
+        """The engine of a model; None before it is ready."""
+        state = self.models.get(model)
+        return None if state is None else state.engine_info()
+
+    def engine_infos(self) -> dict[str, EngineInfo]:
+        """The engines that are ready, by the name of their model."""
+        found = {name: state.engine_info() for name, state in self.models.items()}
+        return {name: info for name, info in found.items() if info is not None}
 
     def send_event(self, kind: EventKind, code: str, message: str, details: Mapping[str, Any]) -> None:
         """Send an event to the cloud; without a delivery yet it is dropped."""
@@ -131,14 +157,16 @@ class StateSnapshot:
             self.delivery.event(kind, code, message, details)
 
     def readiness(self) -> list[str]:
-        """Why no frame can be computed now; empty when one can."""
+        """Why frames of a model cannot be computed now; empty when all can."""
         if self.stopping:
             return ["stopping"]
-        info = self.engine_info()
-        if info is None:
-            return [self.no_engine_reason]
-        process = info.process
-        return [process.down] if process is not None and process.down else []
+        found = {name: self._readiness_of(name) for name in (DEFAULT_MODEL, *self.config.models)}
+        return [f"model {name}: {why}" if name else why for name, why in found.items() if why is not None]
+
+    def _readiness_of(self, model: str) -> str | None:
+        if (info := self.engine_info(model)) is None:
+            return _WARMING_UP if model else self.no_engine_reason
+        return None if info.process is None else info.process.down
 
 
 SnapshotReader = Callable[[], StateSnapshot]
@@ -255,29 +283,24 @@ class AppState:
 
     # --- the parts, each with its writer --------------------------------------------------------------------
 
-    def set_engine(
-        self,
-        engine: Engine | None,
-        model: Model | None = None,
-        selection: Selection | None = None,
-        frame_pool: SharedFramePool | None = None,
-        requested: Engine | None = None,
-    ) -> None:
-        """The engine in use, or its model while the engine still opens. Written by `EngineHost`.
+    def set_model(self, name: str, state: ModelState) -> None:
+        """A model and its engine. Written by `EngineHost`."""
+        with self._lock:
+            models = {**self._now.models, name: state}
+            self._now = replace(self._now, models=dict(sorted(models.items())))
 
-        `requested` is the engine of the configuration while `engine` computes in its place.
-        """
-        self._update(
-            engine=engine,
-            loaded_model=model,
-            selection=selection,
-            frame_pool=frame_pool,
-            requested_engine=requested,
-        )
+    def remove_model(self, name: str) -> None:
+        """A model is not served any more. Written by `EngineHost`."""
+        with self._lock:
+            models = {each: state for each, state in self._now.models.items() if each != name}
+            self._now = replace(self._now, models=models)
 
-    def set_selection(self, selection: Selection) -> None:
-        """What counts as a detection. Written by `EngineHost`."""
-        self._update(selection=selection)
+    def set_selection(self, name: str, selection: Selection) -> None:
+        """What counts as a detection of a model. Written by `EngineHost`."""
+        with self._lock:
+            if (state := self._now.models.get(name)) is not None:
+                models = {**self._now.models, name: replace(state, selection=selection)}
+                self._now = replace(self._now, models=models)
 
     def set_fetch_progress(self, read: Callable[[], str | None]) -> None:
         """What reports how far a download is. Written by `EngineHost`."""

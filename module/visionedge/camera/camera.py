@@ -32,7 +32,7 @@ from visionedge.camera.timing import (
 )
 from visionedge.config.addresses import CameraUri, parse_camera_uri
 from visionedge.errors import DamagedPictureError, SourceError, UnsupportedFormatError, VisionedgeError
-from visionedge.frames.types import Frame, InputSpec, Picture, Placement, utc_now
+from visionedge.frames.types import DEFAULT_MODEL, Frame, InputSpec, Picture, Placement, utc_now
 from visionedge.runtime.redaction import mask_address, redact
 from visionedge.runtime.retry import Backoff, RetryPolicy
 
@@ -273,10 +273,11 @@ def _ignore(_status: CameraStatus) -> None:
 
 @dataclass(frozen=True, slots=True)
 class InputResizer:
-    """Resizes pictures to the model's input, into memory from `allocate`."""
+    """Resizes pictures to the input of a model, into memory from `allocate`."""
 
     spec: InputSpec
     allocate: AllocatePicture = _allocate_none
+    model: str = DEFAULT_MODEL
 
     def resize(self, decoded: DecodedPicture) -> Picture:
         """Return the picture, which is loaded, at the model's input size."""
@@ -344,6 +345,7 @@ class Camera:
         limits: time and size limits, and how to open the source.
         gate: only pictures with motion become frames; None: all.
         allocate: returns memory for pictures at the model's input size.
+        model: the model of the frames (`Frame.model`).
         throttle: a limit below `fps`; see the method `throttle`.
         on_change: called once for each change of state, by the camera's threads or by that of
         `check_liveness`. dependencies: functions that a test replaces. start_paused: do not play a file or
@@ -365,6 +367,7 @@ class Camera:
         limits: SourceLimits | None = None,
         gate: GateSettings | None = None,
         allocate: AllocatePicture | None = None,
+        model: str = DEFAULT_MODEL,
         throttle: Throttle = UNTHROTTLED,
         on_change: Callable[[CameraStatus], None] = _ignore,
         dependencies: CameraDependencies | None = None,
@@ -378,7 +381,7 @@ class Camera:
         self._clock = clock
         limits = limits or SourceLimits()
         self._limits = limits if fps is None else replace(limits, pictures_per_s=fps)
-        self._resizer = InputResizer(spec, allocate or _allocate_none)
+        self._resizer = InputResizer(spec, allocate or _allocate_none, model)
         self._on_change = on_change
         self._dependencies = dependencies or CameraDependencies()
         self._backoff = Backoff(RECONNECT_POLICY, self._dependencies.random_fraction)
@@ -609,6 +612,7 @@ class Camera:
                 placement=resizer.spec.place(decoded.width_px, decoded.height_px),
                 full_picture=decoded.picture,
                 spec=resizer.spec,
+                model=resizer.model,
             )
             self._progress.next_sequence += 1
             replaced = self._sink.put(frame)

@@ -8,7 +8,7 @@ import logging
 import ssl
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from visionedge.camera.motion_gate import GateSettings
 from visionedge.camera.sources.base import SourceLimits, ThreadBudget
 from visionedge.camera.timing import UNTHROTTLED, AdmissionCounts, Throttle
 from visionedge.config.schema import SCENE_KEYS, CameraConfig, GateConfig, TlsConfig
+from visionedge.frames.types import DEFAULT_MODEL
 from visionedge.runtime.files import DamagedStateFileError, parse_count
 from visionedge.runtime.process_limits import bounded_cores
 from visionedge.runtime.state_file import StateFile
@@ -76,7 +77,7 @@ class CameraRegistry:
     """The cameras, by name. Any thread may call `check_liveness` and `counts`; one thread calls the rest.
 
     Args:
-        resizer: resizes pictures to the model's input.
+        resizers: resize pictures to the input of each model; more come with `change_input`.
         slots: takes the frames.
         thread_group: runs a thread for each camera.
         first_sequence: returns the number of a camera's first frame in this run.
@@ -88,7 +89,7 @@ class CameraRegistry:
 
     def __init__(
         self,
-        resizer: InputResizer,
+        resizers: Iterable[InputResizer],
         slots: FrameSlots,
         thread_group: ThreadGroup,
         *,
@@ -100,7 +101,8 @@ class CameraRegistry:
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.by_name: dict[str, Camera] = {}
-        self._resizer, self._slots, self._thread_group = resizer, slots, thread_group
+        self._resizers = {resizer.model: resizer for resizer in resizers}
+        self._slots, self._thread_group = slots, thread_group
         self._first_sequence = first_sequence
         self._last_epoch = last_epoch
         self._clock = clock
@@ -109,6 +111,7 @@ class CameraRegistry:
         self._start_paused = start_paused
         # One per core, however many cameras there are: the cameras' own threads wait most of the time.
         self._spare_threads = ThreadBudget(bounded_cores())
+        self._wanted: Mapping[str, CameraConfig] = {}
         self._settings: dict[str, CameraConfig] = {}
         self._throttles: Mapping[str, Throttle] = {}
         self._closed: dict[str, _ClosedCamera] = {}
@@ -117,14 +120,23 @@ class CameraRegistry:
         return f"<CameraRegistry {' '.join(f'{n}={c.status().state}' for n, c in self.by_name.items())}>"
 
     def apply(self, wanted: Mapping[str, CameraConfig]) -> None:
-        """Run exactly these cameras; one whose settings are unchanged is not touched."""
+        """Run exactly these cameras; one whose settings are unchanged is not touched.
+
+        A camera whose model is not loaded yet keeps the model that it has, or is opened when its model comes.
+        """
+        self._wanted = wanted
         enabled = {name: settings for name, settings in wanted.items() if settings.enabled}
         for name, settings in tuple(self._settings.items()):
             if not _is_unchanged(enabled.get(name), settings):
                 self._close(name)
         for name, settings in enabled.items():
+            if (resizer := self._resizers.get(settings.model or DEFAULT_MODEL)) is None:
+                continue
             if name not in self.by_name:
-                self._open(name, settings)
+                self._open(name, settings, resizer)
+            elif settings.model != self._settings[name].model:
+                self.by_name[name].change_input(resizer)
+            self._settings[name] = settings
 
     def begin(self) -> None:
         """Play files and folders: frames can be analysed now."""
@@ -140,13 +152,24 @@ class CameraRegistry:
         """
         settings = self._settings[name]
         self._close(name)
-        self._open(name, settings)
+        self._open(name, settings, self._resizers[settings.model or DEFAULT_MODEL])
 
     def change_input(self, resizer: InputResizer) -> None:
-        """Resize the pictures of all cameras for another model, from the next picture on."""
-        self._resizer = resizer
-        for camera in self.by_name.values():
-            camera.change_input(resizer)
+        """Resize pictures for a new model, or for the new input of one, from the next picture on."""
+        self._resizers[resizer.model] = resizer
+        for name, settings in self._settings.items():
+            if (settings.model or DEFAULT_MODEL) == resizer.model:
+                self.by_name[name].change_input(resizer)
+        self.apply(self._wanted)  # opens the cameras that have waited for this model
+
+    def forget_model(self, model: str) -> None:
+        """No camera may use a model any more; call it when none does."""
+        self._resizers.pop(model, None)
+
+    def waits_for_model(self, name: str) -> bool:
+        """Whether a camera's model is not loaded yet."""
+        settings = self._wanted.get(name)
+        return settings is not None and (settings.model or DEFAULT_MODEL) not in self._resizers
 
     def throttle(self, throttles: Mapping[str, Throttle]) -> None:
         """Throttle exactly these cameras, also after they are opened again; the sources stay open."""
@@ -190,7 +213,7 @@ class CameraRegistry:
             self._slots.forget(name)
         return gone
 
-    def _open(self, name: str, settings: CameraConfig) -> None:
+    def _open(self, name: str, settings: CameraConfig, resizer: InputResizer) -> None:
         known = self._closed.get(name)
         first = (
             known.position if known else SequencePosition(self._first_sequence(name), self._last_epoch(name))
@@ -198,7 +221,7 @@ class CameraRegistry:
         camera = Camera(
             name,
             settings.uri,
-            self._resizer.spec,
+            resizer.spec,
             self._slots,
             fps=settings.fps,
             first_sequence=first.sequence,
@@ -215,7 +238,8 @@ class CameraRegistry:
                 spare_threads=self._spare_threads,
             ),
             gate=_gate_settings(settings.gate),
-            allocate=self._resizer.allocate,
+            allocate=resizer.allocate,
+            model=resizer.model,
             throttle=self._throttles.get(name, UNTHROTTLED),
             on_change=lambda status: self._changed(camera, status),
             start_paused=self._start_paused,
@@ -242,7 +266,7 @@ class CameraRegistry:
 
 def _is_unchanged(wanted: CameraConfig | None, settings: CameraConfig) -> bool:
     """Whether a camera can stay open: only keys that its source does not use may have changed."""
-    unused = {key: getattr(settings, key) for key in ("priority", *SCENE_KEYS)}
+    unused = {key: getattr(settings, key) for key in ("priority", "model", *SCENE_KEYS)}
     return wanted is not None and wanted.model_copy(update=unused) == settings
 
 

@@ -21,6 +21,7 @@ from visionedge.engine.device.session import NodePlacement, PictureBatch
 from visionedge.engine.device_parity import DeviceCheck
 from visionedge.engine.engine_choice import EngineChoice
 from visionedge.engine.plan import Plan
+from visionedge.frames.types import DEFAULT_MODEL
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Rows
 
@@ -85,11 +86,15 @@ RecoveryStage = Literal["settled", "waiting", "probing", "opening", "comparing"]
 
 @dataclass(frozen=True, slots=True)
 class EngineEvent:
-    """A change of the engine that is published. `exit_code`: the module must end with this code."""
+    """A change of the engine that is published. `exit_code`: the module must end with this code.
+
+    `model`: the name of its model in `models`, or `DEFAULT_MODEL`.
+    """
 
     code: EngineEventCode
     message: str
     exit_code: int | None = None
+    model: str = DEFAULT_MODEL
 
 
 @dataclass(frozen=True, slots=True)

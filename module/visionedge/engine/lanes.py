@@ -15,13 +15,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from visionedge.engine.batcher import Batch, Batcher
 from visionedge.engine.device.faults import RETRIED_FAULTS, EngineError, EngineUnavailableError
 from visionedge.engine.interface import Engine, EngineInfo
 from visionedge.frames.letterbox import fit_to_input
-from visionedge.frames.types import Frame, FrameResult, InputSpec, Picture, Timing, utc_now
+from visionedge.frames.types import (
+    DEFAULT_MODEL,
+    Frame,
+    FrameResult,
+    InputSpec,
+    Picture,
+    Timing,
+    utc_now,
+)
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
 from visionedge.runtime.process_limits import bounded_cores
@@ -60,8 +68,25 @@ def count_lanes(info: EngineInfo) -> int:
     return info.plan.lanes + (1 if hides_transfer else 0)
 
 
+@dataclass(slots=True, eq=False)
+class ModelEngines:
+    """The engine of one model, and while another one replaces it, the engine before it.
+
+    All fields change under the condition of the pool. `uses`: batches in computation, by engine. `lanes`: how
+    many were started.
+    """
+
+    model: str
+    current: EngineWithSelection
+    previous: EngineWithSelection | None = None
+    uses: Counter[int] = field(default_factory=Counter)
+    lanes: int = 0
+    removed: bool = False
+
+
 class Lane:
-    """One lane: `run` is a thread's target and ends when the batcher or the pool is closed.
+    """One lane: `run` is a thread's target and ends when the batcher or the pool is closed, or its model is
+    removed.
 
     `deliver` is called for each result, in the order of a camera's frames, by one lane at a time for a
     camera; it must not block. All lanes of a pool share `errors`.
@@ -73,6 +98,7 @@ class Lane:
         pool: "LanePool",
         deliver: Callable[[FrameResult], None],
         *,
+        model: str = DEFAULT_MODEL,
         number: int = 0,
         errors: "BatchErrorLog | None" = None,
         clock: Callable[[], int] = time.monotonic_ns,
@@ -80,14 +106,16 @@ class Lane:
         self._batcher = batcher
         self._pool = pool
         self._deliver = deliver
+        self._engines = pool.find_engines(model)
         self._number = number
         self._errors = errors or BatchErrorLog(clock)
         self._clock = clock
 
     def run(self) -> None:
         """Take, infer, deliver, until closed. A batch that fails is counted; the lane goes on."""
-        while (engine := self._pool.wait_until_needed(self._number)) is not None:
-            if (batch := self._batcher.take(max_count=engine.plan.max_batch)) is None:
+        model = self._engines.model
+        while (engine := self._pool.wait_until_needed(self._engines, self._number)) is not None:
+            if (batch := self._batcher.take(max_count=engine.plan.max_batch, model=model)) is None:
                 return
             self._hand_on(batch.released)
             for part in batch.split_by_input():  # more than one part only while a model is being replaced
@@ -110,7 +138,7 @@ class Lane:
     def _compute(self, batch: Batch, *, retrying: bool) -> list[FrameResult] | None:
         """The results of a batch, none if it failed; None: to be computed again, as long as it is fresh."""
         try:
-            with self._pool.use(batch.frames[0].spec) as running:
+            with self._pool.use(batch.frames[0].spec, self._engines.model) as running:
                 pictures = self._pool.resize(batch.frames)
                 return list(_infer(batch.frames, pictures, running, self._clock, batch.taken_ns))
         except EngineUnavailableError as error:  # the supervisor has reported it
@@ -198,10 +226,10 @@ def _infer(
 
 
 class LanePool:
-    """The engine in use, and as many lanes as keep it busy, on vital threads of the group.
+    """The engines in use, one for each model, and as many lanes as keep each busy, on vital threads.
 
-    `swap_engine`, `select`, `start_lanes` and `drain_previous` belong to one thread; `use` may be called by
-    any.
+    `swap_engine`, `select`, `start_lanes`, `drain_previous` and `remove` belong to one thread; `use` may be
+    called by any. `model` is a name in `models`, or `DEFAULT_MODEL`.
     """
 
     def __init__(
@@ -211,22 +239,16 @@ class LanePool:
         self._thread_group = thread_group
         self._deliver = deliver
         self._errors = BatchErrorLog()
-        self._lanes = 0
         self._changed = threading.Condition()
         # A batch of a GPU is resized by all cores; the threads start when they are needed.
         self._resizers = ThreadPoolExecutor(bounded_cores(), thread_name_prefix="resize")
         # All below changes under the condition.
-        self._current: EngineWithSelection | None = None
-        self._previous: EngineWithSelection | None = None
-        self._uses: Counter[int] = Counter()
+        self._engines: dict[str, ModelEngines] = {}
         self._closed = False
 
     def __repr__(self) -> str:
-        current, previous = self._current, self._previous
-        return (
-            f"<LanePool {current.model.name if current else 'empty'} lanes={self._lanes}"
-            f" previous={previous.model.name if previous else None}>"
-        )
+        engines = [f"{each.current.model.name}*{each.lanes}" for each in self._engines.values()]
+        return f"<LanePool {' '.join(engines) or 'empty'}>"
 
     def pause(self) -> None:
         """Wait for a moment, or until the engine changes."""
@@ -238,42 +260,72 @@ class LanePool:
         """Whether all lanes end."""
         return self._closed
 
-    def swap_engine(self, engine: Engine, selection: Selection) -> None:
-        """Compute with this engine from the next batch on.
+    def find_engines(self, model: str) -> ModelEngines:
+        """The engines of a model.
+
+        Raises:
+            KeyError: it has none.
+        """
+        return self._engines[model]
+
+    def swap_engine(self, engine: Engine, selection: Selection, model: str = DEFAULT_MODEL) -> None:
+        """Compute the frames for a model with this engine from the next batch on.
 
         The previous engine computes the frames that were prepared for it, until `drain_previous` returns;
         call this before another engine is swapped in.
         """
+        running = EngineWithSelection.of(engine, selection)
         with self._changed:
-            self._previous = self._current
-            self._current = EngineWithSelection.of(engine, selection)
+            if (engines := self._engines.get(model)) is None:
+                self._engines[model] = ModelEngines(model, running)
+            else:
+                engines.previous, engines.current = engines.current, running
         self.start_lanes()
 
-    def select(self, selection: Selection) -> None:
-        """Use another selection from the next batch on."""
+    def select(self, selection: Selection, model: str = DEFAULT_MODEL) -> None:
+        """Use another selection for a model from the next batch on."""
         with self._changed:
-            if self._current is not None:
-                self._current = replace(self._current, selection=selection)
+            if (engines := self._engines.get(model)) is not None:
+                engines.current = replace(engines.current, selection=selection)
 
     def start_lanes(self) -> None:
-        """Start the lanes that the engine needs; to be called whenever its plan or device has changed."""
+        """Start the lanes that the engines need; to be called whenever a plan or a device has changed."""
         with self._changed:
-            lane_count = 0
-            if self._current is not None and not self._closed:
-                lane_count = count_lanes(self._current.engine.info())
+            wanted = {} if self._closed else {each: _count_needed(each) for each in self._engines.values()}
             self._changed.notify_all()
-        for number in range(self._lanes, lane_count):
-            lane = Lane(self._batcher, self, self._deliver, number=number, errors=self._errors)
-            self._thread_group.start(f"lane:{number}", lane.run, vital=True)
-        self._lanes = max(self._lanes, lane_count)
+        for engines, count in wanted.items():
+            self._batcher.use_lanes(engines.model, count)
+            for number in range(engines.lanes, count):
+                model = engines.model
+                lane = Lane(
+                    self._batcher, self, self._deliver, model=model, number=number, errors=self._errors
+                )
+                name = f"lane:{model}:{number}" if model else f"lane:{number}"
+                self._thread_group.start(name, lane.run, vital=True, may_return=True)
+            engines.lanes = max(engines.lanes, count)
 
-    def drain_previous(self, timeout_s: float) -> None:
+    def drain_previous(self, timeout_s: float, model: str = DEFAULT_MODEL) -> None:
         """Wait until no frame needs the previous engine, at most `timeout_s`; then forget the engine."""
-        until_s = time.monotonic() + timeout_s
+        if (engines := self._engines.get(model)) is not None:
+            with self._changed:
+                self._wait_until(lambda: not self._needs_previous(engines), timeout_s)
+                engines.previous = None
+
+    def remove(self, model: str, timeout_s: float) -> None:
+        """Compute no more frames for a model, and end its lanes; waits until its engine is idle."""
         with self._changed:
-            while self._previous is not None and time.monotonic() < until_s and self._needs(self._previous):
-                self._changed.wait(_POLL_S)
-            self._previous = None
+            if (engines := self._engines.pop(model, None)) is None:
+                return
+            engines.removed = True
+            self._changed.notify_all()
+        self._batcher.remove_model(model)
+        with self._changed:
+            self._wait_until(lambda: not any(engines.uses.values()), timeout_s)
+
+    def _wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        until_s = time.monotonic() + timeout_s
+        while time.monotonic() < until_s and not condition():
+            self._changed.wait(_POLL_S)
 
     def close(self) -> None:
         """Let all lanes end; the owner of the batcher closes it."""
@@ -304,51 +356,58 @@ class LanePool:
         except Exception as error:  # whatever a picture raises must not end a lane
             raise EngineError(f"a picture cannot be resized: {type(error).__name__}: {error}") from error
 
-    def wait_until_needed(self, lane: int) -> EngineInfo | None:
-        """Wait until the engine needs the lane of this number; its info, or None once the pool is closed."""
+    def wait_until_needed(self, engines: ModelEngines, lane: int) -> EngineInfo | None:
+        """Wait until an engine needs the lane of this number; its info, or None once the lane must end."""
         with self._changed:
-            while not self._closed:
-                if self._current is not None:
-                    info = self._current.engine.info()
-                    if lane < count_lanes(info):
-                        return info
+            while not (self._closed or engines.removed):
+                info = engines.current.engine.info()
+                if lane < count_lanes(info):
+                    return info
                 self._changed.wait()
             return None
 
     @contextmanager
-    def use(self, spec: InputSpec | None = None) -> Iterator[EngineWithSelection]:
-        """The engine for frames that were prepared for `spec` (None: the engine in use); kept open meanwhile.
+    def use(self, spec: InputSpec | None = None, model: str = DEFAULT_MODEL) -> Iterator[EngineWithSelection]:
+        """The engine of a model, for frames that were prepared for `spec`; it stays open meanwhile.
+
+        Without `spec` it is the engine in use.
 
         Raises:
             EngineUnavailableError: there is none yet.
             EngineError: the engine for this input is gone.
         """
         with self._changed:
-            running = self._find(spec)
-            self._uses[id(running.engine)] += 1
+            if (engines := self._engines.get(model)) is None:
+                raise EngineUnavailableError("the engine is warming up")
+            running = _find_engine(engines, spec)
+            engines.uses[id(running.engine)] += 1
         try:
             yield running
         finally:
             with self._changed:
-                self._uses[id(running.engine)] -= 1
+                engines.uses[id(running.engine)] -= 1
                 self._changed.notify_all()
 
-    def _find(self, spec: InputSpec | None) -> EngineWithSelection:
-        if self._current is None:
-            raise EngineUnavailableError("the engine is warming up")
-        for running in (self._current, self._previous):
-            if running is not None and spec in (None, running.spec):
-                return running
-        raise EngineError(f"no engine takes pictures prepared for {spec} any more")
-
-    def _needs(self, previous: EngineWithSelection) -> bool:
-        """Whether a frame waits for the previous engine, or is computed there."""
-        spec = previous.spec
+    def _needs_previous(self, engines: ModelEngines) -> bool:
+        """Whether a frame waits for the previous engine of a model, or is computed there."""
+        if (previous := engines.previous) is None:
+            return False
         # Frames for an input that both engines have go to the engine in use.
-        waits = (
-            self._current is not None and spec != self._current.spec and self._batcher.has_frames_for(spec)
+        waits = previous.spec != engines.current.spec and self._batcher.has_frames_for(
+            previous.spec, engines.model
         )
-        return waits or self._uses[id(previous.engine)] > 0
+        return waits or engines.uses[id(previous.engine)] > 0
+
+
+def _count_needed(engines: ModelEngines) -> int:
+    return count_lanes(engines.current.engine.info())
+
+
+def _find_engine(engines: ModelEngines, spec: InputSpec | None) -> EngineWithSelection:
+    for running in (engines.current, engines.previous):
+        if running is not None and spec in (None, running.spec):
+            return running
+    raise EngineError(f"no engine takes pictures prepared for {spec} any more")
 
 
 class BatchErrorLog:
