@@ -244,7 +244,9 @@ _ClockTime = Annotated[
 ]
 _RuleName = Annotated[str, AfterValidator(_check_rule_name)]
 _ModelName = Annotated[str, AfterValidator(_check_model_name)]
-_Attributes = dict[_ModelName, Annotated[str, BeforeValidator(_quoted_text, json_schema_input_type=str)]]
+_Attributes = dict[
+    str, Annotated[str, BeforeValidator(_quoted_text, json_schema_input_type=str), Field(min_length=1)]
+]
 _AnchorName = Literal["bottom-center", "center"]
 _Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 _ALL_DAYS: tuple[_Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -365,7 +367,7 @@ class LineConfig(_Section):
 class SecondStageConfig(_Section):
     """A second model that looks at the detections of a camera, each cut out of the picture."""
 
-    model: _ModelName = Field(description="One of 'models': a classifier, or a detector.")
+    model: str = Field(description="One of 'models': a classifier, or a detector.")
     classes: tuple[str, ...] | None = _key(
         None, "Only objects with these labels are looked at; absent = all.", min_length=1, strict=False
     )
@@ -432,7 +434,7 @@ class CameraDefaults(_Section):
         Literal["auto", "on", "off"],
         BeforeValidator(_on_or_off, json_schema_input_type=Literal["auto", "on", "off"] | bool),
     ] = _key("auto", "Follow objects from picture to picture; auto = where zones, lines or 'then' are.")
-    model: Annotated[_ModelName, BeforeValidator(_one_model, json_schema_input_type=str)] | None = _key(
+    model: Annotated[str, BeforeValidator(_one_model, json_schema_input_type=str)] | None = _key(
         None, "One of 'models'; absent = the section 'model'."
     )
     then: SecondStageConfig | None = _key(None, "A second model that looks at the detections; absent = none.")
