@@ -1,10 +1,13 @@
 """Several models, a camera's model, a second stage and attributes: a mistake is one line with its path."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from command_line import CommandLine
+from drawn_clips import write_detector
 from visionedge.config.documents import Document, read_document
 from visionedge.config.load import find_local_only_problems, parse_config, redact_config
 from visionedge.config.schema import Config, list_class_keys
@@ -304,6 +307,38 @@ def test_a_name_that_yaml_reads_as_another_type_is_kept_as_written(tmp_path: Pat
     file = tmp_path / "c.yaml"
     file.write_text(f"models: {{{written}: {{}}}}\ncameras: {{dock: {{uri: 'demo:', model: '{written}'}}}}\n")
     assert parse_config(read_document(file)).cameras["dock"].model == written
+
+
+def test_config_check_looks_for_labels_in_the_model_that_is_meant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For a camera's rules in its own model, for attributes in the second one; a detector may find none."""
+    write_detector(tmp_path / "figures.onnx")
+    figures = {"path": str(tmp_path / "figures.onnx")}
+    zones = {
+        "right": {"polygon": TRIANGLE, "classes": ["car"], "attributes": {"second": "none"}},
+        "wrong": {"polygon": TRIANGLE, "classes": ["zebra"], "attributes": {"second": "No"}},
+    }
+    given = document(
+        {"figures": {**figures, "classes": ["yak"]}, "second": figures, "far": {"path": "/nowhere.onnx"}},
+        model="figures",
+        classes=["car", "zebra"],
+        then={"model": "second"},
+        zones=zones,
+    )
+    given["cameras"]["yard"] |= {"classes": ["zebra"]}
+    given["cameras"]["far"] = {"uri": "demo:", "model": "far", "classes": ["anything"]}
+    file = tmp_path / "vision.json"
+    file.write_text(json.dumps(given))
+    outcome = CommandLine(capsys)("config", "check", file)
+    assert outcome.code == 2
+    found = [line.split("; ")[0].removeprefix(f"visionedge: {file}:1: ") for line in outcome.complaints]
+    assert found == [
+        "models.figures.classes: figures has no class 'yak'",
+        "cameras.dock.classes: figures has no class 'zebra'",
+        "cameras.dock.zones.wrong.classes: figures has no class 'zebra'",
+        "cameras.dock.zones.wrong.attributes.second: second has no class 'No'",
+    ]
 
 
 # --- secrets ------------------------------------------------------------------------------------------------
