@@ -92,6 +92,12 @@ def _scene(arguments: argparse.Namespace) -> int:
 
     config = _read_config(arguments)
     name, camera = _choose_camera(arguments, config)
+    if arguments.model:  # it replaces that of the camera, too
+        camera = camera.model_copy(update={"model": None})
+    model = config.find_model(camera.model)
+    if model.url is not None:
+        section = f"models.{camera.model}" if camera.model else "model"
+        raise ConfigError([f"{section}.url: scene downloads no model; give its file with --model"])
     if arguments.confidence is not None:
         camera = camera.model_copy(update={"confidence": arguments.confidence})
     start = _parse_start(arguments.start)
@@ -102,8 +108,8 @@ def _scene(arguments: argparse.Namespace) -> int:
     return run_scene(
         SceneRequest(
             paths=tuple(arguments.paths),
-            model=Path(config.model.path) if config.model.path else None,
-            inference=config.inference,
+            model=Path(model.path) if model.path else None,
+            inference=config.find_inference(camera.model),
             name=name,
             camera=camera,
             start=start,
@@ -124,10 +130,7 @@ def _read_config(arguments: argparse.Namespace) -> Config:
         overrides["model"] = {"path": arguments.model, "url": None, "sha256": None}
     document = merge(merge(document, read_environment(os.environ)), overrides)
     with add_line_numbers(path, os.environ):
-        config = parse_config(document)
-    if config.model.url is not None:
-        raise ConfigError(["model.url: scene downloads no model; give its file with --model"])
-    return config
+        return parse_config(document)
 
 
 def _choose_camera(arguments: argparse.Namespace, config: Config) -> tuple[str, CameraConfig]:
