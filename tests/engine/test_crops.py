@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from drawn_clips import PERSON, Actor, write_detector
 from tiny_classifiers import save_colour_classifier
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.crops import NO_OBJECT, answer_crops, cut_crop
+from visionedge.engine.crops import answer_crops, cut_crop
 from visionedge.engine.lanes import EngineWithSelection
 from visionedge.engine.local_engine import open_engine
 from visionedge.frames.types import Picture
@@ -81,9 +81,8 @@ def test_a_detector_gives_the_label_of_its_best_detection_or_none_as_a_text(tmp_
     with_person = empty.copy()
     Actor(PERSON, [(0, 0.5, 0.8), (9, 0.5, 0.8)]).draw(with_person, 1)
     try:
-        assert answer_crops(running, [with_person, empty]) == ["person", NO_OBJECT]
-        assert NO_OBJECT == "none"
+        assert answer_crops(running, [with_person, empty]) == ["person", "none"]
         others = replace(running, selection=replace(running.selection, class_ids=frozenset({1})))
-        assert answer_crops(others, [with_person]) == [NO_OBJECT]
+        assert answer_crops(others, [with_person]) == ["none"]
     finally:
         running.engine.close()

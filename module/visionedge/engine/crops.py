@@ -5,14 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from visionedge.config.label_keys import NO_ANSWER
 from visionedge.engine.device.faults import EngineError
 from visionedge.engine.lanes import EngineWithSelection
 from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import Picture, Placement, label_of
 from visionedge.model.postprocess import Rows
-
-NO_OBJECT = "none"
-"""What a detector says of a crop in which it finds nothing."""
 
 
 def cut_crop(picture: Picture, corners: tuple[float, float, float, float]) -> Picture:
@@ -28,7 +26,7 @@ def answer_crops(running: EngineWithSelection, crops: Sequence[Picture]) -> list
     """The label of each crop, computed as one batch, on the calling thread.
 
     A classifier gives its best label, or None below the confidence. A detector gives the label of its best
-    detection, or `NO_OBJECT`.
+    detection, or `NO_ANSWER`.
 
     Raises:
         EngineError: the engine failed on them, or gave another number of results.
@@ -44,6 +42,6 @@ def _answer(running: EngineWithSelection, rows: Rows, placement: Placement) -> s
     model, selection = running.model, running.selection
     if not model.is_classifier:
         found = selection.apply(rows, placement)
-        return label_of(model.labels, int(found.class_ids[0])) if len(found) else NO_OBJECT
+        return label_of(model.labels, int(found.class_ids[0])) if len(found) else NO_ANSWER
     is_sure = len(rows) > 0 and bool(rows[0, 4] >= np.float32(selection.confidence))
     return label_of(model.labels, int(rows[0, 5])) if is_sure else None
