@@ -16,7 +16,7 @@ pytestmark = pytest.mark.system
 class StuckService(Service):
     """Its hub client is stuck before there is an engine."""
 
-    async def _start_cameras_and_engine(self, *_: Any) -> None:
+    async def _start_cameras_and_engines(self, *_: Any) -> None:
         await asyncio.to_thread(self._on_hub_stuck)
 
 

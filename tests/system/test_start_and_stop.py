@@ -134,7 +134,7 @@ HANGING = """
     from visionedge.iothub.desired_properties import ConfigurationSources
 
     class Hanging(service.Service):
-        async def _start_cameras_and_engine(self, *_):
+        async def _start_cameras_and_engines(self, *_):
             if sys.argv[2] == "executor":
                 asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)
             else:

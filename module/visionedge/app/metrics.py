@@ -92,6 +92,7 @@ METRICS: Mapping[str, MetricDeclaration] = {
     "frames_offered_total": _counter("Frames that reached the camera's slot.", "camera"),
     "frames_analysed_total": _counter("Frames that were computed.", "camera"),
     "frames_dropped_total": _counter("Dropped frames, by reason.", "camera", "reason"),
+    "camera_engine_seconds_total": _counter("Engine time of a camera, its part of each batch.", "camera"),
     "frames_waiting": _gauge("Frames in the slot or in flight.", "camera"),
     "camera_state": _gauge("The camera's state.", "camera", "state"),
     "camera_epoch": _gauge("Grows by one at each reconnect.", "camera"),
