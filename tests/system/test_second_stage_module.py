@@ -1,6 +1,7 @@
 """The whole module with a second stage: answers in frames, rules and metrics, and a change of it."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ def read_attributes(module: ModuleProcess, camera: str) -> dict[str, Any]:
     return {row["label"]: row["attributes"] for row in frame.get("detections", ())}
 
 
+def shows(module: ModuleProcess, camera: str, expected: dict[str, Any]) -> Callable[[object], bool]:
+    """A condition: the newest frame object has these attributes."""
+    return lambda _cameras: read_attributes(module, camera) == expected
+
+
 def test_each_track_gets_one_answer_and_the_second_stage_can_be_taken_away_while_cameras_run(
     tmp_path: Path,
 ) -> None:
@@ -52,7 +58,7 @@ def test_each_track_gets_one_answer_and_the_second_stage_can_be_taken_away_while
     expected = {"person": {"warm": "no"}, "car": {"warm": "yes"}}
     with ModuleProcess(tmp_path / "data", "--config", str(config)) as module:
         for camera in ("dock", "gate"):
-            module.until(lambda _cameras, name=camera: read_attributes(module, name) == expected)
+            module.until(shows(module, camera, expected))
             zone = module.get(f"/api/v1/cameras/{camera}/scene")["zones"]["cold"]
             assert zone["inside"] == zone["entered"] == {"person": 1}
         assert module.metric("visionedge_crops_total", model="warm", outcome="answered") == 4
@@ -60,6 +66,6 @@ def test_each_track_gets_one_answer_and_the_second_stage_can_be_taken_away_while
         epochs = {name: camera["epoch"] for name, camera in module.cameras().items()}
         write_config(tmp_path, tracking="on")
         module._process.send_signal(signal.SIGHUP)
-        module.until(lambda _cameras: read_attributes(module, "dock") == {"person": {}, "car": {}})
+        module.until(shows(module, "dock", {"person": {}, "car": {}}))
         assert {name: camera["epoch"] for name, camera in module.cameras().items()} == epochs
         assert module.stop() == 0

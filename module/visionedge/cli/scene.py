@@ -6,6 +6,7 @@ import logging
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from visionedge.cli.arguments import (
     Subparsers,
@@ -20,9 +21,13 @@ from visionedge.cli.arguments import (
     fraction,
 )
 from visionedge.config.documents import Document, read_configuration
+from visionedge.config.label_keys import list_label_keys
 from visionedge.config.load import merge, parse_config, read_environment
 from visionedge.config.schema import CameraConfig, Config
 from visionedge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from visionedge.ops.scene_clips import SecondModelRequest
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +123,25 @@ def _scene(arguments: argparse.Namespace) -> int:
             annotate=Path(arguments.annotate) if arguments.annotate else None,
             tracks=Path(arguments.tracks) if arguments.tracks else None,
             data=data_folder(os.environ),
+            second=_find_second_model(config, name, camera),
         )
+    )
+
+
+def _find_second_model(config: Config, name: str, camera: CameraConfig) -> "SecondModelRequest | None":
+    from visionedge.ops.scene_clips import SecondModelRequest
+
+    if camera.then is None:
+        return None
+    wanted = camera.then.model
+    model = config.models[wanted]
+    if model.url is not None:
+        raise ConfigError([f"models.{wanted}.url: scene downloads no model; give its file as 'path'"])
+    # Without those of `inference.classes`: its labels are answers about objects, not objects.
+    inference = config.find_inference(wanted).model_copy(update={"classes": model.classes})
+    alone = config.model_copy(update={"cameras": {name: camera}})
+    return SecondModelRequest(
+        Path(model.path) if model.path else None, inference, list_label_keys(alone)[wanted]
     )
 
 
