@@ -108,6 +108,9 @@ class StatusRegistry:
 
     by_name: dict[str, Camera]
 
+    def waits_for_model(self, name: str) -> bool:
+        return name not in self.by_name
+
 
 @dataclass
 class StatusDelivery:

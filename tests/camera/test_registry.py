@@ -14,7 +14,7 @@ from visionedge.camera.registry import FORGET_AFTER_NS, CameraRegistry
 from visionedge.camera.timing import Throttle
 from visionedge.config.load import parse_config
 from visionedge.config.schema import Config
-from visionedge.frames.types import Frame
+from visionedge.frames.types import Frame, InputSpec
 from visionedge.runtime.threads import ThreadGroup
 
 
@@ -259,3 +259,32 @@ def test_a_removed_camera_is_forgotten_after_an_hour(clip: Path) -> None:
         assert (slots.forgotten, list(camera_registry.positions())) == (["dock"], ["yard"])
         camera_registry.apply(_config({"dock": dock}).cameras)
         slots.wait_for(lambda f: any(frame.epoch == 8 for frame in _of(f, "dock")[1:]))
+
+
+def test_a_camera_waits_for_its_model_and_changes_it_without_a_new_connection(clip: Path) -> None:
+    slots = SlotRecorder()
+    dock: dict[str, object] = {"uri": str(clip)}
+    config = parse_config(
+        {"cameras": {"dock": dock, "yard": dock | {"model": "small"}}, "models": {"small": {}, "other": {}}}
+    )
+    with running(slots, StatusRecorder()) as camera_registry:
+        camera_registry.apply(config.cameras)
+        slots.wait_for(lambda f: len(_of(f, "dock")) > 3)
+        assert list(camera_registry.by_name) == ["dock"]
+        assert camera_registry.waits_for_model("yard")
+
+        small = InputResizer(InputSpec(32, 24), model="small")
+        camera_registry.change_input(small)
+        frames = slots.wait_for(lambda f: len(_of(f, "yard")) > 3)
+        assert not camera_registry.waits_for_model("yard")
+        assert {(f.model, f.spec) for f in _of(frames, "yard")} == {("small", small.spec)}
+        assert {(f.model, f.spec) for f in _of(frames, "dock")} == {("", SPEC)}
+
+        wanted = config.cameras["dock"].model_copy(update={"model": "other"})
+        camera_registry.apply({**config.cameras, "dock": wanted})
+        assert camera_registry.waits_for_model("dock"), "it keeps the model that it has meanwhile"
+        camera_registry.change_input(InputResizer(InputSpec(16, 16), model="other"))
+        frames = slots.wait_for(lambda f: any(x.model == "other" for x in _of(f, "dock")))
+        numbers = [f.sequence for f in _of(frames, "dock")]
+        assert numbers == list(range(100, 100 + len(numbers)))
+        assert {f.epoch for f in frames} == {1}

@@ -15,6 +15,7 @@ from visionedge.camera.camera import CameraStatus
 from visionedge.camera.registry import CameraRegistry
 from visionedge.config.applied import Applied
 from visionedge.config.load import parse_config
+from visionedge.config.schema import Config
 from visionedge.engine.interface import EngineEvent
 from visionedge.frames.types import FrameResult
 from visionedge.model.download import DownloadRetryPolicy
@@ -37,6 +38,7 @@ class EngineHostHarness:
         self._more = threading.Condition()
         self.thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name} died: {error}"))
         self.state = AppState.of(parse_config(document), data, {}, self._collect)
+        self._cameras = self.state.register("cameras", apply=self._apply_cameras)
         self.engine_host = EngineHost(
             self.state,
             data,
@@ -45,6 +47,14 @@ class EngineHostHarness:
             retry_policy=retry_policy,
             inject=inject,
         )
+
+    async def _apply_cameras(self, wanted: Config) -> dict[str, str]:
+        """As the service does."""
+        self._cameras.adopt(wanted)
+        self.engine_host.select_cameras(wanted.cameras)
+        if (registry := self.state.snapshot().camera_registry) is not None:
+            registry.apply(wanted.cameras)
+        return {}
 
     def _collect(self) -> None:
         with self._more:

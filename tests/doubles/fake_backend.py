@@ -19,7 +19,7 @@ from visionedge.scene.events import EventFilter
 from visionedge.scene.scene import Scene
 from visionedge.scene.totals import CountRow
 from visionedge.scene.writer import SceneWriter
-from visionedge.web.backend import Backend, ModelMetadata, ViewerStream
+from visionedge.web.backend import Backend, ModelMetadata, UnknownModelError, ViewerStream
 from visionedge.web.latest_results import LatestResults
 from visionedge.web.server import HttpServer
 
@@ -123,6 +123,9 @@ class FakeBackend:
             "systemChecks": [],
         }
         self.facts: ModelMetadata | None = ModelMetadata("nano", "ab" * 32, SPEC, 5, 4, LABELS)
+        self.more_models: list[ModelMetadata] = []
+        self.asked_models: list[str] = []
+        self.unready_models: dict[str, str] = {}
         self.last_error: str | None = None
         self.seen: list[Picture] = []
         self.rule_names: list[str] = []
@@ -154,6 +157,7 @@ class FakeBackend:
                 "inputWidth": SPEC.width_px,
                 "inputHeight": SPEC.height_px,
             },
+            "models": {},
             "fetching": None,
             "cameras": self.cameras(),
             "scenes": {"storage": None, "cameras": {}},
@@ -225,7 +229,9 @@ class FakeBackend:
     ) -> list[CountRow]:
         return [] if self.scene_log is None else self.scene_log.counts(camera, begin, end, by, limit)
 
-    async def detect(self, picture: Picture) -> FrameResult:
+    async def detect(self, picture: Picture, model: str | None = None) -> FrameResult:
+        if model not in (None, *(each.name for each in self.models())):
+            raise UnknownModelError(f"no model is called '{model}'")
         self.seen.append(picture)
         await self._work()
         return result("upload", len(self.seen), picture=picture)
@@ -240,11 +246,15 @@ class FakeBackend:
     def metrics(self) -> bytes:
         return b"visionedge_ready 1.0\n"
 
-    def model(self) -> ModelMetadata | None:
-        return self.facts
+    def models(self) -> list[ModelMetadata]:
+        return [] if self.facts is None else [self.facts, *self.more_models]
 
-    async def infer_rows(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def model_readiness(self, name: str) -> str | None:
+        return self.unready_models.get(name) or next(iter(self.readiness()), None)
+
+    async def infer_rows(self, images: NDArray[np.uint8], model: str) -> NDArray[np.float32]:
         """Row k of picture i holds its mean, k, and zeros."""
+        self.asked_models.append(model)
         await self._work()
         rows = np.zeros((len(images), 5, 6), np.float32)
         rows[:, :, 0] = images.reshape(len(images), -1).mean(axis=1)[:, None]

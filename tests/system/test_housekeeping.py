@@ -230,7 +230,6 @@ def test_clients_may_send_the_configured_batch_with_any_plan(tmp_path: Path) -> 
         Metrics(lambda: ()),
         SceneHost(state.snapshot, tmp_path, ThreadGroup(lambda *_: None), deliver=lambda _: None),
     )
-    facts = backend.model()
-    assert facts is not None
+    (facts,) = backend.models()
     assert facts.max_batch == 6
     backend.close()

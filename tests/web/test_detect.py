@@ -36,6 +36,19 @@ def test_an_uploaded_picture_is_analysed_unchanged(kind: str) -> None:
     run_scenario(module, scenario)
 
 
+def test_a_picture_is_analysed_by_the_model_that_is_asked_for() -> None:
+    module = FakeBackend()
+
+    async def scenario(client: Client) -> None:
+        async with client.post("/api/v1/detect?model=nano", data=jpeg(grey(40, 30))) as answer:
+            assert answer.status == 200
+        async with client.post("/api/v1/detect?model=mega", data=jpeg(grey(40, 30))) as answer:
+            status, _, text = await error_of(answer)
+        assert (status, text) == (404, "no model is called 'mega'")
+
+    run_scenario(module, scenario)
+
+
 def test_a_picture_may_come_in_a_form() -> None:
     async def scenario(client: Client) -> None:
         form = aiohttp.FormData({"note": "hello"})

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fake_backend import SPEC, Client, FakeBackend, run_scenario
+from visionedge.web.backend import ModelMetadata
 
 IMAGES = np.arange(2 * SPEC.height_px * SPEC.width_px * 3, dtype=np.uint8).reshape(
     2, SPEC.height_px, SPEC.width_px, 3
@@ -378,3 +379,31 @@ def test_a_wait_for_a_missing_tensor_delays_no_other_client() -> None:
         await asyncio.wait([waiting])
 
     run_scenario(FakeBackend(), scenario)
+
+
+def test_all_models_are_listed_and_each_answers_for_itself() -> None:
+    module = FakeBackend()
+    module.more_models = [ModelMetadata("helmet", "cd" * 32, SPEC, 5, 4, ("no", "yes"))]
+    module.unready_models = {"helmet": "the engine is warming up"}
+    listed = [
+        {"name": "nano", "version": "1", "state": "READY", "reason": ""},
+        {"name": "helmet", "version": "1", "state": "UNAVAILABLE", "reason": "the engine is warming up"},
+    ]
+
+    async def scenario(client: Client) -> None:
+        async with client.get("/v2/models") as answer:
+            assert await answer.json() == {"models": listed}
+        async with client.post("/v2/repository/index") as answer:
+            assert await answer.json() == listed
+        for name, ready in (("nano", 200), ("helmet", 400), ("helmet.detect", 400)):
+            async with client.get(f"/v2/models/{name}/ready") as answer:
+                assert answer.status == ready
+        for name in ("nano", "helmet", "helmet.detect"):
+            async with client.post(f"/v2/models/{name}/infer", json=request_of()) as answer:
+                assert (await answer.json())["model_name"] == name
+        async with client.get("/v2/models/mega") as answer:
+            status, text = await refused(answer)
+        assert (status, text) == (404, "unknown model 'mega' version 1; loaded is 'nano', 'helmet' version 1")
+        assert module.asked_models == ["nano", "helmet", "helmet"]
+
+    run_scenario(module, scenario)

@@ -16,7 +16,7 @@ from visionedge.config.documents import Document
 from visionedge.engine.interface import EngineInfo
 from visionedge.engine.lanes import LanePool, infer_frames, make_frame
 from visionedge.errors import BusyError
-from visionedge.frames.types import FrameResult, Picture
+from visionedge.frames.types import DEFAULT_MODEL, FrameResult, Picture
 from visionedge.ops.doctor.bundle import pack_bundle
 from visionedge.ops.doctor.facts import DoctorRequest, RunningEngine
 from visionedge.ops.doctor.host import this_host
@@ -26,7 +26,7 @@ from visionedge.runtime.limits import BoundedExecutor
 from visionedge.runtime.redaction import redact_document
 from visionedge.scene.events import EventFilter
 from visionedge.scene.totals import CountRow
-from visionedge.web.backend import ModelMetadata
+from visionedge.web.backend import ModelMetadata, UnknownModelError
 from visionedge.web.latest_results import Subscription
 
 _MAX_CONCURRENT_REQUESTS = 4
@@ -165,45 +165,67 @@ class HttpBackend:
         """The newest lines of the log."""
         return logs.read_recent_log()
 
-    def model(self) -> ModelMetadata | None:
-        """The loaded model, for the Open Inference Protocol."""
+    def models(self) -> list[ModelMetadata]:
+        """The models with an engine, for the Open Inference Protocol."""
         state = self._snapshot()
-        if (info := state.engine_info()) is None:
-            return None
-        return documents.build_model_facts(info, state.config.inference.max_batch)
+        max_batch = state.config.inference.max_batch
+        return [documents.build_model_metadata(info, max_batch) for info in state.engine_infos().values()]
 
-    async def detect(self, picture: Picture) -> FrameResult:
+    def model_readiness(self, name: str) -> str | None:
+        """Why a model does not answer now."""
+        return self._snapshot().readiness_of(self._find_model(name))
+
+    async def detect(self, picture: Picture, model: str | None = None) -> FrameResult:
         """Analyse one picture of a request.
 
         Raises:
+            UnknownModelError: no model has this name.
             BusyError: the engine is not ready, or too many pictures are in work.
         """
-        self._admit()
+        key = self._find_model(model)
+        self._admit(key)
 
         def analyse() -> FrameResult:
-            with self._lanes.use() as running:
+            with self._lanes.use(model=key) as running:
                 frame = make_frame(picture, running.engine)
                 return infer_frames([frame], running.engine, running.selection)[0]
 
         return await self._executor.run(analyse)
 
-    async def infer_rows(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Run the compiled model on uint8 images (n, H, W, 3) of its input size; float32 rows (n, k, 6).
+    async def infer_rows(self, images: NDArray[np.uint8], model: str) -> NDArray[np.float32]:
+        """Run a compiled model on uint8 images (n, H, W, 3) of its input size; float32 rows (n, k, 6).
 
         Raises:
-            BusyError: as `detect`.
+            UnknownModelError, BusyError: as `detect`.
         """
-        self._admit()
+        key = self._find_model(model)
+        self._admit(key)
 
         def infer() -> NDArray[np.float32]:
-            with self._lanes.use() as running:
+            with self._lanes.use(model=key) as running:
                 return running.engine.infer(images).rows
 
         return await self._executor.run(infer)
 
-    def _admit(self) -> None:
-        if reasons := self._snapshot().readiness():
-            raise BusyError("; ".join(reasons))
+    def _find_model(self, name: str | None) -> str:
+        """The key of the model that a request names: its name in `models`, or `DEFAULT_MODEL`."""
+        state = self._snapshot()
+        default = state.loaded_model
+        if name is None or (default is not None and name == default.name):
+            return DEFAULT_MODEL
+        if name in state.config.models:
+            return name
+        known = [] if default is None else [default.name]
+        raise UnknownModelError(
+            f"no model is called '{name[:100]}'; there are: {', '.join([*known, *state.config.models])}"
+        )
+
+    def _admit(self, model: str) -> None:
+        state = self._snapshot()
+        if state.stopping:
+            raise BusyError("stopping")
+        if (reason := state.readiness_of(model)) is not None:
+            raise BusyError(reason)
         if self._executor.is_full:
             raise BusyError("too many pictures at once")
 

@@ -27,7 +27,7 @@ from visionedge.app.state import AppState, InboundStatistics, StateSnapshot
 from visionedge.app.status import summarize_scene
 from visionedge.config.documents import Document
 from visionedge.errors import BusyError, VisionedgeError
-from visionedge.frames.types import FrameResult, format_utc, utc_now
+from visionedge.frames.types import DEFAULT_MODEL, FrameResult, format_utc, utc_now
 from visionedge.iothub.client import LinkTask, TaskOutcome
 from visionedge.iothub.desired_properties import ConfigurationSources, DesiredProperties
 from visionedge.iothub.direct_methods import MethodDispatcher
@@ -384,11 +384,20 @@ def build_reported_properties(
         document["counts"] = fitting
     if state.loaded_model is not None:
         document["model"] = {"name": state.loaded_model.name[:256], "sha256": state.loaded_model.sha256}
+    if named := {name: loaded for name, loaded in state.models.items() if name}:
+        document["models"] = {
+            name: {
+                "file": loaded.model.path.stem[:256],
+                "sha256": loaded.model.sha256,
+                "engine": _build_engine_properties(state, name),
+            }
+            for name, loaded in named.items()
+        }
     return document
 
 
-def _build_engine_properties(state: StateSnapshot) -> Document:
-    info = state.engine_info()
+def _build_engine_properties(state: StateSnapshot, model: str = DEFAULT_MODEL) -> Document:
+    info = state.engine_info(model)
     if info is None:
         return {"requested": state.config.inference.device, "reasonCode": "warming-up"}
     device = info.device

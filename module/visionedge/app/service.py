@@ -349,7 +349,7 @@ class Service:
         for name, info in infos.items():
             text = status.shorten(info.device.describe())
             text = f"model {name}: {text}" if name else text
-            delivery.event("engine", info.device.code, text, status.build_engine_event(info))
+            delivery.event("engine", info.device.code, text, status.build_engine_event(info, name))
         if self._hub_bridge is not None:
             self._hub_bridge.desired.retry()  # sections that waited for the engine can be applied now
         log.info("ready: open %s to look", self._server.url)
@@ -546,7 +546,7 @@ class Service:
     def _handle_engine_event(self, event: EngineEvent, delivery: Delivery) -> None:
         self._engine_host.lanes.start_lanes()
         info = self.state.snapshot().engine_info(event.model)
-        details = status.build_engine_event(info) if info else {}
+        details = status.build_engine_event(info, event.model) if info else {}
         delivery.event("engine", event.code, status.shorten(event.message), details)
         if info is None:
             self.state.set_waiting_reason(event.message)

@@ -160,10 +160,11 @@ class StateSnapshot:
         """Why frames of a model cannot be computed now; empty when all can."""
         if self.stopping:
             return ["stopping"]
-        found = {name: self._readiness_of(name) for name in (DEFAULT_MODEL, *self.config.models)}
+        found = {name: self.readiness_of(name) for name in (DEFAULT_MODEL, *self.config.models)}
         return [f"model {name}: {why}" if name else why for name, why in found.items() if why is not None]
 
-    def _readiness_of(self, model: str) -> str | None:
+    def readiness_of(self, model: str) -> str | None:
+        """Why frames of one model cannot be computed now; None when they can."""
         if (info := self.engine_info(model)) is None:
             return _WARMING_UP if model else self.no_engine_reason
         return None if info.process is None else info.process.down

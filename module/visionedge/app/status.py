@@ -21,7 +21,7 @@ from visionedge.engine.device.devices import DeviceState
 from visionedge.engine.device.remote import describe_destination
 from visionedge.engine.interface import EngineInfo, RecoveryStatistics
 from visionedge.engine.plan import Plan
-from visionedge.frames.types import format_utc, utc_now
+from visionedge.frames.types import DEFAULT_MODEL, format_utc, utc_now
 from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.telemetry import TelemetryStatistics
 from visionedge.model.model import Model
@@ -76,8 +76,9 @@ def build_status(state: StateSnapshot) -> Document:
         uptime_seconds=round(uptime_s(state), 3),
         ready=not reasons,
         reasons=reasons,
-        engine=_engine(info) if (info := state.engine_info()) else _missing_engine(state),
+        engine=_engine_of(state, DEFAULT_MODEL),
         model=_model(state.loaded_model) if state.loaded_model else None,
+        models=_named_models(state),
         fetching=state.fetch_progress,
         cameras=[_camera(state, name, counters) for name in state.config.cameras],
         scenes=_scenes(state.read_scenes()),
@@ -120,13 +121,15 @@ def build_camera(state: StateSnapshot, name: str) -> Document | None:
     return _camera(state, name, _CameraCounters.read(state)).dump()
 
 
-def build_engine_event(info: EngineInfo) -> Document:
-    """`EngineEventDocument`: the details of an event about the engine. The tables stay in status."""
+def build_engine_event(info: EngineInfo, model: str = DEFAULT_MODEL) -> Document:
+    """`EngineEventDocument`: the details of an event about the engine of a model. Tables stay in status."""
+    name: Document = {"model": model} if model else {}
     return EngineEventDocument(
         **_device_keys(info.device) | {"reason": shorten(info.device.reason)},
         runtime=info.runtime,
         precision=info.choice.precision,
         recovery_stage=info.recovery.recovery_state.stage if info.recovery else None,
+        **name,
     ).dump()
 
 
@@ -141,7 +144,7 @@ def describe_camera(camera: CameraStatus) -> str:
     return f"camera {camera.name} is {camera.state}{because}"
 
 
-def build_model_facts(info: EngineInfo, max_batch: int) -> ModelMetadata:
+def build_model_metadata(info: EngineInfo, max_batch: int) -> ModelMetadata:
     """What a client of the Open Inference Protocol has to know of the model.
 
     `max_batch` is the configured one, not the plan's: clients must not break when the device changes.
@@ -170,6 +173,17 @@ def _device_keys(device: DeviceState) -> Document:
         "reason": device.reason,
         "since": format_utc(device.since_utc),
     }
+
+
+def _engine_of(state: StateSnapshot, model: str) -> EngineDocument:
+    if (info := state.engine_info(model)) is not None:
+        return _engine(info)
+    return EngineDocument(
+        requested=state.config.inference.device,
+        effective=None,
+        reason_code="warming-up",
+        reason=state.no_engine_reason,
+    )
 
 
 def _engine(info: EngineInfo) -> EngineDocument:
@@ -201,15 +215,6 @@ def _remote(info: EngineInfo) -> RemoteDocument:
         sentence = describe_destination(info.replicas)
     replicas = [ReplicaDocument.model_validate(each, from_attributes=True) for each in info.replicas]
     return RemoteDocument(sentence=sentence, replicas=replicas)
-
-
-def _missing_engine(state: StateSnapshot) -> EngineDocument:
-    return EngineDocument(
-        requested=state.config.inference.device,
-        effective=None,
-        reason_code="warming-up",
-        reason=state.no_engine_reason,
-    )
 
 
 def _plan(plan: Plan) -> PlanDocument:
@@ -251,6 +256,15 @@ def _model(model: Model) -> LoadedModelDocument:
     )
 
 
+def _named_models(state: StateSnapshot) -> dict[str, LoadedModelDocument]:
+    found = {}
+    for name, loaded in state.models.items():
+        if name:
+            found[name] = _model(loaded.model)
+            found[name].engine = _engine_of(state, name)
+    return found
+
+
 # --- cameras and capacity -----------------------------------------------------------------------------------
 
 
@@ -277,7 +291,7 @@ def _camera(state: StateSnapshot, name: str, counters: _CameraCounters) -> Camer
         name=name,
         uri=mask_address(configured.uri),
         enabled=configured.enabled,
-        state="waiting" if configured.enabled and state.camera_registry is None else "disabled",
+        state="waiting" if configured.enabled and _waits_for_model(state, name) else "disabled",
         epoch=0,
         frames_read=0,
         frames_analysed=slot.analysed if slot else 0,
@@ -291,10 +305,16 @@ def _camera(state: StateSnapshot, name: str, counters: _CameraCounters) -> Camer
         zones={each: _points(zone.polygon) for each, zone in zones.items()},
         lines={each: _points((line.start, line.end)) for each, line in lines.items()},
     )
+    if configured.model is not None:
+        document.model = configured.model
     camera = state.running_cameras.get(name)
     if camera is not None:
         _add_camera_status(document, camera.status())
     return document
+
+
+def _waits_for_model(state: StateSnapshot, camera: str) -> bool:
+    return state.camera_registry is None or state.camera_registry.waits_for_model(camera)
 
 
 def _points(points: Iterable[Sequence[float]]) -> list[list[float]]:

@@ -29,6 +29,9 @@ from visionedge.frames.geometry import Point, find_polygon_problem
 MAX_PROBLEMS = 500
 """The problems of a document that are reported; the others are only counted."""
 
+MAX_MODELS = 16
+"""Of the section `models`. Each has a process of its own."""
+
 CAMERA_NAME_PATTERN = re.compile(r"[a-z0-9_-]{1,64}")
 _HOST_NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63}){0,31}\.?")
 
@@ -760,7 +763,9 @@ class Config(_Section):
     camera_defaults: CameraDefaults = Field(default_factory=CameraDefaults)
     model: ModelConfig = Field(default_factory=ModelConfig)
     models: dict[_ModelName, NamedModelConfig] = Field(
-        default_factory=dict, description="More models by name, for cameras ('model') and crops ('then')."
+        default_factory=dict,
+        description="More models by name, for cameras ('model') and what they find ('then').",
+        max_length=MAX_MODELS,
     )
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
     overload: OverloadConfig = Field(default_factory=OverloadConfig)

@@ -123,14 +123,15 @@ class _Slot:
 
 @dataclass(slots=True)
 class _ModelLanes:
-    """The lanes of one model: `needed` of them keep the device busy, `idle` of them wait for frames now.
+    """The lanes of one model: `needed` of them keep the device busy, `waiting` of them wait for frames now.
 
     `picture_ns` and `batch_ns`: the mean engine time of a picture and of a batch; 0 before the first one.
     """
 
     work: threading.Condition
     needed: int = 1
-    idle: int = 0
+    waiting: int = 0
+    running: int = 0
     picture_ns: float = 0.0
     batch_ns: float = 0.0
 
@@ -147,6 +148,7 @@ class _ModelLanes:
 class _RunningBatch:
     """A batch in computation: the part of the device that it uses, and until when it counts."""
 
+    lanes: _ModelLanes
     share: float
     until_ns: float
 
@@ -294,11 +296,11 @@ class Batcher:
                 if left_s is not None and left_s <= 0:
                     return None
                 self._wake_next()
-                lanes.idle += 1
+                lanes.waiting += 1
                 try:
                     lanes.work.wait(self._seconds_to_act(now_ns, left_s))
                 finally:
-                    lanes.idle -= 1
+                    lanes.waiting -= 1
         return None
 
     def done(self, batch: Batch, results: Sequence[FrameResult]) -> list[FrameResult]:
@@ -310,7 +312,7 @@ class Batcher:
         found = {(result.frame.camera, result.frame.sequence): result for result in results}
         with self._lock:
             now_ns = self._clock()
-            self._running.pop(batch.number, None)
+            self._end(batch)
             if results:
                 self._measure(results)
             for frame in batch.frames:
@@ -360,7 +362,7 @@ class Batcher:
                 slot.in_flight.remove(frame)
                 slot.dropped[DropReason.STALE] += 1
             if not fresh:
-                self._running.pop(batch.number, None)
+                self._end(batch)
             released = self._advance((frame.camera for frame in batch.frames), now_ns)
         return (replace(batch, frames=tuple(fresh)) if fresh else None), released
 
@@ -417,7 +419,10 @@ class Batcher:
                 slot.emptied.notify_all()
 
     def _find_next(self, own: str | None = None) -> str | None:
-        """The model whose frame is next, if a lane of it is idle and the device has room; `own` is idle."""
+        """The model whose frame is next, if the device has room; `own`: a lane of this model asks.
+
+        Models whose lanes all compute do not count.
+        """
         if len(self._models) == 1:
             return self._find_ready_model(own)
         first: _Slot | None = None
@@ -425,8 +430,8 @@ class Batcher:
             if (frame := slot.frame) is None or not slot.is_ready:
                 continue
             lanes = self._models.get(frame.model)
-            is_idle = frame.model == own or (lanes is not None and lanes.idle > 0)
-            if is_idle and (first is None or slot.virtual_ns < first.virtual_ns):
+            is_free = lanes is not None and (frame.model == own or lanes.running < lanes.needed)
+            if is_free and (first is None or slot.virtual_ns < first.virtual_ns):
                 first = slot
         if first is None or first.frame is None:
             return None
@@ -436,7 +441,7 @@ class Batcher:
     def _find_ready_model(self, own: str | None) -> str | None:
         """The only model, if a frame for it is ready and a lane is idle."""
         ((model, lanes),) = self._models.items()
-        if own is None and not lanes.idle:
+        if own is None and not lanes.waiting:
             return None
         ready = (slot.frame for slot in self._slots.values() if slot.frame is not None and slot.is_ready)
         return model if any(frame.model == model for frame in ready) else None
@@ -470,10 +475,16 @@ class Batcher:
         self._batch_sizes[len(ready)] += 1
         self._batches += 1
         until_ns = now_ns + _OVERDUE_FACTOR * lanes.batch_ns + _OVERDUE_NS
-        self._running[self._batches] = _RunningBatch(1 / lanes.needed, until_ns)
+        self._running[self._batches] = _RunningBatch(lanes, 1 / lanes.needed, until_ns)
+        lanes.running += 1
         # One `put` wakes one lane; wake another one for the frames that this lane did not take.
         self._wake_next()
         return Batch(tuple(frame for _, _, frame in ready), now_ns, number=self._batches)
+
+    def _end(self, batch: Batch) -> None:
+        """A batch, or a part of it, is not computed any more."""
+        if (running := self._running.pop(batch.number, None)) is not None:
+            running.lanes.running -= 1
 
     def _measure(self, results: Sequence[FrameResult]) -> None:
         """Count the engine time of a batch for its cameras, and in the means of its model."""
@@ -492,7 +503,7 @@ class Batcher:
     def _wake_any(self) -> None:
         """Wake a lane of any model, to release results."""
         for lanes in self._models.values():
-            if lanes.idle:
+            if lanes.waiting:
                 lanes.work.notify()
                 return
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.config.documents import Document
+from visionedge.errors import VisionedgeError
 from visionedge.frames.types import FrameResult, InputSpec, Picture
 from visionedge.scene.events import EventFilter
 from visionedge.scene.totals import CountRow
@@ -30,6 +31,10 @@ class ModelMetadata:
     rows: int
     max_batch: int
     labels: tuple[str, ...]
+
+
+class UnknownModelError(VisionedgeError):
+    """No model of this module has the name of a request."""
 
 
 class ViewerStream(AsyncIterable[bytes], Protocol):
@@ -123,10 +128,11 @@ class Backend(Protocol):
     def subscribe_events(self, wanted: EventFilter) -> AbstractAsyncContextManager[ViewerStream]:
         """The scene events from now on; as `subscribe`, without frame objects."""
 
-    async def detect(self, picture: Picture) -> FrameResult:
-        """Analyse one picture.
+    async def detect(self, picture: Picture, model: str | None = None) -> FrameResult:
+        """Analyse one picture with a model of this name; None: that of the section `model`.
 
         Raises:
+            UnknownModelError: no model has this name.
             BusyError: the engine has no capacity now or is not ready yet.
             VisionedgeError: it could not be computed.
         """
@@ -140,13 +146,17 @@ class Backend(Protocol):
     def metrics(self) -> bytes:
         """All metrics in the Prometheus text format 0.0.4."""
 
-    def model(self) -> ModelMetadata | None:
-        """The loaded model; None before it is loaded."""
+    def models(self) -> list[ModelMetadata]:
+        """The models with an engine, that of the section `model` first."""
 
-    async def infer_rows(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Run the compiled model; shapes as in `ModelMetadata`.
+    def model_readiness(self, name: str) -> str | None:
+        """Why a model does not answer now; None when it does."""
+
+    async def infer_rows(self, images: NDArray[np.uint8], model: str) -> NDArray[np.float32]:
+        """Run a compiled model; shapes as in `ModelMetadata`.
 
         Raises:
+            UnknownModelError: no model has this name any more.
             BusyError: the engine has no capacity now or is not ready yet.
             VisionedgeError: it could not be computed.
         """

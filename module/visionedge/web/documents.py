@@ -300,6 +300,7 @@ class EngineEventDocument(JsonDocument):
     runtime: Runtime
     precision: str
     recovery_stage: RecoveryStage | None
+    model: str = _absent("The name in `models`; absent: the section `model`.")
 
 
 # --- cameras ------------------------------------------------------------------------------------------------
@@ -331,6 +332,7 @@ class CameraDocument(JsonDocument):
     )
     since: Moment = _absent("When the state began.")
     source_fps: float = _absent("Pictures per second that the source sends, over the last 5 s.")
+    model: str = _absent("Its model in `models`; absent: the section `model`.")
     width: int | None = _absent("In px; null before the first picture.")
     height: int | None = _absent("In px; null before the first picture.")
     decoder: str | None = _absent("What decodes the source.")
@@ -479,6 +481,7 @@ class LoadedModelDocument(JsonDocument):
     classes: Count
     input_width: int = Field(description="In px.")
     input_height: int = Field(description="In px.")
+    engine: EngineDocument = _absent("The device that computes it, in `models`.")
 
 
 class HttpDocument(JsonDocument):
@@ -533,6 +536,7 @@ class StatusDocument(JsonDocument):
     reasons: list[str] = Field(description="Why no frame can be computed now; empty when ready.")
     engine: EngineDocument = Field(description="The device, and why it is used.")
     model: LoadedModelDocument | None = Field(description="The model; null before it is loaded.")
+    models: dict[str, LoadedModelDocument] = Field(description="The loaded ones of `models`, by name.")
     fetching: str | None = Field(description="The state of a model download; null without one.")
     cameras: list[CameraDocument] = Field(description="All configured cameras.")
     scenes: ScenesDocument = Field(description="Tracks, zones and lines, and the state of their file.")

@@ -18,7 +18,7 @@ from visionedge.outbound.messages import encode_json
 from visionedge.runtime.limits import ConcurrencyLimit
 from visionedge.runtime.redaction import redact, redact_document
 from visionedge.web.access_control import AccessControl, get_client_key, unauthorized_error
-from visionedge.web.backend import Backend
+from visionedge.web.backend import Backend, UnknownModelError
 from visionedge.web.documents import (
     ErrorDetailsDocument,
     HealthDocument,
@@ -272,23 +272,27 @@ class ApiHandlers:
 
     async def detect(self, request: web.Request) -> web.Response:
         """``POST /api/v1/detect``: a picture in, its frame object out."""
+        model = request.query.get("model")
         async with AsyncExitStack() as held:
             # The place is taken before the body is read, so that many large uploads cannot fill the memory.
             held.enter_context(self.shared.permits.acquire())
             data = await read_upload(request)
             await held.enter_async_context(self.shared.memory.hold(estimate_decoding_bytes(data)))
-            work = self._decode_and_detect(data, held.pop_all())
+            work = self._decode_and_detect(data, model, held.pop_all())
             del data
         return json_response(
             build_frame_document(await self.shared.detached_tasks.run(work), source="upload")
         )
 
-    async def _decode_and_detect(self, data: bytes, held: AsyncExitStack) -> FrameResult:
+    async def _decode_and_detect(self, data: bytes, model: str | None, held: AsyncExitStack) -> FrameResult:
         """Decode and analyse a picture; then release what is held for it."""
         async with held:
             picture = await self.shared.executor.run(partial(decode_upload, data))
             del data
-            return await self.backend.detect(picture)
+            try:
+                return await self.backend.detect(picture, model)
+            except UnknownModelError as error:
+                raise RequestError(404, str(error)) from None
 
 
 class CachedDocument:

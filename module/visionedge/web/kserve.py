@@ -10,6 +10,7 @@ threshold, no NMS.
 import json
 import math
 import re
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -80,15 +81,33 @@ class InferenceProtocol:
         extensions = ["binary_tensor_data"]
         return json_response({"name": "visionedge", "version": __version__, "extensions": extensions})
 
+    async def models(self, _request: web.Request) -> web.Response:
+        """``/v2/models``."""
+        return json_response({"models": self._list_models()})
+
+    async def index(self, _request: web.Request) -> web.Response:
+        """``POST /v2/repository/index``, by which Triton's clients list models."""
+        return json_response(self._list_models())
+
+    def _list_models(self) -> list[Document]:
+        found = []
+        for model_metadata in self._backend.models():
+            reason = self._backend.model_readiness(model_metadata.name)
+            state = "READY" if reason is None else "UNAVAILABLE"
+            found.append(
+                {"name": model_metadata.name, "version": VERSION, "state": state, "reason": reason or ""}
+            )
+        return found
+
     async def model(self, request: web.Request) -> web.Response:
         """``/v2/models/{model}``."""
         return json_response(build_metadata(self._asked_model(request)))
 
     async def model_ready(self, request: web.Request) -> web.Response:
         """``/v2/models/{model}/ready``."""
-        model_metadata = self._asked_model(request)
-        fine = not self._backend.readiness()
-        return json_response({"name": model_metadata.name, "ready": fine}, status=200 if fine else 400)
+        asked = self._asked_model(request)
+        fine = self._backend.model_readiness(asked.name.removesuffix(COMPILED_SUFFIX)) is None
+        return json_response({"name": asked.name, "ready": fine}, status=200 if fine else 400)
 
     async def infer(self, request: web.Request) -> web.Response:
         """``/v2/models/{model}/infer``."""
@@ -115,25 +134,28 @@ class InferenceProtocol:
     ) -> web.Response:
         """Compute and answer; then release what is held for it."""
         async with held:
-            rows = await self._backend.infer_rows(images)
+            name = model_metadata.name.removesuffix(COMPILED_SUFFIX)
+            rows = await self._backend.infer_rows(images, name)
             return await self._shared.executor.run(
                 partial(_build_response, model_metadata, inference_request, rows)
             )
 
     def _asked_model(self, request: web.Request) -> ModelMetadata:
-        model_metadata = self._backend.model()
-        if model_metadata is None:
+        models = self._backend.models()
+        if not models:
             raise BusyError("no model is loaded yet")
         name, version = request.match_info["model"], request.match_info.get("version", VERSION)
-        names = model_metadata.name, model_metadata.name + COMPILED_SUFFIX
-        if name not in names or version != VERSION:
-            raise _unknown_model(name, version, model_metadata.name)
-        return replace(model_metadata, name=name)
+        for model_metadata in models:
+            names = model_metadata.name, model_metadata.name + COMPILED_SUFFIX
+            if name in names and version == VERSION:
+                return replace(model_metadata, name=name)
+        raise _unknown_model(name, version, [model_metadata.name for model_metadata in models])
 
 
-def _unknown_model(name: str, version: str, loaded: str) -> RequestError:
+def _unknown_model(name: str, version: str, loaded: Sequence[str]) -> RequestError:
     asked = f"'{truncate(name)}' version {truncate(version)}"
-    return RequestError(404, f"unknown model {asked}; loaded is '{loaded}' version {VERSION}")
+    names = ", ".join(f"'{each}'" for each in loaded)
+    return RequestError(404, f"unknown model {asked}; loaded is {names} version {VERSION}")
 
 
 def build_routes(handlers: InferenceProtocol) -> list[web.RouteDef]:
@@ -143,6 +165,7 @@ def build_routes(handlers: InferenceProtocol) -> list[web.RouteDef]:
         web.get("/v2/health/live", handlers.live),
         web.get("/v2/health/ready", handlers.ready),
     ]
+    found += [web.get("/v2/models", handlers.models), web.post("/v2/repository/index", handlers.index)]
     for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
         found += [
             web.get(model, handlers.model),

@@ -210,6 +210,9 @@ def _frame_paths() -> Document:
     form = {"schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}}
     kinds = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
     detect = _get("detect", "Analyse one picture.", _ok("Frame"))
+    detect["parameters"] = [
+        _parameter("query", "model", {"type": "string"}, "One of `models`; absent: the section `model`.")
+    ]
     detect["requestBody"] = {
         "required": True,
         "description": "A JPEG, PNG or WebP, at most 20 MiB and 40 megapixels; the first file of a form.",
@@ -217,6 +220,7 @@ def _frame_paths() -> Document:
     }
     detect["responses"] |= {
         "400": _error("The body is empty or its picture is damaged."),
+        "404": _error("No model has this name."),
         "408": _error("The body did not arrive in time."),
         "403": _error("A page of another site sent the request."),
         "413": _error("The body, or its picture, is too large."),
@@ -227,12 +231,14 @@ def _frame_paths() -> Document:
 
 
 def _protocol_paths() -> Document:
-    model = _parameter("path", "model", {"type": "string"}, "The loaded model's name.")
+    model = _parameter("path", "model", {"type": "string"}, "The name of a model.")
     version = _parameter("path", "version", {"const": "1"}, "Always 1.")
     return {
         "/v2": {"get": _protocol("v2Server", "The server, in the Open Inference Protocol.")},
         "/v2/health/live": {"get": _protocol("v2Live", "200 when the module works, else 400.")},
         "/v2/health/ready": {"get": _protocol("v2Ready", "200 when the module is ready, else 400.")},
+        "/v2/models": {"get": _protocol("v2Models", "All models, and whether they answer.")},
+        "/v2/repository/index": {"post": _protocol("v2Index", "The same, as Triton lists its models.")},
         **_protocol_model("/v2/models/{model}", "v2Model", [model]),
         **_protocol_model("/v2/models/{model}/versions/{version}", "v2Version", [model, version]),
     }
