@@ -1,10 +1,12 @@
 """The whole module with a second stage: answers in frames, rules and metrics, and a change of it."""
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from drawn_clips import CAR, PERSON, Actor, write_clip, write_detector
@@ -47,25 +49,47 @@ def shows(module: ModuleProcess, camera: str, expected: dict[str, Any]) -> Calla
     return lambda _cameras: read_attributes(module, camera) == expected
 
 
-def test_each_track_gets_one_answer_and_the_second_stage_can_be_taken_away_while_cameras_run(
-    tmp_path: Path,
-) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with both models and the clip, which shows a blue person and a red car."""
     write_detector(tmp_path / "figures.onnx")
     save_colour_classifier(tmp_path / "warm.onnx")
     still = [Actor(PERSON, [(0, 0.3, 0.8), (60, 0.3, 0.8)]), Actor(CAR, [(0, 0.7, 0.8), (60, 0.7, 0.8)])]
     write_clip(tmp_path / "clip.mp4", still, 20)
-    config = write_config(tmp_path, **CAMERA)
+    return tmp_path
+
+
+def count(module: ModuleProcess, outcome: str) -> float:
+    return module.metric("visionedge_crops_total", model="warm", outcome=outcome)
+
+
+def test_each_track_gets_one_answer_and_the_second_stage_changes_while_cameras_run(folder: Path) -> None:
+    """After it was killed, the engine of the second model answers again."""
+    config = write_config(folder, **CAMERA)
     expected = {"person": {"warm": "no"}, "car": {"warm": "yes"}}
-    with ModuleProcess(tmp_path / "data", "--config", str(config)) as module:
+    with ModuleProcess(folder / "data", "--config", str(config)) as module:
         for camera in ("dock", "gate"):
             module.until(shows(module, camera, expected))
             zone = module.get(f"/api/v1/cameras/{camera}/scene")["zones"]["cold"]
             assert zone["inside"] == zone["entered"] == {"person": 1}
-        assert module.metric("visionedge_crops_total", model="warm", outcome="answered") == 4
-        assert module.metric("visionedge_crops_total", model="warm", outcome="unsure") == 0
+        assert (count(module, "answered"), count(module, "unsure")) == (4, 0)
         epochs = {name: camera["epoch"] for name, camera in module.cameras().items()}
-        write_config(tmp_path, tracking="on")
-        module._process.send_signal(signal.SIGHUP)
+        reload(module, folder, **{**CAMERA, "then": {"model": "warm", "every": 1}})
+        module.until(lambda _cameras: count(module, "answered") > 20)
+        process = module.get("/api/v1/status")["models"]["warm"]["engine"]["process"]
+        os.kill(process["pid"], signal.SIGKILL)
+        module.until(lambda _cameras: count(module, "dropped") > 0)
+        answered = count(module, "answered")
+        module.until(lambda _cameras: count(module, "answered") > answered + 20)
+        assert "second model 'warm': crops cannot be computed" in module.log
+        assert "second model 'warm': crops are computed again" in module.log
+        reload(module, folder, tracking="on")
         module.until(shows(module, "dock", {"person": {}, "car": {}}))
         assert {name: camera["epoch"] for name, camera in module.cameras().items()} == epochs
         assert module.stop() == 0
+
+
+def reload(module: ModuleProcess, folder: Path, **keys: Any) -> None:
+    """Other keys of the cameras."""
+    write_config(folder, **keys)
+    os.kill(module.pid, signal.SIGHUP)

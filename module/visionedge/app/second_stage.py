@@ -211,19 +211,24 @@ class CropWorker:
     def run(self) -> None:
         """Take, cut, infer, deliver, until closed. What fails is given back as failed, for another try."""
         while self._queue.wait():
-            crops: list[WaitingCrop] = []
-            try:
-                with self._use(self._model) as running:
-                    crops = self._queue.take(running.engine.info().plan.max_batch)
-                    answers = self._compute(running, crops)
-            except EngineError as error:
-                crops = crops or self._queue.take()
-                self._hand_on(crops, [CropAnswer(crop.question, failed=True) for crop in crops])
-                self._report_failure(error)
+            if not self._compute_batch():
                 self._queue.pause(self._retry_s)
-            else:
-                self._hand_on(crops, answers)
-                self._report_success()
+
+    def _compute_batch(self) -> bool:
+        """Take and compute a batch; False: it failed. Its pictures are free when this returns."""
+        crops: list[WaitingCrop] = []
+        try:
+            with self._use(self._model) as running:
+                crops = self._queue.take(running.engine.info().plan.max_batch)
+                answers = self._compute(running, crops)
+        except EngineError as error:
+            crops = crops or self._queue.take()
+            self._hand_on(crops, [CropAnswer(crop.question, failed=True) for crop in crops])
+            self._report_failure(error)
+            return False
+        self._hand_on(crops, answers)
+        self._report_success()
+        return True
 
     def _compute(self, running: EngineWithSelection, crops: Sequence[WaitingCrop]) -> list[CropAnswer]:
         pictures = [_cut(crop) for crop in crops]
