@@ -149,6 +149,18 @@ def test_a_choice_from_a_busy_machine_is_used_and_not_kept(share: float, *, sett
     assert not choose(same).settled
 
 
+@pytest.mark.parametrize(("share", "settled"), [(0.9, True), (0.3, False)])
+def test_candidates_that_give_no_answer_on_a_busy_machine_are_tried_again(
+    share: float, *, settled: bool
+) -> None:
+    """When all of them have failed, the reference alone shows how busy the machine is."""
+    simulated = engines({ORT: 16.0, OV_BF16: 9.0})
+    simulated.failures = {(OV_BF16, "open"): HangError()}
+    simulated.cpu_share = share
+    choice = choose(simulated)
+    assert (choice.candidate, choice.settled) == (ORT, settled)
+
+
 # --- candidates that cannot be used -------------------------------------------------------------------------
 
 

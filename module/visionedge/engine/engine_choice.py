@@ -399,7 +399,8 @@ class _Comparison:
         point = OperatingPoint(1, self._point.batch)
         for number in range(_ROUNDS_ALONE):
             running = [candidate for candidate, entry in self.entries.items() if not entry.is_excluded]
-            if len(running) < 2 or self._left_s() <= (_CHECK_TIME_S if number else 0):
+            # The reference runs once even if all others have failed: it shows how busy the machine is.
+            if (number and len(running) < 2) or self._left_s() <= (_CHECK_TIME_S if number else 0):
                 break
             for candidate in reversed(running) if number % 2 else running:
                 sample = self._measure(candidate, point, "alone", self._left_s())
@@ -476,7 +477,7 @@ class _Comparison:
     # --- helpers --------------------------------------------------------------------------------------------
 
     def _compute_cpu_share(self) -> float:
-        """The share of the processor that the reference could use and got; 1 on a GPU."""
+        """The share of the processor that the reference could use and got; 1 on a GPU, 0 if it did not run."""
         if not self._computes_on_cpu:
             return 1.0
         entry = self.entries[self._reference]
@@ -486,7 +487,7 @@ class _Comparison:
             for samples, lanes in runs
             if samples
         ]
-        return min(shares, default=1.0)
+        return min(shares, default=0.0)
 
     def _left_s(self) -> float:
         """The time before the fastest must be measured together."""
