@@ -21,7 +21,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from visionedge.app.metrics import METRICS
-from visionedge.config.schema import CameraConfig, Config, json_schema
+from visionedge.config.json_schema import json_schema
+from visionedge.config.schema import CameraConfig, Config
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

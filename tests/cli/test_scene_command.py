@@ -329,6 +329,25 @@ def test_a_model_at_an_address_is_not_downloaded(
     assert visionedge("scene", "walk.mp4", "--config", config, "--model", "figures.onnx").code == 0
 
 
+def test_the_model_of_the_camera_looks_at_the_clip(
+    visionedge: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of `models`, with its own classes; --model replaces it, too."""
+    monkeypatch.delenv("VISIONEDGE_MODEL")
+    config = write_config(tmp_path, dock={**CAMERA, "model": "figures"})
+    text = config.read_text()
+    own = ("scene", "walk.mp4", "--config", config, "--json")
+    for classes, entered in (("[person]", True), ("[car]", False)):
+        config.write_text(f"{text}models: {{figures: {{path: figures.onnx, classes: {classes}}}}}\n")
+        outcome = visionedge(*own)
+        assert outcome.code == 0
+        assert any(event["type"] == "zone-entered" for event in read_lines(outcome.out)) is entered
+    config.write_text(f"{text}models: {{figures: {{url: 'https://h/f.onnx', sha256: {'a' * 64}}}}}\n")
+    outcome = visionedge(*own)
+    assert outcome.complaints[0].startswith("visionedge: models.figures.url: scene downloads no model;")
+    assert visionedge(*own, "--model", "figures.onnx").code == 0
+
+
 def test_a_schedule_without_a_start_is_pointed_out(visionedge: CommandLine, tmp_path: Path) -> None:
     """The zone counts at the times of the schedule."""
     schedule = {"from": "08:00", "to": "18:00"}

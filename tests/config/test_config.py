@@ -77,7 +77,8 @@ def test_a_wrong_default_is_reported_once_at_its_own_path() -> None:
         "cameraDefaults.transport: must be 'tcp', 'udp' or 'auto'",
         "cameraDefaults.fpss: unknown key; did you mean 'fps'?",
         "cameraDefaults.uri: unknown key; known here: fps, enabled, gate, priority, transport, decoder, tls, "
-        "followRedirects, loop, extraCodecs, extraContainers, classes, confidence, tracking",
+        "followRedirects, loop, extraCodecs, extraContainers, classes, confidence, tracking, model, "
+        "then",
     ]
     assert problems({"cameraDefaults": 5, "cameras": cameras}) == [
         "cameraDefaults: must be a mapping of keys"

@@ -8,7 +8,8 @@ import pytest
 from pydantic.alias_generators import to_camel
 
 from visionedge.__main__ import main
-from visionedge.config.schema import Config, json_schema
+from visionedge.config.json_schema import json_schema
+from visionedge.config.schema import Config
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "config.schema.json"
 

@@ -43,9 +43,14 @@ def track_at(track_id: int, place: Place | None, label: str = "person") -> PathT
     return PathTrack(track_id, label, (x - 0.02, y - 0.1, 0.04, 0.1))
 
 
+HELMET = {"model": "helmet"}
+"""A second stage whose model says of a track whether it wears a helmet."""
+
+
 def camera_config(**keys: Any) -> CameraConfig:
-    """A camera with these keys, checked as a document is."""
-    return parse_config({"cameras": {"dock": {"uri": "demo:", **keys}}}).cameras["dock"]
+    """A camera with these keys, checked as a document is; rules with attributes need `then=HELMET`."""
+    models = {"helmet": {"path": "helmet.onnx"}, "vest": {"path": "vest.onnx"}}
+    return parse_config({"models": models, "cameras": {"dock": {"uri": "demo:", **keys}}}).cameras["dock"]
 
 
 class SceneRun:
@@ -61,6 +66,7 @@ class SceneRun:
         self.at_s = 1_000.0
         self.now = START
         self.epoch = 1
+        self.attributes: dict[int, Mapping[str, str]] = {}
         self.model = "yolox-nano-416"
         self.configure(config)
 
@@ -84,7 +90,7 @@ class SceneRun:
         picture = ScenePicture(
             self.sequence, self.epoch, self.at_s, self.now, 4 / 3, self.model, "cpu", 640, 480
         )
-        self._take(self.scene.update(picture, tracks, ended))
+        self._take(self.scene.update(picture, tracks, ended, self.attributes))
 
     def walk(self, places: Sequence[Place | None], track_id: int = 1, after_s: float = 0.1) -> None:
         """Pictures in which one track is at these places."""

@@ -184,7 +184,7 @@ def pictures(count: int, width_px: int = 64, height_px: int = 48, seed: int = 1)
 
 
 def classifier(path: Path) -> Path:
-    """A model that is no detector: one picture in, ten numbers out."""
+    """The mean of each channel: neither a detector nor a classifier, as it has no layer."""
     nodes = [
         helper.make_node("GlobalAveragePool", ["image"], ["means"]),
         helper.make_node("Flatten", ["means"], ["flat"]),

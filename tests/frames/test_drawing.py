@@ -1,5 +1,6 @@
 """Boxes and labels on pictures."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from fake_backend import grey, result
 from visionedge.frames.drawing import (
     DrawnRule,
+    DrawnTrack,
     class_colour,
     draw_detections,
     draw_scene,
@@ -119,3 +121,18 @@ def test_two_captions_of_a_zone_or_line_do_not_cover_each_other(shape: str) -> N
 
     # The line of the zone or line is of the same colour as the captions, and may lie under them.
     assert grown("dock: 2 inside", "5 in") >= 1.9 * grown("dock: 2 inside")
+
+
+def test_attributes_stand_beside_the_label() -> None:
+    """Of detections and of tracks; a caption is longer with them."""
+    picture = grey(400, 300)
+    plain = result(picture=picture, boxes=[[0.1, 0.5, 0.3, 0.9]])
+    answered = replace(plain, track_ids=(1,), attributes=({"helmet": "no"},))
+    widths = [
+        painted(picture, draw_detections(picture, each))[:140].any(axis=0).sum() for each in (plain, answered)
+    ]
+    assert widths[1] > widths[0] + 30
+    box = (0.1, 0.5, 0.2, 0.4)
+    tracks = [DrawnTrack(12, "person", box), DrawnTrack(12, "person", box, attributes={"helmet": "é"})]
+    widths = [painted(picture, draw_scene(picture, [], [each]))[:140].any(axis=0).sum() for each in tracks]
+    assert widths[1] > widths[0] + 30

@@ -368,25 +368,30 @@ def test_a_rejected_section_is_tried_again_and_reported_once(tmp_path: Path) -> 
     assert module.kept == DesiredDocument(2, {"model": {"path": "new.onnx"}, "telemetry": {"mode": "all"}})
 
 
-def test_a_newer_model_replaces_a_pending_download(tmp_path: Path) -> None:
-    """And to nothing else: other sections wait their turn."""
+@pytest.mark.parametrize("name", [None, "small"])
+def test_a_newer_model_replaces_a_pending_download(tmp_path: Path, name: str | None) -> None:
+    """The section `model` or one of `models`; other sections wait their turn."""
     module = FakeConfigTarget(tmp_path)
+
+    def wanted(path: str) -> dict[str, Any]:
+        return {"model": {"path": path}} if name is None else {"models": {name: {"path": path}}}
 
     async def scenario(desired: DesiredProperties) -> None:
         module.hold = asyncio.Event()
-        desired.on_twin(twin(2, model={"path": "slow.onnx"}))
+        desired.on_twin(twin(2, **wanted("slow.onnx")))
         async with asyncio.timeout(10):
             while not module.applied:  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.001)
-        desired.on_twin(twin(3, model={"path": "slow.onnx"}, telemetry={"mode": "all"}))
+        desired.on_twin(twin(3, **wanted("slow.onnx"), telemetry={"mode": "all"}))
         assert not module.given_way.is_set()
-        desired.on_twin(twin(4, model={"path": "other.onnx"}))
+        desired.on_twin(twin(4, **wanted("other.onnx")))
         assert module.given_way.is_set()
         module.hold.set()
         await acknowledged(desired, 4)
 
     module.run_scenario(scenario)
-    assert [config.model.path for config in module.applied] == ["slow.onnx", "other.onnx"]
+    applied = [config.model if name is None else config.models[name] for config in module.applied]
+    assert [model.path for model in applied] == ["slow.onnx", "other.onnx"]
 
 
 # --- what is not in force, or not on disk, yet --------------------------------------------------------------

@@ -76,6 +76,8 @@ def test_a_model_has_either_a_path_or_an_address(
     """An address in the twin replaces a path in the file, and vice versa; both at once stay wrong."""
     expected = {**local, **desired} if model is None else model
     assert overlay_desired({"model": local}, {"model": desired})["model"] == expected
+    over = overlay_desired({"models": {"a": local, "b": local}}, {"models": {"a": desired, "c": desired}})
+    assert over["models"] == {"a": expected, "b": local, "c": desired}
 
 
 # --- the acknowledgement ----------------------------------------------------------------------------------

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scene_paths import camera_config
 from telemetry_harness import TelemetryHarness
 from track_scenes import LABELS, RATES, Seen, columns, jitter
 from visionedge.config.load import parse_config
 from visionedge.frames.types import FrameResult
 from visionedge.iothub.change_filter import ChangeFilter
 from visionedge.scene.camera_scene import CameraScene
+from visionedge.scene.second_stage import CropAnswer
 
 PERSON = Seen(0.3, 0.5)
 LOST_S = 2.5
@@ -225,3 +227,20 @@ def test_every_track_sent_is_later_sent_as_ended(
     run.run(LOST_S + change_s + 3 / rate + 1, lambda _at: [], rate)
     assert run.shown()[-1] == set()
     assert len(run.changes) == 0
+
+
+def test_what_a_second_model_says_of_a_track_is_sent_when_it_is_known_and_when_it_changes() -> None:
+    run = TrackedRun(heartbeat_s=1000)
+    run.scene.configure(camera_config(then={"model": "helmet", "every": 1}), run.harness.utc)
+    run.run(5, lambda _at: [PERSON])
+    for label in ("no", "no", "yes"):
+        run.scene.second_stage.take(CropAnswer(question, label) for question in run.scene.questions)
+        run.run(5, lambda _at: [PERSON])
+    assert [result.attributes for _, result in run.sent] == [
+        ({},),
+        ({},),
+        ({"helmet": "no"},),
+        ({"helmet": "yes"},),
+    ]
+    times = [at for at, _ in run.sent]
+    assert all(after - before >= 1 for before, after in pairwise(times))

@@ -289,7 +289,7 @@ BAD: dict[str, tuple[Maker, str]] = {
     "text": (content(b"<html>404 Not Found</html>\n"), "not an ONNX file"),
     "truncated": (content(WHOLE[: len(WHOLE) // 2]), "damaged"),
     "truncated in the last byte": (content(WHOLE[:-1]), "damaged"),
-    "a classifier": (lambda path: (classifier(path), None)[1], "not a detector"),
+    "no layer": (lambda path: (classifier(path), None)[1], "not a detector"),
     "a folder": (lambda path: path.mkdir(), "is a folder, not a file"),
     "a pipe": (os.mkfifo, "not a regular file"),
     "missing external data": (external("w.bin"), "w.bin is missing"),

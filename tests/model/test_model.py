@@ -133,7 +133,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, part: float) -> None:
     assert "damaged" in refusal(path)
 
 
-def test_a_classifier_is_refused_with_the_evidence(tmp_path: Path) -> None:
+def test_a_network_without_a_layer_is_refused_with_the_evidence(tmp_path: Path) -> None:
     message = refusal(classifier(tmp_path / "class.onnx"))
     assert "not a detector" in message
     assert "image float32[1,3,8,8]" in message

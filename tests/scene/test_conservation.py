@@ -1,8 +1,8 @@
 """Conservation as a state machine: entered = left + lost + inside, in memory, on the disk and by the events.
 
-Tracks walk, end, are not seen; the camera reconnects or goes offline, models and zones change, schedules open
-and close, tracking is off for a time, clocks jump, the module is killed, starts without the disk, writes are
-repeated, a damaged file is replaced.
+Tracks walk, end, are not seen, get attributes and lose them; the camera reconnects or goes offline, models
+and zones change, schedules open and close, tracking is off for a time, clocks jump, the module is killed,
+starts without the disk, writes are repeated, a damaged file is replaced.
 """
 
 import tempfile
@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from scene_paths import DOOR, SQUARE, Place, SceneRun, camera_config, track_at
+from scene_paths import DOOR, HELMET, SQUARE, Place, SceneRun, camera_config, track_at
 from visionedge.config.schema import CameraConfig
 from visionedge.outbound.sqlite_store import open_database
 from visionedge.scene.events import SceneEvent
@@ -35,13 +35,22 @@ ZONES = st.fixed_dictionaries(
         "dwellSeconds": st.just(1),
         "occupancy": st.just({"atLeast": 2, "forSeconds": 0.5}),
         "empty": st.just({"forSeconds": 0.5}),
+        "attributes": st.just({"helmet": "no"}),
         "schedule": st.sampled_from([{"from": "10:00", "to": "11:00"}, {"from": "22:00", "to": "10:30"}]),
     },
 )
 CAMERAS = st.fixed_dictionaries(
     {
         "zones": st.dictionaries(st.sampled_from(["a", "b"]), ZONES, min_size=1, max_size=2),
-        "lines": st.sampled_from([{}, {"door": DOOR}, {"door": {**DOOR, "end": [0.5, 0.9]}}]),
+        "lines": st.sampled_from(
+            [
+                {},
+                {"door": DOOR},
+                {"door": {**DOOR, "end": [0.5, 0.9]}},
+                {"door": {**DOOR, "attributes": {"helmet": "no"}}},
+            ]
+        ),
+        "then": st.just(HELMET),
     }
 )
 Totals = dict[tuple[str, str, str], int]
@@ -146,6 +155,13 @@ class SceneMachine(RuleBasedStateMachine):
         gone = [self.track_ids[number] for number in ended]
         self.track_ids = [track_id for track_id in self.track_ids if track_id not in gone]
         self.run.picture(ended=gone)
+
+    @rule(number=st.integers(0, 2), label=st.sampled_from(["yes", "no", None]))
+    def answer(self, number: int, label: str | None) -> None:
+        """A second model says something else of a track."""
+        if number < len(self.track_ids):
+            answers = {} if label is None else {"helmet": label}
+            self.run.attributes[self.track_ids[number]] = answers
 
     @rule()
     def reconnect(self) -> None:

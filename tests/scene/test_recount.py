@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scene_paths import DOOR, SQUARE, Place, SceneRun, camera_config, track_at
+from scene_paths import DOOR, HELMET, SQUARE, Place, SceneRun, camera_config, track_at
 from scene_recount import recount
 
 SCRIPT = Path(__file__).parents[1] / "doubles" / "scene_recount.py"
@@ -28,11 +28,14 @@ CAMERA: dict[str, Any] = {
             "empty": {},
         },
         "slow": {"polygon": [[0.1, 0.1], [0.9, 0.2], [0.6, 0.9]], "minSeconds": 3},
+        "bare heads": {"polygon": SQUARE, "attributes": {"helmet": "no"}, "dwellSeconds": 1, "empty": {}},
     },
     "lines": {
         "door": {**DOOR, "minSeconds": 0},
         "slope": {"start": [0.9, 0.1], "end": [0.2, 0.7], "minSeconds": 2},
+        "gate": {**DOOR, "attributes": {"helmet": "no"}},
     },
+    "then": HELMET,
 }
 
 
@@ -41,6 +44,7 @@ class Walkers:
 
     def __init__(self, seed: int, step: float) -> None:
         self.random = random.Random(seed)  # noqa: S311 - a reproducible walk
+        self.answers = random.Random(seed)  # noqa: S311 - the same, and the walk stays as it is
         self.step = step
         self.places: dict[int, Place] = {}
         self.next_id = 1
@@ -58,6 +62,12 @@ class Walkers:
         unseen = self.random.random() < 0.1
         return [track_at(i, None if unseen else place) for i, place in self.places.items()], ended
 
+    def answer(self) -> dict[int, dict[str, str]]:
+        """What a second model says of some of them."""
+        labels = ("yes", "no", "no")
+        asked = [track_id for track_id in self.places if self.answers.random() < 0.05]
+        return {track_id: {"helmet": self.answers.choice(labels)} for track_id in asked}
+
     def move(self, value: float) -> float:
         return min(1.0, max(0.0, value + self.random.gauss(0, self.step)))
 
@@ -67,6 +77,7 @@ def walk(seed: int, fps: float, step: float, pictures: int) -> tuple[SceneRun, l
     run, walkers = SceneRun(camera_config(**CAMERA)), Walkers(seed, step)
     for number in range(pictures):
         tracks, ended = walkers.picture()
+        run.attributes |= walkers.answer()
         run.picture(tracks, ended, after_s=1 / fps)
         if number % 700 == 699:
             run._take(run.scene.end_all())
@@ -92,6 +103,7 @@ def test_random_walks_are_counted_again_without_a_difference(seed: int, fps: flo
     )
     assert totals == expected
     assert sum(totals.values()) > 100
+    assert totals["bare heads entered person"] > 10
 
 
 def test_the_keys_of_each_type_of_event_are_those_of_the_contract() -> None:

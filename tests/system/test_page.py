@@ -463,7 +463,10 @@ def test_camera_names_are_fully_visible_with_sixteen_tiles() -> None:
 
 
 def test_captions_do_not_overlap_and_stay_within_the_picture() -> None:
-    """Also of boxes that are equal, of a crowd in a corner, and of a name that is longer than its box."""
+    """Also of boxes that are equal, of a crowd in a corner, and of a name that is longer than its box.
+
+    A caption names the attributes of its object.
+    """
 
     async def scenario() -> None:
         boxes = [
@@ -480,18 +483,20 @@ def test_captions_do_not_overlap_and_stay_within_the_picture() -> None:
             {"label": label, "classId": n, "confidence": 0.9, "box": box}
             for n, (label, box) in enumerate(zip(labels, boxes, strict=True))
         ]
+        found[5]["attributes"] = {"helmet": "no"}
         placed = f"""(() => {{
           const place = {{ x: 100, y: 0, w: 600, h: 450 }}, captions = [];
           const tile = tiles.get("dock"), pen = document.createElement("canvas").getContext("2d");
           for (const found of {json.dumps(found)}) tile.placeCaption(pen, place, found, 1, captions);
-          return captions.map(({{ left, top, w, tall }}) => [left, top, left + w, top + tall]);
+          return captions.map(({{ left, top, w, tall, text }}) => [left, top, left + w, top + tall, text]);
         }})()"""
         async with browser() as chromium, served(FakePageBackend([camera("dock")])) as (url, _):
             tab = await chromium.open(url)
             await tab.until(BADGES, [["dock", "live"]])
             captions = await tab.evaluate(placed)
         assert len(captions) == len(found)
-        for left, top, right, bottom in captions:
+        assert [text for *_, text in captions][4:6] == ["fire hydrant 90%", "person 90% helmet: no"]
+        for left, top, right, bottom, _ in captions:
             assert (left >= 100, top >= 0, right <= 700, bottom <= 450) == (True,) * 4
         for one, other in itertools.combinations(captions, 2):
             apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]

@@ -351,6 +351,10 @@ def test_no_exception_contains_a_password(password: str) -> None:
         {"http": {"port": f"http://me:{escaped}@h"}},
         {"http": {"token": password, "host": 1, "unknown": password}},
         {"model": {"url": f"https://h/m.onnx?sig={escaped}", "path": "x"}},
+        {"models": {"a": {"url": f"https://h/m.onnx?sig={escaped}", "path": "x"}}},
+        {"models": {f"rtsp://me:{escaped}@host/x": {"url": f"http://me:{escaped}@h/m.onnx"}}},
+        {"cameras": {"dock": {"uri": "demo:", "model": f"rtsp://me:{escaped}@{'host' * 50}/x"}}},
+        {"cameras": {"dock": {"uri": "demo:", "then": {"model": f"rtsp://me:{escaped}@host/x"}}}},
         [f"rtsp://me:{escaped}@host/x"],
     ):
         with pytest.raises(ConfigError) as caught:

@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from visionedge import __version__
 from visionedge.app.load_meter import cores_by_purpose, find_bottleneck
 from visionedge.app.overload_policy import DEGRADATION_LEVELS
-from visionedge.app.state import InboundStatistics, StateSnapshot
+from visionedge.app.state import InboundStatistics, SceneStatistics, StateSnapshot
 from visionedge.app.status import uptime_s
 from visionedge.engine.interface import EngineInfo, RecoveryStatistics
 from visionedge.frames.types import FrameResult
@@ -105,6 +105,9 @@ METRICS: Mapping[str, MetricDeclaration] = {
     "zone_lost_total": _counter("Tracks that ended inside it.", "camera", "zone", "label"),
     "line_crossed_total": _counter("Crossings of a line.", "camera", "line", "direction", "label"),
     "scene_events_total": _counter("Scene events since the start.", "camera", "type"),
+    "crops_asked_total": _counter("Questions to a second model.", "model"),
+    "crops_total": _counter("Crops: answered, unsure or dropped.", "model", "outcome"),
+    "crops_waiting": _gauge("Crops that wait.", "model"),
     "demanded_frames_per_second": _gauge("Frames that the configuration asks for.", "camera"),
     "admitted_frames_per_second": _gauge("Frames that remain after degradation.", "camera"),
     "delivered_frames_per_second": _gauge("Analysed frames.", "camera"),
@@ -348,6 +351,15 @@ def _scene_samples(state: StateSnapshot) -> Iterator[Sample]:
                     )
     for labels, count in scenes.events.items():
         yield "scene_events_total", labels, count
+    yield from _crop_samples(scenes)
+
+
+def _crop_samples(scenes: SceneStatistics) -> Iterator[Sample]:
+    for model, crops in scenes.second_stage.items():
+        yield "crops_asked_total", (model,), crops.asked
+        yield "crops_waiting", (model,), crops.waiting
+        for outcome in ("answered", "unsure", "dropped"):
+            yield "crops_total", (model, outcome), getattr(crops, outcome)
 
 
 def _load_samples(state: StateSnapshot) -> Iterator[Sample]:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from visionedge.app.second_stage import CameraAnswers, SecondStageHost
 from visionedge.app.state import SceneStatistics, SnapshotReader
 from visionedge.config.schema import CameraConfig, EventsConfig
 from visionedge.frames.geometry import PolygonArea
@@ -43,6 +44,7 @@ class SceneHost:
         data: the data folder; `scene.db` is opened when the first camera has tracking.
         thread_group: for the thread that writes.
         deliver: takes events that may leave the module (`SceneWriter`); called by the thread that writes.
+        second_stage: computes the questions of cameras with a second model; None: nobody answers them.
         clock: monotonic seconds.
         now: the UTC time.
     """
@@ -54,11 +56,13 @@ class SceneHost:
         thread_group: ThreadGroup,
         *,
         deliver: Deliver,
+        second_stage: SecondStageHost | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._snapshot = snapshot
         self._deliver = deliver
+        self._second_stage = second_stage
         self._path = data / SCENE_FILE_NAME
         self._thread_group = thread_group
         self._clock, self._now = clock, now
@@ -94,12 +98,17 @@ class SceneHost:
                 self._has_looked = True
                 self._scenes |= {scene.name: scene for scene in loaded}
             for name in [name for name in self._scenes if name not in tracked]:
+                if self._second_stage is not None:
+                    self._second_stage.forget(name)
                 self._put(self._scenes[name].end_all())
                 self._idle[name] = self._scenes.pop(name)
             for name, scene in {**self._scenes, **self._idle}.items():
                 # Zones and lines that are not counted now keep their totals.
                 self._put(scene.configure(cameras.get(name, _NO_RULES), self._now()))
                 scene.use_confidence(self._snapshot().config.inference.confidence)
+            if self._second_stage is not None:
+                stages = [camera.then for camera in tracked.values() if camera.then is not None]
+                self._second_stage.configure({stage.model for stage in stages})
             self._masks = {
                 name: [PolygonArea(mask) for mask in camera.masks]
                 for name, camera in cameras.items()
@@ -171,9 +180,17 @@ class SceneHost:
         scene.scene.keeps_context = config.telemetry.format == "spatial-analysis"
         result, changes = scene.update(result)
         self._put(changes)
+        if scene.questions and self._second_stage is not None:
+            for failed in self._second_stage.ask(result.frame, scene.questions):
+                self.take_answers(failed)
         if first_counts := scene.scene.take_first_counts():
             self._deliver(first_counts)
         return result
+
+    def take_answers(self, answers: CameraAnswers) -> None:
+        """What a second model says of tracks; those of a camera that is gone are ignored."""
+        if (scene := self._scenes.get(answers.camera)) is not None:
+            scene.second_stage.take(answers.answers)
 
     def document(self, camera: str) -> dict[str, Any]:
         """The tracks, zones and lines of a camera; without tracking the totals of before."""
@@ -186,6 +203,7 @@ class SceneHost:
             {name: scene.scene.document() for name, scene in self._scenes.items()},
             {key: count for key, count in self._events.items() if key[0] in self._scenes},
             None if self._writer is None else self._writer.status(),
+            {} if self._second_stage is None else self._second_stage.statistics(),
         )
 
     def _report_storage(self, storage: SceneStorageStatus) -> None:

@@ -25,6 +25,7 @@ from visionedge.app.hub_bridge import HubBridge
 from visionedge.app.metrics import Metrics, collect_samples, identity_labels
 from visionedge.app.overload_controller import OverloadController, OverloadEventCode
 from visionedge.app.scene_host import SceneHost
+from visionedge.app.second_stage import CameraAnswers, SecondStageHost
 from visionedge.app.state import AppState
 from visionedge.camera.camera import CameraStatus
 from visionedge.camera.registry import CameraRegistry, SequenceStore
@@ -148,11 +149,18 @@ class Service:
         self._overload_controller = OverloadController(
             self.state, self._engine_host, self._send_overload_event
         )
+        self._second_stage = SecondStageHost(
+            self._thread_group,
+            lambda model: self._engine_host.lanes.use(model=model),
+            self.state.loop_queue.put,
+            self.state.batcher.charge,
+        )
         self._scene_host = SceneHost(
             self.state.snapshot,
             options.data,
             self._hub_threads,
             deliver=lambda documents: self._call_soon(partial(self._offer_scene, documents)),
+            second_stage=self._second_stage,
         )
         self._metrics = Metrics(
             lambda: collect_samples(self.state.snapshot()),
@@ -514,9 +522,13 @@ class Service:
                 self.failures.record("delivering a result", error)
         return bool(items)
 
-    def _handle_item(self, item: FrameResult | CameraStatus | EngineEvent, delivery: Delivery) -> None:
+    def _handle_item(
+        self, item: FrameResult | CameraAnswers | CameraStatus | EngineEvent, delivery: Delivery
+    ) -> None:
         if isinstance(item, EngineEvent):
             self._handle_engine_event(item, delivery)
+        elif isinstance(item, CameraAnswers):
+            self._scene_host.take_answers(item)
         elif isinstance(item, CameraStatus):
             delivery.event("camera", item.state, status.describe_camera(item), {"camera": item.name})
         else:
@@ -602,6 +614,7 @@ class Service:
         if now.camera_registry is not None:
             now.camera_registry.stop()
         self.state.batcher.close()
+        self._second_stage.close()
         self._engine_host.lanes.close()
         await self._run_stop_step(_STOP_STEP_TIMEOUT_S, "overload", self._overload_controller.close)
         # On the threads of the hub, as the other group takes no new threads while it stops.

@@ -16,6 +16,7 @@ from typing import Any
 
 from visionedge.app.load_meter import LoadMeter
 from visionedge.app.overload_policy import OverloadStatus
+from visionedge.app.second_stage import CameraAnswers, CropStatistics
 from visionedge.camera.camera import Camera, CameraStatus
 from visionedge.camera.registry import CameraRegistry
 from visionedge.config.applied import Applied, SectionOutcome
@@ -58,12 +59,14 @@ class SceneStatistics:
     """The scenes at one moment.
 
     `cameras`: for each with tracking the answer of `GET /api/v1/cameras/{name}/scene`. `events`: how many
-    there were since the start, by camera and type. `storage`: None while there is no file.
+    there were since the start, by camera and type. `storage`: None while there is no file. `second_stage`:
+    the questions to each second model in use.
     """
 
     cameras: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     events: Mapping[tuple[str, str], int] = field(default_factory=dict)
     storage: SceneStorageStatus | None = None
+    second_stage: Mapping[str, CropStatistics] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ class StateSnapshot:
     environ: Mapping[str, str]
     started_ns: int
     batcher: Batcher
-    loop_queue: LoopQueue[FrameResult | CameraStatus | EngineEvent]
+    loop_queue: LoopQueue[FrameResult | CameraAnswers | CameraStatus | EngineEvent]
     latest_results: LatestResults
     meter: LoadMeter
     overload_status: OverloadStatus

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -26,8 +27,9 @@ from visionedge.config.documents import (
     read_configuration,
     read_text,
 )
+from visionedge.config.label_keys import list_label_keys
 from visionedge.config.load import parse_config
-from visionedge.config.schema import Config, list_class_keys
+from visionedge.config.schema import Config
 from visionedge.config.spatial_analysis import import_spatial_analysis
 from visionedge.errors import ConfigError, ModelError, UnavailableError
 from visionedge.runtime.redaction import redact
@@ -124,19 +126,19 @@ def _read(path: Path) -> Config:
 
 
 def _find_unknown_classes(config: Config) -> list[str]:
-    """The classes that the model does not have; none where its file is not on this machine."""
+    """The labels that the models do not have; none of a model whose file is not on this machine."""
     from visionedge.model.model import find_bundled_model, load_model
     from visionedge.model.postprocess import find_unknown_classes
 
-    keys = {} if config.inference.classes is None else {"inference.classes": config.inference.classes}
-    for name, camera in config.cameras.items():
-        keys |= list_class_keys(name, camera)
-    if not keys or config.model.url is not None:
-        return []
-    with suppress(ModelError, UnavailableError):  # `run` reports a model that cannot be used
-        model = load_model(Path(config.model.path) if config.model.path else find_bundled_model())
-        return find_unknown_classes(model, keys)
-    return []
+    problems: list[str] = []
+    for name, keys in list_label_keys(config).items():
+        given = config.find_model(name)
+        if not keys or given.url is not None:
+            continue
+        with suppress(ModelError, UnavailableError):  # `run` reports a model that cannot be used
+            model = load_model(Path(given.path) if given.path else find_bundled_model())
+            problems += find_unknown_classes(replace(model, name=name or model.name), keys)
+    return problems
 
 
 def _import(arguments: argparse.Namespace) -> int:
@@ -202,7 +204,7 @@ def _make_document(path: Path, problems: Sequence[str]) -> Document:
 
 
 def _schema(_arguments: argparse.Namespace) -> int:
-    from visionedge.config.schema import json_schema
+    from visionedge.config.json_schema import json_schema
 
     sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
     return 0

@@ -6,6 +6,7 @@ import logging
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from visionedge.cli.arguments import (
     Subparsers,
@@ -20,9 +21,13 @@ from visionedge.cli.arguments import (
     fraction,
 )
 from visionedge.config.documents import Document, read_configuration
+from visionedge.config.label_keys import list_label_keys
 from visionedge.config.load import merge, parse_config, read_environment
 from visionedge.config.schema import CameraConfig, Config
 from visionedge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from visionedge.ops.scene_clips import SecondModelRequest
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +97,12 @@ def _scene(arguments: argparse.Namespace) -> int:
 
     config = _read_config(arguments)
     name, camera = _choose_camera(arguments, config)
+    if arguments.model:  # it replaces that of the camera, too
+        camera = camera.model_copy(update={"model": None})
+    model = config.find_model(camera.model)
+    if model.url is not None:
+        section = f"models.{camera.model}" if camera.model else "model"
+        raise ConfigError([f"{section}.url: scene downloads no model; give its file with --model"])
     if arguments.confidence is not None:
         camera = camera.model_copy(update={"confidence": arguments.confidence})
     start = _parse_start(arguments.start)
@@ -102,8 +113,8 @@ def _scene(arguments: argparse.Namespace) -> int:
     return run_scene(
         SceneRequest(
             paths=tuple(arguments.paths),
-            model=Path(config.model.path) if config.model.path else None,
-            inference=config.inference,
+            model=Path(model.path) if model.path else None,
+            inference=config.find_inference(camera.model),
             name=name,
             camera=camera,
             start=start,
@@ -112,7 +123,25 @@ def _scene(arguments: argparse.Namespace) -> int:
             annotate=Path(arguments.annotate) if arguments.annotate else None,
             tracks=Path(arguments.tracks) if arguments.tracks else None,
             data=data_folder(os.environ),
+            second=_find_second_model(config, name, camera),
         )
+    )
+
+
+def _find_second_model(config: Config, name: str, camera: CameraConfig) -> "SecondModelRequest | None":
+    from visionedge.ops.scene_clips import SecondModelRequest
+
+    if camera.then is None:
+        return None
+    wanted = camera.then.model
+    model = config.models[wanted]
+    if model.url is not None:
+        raise ConfigError([f"models.{wanted}.url: scene downloads no model; give its file as 'path'"])
+    # Without those of `inference.classes`: its labels are answers about objects, not objects.
+    inference = config.find_inference(wanted).model_copy(update={"classes": model.classes})
+    alone = config.model_copy(update={"cameras": {name: camera}})
+    return SecondModelRequest(
+        Path(model.path) if model.path else None, inference, list_label_keys(alone)[wanted]
     )
 
 
@@ -124,10 +153,7 @@ def _read_config(arguments: argparse.Namespace) -> Config:
         overrides["model"] = {"path": arguments.model, "url": None, "sha256": None}
     document = merge(merge(document, read_environment(os.environ)), overrides)
     with add_line_numbers(path, os.environ):
-        config = parse_config(document)
-    if config.model.url is not None:
-        raise ConfigError(["model.url: scene downloads no model; give its file with --model"])
-    return config
+        return parse_config(document)
 
 
 def _choose_camera(arguments: argparse.Namespace, config: Config) -> tuple[str, CameraConfig]:

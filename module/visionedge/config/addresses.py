@@ -144,7 +144,7 @@ def check_model_url(url: str, *, insecure: bool) -> None:
     if parts.scheme in ("http", "file") and not insecure:
         raise ValueError(
             f"{parts.scheme}: is not secure, give an https:// address; "
-            "'model.allowInsecure: true' in the local file allows it"
+            "'allowInsecure: true' beside it in the local file allows it"
         )
     if parts.scheme not in ("https", "http", "file"):
         raise ValueError("must be an https:// address of an ONNX file")

@@ -49,11 +49,12 @@ def parse_config(document: object) -> Config:
     register_secrets(find_secrets(document))
     if not isinstance(document, dict):
         raise ConfigError([f"the configuration is {describe_type(document)}; it must be a mapping of keys"])
-    given = _with_defaults(_without_nulls(without_extensions(document)))
+    without_nulls = _without_nulls(without_extensions(document))
+    given = _with_defaults(without_nulls)
     # Checked here, because pydantic checks a section as a whole only if each of its keys is right.
     whole = [
         *_model_problems("model", given.get("model")),
-        *_models_problems(given),
+        *_models_problems(without_nulls),
         *_inference_problems(given.get("inference")),
         *_scene_problems(given),
     ][:MAX_PROBLEMS]
@@ -103,32 +104,68 @@ def _model_problems(path: str, model: object) -> list[str]:
 
 
 def _models_problems(document: Mapping[str, Any]) -> list[str]:
-    """Problems of `models`, and of the cameras that use them."""
-    models = _mapping(document.get("models"))
+    """Problems of `models`, and of the keys of cameras and of `cameraDefaults` that name one of them."""
+    models = document.get("models", {})
+    if not isinstance(models, Mapping):
+        return []
     problems = [
         problem for name, model in models.items() for problem in _model_problems(f"models.{name}", model)
     ]
     if models and _mapping(document.get("inference")).get("device") == "remote":
         problems.append("models: servers of 'device: remote' run one model; leave 'models' out")
-    for camera, given in _mapping(document.get("cameras")).items():
-        base, keys = f"cameras.{camera}", _mapping(given)
-        second = _mapping(keys.get("then"))
-        used = {f"{base}.model": keys.get("model"), f"{base}.then.model": second.get("model")}
-        problems += [
-            f"{path}: '{name}' is not one of 'models'{_suggestion(name, sorted(map(str, models)))}"
-            for path, name in used.items()
-            if isinstance(name, str) and name not in models
-        ]
-        if second and keys.get("tracking") in ("off", False):
-            problems.append(f"{base}.then: needs tracking; remove 'tracking: off'")
-        problems += [
-            f"{base}.{kind}.{rule}.attributes.{name}: no 'then' of this camera has the model '{name}'"
-            for kind in ("zones", "lines")
-            for rule, each in _mapping(keys.get(kind)).items()
-            for name in _mapping(_mapping(each).get("attributes"))
-            if name != second.get("model")
-        ]
+    defaults = _mapping(document.get("cameraDefaults"))
+    problems += _unknown_model_problems("cameraDefaults", defaults, models)
+    if "then" in defaults and _is_tracking_off(defaults):
+        problems.append("cameraDefaults.then: needs tracking; remove 'tracking: off'")
+    for name, given in _mapping(document.get("cameras")).items():
+        base, own = f"cameras.{name}", _mapping(given)
+        problems += _unknown_model_problems(base, own, models)
+        problems += _second_stage_problems(base, own, defaults, models)
     return [redact(problem) for problem in problems]
+
+
+def _unknown_model_problems(base: str, keys: Mapping[str, Any], models: Mapping[str, Any]) -> list[str]:
+    """Names of models in the keys of a camera that are not in `models`."""
+    used = {f"{base}.model": keys.get("model"), f"{base}.then.model": _mapping(keys.get("then")).get("model")}
+    known = sorted(map(str, models))
+    return [
+        f"{path}: '{redact(name)[:_MAX_SHOWN_CHARACTERS]}' is not one of 'models'"
+        + (_suggestion(name, known) or ("" if known else ", which is empty"))
+        for path, name in used.items()
+        if isinstance(name, str) and name not in models
+    ]
+
+
+def _second_stage_problems(
+    base: str, own: Mapping[str, Any], defaults: Mapping[str, Any], models: Mapping[str, Any]
+) -> list[str]:
+    """What a camera wants of its second stage and does not get; `own` are the camera's own keys."""
+    keys = merge(defaults, own)
+    then = keys.get("then")
+    problems = []
+    if then is not None and _is_tracking_off(keys) and ("then" in own or "tracking" in own):
+        problems.append(
+            f"{base}.then: needs tracking; remove 'tracking: off'"
+            if "then" in own
+            else f"{base}.tracking: is off, but 'cameraDefaults.then' needs tracking"
+        )
+    second = _mapping(then).get("model")
+    if then is not None and not (isinstance(second, str) and second in models):
+        return problems  # reported, and attributes are judged when it is right
+    reason = "this camera has no 'then'" if then is None else f"'then' has the model '{second}'"
+    return problems + [
+        f"{base}.{kind}.{rule}.attributes.{name}: {reason}"
+        for kind in ("zones", "lines")
+        for rule, each in _mapping(keys.get(kind)).items()
+        for name in _mapping(_mapping(each).get("attributes"))
+        if name != second
+    ]
+
+
+def _is_tracking_off(keys: Mapping[str, Any]) -> bool:
+    """Whether tracking is off; YAML reads the word as false."""
+    tracking = keys.get("tracking")
+    return tracking is False or tracking == "off"
 
 
 def _inference_problems(inference: object) -> list[str]:
@@ -160,19 +197,32 @@ def _scene_problems(document: Mapping[str, Any]) -> list[str]:
             for name in zones
             if name in lines
         ]
-        reported, of = _mapping(keys).get("classes"), "the 'classes' of the camera"
-        if reported is None:
-            reported, of = _mapping(document.get("inference")).get("classes"), "'inference.classes'"
+        reported, of = _reported_classes(document, _mapping(keys))
         if not isinstance(reported, list | tuple):
             continue
+        users = {f"zones.{name}": rule for name, rule in zones.items()}
+        users |= {f"lines.{name}": rule for name, rule in lines.items()} | {
+            "then": _mapping(keys).get("then")
+        }
         problems += [
-            f"cameras.{camera}.{key}.{name}.classes: '{label}' is not among {of}"
-            for key, rules in (("zones", zones), ("lines", lines))
-            for name, rule in rules.items()
-            for label in _texts(_mapping(rule).get("classes"))
+            f"cameras.{camera}.{path}.classes: '{label}' is not among {of}"
+            for path, user in users.items()
+            for label in _texts(_mapping(user).get("classes"))
             if label not in reported
         ]
     return [redact(problem) for problem in problems]
+
+
+def _reported_classes(document: Mapping[str, Any], camera: Mapping[str, Any]) -> tuple[object, str]:
+    """The classes that a camera reports, and where they stand."""
+    if camera.get("classes") is not None:
+        return camera["classes"], "the 'classes' of the camera"
+    name = camera.get("model")
+    if isinstance(name, str):
+        named = _mapping(_mapping(document.get("models")).get(name)).get("classes")
+        if named is not None:
+            return named, f"'models.{name}.classes'"
+    return _mapping(document.get("inference")).get("classes"), "'inference.classes'"
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

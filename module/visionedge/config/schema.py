@@ -1,4 +1,4 @@
-"""The schema of the configuration: sections, keys, defaults and limits, and the JSON Schema for editors.
+"""The schema of the configuration: sections, keys, defaults and limits.
 
 The models are frozen, and their fields are the camelCase keys of documents in snake case. `load.parse_config`
 makes a `Config` of a document; constructing one directly skips the checks across keys.
@@ -23,7 +23,6 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from visionedge.config.addresses import check_model_url, check_remote_url, parse_camera_uri
-from visionedge.config.documents import EXTENSION_PREFIX
 from visionedge.errors import ConfigError
 from visionedge.frames.geometry import Point, find_polygon_problem
 
@@ -247,7 +246,9 @@ _ClockTime = Annotated[
 ]
 _RuleName = Annotated[str, AfterValidator(_check_rule_name)]
 _ModelName = Annotated[str, AfterValidator(_check_model_name)]
-_Attributes = dict[_ModelName, Annotated[str, BeforeValidator(_quoted_text, json_schema_input_type=str)]]
+_Attributes = dict[
+    str, Annotated[str, BeforeValidator(_quoted_text, json_schema_input_type=str), Field(min_length=1)]
+]
 _AnchorName = Literal["bottom-center", "center"]
 _Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 _ALL_DAYS: tuple[_Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -368,7 +369,7 @@ class LineConfig(_Section):
 class SecondStageConfig(_Section):
     """A second model that looks at the detections of a camera, each cut out of the picture."""
 
-    model: _ModelName = Field(description="One of 'models': a classifier, or a detector.")
+    model: str = Field(description="One of 'models': a classifier, or a detector.")
     classes: tuple[str, ...] | None = _key(
         None, "Only objects with these labels are looked at; absent = all.", min_length=1, strict=False
     )
@@ -435,7 +436,7 @@ class CameraDefaults(_Section):
         Literal["auto", "on", "off"],
         BeforeValidator(_on_or_off, json_schema_input_type=Literal["auto", "on", "off"] | bool),
     ] = _key("auto", "Follow objects from picture to picture; auto = where zones, lines or 'then' are.")
-    model: Annotated[_ModelName, BeforeValidator(_one_model, json_schema_input_type=str)] | None = _key(
+    model: Annotated[str, BeforeValidator(_one_model, json_schema_input_type=str)] | None = _key(
         None, "One of 'models'; absent = the section 'model'."
     )
     then: SecondStageConfig | None = _key(None, "A second model that looks at the detections; absent = none.")
@@ -773,36 +774,16 @@ class Config(_Section):
     events: EventsConfig = Field(default_factory=EventsConfig)
     log: LogConfig = Field(default_factory=LogConfig)
 
+    def find_model(self, name: str | None) -> ModelConfig:
+        """The model of this name; None or `DEFAULT_MODEL`: the section `model`."""
+        return self.models[name] if name else self.model
 
-SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a configuration document, the same for a file and for desired properties.
-
-    It describes each key by itself; `load.parse_config` also checks the URIs of cameras.
-    """
-    schema = _without_titles(Config.model_json_schema(by_alias=True))
-    schema["properties"]["cameras"]["propertyNames"] = {"pattern": f"^{CAMERA_NAME_PATTERN.pattern}$"}
-    for rules in ("zones", "lines"):
-        named = schema["$defs"]["CameraConfig"]["properties"][rules]
-        named["propertyNames"] = {"pattern": f"^({RULE_NAME_PATTERN.pattern})$"}
-    schema["properties"]["models"]["propertyNames"] = {"pattern": f"^{CAMERA_NAME_PATTERN.pattern}$"}
-    for model in ("ModelConfig", "NamedModelConfig"):
-        schema["$defs"][model] |= {
-            "not": {"required": ["path", "url"]},
-            "dependentRequired": {"url": ["sha256"], "sha256": ["url"]},
-        }
-    # Any value: these keys hold YAML anchors and are ignored.
-    schema["patternProperties"] = {f"^{EXTENSION_PREFIX}": {}}
-    return {"$schema": SCHEMA_DIALECT, **schema, "title": "visionedge configuration"}
-
-
-def _without_titles(value: Any) -> Any:
-    """Without the titles that pydantic makes of names, which repeat the names."""
-    if isinstance(value, dict):
-        return {key: _without_titles(item) for key, item in value.items() if key != "title"}
-    return [_without_titles(item) for item in value] if isinstance(value, list) else value
+    def find_inference(self, name: str | None) -> InferenceConfig:
+        """The section `inference` with the classes and the confidence of the model of this name."""
+        own = (
+            self.models[name].model_dump(include={"classes", "confidence"}, exclude_none=True) if name else {}
+        )
+        return self.inference.model_copy(update=own)
 
 
 SECTIONS: Mapping[str, str] = {to_camel(name): name for name in Config.model_fields}

@@ -2,8 +2,8 @@
 
 import colorsys
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -27,12 +27,16 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class DrawnTrack:
-    """A track: its box (left, top, width, height) and the newest points of its path, 0-1 of the picture."""
+    """A track: its box (left, top, width, height) and the newest points of its path, 0-1 of the picture.
+
+    `attributes`: what second models say of it.
+    """
 
     track_id: int
     label: str
     box: tuple[float, float, float, float]
     tail: tuple[Point, ...] = ()
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +49,19 @@ class DrawnRule:
 
 
 def draw_detections(picture: Picture, result: FrameResult) -> Picture:
-    """Return a copy of the picture with boxes, labels and scores in percent.
+    """Return a copy of the picture with boxes, labels, scores in percent, and attributes.
 
     `picture` is uint8 (h, w, 3) BGR, at any size.
     """
     canvas = np.ascontiguousarray(picture).copy()
     found, labels = result.detections, result.label_detections()
+    attributes = result.attributes or ({},) * len(found)
     # The highest scores are drawn last, on top of the others.
     for row in range(len(found) - 1, -1, -1):
         class_id = int(found.class_ids[row])
         left, top, right, bottom = _corners(found.boxes[row].tolist(), canvas)
-        caption = f"{to_ascii(labels[row])} {round(100 * float(found.scores[row]))}%"
+        name = f"{labels[row]} {round(100 * float(found.scores[row]))}%"
+        caption = _add_attributes(name, attributes[row])
         _draw(canvas, (left, top, right, bottom), caption, class_colour(class_id))
     return canvas
 
@@ -73,7 +79,8 @@ def draw_scene(picture: Picture, rules: Sequence[DrawnRule], tracks: Iterable[Dr
         _draw_path(canvas, _to_pixels(track.tail, canvas), colour, _line_px(canvas) + 1)
         left, top, width, height = track.box
         corners = _corners([left, top, left + width, top + height], canvas)
-        _draw(canvas, corners, f"{to_ascii(track.label)} {track.track_id}", colour)
+        caption = _add_attributes(f"{track.label} {track.track_id}", track.attributes)
+        _draw(canvas, corners, caption, colour)
     for rule in rules:  # over the boxes: what is counted must be readable
         _draw_captions(canvas, rule)
     return canvas
@@ -147,6 +154,11 @@ def to_ascii(text: str) -> str:
     folded = unicodedata.normalize("NFKD", text)
     kept = (sign for sign in folded if not unicodedata.combining(sign))
     return "".join(sign if " " <= sign <= "~" else "?" for sign in kept)
+
+
+def _add_attributes(name: str, attributes: Mapping[str, str]) -> str:
+    """Return ``person 12 helmet: no`` in ASCII."""
+    return to_ascii(" ".join([name, *(f"{model}: {label}" for model, label in attributes.items())]))
 
 
 def _corners(box: list[float], canvas: Picture) -> tuple[int, int, int, int]:

@@ -10,8 +10,9 @@ without a track do not count.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ _SPEED_PER_S = 0.5
 """The fastest movement of an object, in pictures a second: a person close to the camera."""
 
 _FORGET_NS = 3_600 * 1_000_000_000
+
+_NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -247,6 +250,7 @@ class _FollowedTrack:
         counts: whether it has lasted for `change_s`.
         was_sent: whether a frame that was sent showed it.
         sent_box: as in the newest of these frames; None if the last frame that was sent did not show it.
+        attributes, sent_attributes: what second models say of it, now and in the newest of these frames.
     """
 
     since_ns: int
@@ -256,6 +260,8 @@ class _FollowedTrack:
     counts: bool = False
     was_sent: bool = False
     sent_box: Box | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    sent_attributes: Mapping[str, str] = field(default_factory=dict)
 
     def show(self, box: Box | None, now_ns: int, hold_ns: int, *, is_shown: bool) -> bool:
         """The track goes on. Returns whether it counts from now on, and the last frame sent lacks it."""
@@ -287,7 +293,9 @@ class _TrackedCamera(_FollowedCamera):
 
     def _follow(self, result: FrameResult) -> None:
         now_ns, hold_ns, confirmed = self.now_ns, self._hold_ns, result.confirmed_tracks or {}
-        shown = frozenset(result.track_ids or ())
+        shown = dict.fromkeys(result.track_ids or (), _NO_ATTRIBUTES)
+        if result.attributes is not None:
+            shown = dict(zip(result.track_ids or (), result.attributes, strict=True))
         for track_id in [*self._tracks.keys() - confirmed.keys()]:
             track = self._tracks.pop(track_id)
             if track.was_sent:  # the end of a track that was never sent is no change
@@ -299,11 +307,14 @@ class _TrackedCamera(_FollowedCamera):
         for track_id, box in confirmed.items():
             track = self._tracks.setdefault(track_id, _FollowedTrack(now_ns, now_ns))
             self._changed |= track.show(box, now_ns, hold_ns, is_shown=track_id in shown)
+            track.attributes = shown.get(track_id, track.attributes)
 
     def _moved(self, threshold: float) -> bool:
+        """See `_FollowedCamera._moved`; or a second model says something else of an object."""
         return any(
-            track.counts and track.is_shown and _has_moved(track.box, track.sent_box, threshold)
+            _has_moved(track.box, track.sent_box, threshold) or track.attributes != track.sent_attributes
             for track in self._tracks.values()
+            if track.counts and track.is_shown
         )
 
     def _corrects(self) -> bool:
@@ -315,6 +326,8 @@ class _TrackedCamera(_FollowedCamera):
         for track in self._tracks.values():
             track.was_sent |= track.is_shown
             track.sent_box = track.box if track.is_shown else None
+            if track.is_shown:
+                track.sent_attributes = track.attributes
 
 
 class ChangeFilter:
@@ -325,7 +338,8 @@ class ChangeFilter:
     - if an object appeared, disappeared or changed its class, and that has lasted for `change_s`;
     - if the last frame was sent `heartbeat_s` ago;
     - at most once in `change_s`: if an edge of a box has moved by more than `move_threshold` (a fraction of
-      the picture) since the last frame sent, or if that frame did not show exactly the present objects.
+      the picture) since the last frame sent, if a second model says something else of an object, or if that
+      frame did not show exactly the present objects.
 
     The objects of a camera with tracking are its confirmed tracks; one disappears when the tracker ends it.
     """

@@ -73,11 +73,23 @@ def overlay_desired(local: Mapping[str, Any], desired: Mapping[str, Any]) -> Doc
 
     A model has either a path or a URL: the desired one replaces the other one of the local document.
     """
-    below, over = local.get("model"), desired.get("model")
-    if isinstance(below, Mapping) and isinstance(over, Mapping):
-        other = ("path",) if "url" in over else ("url", "sha256") if "path" in over else ()
-        local = {**local, "model": {key: value for key, value in below.items() if key not in other}}
+    model, models = desired.get("model"), desired.get("models")
+    if isinstance(model, Mapping) and isinstance(local.get("model"), Mapping):
+        local = {**local, "model": _without_other_location(local["model"], model)}
+    if isinstance(models, Mapping) and isinstance(local.get("models"), Mapping):
+        below = {
+            name: _without_other_location(each, models.get(name)) for name, each in local["models"].items()
+        }
+        local = {**local, "models": below}
     return merge(local, desired)
+
+
+def _without_other_location(below: object, over: object) -> object:
+    """A model without its path where `over` has a URL, and without its URL where `over` has a path."""
+    if not isinstance(below, Mapping) or not isinstance(over, Mapping):
+        return below
+    other = ("path",) if "url" in over else ("url", "sha256") if "path" in over else ()
+    return {key: value for key, value in below.items() if key not in other}
 
 
 def group_problems_by_section(desired: DesiredDocument, problems: Sequence[str]) -> dict[str, list[str]]:
@@ -341,7 +353,9 @@ class DesiredProperties:
             self._waiting = desired
             self._wake.set()
             before = {} if self._last_validated is None else self._last_validated.document
-            if self._applying and before.get("model") != desired.document.get("model"):
+            if self._applying and any(
+                before.get(key) != desired.document.get(key) for key in ("model", "models")
+            ):
                 self._cancel_pending_model()
 
     def validate_desired(self, document: Mapping[str, Any]) -> Config:

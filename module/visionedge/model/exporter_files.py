@@ -15,7 +15,14 @@ from typing import Any
 from visionedge.config.documents import read_document
 from visionedge.errors import ConfigError, ModelError
 from visionedge.model.analysis.signature import ModelSignature
-from visionedge.model.interpretation import MEAN_EXAMPLE, NetworkInput, Preprocess, read_metadata_object
+from visionedge.model.interpretation import (
+    MEAN_EXAMPLE,
+    Color,
+    NetworkInput,
+    Preprocess,
+    read_metadata_object,
+    states_scaling,
+)
 from visionedge.runtime.files import read_regular_file
 
 CUSTOM_VISION_KEY = "cvexport.manifest"
@@ -83,6 +90,58 @@ def parse_custom_vision_manifest(signature: ModelSignature) -> Mapping[str, Any]
         if CUSTOM_VISION_KEY in signature.metadata
         else None
     )
+
+
+def is_custom_vision(signature: ModelSignature) -> bool:
+    """Whether Custom Vision exported the model."""
+    return (
+        parse_custom_vision_manifest(signature) is not None
+        or any(key.startswith("CustomVision.") for key in signature.metadata)
+        # Windows ML's TinyYOLOv2 has this key too, but it scales its pixels itself, which no export does.
+        or ("Image.BitmapPixelFormat" in signature.metadata and not signature.input_ops.changes_values)
+    )
+
+
+_PIXEL_RANGES: Mapping[str, tuple[float, float, float]] = {
+    # name in the metadata: scale, mean, std
+    "NominalRange_0_255": (1.0, 0.0, 1.0),
+    "Normalized_0_1": (1 / 255, 0.0, 1.0),
+    "Normalized_1_1": (1 / 255, 0.5, 0.5),
+}
+_COLOR_NAMES: Mapping[str, Color] = {"bgr8": "bgr", "rgb8": "rgb", "bgr": "bgr", "rgb": "rgb"}
+
+
+def parse_custom_vision_preprocess(signature: ModelSignature) -> tuple[Preprocess, tuple[str, ...]]:
+    """The preprocessing by Custom Vision's metadata (stretched pictures), and the evidence for it.
+
+    Raises:
+        ModelError: order or range is not supported, contradicts the manifest, or is missing.
+    """
+    stated = read_metadata_object(signature, "visionedge.input")
+    said = signature.metadata.get("Image.BitmapPixelFormat")
+    written = (parse_custom_vision_manifest(signature) or {}).get("InputFormat")
+    orders = {_COLOR_NAMES.get(str(word).lower(), "") for word in (said, written) if word is not None}
+    if (len(orders) > 1 or "" in orders) and "color" not in stated:
+        raise ModelError(
+            f"its colour order is {said} in its metadata and {written} in cvexport.manifest; state"
+            " input.color in MODEL.yaml beside it",
+            state=("input: {color: rgb}   # or bgr",),
+        )
+    spread = signature.metadata.get("Image.NominalPixelRange")
+    if (
+        spread not in _PIXEL_RANGES
+        and not states_scaling(signature)
+        and not signature.input_ops.changes_values
+    ):
+        raise ModelError(
+            f"its metadata states {spread or 'nothing'} as the range of pixels (Image.NominalPixelRange);"
+            " state input.scale in MODEL.yaml beside it",
+            state=("input: {scale: 1}   # pixels of 0-255; 0.00392156863: of 0-1",),
+        )
+    scale, mean, std = _PIXEL_RANGES.get(spread or "", (1.0, 0.0, 1.0))
+    color: Color = "bgr" if orders == {"bgr"} else "rgb"
+    evidence = (f"pixels are {said or written or 'RGB'}, {spread or 'as stated'}",)
+    return Preprocess(color, scale, (mean,) * 3, (std,) * 3, "stretch"), evidence
 
 
 # `infer_cfg.yml`: what PaddleDetection writes beside each export, and how pictures are prepared by it.

@@ -22,6 +22,9 @@ MEAN_EXAMPLE = (
 """Lines for `MODEL.yaml` if only the range of pixel values is unknown."""
 Layout = Literal["NCHW", "NHWC"]
 
+CLASSIFIER_HEAD = "classifier"
+"""The family whose rows describe the whole picture."""
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkInput:
@@ -97,6 +100,11 @@ class ModelInterpretation:
     compiled_from: str | None = None
 
     @property
+    def is_classifier(self) -> bool:
+        """Whether its rows are classes of the whole picture, and not objects."""
+        return self.head == CLASSIFIER_HEAD
+
+    @property
     def input_spec(self) -> InputSpec:
         """How cameras have to resize a picture for this model."""
         preprocess = self.preprocess
@@ -107,7 +115,7 @@ class ModelInterpretation:
 
 
 class DetectionHead(Protocol):
-    """A detector family."""
+    """A family of detectors, or the classifiers."""
 
     @property
     def name(self) -> str:

@@ -27,6 +27,9 @@ _MAX_BYTES = 1 << 20
 AUTOML_BACKGROUND = "--bg--"
 """The first label in the labels.json of Azure AutoML's detectors with a background."""
 
+LABELS_FILE_KEY = "visionedge.labelsFile"
+"""The metadata key with the name of the labels file beside a model."""
+
 _BACKGROUND_NAMES = frozenset({"background", "bg", "n/a"})
 _JOINERS = "\u200c\u200d"  # they join letters in many scripts
 
@@ -85,6 +88,18 @@ def _parse_literal(text: str) -> object:
         return None
 
 
+def find_labels_file(path: Path) -> Path | None:
+    """The labels file beside the model at `path`, if there is one."""
+    names = (f"{path.stem}.labels.txt", "labels.txt")
+    return next((file for name in names if (file := path.with_name(name)).is_file()), None)
+
+
+def note_labels_file(path: Path) -> Mapping[str, str]:
+    """As metadata, the name of the labels file beside the model at `path`; empty if there is none."""
+    beside = find_labels_file(path)
+    return {} if beside is None else {LABELS_FILE_KEY: beside.name}
+
+
 def choose_labels(
     path: Path,
     metadata: Mapping[str, str],
@@ -92,11 +107,12 @@ def choose_labels(
     label_source: str = "its metadata",
     *,
     background: bool = False,
+    are_objects: bool = True,
 ) -> tuple[tuple[str, ...], str]:
     """The labels of `count` classes and their origin; count 0 if the number is unknown.
 
     `label_source` is the origin of the metadata. `background`: class 0 is the background, and the labels may
-    leave it out.
+    leave it out. `are_objects`: 80, 90 or 91 classes without labels are COCO's.
 
     Raises:
         ModelError: labels are given, but not for that number of classes.
@@ -104,14 +120,13 @@ def choose_labels(
     names = read_class_names(metadata)
     if names is not None:
         return _check_count(names, count, label_source, background), label_source
-    for beside in (path.with_name(f"{path.stem}.labels.txt"), path.with_name("labels.txt")):
-        if beside.is_file():
-            return _check_count(_read_lines(beside), count, beside.name, background), beside.name
+    if (beside := find_labels_file(path)) is not None:
+        return _check_count(_read_lines(beside), count, beside.name, background), beside.name
     if not count:
         return (), "nothing"
-    if count == 80:
+    if count == 80 and are_objects:
         return COCO_80, "COCO by their number"
-    if count in (90, 91):
+    if count in (90, 91) and are_objects:
         return _make_tensorflow_labels(count), "TensorFlow's COCO by their number"
     return tuple(f"class-{i}" for i in range(count)), "nothing"
 

@@ -17,7 +17,7 @@ from visionedge.model.exporter_files import (
 )
 from visionedge.model.heads import interpret_model
 from visionedge.model.interpretation import ModelInterpretation
-from visionedge.model.labels import choose_labels
+from visionedge.model.labels import choose_labels, note_labels_file
 from visionedge.model.onnx_file import read_model_file, wrap_model_errors
 from visionedge.model.sidecar import read_sidecar
 from visionedge.runtime.installation import find_bundled_file
@@ -29,7 +29,7 @@ BUNDLED_MODEL = "yolox-nano-416.onnx"
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A detector that was recognised. Small and picklable: the weights stay in the file.
+    """A detector or classifier that was recognised. Small and picklable: the weights stay in the file.
 
     `name` is the file's stem, `sha256` that of the file and its external data, `labels` has one per class.
     """
@@ -56,6 +56,11 @@ class Model:
         return self.interpretation.head
 
     @property
+    def is_classifier(self) -> bool:
+        """Whether its detections are the best classes of the whole picture, however unlikely."""
+        return self.interpretation.is_classifier
+
+    @property
     def evidence(self) -> tuple[str, ...]:
         """Why the head was chosen, one clause each."""
         return self.interpretation.evidence
@@ -65,8 +70,8 @@ def load_model(path: Path) -> Model:
     """Read a model file, with `MODEL.yaml` beside it, and recognise its family; nothing in it is executed.
 
     Raises:
-        ModelError: the file is missing, damaged, unsafe, or not a known detector; or a statement beside it is
-            wrong.
+        ModelError: the file is missing, damaged, unsafe, or neither a known detector nor a classifier; or a
+            statement beside it is wrong.
     """
     file = read_model_file(path)
     sidecar = read_sidecar(path)
@@ -75,6 +80,7 @@ def load_model(path: Path) -> Model:
         listed = {} if "names" in own | set(sidecar.metadata) else read_labels_json(path)
         beside = {
             **listed,
+            **note_labels_file(path),
             **read_custom_vision_manifest(path),
             **read_paddle_config(path),
             **sidecar.metadata,
@@ -90,6 +96,7 @@ def load_model(path: Path) -> Model:
             interpretation.class_count,
             label_source,
             background=interpretation.background,
+            are_objects=not interpretation.is_classifier,
         )
     if (data_yaml := sidecar.data_yaml) is not None:
         labels, origin = data_yaml.labels(labels, origin)

@@ -11,6 +11,7 @@ from visionedge.model.analysis.input_ops import InputOps, ValueBound
 from visionedge.model.analysis.signature import ModelSignature, TensorInfo
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
+    CLASSIFIER_HEAD,
     Color,
     Decoder,
     ModelInterpretation,
@@ -265,7 +266,7 @@ def describe_exporter(signature: ModelSignature) -> tuple[str, ...]:
 
 # Their boxes are relative, or pixels of the input, also if the graph resizes its picture.
 _HEADS_WITH_OWN_RESIZE = frozenset(
-    {"compiled", "detectron2", "efficientdet", "mmdeploy", "tfod", "torchvision"}
+    {CLASSIFIER_HEAD, "compiled", "detectron2", "efficientdet", "mmdeploy", "tfod", "torchvision"}
 )
 _RATIO_TOLERANCE = 1e-3
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from visionedge.config.schema import CameraConfig, InferenceConfig, list_class_keys
+from visionedge.engine.crops import answer_crops, cut_crop
+from visionedge.engine.lanes import EngineWithSelection
 from visionedge.engine.local_engine import open_engine
 from visionedge.errors import ConfigError, SourceError, VisionedgeError
 from visionedge.frames.drawing import DrawnRule, DrawnTrack, draw_scene
@@ -33,9 +35,10 @@ from visionedge.ops.clips import (
     json_line,
     printable,
 )
-from visionedge.scene.camera_scene import CameraScene
+from visionedge.scene.camera_scene import AnswerQuestions, CameraScene
 from visionedge.scene.events import TOTALS_OF_LINES, TOTALS_OF_ZONES, SceneEvent
 from visionedge.scene.scene import SceneChanges
+from visionedge.scene.second_stage import CropAnswer, CropQuestion
 from visionedge.scene.tracker import Track
 
 _TAIL_S = 2.0
@@ -44,8 +47,20 @@ _ACTIVE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
+class SecondModelRequest:
+    """The model of the camera's second stage; `path` None is the bundled one.
+
+    `inference` has its confidence and classes, `label_keys` the labels that it must have, by their keys.
+    """
+
+    path: Path | None
+    inference: InferenceConfig
+    label_keys: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
 class SceneRequest:
-    """The arguments of `visionedge scene`. `model` None is the bundled one.
+    """The arguments of `visionedge scene`. `model` None is the bundled one; `second`: for `then`.
 
     `name` and `camera`: whose rules; its source, rate and gate do not matter. `start` is the UTC time of the
     first picture. `annotate` and `tracks` are files to be written. `data` is the folder of compiled models.
@@ -62,14 +77,15 @@ class SceneRequest:
     annotate: Path | None = None
     tracks: Path | None = None
     data: Path | None = None
+    second: SecondModelRequest | None = None
 
 
 def run_scene(request: SceneRequest, out: TextIO | None = None) -> int:
     """Write the events of the videos to `out`; returns 1 if a video could not be read completely, else 0.
 
     Raises:
-        ConfigError: the model does not have a class of the camera, or an output is one of the videos.
-        ModelError, DeviceError: the model cannot run.
+        ConfigError: a model does not have a class of the camera, or an output is one of the videos.
+        ModelError, DeviceError: a model cannot run.
         VisionedgeError: an output cannot be written.
     """
     reader = ClipReader(request.paths, videos_only=True, camera=request.name, start=request.start)
@@ -90,16 +106,38 @@ def run_scene(request: SceneRequest, out: TextIO | None = None) -> int:
         output = _Output(scene, out, stack, request, reader.inputs)
         opened = open_engine(model, wanted, data=request.data, measuring=False, level=logging.DEBUG)
         engine = stack.enter_context(closing(opened))
+        answer = None if request.second is None else _open_second_model(request.second, request.data, stack)
         for picture, result in stack.enter_context(closing(analyse(reader.read(engine), engine, selection))):
             if isinstance(result, SourceError):
                 output.clear()
                 reader.report(result)
             else:
-                output.add(picture, result)
+                output.add(picture, result, answer)
         output.end_clip()
         if request.summary:
             output.write_summary()
     return 1 if reader.failed else 0
+
+
+def _open_second_model(second: SecondModelRequest, data: Path | None, stack: ExitStack) -> AnswerQuestions:
+    """What computes the crops of a picture; `stack` closes its engine."""
+    model, inference = load_model(second.path or find_bundled_model()), second.inference
+    if problems := find_unknown_classes(model, second.label_keys):
+        raise ConfigError(problems)
+    selection = Selection.of(model, inference.confidence, inference.iou, inference.classes)
+    opened = open_engine(model, inference, data=data, measuring=False, level=logging.DEBUG)
+    engine = stack.enter_context(closing(opened))
+    return partial(_answer_questions, EngineWithSelection.of(engine, selection))
+
+
+def _answer_questions(
+    running: EngineWithSelection, frame: Frame, questions: Sequence[CropQuestion]
+) -> Iterator[CropAnswer]:
+    picture, largest = frame.full_picture(), running.engine.info().plan.max_batch
+    for first in range(0, len(questions), largest):
+        batch = questions[first : first + largest]
+        labels = answer_crops(running, [cut_crop(picture, question.corners) for question in batch])
+        yield from map(CropAnswer, batch, labels)
 
 
 def _check_outputs(request: SceneRequest, inputs: Iterable[str]) -> None:
@@ -170,20 +208,20 @@ class _Output:
         self._pictures, self._events = 0, 0
         self._track_ids: set[int] = set()
 
-    def add(self, picture: ClipPicture, result: FrameResult) -> None:
-        """Follow the objects into the next picture."""
+    def add(self, picture: ClipPicture, result: FrameResult, answer: AnswerQuestions | None) -> None:
+        """Follow the objects into the next picture; `answer` computes its crops before the rules decide."""
         if self._last is not None and self._last.input_number != picture.input_number:
             self.end_clip()
         self._progress.note(picture.source, picture.number, video=True, expected=picture.expected)
         self._last, self._pictures = picture, self._pictures + 1
-        result, changes = self._scene.update(result)
+        result, changes = self._scene.update(result, answer)
         seen = [track for track in self._scene.tracks if track.detection is not None]
         self._track_ids.update(track.track_id for track in seen)
         self._write_events(changes, picture)
         if self._tracks is not None:
             self._tracks.write("".join(_format_track(track, result.frame) for track in seen))
         if self._drawing is not None:
-            self._drawing.add(picture, result.frame, seen, changes, self._scene.scene.document())
+            self._drawing.add(picture, result.frame, seen, changes, self._scene)
 
     def clear(self) -> None:
         """Make place for a line on the terminal that also shows the progress."""
@@ -251,24 +289,27 @@ class _Drawing:
         frame: Frame,
         seen: Sequence[Track],
         changes: SceneChanges,
-        document: Mapping[str, Any],
+        scene: CameraScene,
     ) -> None:
-        """Draw the next picture; `document` has the counts."""
+        """Draw the next picture; `scene` has the counts, and what second models say of the tracks."""
         at_s = frame.captured_ns / 1e9
         self._active_until_s |= {event.rule: at_s + _ACTIVE_S for event in changes.events}
-        rules, tracks = self._rules(document, at_s), [self._track(track, at_s) for track in seen]
+        rules = self._rules(scene.scene.document(), at_s)
+        attributes = scene.second_stage.attributes
+        tracks = [self._track(track, attributes.get(track.track_id, {}), at_s) for track in seen]
         self._tails = {
             track_id: tail for track_id, tail in self._tails.items() if tail[-1][0] > at_s - _TAIL_S
         }
         self._output.add(picture, self._name, partial(_draw, frame, rules, tracks))
 
-    def _track(self, track: Track, at_s: float) -> DrawnTrack:
+    def _track(self, track: Track, attributes: Mapping[str, str], at_s: float) -> DrawnTrack:
         left, top, width, height = track.box
         tail = self._tails.setdefault(track.track_id, deque())
         tail.append((at_s, (left + width / 2, top + height)))
         while tail[0][0] < at_s - _TAIL_S:
             tail.popleft()
-        return DrawnTrack(track.track_id, track.label, track.box, tuple(point for _, point in tail))
+        points = tuple(point for _, point in tail)
+        return DrawnTrack(track.track_id, track.label, track.box, points, attributes)
 
     def _rules(self, document: Mapping[str, Any], at_s: float) -> list[DrawnRule]:
         def count(zone: str, total: str) -> int:

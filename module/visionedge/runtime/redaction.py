@@ -456,7 +456,8 @@ def _collect_secrets(value: object, key: str, found: set[str], keys: set[str]) -
             for name, item in value.items():
                 keys.add(str(name))
                 _collect_secrets(str(name), "", found, keys)
-                _collect_secrets(item, str(name), found, keys)
+                # The keys of attributes are names of models, such as user-badge: their values are labels.
+                _collect_secrets(item, "" if key == "attributes" else str(name), found, keys)
         case list() | tuple():
             for item in value:
                 _collect_secrets(item, key, found, keys)

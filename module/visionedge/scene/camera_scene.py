@@ -1,31 +1,41 @@
-"""The scene of one camera, from its results: masks, then the tracker, then zones and lines."""
+"""The scene of one camera, from its results: masks, the tracker, the second stage, then zones and lines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from types import MappingProxyType
 
 from visionedge.config.schema import CameraConfig
 from visionedge.frames.geometry import PolygonArea
-from visionedge.frames.types import Detections, FrameResult
+from visionedge.frames.types import Detections, Frame, FrameResult
 from visionedge.scene.events import ScenePicture
 from visionedge.scene.scene import KeptRule, Scene, SceneChanges
+from visionedge.scene.second_stage import CropAnswer, CropQuestion, SecondStage
 from visionedge.scene.tracker import BIRTH_SCORE, LOST_S, Track, Tracker
+
+AnswerQuestions = Callable[[Frame, Sequence[CropQuestion]], Iterable[CropAnswer]]
+"""Answers the questions about a frame at once."""
+
+_NO_ANSWERS: Mapping[str, str] = MappingProxyType({})
 
 _OFFLINE_S = 2 * LOST_S
 """The tracks of a camera without results end after so long; until then the next picture decides."""
 
 
 class CameraScene:
-    """Masks, tracker, zones and lines of one camera; `kept` as in `Scene`.
+    """Masks, tracker, second stage, zones and lines of one camera; `kept` as in `Scene`.
 
-    `tracks`: the confirmed tracks after the last result, hidden ones too.
+    `tracks`: the confirmed tracks after the last result, hidden ones too. `questions`: what a second model is
+    asked about its picture; the answers go to `second_stage`.
     """
 
     def __init__(self, name: str, first_track_id: int, kept: Mapping[str, KeptRule] | None) -> None:
         self.name = name
         self.tracker = Tracker(next_id=first_track_id)
         self.scene = Scene(name, kept)
+        self.second_stage = SecondStage()
         self.tracks: tuple[Track, ...] = ()
+        self.questions: tuple[CropQuestion, ...] = ()
         self._config = CameraConfig(uri="demo:")
         self._masks: list[PolygonArea] = []
         self._last_s: float | None = None
@@ -37,6 +47,7 @@ class CameraScene:
         """Use another configuration of the camera; `now` is the UTC time."""
         self._config = config
         self._masks = [PolygonArea(mask) for mask in config.masks]
+        self.second_stage.configure(config.then)
         return self.scene.configure(config, now)
 
     def use_confidence(self, confidence: float) -> None:
@@ -46,28 +57,28 @@ class CameraScene:
         # Who sets a confidence wants to count what is above it.
         self.tracker.birth_score = max(confidence, BIRTH_SCORE) if own is None else own
 
-    def update(self, result: FrameResult) -> tuple[FrameResult, SceneChanges]:
-        """Follow the objects into the next result: the result without what masks cover, with its tracks."""
+    def update(
+        self, result: FrameResult, answer: AnswerQuestions | None = None
+    ) -> tuple[FrameResult, SceneChanges]:
+        """Follow the objects into the next result: the result without what masks cover, with its tracks.
+
+        With `answer` the questions about this picture are answered before its rules decide.
+        """
         detections, candidates = result.detections, result.candidates
         if self._masks:
             detections = apply_masks(detections, self._masks)
             candidates = None if candidates is None else apply_masks(candidates, self._masks)
         frame = result.frame
         at_s = self._last_s = frame.captured_ns / 1e9
-        update = self.tracker.update(detections if candidates is None else candidates, at_s, result.labels)
+        tracked = detections if candidates is None else candidates
+        update = self.tracker.update(tracked, at_s, result.labels)
         self.tracks = update.tracks
-        picture = ScenePicture(
-            sequence=frame.sequence,
-            epoch=frame.epoch,
-            at_s=at_s,
-            captured_at=frame.captured_utc,
-            aspect=frame.width_px / frame.height_px,
-            model=result.model,
-            device=result.device,
-            width_px=frame.width_px,
-            height_px=frame.height_px,
-        )
-        changes = self.scene.update(picture, update.tracks, update.ended)
+        self.questions = self.second_stage.ask(update.tracks, tracked, frame.sequence, at_s)
+        if answer is not None and self.questions:
+            self.second_stage.take(answer(frame, self.questions))
+        attributes = self.second_stage.attributes
+        changes = self.scene.update(_describe(result), update.tracks, update.ended, attributes)
+        self.second_stage.end(update.ended)
         # The reported detections are the first candidates.
         count, track_labels = len(detections), update.track_labels
         if update.renamed:
@@ -79,22 +90,47 @@ class CameraScene:
             track_ids=update.track_ids[:count],
             track_labels=track_labels[:count],
             confirmed_tracks=_find_corners(update.tracks),
+            attributes=self._list_attributes(update.track_ids[:count]),
         )
         return reported, changes
+
+    def _list_attributes(self, track_ids: Sequence[int | None]) -> tuple[Mapping[str, str], ...] | None:
+        """The attributes of tracks, None: no track; None as a whole without a second model."""
+        if not self.second_stage.is_used:
+            return None
+        known = self.second_stage.attributes
+        return tuple(_NO_ANSWERS if track is None else known.get(track, _NO_ANSWERS) for track in track_ids)
 
     def end_if_offline(self, now_s: float) -> SceneChanges:
         """End all tracks once nothing came for long; `now_s` is the time of `time.monotonic`."""
         if self._last_s is None or now_s - self._last_s <= _OFFLINE_S:
             return SceneChanges()
         self._last_s = None
+        self.second_stage.end_all()
         return self.scene.end_all()
 
     def end_all(self) -> SceneChanges:
         """End all tracks, as when the module stops: who is inside is lost. Numbers of tracks go on."""
         tracker = self.tracker
         self.tracker = Tracker(tracker.confidence, tracker.birth_score, tracker.next_id)
-        self.tracks = ()
+        self.tracks, self.questions = (), ()
+        self.second_stage.end_all()
         return self.scene.end_all()
+
+
+def _describe(result: FrameResult) -> ScenePicture:
+    frame = result.frame
+    return ScenePicture(
+        sequence=frame.sequence,
+        epoch=frame.epoch,
+        at_s=frame.captured_ns / 1e9,
+        captured_at=frame.captured_utc,
+        aspect=frame.width_px / frame.height_px,
+        model=result.model,
+        device=result.device,
+        width_px=frame.width_px,
+        height_px=frame.height_px,
+    )
 
 
 def _rename(detections: Detections, names: Mapping[int, str | None], labels: Sequence[str]) -> Detections:

@@ -5,19 +5,18 @@ UTC time. Each change of a total is an event, so the totals can be computed from
 """
 
 import json
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 from visionedge.config.schema import CameraConfig, LineConfig, ZoneConfig
 from visionedge.frames.types import format_utc
 from visionedge.scene.events import (
     TOTALS_OF_LINES,
     TOTALS_OF_ZONES,
-    Box,
     RuleShape,
     SceneEvent,
     ScenePicture,
@@ -45,37 +44,13 @@ from visionedge.scene.spatial_analysis import (
     describe_visit,
     make_first_count,
 )
-
-MAX_PATH_POINTS = 64
-"""The most points of the path in the evidence of an event."""
+from visionedge.scene.trail import MAX_PATH_POINTS, ConfirmedTrack, TrackState
 
 _KEPT_PATH_POINTS = 8
-"""The same in the event of a visit that is stored each second in case that the module is killed."""
+"""The most points of the path in the event of a visit that is stored each second in case of a kill."""
 
 _RECONNECT_S = 2.0
 """After a longer time without a connection it is not known whether a zone was empty."""
-
-_UNITS = 1e6
-"""Positions have six decimals."""
-
-
-class ConfirmedTrack(Protocol):
-    """A confirmed track in a picture, as the tracker gives it.
-
-    `box`: left, top, width and height, 0-1 of the picture. `detection`: its index in the picture, None if the
-    track was not seen in it; then it takes part in no rule.
-    """
-
-    @property
-    def track_id(self) -> int: ...
-    @property
-    def label(self) -> str: ...
-    @property
-    def confidence(self) -> float: ...
-    @property
-    def box(self) -> Box: ...
-    @property
-    def detection(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,72 +110,8 @@ class RuleState:
 
 
 _NOTHING: Mapping[str, KeptRule] = MappingProxyType({})
-
-
-class _Trail:
-    """The path of one anchor: the newest positions, and some of all before, at most twice 64."""
-
-    __slots__ = ("_recent", "_sparse", "_stride", "_until_next", "before", "now")
-
-    def __init__(self) -> None:
-        self.before: Position | None = None
-        self.now: Position = Position(0, 0.0, 0.0, 0.0)
-        self._recent: deque[Position] = deque(maxlen=MAX_PATH_POINTS)
-        self._sparse: list[Position] = []
-        self._stride = self._until_next = 1
-
-    def add(self, position: Position) -> None:
-        self.before = self.now if self._recent else None
-        self.now = position
-        self._recent.append(position)
-        self._until_next -= 1
-        if self._until_next:
-            return
-        self._sparse.append(position)
-        if len(self._sparse) == MAX_PATH_POINTS:
-            self._sparse = self._sparse[::2]
-            self._stride *= 2
-        self._until_next = self._stride
-
-    def select(self, passed: Sequence[Position], last: Position, limit: int) -> list[Position]:
-        """The path from the first of `passed` to `last`, all of `passed` in it; at most `limit` positions."""
-        first_sequence = passed[0].sequence
-        found = {
-            each.sequence: each
-            for each in (*self._sparse, *self._recent)
-            if first_sequence <= each.sequence <= last.sequence
-        }
-        needed = {each.sequence: each for each in (*passed, last)}
-        others = sorted(found.keys() - needed.keys())
-        room = limit - len(needed)
-        if len(others) > room:
-            others = [others[number * len(others) // room] for number in range(room)]
-        return sorted((*needed.values(), *(found[sequence] for sequence in others)))
-
-
-class _TrackState:
-    """A track, and the paths of the anchors that its zones and lines use."""
-
-    __slots__ = ("box", "confidence", "label", "started_s", "track_id", "trails")
-
-    def __init__(self, track: ConfirmedTrack, started_s: float) -> None:
-        self.track_id = track.track_id
-        self.label = track.label
-        self.started_s = started_s
-        self.confidence = track.confidence
-        self.box = track.box
-        self.trails = {"bottom-center": _Trail(), "center": _Trail()}
-
-    def move(self, track: ConfirmedTrack, picture: ScenePicture, anchors: Iterable[str]) -> None:
-        self.confidence, self.box = track.confidence, track.box
-        left, top, width, height = track.box
-        # Rounded before the rules see them, so that the evidence has the very numbers that were compared.
-        x = round(min(1.0, max(0.0, left + width / 2)) * _UNITS) / _UNITS
-        size = (width + height / picture.aspect) / 2
-        for anchor in anchors:
-            down = top + (height if anchor == "bottom-center" else height / 2)
-            y = round(min(1.0, max(0.0, down)) * _UNITS) / _UNITS
-            self.trails[anchor].add(Position(picture.sequence, picture.at_s, x, y, size))
+_NO_ATTRIBUTES: Mapping[int, Mapping[str, str]] = MappingProxyType({})
+_NO_ANSWERS: Mapping[str, str] = MappingProxyType({})
 
 
 _Kinds = list[tuple[RuleKind, dict[int, Any]]]
@@ -335,11 +246,11 @@ class Scene:
         self._adoptable: set[str] = set()
         self._zones: dict[str, _CountingZone] = {}
         self._lines: dict[str, _CountingLine] = {}
-        self._tracks: dict[int, _TrackState] = {}
+        self._tracks: dict[int, TrackState] = {}
         self._by_label: dict[str, tuple[list[_CountingRule], tuple[str, ...]]] = {}
         self._last: ScenePicture | None = None
         self._minute: datetime | None = None
-        self._has_schedule = False
+        self._has_schedule = self._has_attributes = False
         self._aspect = 16 / 9
         self.keeps_context = False
         self._source_id = camera
@@ -354,8 +265,8 @@ class Scene:
     def configure(self, config: CameraConfig, now: datetime) -> SceneChanges:
         """Use the zones and lines of a configuration; `now` is the UTC time.
 
-        One whose geometry, classes or anchor have changed begins at 0, one that is gone is removed: who is
-        inside it is lost before. After a restart everybody who was inside is lost.
+        One whose geometry, classes, attributes or anchor have changed begins at 0, one that is gone is
+        removed: who is inside it is lost before. After a restart everybody who was inside is lost.
         """
         self._source_id = config.source_id or self.camera
         events, starts = self._lose_kept(), list[RuleStart]()
@@ -381,6 +292,7 @@ class Scene:
         self._by_label.clear()
         self._minute = None
         self._has_schedule = any(zone.schedule is not None for zone in self._zones.values())
+        self._has_attributes = any(rule.rule.config.attributes for rule in self._rules)
         return SceneChanges(tuple(events), tuple(starts))
 
     def _lose_kept(self) -> list[SceneEvent]:
@@ -453,9 +365,16 @@ class Scene:
     # --- pictures -----------------------------------------------------------------------------------------
 
     def update(
-        self, picture: ScenePicture, tracks: Iterable[ConfirmedTrack], ended: Iterable[int] = ()
+        self,
+        picture: ScenePicture,
+        tracks: Iterable[ConfirmedTrack],
+        ended: Iterable[int] = (),
+        attributes: Mapping[int, Mapping[str, str]] = _NO_ATTRIBUTES,
     ) -> SceneChanges:
-        """What a picture changes: its confirmed tracks, and the ids of those that have ended."""
+        """What a picture changes: its confirmed tracks, and the ids of those that have ended.
+
+        `attributes`: what second models have answered about tracks, by track and by the name of the model.
+        """
         events: list[SceneEvent] = []
         self._prepare(picture, events)
         if self.keeps_context:
@@ -464,7 +383,8 @@ class Scene:
             self._see(tracks)
         for track in tracks:
             if track.detection is not None:
-                self._advance(track, picture, events)
+                known = attributes.get(track.track_id, _NO_ANSWERS)
+                self._advance(track, known, picture, events)
         for track_id in ended:
             self._end(track_id, picture, picture.at_s, events)
         self._count_inside(picture, events)
@@ -532,7 +452,7 @@ class Scene:
             "lines": {name: line.document() for name, line in self._lines.items()},
         }
 
-    def _track_document(self, track: _TrackState, last_s: float) -> dict[str, Any]:
+    def _track_document(self, track: TrackState, last_s: float) -> dict[str, Any]:
         return {
             "trackId": track.track_id,
             "label": track.label,
@@ -594,12 +514,24 @@ class Scene:
     def _rules(self) -> list[_CountingRule]:
         return [*self._zones.values(), *self._lines.values()]
 
-    def _advance(self, track: ConfirmedTrack, picture: ScenePicture, events: list[SceneEvent]) -> None:
+    def _advance(
+        self,
+        track: ConfirmedTrack,
+        attributes: Mapping[str, str],
+        picture: ScenePicture,
+        events: list[SceneEvent],
+    ) -> None:
         """What the rules decide about a track that was seen."""
         state = self._tracks.get(track.track_id)
         if state is None:
-            state = self._tracks[track.track_id] = _TrackState(track, picture.at_s)
+            state = self._tracks[track.track_id] = TrackState(track, picture.at_s)
         rules, anchors = self._rules_for(state.label)
+        if self._has_attributes:
+            # Before the track moves: all evidence of a loss lies inside.
+            unmatched = [rule for rule in rules if not _matches(rule.rule.config.attributes, attributes)]
+            for rule in unmatched:
+                self._withdraw(rule, track, state, picture, events)
+            rules = [rule for rule in rules if rule not in unmatched]
         state.move(track, picture, anchors)
         for rule in rules:
             trail = state.trails[rule.rule.anchor]
@@ -622,10 +554,27 @@ class Scene:
             line.forget(track_id)
         del self._tracks[track_id]
 
+    def _withdraw(
+        self,
+        rule: _CountingRule,
+        track: ConfirmedTrack,
+        state: TrackState,
+        picture: ScenePicture,
+        events: list[SceneEvent],
+    ) -> None:
+        """A track takes no part in a zone or line whose attributes it has not: who was inside is lost.
+
+        It has not left: its path does not pass the border, so its evidence would prove nothing.
+        """
+        if isinstance(rule, _CountingZone) and state.track_id in rule.inside:
+            state.box, state.confidence = track.box, track.confidence
+            self._end_visit(rule, state, picture, None, events)
+        rule.forget(state.track_id)
+
     def _end_visit(
         self,
         zone: _CountingZone,
-        state: _TrackState,
+        state: TrackState,
         picture: ScenePicture,
         end_s: float | None,
         events: list[SceneEvent],
@@ -703,7 +652,7 @@ class Scene:
     def _track_event(
         self,
         rule: _CountingRule,
-        state: _TrackState,
+        state: TrackState,
         decision: Decision,
         picture: ScenePicture,
         limit: int = MAX_PATH_POINTS,
@@ -781,6 +730,11 @@ def _restore(totals: dict[str, Counter[str]], kept: KeptRule) -> None:
         totals.setdefault(total, Counter()).update(counts)
 
 
+def _matches(wanted: Mapping[str, str] | None, attributes: Mapping[str, str]) -> bool:
+    """Whether a track has all attributes that a zone or line asks for."""
+    return wanted is None or all(attributes.get(name) == label for name, label in wanted.items())
+
+
 def _counts(rule: ZoneRule | LineRule, label: str) -> bool:
     return rule.classes is None or label in rule.classes
 
@@ -790,4 +744,6 @@ def _define(rule: ZoneConfig | LineConfig, config: CameraConfig) -> str:
     classes = config.classes if rule.classes is None else rule.classes
     geometry = [rule.polygon] if isinstance(rule, ZoneConfig) else [rule.start, rule.end]
     kind = "zone" if isinstance(rule, ZoneConfig) else "line"
-    return json.dumps([kind, geometry, None if classes is None else sorted(set(classes)), rule.anchor])
+    definition = [kind, geometry, None if classes is None else sorted(set(classes)), rule.anchor]
+    # Without attributes it is the text of older versions, so that no total begins at 0 at an update.
+    return json.dumps([*definition, *([rule.attributes] if rule.attributes else [])], sort_keys=True)

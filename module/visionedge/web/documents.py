@@ -568,7 +568,7 @@ class DetectionDocument(_ClosedDocument):
     confidence: Share = Field(description="Its score.")
     box: BoxDocument = Field(description="As parts of the picture, 0 to 1, clipped to it.")
     track_id: Count | None = _absent("frame/2: never used twice for a camera; null: no confirmed track.")
-    attributes: dict[str, Any] = _absent("frame/2: empty; for the results of a second model.")
+    attributes: dict[str, str] = _absent("frame/2: what a second model says, by its name.")
 
 
 class TimingDocument(_ClosedDocument):

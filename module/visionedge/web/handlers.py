@@ -11,7 +11,7 @@ from importlib.resources import files
 from aiohttp import web
 
 from visionedge.config.documents import Document
-from visionedge.config.schema import json_schema
+from visionedge.config.json_schema import json_schema
 from visionedge.errors import BusyError, SourceError
 from visionedge.frames.types import FrameResult, build_frame_document, format_utc
 from visionedge.outbound.messages import encode_json

@@ -470,7 +470,14 @@ def test_a_wrong_number_of_labels_is_reported_as_such(
         load_model(path)
 
 
-@pytest.mark.parametrize("task", ["segment", "pose", "obb", "classify", "depth", "semantic"])
+def test_a_detector_whose_metadata_name_classification_is_refused(tmp_path: Path) -> None:
+    """Its boxes are not looked at."""
+    path = yolos.yolov8(tmp_path / "m.onnx", metadata={"task": "classify", "author": "Ultralytics"})
+    with pytest.raises(ModelError, match="says classify, but it has no score per class"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("task", ["segment", "pose", "obb", "depth", "semantic"])
 def test_a_model_for_another_task_is_refused_with_the_model_to_export(tmp_path: Path, task: str) -> None:
     path = yolos.yolov8(tmp_path / "m.onnx", metadata={"task": task, "author": "Ultralytics"})
     with pytest.raises(ModelError, match=rf"'{task}'.*export a detection model.*format=onnx"):

@@ -29,15 +29,16 @@ from visionedge.ops.doctor.facts import DoctorRequest
 from visionedge.ops.doctor.report import examine
 from visionedge.runtime.redaction import UNMASKED_WORDS
 
-PASSWORD, USER, TOKEN, QUERY, SIGNATURE, KEY = (
+PASSWORD, USER, TOKEN, QUERY, SIGNATURE, OTHER_SIGNATURE, KEY = (
     'p@ss/w"rd#Ü',
     "bait-operator",
     "bait-http-token",
     "bait-query",
     "bait-signature%3D",
+    "bait-second-signature%3D",
     "YmFpdC1zaGFyZWQta2V5LWJhaXQ=",
 )
-SECRETS = (PASSWORD, USER, TOKEN, QUERY, SIGNATURE, KEY)
+SECRETS = (PASSWORD, USER, TOKEN, QUERY, SIGNATURE, OTHER_SIGNATURE, KEY)
 
 
 def spellings(secret: str) -> set[str]:
@@ -95,6 +96,7 @@ def configuration(port: int) -> Config:
         {
             "cameras": {"dock": {"uri": uri}},
             "model": {"url": f"https://blobs.example.net/m.onnx?sig={SIGNATURE}", "sha256": "ab" * 32},
+            "models": {"small": {"url": f"https://h/s.onnx?sig={OTHER_SIGNATURE}", "sha256": "cd" * 32}},
             "http": {"port": port, "token": TOKEN},
         }
     )

@@ -27,6 +27,7 @@ from visionedge.ops.doctor.facts import DoctorRequest, RunningEngine
 from visionedge.ops.doctor.host import detect_environment, this_host
 from visionedge.ops.doctor.report import DoctorReport, examine
 from visionedge.runtime import logs
+from visionedge.runtime.memory_requirement import CPU_MEMORY_MIB, MORE_MODEL_MIB
 
 NO_GPU_HERE = detect_environment(this_host(os.environ)).passthrough in ("none", "intel")
 without_gpu = pytest.mark.skipif(not NO_GPU_HERE, reason="this machine has a GPU")
@@ -200,6 +201,47 @@ def test_a_model_by_address_is_placed_after_its_download(tmp_path: Path) -> None
         part.commit()
     report = examine(DoctorRequest("auto", config, tmp_path), machine.host())
     assert report.chain[-1].found == "all 212 nodes of the model on cuda"
+
+
+def test_the_file_of_each_model_is_checked(tmp_path: Path) -> None:
+    """Of the section `model` and of `models`; the bundled one has none."""
+    here = tmp_path / "here.onnx"
+    here.touch()
+    addressed = {"url": "https://h/m.onnx?sig=hunter2", "sha256": "ab" * 32}
+    models = {"here": {"path": str(here)}, "lost": {"path": "/models/lost.onnx"}, "far": addressed, "own": {}}
+    machine = linux(tmp_path / "root").cpu_wheel()
+    machine.file(str(here), "")
+
+    def checked() -> dict[str, tuple[str, str]]:
+        config = parse_config({"models": models, "model": {"path": "/models/none.onnx"}})
+        report = examine(DoctorRequest("cpu", config, tmp_path / "data"), machine.host())
+        return {
+            each.title: (str(each.state), each.found) for each in report.system_checks if each.name == "model"
+        }
+
+    missing = "No such file or directory"
+    assert checked() == {
+        "model": ("broken", f"/models/none.onnx: {missing}"),
+        "model here": ("ok", "can be read"),
+        "model lost": ("broken", f"/models/lost.onnx: {missing}"),
+        "model far": ("info", "is not downloaded yet; `visionedge run` does it"),
+    }
+    machine.file(str(tmp_path / "data" / "models" / f"{'ab' * 32}.onnx"), "")
+    assert checked()["model far"] == ("ok", "can be read")
+
+
+def test_each_further_model_raises_the_recommended_memory(tmp_path: Path) -> None:
+    machine = linux(tmp_path).cpu_wheel().memory(total_mib=800)
+
+    def found(models: dict[str, object]) -> tuple[str, str]:
+        report = examine(DoctorRequest("cpu", parse_config({"models": models}), DATA), machine.host())
+        (memory,) = (each for each in report.system_checks if each.name == "memory")
+        return str(memory.state), memory.found
+
+    assert found({})[0] == "ok"
+    state, text = found({"a": {}})
+    assert state == "warning"
+    assert f"{CPU_MEMORY_MIB + MORE_MODEL_MIB} MiB are recommended" in text
 
 
 def test_only_needed_probes_are_started(tmp_path: Path) -> None:

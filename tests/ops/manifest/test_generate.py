@@ -14,7 +14,7 @@ from manifests import fresh_known_secrets
 from repository_paths import REPOSITORY
 from visionedge.config.load import parse_config
 from visionedge.ops.manifest.lint import lint_manifest
-from visionedge.runtime.memory_requirement import CPU_MEMORY_MIB, GPU_MEMORY_MIB
+from visionedge.runtime.memory_requirement import CPU_MEMORY_MIB, GPU_MEMORY_MIB, MORE_MODEL_MIB
 
 __all__ = ["fresh_known_secrets"]
 
@@ -351,6 +351,19 @@ def test_the_container_is_limited_to_what_the_module_needs(visionedge: CommandLi
         assert (outcome.code, outcome.err) == (0, "")
         host = options(outcome.out)["HostConfig"]
         assert {k: host[k] for k in ("Memory", "NanoCpus", "PidsLimit") if k in host} == expected
+
+
+def test_each_further_model_raises_the_limit(visionedge: CommandLine, tmp_path: Path) -> None:
+    """The limit that lint recommends, too."""
+    config = tmp_path / "vision.yaml"
+    config.write_text("models: {a: {path: /data/a.onnx}, b: {path: /data/b.onnx}}\n")
+    command = ("manifest", "generate", "--image", IMAGE, "--config", config)
+    outcome = visionedge(*command)
+    needed_mib = CPU_MEMORY_MIB + 2 * MORE_MODEL_MIB
+    assert options(outcome.out)["HostConfig"]["Memory"] == needed_mib * 2**20
+    assert "recommended" not in outcome.err
+    outcome = visionedge(*command, "--memory", f"{needed_mib - 1}m")
+    assert any(f"{needed_mib} MiB are recommended" in line for line in outcome.complaints)
 
 
 def test_a_limit_below_the_need_is_reported(visionedge: CommandLine) -> None:

@@ -109,11 +109,27 @@ def test_a_template_from_elsewhere_is_checked_without_its_folder(solution: Path)
         ("/data/best.onnx", None),
     ],
 )
-def test_a_model_file_must_be_in_the_container(solution: Path, path: str, says: str | None) -> None:
+@pytest.mark.parametrize("end", ["model.path", "models.small.path"])
+def test_a_model_file_must_be_in_the_container(solution: Path, path: str, says: str | None, end: str) -> None:
     """Else the device rejects the section, and the bundled model computes instead."""
     document = json.loads((solution / "deployment.template.json").read_text())
-    document["modulesContent"]["vision"]["properties.desired"]["model"] = {"path": path}
+    section, _, name = end.removesuffix(".path").partition(".")
+    model = {"path": path}
+    document["modulesContent"]["vision"]["properties.desired"][section] = {name: model} if name else model
     report = lint_manifest(json.dumps(document).encode(), "a.template.json", folder=solution)
-    found = [finding.problem for finding in report.findings if finding.path.endswith("model.path")]
+    found = [finding.problem for finding in report.findings if finding.path.endswith(end)]
     assert found == ([f"{path} {says}"] if says else [])
     assert report.errors == 0
+
+
+def test_the_address_of_each_model_has_to_be_filled_in(solution: Path) -> None:
+    document = json.loads((solution / "deployment.template.json").read_text())
+    url = "https://h/<name>.onnx"
+    models = {
+        "small": {"url": url, "sha256": "0" * 64},
+        "large": {"url": "https://h/l.onnx", "sha256": "0" * 64},
+    }
+    document["modulesContent"]["vision"]["properties.desired"]["models"] = models
+    report = lint_manifest(json.dumps(document).encode(), "a.template.json", folder=solution)
+    found = [each.path for each in report.findings if each.problem == "is still to be filled in"]
+    assert [path.partition("].")[2] for path in found] == ["models.small.url"]

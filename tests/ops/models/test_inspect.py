@@ -138,7 +138,7 @@ def test_a_refused_model_is_reported_with_the_evidence(visionedge: CommandLine, 
     assert "head: " in outcome.out
     assert "yolox" in outcome.out
     facts = json.loads(visionedge("model", "inspect", path, "--json").out)
-    assert "is not a detector of a supported family" in facts["refused"]
+    assert "is not a detector or classifier of a supported family" in facts["refused"]
     assert "head" not in facts
     assert {"yolox", "nanodet", "yolov8"} <= set(facts["heads"])
 

@@ -1,4 +1,4 @@
-"""The detector families that are supported. A new family is one module here with a tuple `HEADS`."""
+"""The families of models that are supported. A new family is one module here with a tuple `HEADS`."""
 
 import importlib
 import pkgutil
@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from visionedge.errors import ModelError
 from visionedge.model.analysis.signature import ModelSignature
-from visionedge.model.interpretation import DetectionHead, ModelInterpretation
+from visionedge.model.heads.classifier import refuse_neighbour
+from visionedge.model.interpretation import CLASSIFIER_HEAD, DetectionHead, ModelInterpretation
 from visionedge.model.labels import read_class_names
 from visionedge.model.preprocessing import scale_boxes_back, skip_resize
 
@@ -34,7 +35,7 @@ def interpret_model(signature: ModelSignature, label_source: str = "its metadata
         heads = tuple(head for head in heads if head.name == stated)
         if not heads:
             raise ModelError(f"the stated head '{stated}' is unknown; {_describe_known_heads()}")
-    _check_task(signature)
+    heads = _for_task(signature, heads)
     fitting = _interpret(signature, heads)
     if len(fitting) == 1:
         return _with_stated(scale_boxes_back(signature, fitting[0]), signature)
@@ -46,9 +47,13 @@ def interpret_model(signature: ModelSignature, label_source: str = "its metadata
         )
     _check_labels(signature, heads, label_source)
     _check_channels(signature)
+    if stated in (None, CLASSIFIER_HEAD):
+        refuse_neighbour(signature)
     if stated is not None:
         raise ModelError(f"the stated head '{stated}' does not fit its shapes. Seen: {signature}", state=())
-    raise ModelError(f"is not a detector of a supported family. Seen: {signature}; {_describe_known_heads()}")
+    raise ModelError(
+        f"is not a detector or classifier of a supported family. Seen: {signature}; {_describe_known_heads()}"
+    )
 
 
 def _interpret(signature: ModelSignature, heads: tuple[DetectionHead, ...]) -> list[ModelInterpretation]:
@@ -56,15 +61,22 @@ def _interpret(signature: ModelSignature, heads: tuple[DetectionHead, ...]) -> l
     return [interpretation for interpretation in found if interpretation is not None]
 
 
-def _check_task(signature: ModelSignature) -> None:
-    """Refuse a model whose metadata states another task than detection."""
+def _for_task(signature: ModelSignature, heads: tuple[DetectionHead, ...]) -> tuple[DetectionHead, ...]:
+    """The heads for the task in the metadata.
+
+    Raises:
+        ModelError: it is neither detection nor classification.
+    """
     task = signature.metadata.get("task", "detect")
+    if task == "classify":
+        return tuple(head for head in heads if head.name == CLASSIFIER_HEAD)
     if task != "detect":
         raise ModelError(
-            f"is a model for '{task[:40]}' by its metadata, and not a detector of boxes; export a detection"
-            " model, for example with: yolo export model=yolo11n.pt format=onnx",
+            f"is a model for '{task[:40]}' by its metadata, and not a detector of boxes or a classifier;"
+            " export a detection model, for example with: yolo export model=yolo11n.pt format=onnx",
             state=(),
         )
+    return heads
 
 
 def _check_labels(signature: ModelSignature, heads: tuple[DetectionHead, ...], label_source: str) -> None:

@@ -6,7 +6,6 @@ can complete them.
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,17 +13,18 @@ from visionedge.errors import ModelError
 from visionedge.model.analysis.input_ops import InputOps
 from visionedge.model.analysis.signature import ModelSignature, TensorInfo
 from visionedge.model.decoding import AnchorMap, AnchorMapDecoder, convert_list_to_rows, to_pixels
-from visionedge.model.exporter_files import parse_custom_vision_manifest
+from visionedge.model.exporter_files import (
+    is_custom_vision,
+    parse_custom_vision_manifest,
+    parse_custom_vision_preprocess,
+)
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
-    Color,
     Decoder,
     ModelInterpretation,
     NetworkInput,
-    Preprocess,
     find_only_input,
     read_metadata_object,
-    states_scaling,
 )
 from visionedge.model.labels import count_class_names
 from visionedge.model.preprocessing import interpret
@@ -33,13 +33,6 @@ DEFAULT_ANCHORS = ((0.573, 0.677), (1.87, 2.06), (3.34, 5.47), (7.88, 3.53), (9.
 """(width, height) in cells of the map: those of all exports that do not state others."""
 
 _STRIDE_PX = 32
-_PIXEL_RANGES: Mapping[str, tuple[float, float, float]] = {
-    # name in the metadata: scale, mean, std
-    "NominalRange_0_255": (1.0, 0.0, 1.0),
-    "Normalized_0_1": (1 / 255, 0.0, 1.0),
-    "Normalized_1_1": (1 / 255, 0.5, 0.5),
-}
-_COLOR_NAMES: Mapping[str, Color] = {"bgr8": "bgr", "rgb8": "rgb", "bgr": "bgr", "rgb": "rgb"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +130,8 @@ def _find_picture(signature: ModelSignature, name: str) -> NetworkInput | None:
     document = parse_custom_vision_manifest(signature)
     if document is not None and document.get("DomainType", "ObjectDetection") != "ObjectDetection":
         return None
-    is_custom_vision = (
-        document is not None
-        or signature.states_head(name)
-        or any(key.startswith("CustomVision.") for key in signature.metadata)
-        # Windows ML's TinyYOLOv2 has this key too, but it scales its pixels itself, which no export does.
-        or ("Image.BitmapPixelFormat" in signature.metadata and not signature.input_ops.changes_values)
-    )
-    return find_only_input(signature) if is_custom_vision else None
+    is_own = is_custom_vision(signature) or signature.states_head(name)
+    return find_only_input(signature) if is_own else None
 
 
 def _find_map(signature: ModelSignature, picture: NetworkInput) -> tuple[str, int] | None:
@@ -198,39 +185,6 @@ def _read_centre_decoding(signature: ModelSignature) -> Any:
     return centre
 
 
-def _choose_family_preprocess(signature: ModelSignature) -> tuple[Preprocess, tuple[str, ...]]:
-    """The preprocessing by the metadata (stretched pictures), and the evidence for it.
-
-    Raises:
-        ModelError: order or range is not supported, contradicts the manifest, or is missing.
-    """
-    stated = read_metadata_object(signature, "visionedge.input")
-    said = signature.metadata.get("Image.BitmapPixelFormat")
-    written = (parse_custom_vision_manifest(signature) or {}).get("InputFormat")
-    orders = {_COLOR_NAMES.get(str(word).lower(), "") for word in (said, written) if word is not None}
-    if (len(orders) > 1 or "" in orders) and "color" not in stated:
-        raise ModelError(
-            f"its colour order is {said} in its metadata and {written} in cvexport.manifest; state"
-            " input.color in MODEL.yaml beside it",
-            state=("input: {color: rgb}   # or bgr",),
-        )
-    spread = signature.metadata.get("Image.NominalPixelRange")
-    if (
-        spread not in _PIXEL_RANGES
-        and not states_scaling(signature)
-        and not signature.input_ops.changes_values
-    ):
-        raise ModelError(
-            f"its metadata states {spread or 'nothing'} as the range of pixels (Image.NominalPixelRange);"
-            " state input.scale in MODEL.yaml beside it",
-            state=("input: {scale: 1}   # pixels of 0-255; 0.00392156863: of 0-1",),
-        )
-    scale, mean, std = _PIXEL_RANGES.get(spread or "", (1.0, 0.0, 1.0))
-    color: Color = "bgr" if orders == {"bgr"} else "rgb"
-    evidence = (f"pixels are {said or written or 'RGB'}, {spread or 'as stated'}",)
-    return Preprocess(color, scale, (mean,) * 3, (std,) * 3, "stretch"), evidence
-
-
 def _find_list(signature: ModelSignature) -> tuple[TensorInfo, TensorInfo, TensorInfo] | None:
     """(boxes, classes, scores) by shape; the last two by type or, if their types are equal, by name."""
     outputs = signature.outputs
@@ -256,7 +210,7 @@ def _interpret(
     classes: int,
     evidence: tuple[str, ...],
 ) -> ModelInterpretation:
-    family, pixels = _choose_family_preprocess(signature)
+    family, pixels = parse_custom_vision_preprocess(signature)
     if "Image.NominalPixelRange" in signature.metadata:
         # The metadata describe the input itself, independent of the first nodes.
         signature = replace(signature, input_ops=InputOps())

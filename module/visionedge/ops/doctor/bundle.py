@@ -107,9 +107,10 @@ class SecretScrubber:
 
     @staticmethod
     def of(config: Config, environ: Mapping[str, str]) -> "SecretScrubber":
-        """A scrubber for the secrets of a configuration and an environment; camera names stay readable."""
+        """A scrubber for the secrets of a configuration and an environment; names stay readable."""
         document = config.model_dump(by_alias=True, mode="json", exclude_none=True)
-        return SecretScrubber((find_secrets(document) | set(_secrets(environ))) - config.cameras.keys())
+        names = config.cameras.keys() | config.models.keys()
+        return SecretScrubber((find_secrets(document) | set(_secrets(environ))) - names)
 
     def __call__(self, text: str) -> str:
         """Mask a text line by line; of a JSON object each value, because it may be one long line."""

@@ -24,6 +24,7 @@ from visionedge.engine.device.devices import (
 from visionedge.engine.device.remote import RemoteSettings, ReplicaStatus, ServerExamination
 from visionedge.engine.device.session import NodePlacement
 from visionedge.errors import ConfigError
+from visionedge.frames.types import DEFAULT_MODEL
 from visionedge.iothub.identity import Identity
 from visionedge.model.model_store import make_model_path
 from visionedge.ops.doctor.host import (
@@ -47,6 +48,9 @@ _PLACEMENT_LIMIT_S = 60.0
 _OPENVINO_LIMIT_S = 30.0
 _NETWORK_LIMIT_S = 3.0
 _CLOCK_LIMIT_S = 3.0
+NOT_DOWNLOADED = "not downloaded"
+"""The state of a model by address that is not in the data folder."""
+
 _PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 
 
@@ -96,9 +100,10 @@ class HostFacts:
     """All facts, for `gpu_checks` and `system_checks`.
 
     `cameras`: the state of each camera: "" (readable), "disabled", "network" (see the network probe), or an
-    error. `socket`: the error of the workload socket, else "". `last_start`: the time of the last good start
-    and what changed since, None if none is known. `servers` are those of a remote device. `openvino` is the
-    version of the installed package, else "".
+    error. `models`: the state of each model with a file of its own, by name: "" (readable), `NOT_DOWNLOADED`,
+    or an error. `socket`: the error of the workload socket, else "". `last_start`: the time of the last good
+    start and what changed since, None if none is known. `servers` are those of a remote device. `openvino` is
+    the version of the installed package, else "".
     """
 
     request: DoctorRequest
@@ -113,6 +118,7 @@ class HostFacts:
     writable: bool
     socket: str
     cameras: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
     now_s: float = 0.0
     newest_file_s: float = 0.0
     cpu_quota: float | None = None
@@ -180,6 +186,7 @@ def gather_facts(request: DoctorRequest, host: Host) -> HostFacts:
         writable=_is_writable(host, request.data),
         socket=_check_socket(host),
         cameras=cameras,
+        models=_check_models(request, host),
         now_s=host.utc_now().timestamp(),
         newest_file_s=_newest_file_s(host),
         cpu_quota=host.cpu_quota,
@@ -355,6 +362,22 @@ def _cameras(config: Config | None, host: Host) -> tuple[dict[str, str], dict[st
         else:
             states[name] = _check_local(host, uri.target)
     return states, addresses
+
+
+def _check_models(request: DoctorRequest, host: Host) -> dict[str, str]:
+    """The states of the models that are neither the bundled one nor on a server (see `HostFacts`)."""
+    config = request.config
+    states: dict[str, str] = {}
+    if config is None or request.device == "remote":
+        return states
+    for name, model in ({DEFAULT_MODEL: config.model} | config.models).items():
+        if model.sha256 is not None:
+            kept = host.at(make_model_path(request.data.absolute(), model.sha256))
+            states[name] = "" if kept.is_file() else NOT_DOWNLOADED
+        elif model.path is not None:
+            error = _check_local(host, model.path)
+            states[name] = f"{model.path}: {error}" if error else ""
+    return states
 
 
 def _check_local(host: Host, target: str) -> str:

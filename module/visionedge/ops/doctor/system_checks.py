@@ -10,15 +10,14 @@ from email.utils import parsedate_to_datetime
 from visionedge.engine.device.devices import REMEDIES, ReasonCode
 from visionedge.engine.device.remote import ServerExamination
 from visionedge.ops.doctor.checks import Check, CheckResult, Remedies, broken, info, ok, remedy, warning
-from visionedge.ops.doctor.facts import HostFacts
+from visionedge.ops.doctor.facts import NOT_DOWNLOADED, HostFacts
 from visionedge.ops.doctor.remedies import RESTART_VM_COMMANDS, set_eflow_vm_command
 from visionedge.ops.support_dates import find_support
-from visionedge.runtime.memory_requirement import CPU_MEMORY_MIB, GPU_MEMORY_MIB
+from visionedge.runtime.memory_requirement import recommend_memory_mib
 from visionedge.runtime.redaction import redact
 
 _MIB, _GIB = 2**20, 2**30
 
-_RECOMMENDED_MIB = {False: CPU_MEMORY_MIB, True: GPU_MEMORY_MIB}
 # IoT Edge's agent and hub need memory too; EFLOW's default of 1024 MiB is too little.
 _EDGE_MIB = 768
 _MIN_AVAILABLE_MIB = 256
@@ -32,9 +31,13 @@ _MARINER = re.compile(r"\.cm\d", re.IGNORECASE)
 
 
 def run_system_checks(facts: HostFacts) -> tuple[CheckResult, ...]:
-    """Run the checks that apply to this machine, then one for each camera."""
+    """Run the checks that apply to this machine, then one for each server, model and camera."""
     results = [result for check in SYSTEM_CHECKS if (result := check.run(facts)) is not None]
     results += [replace(_server(each), name="remote", title="server") for each in facts.servers]
+    results += [
+        replace(_model(error), name="model", title=f"model {name}".rstrip())
+        for name, error in facts.models.items()
+    ]
     results += [
         replace(_camera(facts, name, state), name="camera", title=f"camera {name}")
         for name, state in facts.cameras.items()
@@ -88,7 +91,8 @@ def _memory(facts: HostFacts) -> CheckResult:
         return info("unknown")
     limit = " (the limit of this container)" if facts.memory.limited else ""
     text = f"{total} MiB{limit}, {available} available"
-    wanted = _RECOMMENDED_MIB[facts.wheel.cuda > 0]
+    config = facts.request.config
+    wanted = recommend_memory_mib(gpu=facts.wheel.cuda > 0, more_models=len(config.models) if config else 0)
     if facts.environment.edge != "no" and not facts.memory.limited:
         wanted += _EDGE_MIB
     if total < wanted * 0.9:  # a VM of 4096 MiB reports less
@@ -256,6 +260,15 @@ def _server(server: ServerExamination) -> CheckResult:
     if server.verdict.code is ReasonCode.OK:
         return ok(f"{server.url}: {server.found}; pictures leave this device")
     return broken(f"{server.url}: {server.found}", *remedy(REMEDIES[server.verdict.code]))
+
+
+def _model(state: str) -> CheckResult:
+    """`state` is that of `HostFacts.models`."""
+    if state == NOT_DOWNLOADED:
+        return info("is not downloaded yet; `visionedge run` does it")
+    if not state:
+        return ok("can be read")
+    return broken(state, *remedy("correct its path; in a container bind the folder of the file"))
 
 
 def _camera(facts: HostFacts, name: str, state: str) -> CheckResult:

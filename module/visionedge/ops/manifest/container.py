@@ -8,10 +8,9 @@ from visionedge.ops.manifest.docker_values import read_number
 from visionedge.ops.manifest.document import JsonNode, LintFindings, has_placeholder
 from visionedge.ops.manifest.gpu_options import create_options_node, passes_gpu, read_mounts
 from visionedge.runtime.memory_requirement import (
-    CPU_MEMORY_MIB,
-    GPU_MEMORY_MIB,
     MINIMUM_MIB,
     MINIMUM_PIDS,
+    recommend_memory_mib,
 )
 
 COMMAND = "run"
@@ -41,11 +40,16 @@ _PUBLIC_REGISTRIES = ("docker.io", "mcr.microsoft.com", "ghcr.io", "nvcr.io", "q
 _DOCKER_HUB = ("index.docker.io", "registry-1.docker.io", "hub.docker.com", "registry.hub.docker.com")
 
 
-def check_container(module: EdgeModule, registries: Iterable[JsonNode], findings: LintFindings) -> None:
-    """Check the container of a module that is visionedge; `registries` are the addresses with credentials."""
+def check_container(
+    module: EdgeModule, registries: Iterable[JsonNode], findings: LintFindings, *, more_models: int = 0
+) -> None:
+    """Check the container of a module that is visionedge.
+
+    `registries` are the addresses with credentials, `more_models` is the number of `models`.
+    """
     _check_tag(module, findings)
     _check_credentials(module, list(registries), findings)
-    _check_memory(module, findings)
+    _check_memory(module, findings, more_models)
     _check_pids(module, findings)
     _check_user(module, findings)
     _check_command(module, findings)
@@ -112,12 +116,12 @@ def _plain_host(address: str) -> str:
 # --- limits -------------------------------------------------------------------------------------------------
 
 
-def _check_memory(module: EdgeModule, findings: LintFindings) -> None:
+def _check_memory(module: EdgeModule, findings: LintFindings, more_models: int) -> None:
     node = module.option("HostConfig", "Memory")
     limit = read_number(node)
     if node is None or limit is None or limit <= 0:
         return
-    needed = GPU_MEMORY_MIB if passes_gpu(module) else CPU_MEMORY_MIB
+    needed = recommend_memory_mib(gpu=passes_gpu(module), more_models=more_models)
     remedy = f"write {needed * _MIB} ({needed} MiB) or more"
     if limit < MINIMUM_MIB * _MIB:
         what = f"is {_in_mib(limit)}, with which the module does not start; the number is in bytes"

@@ -38,7 +38,7 @@ from visionedge.ops.manifest.module_settings import (
 )
 from visionedge.ops.manifest.routes import OUTPUTS
 from visionedge.ops.support_dates import IOT_EDGE_TAG
-from visionedge.runtime.memory_requirement import CPU_MEMORY_MIB, GPU_MEMORY_MIB
+from visionedge.runtime.memory_requirement import recommend_memory_mib
 from visionedge.runtime.redaction import find_secrets, redact, register_secrets
 
 Gpu = Literal["none", "dda", "gpu-pv", "gpu-pv-by-hand", "dri"]
@@ -340,7 +340,7 @@ def _options(request: ManifestRequest, desired: Document) -> Document:
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges"],
         "Init": True,  # reaps the processes of `docker exec`
-        **_limits(request),
+        **_limits(request, len(desired.get("models") or {})),
         **({"Dns": list(request.dns)} if request.dns else {}),
         **_LOG_OPTIONS,
     }
@@ -364,9 +364,9 @@ def _gpu_options(request: ManifestRequest) -> Mapping[str, Any]:
             return GPU_OPTIONS
 
 
-def _limits(request: ManifestRequest) -> Document:
+def _limits(request: ManifestRequest, more_models: int) -> Document:
     """A limit of memory protects edgeAgent and edgeHub from a leak of the module."""
-    needed_mib = CPU_MEMORY_MIB if request.gpu == "none" else GPU_MEMORY_MIB
+    needed_mib = recommend_memory_mib(gpu=request.gpu != "none", more_models=more_models)
     memory_bytes = needed_mib * 2**20 if request.memory_bytes is None else request.memory_bytes
     return {
         **({"Memory": memory_bytes} if memory_bytes else {}),

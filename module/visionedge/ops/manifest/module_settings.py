@@ -99,7 +99,9 @@ def check_visionedge_module(module: EdgeModule, manifest: Manifest, findings: Li
     device = inference.get("device") if isinstance(inference, Mapping) else None
     check_gpu_options(module, device if isinstance(device, str) else None, findings)
     _data(module, variables, findings)
-    check_container(module, manifest.registries(), findings)
+    others = twin.at("models") if twin is not None else None
+    more_models = len(others.entries) if others is not None else 0
+    check_container(module, manifest.registries(), findings, more_models=more_models)
     _http(module, document, findings)
     _holes(variables, twin, findings)
     _files(module, twin, variables, findings)
@@ -257,8 +259,8 @@ def _used_files(
             yield uri, _path(uri.text)
         if authorities is not None:
             yield authorities, authorities.text
-    for keys in (("model", "path"), ("inference", "remote", "certificate")):
-        node = twin.at(*keys) if twin is not None else None
+    certificate = twin.at("inference", "remote", "certificate") if twin is not None else None
+    for node in (*(model.at("path") for model in _models(twin)), certificate):
         if node is not None:
             yield node, node.text
     for name in ("CONFIG", "MODEL"):
@@ -276,6 +278,14 @@ def _cameras(twin: JsonNode | None) -> Iterable[JsonNode]:
     return cameras.entries.values() if cameras is not None else ()
 
 
+def _models(twin: JsonNode | None) -> list[JsonNode]:
+    """The section `model`, and those of `models`."""
+    if twin is None:
+        return []
+    first, others = twin.at("model"), twin.at("models")
+    return [*(() if first is None else (first,)), *(others.entries.values() if others is not None else ())]
+
+
 def _remote_addresses(twin: JsonNode | None) -> list[JsonNode]:
     """The addresses of `inference.remote`: one, or a list of replicas."""
     node = twin.at("inference", "remote", "url") if twin is not None else None
@@ -287,8 +297,8 @@ def _remote_addresses(twin: JsonNode | None) -> list[JsonNode]:
 def _holes(variables: Mapping[str, JsonNode], twin: JsonNode | None, findings: LintFindings) -> None:
     """`<names>` that are not filled in."""
     uris = [camera.at("uri") for camera in _cameras(twin)]
-    model = twin.at("model", "url") if twin is not None else None
-    for node in (*variables.values(), *uris, model, *_remote_addresses(twin)):
+    models = [model.at("url") for model in _models(twin)]
+    for node in (*variables.values(), *uris, *models, *_remote_addresses(twin)):
         if node is not None and find_angle_placeholder(node.text):
             findings.warning(node, "is still to be filled in", "replace <…>")
 

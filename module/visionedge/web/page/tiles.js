@@ -272,7 +272,8 @@ class Tile {
   placeCaption(pen, place, found, scale, captions) {
     const size = this.captionSize(scale);
     pen.font = `600 ${size}px system-ui, sans-serif`;
-    const text = `${found.label} ${Math.round(found.confidence * 100)}%`;
+    const answers = Object.entries(found.attributes ?? {}).map(([model, label]) => ` ${model}: ${label}`);
+    const text = `${found.label} ${Math.round(found.confidence * 100)}%${answers.join("")}`;
     const { x, y, h } = within(place, found.box);
     const w = pen.measureText(text).width + size * 0.8;
     const tall = size * 1.5;
