@@ -10,7 +10,7 @@ from command_line import CommandLine
 from drawn_clips import write_detector
 from visionedge.config.documents import Document, read_document
 from visionedge.config.load import find_local_only_problems, parse_config, redact_config
-from visionedge.config.schema import Config, list_class_keys
+from visionedge.config.schema import MAX_PROBLEMS, Config, list_class_keys
 from visionedge.errors import ConfigError
 from visionedge.runtime.redaction import find_secrets, redact
 
@@ -222,6 +222,15 @@ def test_a_camera_cannot_have_a_model_where_there_is_none(models: object) -> Non
     assert problems(document(models, model="small")) == [
         "cameras.dock.model: 'small' is not one of 'models', which is empty"
     ]
+
+
+def test_very_many_wrong_names_are_reported_as_the_first_ones_in_short_lines() -> None:
+    """With very many models, which are not all compared or listed."""
+    models = {f"model-{number}": {} for number in range(3000)}
+    cameras = {f"camera-{number}": {"uri": "demo:", "model": f"modell-{number}"} for number in range(3000)}
+    found = problems({"models": models, "cameras": cameras})
+    assert found[0] == "cameras.camera-0.model: 'modell-0' is not one of 'models'"
+    assert len(found) == MAX_PROBLEMS
 
 
 WRONG_DEFAULTS: dict[str, tuple[Document, list[str]]] = {
