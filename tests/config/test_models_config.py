@@ -226,7 +226,7 @@ def test_a_camera_cannot_have_a_model_where_there_is_none(models: object) -> Non
 
 def test_very_many_wrong_names_are_reported_as_the_first_ones_in_short_lines() -> None:
     """With very many models, which are not all compared or listed."""
-    models = {f"model-{number}": {} for number in range(3000)}
+    models: Document = {f"model-{number}": {} for number in range(3000)}
     cameras = {f"camera-{number}": {"uri": "demo:", "model": f"modell-{number}"} for number in range(3000)}
     found = problems({"models": models, "cameras": cameras})
     assert found[0] == "cameras.camera-0.model: 'modell-0' is not one of 'models'"

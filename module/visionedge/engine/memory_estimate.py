@@ -3,14 +3,17 @@
 Only what cannot fit is refused: the estimate is less than any process took that was measured, and what the
 kernel can drop counts as free. The memory of a GPU is not judged: an engine that does not get it falls back.
 
-Private memory in MiB of engine processes on the CPU, 2 cores, batch 1, after a start without measurements
-(2026-11-30; the last two models are synthetic convolutions of 106 and 205 MiB of fp32):
+Private memory in MiB of engine processes on the CPU, 2 cores, batch 1 (2026-11-30); models by the MiB of their
+files, the last two are synthetic convolutions in fp32; in brackets the most while one opened without a cache:
 
-| runtime, precision | YOLOX-nano, 3.5 | PicoDet-S, 3.9 | 106 | 205 |
-|---|---|---|---|---|
-| onnxruntime fp32 | 60 to 72 | 66 to 83 | 265, at most 434 | 463, at most 862 |
-| OpenVINO fp32 | | 188 | 289, at most 611 | 487, at most 1098 |
-| OpenVINO bf16 | 153 to 212 | 190 | 241 | |
+| | YOLOX-nano, 3.5 | PicoDet-S, 3.9 | SSD-MobileNet, 4.1 | DEIMv2-femto, 3.9 | 106 | 205 |
+|---|---|---|---|---|---|---|
+| onnxruntime fp32 | 60 to 72 | 66 to 91 | 64 | 87 | 265 (434) | 463 (862) |
+| OpenVINO fp32 | 112 (148) | 132 (183) | 158 (189) | 160 (211) | 289 (611) | 487 (1098) |
+| OpenVINO bf16 | 153 to 212 | 190 | | | 241 | |
+
+A first start, which measures engines, took 245 to 460 with the first two models for some seconds. That much is not
+demanded here, because later starts need no more than the table says.
 """
 
 from collections.abc import Callable
