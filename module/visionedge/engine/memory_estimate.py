@@ -3,8 +3,8 @@
 Only what cannot fit is refused: the estimate is less than any process took that was measured, and what the
 kernel can drop counts as free. The memory of a GPU is not judged: an engine that does not get it falls back.
 
-Private memory in MiB of engine processes on the CPU, 2 cores, batch 1 (2026-11-30); models by the MiB of their
-files, the last two are synthetic convolutions in fp32; in brackets the most while one opened without a cache:
+Private memory in MiB of engine processes on the CPU, 2 cores, batch 1 (2026-11-30); models by the MiB of
+their files, the last two are synthetic convolutions in fp32; in brackets the most while one opened:
 
 | | YOLOX-nano, 3.5 | PicoDet-S, 3.9 | SSD-MobileNet, 4.1 | DEIMv2-femto, 3.9 | 106 | 205 |
 |---|---|---|---|---|---|---|
@@ -12,8 +12,8 @@ files, the last two are synthetic convolutions in fp32; in brackets the most whi
 | OpenVINO fp32 | 112 (148) | 132 (183) | 158 (189) | 160 (211) | 289 (611) | 487 (1098) |
 | OpenVINO bf16 | 153 to 212 | 190 | | | 241 | |
 
-A first start, which measures engines, took 245 to 460 with the first two models for some seconds. That much is not
-demanded here, because later starts need no more than the table says.
+A first start, which measures engines, took 245 to 460 with the first two models for some seconds. That much
+is not demanded here, because later starts need no more than the table says.
 """
 
 from collections.abc import Callable
