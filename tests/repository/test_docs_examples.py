@@ -99,7 +99,8 @@ def test_every_command_of_the_docs_is_valid(
 ) -> None:
     """Its verb and its options exist, and their values are of the right kind."""
     monkeypatch.setenv(FAULT_INJECTION_VARIABLE, "1")  # as stated before the option that needs it
-    assert build_parser().parse_args(arguments).run, place
+    if arguments[0] != "VERSION,":  # the first words of doctor's output
+        assert build_parser().parse_args(arguments).run, place
 
 
 def test_the_docs_have_commands_of_every_kind() -> None:
