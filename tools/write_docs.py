@@ -22,13 +22,17 @@ from pydantic.fields import FieldInfo
 
 from visionedge.app.metrics import METRICS
 from visionedge.config.json_schema import json_schema
-from visionedge.config.schema import CameraConfig, Config
+from visionedge.config.schema import CameraConfig, Config, ModelConfig, NamedModelConfig
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+_INHERITED: Mapping[type[BaseModel], type[BaseModel]] = {NamedModelConfig: ModelConfig}
+"""Sections whose tables leave out the keys that the table of another section has."""
 
 _PART = re.compile(r"(<!--make-docs:([\w.]+)-->\n).*?(<!--end-->\n)", re.DOTALL)
 _SECTION_PATHS: Mapping[object, str] = {
     CameraConfig: "cameras.NAME",
+    NamedModelConfig: "models.NAME",
     **{field.annotation: str(field.alias) for field in Config.model_fields.values()},
 }
 
@@ -64,7 +68,9 @@ def _metric_rows() -> Iterator[str]:
 
 
 def _setting_rows(section: type[BaseModel], path: str) -> Iterator[str]:
-    for field in sorted(section.model_fields.values(), key=lambda field: not field.is_required()):
+    inherited = _INHERITED[section].model_fields if section in _INHERITED else {}
+    fields = [field for name, field in section.model_fields.items() if name not in inherited]
+    for field in sorted(fields, key=lambda field: not field.is_required()):
         key = f"{path}.{field.alias}"
         yield f"| `{key}` | {_default(field)} | {_description(field, key)} |".replace("|  |", "| |")
         if inner := _inner_model(field.annotation):

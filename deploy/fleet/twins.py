@@ -24,6 +24,7 @@ SECTIONS = (
     "cameras",
     "cameraDefaults",
     "model",
+    "models",
     "inference",
     "overload",
     "telemetry",

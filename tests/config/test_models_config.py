@@ -10,7 +10,7 @@ from command_line import CommandLine
 from drawn_clips import write_detector
 from visionedge.config.documents import Document, read_document
 from visionedge.config.load import find_local_only_problems, parse_config, redact_config
-from visionedge.config.schema import Config, list_class_keys
+from visionedge.config.schema import MAX_PROBLEMS, Config, list_class_keys
 from visionedge.errors import ConfigError
 from visionedge.runtime.redaction import find_secrets, redact
 
@@ -224,6 +224,15 @@ def test_a_camera_cannot_have_a_model_where_there_is_none(models: object) -> Non
     ]
 
 
+def test_very_many_wrong_names_are_reported_as_the_first_ones_in_short_lines() -> None:
+    """With very many models, which are not all compared or listed."""
+    models: Document = {f"model-{number}": {} for number in range(3000)}
+    cameras = {f"camera-{number}": {"uri": "demo:", "model": f"modell-{number}"} for number in range(3000)}
+    found = [line for line in problems({"models": models, "cameras": cameras}) if line.startswith("cameras.")]
+    assert found[0] == "cameras.camera-0.model: 'modell-0' is not one of 'models'"
+    assert len(found) == MAX_PROBLEMS
+
+
 WRONG_DEFAULTS: dict[str, tuple[Document, list[str]]] = {
     "an unknown model": (
         {"model": "smal"},
@@ -327,6 +336,9 @@ def test_config_check_looks_for_labels_in_the_model_that_is_meant(
         zones=zones,
     )
     given["cameras"]["yard"] |= {"classes": ["zebra"]}
+    given["models"]["plain"] = figures
+    given["cameras"]["plain"] = {"uri": "demo:", "model": "plain"}
+    given["inference"] = {"classes": ["cow"]}  # the bundled model has cows; `second` answers about objects
     given["cameras"]["far"] = {"uri": "demo:", "model": "far", "classes": ["anything"]}
     file = tmp_path / "vision.json"
     file.write_text(json.dumps(given))
@@ -338,6 +350,7 @@ def test_config_check_looks_for_labels_in_the_model_that_is_meant(
         "cameras.dock.classes: figures has no class 'zebra'",
         "cameras.dock.zones.wrong.classes: figures has no class 'zebra'",
         "cameras.dock.zones.wrong.attributes.second: second has no class 'No'",
+        "inference.classes: plain has no class 'cow'",
     ]
 
 

@@ -193,11 +193,15 @@ CLIPS: Mapping[str, ScenarioClip] = {
 }
 
 
-def read_scenarios(text: str) -> dict[str, dict[str, Any]]:
-    """The configuration of each scenario of docs/scenarios.md, by the name of its picture."""
+def read_scenarios(text: str, *, drawn: bool = True) -> dict[str, dict[str, Any]]:
+    """The configuration of each scenario of docs/scenarios.md, by the name of its picture.
+
+    Those without a picture, by their titles, where `drawn` is false.
+    """
     scenarios = {}
     for section in text.split("\n## ")[1:]:
         (block,) = re.findall(r"(?:^    .*\n)+", section, re.MULTILINE)
-        (name,) = re.findall(r"\]\(scenarios/([a-z-]+)\.webp\)", section)
-        scenarios[name] = yaml.safe_load(block)
+        names = re.findall(r"\]\(scenarios/([a-z-]+)\.webp\)", section)
+        if bool(names) is drawn:
+            scenarios[names[0] if drawn else section.partition("\n")[0].lower()] = yaml.safe_load(block)
     return scenarios

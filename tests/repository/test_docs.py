@@ -11,9 +11,10 @@ from typing import get_args
 
 import pytest
 from pydantic import BaseModel
+from pydantic.alias_generators import to_camel
 
 from visionedge.cli.arguments import describe_exit_codes
-from visionedge.config.schema import CameraConfig, Config
+from visionedge.config.schema import CameraConfig, Config, NamedModelConfig
 from visionedge.engine.batcher import DropReason
 from visionedge.engine.device.devices import ReasonCode
 from visionedge.model.heads import load_heads
@@ -33,7 +34,8 @@ def test_make_docs_changes_nothing() -> None:
 @pytest.mark.parametrize("name", Config.model_fields)
 def test_every_section_of_the_configuration_has_its_table(name: str) -> None:
     """`make docs` fills it; that of `cameras` holds for `cameraDefaults`, too."""
-    model = CameraConfig if name.startswith("camera") else Config.model_fields[name].annotation
+    named: dict[str, type[BaseModel]] = {"cameraDefaults": CameraConfig, "cameras": CameraConfig}
+    model = (named | {"models": NamedModelConfig}).get(to_camel(name)) or Config.model_fields[name].annotation
     assert model is not None
     assert f"<!--make-docs:{model.__module__}.{model.__name__}-->" in (DOCS / "configuration.md").read_text()
 

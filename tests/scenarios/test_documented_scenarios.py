@@ -14,16 +14,19 @@ import cv2
 import pytest
 import yaml
 
-from command_line import CommandLine
+from command_line import CommandLine, Outcome
 from drawn_clips import write_detector
 from repository_paths import REPOSITORY
 from scenario_clips import CLIPS, read_scenarios
+from tiny_models import TinyDetector
+from visionedge.config.load import parse_config
 
 Document = dict[str, Any]
 MONDAY_AT_10 = "2026-11-30T10:00:00+01:00"
 
 
-SCENARIOS = read_scenarios((REPOSITORY / "docs" / "scenarios.md").read_text(encoding="utf-8"))
+TEXT = (REPOSITORY / "docs" / "scenarios.md").read_text(encoding="utf-8")
+SCENARIOS = read_scenarios(TEXT)
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,33 @@ def test_every_configuration_passes_config_check(
     (tmp_path / "parts.onnx").write_bytes(scenes.detector.read_bytes())
     outcome = CommandLine(capsys)("config", "check", config)
     assert (outcome.code, outcome.complaints) == (0, []), outcome.err
+
+
+def test_the_configuration_of_helmets_passes_config_check_with_its_classifier(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Its labels are those that the zone wants."""
+    scenarios = read_scenarios(TEXT, drawn=False)
+    assert scenarios.keys() == {"helmets"}
+    config = parse_config(scenarios["helmets"])
+    site = config.cameras["site"]
+    assert site.then is not None
+    assert (site.then.model, site.then.every, site.is_tracked) == ("helmet", "track", True)
+    assert site.zones["works"].attributes == {"helmet": "no"}
+    document = deepcopy(scenarios["helmets"])
+    document["models"]["helmet"]["path"] = str(tmp_path / "helmet.onnx")
+    file = tmp_path / "vision.yaml"
+    file.write_text(yaml.safe_dump(document), encoding="utf-8")
+
+    def check(*labels: str) -> Outcome:
+        metadata = TinyDetector().metadata | {"names": json.dumps(labels)}
+        TinyDetector(classes=2, metadata=metadata).save(tmp_path / "helmet.onnx")
+        return CommandLine(capsys)("config", "check", file)
+
+    assert check("yes", "no").code == 0
+    wrong = check("on", "off")
+    assert wrong.code == 2
+    assert "works.attributes.helmet: helmet has no class 'no'; it has on, off" in wrong.err
 
 
 def test_the_pictures_are_small() -> None:

@@ -14,9 +14,12 @@ def list_label_keys(config: Config) -> dict[str, LabelsByPath]:
     found: dict[str, LabelsByPath] = {name: {} for name in (DEFAULT_MODEL, *config.models)}
     if config.inference.classes is not None:
         found[DEFAULT_MODEL]["inference.classes"] = config.inference.classes
+    chosen = {camera.model for camera in config.cameras.values()}
     for name, model in config.models.items():
         if model.classes is not None:
             found[name][f"models.{name}.classes"] = model.classes
+        elif name in chosen:  # the labels of others are answers about objects
+            found[name] |= found[DEFAULT_MODEL]
     for name, camera in config.cameras.items():
         found[camera.model or DEFAULT_MODEL] |= list_class_keys(name, camera)
         if camera.then is not None:

@@ -38,6 +38,9 @@ _MAX_SHOWN_CHARACTERS = 100
 _MAX_KEY_CHARACTERS = 40
 """A longer unknown key is not a misspelled one."""
 
+_MAX_SUGGESTED_MODELS = 20
+"""Of more models none is suggested: a document may have thousands, and thousands of cameras."""
+
 
 def parse_config(document: object) -> Config:
     """Check a whole document; its top-level keys that begin with ``x-`` are ignored.
@@ -118,6 +121,8 @@ def _models_problems(document: Mapping[str, Any]) -> list[str]:
     if "then" in defaults and _is_tracking_off(defaults):
         problems.append("cameraDefaults.then: needs tracking; remove 'tracking: off'")
     for name, given in _mapping(document.get("cameras")).items():
+        if len(problems) >= MAX_PROBLEMS:
+            break
         base, own = f"cameras.{name}", _mapping(given)
         problems += _unknown_model_problems(base, own, models)
         problems += _second_stage_problems(base, own, defaults, models)
@@ -127,20 +132,25 @@ def _models_problems(document: Mapping[str, Any]) -> list[str]:
 def _unknown_model_problems(base: str, keys: Mapping[str, Any], models: Mapping[str, Any]) -> list[str]:
     """Names of models in the keys of a camera that are not in `models`."""
     used = {f"{base}.model": keys.get("model"), f"{base}.then.model": _mapping(keys.get("then")).get("model")}
-    known = sorted(map(str, models))
     return [
         f"{path}: '{redact(name)[:_MAX_SHOWN_CHARACTERS]}' is not one of 'models'"
-        + (_suggestion(name, known) or ("" if known else ", which is empty"))
+        f"{_suggest_model(name, models)}"
         for path, name in used.items()
         if isinstance(name, str) and name not in models
     ]
+
+
+def _suggest_model(name: str, models: Mapping[str, Any]) -> str:
+    if not models:
+        return ", which is empty"
+    return _suggestion(name, sorted(map(str, models))) if len(models) <= _MAX_SUGGESTED_MODELS else ""
 
 
 def _second_stage_problems(
     base: str, own: Mapping[str, Any], defaults: Mapping[str, Any], models: Mapping[str, Any]
 ) -> list[str]:
     """What a camera wants of its second stage and does not get; `own` are the camera's own keys."""
-    keys = merge(defaults, own)
+    keys = merge({key: defaults[key] for key in ("then", "tracking") if key in defaults}, own)
     then = keys.get("then")
     problems = []
     if then is not None and _is_tracking_off(keys) and ("then" in own or "tracking" in own):

@@ -345,15 +345,13 @@ class LineConfig(_Section):
     end: _Point = Field(
         description="[x, y]; left and right are those of a person at 'start' who looks to 'end'."
     )
-    classes: tuple[str, ...] | None = _key(
-        None, "Only these labels count; absent = all of the camera.", min_length=1, strict=False
-    )
+    classes: tuple[str, ...] | None = _key(None, "As of a zone.", min_length=1, strict=False)
     attributes: _Attributes | None = _key(
         None,
-        'Only objects with these attributes count, such as {helmet: "no"}; absent = all.',
+        "As of a zone.",
         min_length=1,
     )
-    anchor: _AnchorName = _key("bottom-center", "The point of the box that counts.")
+    anchor: _AnchorName = _key("bottom-center", "As of a zone.")
     min_seconds: float = _key(
         0.3, "On the other side for so long before it counts, or 2 % of the width away.", ge=0, le=3600
     )
@@ -371,7 +369,7 @@ class SecondStageConfig(_Section):
 
     model: str = Field(description="One of 'models': a classifier, or a detector.")
     classes: tuple[str, ...] | None = _key(
-        None, "Only objects with these labels are looked at; absent = all.", min_length=1, strict=False
+        None, "Only objects with these labels; absent = all.", min_length=1, strict=False
     )
     margin: float = _key(0.1, "The box is widened by this part of its size on each side.", ge=0, le=1)
     every: Annotated[
@@ -382,7 +380,7 @@ class SecondStageConfig(_Section):
         ),
     ] = _key(
         "track",
-        "track = until the object has an answer, which it keeps; a number = again after so many frames.",
+        "track = until there is an answer, which is kept; a number = again after so many frames.",
     )
 
 
@@ -422,13 +420,13 @@ class CameraDefaults(_Section):
     )
     classes: tuple[str, ...] | None = _key(
         None,
-        "Only these labels are reported; absent = those of inference.classes.",
+        "Only these labels are reported; absent = those of its model.",
         min_length=1,
         strict=False,
     )
     confidence: float | None = _key(
         None,
-        "The lowest score of a detection that is reported; absent = inference.confidence.",
+        "The lowest score of a detection that is reported; absent = that of its model.",
         ge=0,
         le=1,
     )
@@ -439,7 +437,7 @@ class CameraDefaults(_Section):
     model: Annotated[str, BeforeValidator(_one_model, json_schema_input_type=str)] | None = _key(
         None, "One of 'models'; absent = the section 'model'."
     )
-    then: SecondStageConfig | None = _key(None, "A second model that looks at the detections; absent = none.")
+    then: SecondStageConfig | None = _key(None, "A second model for the detections; absent = none.")
 
 
 MAX_SOURCE_ID_CHARACTERS = 256
@@ -515,10 +513,10 @@ class NamedModelConfig(ModelConfig):
     """A model for the cameras that name it."""
 
     classes: tuple[str, ...] | None = _key(
-        None, "Only these labels are reported; absent = those of inference.classes.", strict=False
+        None, "Only these labels are reported; absent = inference.classes.", strict=False
     )
     confidence: float | None = _key(
-        None, "The lowest score of a detection that is reported; absent = inference.confidence.", ge=0, le=1
+        None, "The lowest score that is reported; absent = inference.confidence.", ge=0, le=1
     )
 
 

@@ -12,8 +12,9 @@ GPU_MEMORY_MIB = 4096
 MORE_MODEL_MIB = 256
 """For each model beside the first, in MiB: its engine is a process of its own.
 
-Private memory of engine processes of YOLOX-nano and PicoDet-S, 2 cores, 2026-11-30: 60 to 130 with onnxruntime,
-150 to 210 with OpenVINO; at the first start, which measures, 245 to 460 for some seconds. Not measured on a GPU.
+Private memory of engine processes of YOLOX-nano and PicoDet-S (2 cores, 2026-11-30): 60 to 140 with
+onnxruntime, 110 to 210 with OpenVINO; at the first start, which measures, 245 to 460 for some seconds. Not
+measured on a GPU.
 """
 
 MINIMUM_MIB = 300

@@ -1,4 +1,4 @@
-"""Limits of this process: usable processor cores, file descriptors, and the memory allocator's settings."""
+"""Limits of this process: processor cores, memory, file descriptors, and the allocator's settings."""
 
 import contextlib
 import ctypes
@@ -6,6 +6,7 @@ import math
 import os
 import resource
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 MAX_LANES = 128
@@ -21,6 +22,7 @@ _M_ARENA_MAX = -8
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
+_MEMINFO = Path("/proc/meminfo")
 
 
 def usable_cores(
@@ -47,24 +49,24 @@ def cpu_quota(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> float
     """
     found = [
         quota
-        for version_2, folder in _cgroup_folders(cgroups, membership)
+        for version_2, folder in _cgroup_folders(cgroups, membership, "cpu")
         if (quota := _parse_quota(_read_cgroup_v2(folder) if version_2 else _read_cgroup_v1(folder)))
         is not None
     ]
     return min(found, default=None)
 
 
-def _cgroup_folders(cgroups: Path, membership: Path) -> Iterator[tuple[bool, Path]]:
+def _cgroup_folders(cgroups: Path, membership: Path, controller: str) -> Iterator[tuple[bool, Path]]:
     """Yield the folders of this process's groups and their ancestors, and whether they are of version 2."""
     try:
         lines = membership.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    roots = {True: cgroups, False: cgroups / "cpu"}
+    roots = {True: cgroups, False: cgroups / controller}
     yield from roots.items()
     for line in lines:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if not controllers or "cpu" in controllers.split(","):
+        if not controllers or controller in controllers.split(","):
             root = roots[not controllers]
             parts = [part for part in path.split("/") if part and part != ".."]
             yield from ((not controllers, root.joinpath(*parts[:end])) for end in range(1, len(parts) + 1))
@@ -94,6 +96,78 @@ def _read_cgroup_v1(folder: Path) -> list[str]:
         ]
     except OSError:
         return []
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRoom:
+    """The memory that more processes can take: `left_bytes` of `total_bytes`, swap included.
+
+    `is_limited`: by a control group, such as that of a container, and not by the machine.
+    """
+
+    left_bytes: int
+    total_bytes: int
+    is_limited: bool
+
+
+def read_memory_room(
+    cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP, meminfo: Path = _MEMINFO
+) -> MemoryRoom | None:
+    """Return what is left in the machine and in the control groups, where it is least; None: unknown.
+
+    Files in memory count as free, because the kernel drops them when a process needs memory. The groups are
+    those of `cpu_quota`.
+    """
+    machine = _read_numbers(meminfo)
+    total, left = (1024 * machine.get(name, 0) for name in ("MemTotal", "MemAvailable"))
+    if not total:
+        return None
+    free_swap = 1024 * machine.get("SwapFree", 0)
+    rooms = [MemoryRoom(left + free_swap, total, is_limited=False)]
+    for version_2, folder in _cgroup_folders(cgroups, membership, "memory"):
+        room = (_read_room_v2 if version_2 else _read_room_v1)(folder, free_swap)
+        if room is not None and room.total_bytes < total:
+            rooms.append(room)
+    return min(rooms, key=lambda room: room.left_bytes)
+
+
+def _read_room_v2(folder: Path, free_swap_bytes: int) -> MemoryRoom | None:
+    limit, used = _read_number(folder / "memory.max"), _read_number(folder / "memory.current")
+    if limit is None or used is None:  # "max": no limit
+        return None
+    stat = _read_numbers(folder / "memory.stat")
+    cached = sum(stat.get(name, 0) for name in ("active_file", "inactive_file", "slab_reclaimable"))
+    swap_limit, swapped = (_read_number(folder / f"memory.swap.{word}") for word in ("max", "current"))
+    swap = free_swap_bytes if swap_limit is None else min(free_swap_bytes, swap_limit - (swapped or 0))
+    return MemoryRoom(max(0, limit - used + cached + max(0, swap)), limit, is_limited=True)
+
+
+def _read_room_v1(folder: Path, free_swap_bytes: int) -> MemoryRoom | None:
+    limit, used = (_read_number(folder / f"memory.{word}_in_bytes") for word in ("limit", "usage"))
+    if limit is None or used is None:
+        return None
+    stat = _read_numbers(folder / "memory.stat")
+    cached = stat.get("total_active_file", 0) + stat.get("total_inactive_file", 0)
+    with_swap = _read_number(folder / "memory.memsw.limit_in_bytes")  # of memory and swap together
+    swap = free_swap_bytes if with_swap is None else min(free_swap_bytes, with_swap - limit)
+    return MemoryRoom(max(0, limit - used + cached + max(0, swap)), limit, is_limited=True)
+
+
+def _read_number(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _read_numbers(path: Path) -> dict[str, int]:
+    """Return the numbers of lines such as ``active_file 4096`` and ``MemTotal:  1024 kB``."""
+    try:
+        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return {}
+    words = [line.split() for line in lines]
+    return {each[0].rstrip(":"): int(each[1]) for each in words if len(each) > 1 and each[1].isdigit()}
 
 
 def raise_descriptor_limit(limit: int = MAX_DESCRIPTORS) -> int:
