@@ -122,7 +122,7 @@ def test_classes_and_tracking_of_a_camera_change_while_the_engine_runs(
         return parse_config({**start, "cameras": {**start["cameras"], "dock": dock}})
 
     async def scenario(module: EngineHostHarness) -> None:
-        (problem,) = module.engine_host.find_unknown_classes(with_dock(classes=["unicorn"]))
+        (problem,) = module.engine_host.find_unknown_labels(with_dock(classes=["unicorn"]))
         assert problem.startswith("cameras.dock.classes: ")
         assert "unicorn" in problem
         module.engine_host.select_cameras(with_dock(tracking="on").cameras)

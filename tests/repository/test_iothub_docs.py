@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from edge_runtime.driver import POLICY
-from visionedge.app import served_model
+from visionedge.app import hosted_model
 from visionedge.app.direct_methods import DirectMethods
 from visionedge.app.hub_bridge import MAX_CAMERAS_BYTES
 from visionedge.app.overload_controller import OverloadEventCode as OverloadCode
@@ -43,7 +43,7 @@ def test_every_event_of_the_spool_is_documented(code: str) -> None:
     assert f"`{code}`" in IOT_EDGE
 
 
-@pytest.mark.parametrize("code", get_args(served_model.ModelEventCode))
+@pytest.mark.parametrize("code", get_args(hosted_model.ModelEventCode))
 def test_every_event_of_the_model_is_documented(code: str) -> None:
     """Where the events are listed, and where models are explained."""
     assert f"`{code}`" in (DOCS / "messages.md").read_text()

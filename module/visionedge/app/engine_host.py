@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from visionedge.app.served_model import EngineInstance, EngineResources, ServedModel
+from visionedge.app.hosted_model import EngineInstance, EngineResources, HostedModel
 from visionedge.app.state import AppState
 from visionedge.camera.camera import InputResizer
 from visionedge.config.schema import CameraConfig, Config
@@ -56,7 +56,7 @@ class EngineHost:
         self._resources = EngineResources(
             state, data, thread_group, on_thread_exit, self.lanes, retry_policy, inject
         )
-        self._models: dict[str, ServedModel] = {}
+        self._models: dict[str, HostedModel] = {}
         state.set_fetch_progress(self._describe_downloads)
         self._sections = state.register(
             "model", "models", "inference", apply=self.apply, pending=self._pending_reason
@@ -74,17 +74,17 @@ class EngineHost:
         Raises:
             ConfigError, ModelError, UnavailableError: one of them cannot be used.
         """
-        for served in self._models.values():
-            served.close()  # of a configuration that could not be used
+        for hosted in self._models.values():
+            hosted.close()  # of a configuration that could not be used
         self._models = {
-            name: ServedModel(name, self._resources) for name in (DEFAULT_MODEL, *self._config.models)
+            name: HostedModel(name, self._resources) for name in (DEFAULT_MODEL, *self._config.models)
         }
-        loaded = [served.load() for served in self._models.values()]
+        loaded = [hosted.load() for hosted in self._models.values()]
         return all(loaded)
 
     def resizers(self) -> list[InputResizer]:
         """How cameras prepare frames for each model that is loaded."""
-        instances = (served.current or served.first for served in self._models.values())
+        instances = (hosted.current or hosted.first for hosted in self._models.values())
         return [instance.resizer for instance in instances if instance is not None]
 
     async def open_loaded(self) -> None:
@@ -93,12 +93,12 @@ class EngineHost:
         Raises:
             VisionedgeError: one cannot be opened, or it was closed meanwhile.
         """
-        loaded = [served for served in self._models.values() if served.first is not None]
-        for number, served in enumerate(loaded, 1):
+        loaded = [hosted for hosted in self._models.values() if hosted.first is not None]
+        for number, hosted in enumerate(loaded, 1):
             if len(loaded) > 1:
-                log.info("opening the engine of %s (%d of %d)", served.label, number, len(loaded))
-            if served.first is not None:  # else a newer configuration was faster
-                await served.open()
+                log.info("opening the engine of %s (%d of %d)", hosted.label, number, len(loaded))
+            if hosted.first is not None:  # else a newer configuration was faster
+                await hosted.open()
         self._note_open()
 
     async def open_missing(self) -> None:
@@ -107,35 +107,35 @@ class EngineHost:
         Raises:
             ConfigError, ModelError, UnavailableError, VisionedgeError: one of them cannot be used.
         """
-        missing = [served for served in self._models.values() if served.current is None]
-        opening = asyncio.gather(*(self._fetch_and_open(served) for served in missing))
+        missing = [hosted for hosted in self._models.values() if hosted.current is None]
+        opening = asyncio.gather(*(self._fetch_and_open(hosted) for hosted in missing))
         try:
             await opening
         finally:
             opening.cancel()
-        in_use = [served.current.model.sha256 for served in self._models.values() if served.current]
+        in_use = [hosted.current.model.sha256 for hosted in self._models.values() if hosted.current]
         evict = self._models[DEFAULT_MODEL].provider.evict
         await run_on_thread(self._thread_group, "tidying", lambda: evict(in_use))
 
-    async def _fetch_and_open(self, served: ServedModel) -> None:
-        await served.fetch()
-        if served.current is None:  # else a newer configuration was faster
-            await served.open()
+    async def _fetch_and_open(self, hosted: HostedModel) -> None:
+        await hosted.fetch()
+        if hosted.current is None:  # else a newer configuration was faster
+            await hosted.open()
         self._note_open()
 
     def _note_open(self) -> None:
-        if all(served.current is not None for served in self._models.values()):
+        if all(hosted.current is not None for hosted in self._models.values()):
             self._all_open.set()
 
     def close(self) -> None:
         """Close the engines, also those that are still opening. Blocks."""
         self.lanes.close()
-        for served in tuple(self._models.values()):
-            served.close()
+        for hosted in tuple(self._models.values()):
+            hosted.close()
 
     def still_running(self) -> list[str]:
         """The threads of engines that still run."""
-        return [name for served in self._models.values() for name in served.still_running()]
+        return [name for hosted in self._models.values() for name in hosted.still_running()]
 
     # --- changes --------------------------------------------------------------------------------------------
 
@@ -145,12 +145,12 @@ class EngineHost:
         Waits a while for the first engines where there are none yet; the sections are pending after that.
         """
         self._stop_downloads(wanted)
-        changed = [served for served in self._models.values() if served.needs_new_engine(wanted)]
-        for served in self._models.values():
-            if served.current is None and served not in changed:
+        changed = [hosted for hosted in self._models.values() if hosted.needs_new_engine(wanted)]
+        for hosted in self._models.values():
+            if hosted.current is None and hosted not in changed:
                 # The engine may be waiting for its device only because of the fallback that changes here.
-                served.apply_fallback(wanted.inference)
-        is_opening = any(served.first is not None for served in self._models.values())
+                hosted.apply_fallback(wanted.inference)
+        is_opening = any(hosted.first is not None for hosted in self._models.values())
         waits_for_device = self._state.snapshot().waiting_reason is not None
         if is_opening and not (changed and waits_for_device) and not await self._wait_for_first_engines():
             return {}
@@ -165,33 +165,33 @@ class EngineHost:
 
     async def _apply(self, wanted: Config) -> None:
         """Open what is new beside what is in use; only when all of it is open, send frames to it."""
-        new = [ServedModel(name, self._resources) for name in wanted.models if name not in self._models]
-        changed = [served for served in self._models.values() if served.needs_new_engine(wanted)]
-        gone = [served for served in changed if served.find_settings(wanted) is None]
-        opened: list[tuple[ServedModel, EngineInstance]] = []
+        new = [HostedModel(name, self._resources) for name in wanted.models if name not in self._models]
+        changed = [hosted for hosted in self._models.values() if hosted.needs_new_engine(wanted)]
+        gone = [hosted for hosted in changed if not hosted.is_wanted(wanted)]
+        opened: list[tuple[HostedModel, EngineInstance]] = []
         try:
-            for served in (*changed, *new):
-                if served not in gone:
-                    instance = await served.open_candidate(wanted)
-                    opened.append((served, instance))
-            for served in self._models.values():
-                if served not in changed:
-                    served.apply_fallback(wanted.inference)
-                    served.select(wanted)
+            for hosted in (*changed, *new):
+                if hosted not in gone:
+                    instance = await hosted.open_candidate(wanted)
+                    opened.append((hosted, instance))
+            for hosted in self._models.values():
+                if hosted not in changed:
+                    hosted.apply_fallback(wanted.inference)
+                    hosted.select(wanted)
         except BaseException:
             for _, instance in opened:
                 await asyncio.to_thread(instance.close)
             raise
         inference = wanted.inference
         self._state.batcher.limit(inference.max_batch, int(inference.max_age_seconds * 1e9))
-        for served, instance in opened:
-            self._models[served.name] = served
-            await served.activate(instance)
+        for hosted, instance in opened:
+            self._models[hosted.name] = hosted
+            await hosted.activate(instance)
         self._sections.adopt(wanted)
         self._note_open()
         await self._remove_unused()
         if opened:
-            in_use = [served.current.model.sha256 for served in self._models.values() if served.current]
+            in_use = [hosted.current.model.sha256 for hosted in self._models.values() if hosted.current]
             await asyncio.to_thread(self._models[DEFAULT_MODEL].provider.evict, in_use)
 
     async def _remove_unused(self) -> None:
@@ -199,27 +199,28 @@ class EngineHost:
         config = self._config
         needed = {DEFAULT_MODEL, *config.models, *list_used_models(config.cameras)}
         for name in self._models.keys() - needed:
-            served = self._models.pop(name)
+            hosted = self._models.pop(name)
             registry = self._state.snapshot().camera_registry
             if registry is not None:
                 registry.forget_model(name)
             self._state.remove_model(name)
-            await asyncio.to_thread(served.remove)
-            log.info("%s is not used any more: closed", served.label)
+            await asyncio.to_thread(hosted.remove)
+            log.info("%s is not used any more: closed", hosted.label)
 
-    def find_unknown_classes(self, wanted: Config) -> list[str]:
-        """The classes of cameras that their model does not have; none while another model is wanted."""
+    def find_unknown_labels(self, wanted: Config) -> list[str]:
+        """The labels of cameras that their models do not have; none while other files are wanted."""
         return [
             problem
-            for served in self._models.values()
-            if served.is_same_file(wanted)
-            for problem in served.find_unknown_classes(wanted.cameras)
+            for hosted in self._models.values()
+            if hosted.is_same_file(wanted)
+            for problem in hosted.find_unknown_labels(wanted)
+            if problem.startswith("cameras.")
         ]
 
     def select_cameras(self, cameras: Mapping[str, CameraConfig]) -> None:
         """Use the classes, confidence and tracking of these cameras from the next batch on."""
-        for served in self._models.values():
-            served.select_cameras(cameras)
+        for hosted in self._models.values():
+            hosted.select_cameras(cameras)
 
     def describe_waiting_cameras(self) -> str | None:
         """The cameras whose model is not loaded yet; None without such cameras."""
@@ -231,22 +232,22 @@ class EngineHost:
 
     def cancel_pending_model(self) -> None:
         """Cancel the downloads of a pending change; a newer change supersedes them."""
-        for served in self._models.values():
-            served.provider.stop()
+        for hosted in self._models.values():
+            hosted.provider.stop()
 
     # --- a faster engine for a while (`overload_controller.VariantSwitcher`) --------------------------------
 
     @property
     def substitute_precision(self) -> str | None:
         """The precision of the substitute engines; None without one."""
-        found = (served.substitute_precision for served in self._models.values())
+        found = (hosted.substitute_precision for hosted in self._models.values())
         return next((precision for precision in found if precision is not None), None)
 
     async def can_try_faster_variant(self) -> bool:
         """Whether another precision may be faster than an engine in use."""
         if self.substitute_precision is not None:
             return False
-        return any([await served.can_try_faster_variant() for served in self._models.values()])
+        return any([await hosted.can_try_faster_variant() for hosted in self._models.values()])
 
     async def start_substitute(self) -> str | None:
         """Open the fastest precision on the CPU and send frames to it; None if no other one is faster.
@@ -257,23 +258,23 @@ class EngineHost:
             VisionedgeError: a substitute cannot be opened.
         """
         async with self._change_lock:
-            for served in tuple(self._models.values()):
-                await served.start_substitute()
+            for hosted in tuple(self._models.values()):
+                await hosted.start_substitute()
         return self.substitute_precision
 
     async def stop_substitute(self) -> None:
         """Send frames to the engines of the configuration again, and close the substitutes."""
         async with self._change_lock:
-            for served in tuple(self._models.values()):
-                await served.stop_substitute()
+            for hosted in tuple(self._models.values()):
+                await hosted.stop_substitute()
 
     # --- waiting, log and events ----------------------------------------------------------------------------
 
     def _stop_downloads(self, wanted: Config) -> None:
         """Stop the downloads of files that are not wanted any more."""
-        for served in self._models.values():
-            if not served.is_same_file(wanted):
-                served.provider.stop()
+        for hosted in self._models.values():
+            if not hosted.is_same_file(wanted):
+                hosted.provider.stop()
 
     async def _wait_for_first_engines(self) -> bool:
         """Wait for the first engines, `_FIRST_ENGINE_TIMEOUT_S` at most; whether all are there."""
@@ -289,16 +290,16 @@ class EngineHost:
     def _describe_downloads(self) -> str | None:
         """How far the downloads are; None without one."""
         found = [
-            f"{served.label}: {message}" if served.name else message
-            for served in tuple(self._models.values())
-            if (message := served.provider.message) is not None
+            f"{hosted.label}: {message}" if hosted.name else message
+            for hosted in tuple(self._models.values())
+            if (message := hosted.provider.message) is not None
         ]
         return "; ".join(found) or None
 
     def _report_refusal(self, wanted: Config, error: VisionedgeError) -> dict[str, str]:
         """Log a change that failed; the section that stays as it was, and why."""
-        changed = [served for served in self._models.values() if not served.is_same_file(wanted)]
-        section = "model" if any(not served.name for served in changed) else "models"
+        changed = [hosted for hosted in self._models.values() if not hosted.is_same_file(wanted)]
+        section = "model" if any(not hosted.name for hosted in changed) else "models"
         if not changed and not wanted.models.keys() - self._models.keys():
             section = "inference"
         if isinstance(error, ConfigError):
@@ -308,8 +309,8 @@ class EngineHost:
         if news:
             log.warning("%s stays as it was: %s", section, error)
         if news and section != "inference":
-            for served in changed:
-                served.report_refusal(error)
+            for hosted in changed:
+                hosted.report_refusal(error)
         return {section: str(error)}
 
 

@@ -401,7 +401,7 @@ class Service:
         return self._engine_host.describe_waiting_cameras()
 
     async def _apply_cameras(self, config: Config) -> Mapping[str, str]:
-        if problems := self._engine_host.find_unknown_classes(config):
+        if problems := self._engine_host.find_unknown_labels(config):
             return {"cameras": "; ".join(problems)}
         self._camera_sections.adopt(config)
         self._engine_host.select_cameras(config.cameras)

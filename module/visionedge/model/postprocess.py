@@ -123,15 +123,13 @@ class Selection:
         confidence: float,
         iou: float,
         classes: Sequence[str] | None = None,
-        *,
-        path: str = "inference.classes",
     ) -> "Selection":
-        """The selection for a model, `classes` by their labels; `path` is the key that gives them.
+        """The selection for a model, `classes` by their labels.
 
         Raises:
             ConfigError: the model has no such label; the error lists all of them.
         """
-        wanted = None if classes is None else _find_class_ids(model, classes, path)
+        wanted = None if classes is None else _find_class_ids(model, classes)
         return Selection(confidence, iou if model.interpretation.needs_nms else None, wanted)
 
     def for_cameras(self, model: Model, cameras: Mapping[str, DetectionFilter]) -> "Selection":
@@ -169,8 +167,8 @@ class Selection:
         return found.first(int((found.scores >= own.confidence).sum())), found
 
 
-def _find_class_ids(model: Model, classes: Sequence[str], path: str) -> frozenset[int]:
-    if problems := find_unknown_classes(model, {path: classes}):
+def _find_class_ids(model: Model, classes: Sequence[str]) -> frozenset[int]:
+    if problems := find_unknown_classes(model, {"inference.classes": classes}):
         raise ConfigError(problems)
     return _list_class_ids(model, classes)
 

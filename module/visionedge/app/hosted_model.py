@@ -14,19 +14,14 @@ from typing import Literal
 
 from visionedge.app.state import AppState, ModelState
 from visionedge.camera.camera import InputResizer
-from visionedge.config.schema import (
-    CameraConfig,
-    Config,
-    InferenceConfig,
-    ModelConfig,
-    NamedModelConfig,
-    list_class_keys,
-)
+from visionedge.config.label_keys import list_label_keys
+from visionedge.config.schema import CameraConfig, Config, InferenceConfig, ModelConfig
 from visionedge.engine.candidates import has_candidates
 from visionedge.engine.engine_choice import EngineCandidate
 from visionedge.engine.interface import Engine, EngineEvent
 from visionedge.engine.lanes import LanePool
 from visionedge.engine.local_engine import open_engine
+from visionedge.engine.memory_estimate import check_fits
 from visionedge.engine.process.client import EngineClient
 from visionedge.engine.process.shared_memory import SharedFramePool, compute_block_count
 from visionedge.errors import ConfigError, ModelError, VisionedgeError
@@ -102,7 +97,7 @@ class EngineResources:
     inject: Path | None = None
 
 
-class ServedModel:
+class HostedModel:
     """The model of the section `model`, or one of `models`. For the loop, unless a method says otherwise.
 
     Args:
@@ -128,7 +123,7 @@ class ServedModel:
 
     def __repr__(self) -> str:
         instance = self.current or self.first
-        return f"<ServedModel {self.label}: {instance.model.name if instance else self.provider!r}>"
+        return f"<HostedModel {self.label}: {instance.model.name if instance else self.provider!r}>"
 
     # --- what the configuration says of it ------------------------------------------------------------------
 
@@ -141,14 +136,15 @@ class ServedModel:
     def _config(self) -> Config:
         return self._state.snapshot().config
 
-    def find_settings(self, config: Config) -> ModelConfig | None:
-        """Its file in a configuration; None: it is not one of `models`."""
-        return config.models.get(self.name) if self.name else config.model
+    def is_wanted(self, config: Config) -> bool:
+        """Whether a configuration has it."""
+        return not self.name or self.name in config.models
 
     def is_same_file(self, wanted: Config) -> bool:
-        """Whether another configuration wants the same file."""
-        now, then = self.find_settings(self._config), self.find_settings(wanted)
-        return _file_keys(now) == _file_keys(then)
+        """Whether the configuration in force and another one want the same file."""
+        if not (self.is_wanted(self._config) and self.is_wanted(wanted)):
+            return False
+        return _file_keys(self._config.find_model(self.name)) == _file_keys(wanted.find_model(self.name))
 
     def needs_new_engine(self, wanted: Config) -> bool:
         """Whether another configuration needs another engine than the one that is open or opens."""
@@ -160,10 +156,20 @@ class ServedModel:
             for key in _KEYS_NEEDING_NEW_ENGINE
         )
 
-    def find_unknown_classes(self, cameras: Mapping[str, CameraConfig]) -> list[str]:
-        """The classes of its cameras that the model does not have; none while it is not loaded."""
+    def find_unknown_labels(self, wanted: Config) -> list[str]:
+        """The labels of a configuration that the model does not have; none while it is not loaded."""
         instance = self.current or self.first
-        return [] if instance is None else _find_classes_of_cameras(instance.model, self._own(cameras))
+        return [] if instance is None else self._find_unknown_labels(instance.model, wanted)
+
+    def _find_unknown_labels(self, model: Model, config: Config) -> list[str]:
+        known = {None, *config.models}
+        cameras = {
+            name: each
+            for name, each in config.cameras.items()
+            if each.model in known and (each.then is None or each.then.model in known)
+        }
+        paths = list_label_keys(config.model_copy(update={"cameras": cameras}))
+        return find_unknown_classes(model, paths.get(self.name, {}))
 
     def _own(self, cameras: Mapping[str, CameraConfig]) -> dict[str, CameraConfig]:
         return {name: each for name, each in cameras.items() if (each.model or DEFAULT_MODEL) == self.name}
@@ -177,7 +183,7 @@ class ServedModel:
             ConfigError, ModelError, UnavailableError: the model cannot be used.
         """
         config = self._config
-        source = self.provider.local_source(self.find_settings(config) or ModelConfig())
+        source = self.provider.local_source(config.find_model(self.name))
         if source is not None:
             self._set_first(self._prepare(source, config))
         return source is not None
@@ -190,7 +196,7 @@ class ServedModel:
         """
         while True:
             config = self._config
-            source = await self.provider.fetch(self.find_settings(config) or ModelConfig())
+            source = await self.provider.fetch(config.find_model(self.name))
             if source is None:
                 continue  # stopped, because another configuration came
             prepared = functools.partial(self._prepare, source, config)
@@ -269,8 +275,7 @@ class ServedModel:
         Raises:
             VisionedgeError: it cannot be opened.
         """
-        settings = self.find_settings(wanted) or ModelConfig()
-        source = await self.provider.fetch(settings, tries=MAX_CHANGE_TRIES)
+        source = await self.provider.fetch(wanted.find_model(self.name), tries=MAX_CHANGE_TRIES)
         if source is None:
             raise VisionedgeError("a newer change of the model came before it was downloaded")
         return await self._open_beside(source, wanted)
@@ -396,10 +401,7 @@ class ServedModel:
             model = replace(model, name=self.name)
         elif model.name in config.models:
             raise ConfigError([f"models.{model.name}: the file of 'model' has this name; choose another one"])
-        cameras = self._own(self._config.cameras)
         selection = self._make_selection(model, config)
-        if problems := _find_classes_of_cameras(model, cameras):
-            raise ConfigError(problems)
         frame_pool = (
             SharedFramePool(model.input, compute_block_count(len(config.cameras), usable_cores()))
             if config.inference.process
@@ -413,23 +415,27 @@ class ServedModel:
         return EngineInstance(source, model, selection, config.inference, resizer, frame_pool, thread_group)
 
     def _make_selection(self, model: Model, config: Config) -> Selection:
-        """Which rows of the model become detections.
+        """Which rows of the model become detections, with the cameras in force.
 
         Raises:
-            ConfigError: the model has no such class.
+            ConfigError: the model does not have a label of the configuration.
         """
-        inference, path, cameras = config.inference, "inference.classes", self._own(self._config.cameras)
-        confidence, classes = inference.confidence, inference.classes
-        if isinstance(own := self.find_settings(config), NamedModelConfig):
-            confidence = inference.confidence if own.confidence is None else own.confidence
-            if own.classes is not None:
-                classes, path = own.classes, f"models.{self.name}.classes"
-            elif not cameras:
-                classes = None  # its labels are answers about objects, not objects
-        selection = Selection.of(model, confidence, inference.iou, classes, path=path)
+        in_force = self._config.cameras
+        if problems := self._find_unknown_labels(model, config.model_copy(update={"cameras": in_force})):
+            raise ConfigError(problems)
+        inference, cameras = config.find_inference(self.name), self._own(in_force)
+        has_own_classes = self.name and config.models[self.name].classes is not None
+        # Without cameras its labels are answers about objects, which inference.classes does not name.
+        is_filtered = not self.name or cameras or has_own_classes
+        classes = inference.classes if is_filtered else None
+        selection = Selection.of(model, inference.confidence, inference.iou, classes)
         return selection.for_cameras(model, cameras)
 
     async def _open_engine(self, instance: EngineInstance, *, wait_for_device: bool) -> Engine:
+        is_first = not self._state.snapshot().engine_infos()
+        if not is_first:
+            check = functools.partial(check_fits, instance.model, instance.inference, self._shared.data)
+            await asyncio.to_thread(check)
         try:
             return await run_on_thread(
                 self._shared.thread_group,
@@ -502,8 +508,8 @@ class ServedModel:
         self._lanes.select(selection, self.name)
 
 
-def _file_keys(settings: ModelConfig | None) -> tuple[object, ...] | None:
-    return None if settings is None else (settings.path, settings.url, settings.sha256)
+def _file_keys(settings: ModelConfig) -> tuple[object, ...]:
+    return settings.path, settings.url, settings.sha256
 
 
 def _find_precision(engine: Engine) -> str:
@@ -512,11 +518,3 @@ def _find_precision(engine: Engine) -> str:
 
 def _find_candidate(engine: Engine) -> EngineCandidate:
     return engine.info().choice.candidate
-
-
-def _find_classes_of_cameras(model: Model, cameras: Mapping[str, CameraConfig]) -> list[str]:
-    return [
-        problem
-        for name, camera in cameras.items()
-        for problem in find_unknown_classes(model, list_class_keys(name, camera))
-    ]
