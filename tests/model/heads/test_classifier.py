@@ -167,6 +167,17 @@ def test_the_built_graph_is_a_classifier_too(tmp_path: Path, ends_with: Any, bat
     np.testing.assert_allclose(yes, [1, 0, 0.5], atol=1e-4)
 
 
+def test_the_box_is_the_input_also_if_the_graph_resizes_its_picture(tmp_path: Path) -> None:
+    graph = Graph()
+    picture = graph.input("input", "float32", 1, 3, 64, 96)
+    small = graph.add("Resize", picture, "", "", graph.whole(1, 3, 32, 48), mode="linear")
+    graph.output(graph.add("Softmax", graph.features(small, 2), axis=1), "scores", "float32", 1, 2)
+    model = load_model(graph.save(tmp_path / "m.onnx", ULTRALYTICS))
+    rows = compiled_rows(model, noise_pictures(1, 96, 64))[0]
+    assert (model.input.width_px, model.input.height_px) == (96, 64)
+    assert rows[:, :4].tolist() == [[0, 0, 96, 64]] * 2
+
+
 @pytest.mark.parametrize("fit", ["stretch", "letterbox"])
 @pytest.mark.parametrize("size", [(640, 360), (33, 200)])
 def test_a_detection_is_the_whole_picture(tmp_path: Path, fit: str, size: tuple[int, int]) -> None:
