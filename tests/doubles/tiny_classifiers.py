@@ -34,8 +34,8 @@ def save_colour_classifier(
     """
     graph = Graph()
     picture = graph.input("images", "float32", batch, 3, side_px, side_px)
-    mixed = graph.add("Relu", graph.add("Conv", picture, graph.constant(np.eye(3)[:, :, None, None])))
-    means = graph.add("Flatten", graph.add("GlobalAveragePool", mixed))
+    copied = graph.add("Conv", picture, graph.constant(np.eye(3)[:, :, None, None]))
+    means = graph.add("Flatten", graph.add("GlobalAveragePool", copied))
     towards = np.array([[1.0, 0.0, -1.0], [-1.0, 0.0, 1.0]]) * GAIN / 2
     weights = 2 * towards[:1] if ends_with == "Sigmoid" else towards
     scores = graph.add(

@@ -354,7 +354,7 @@ def test_a_bad_model_gives_a_one_line_error_and_exit_code_2(
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("name", ["a classifier", "NaN outputs", "names with escape sequences"])
+@pytest.mark.parametrize("name", ["no layer", "NaN outputs", "names with escape sequences"])
 @pytest.mark.parametrize("command", ["inspect", "compile"])
 def test_the_other_commands_refuse_a_bad_model_too(
     visionedge: CommandLine, tmp_path: Path, name: str, command: str

@@ -1,8 +1,8 @@
 """An ONNX file: read, checked, parsed and normalised. Nothing in it is executed.
 
 `read_model_file` is the entry point. The model that it returns has its nodes in order, opset 11 or newer, a
-batch axis in front of its picture, and no NMS plugin of TensorRT at its end. A file of another format is
-refused with a remedy.
+batch axis in front of its picture, and neither TensorRT's NMS plugin nor a map of labels at its end. A file
+of another format is refused with a remedy.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ from visionedge.model.graph import (
     list_subgraphs,
     read_attributes,
     read_opset,
+    remove_unused,
     sort_nodes,
 )
 
@@ -209,6 +210,7 @@ def _read(path: Path) -> ModelFile:
                 while block := file.read(1 << 20):
                     digest.update(block)
         _load_external_data(model, path)
+        open_score_map(model)
         model = add_batch_axis(convert_opset(model))
     return ModelFile(model, digest.hexdigest())
 
@@ -518,6 +520,44 @@ def _read_plugin_inputs(node: onnx.NodeProto) -> NmsPluginInputs:
         relative=attributes.get("isNormalized", 1) == 1,
         background=int(attributes.get("backgroundLabelId", -1)),
     )
+
+
+# --- a map of labels at the end -----------------------------------------------------------------------------
+
+_ML_DOMAIN = "ai.onnx.ml"
+
+
+def open_score_map(model: onnx.ModelProto) -> None:
+    """Let a classifier output its scores instead of a map from labels to scores, and of the best label.
+
+    Older exports of Azure Custom Vision end with such a map (`ZipMap`). Its labels become the metadata key
+    `names`, unless the model has it. A model without a map is left as it is.
+    """
+    graph = model.graph
+    outputs = {value.name: value for value in graph.output}
+    maps = [n for n in graph.node if (n.op_type, n.domain) == ("ZipMap", _ML_DOMAIN) and n.input]
+    if len(maps) != 1 or maps[0].output[0] not in outputs or maps[0].input[0] in outputs:
+        return
+    (score_map,) = maps
+    scores, dropped = score_map.input[0], [score_map.output[0]]
+    dropped += [
+        name for name, value in outputs.items() if value.type.tensor_type.elem_type == TensorProto.STRING
+    ]
+    labels = [
+        label.decode("utf-8", "replace")
+        for label in read_attributes(score_map).get("classlabels_strings", [])
+    ]
+    for place in reversed(range(len(graph.output))):
+        if graph.output[place].name in dropped:
+            del graph.output[place]
+    graph.output.append(helper.make_tensor_value_info(scores, TensorProto.FLOAT, None))
+    remove_unused(graph, dropped)
+    if labels and all(entry.key != "names" for entry in model.metadata_props):
+        model.metadata_props.add(key="names", value=json.dumps(labels))
+    if all(node.domain != _ML_DOMAIN for node in graph.node):
+        kept = [entry for entry in model.opset_import if entry.domain != _ML_DOMAIN]
+        del model.opset_import[:]
+        model.opset_import.extend(kept)
 
 
 # --- files of other formats ---------------------------------------------------------------------------------

@@ -163,6 +163,8 @@ def _check_boolean(value: Any) -> str | None:
 
 def _check_labels(value: Any) -> str | None:
     right = isinstance(value, list) and value and all(isinstance(v, str) and v.strip() for v in value)
+    if isinstance(value, list) and any(isinstance(v, bool) for v in value):
+        return "must be words; put quotes around yes, no, on and off, which YAML reads as true and false"
     return None if right else "must be a list of words, one for each class"
 
 

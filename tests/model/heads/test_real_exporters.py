@@ -19,6 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tiny_graphs import compiled_rows
+from visionedge.errors import ModelError
 from visionedge.model.model import Model, load_model
 from visionedge.model.postprocess import suppress_non_maxima
 
@@ -665,3 +666,91 @@ def test_an_export_of_paddledetection_gives_the_boxes_of_its_network(
     loaded = load_model(folder / "m.onnx")
     assert loaded.head == head
     _agree(_ours(loaded, picture), theirs, picture)
+
+
+# --- classifiers --------------------------------------------------------------------------------------------
+
+
+def _as_far_apart(theirs: Rows, ours: Rows) -> None:
+    """The probabilities of our classes are theirs, and no class of theirs is more probable."""
+    assert len(np.unique(theirs.round(4))) > 5, "too alike to tell classes apart"
+    np.testing.assert_allclose(ours[:, 4], theirs[ours[:, 5].astype(int)], atol=1e-3)
+    np.testing.assert_allclose(ours[:, 4], np.sort(theirs)[::-1][: len(ours)], atol=1e-3)
+
+
+def _logits_as_if_trained(torch: Any, network: Any, last: Any, pixels: Any) -> None:
+    """Let the logits of a random network, the results of its layer `last`, differ by a few units."""
+    _as_if_trained(torch, network, lambda: network(torch.cat([pixels, pixels.flip(3)])), {})
+    seen: list[Any] = []
+    handle = last.register_forward_hook(lambda _module, _given, result: seen.append(result[0].std()))
+    with torch.no_grad():
+        network(pixels)
+        last.weight.mul_(2 / float(seen[0]))
+    handle.remove()
+
+
+CLASSIFIERS = (
+    "mobilenet_v3_small",
+    "resnet18",
+    "squeezenet1_1",
+    "convnext_tiny",
+    "swin_t",
+    "efficientnet_b0",
+)
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["old exporter", "new exporter"])
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_torchvision_classifier_gives_the_probabilities_of_torchvision(
+    name: str, dynamo: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its logits get a softmax, and its pictures ImageNet's mean and deviation."""
+    torch, torchvision = _seeded(), _package("torchvision")
+    if dynamo:  # it shows its progress, with a thread
+        monkeypatch.setattr(_package("tqdm").tqdm, "monitor_interval", 0)
+    network = getattr(torchvision.models, name)(weights=None).eval()
+    picture = _picture(224, 224)
+    mean, std = (torch.tensor(each)[:, None, None] for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    pixels = ((_tensor(torch, picture) - mean) / std)[None]
+    layers = [m for m in network.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    _logits_as_if_trained(torch, network, layers[-1], pixels)
+    options = {"dynamo": True} if dynamo else {"dynamo": False, "opset_version": 17}
+    torch.onnx.export(network, (pixels,), str(tmp_path / "m.onnx"), **options)
+    loaded = load_model(tmp_path / "m.onnx")
+    assert (loaded.head, len(loaded.labels)) == ("classifier", 1000)
+    with torch.no_grad():
+        theirs = network(pixels)[0].softmax(0).numpy().astype(np.float64)
+    _as_far_apart(theirs, _ours(loaded, picture))
+
+
+def test_a_distilled_transformer_of_timm_averages_its_logits(tmp_path: Path) -> None:
+    torch, timm = _seeded(), _package("timm")
+    network = timm.create_model("deit_tiny_distilled_patch16_224", pretrained=False).eval()
+    torch.onnx.export(network, (torch.rand(1, 3, 224, 224),), str(tmp_path / "m.onnx"), dynamo=False)
+    assert load_model(tmp_path / "m.onnx").is_classifier
+
+
+def test_the_features_of_a_timm_network_are_no_classifier(tmp_path: Path) -> None:
+    torch, timm = _seeded(), _package("timm")
+    network = timm.create_model("resnet10t", pretrained=False, num_classes=0).eval()
+    torch.onnx.export(network, (torch.rand(1, 3, 96, 96),), str(tmp_path / "m.onnx"), dynamo=False)
+    with pytest.raises(ModelError, match="may be an embedding"):
+        load_model(tmp_path / "m.onnx")
+
+
+def test_a_classifier_of_ultralytics_gives_its_probabilities(ultralytics: Any) -> None:
+    """Pixels of 0-1, and a softmax in the graph; labels and size are in the metadata."""
+    torch = _seeded()
+    yolo = ultralytics.YOLO("yolo11n-cls.yaml", task="classify")
+    yolo.model.names = {i: f"n{i}" for i in range(1000)}
+    picture = _picture(96, 96)
+    pixels = _tensor(torch, picture)[None]
+    network = yolo.model.eval()
+    _logits_as_if_trained(torch, network, network.model[-1].linear, pixels)
+    with torch.no_grad():
+        theirs = network(pixels)
+    theirs = (theirs[0] if isinstance(theirs, tuple) else theirs)[0].numpy().astype(np.float64)
+    loaded = load_model(Path(yolo.export(format="onnx", imgsz=96, simplify=False)))
+    assert (loaded.head, loaded.labels[7]) == ("classifier", "n7")
+    assert loaded.interpretation.preprocess.mean == (0, 0, 0)
+    _as_far_apart(theirs, _ours(loaded, picture))

@@ -32,8 +32,8 @@ from visionedge.model.interpretation import (
 from visionedge.model.labels import LABELS_FILE_KEY, count_class_names
 from visionedge.model.preprocessing import describe_exporter, interpret
 
-MAX_CLASSES = 5
-"""The most rows per picture: the best classes, as many as the usual top-5 accuracy looks at."""
+MAX_CLASSES = 20
+"""The most rows per picture. A check of a device compares ten, and similar ones may change their places."""
 
 # The whole picture, although the evaluation of most training tools cuts out its middle: in the tall crop of a
 # person the head lies outside the middle. These tools shrink pictures with antialiasing.
@@ -46,11 +46,13 @@ IMAGENET_CLASSES = (1000, 1001)
 Activation = Literal["", "Softmax", "Sigmoid"]
 """The operator that turns an output into probabilities; "" for an output of probabilities."""
 
-_PLAIN_OPERATORS = frozenset(
-    {"AveragePool", "Cast", "Dropout", "Flatten", "GlobalAveragePool", "Identity", "ReduceMean", "Relu"}
-    | {"Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+_VALUE_PRESERVING = frozenset(
+    {"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 )
-"""Operators behind the last weights that leave logits what they are."""
+_PLAIN_OPERATORS = _VALUE_PRESERVING | frozenset(
+    {"Add", "AveragePool", "Div", "GlobalAveragePool", "Mul", "ReduceMean", "Relu", "Sub"}
+)
+"""Operators behind the last weights that leave logits what they are: they move, scale or average them."""
 
 _INPUT_EXAMPLES = (
     "input: {scale: 0.00392156863}   # pixels of 0-1, as Ultralytics",
@@ -157,9 +159,9 @@ def refuse_neighbour(signature: ModelSignature) -> None:
     if not ops.has_weights:
         return
     if _find_activation(signature, vectors[0]) is None:
-        last = ", ".join(sorted(ops.operators - _PLAIN_OPERATORS)[:6])
+        last = ", ".join(sorted(ops.operators - _VALUE_PRESERVING)[:6])
         reason = (
-            f"its last nodes ({last}) are neither a Softmax or Sigmoid nor a plain layer; if it is a"
+            f"it ends with {last}, which is neither a plain layer nor a Softmax or Sigmoid alone; if it is a"
             " classifier, export it so that it ends with one of these"
         )
         raise _make_neighbour_error(signature, reason)
