@@ -201,7 +201,7 @@ DECISIONS = sorted((DOCS / "decisions").glob("*.md"))
 
 
 def test_the_docs_stay_short_enough_to_be_read() -> None:
-    """At most 23,000 words, 7,000 for operators of fleets, and 3,500 of scenes with their configurations.
+    """At most 23,500 words, 7,000 for operators of fleets, and 3,500 of scenes with their configurations.
 
     README.md and CONTRIBUTING.md are apart.
     """
@@ -210,7 +210,7 @@ def test_the_docs_stay_short_enough_to_be_read() -> None:
     words = {path.relative_to(DOCS).as_posix(): len(path.read_text().split()) for path in DOCS.rglob("*.md")}
     assert sum(words.pop(name, 0) for name in fleet) <= 7_000
     assert sum(words.pop(name, 0) for name in scene) <= 3_500
-    assert sum(words.values()) <= 23_000
+    assert sum(words.values()) <= 23_500
 
 
 @pytest.mark.parametrize("path", DECISIONS, ids=lambda path: path.stem)
