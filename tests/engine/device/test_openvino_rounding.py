@@ -1,5 +1,6 @@
 """Graphs are changed so that bf16 costs less: what they compute stays the same."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from visionedge.engine.device.openvino_rounding import (
     keep_positions_in_fp32,
     reduce_rounding,
 )
+from visionedge.model.compiler.compile import compile_model
+from visionedge.model.model import load_model
 from visionedge.runtime.ov import import_openvino, installed_openvino
 
 if not installed_openvino():
@@ -182,3 +185,13 @@ def test_a_grid_that_is_a_constant_adds_no_output() -> None:
     )
     assert keep_positions_in_fp32(model) == 0
     assert len(model.outputs) == 1
+
+
+@pytest.mark.shared
+def test_the_attention_of_a_real_model_is_found(shared_data: Path) -> None:
+    """DEIMv2 has three decoder layers, each with an attention over queries and samples of two maps."""
+    path = shared_data / "models" / "deimv2_hgnetv2_femto_416_coco80.onnx"
+    model = openvino.Core().read_model(compile_model(load_model(path)))
+    model.reshape([2, 416, 416, 3])
+    assert drop_key_offsets(model) == 3
+    assert keep_positions_in_fp32(model) == 6
