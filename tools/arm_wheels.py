@@ -13,13 +13,8 @@ from pathlib import Path
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements"
 PYTHON_VERSION = "3.12"
 """That of the Dockerfile's default base."""
-PLATFORMS = (
-    "manylinux_2_28_aarch64",
-    "manylinux_2_27_aarch64",
-    "manylinux_2_17_aarch64",
-    "manylinux2014_aarch64",
-)
-"""What Debian 12 runs."""
+PLATFORMS = (*(f"manylinux_2_{minor}_aarch64" for minor in range(36, 16, -1)), "manylinux2014_aarch64")
+"""What Debian 12 runs, whose glibc is 2.36."""
 BUILT = ("paho-mqtt",)
 
 
@@ -34,7 +29,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         lock = Path(folder, "lock.txt")
         texts = [
-            REQUIREMENTS.joinpath(name).read_text(encoding="utf-8") for name in ("run-cpu.txt", "run-av.txt")
+            REQUIREMENTS.joinpath(name).read_text(encoding="utf-8")
+            for name in ("run-cpu.txt", "run-av.txt", "run-openvino.txt")
         ]
         lock.write_text(without_built("".join(texts)), encoding="utf-8")
         platforms = [word for name in PLATFORMS for word in ("--platform", name)]

@@ -221,8 +221,10 @@ def classify_openvino_error(text: str) -> DeviceVerdict:
     """The reason in the error of an Intel GPU that did not start; not seen on one, see openvino_session."""
     if found := _LIBRARY.search(text):
         return DeviceVerdict(ReasonCode.LIBRARY_MISSING, f"{found['library']} is missing")
+    if "no supported devices found" in text:
+        return DeviceVerdict(ReasonCode.NO_DEVICE, "OpenVINO lists no GPU")
     message = shorten_error_text(text) or "it gave no reason"
-    if "no supported devices found" in text or "is not registered" in text:
+    if "is not registered" in text:
         return DeviceVerdict(ReasonCode.NO_DEVICE, f"OpenVINO lists no GPU: {message}")
     if is_out_of_memory(text):
         return DeviceVerdict(ReasonCode.OUT_OF_MEMORY, message)

@@ -9,7 +9,6 @@ the texts in its plugin (2026.4), and was not seen on one.
 """
 
 import ctypes
-import math
 import threading
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from visionedge.engine.device.devices import EffectiveDevice, Runtime
 from visionedge.engine.device.faults import EngineError
+from visionedge.engine.device.openvino_rounding import reduce_rounding
 from visionedge.engine.device.session import BatchBuffer, NodePlacement, PictureBatch
 from visionedge.model.postprocess import Rows
 from visionedge.runtime.ov import import_openvino
@@ -31,9 +31,6 @@ _GPU_STREAMS = 2
 
 _PLUGINS = {"cpu": "CPU", _GPU: "GPU"}
 _PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-
-_MAX_EXPECTATION_NUMBERS = 64
-"""A layer with fewer weights is no part of a network: it is the expectation over the bins of a box."""
 
 
 class OpenVinoSession:
@@ -62,8 +59,6 @@ class OpenVinoSession:
         self._core = self._openvino.Core()
         self._plugin, self._options = _PLUGINS[device], _make_options(device, precision, data)
         model = self._core.read_model(graph)
-        if precision != "fp32":
-            keep_decoding_in_fp32(model)
         batch, height_px, width_px, _ = model.input(0).get_partial_shape()
         self._batch = batch.get_length() if batch.is_static else None
         self.size_px = (height_px.get_length(), width_px.get_length())
@@ -116,6 +111,8 @@ class OpenVinoSession:
                 model = self._model.clone()
                 if self._batch is None:
                     model.reshape(list(shape))
+                if self.precision != "fp32":
+                    reduce_rounding(model, self.device)
                 compiled = self._core.compile_model(model, self._plugin, self._options)
                 self._compiled[size] = _CompiledGraph(self._openvino, compiled, shape)
             return self._compiled[size]
@@ -202,53 +199,3 @@ def _make_writeable(whole: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return whole
     memory = (ctypes.c_uint8 * whole.nbytes).from_address(whole.ctypes.data)
     return np.frombuffer(memoryview(memory), np.uint8).reshape(whole.shape)
-
-
-# --- bf16: the decoding of boxes stays in fp32 --------------------------------------------------------------
-#
-# OpenVINO's CPU plugin computes layers with weights in bf16, and everything between them. What follows the
-# last layer stays in fp32. Boxes with bins (GFL: NanoDet, PicoDet, YOLOv8, D-FINE) end with a MatMul or a
-# convolution over a handful of numbers, which counts as such a layer; so the Softmax before it is rounded to
-# 8 bits, which moved PicoDet's boxes by a further 0.07 px (median) on 32 pictures. A product and a sum
-# compute the same, and are no layer. The attribute that forbids a conversion cannot be set from Python
-# (2026.4).
-
-
-def keep_decoding_in_fp32(model: Any) -> int:
-    """Write each expectation over bins as a product and a sum, in place; how many there were."""
-    openvino = import_openvino()
-    done = 0
-    for operator in model.get_ordered_ops():
-        found = _read_expectation(operator)
-        if found is None:
-            continue
-        weights, axis, keep = found
-        ops = openvino.opset13
-        product = ops.multiply(operator.input_value(0), ops.constant(weights))
-        total = ops.reduce_sum(product, ops.constant(np.array([axis])), keep)
-        for consumer in list(operator.output(0).get_target_inputs()):
-            consumer.replace_source_output(total.output(0))
-        done += 1
-    if done:
-        model.validate_nodes_and_infer_types()
-    return done
-
-
-def _read_expectation(operator: Any) -> tuple[NDArray[np.float32], int, bool] | None:
-    """The weights, the axis and whether it is kept, if an operator weighs a handful of numbers."""
-    kind = operator.get_type_name()
-    if kind not in ("MatMul", "Convolution"):
-        return None
-    source = operator.input_value(1).get_node()
-    if source.get_type_name() != "Constant":
-        return None
-    shape = tuple(source.get_output_shape(0))
-    if math.prod(shape) > _MAX_EXPECTATION_NUMBERS:
-        return None
-    weights = np.array(source.get_data(), np.float32)
-    if kind == "Convolution":
-        # [1, bins, 1, 1], as YOLOv8's exports have it
-        return (weights, 1, True) if shape[0] == 1 and math.prod(shape[2:]) == 1 else None
-    if operator.get_attributes().get("transpose_a") or weights.size != max(shape):
-        return None
-    return weights.reshape(-1), -1, weights.ndim > 1
