@@ -1,6 +1,6 @@
 """Make the int8 variant that only OpenVINO computes, MODEL.int8.openvino.onnx, with NNCF (Apache-2.0).
 
-    pip install -r requirements/nncf.txt      # an environment of its own, with visionedge[cpu,openvino,eval]
+    pip install -r requirements/nncf.in      # an environment of its own, with visionedge[cpu,openvino,eval]
     python tools/nncf_quantize.py nanodet.onnx --calibrate coco128/ --labels instances.json
 
 The pictures are used as by `visionedge model compile --precision int8`: every second one calibrates, the
@@ -23,6 +23,7 @@ import onnx
 from onnx import numpy_helper
 
 from visionedge import __version__
+from visionedge.engine.device.backend import list_cpu_precisions
 from visionedge.engine.device.openvino_session import OpenVinoSession
 from visionedge.engine.plan import read_cpu_name
 from visionedge.errors import ModelError, UnavailableError, VisionedgeError
@@ -102,7 +103,7 @@ def quantize(
     try:
         nncf: Any = importlib.import_module("nncf")
     except ImportError:
-        raise UnavailableError("nncf is not installed; pip install -r requirements/nncf.txt") from None
+        raise UnavailableError("nncf is not installed; pip install -r requirements/nncf.in") from None
     if len(network.graph.input) != 1:
         raise ModelError(f"{model.path}: has {len(network.graph.input)} inputs; NNCF's variant needs one")
     logging.getLogger("nncf").setLevel(logging.WARNING)
@@ -178,13 +179,14 @@ def judge(model: Model, data: CalibrationData, made: onnx.ModelProto) -> dict[st
     refusals = [parity.refusal(tolerance) for parity, _ in found]
     refusals += [common.refusal(tolerance.for_other_pictures()) for _, common in found if common is not None]
     (parity, common), (in_bf16, _) = found
+    used = sessions["bf16" in list_cpu_precisions()]
     return {
         "refused": next((refusal for refusal in refusals if refusal is not None), None),
         "parity": parity.document(),
         "parityHere": in_bf16.document(),
         "parityClip": None if common is None else common.document(),
         "tolerance": make_tolerance_document(tolerance),
-        "speed": judging.measure_speed(sessions[-1]),
+        "speed": judging.measure_speed(used),
     }
 
 
@@ -233,7 +235,7 @@ def _describe(report: Mapping[str, Any]) -> str:
         parity = report[name]
         ap = "" if parity["ap"] is None else f", AP {parity['ap']['variant']} ({parity['ap']['fp32']})"
         words.append(f"floats in {floats}: {parity['matched']:.1%} agree, shift {parity['scoreShift']}{ap}")
-    return f"{'; '.join(words)}; {report['speed']['timesAsFast']} times as fast as onnxruntime fp32"
+    return f"{'; '.join(words)}; here {report['speed']['timesAsFast']} times as fast as onnxruntime fp32"
 
 
 def _say(line: str) -> None:

@@ -88,5 +88,5 @@ def test_without_nncf_the_tool_says_what_to_install(
     for number, picture in enumerate(pictures(16)):
         cv2.imwrite(str(tmp_path / f"{number}.png"), picture)
     assert main([str(model), "--calibrate", str(tmp_path)]) == 3
-    assert "nncf is not installed; pip install -r requirements/nncf.txt" in capsys.readouterr().err
+    assert "nncf is not installed; pip install -r requirements/nncf.in" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.int8.*"))
