@@ -26,18 +26,24 @@ from visionedge.engine.device.session import (
 from visionedge.engine.engine_choice import CHOICES_FOLDER, CandidateFigures, EngineCandidate, EngineChoice
 from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.plan import OperatingPoint, Plan
-from visionedge.errors import UnavailableError
+from visionedge.errors import ModelError, UnavailableError
 from visionedge.model.compiler.build import CACHE_FOLDER as COMPILED
 from visionedge.model.model import Model, load_model
 from visionedge.model.parity import Parity, Tolerance
 from visionedge.model.postprocess import Rows
-from visionedge.model.quantization.variants import make_tolerance_document, make_variant_path, save_variant
+from visionedge.model.quantization.variants import (
+    VariantRuntime,
+    make_tolerance_document,
+    make_variant_path,
+    save_variant,
+)
 from visionedge.runtime.ov import installed_openvino
 
 GOOD = Parity(pictures=8, boxes=100, matched=0.97, score_shift=0.01, max_score_shift=0.1)
 BAD = Parity(pictures=8, boxes=100, matched=0.5, score_shift=0.01, max_score_shift=0.1)
 ORT, ORT_INT8 = EngineCandidate("onnxruntime", "fp32"), EngineCandidate("onnxruntime", "int8")
 OV, OV_BF16 = EngineCandidate("openvino", "fp32"), EngineCandidate("openvino", "bf16")
+OV_INT8 = EngineCandidate("openvino", "int8")
 USUAL, SLOW = 60_000, 200_000
 """Work of a run beside that of the session: a candidate without it is much faster."""
 
@@ -159,14 +165,17 @@ def model(tmp_path: Path) -> Model:
     return load_model(TinyDetector().save(tmp_path / "tiny.onnx"))
 
 
-def keep_variant(model: Model, parity: Parity = GOOD, seed: int = 1) -> None:
+def keep_variant(
+    model: Model, parity: Parity = GOOD, seed: int = 1, runtime: VariantRuntime | None = None
+) -> None:
     report = {
         "recipe": "a test's",
         "parity": parity.document(),
         "tolerance": make_tolerance_document(Tolerance()),
         "made": {"at": "2026-01-01T00:00:00Z"},
     }
-    save_variant(make_variant_path(model, "int8"), TinyDetector(seed=seed).proto(), model, "int8", report)
+    path = make_variant_path(model, "int8", runtime=runtime)
+    save_variant(path, TinyDetector(seed=seed).proto(), model, "int8", report, runtime=runtime)
 
 
 def opened(
@@ -391,6 +400,37 @@ def test_a_variant_is_a_candidate_of_each_runtime(model: Model, data: Path) -> N
         "onnxruntime int8",
         "openvino int8",
     ]
+
+
+def test_openvino_computes_a_variant_of_its_own_with_bf16_between_the_integers(
+    model: Model, data: Path
+) -> None:
+    """In place of the general one, which onnxruntime computes. Its floats were judged in bf16, too."""
+    keep_variant(model)
+    keep_variant(model, runtime="openvino")
+    runtimes = ScriptedRuntimes()
+    results = opened(model, data, runtimes).info().choice.results
+    assert [str(each.candidate) for each in results] == [
+        "onnxruntime fp32",
+        "openvino fp32",
+        "openvino bf16",
+        "onnxruntime int8",
+        "openvino int8",
+    ]
+    asked = [candidate for candidate, _ in runtimes.opened]
+    assert asked.count(OV_BF16) == 2, "the model, and the variant"
+
+
+def test_a_variant_for_openvino_is_never_opened_in_onnxruntime(model: Model, data: Path) -> None:
+    """Also where int8 is demanded."""
+    keep_variant(model, runtime="openvino")
+    only_ort = ScriptedRuntimes(runtimes=ONLY_ORT)
+    choice = opened(model, data, only_ort).info().choice
+    assert choice.reason.endswith("its int8 variant for openvino needs that runtime")
+    assert not has_candidates(model, choice, "auto", data=data, backend=only_ort.backend())
+    with pytest.raises(ModelError, match="has no int8 variant"):
+        opened(model, data, only_ort, precision="int8")
+    assert opened(model, data, ScriptedRuntimes(), precision="int8").info().choice.candidate == OV_INT8
 
 
 def test_another_variant_is_measured_again(model: Model, data: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tiny_models import TinyDetector
+from visionedge.errors import ModelError
 from visionedge.model.model import Model, load_model
 from visionedge.model.parity import Parity, Tolerance
 from visionedge.model.quantization.variants import (
@@ -14,7 +15,9 @@ from visionedge.model.quantization.variants import (
     find_variants,
     make_tolerance_document,
     make_variant_path,
+    require_variant,
     save_variant,
+    select_variants,
 )
 
 GOOD = Parity(pictures=8, boxes=100, matched=0.97, score_shift=0.01, max_score_shift=0.1)
@@ -28,6 +31,13 @@ def kept(folder: Path) -> tuple[Model, Path]:
         path, TinyDetector(seed=1).proto(), model, "int8", report("a test's", "2026-01-01T00:00:00Z")
     )
     return model, path
+
+
+def keep_for_openvino(model: Model) -> Path:
+    path = make_variant_path(model, "int8", runtime="openvino")
+    document = report("for OpenVINO", "2026-01-01T00:00:00Z")
+    save_variant(path, TinyDetector(seed=2).proto(), model, "int8", document, runtime="openvino")
+    return path
 
 
 def report(recipe: str, at: str) -> dict[str, object]:
@@ -87,6 +97,29 @@ def test_the_newer_of_two_variants_is_used(tmp_path: Path) -> None:
     )
     assert [variant.recipe for variant in find_variants(model, data)] == ["the newer one"]
     assert [variant.recipe for variant in find_variants(model)] == ["a test's"]
+
+
+def test_a_variant_for_openvino_stands_beside_the_general_one(tmp_path: Path) -> None:
+    """OpenVINO computes its own one, onnxruntime the general one."""
+    model, general = kept(tmp_path)
+    own = keep_for_openvino(model)
+    assert own.name == "tiny.int8.openvino.onnx"
+    found = find_variants(model)
+    assert [variant.path for variant in found] == [general, own]
+    assert [variant.path for variant in select_variants(found, "onnxruntime")] == [general]
+    assert [variant.path for variant in select_variants(found, "openvino")] == [own]
+    assert require_variant(model, "int8", None).path == general
+    general.unlink()
+    with pytest.raises(ModelError, match="has no int8 variant"):
+        require_variant(model, "int8", None)
+
+
+def test_a_variant_for_openvino_under_the_name_of_the_general_one_is_excluded(tmp_path: Path) -> None:
+    model, general = kept(tmp_path)
+    own = keep_for_openvino(model)
+    own.replace(general)
+    own.with_suffix(".json").replace(general.with_suffix(".json"))
+    assert find_variants(model) == ()
 
 
 def test_a_data_folder_that_may_not_be_entered_has_no_variants(tmp_path: Path) -> None:

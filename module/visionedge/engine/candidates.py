@@ -49,7 +49,13 @@ from visionedge.model.model import Model
 from visionedge.model.parity import MATCH_CONFIDENCE, Tolerance
 from visionedge.model.postprocess import Rows, Selection
 from visionedge.model.quantization.search import CalibrationSample, is_quantized
-from visionedge.model.quantization.variants import Variant, find_variants, is_usable, require_variant
+from visionedge.model.quantization.variants import (
+    Variant,
+    find_variants,
+    is_usable,
+    require_variant,
+    select_variants,
+)
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +75,13 @@ class CandidateGraph:
     graph: bytes
     tolerance: Tolerance
     is_variant: bool = False
+    variant_floats: str = "fp32"
+    """What the runtime computes the floats of a variant in."""
 
     @property
     def computed_precision(self) -> str:
         """What the runtime computes in where the graph leaves it open."""
-        return "fp32" if self.is_variant else self.candidate.precision
+        return self.variant_floats if self.is_variant else self.candidate.precision
 
     def describe_device(self, device: str) -> str:
         """The device as a key names it: the graph alone does not tell runtime, precision and options."""
@@ -101,10 +109,14 @@ class CandidateOpener(Protocol):
 # --- which there are ----------------------------------------------------------------------------------------
 
 
-def list_eligible_variants(original: Model, *, device: str, data: Path | None) -> list[Variant]:
+def list_eligible_variants(
+    original: Model, *, device: str, data: Path | None, runtimes: Sequence[str] = ("onnxruntime",)
+) -> list[Variant]:
     """The variants of a model that may be faster on a device, and that their reports do not refuse."""
     return [
-        variant for variant in find_variants(original, data) if _exclusion_reason(variant, device) is None
+        variant
+        for variant in find_variants(original, data)
+        if _exclusion_reason(variant, device, runtimes) is None
     ]
 
 
@@ -118,18 +130,21 @@ def has_candidates(
 ) -> bool:
     """Whether an engine that was not measured for a choice may be faster on the CPU."""
     measured = {figures.candidate.precision for figures in choice.results}
-    variants = list_eligible_variants(original, device="cpu", data=data)
+    runtimes = backend.find_runtimes("cpu")
+    variants = list_eligible_variants(original, device="cpu", data=data, runtimes=runtimes)
     if any(variant.precision not in measured for variant in variants):
         return True
-    return not measured and runtime == "auto" and len(backend.find_runtimes("cpu")) > 1
+    return not measured and runtime == "auto" and len(runtimes) > 1
 
 
-def _exclusion_reason(variant: Variant, device: str) -> str | None:
-    """Why a variant is not tried on a device, or None."""
+def _exclusion_reason(variant: Variant, device: str, runtimes: Sequence[str]) -> str | None:
+    """Why a variant is not tried on a device with these runtimes, or None."""
     if device not in _VARIANT_DEVICES[variant.precision]:
         return f"its {variant.precision} variant is not used on {device}"
     if variant.refusal or not is_usable(variant):
         return f"its {variant.precision} variant is refused by its report: {variant.refusal}"
+    if variant.runtime not in (None, *runtimes):
+        return f"its {variant.precision} variant for {variant.runtime} needs that runtime"
     return None
 
 
@@ -166,8 +181,13 @@ class CandidateSource:
         runtimes = self._runtimes()
         for runtime in runtimes:
             found += self._unchanged(runtime)
-        variants = self._variants(excluded)
-        found += [self._variant(runtime, variant) for variant in variants for runtime in runtimes]
+        made = self._variants(runtimes, excluded)
+        found += [
+            self._variant(runtime, made[variant], variant)
+            for variant in made
+            for runtime in runtimes
+            if variant in select_variants(made, runtime)
+        ]
         found = [graph for graph in found if wanted in ("auto", graph.candidate.precision)]
         if not found:
             raise UnavailableError(
@@ -209,23 +229,39 @@ class CandidateSource:
             for candidate in candidates
         ]
 
-    def _variants(self, excluded: list[str]) -> list[tuple[Variant, Model, bytes]]:
-        """The compiled variants that may be faster here, or the one that is demanded."""
+    def _variants(
+        self, runtimes: Sequence[Runtime], excluded: list[str]
+    ) -> dict[Variant, tuple[Model, bytes]]:
+        """The compiled variants that may be faster here, or those that are demanded."""
         wanted = self.settings.precision
         if wanted in ("int8", "fp16") and wanted not in self._computed_precisions():
-            variant = require_variant(self.original, wanted, self.data)
-            return [(variant, *load_or_compile_with_batch(variant.of(self.original), self.data))]
-        made = list[tuple[Variant, Model, bytes]]()
+            demanded = self._list_usable(wanted, runtimes)
+            demanded = demanded or [require_variant(self.original, wanted, self.data)]
+            return {
+                variant: load_or_compile_with_batch(variant.of(self.original), self.data)
+                for variant in demanded
+            }
+        made = dict[Variant, tuple[Model, bytes]]()
         for variant in find_variants(self.original, self.data) if wanted == "auto" else ():
-            if (reason := _exclusion_reason(variant, self.device)) is not None:
+            if (reason := _exclusion_reason(variant, self.device, runtimes)) is not None:
                 excluded.append(reason)
                 continue
             try:
-                made.append((variant, *load_or_compile_with_batch(variant.of(self.original), self.data)))
+                made[variant] = load_or_compile_with_batch(variant.of(self.original), self.data)
             except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no other base
                 log.warning("%s: cannot be used here: %s", variant.path, error)
                 excluded.append(f"its {variant.precision} variant does not run here")
         return made
+
+    def _list_usable(self, precision: str, runtimes: Sequence[Runtime]) -> list[Variant]:
+        """The variants of a precision that these runtimes may compute; none that its report refuses."""
+        return [
+            variant
+            for variant in find_variants(self.original, self.data)
+            if variant.precision == precision
+            and variant.runtime in (None, *runtimes)
+            and variant.refusal is None
+        ]
 
     def _computed_precisions(self) -> set[str]:
         """The precisions that runtimes compute the model's own graph in."""
@@ -235,11 +271,17 @@ class CandidateSource:
             for precision in self.backend.find_precisions(self.device, runtime)
         }
 
-    def _variant(self, runtime: Runtime, made: tuple[Variant, Model, bytes]) -> CandidateGraph:
-        variant, model, graph = made
-        tolerance = variant.tolerance.for_other_pictures()
+    def _variant(self, runtime: Runtime, made: tuple[Model, bytes], variant: Variant) -> CandidateGraph:
+        """A variant in a runtime; one that is made for this runtime was judged in bf16, too."""
+        model, graph = made
+        precisions = self.backend.find_precisions(self.device, runtime) if variant.runtime else ()
         return CandidateGraph(
-            EngineCandidate(runtime, variant.precision), model, graph, tolerance, is_variant=True
+            EngineCandidate(runtime, variant.precision),
+            model,
+            graph,
+            variant.tolerance.for_other_pictures(),
+            is_variant=True,
+            variant_floats="bf16" if "bf16" in precisions else "fp32",
         )
 
     def explain_single(self, excluded: Sequence[str]) -> str:

@@ -3,6 +3,9 @@
     MODEL.int8.onnx    the network, same inputs and outputs as the model's
     MODEL.int8.json    its model, how it was made, and its comparison with fp32 (``visionedge/parity/1``)
 
+``MODEL.int8.openvino.onnx`` is a variant for OpenVINO only, which computes it instead of the other one: where
+integers pay differs between runtimes.
+
 In the data folder they are named by the sha256 of the model. A variant is used only with its report, and
 only for the very model and preprocessing that it was made for.
 """
@@ -11,10 +14,10 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 
@@ -29,7 +32,14 @@ log = logging.getLogger(__name__)
 
 REPORT_SCHEMA = "visionedge/parity/1"
 VARIANTS_FOLDER = "variants"
-PRECISIONS: tuple[Precision, ...] = ("int8", "fp16")
+VariantRuntime = Literal["openvino"]
+"""A runtime that has variants of its own."""
+
+_KINDS: tuple[tuple[Precision, VariantRuntime | None], ...] = (
+    ("int8", None),
+    ("int8", "openvino"),
+    ("fp16", None),
+)
 _MAX_REPORT_BYTES = 4 << 20
 
 
@@ -37,7 +47,7 @@ _MAX_REPORT_BYTES = 4 << 20
 class Variant:
     """A network of a model in another precision, and its report.
 
-    `refusal`: why it must not be used, or None.
+    `refusal`: why it must not be used, or None. `runtime`: the only one that computes it, or None.
     """
 
     precision: Precision
@@ -48,6 +58,7 @@ class Variant:
     tolerance: Tolerance
     refusal: str | None
     made_at: str = ""
+    runtime: VariantRuntime | None = None
 
     def of(self, model: Model) -> Model:
         """The model with this network and the same interpretation."""
@@ -55,20 +66,28 @@ class Variant:
 
 
 def find_variants(model: Model, data: Path | None = None, into: Path | None = None) -> tuple[Variant, ...]:
-    """The variants of a model, for each precision the one that was made last.
+    """The variants of a model, for each precision and runtime the one that was made last.
 
     They are looked for beside the model (or in the folder `into` instead) and in the data folder.
 
     Damaged files, and those of other models, are logged and skipped.
     """
-    newest: dict[Precision, Variant] = {}
-    for precision in PRECISIONS:
+    newest: list[Variant] = []
+    for precision, runtime in _KINDS:
         found = [
-            _read_variant(model, precision, report) for report in _list_reports(model, precision, data, into)
+            _read_variant(model, precision, runtime, report)
+            for report in _list_reports(model, precision, data, into, runtime)
         ]
         if there := [variant for variant in found if variant is not None]:
-            newest[precision] = max(there, key=lambda variant: variant.made_at)
-    return tuple(newest.values())
+            newest.append(max(there, key=lambda variant: variant.made_at))
+    return tuple(newest)
+
+
+def select_variants(variants: Iterable[Variant], runtime: str) -> list[Variant]:
+    """Those that a runtime computes: its own in place of the general one of the same precision."""
+    fitting = [variant for variant in variants if variant.runtime in (None, runtime)]
+    own = {variant.precision for variant in fitting if variant.runtime is not None}
+    return [variant for variant in fitting if variant.runtime is not None or variant.precision not in own]
 
 
 def is_usable(variant: Variant, tolerance: Tolerance | None = None) -> bool:
@@ -77,12 +96,18 @@ def is_usable(variant: Variant, tolerance: Tolerance | None = None) -> bool:
 
 
 def make_variant_path(
-    model: Model, precision: Precision, folder: Path | None = None, data: Path | None = None
+    model: Model,
+    precision: Precision,
+    folder: Path | None = None,
+    data: Path | None = None,
+    *,
+    runtime: VariantRuntime | None = None,
 ) -> Path:
     """Where a variant of a model lies: in `folder` under the model's name, or under `data` by its sum."""
+    name = ".".join([precision, *filter(None, [runtime]), "onnx"])
     if data is not None:
-        return data / VARIANTS_FOLDER / f"{model.sha256[:32]}.{precision}.onnx"
-    return (folder or model.path.parent) / f"{model.path.stem}.{precision}.onnx"
+        return data / VARIANTS_FOLDER / f"{model.sha256[:32]}.{name}"
+    return (folder or model.path.parent) / f"{model.path.stem}.{name}"
 
 
 def hash_preprocess(model: Model) -> str:
@@ -95,7 +120,13 @@ def hash_preprocess(model: Model) -> str:
 
 
 def save_variant(
-    path: Path, network: onnx.ModelProto, model: Model, precision: Precision, report: Mapping[str, Any]
+    path: Path,
+    network: onnx.ModelProto,
+    model: Model,
+    precision: Precision,
+    report: Mapping[str, Any],
+    *,
+    runtime: VariantRuntime | None = None,
 ) -> None:
     """Write a variant and its report, the report last: without it the network is not used.
 
@@ -108,7 +139,11 @@ def save_variant(
     document = {
         "schema": REPORT_SCHEMA,
         "model": {"name": model.name, "sha256": model.sha256, "preparation": hash_preprocess(model)},
-        "variant": {"precision": precision, "sha256": hashlib.sha256(content).hexdigest()},
+        "variant": {
+            "precision": precision,
+            "runtime": runtime,
+            "sha256": hashlib.sha256(content).hexdigest(),
+        },
         **report,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,24 +153,32 @@ def save_variant(
     write_atomically(report_path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _list_reports(model: Model, precision: Precision, data: Path | None, into: Path | None) -> Iterator[Path]:
-    places = [make_variant_path(model, precision, data=data)] if data is not None else []
-    for place in (*places, make_variant_path(model, precision, into)):
+def _list_reports(
+    model: Model,
+    precision: Precision,
+    data: Path | None,
+    into: Path | None,
+    runtime: VariantRuntime | None = None,
+) -> Iterator[Path]:
+    places = [make_variant_path(model, precision, data=data, runtime=runtime)] if data is not None else []
+    for place in (*places, make_variant_path(model, precision, into, runtime=runtime)):
         report = place.with_suffix(".json")
         # Unlike Path.is_file, this also answers for a folder that may not be entered.
         if os.path.isfile(report) and place != model.path:  # noqa: PTH113
             yield report
 
 
-def _read_variant(model: Model, precision: Precision, report: Path) -> Variant | None:
+def _read_variant(
+    model: Model, precision: Precision, runtime: VariantRuntime | None, report: Path
+) -> Variant | None:
     path = report.with_suffix(".onnx")
     try:
         document = _read_document(report)
-        if (words := _explain_mismatch(document, model, precision)) is not None:
+        if (words := _explain_mismatch(document, model, precision, runtime)) is not None:
             log.warning("%s: %s; not used", path, words)
             return None
         sha256 = _check_sum(path, document["variant"]["sha256"])
-        return _variant(document, precision, path, sha256)
+        return replace(_variant(document, precision, path, sha256), runtime=runtime)
     except (
         OSError,
         ArithmeticError,
@@ -170,10 +213,14 @@ def _check_sum(path: Path, expected: str) -> str:
     return sha256
 
 
-def _explain_mismatch(document: Mapping[str, Any], model: Model, precision: Precision) -> str | None:
+def _explain_mismatch(
+    document: Mapping[str, Any], model: Model, precision: Precision, runtime: VariantRuntime | None
+) -> str | None:
     """Why a report does not belong to this model and its preprocessing; None if it does."""
     if document["variant"]["precision"] != precision:
         return f"is {document['variant']['precision']} by its report"
+    if document["variant"].get("runtime") != runtime:
+        return f"was made for {document['variant'].get('runtime') or 'every runtime'} by its report"
     if document["model"]["sha256"] != model.sha256:
         return f"is a variant of another version of {model.name}"
     if document["model"]["preparation"] != hash_preprocess(model):
@@ -197,14 +244,16 @@ def _parse_tolerance(document: Mapping[str, Any]) -> Tolerance:
 def require_variant(
     model: Model, precision: Precision, data: Path | None, into: Path | None = None
 ) -> Variant:
-    """The variant of a precision that the configuration demands.
+    """The variant of a precision, for every runtime, that the configuration demands.
 
     Raises:
         ModelError: there is none, or its report refuses it; and how to make one.
     """
     remedy = f"visionedge model compile {model.path} --precision {precision}"
     remedy += " --calibrate DIR" if precision == "int8" else ""
-    variant = next((v for v in find_variants(model, data, into) if v.precision == precision), None)
+    variant = next(
+        (v for v in find_variants(model, data, into) if (v.precision, v.runtime) == (precision, None)), None
+    )
     if variant is None:
         raise ModelError(f"{model.path}: has no {precision} variant; make one: {remedy}")
     if variant.refusal is not None:
