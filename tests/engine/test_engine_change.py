@@ -210,7 +210,7 @@ def test_a_caller_beside_the_lanes_keeps_the_engine_open(harness: LanePoolHarnes
 
 def test_lanes_are_added_and_paused_according_to_the_plan(harness: LanePoolHarness, small: Model) -> None:
     harness.lineup.swap_engine(FakeEngine(small, lanes=2, process=ProcessStatus(1, 0, None)), SURE)
-    assert sorted(harness.thread_group.alive()) == ["lane:0", "lane:1", "lane:2"]
+    assert sorted(harness.thread_group.alive()) == ["lane:0", "lane:1", "lane:2", "lane:3"]
     slow = FakeEngine(small, lanes=1)
     slow.hold = threading.Event()
     harness.lineup.swap_engine(slow, SURE)
@@ -225,7 +225,7 @@ def test_lanes_are_added_and_paused_according_to_the_plan(harness: LanePoolHarne
     harness.lineup.start_lanes()
     slow.hold.set()
     harness.delivered.wait_for(7)
-    assert sorted(harness.thread_group.alive()) == ["lane:0", "lane:1", "lane:2"]
+    assert sorted(harness.thread_group.alive()) == ["lane:0", "lane:1", "lane:2", "lane:3"]
 
 
 def test_another_selection_counts_from_the_next_batch_on(harness: LanePoolHarness, small: Model) -> None:

@@ -154,11 +154,11 @@ def test_an_engine_process_reports_like_an_engine(opened: EngineHarness, model: 
     assert "tiny ready" in repr(opened.engine)
 
 
-def test_one_extra_lane_hides_the_transfer_to_the_child(opened: EngineHarness, model: Model) -> None:
-    """And the child has a channel for it, beside those for pictures over HTTP."""
+def test_two_extra_lanes_hide_the_transfer_to_the_child(opened: EngineHarness, model: Model) -> None:
+    """And the child has channels for them, beside those for pictures over HTTP."""
     here, there = open_engine(model, CPU).info(), opened.engine.info()
     assert count_lanes(here) == here.plan.lanes
-    assert count_lanes(there) == there.plan.lanes + 1
+    assert count_lanes(there) == there.plan.lanes + 2
 
 
 def test_concurrent_lanes_get_their_own_rows(

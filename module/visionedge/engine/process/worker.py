@@ -103,8 +103,8 @@ def _readable(channel: socket.socket, timeout_s: float) -> bool:
     return bool(poll.poll(timeout_s * 1000))
 
 
-_SPARE_CHANNELS = 3
-"""Reply channels beside those of the lanes: for one more lane, and for pictures that come over HTTP."""
+_SPARE_CHANNELS = 5
+"""Reply channels beside those of the lanes: for two more lanes, for crops, and for pictures over HTTP."""
 
 _LOG_LINE_CHARACTERS = 1000
 _LOG_LINES_PER_S = 50
