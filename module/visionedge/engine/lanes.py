@@ -345,7 +345,7 @@ class LanePool:
         """
         pending: dict[int, Future[Picture]] = {}
         try:
-            if len(frames) > 1:  # else the lane itself resizes, and needs no lock
+            if len(frames) > 2:  # else the lane itself resizes, and needs no lock
                 with self._changed:
                     pending = {
                         index: self._resizers.submit(frame.input_picture)
