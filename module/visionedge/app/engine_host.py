@@ -79,8 +79,15 @@ class EngineHost:
         self._models = {
             name: HostedModel(name, self._resources) for name in (DEFAULT_MODEL, *self._config.models)
         }
-        loaded = [hosted.load() for hosted in self._models.values()]
-        return all(loaded)
+        is_complete, problems = True, list[str]()
+        for hosted in self._models.values():
+            try:
+                is_complete &= hosted.load()
+            except ConfigError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigError(problems)
+        return is_complete
 
     def resizers(self) -> list[InputResizer]:
         """How cameras prepare frames for each model that is loaded."""
