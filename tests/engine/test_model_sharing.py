@@ -37,6 +37,7 @@ class SharedMachine:
     models: dict[str, tuple[float, int, int]]
     cameras: dict[str, str]
     hung: str | None = None
+    failing: str | None = None
     now_ns: int = 0
     busy: list[tuple[int, int, Batch]] = field(default_factory=list)
     sequences: Counter[str] = field(default_factory=Counter)
@@ -80,6 +81,8 @@ class SharedMachine:
                 duration_ns = round(picture_ms * MS * len(batch))
                 if model == self.hung:
                     duration_ns = 10_000 * SECOND
+                elif model == self.failing:
+                    duration_ns = 1 * SECOND
                 self.busy.append((self.now_ns + duration_ns, batch.number, batch))
                 self.idle[model] -= 1
                 running = [self.models[each.frames[0].model] for _, _, each in self.busy]
@@ -92,7 +95,8 @@ class SharedMachine:
         picture_ms = self.models[batch.frames[0].model][0]
         self.idle[batch.frames[0].model] += 1
         infer_ns = round(picture_ms * MS * len(batch))
-        found = self.batcher.done(batch, [result(each, infer_ns, len(batch)) for each in batch.frames])
+        computed = () if batch.frames[0].model == self.failing else batch.frames
+        found = self.batcher.done(batch, [result(each, infer_ns, len(batch)) for each in computed])
         while found:
             found = self.batcher.confirm(found, len(found))
 
@@ -149,6 +153,23 @@ def test_a_model_that_hangs_does_not_stop_the_cameras_of_another_one() -> None:
     before = machine.engine_s()["dock"]
     machine.play(10)
     assert machine.engine_s()["dock"] - before > 9, "both lanes of the machine work for the other model"
+
+
+def test_a_model_without_an_engine_costs_the_cameras_of_another_one_nothing() -> None:
+    """Each of its batches waits for a second and fails, for as long as its process is away."""
+    machine = SharedMachine({"fast": (5, 2, 1), "slow": (20, 2, 1)}, {"dock": "fast", "yard": "slow"})
+    machine.play(2)
+    machine.failing = "slow"
+    machine.play(3)
+    before = machine.engine_s()["dock"]
+    machine.play(10)
+    assert machine.engine_s()["dock"] - before > 19.5
+    machine.failing = None
+    machine.play(3)
+    first = machine.engine_s()
+    machine.play(10)
+    last = machine.engine_s()
+    assert last["yard"] - first["yard"] == pytest.approx(last["dock"] - first["dock"], rel=0.05)
 
 
 def test_a_camera_that_paused_has_no_long_lead() -> None:

@@ -30,7 +30,8 @@ _COST_SHARE = 0.05
 """The share of the newest batch in the mean engine time of a picture."""
 
 _MAX_CREDIT_NS = 200_000_000.0
-"""A camera that paused is ahead of the others by this engine time at most, not by all that it missed."""
+"""A camera that paused, or whose engine failed, is ahead of the others by this engine time at most, not by
+all that it missed."""
 
 _OVERDUE_FACTOR, _OVERDUE_NS = 4, 100_000_000
 """A batch that takes so many times its usual time, and this much more, does not hold back other models: its
@@ -127,6 +128,7 @@ class _ModelLanes:
     """The lanes of one model: `needed` of them keep the device busy, `waiting` of them wait for frames now.
 
     `picture_ns` and `batch_ns`: the mean engine time of a picture and of a batch; 0 before the first one.
+    `is_failing`: its last batch had no result, so its batches use nothing of the device.
     """
 
     work: threading.Condition
@@ -135,6 +137,12 @@ class _ModelLanes:
     running: int = 0
     picture_ns: float = 0.0
     batch_ns: float = 0.0
+    is_failing: bool = False
+
+    @property
+    def share(self) -> float:
+        """The part of the device that one more batch uses."""
+        return 0.0 if self.is_failing else 1 / self.needed
 
     def measure(self, infer_ns: int, pictures: int) -> None:
         """Take the engine time of a batch into the means."""
@@ -251,8 +259,6 @@ class Batcher:
             replaced, slot.frame = slot.frame, frame
             if replaced is not None:
                 slot.dropped[DropReason.REPLACED] += 1
-            elif not len(slot.in_flight):
-                slot.virtual_ns = max(slot.virtual_ns, self._virtual_ns - _MAX_CREDIT_NS)
             if slot.is_ready:
                 self._wake_next()
         return replaced is not None
@@ -319,7 +325,7 @@ class Batcher:
         found = {(result.frame.camera, result.frame.sequence): result for result in results}
         with self._lock:
             now_ns = self._clock()
-            self._end(batch)
+            self._end(batch, failed=not results)
             if results:
                 self._measure(results)
             for frame in batch.frames:
@@ -369,7 +375,7 @@ class Batcher:
                 slot.in_flight.remove(frame)
                 slot.dropped[DropReason.STALE] += 1
             if not fresh:
-                self._end(batch)
+                self._end(batch, failed=True)
             released = self._advance((frame.camera for frame in batch.frames), now_ns)
         return (replace(batch, frames=tuple(fresh)) if fresh else None), released
 
@@ -457,7 +463,7 @@ class Batcher:
         """Whether the device has room for one more batch of a model, beside those of all models."""
         now_ns = self._clock()
         used = sum(batch.share for batch in self._running.values() if batch.until_ns > now_ns)
-        return not used or used + 1 / lanes.needed < 1.001
+        return not used or used + lanes.share < 1.001
 
     def _form_batch(self, model: str, max_count: int, now_ns: int, *, share: bool) -> Batch:
         """The ready frames for a model as a batch, those of the least virtual times."""
@@ -479,22 +485,23 @@ class Batcher:
             slot = self._slots.pop(frame.camera)
             slot.frame = None
             slot.in_flight.add(frame)
-            slot.virtual_ns += lanes.picture_ns
+            slot.virtual_ns = max(slot.virtual_ns, self._virtual_ns - _MAX_CREDIT_NS) + lanes.picture_ns
             slot.emptied.notify_all()
             self._slots[frame.camera] = slot
         self._batch_sizes[len(ready)] += 1
         self._batches += 1
         until_ns = now_ns + _OVERDUE_FACTOR * lanes.batch_ns + _OVERDUE_NS
-        self._running[self._batches] = _RunningBatch(lanes, 1 / lanes.needed, until_ns)
+        self._running[self._batches] = _RunningBatch(lanes, lanes.share, until_ns)
         lanes.running += 1
         # One `put` wakes one lane; wake another one for the frames that this lane did not take.
         self._wake_next()
         return Batch(tuple(frame for _, _, frame in ready), now_ns, number=self._batches)
 
-    def _end(self, batch: Batch) -> None:
+    def _end(self, batch: Batch, *, failed: bool) -> None:
         """A batch, or a part of it, is not computed any more."""
         if (running := self._running.pop(batch.number, None)) is not None:
             running.lanes.running -= 1
+            running.lanes.is_failing = failed
 
     def _measure(self, results: Sequence[FrameResult]) -> None:
         """Count the engine time of a batch for its cameras, and in the means of its model."""
