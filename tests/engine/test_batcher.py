@@ -323,7 +323,7 @@ def test_a_lane_leaves_frames_to_the_lanes_that_wait(waiting: int, size: int) ->
     made._models[DEFAULT_MODEL].waiting = waiting
     for camera in ("dock", "gate", "hall"):
         made.put(frame(camera, 1))
-    batch = made.take(0, share=True)
+    batch = made.take(0, spread=True)
     assert batch is not None
     assert len(batch) == size
 

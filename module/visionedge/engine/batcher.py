@@ -285,11 +285,11 @@ class Batcher:
         max_count: int | None = None,
         model: str = DEFAULT_MODEL,
         *,
-        share: bool = False,
+        spread: bool = False,
     ) -> Batch | None:
         """Wait for frames for a model and take up to `max_count` of them.
 
-        With `share` it leaves frames for the lanes that wait: a core that computes is better than a larger
+        With `spread` it leaves frames for the lanes that wait: a core that computes is better than a larger
         batch. None when closed, when the model was removed, or after `timeout_s`. The batch has results
         instead of frames if some have waited too long for an earlier one.
         """
@@ -304,7 +304,7 @@ class Batcher:
                     return Batch((), now_ns, tuple(released))
                 self._drop_old_frames(model, now_ns)
                 if self._find_next(own=model) == model:
-                    return self._form_batch(model, max_count, now_ns, share=share)
+                    return self._form_batch(model, max_count, now_ns, spread=spread)
                 left_s = None if deadline_ns is None else (deadline_ns - time.monotonic_ns()) / 1e9
                 if left_s is not None and left_s <= 0:
                     return None
@@ -465,7 +465,7 @@ class Batcher:
         used = sum(batch.share for batch in self._running.values() if batch.until_ns > now_ns)
         return not used or used + lanes.share < 1.001
 
-    def _form_batch(self, model: str, max_count: int, now_ns: int, *, share: bool) -> Batch:
+    def _form_batch(self, model: str, max_count: int, now_ns: int, *, spread: bool) -> Batch:
         """The ready frames for a model as a batch, those of the least virtual times."""
         lanes = self._models[model]
         # Stable: cameras with equal times stay in the order of turns.
@@ -477,7 +477,7 @@ class Batcher:
             ),
             key=lambda each: each[:2],
         )
-        if share:
+        if spread:
             max_count = min(max_count, math.ceil(len(ready) / (1 + lanes.waiting)))
         ready = ready[:max_count]
         self._virtual_ns = max(self._virtual_ns, ready[0][0])

@@ -117,7 +117,7 @@ class Lane:
         model = self._engines.model
         while (engine := self._pool.wait_until_needed(self._engines, self._number)) is not None:
             on_cpu, max_count = engine.device.effective == "cpu", engine.plan.max_batch
-            batch = self._batcher.take(max_count=max_count, model=model, share=on_cpu)
+            batch = self._batcher.take(max_count=max_count, model=model, spread=on_cpu)
             if batch is None:
                 return
             self._hand_on(batch.released)
