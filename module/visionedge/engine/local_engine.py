@@ -445,7 +445,9 @@ class _EngineOpener:
             UnavailableError: bf16 was demanded, and is not to be had here.
         """
         refused: DeviceVerdict | None = None
-        if self._wants_openvino() and verdict.code is not ReasonCode.RUNTIME_REFUSED:
+        if verdict.code is ReasonCode.RUNTIME_REFUSED and self.settings.runtime != "onnxruntime":
+            return self._without_openvino(verdict).on_cpu(verdict)
+        if self._wants_openvino():
             opened = self._on_cpu_in_openvino(verdict)
             if isinstance(opened, LocalEngine):
                 return opened
@@ -460,6 +462,16 @@ class _EngineOpener:
         if refused is not None:
             engine.add_note(f"OpenVINO is not used: {refused.reason} ({refused.code})")
         return engine
+
+    def _without_openvino(self, verdict: DeviceVerdict) -> "_EngineOpener":
+        """The same, without a choice of OpenVINO from before it failed; bf16 needs it, so fp32 it is."""
+        precision = "fp32" if self.settings.precision == "bf16" else self.settings.precision
+        chosen = EngineChoice(EngineCandidate("onnxruntime", "fp32"), verdict.reason)
+        return dataclasses.replace(
+            self,
+            settings=dataclasses.replace(self.settings, runtime="onnxruntime", precision=precision),
+            choices={**self.choices, "cpu": chosen},
+        )
 
     def _wants_openvino(self) -> bool:
         """Whether the CPU is to compute with OpenVINO: it is requested, or the only one that has bf16."""
@@ -641,8 +653,8 @@ def _format_gpu_reason(device: DeviceState) -> str:
         return ""
     if device.code is ReasonCode.NO_GPU_BUILD and not device.degraded:
         return "; no GPU: onnxruntime without CUDA"
-    requested = "openvino" if device.code in _RUNTIME_REASONS else device.requested
-    return f"; {requested} was requested: {device.reason} ({device.code})"
+    why = "" if device.code in _RUNTIME_REASONS else f"{device.requested} was requested: "
+    return f"; {why}{device.reason} ({device.code})"
 
 
 def _log_opened(engine: LocalEngine, level: int) -> LocalEngine:
