@@ -385,7 +385,8 @@ def test_the_line_about_the_engine_is_short_and_the_rest_is_for_debugging(
 ) -> None:
     """Model, device, precision, lanes and batch time; `detect` logs it only at DEBUG."""
     caplog.set_level(logging.DEBUG)
-    engine = open_engine(model, CPU, data=tmp_path / "data", cores=1, level=level)
+    one_runtime = CPU.model_copy(update={"runtime": "onnxruntime"})
+    engine = open_engine(model, one_runtime, data=tmp_path / "data", cores=1, level=level)
     lines = {r.getMessage(): r.levelno for r in caplog.records if r.name.endswith("local_engine")}
     short, long = (next(line for line in lines if line.startswith(w)) for w in ("engine ready: ", "engine: "))
     assert re.fullmatch(r"engine ready: tiny on cpu \(fp32\), 1 lane x batch \d, \d+\.\d ms", short)
