@@ -302,9 +302,11 @@ class Batcher:
                 now_ns = self._clock()
                 if self._early and (released := self._release(tuple(self._early), now_ns)):
                     return Batch((), now_ns, tuple(released))
-                self._drop_old_frames(model, now_ns)
-                if self._find_next(own=model) == model:
-                    return self._form_batch(model, max_count, now_ns, spread=spread)
+                ready = self._ready_slots(model, now_ns)
+                if ready and self._is_next(model):
+                    if spread:
+                        max_count = min(max_count, math.ceil(len(ready) / (1 + lanes.waiting)))
+                    return self._form_batch(model, ready, max_count, now_ns)
                 left_s = None if deadline_ns is None else (deadline_ns - time.monotonic_ns()) / 1e9
                 if left_s is not None and left_s <= 0:
                     return None
@@ -420,8 +422,9 @@ class Batcher:
 
     # --- with the lock held, assignments only ---------------------------------------------------------------
 
-    def _drop_old_frames(self, model: str, now_ns: int) -> None:
-        """Drop the waiting frames for a model that are too old."""
+    def _ready_slots(self, model: str, now_ns: int) -> list[_Slot]:
+        """The slots whose frames for a model can be taken, in the order of turns; drops frames too old."""
+        ready: list[_Slot] = []
         for slot in self._slots.values():
             frame = slot.frame
             if frame is None or frame.model != model or not slot.is_ready:
@@ -430,14 +433,19 @@ class Batcher:
                 slot.frame = None
                 slot.dropped[DropReason.STALE] += 1
                 slot.emptied.notify_all()
+            else:
+                ready.append(slot)
+        return ready
+
+    def _is_next(self, model: str) -> bool:
+        """Whether a lane of this model, for which a frame is ready, may take it now."""
+        return len(self._models) == 1 or self._find_next(own=model) == model
 
     def _find_next(self, own: str | None = None) -> str | None:
         """The model whose frame is next, if the device has room; `own`: a lane of this model asks.
 
         Models whose lanes all compute do not count.
         """
-        if len(self._models) == 1:
-            return self._find_ready_model(own)
         first: _Slot | None = None
         for slot in self._slots.values():
             if (frame := slot.frame) is None or not slot.is_ready:
@@ -451,10 +459,10 @@ class Batcher:
         model = first.frame.model
         return model if self._has_room(self._models[model]) else None
 
-    def _find_ready_model(self, own: str | None) -> str | None:
-        """The only model, if a frame for it is ready and a lane is idle."""
+    def _find_only(self) -> str | None:
+        """The only model, if a lane waits and a frame is ready; cheaper than `_find_next`."""
         ((model, lanes),) = self._models.items()
-        if own is None and not lanes.waiting:
+        if not lanes.waiting:
             return None
         ready = (slot.frame for slot in self._slots.values() if slot.frame is not None and slot.is_ready)
         return model if any(frame.model == model for frame in ready) else None
@@ -465,37 +473,28 @@ class Batcher:
         used = sum(batch.share for batch in self._running.values() if batch.until_ns > now_ns)
         return not used or used + lanes.share < 1.001
 
-    def _form_batch(self, model: str, max_count: int, now_ns: int, *, spread: bool) -> Batch:
-        """The ready frames for a model as a batch, those of the least virtual times."""
+    def _form_batch(self, model: str, ready: list[_Slot], max_count: int, now_ns: int) -> Batch:
+        """The frames of those ready slots for a model that have the least virtual times, as a batch."""
         lanes = self._models[model]
         # Stable: cameras with equal times stay in the order of turns.
-        ready = sorted(
-            (
-                (slot.virtual_ns, number, slot.frame)
-                for number, slot in enumerate(self._slots.values())
-                if slot.frame is not None and slot.frame.model == model and slot.is_ready
-            ),
-            key=lambda each: each[:2],
-        )
-        if spread:
-            max_count = min(max_count, math.ceil(len(ready) / (1 + lanes.waiting)))
-        ready = ready[:max_count]
-        self._virtual_ns = max(self._virtual_ns, ready[0][0])
-        for _, _, frame in ready:
+        ready = sorted(ready, key=lambda slot: slot.virtual_ns)[:max_count]
+        self._virtual_ns = max(self._virtual_ns, ready[0].virtual_ns)
+        frames = tuple(slot.frame for slot in ready if slot.frame is not None)
+        for frame in frames:
             slot = self._slots.pop(frame.camera)
             slot.frame = None
             slot.in_flight.add(frame)
             slot.virtual_ns = max(slot.virtual_ns, self._virtual_ns - _MAX_CREDIT_NS) + lanes.picture_ns
             slot.emptied.notify_all()
             self._slots[frame.camera] = slot
-        self._batch_sizes[len(ready)] += 1
+        self._batch_sizes[len(frames)] += 1
         self._batches += 1
         until_ns = now_ns + _OVERDUE_FACTOR * lanes.batch_ns + _OVERDUE_NS
         self._running[self._batches] = _RunningBatch(lanes, lanes.share, until_ns)
         lanes.running += 1
         # One `put` wakes one lane; wake another one for the frames that this lane did not take.
         self._wake_next()
-        return Batch(tuple(frame for _, _, frame in ready), now_ns, number=self._batches)
+        return Batch(frames, now_ns, number=self._batches)
 
     def _end(self, batch: Batch, *, failed: bool) -> None:
         """A batch, or a part of it, is not computed any more."""
@@ -514,7 +513,8 @@ class Batcher:
 
     def _wake_next(self) -> None:
         """Wake a lane of the model that is next, if one is idle."""
-        if (model := self._find_next()) is not None:
+        model = self._find_only() if len(self._models) == 1 else self._find_next()
+        if model is not None:
             self._models[model].work.notify()
 
     def _wake_any(self) -> None:
