@@ -149,7 +149,7 @@ def test_every_question_is_counted_once(steps: list[Any]) -> None:
 
 
 class CountingEngine:
-    """An engine that counts its batches, and fails when it is told to."""
+    """An engine that counts its batches; each of `errors` is raised by one of them."""
 
     def __init__(self, engine: Engine, max_batch: int = 4) -> None:
         self._engine = engine

@@ -120,9 +120,13 @@ class EngineHost:
             await opening
         finally:
             opening.cancel()
-        in_use = [hosted.current.model.sha256 for hosted in self._models.values() if hosted.current]
-        evict = self._models[DEFAULT_MODEL].provider.evict
-        await run_on_thread(self._thread_group, "tidying", lambda: evict(in_use))
+        await run_on_thread(self._thread_group, "tidying", self._evict_unused)
+
+    def _evict_unused(self) -> None:
+        """Delete downloads that no model uses. Blocks."""
+        hosted_models = tuple(self._models.values())
+        in_use = [hosted.current.model.sha256 for hosted in hosted_models if hosted.current is not None]
+        self._models[DEFAULT_MODEL].provider.evict(in_use)
 
     async def _fetch_and_open(self, hosted: HostedModel) -> None:
         await hosted.fetch()
@@ -174,13 +178,11 @@ class EngineHost:
         """Open what is new beside what is in use; only when all of it is open, send frames to it."""
         new = [HostedModel(name, self._resources) for name in wanted.models if name not in self._models]
         changed = [hosted for hosted in self._models.values() if hosted.needs_new_engine(wanted)]
-        gone = [hosted for hosted in changed if not hosted.is_wanted(wanted)]
         opened: list[tuple[HostedModel, EngineInstance]] = []
         try:
-            for hosted in (*changed, *new):
-                if hosted not in gone:
-                    instance = await hosted.open_candidate(wanted)
-                    opened.append((hosted, instance))
+            for hosted in (*(each for each in changed if each.is_wanted(wanted)), *new):
+                instance = await hosted.open_candidate(wanted)
+                opened.append((hosted, instance))
             for hosted in self._models.values():
                 if hosted not in changed:
                     hosted.apply_fallback(wanted.inference)
@@ -198,8 +200,7 @@ class EngineHost:
         self._note_open()
         await self._remove_unused()
         if opened:
-            in_use = [hosted.current.model.sha256 for hosted in self._models.values() if hosted.current]
-            await asyncio.to_thread(self._models[DEFAULT_MODEL].provider.evict, in_use)
+            await asyncio.to_thread(self._evict_unused)
 
     async def _remove_unused(self) -> None:
         """Close the models that are not configured any more, and that no camera uses."""

@@ -44,7 +44,7 @@ class SceneHost:
         data: the data folder; `scene.db` is opened when the first camera has tracking.
         thread_group: for the thread that writes.
         deliver: takes events that may leave the module (`SceneWriter`); called by the thread that writes.
-        second_stage: computes the questions of cameras with a second model; None: nobody answers them.
+        second_stage: computes the crops of cameras with a second model; None: tracks get no attributes.
         clock: monotonic seconds.
         now: the UTC time.
     """

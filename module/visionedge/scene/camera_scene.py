@@ -77,7 +77,7 @@ class CameraScene:
         if answer is not None and self.questions:
             self.second_stage.take(answer(frame, self.questions))
         attributes = self.second_stage.attributes
-        changes = self.scene.update(_describe(result), update.tracks, update.ended, attributes)
+        changes = self.scene.update(ScenePicture.of(result), update.tracks, update.ended, attributes)
         self.second_stage.end(update.ended)
         # The reported detections are the first candidates.
         count, track_labels = len(detections), update.track_labels
@@ -116,21 +116,6 @@ class CameraScene:
         self.tracks, self.questions = (), ()
         self.second_stage.end_all()
         return self.scene.end_all()
-
-
-def _describe(result: FrameResult) -> ScenePicture:
-    frame = result.frame
-    return ScenePicture(
-        sequence=frame.sequence,
-        epoch=frame.epoch,
-        at_s=frame.captured_ns / 1e9,
-        captured_at=frame.captured_utc,
-        aspect=frame.width_px / frame.height_px,
-        model=result.model,
-        device=result.device,
-        width_px=frame.width_px,
-        height_px=frame.height_px,
-    )
 
 
 def _rename(detections: Detections, names: Mapping[int, str | None], labels: Sequence[str]) -> Detections:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, get_args
 
-from visionedge.frames.types import format_utc
+from visionedge.frames.types import FrameResult, format_utc
 
 Box = tuple[float, float, float, float]
 """Left, top, width and height, 0-1 of the picture."""
@@ -56,6 +56,22 @@ class ScenePicture(NamedTuple):
     device: str
     width_px: int = 0
     height_px: int = 0
+
+    @staticmethod
+    def of(result: FrameResult) -> "ScenePicture":
+        """The picture of a result."""
+        frame = result.frame
+        return ScenePicture(
+            sequence=frame.sequence,
+            epoch=frame.epoch,
+            at_s=frame.captured_ns / 1e9,
+            captured_at=frame.captured_utc,
+            aspect=frame.width_px / frame.height_px,
+            model=result.model,
+            device=result.device,
+            width_px=frame.width_px,
+            height_px=frame.height_px,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -296,17 +296,8 @@ def _run_parts(load: SceneLoad, boxes: RecordedBoxes) -> SceneTimes:
     times = SceneTimes({"tracker": [], "rules": []})
 
     def step(result: FrameResult) -> None:
-        frame = result.frame
         candidates = result.detections if result.candidates is None else result.candidates
-        picture = ScenePicture(
-            sequence=frame.sequence,
-            epoch=frame.epoch,
-            at_s=frame.captured_ns / 1e9,
-            captured_at=frame.captured_utc,
-            aspect=frame.width_px / frame.height_px,
-            model=result.model,
-            device=result.device,
-        )
+        picture = ScenePicture.of(result)
         began_ns = clock()
         update = scene.tracker.update(candidates, picture.at_s, result.labels)
         between_ns = clock()
