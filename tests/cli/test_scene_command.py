@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from command_line import CommandLine
+from command_line import CommandLine, call_in
 from drawn_clips import PERSON, Actor, write_clip, write_detector
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import CameraUri
@@ -46,11 +46,7 @@ def visionedge(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> CommandLine:
     """Calls the command line in that folder, with its model and state."""
-    monkeypatch.chdir(made)
-    monkeypatch.setenv("VISIONEDGE_DATA", str(made / "state"))
-    monkeypatch.setenv("VISIONEDGE_MODEL", "figures.onnx")
-    monkeypatch.setenv("VISIONEDGE_DEVICE", "cpu")
-    return CommandLine(capsys)
+    return call_in(made, monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from command_line import CommandLine
+from command_line import CommandLine, call_in
 from drawn_clips import CAR, PERSON, Actor, write_clip, write_detector
 from tiny_classifiers import save_colour_classifier
 from visionedge.camera.sources.open import open_source
@@ -48,11 +48,7 @@ def visionedge(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> CommandLine:
     """Calls the command line in that folder."""
-    monkeypatch.chdir(made)
-    monkeypatch.setenv("VISIONEDGE_DATA", str(made / "state"))
-    monkeypatch.setenv("VISIONEDGE_MODEL", "figures.onnx")
-    monkeypatch.setenv("VISIONEDGE_DEVICE", "cpu")
-    return CommandLine(capsys)
+    return call_in(made, monkeypatch, capsys)
 
 
 def write_config(folder: Path, camera: Document = CAMERA, **keys: Any) -> Path:

@@ -37,3 +37,12 @@ class CommandLine:
         captured = self._capsys.readouterr()
         assert "Traceback" not in captured.err
         return Outcome(code, captured.out, captured.err)
+
+
+def call_in(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """Calls the command line in a folder with `figures.onnx`, and keeps its state there."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("VISIONEDGE_DATA", str(folder / "state"))
+    monkeypatch.setenv("VISIONEDGE_MODEL", "figures.onnx")
+    monkeypatch.setenv("VISIONEDGE_DEVICE", "cpu")
+    return CommandLine(capsys)
