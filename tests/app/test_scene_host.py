@@ -41,11 +41,14 @@ class HostRun:
     sequence = 0
     at_s = 1_000.0
 
-    def __init__(self, data: Path, *, camera: Any = CAMERA, telemetry: Any = None, **cameras: Any) -> None:
+    def __init__(
+        self, data: Path, *, camera: Any = CAMERA, telemetry: Any = None, models: Any = None, **cameras: Any
+    ) -> None:
         self.data = data
         self.document: dict[str, Any] = {
             "cameras": {"dock": camera, **cameras},
             "telemetry": telemetry or {},
+            "models": models or {},
         }
         self.delivered: list[Mapping[str, Any]] = []
         self.threads = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
@@ -64,7 +67,8 @@ class HostRun:
         return START + timedelta(seconds=self.at_s)
 
     async def configure(self, **cameras: Any) -> None:
-        await self.host.configure(parse_config({"cameras": cameras or self.document["cameras"]}).cameras)
+        document = {**self.document, "cameras": cameras or self.document["cameras"]}
+        await self.host.configure(parse_config(document).cameras)
 
     def show(self, *xs: float, score: float = 0.9) -> FrameResult:
         """Pictures with a person whose feet are at these places; the last result."""
@@ -314,6 +318,18 @@ def test_a_camera_with_its_own_confidence_begins_tracks_from_it(
         assert (ids[0] is not None) == is_tracked
 
     play(HostRun(tmp_path, camera={**CAMERA, **own}), scenario)
+
+
+@pytest.mark.parametrize(("confidence", "is_tracked"), [(None, True), (0.8, False)])
+def test_the_confidence_of_a_camera_s_model_counts_for_its_tracks(
+    tmp_path: Path, confidence: float | None, is_tracked: bool
+) -> None:
+    async def scenario(run: HostRun) -> None:
+        ids = run.show(*(0.2,) * 8, score=0.7).track_ids or ()
+        assert (ids[0] is not None) == is_tracked
+
+    models = {"small": {"confidence": confidence}}
+    play(HostRun(tmp_path, camera={**CAMERA, "model": "small"}, models=models), scenario)
 
 
 def test_the_tracks_of_a_camera_that_is_offline_end(tmp_path: Path) -> None:

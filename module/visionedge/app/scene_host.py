@@ -105,7 +105,7 @@ class SceneHost:
             for name, scene in {**self._scenes, **self._idle}.items():
                 # Zones and lines that are not counted now keep their totals.
                 self._put(scene.configure(cameras.get(name, _NO_RULES), self._now()))
-                scene.use_confidence(self._snapshot().config.inference.confidence)
+                scene.use_confidence(self._find_confidence(name))
             if self._second_stage is not None:
                 stages = [camera.then for camera in tracked.values() if camera.then is not None]
                 self._second_stage.configure({stage.model for stage in stages})
@@ -175,9 +175,8 @@ class SceneHost:
             if masks is None:
                 return result
             return replace(result, detections=apply_masks(result.detections, masks))
-        config = self._snapshot().config
-        scene.use_confidence(config.inference.confidence)
-        scene.scene.keeps_context = config.telemetry.format == "spatial-analysis"
+        scene.use_confidence(self._find_confidence(name))
+        scene.scene.keeps_context = self._snapshot().config.telemetry.format == "spatial-analysis"
         result, changes = scene.update(result)
         self._put(changes)
         if scene.questions and self._second_stage is not None:
@@ -186,6 +185,14 @@ class SceneHost:
         if first_counts := scene.scene.take_first_counts():
             self._deliver(first_counts)
         return result
+
+    def _find_confidence(self, camera: str) -> float:
+        """The confidence of a camera's model, for cameras without one of their own."""
+        config = self._snapshot().config
+        settings = config.cameras.get(camera)
+        model = None if settings is None or settings.model is None else config.models.get(settings.model)
+        own = None if model is None else model.confidence
+        return config.inference.confidence if own is None else own
 
     def take_answers(self, answers: CameraAnswers) -> None:
         """What a second model says of tracks; those of a camera that is gone are ignored."""
